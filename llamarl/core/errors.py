@@ -1,0 +1,65 @@
+"""The one error tree.
+
+    LlamaRLError
+      ConfigError(ValueError)             a setting is wrong: names the field, the value and the remedy
+      DataError(ValueError)               a row or file is wrong: names file, line, field and the remedy
+      MissingDependencyError(ImportError) names the extra that brings the package
+      CheckpointError(RuntimeError)       a checkpoint is missing, torn or of another run
+      JudgeError(RuntimeError)            a judge broke; never turned into a reward
+      SandboxError(RuntimeError)          untrusted code could not be confined
+      ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
+      WeightSyncError(RuntimeError)       weights that arrived are not the weights that were sent
+      CollapseError(RuntimeError)         the policy degenerated; the run stopped before damage
+      StallError(TimeoutError)            a deadline passed; names what was waited for
+
+Each class is also a standard exception, so callers may catch either, and each pickles: it crosses process borders.
+"""
+
+
+class LlamaRLError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(LlamaRLError, ValueError):
+    """A setting is wrong."""
+
+
+class DataError(LlamaRLError, ValueError):
+    """A data row or file is wrong."""
+
+
+class MissingDependencyError(LlamaRLError, ImportError):
+    """An optional package is not installed."""
+
+    @classmethod
+    def for_extra(cls, package: str, extra: str) -> "MissingDependencyError":
+        """The error for `package`, which `pip install 'llamarl[extra]'` brings."""
+        return cls(f"{package} is not installed; run: pip install 'llamarl[{extra}]'")
+
+
+class CheckpointError(LlamaRLError, RuntimeError):
+    """A checkpoint cannot be used."""
+
+
+class JudgeError(LlamaRLError, RuntimeError):
+    """A judge broke. Its sample is failed, never scored."""
+
+
+class SandboxError(LlamaRLError, RuntimeError):
+    """Untrusted code could not be confined."""
+
+
+class ExecutorLostError(LlamaRLError, RuntimeError):
+    """An executor died, was killed, or no longer answers."""
+
+
+class WeightSyncError(LlamaRLError, RuntimeError):
+    """Received weights failed the version, checksum or probe proof."""
+
+
+class CollapseError(LlamaRLError, RuntimeError):
+    """The policy degenerated and the run stopped."""
+
+
+class StallError(LlamaRLError, TimeoutError):
+    """A deadline passed; the message names what was waited for."""

@@ -1,0 +1,153 @@
+"""The seams. Each protocol has a scripted fake in `llamarl.testing`, which users' tests may use too."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from llamarl.core.records import (
+    Completion,
+    GenerationRequest,
+    Group,
+    Prompt,
+    StepResult,
+    TrainSample,
+    Verdict,
+    WeightManifest,
+    WeightProof,
+)
+
+
+class Executor:
+    """One pipeline stage. A plain class: an engine builds it where it is to run and calls its methods.
+
+    Sync methods run one at a time on the executor's own thread; async methods run on its event loop and may interleave
+    at their awaits. `rank` and `world_size` are set by the engine before `setup`.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def setup(self) -> None:
+        """Heavy construction (models, buffers), once, where the executor lives."""
+
+    def teardown(self) -> None:
+        """Releases what `setup` took. Called once on an orderly stop."""
+
+
+class Generator(Protocol):
+    """Completes prompts with the newest weights it was given."""
+
+    async def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        """Queues requests; returns at once."""
+
+    async def collect(self, timeout_seconds: float) -> list[tuple[int, tuple[Completion, ...]]]:
+        """Finished requests as (key, completions); waits up to the time-out for the first, may return []."""
+
+    async def update_weights(self, manifest: WeightManifest) -> WeightProof:
+        """Takes the published weights between two decode steps and proves them.
+
+        Raises:
+            WeightSyncError: version, checksum or probe disagree; the generator serves nothing until a good update.
+        """
+
+    async def status(self) -> Mapping[str, float]:
+        """Counters since setup: `tokens`, `requests_active`, `version`, `busy_seconds`, ..."""
+
+
+class Trainer(Protocol):
+    """Turns judged samples into new weights."""
+
+    def train(self, samples: Sequence[TrainSample]) -> StepResult:
+        """Loss over all samples and one optimizer step."""
+
+    def publish(self) -> WeightManifest:
+        """Offers the current weights on the weight channel."""
+
+    def save(self, directory: str) -> None:
+        """Writes weights, optimizer and counters into an empty directory."""
+
+    def load(self, directory: str) -> int:
+        """Restores what `save` wrote; returns the policy version."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says what it thinks of completions of one prompt."""
+
+    name: str
+
+    async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion, in order. Must not raise for a bad completion; may raise `JudgeError`."""
+
+
+class Algorithm(Protocol):
+    """One RL algorithm: `assign` on the controller's side, `loss` on the trainer's."""
+
+    name: str
+    needs_reference: bool
+    """Whether `loss` reads `reference_logprobs`."""
+
+    def assign(self, groups: Sequence[Group]) -> list[TrainSample]:
+        """Which samples train, with which advantage. Unscored samples never appear."""
+
+    def loss(self, batch: Any) -> Any:
+        """`functional.losses.LossBatch` of one micro-batch -> `LossOutput`, divided by the whole step's denominators."""
+
+
+class WeightChannel(Protocol):
+    """The data plane of weights from one trainer to its generators. Picklable where its engine crosses processes."""
+
+    def publish(self, version: int, tensors: Mapping[str, Any]) -> None:
+        """Offers `tensors` (name -> torch.Tensor) as `version`."""
+
+    def fetch(self, version: int) -> Mapping[str, Any]:
+        """Read-only tensors of `version`. Raises `WeightSyncError` if the channel holds another version."""
+
+    def close(self) -> None:
+        """Releases shared memory."""
+
+
+class ExecutorHandle(Protocol):
+    """The controller's end of a spawned executor (all its ranks)."""
+
+    name: str
+
+    async def call(self, method: str, *args: Any, rank: int | None = 0, timeout_seconds: float | None = None) -> Any:
+        """Calls a method on one rank, or on all (`rank=None`, a list of results).
+
+        Raises:
+            ExecutorLostError: the executor died before it answered.
+            StallError: the deadline passed; names executor and method.
+        """
+
+    async def stop(self) -> None:
+        """Ends the executor and its processes. Idempotent."""
+
+
+class Engine(Protocol):
+    """Who starts and watches executors: spawn, call (on the handle), stop, close."""
+
+    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> ExecutorHandle:
+        """Starts `num_ranks` copies built by the picklable `factory`, runs their `setup`, returns the handle."""
+
+    async def close(self) -> None:
+        """Stops everything this engine started. Idempotent; leaves no process, port or shared memory."""
+
+
+class Clock(Protocol):
+    """Time, so that tests can hold it."""
+
+    def now(self) -> float:
+        """Seconds, monotonic."""
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        """Waits."""
+
+
+class MetricSink(Protocol):
+    """Takes one record of metrics per step."""
+
+    def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Non-finite values arrive as None."""
+
+    def close(self) -> None:
+        """Flushes."""

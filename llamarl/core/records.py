@@ -1,0 +1,206 @@
+"""What crosses the borders between executors. All frozen, picklable and free of torch.
+
+    Prompt --(generator)--> Completion --(judges)--> Sample, Group --(algorithm)--> TrainSample --(trainer)--> StepResult
+
+Example:
+    >>> prompt = Prompt(id="p1", messages=({"role": "user", "content": "2 + 2 ="},), answer="4")
+    >>> Verdict.scored(1.0, passed=True).score
+    1.0
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from llamarl.core.sampling import Sampling
+
+Message = Mapping[str, Any]
+"""One chat turn: `{"role": ..., "content": ...}`, as chat templates take it."""
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: the end token or a stop string came; `length`: the token limit cut it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of data."""
+
+    id: str
+    """Unique in its data set; a stable hash of the row when the row has none."""
+    messages: tuple[Message, ...]
+    answer: Any = None
+    """The reference answer, for judges that need one."""
+    task: str = "default"
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the row holds; judges read it."""
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt to complete `len(seeds)` times."""
+
+    key: int
+    """Names the request in the answer; unique among a generator's unfinished requests."""
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+    """One seed per completion (`core.seeds.sample_seed`)."""
+    sampling: Sampling
+    priority: int = 0
+    """Lower starts earlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Sampled tokens with what the generator knew when it drew each of them."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """Sampled ids, the end token included; never re-tokenised from text."""
+    logprobs: tuple[float, ...]
+    """Per token: log-prob under the distribution it was drawn from."""
+    versions: tuple[int, ...]
+    """Per token: the policy version of the weights that produced it."""
+    text: str
+    """The decoded completion without special tokens."""
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        if not len(self.token_ids) == len(self.logprobs) == len(self.versions):
+            raise ValueError(
+                f"Completion: {len(self.token_ids)} token_ids, {len(self.logprobs)} logprobs and "
+                f"{len(self.versions)} versions; each token needs one of each"
+            )
+
+    @property
+    def oldest_version(self) -> int:
+        """The policy version of its oldest token."""
+        return min(self.versions)
+
+
+class Status(StrEnum):
+    """What a judge did with a sample."""
+
+    SCORED = "scored"
+    ABSTAINED = "abstained"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one judge says of one completion. Only a scored verdict carries a number."""
+
+    status: Status
+    score: float | None = None
+    passed: bool | None = None
+    """Whether the completion meets the judge's constraint; None where the judge only scores."""
+    reason: str = ""
+    cost: float = 0.0
+    """In the judge's own unit (dollars for a paid endpoint)."""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        is_scored = self.status is Status.SCORED
+        if is_scored and (self.score is None or not math.isfinite(self.score)):
+            raise ValueError(f"Verdict.score must be a finite number, got {self.score!r}; use Verdict.failed(reason)")
+        if not is_scored and (self.score is not None or self.passed is not None):
+            raise ValueError(f"a verdict that is {self.status} carries no score and no pass")
+
+    @classmethod
+    def scored(cls, score: float, passed: bool | None = None, reason: str = "") -> "Verdict":
+        """A judgement."""
+        return cls(Status.SCORED, float(score), passed, reason)
+
+    @classmethod
+    def abstained(cls, reason: str = "") -> "Verdict":
+        """The judge does not apply to this completion."""
+        return cls(Status.ABSTAINED, reason=reason)
+
+    @classmethod
+    def failed(cls, reason: str) -> "Verdict":
+        """The judge broke (time-out, crash, nonsense). Never counted as a score."""
+        return cls(Status.FAILED, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A judged completion."""
+
+    completion: Completion
+    verdicts: Mapping[str, Verdict]
+    """By judge name."""
+    reward: float | None
+    """Combined reward; None where it could not be judged, and then it leaves every mean, loss and denominator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All samples of one prompt."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+    index: int = 0
+    """Issue order within the run."""
+    epoch: int = 0
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards of the samples that have one."""
+        return [sample.reward for sample in self.samples if sample.reward is not None]
+
+    @property
+    def oldest_version(self) -> int:
+        """The policy version of its oldest token."""
+        return min(sample.completion.oldest_version for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSample:
+    """One completion as the trainer sees it: numbers only, no judge, reward or task names."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    advantage: float
+    group: int = 0
+    """Samples of one group share their prompt; the trainer computes that prompt once."""
+    weight: float = 1.0
+    """Multiplies the sample's loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightManifest:
+    """What the trainer says it published. Small: it travels through the controller; the weights do not."""
+
+    version: int
+    checksums: Mapping[str, int]
+    """Per tensor name (`functional.checksum`)."""
+    probe_logprobs: tuple[float, ...] = ()
+    """The trainer's log-probs of the fixed probe tokens under these weights."""
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightProof:
+    """A receiver's evidence that it now serves `version`."""
+
+    version: int
+    probe_gap: float
+    """Largest absolute log-prob difference on the probe tokens."""
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    version: int
+    """Policy version after the step."""
+    metrics: Mapping[str, float]
+    is_skipped: bool = False
+    """A guard refused the update; the weights are bit-identical to before."""
