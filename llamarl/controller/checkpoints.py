@@ -1,0 +1,175 @@
+"""Checkpoints that are complete or absent.
+
+A checkpoint is written into a fresh folder, every file is flushed to disk, a manifest with sizes and SHA-256 comes
+last, and only then the folder gets its name by rename; the `latest` pointer moves by rename too. A kill at any moment
+leaves the previous checkpoint untouched and at worst a temporary folder, which the next save removes. Loading verifies
+every byte against the manifest and falls back to the previous copy, saying so.
+
+    checkpoints/step_000040/{manifest.json, trainer/...}
+    checkpoints/latest        "step_000040"
+    checkpoints/best          "step_000020"
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamarl.core.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    step: int
+    path: Path
+    score: float | None
+    """What `best` is chosen by (mean reward); None where unknown."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        directory: created when absent.
+        keep_last: newest copies kept, at least 2; the best by score is kept besides.
+    """
+
+    def __init__(self, directory: str | Path, keep_last: int = 2) -> None:
+        if keep_last < 2:
+            raise ValueError(f"keep_last={keep_last}: keep at least 2, so that a damaged copy has a predecessor")
+        self.directory, self.keep_last = Path(directory), keep_last
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, write: Callable[[Path], None], score: float | None = None) -> Path:
+        """Writes checkpoint `step` through `write(fresh directory)` and returns its path.
+
+        Raises:
+            OSError: the disk refused (full, read-only); the temporary folder is removed, older copies are untouched.
+        """
+        self._remove_temporaries()
+        temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            write(temporary)
+            return self.commit(step, temporary, score)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def fresh(self) -> Path:
+        """An empty temporary folder for a writer in another process; `commit` names it."""
+        self._remove_temporaries()
+        temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        return temporary
+
+    def commit(self, step: int, temporary: Path, score: float | None = None) -> Path:
+        """Seals a folder from `fresh`: manifest, flush, rename, pointers, and removal of what is no longer kept."""
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        entries = {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+        manifest = temporary / MANIFEST
+        manifest.write_text(json.dumps({"step": step, "score": score, "files": entries}, indent=1))
+        for path in [*files, manifest]:
+            _sync(path)
+        for folder in sorted({p.parent for p in [*files, manifest]}, reverse=True):
+            _sync(folder)
+        target = self.directory / f"step_{step:06d}"
+        if target.exists():  # a resumed run reached this step again; the older copy leaves only now
+            os.rename(target, self.directory / f"tmp-{uuid.uuid4().hex[:8]}")
+        os.rename(temporary, target)
+        _sync(self.directory)
+        self._point("latest", target.name)
+        if best := self._best():
+            self._point("best", best.name)
+        self._prune()
+        return target
+
+    def steps(self) -> list[int]:
+        """Steps that have a folder, oldest first; not yet verified."""
+        return sorted(int(p.name[5:]) for p in self.directory.glob("step_*") if p.name[5:].isdigit())
+
+    def load(self, step: int) -> Checkpoint:
+        """Verifies one checkpoint. Raises `CheckpointError` naming the file that is missing, torn or altered."""
+        path = self.directory / f"step_{step:06d}"
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            entries = manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: no readable {MANIFEST} ({error}); the copy is incomplete") from None
+        for name, entry in entries.items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
+                raise CheckpointError(f"{file}: missing or of the wrong size; the copy is damaged")
+            if _sha256(file) != entry["sha256"]:
+                raise CheckpointError(f"{file}: SHA-256 differs from the manifest; the copy is damaged")
+        return Checkpoint(int(manifest["step"]), path, manifest.get("score"))
+
+    def load_latest(self) -> Checkpoint:
+        """The newest checkpoint that verifies; damaged ones are skipped with a warning.
+
+        Raises:
+            CheckpointError: none verifies.
+        """
+        problems = []
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except CheckpointError as error:
+                problems.append(str(error))
+                warnings.warn(f"skipping a damaged checkpoint: {error}", RuntimeWarning, stacklevel=2)
+        raise CheckpointError(f"{self.directory}: no usable checkpoint" + "".join(f"\n  {p}" for p in problems))
+
+    def _best(self) -> Path | None:
+        scored = [(self._score(p), p) for p in self._folders()]
+        known = [(score, path.name, path) for score, path in scored if score is not None]
+        return max(known)[2] if known else None
+
+    def _score(self, path: Path) -> float | None:
+        try:
+            score = json.loads((path / MANIFEST).read_text()).get("score")
+        except (OSError, ValueError):
+            return None
+        return None if score is None else float(score)
+
+    def _folders(self) -> list[Path]:
+        return [self.directory / f"step_{step:06d}" for step in self.steps()]
+
+    def _prune(self) -> None:
+        keep = set(self._folders()[-self.keep_last :]) | {self._best()}
+        for path in self._folders():
+            if path not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+        self._remove_temporaries()
+
+    def _remove_temporaries(self) -> None:
+        for path in self.directory.glob("tmp-*"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _point(self, name: str, target: str) -> None:
+        temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
+        temporary.write_text(target)
+        _sync(temporary)
+        os.rename(temporary, self.directory / name)
+        _sync(self.directory)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+r"""The durable account of every prompt: issued, finished, trained, or dropped with a reason.
+
+One SQLite file per run. Rows change state in memory transactions and are committed together with the optimizer step
+that trained them, so the file always describes the moment between two steps. `rewind(version)` undoes what later
+steps recorded: after a crash the ledger agrees with the checkpoint the run goes on from.
+
+    issued -> finished -> trained(version)
+       \________\______-> dropped(version, reason)
+"""
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from llamarl.core.errors import CheckpointError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS prompts (
+  epoch INTEGER NOT NULL,
+  prompt_id TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('issued', 'finished', 'trained', 'dropped')),
+  attempts INTEGER NOT NULL DEFAULT 1,
+  version INTEGER,
+  reason TEXT,
+  PRIMARY KEY (epoch, prompt_id)
+) WITHOUT ROWID
+"""
+
+
+class Ledger:
+    """The account of one run. Use as a context manager or call `close`.
+
+    Args:
+        path: the SQLite file, created when absent; ":memory:" for tests.
+
+    Raises:
+        CheckpointError: the file is not a ledger.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise CheckpointError(f"{path}: not a ledger ({error}); give the run directory of a llamarl run") from None
+        self._db.execute("BEGIN")
+
+    def issue(self, epoch: int, prompt_id: str) -> None:
+        """A prompt was handed to a generator; again, if its first generator was lost."""
+        self._db.execute(
+            "INSERT INTO prompts (epoch, prompt_id, status) VALUES (?, ?, 'issued') "
+            "ON CONFLICT DO UPDATE SET attempts = attempts + 1, status = 'issued'",
+            (epoch, prompt_id),
+        )
+
+    def finish(self, epoch: int, prompt_id: str) -> None:
+        """All its completions came back judged."""
+        self._move(epoch, prompt_id, "finished")
+
+    def drop(self, epoch: int, prompt_id: str, version: int, reason: str) -> None:
+        """It will not train in this epoch."""
+        self._move(epoch, prompt_id, "dropped", version, reason)
+
+    def commit_step(self, version: int, trained: Iterable[tuple[int, str]]) -> None:
+        """The step that made `version` trained these (epoch, id): makes them and all moves since the last step durable.
+
+        Raises:
+            ValueError: a prompt was trained already in its epoch, or never issued.
+        """
+        for epoch, prompt_id in trained:
+            self._move(epoch, prompt_id, "trained", version)
+        self.commit()
+
+    def commit(self) -> None:
+        """Makes everything recorded so far durable."""
+        self._db.execute("COMMIT")
+        self._db.execute("BEGIN")
+
+    def rewind(self, version: int) -> None:
+        """Forgets what happened after `version` was made: unfinished prompts, and later trainings and drops."""
+        self._db.execute("DELETE FROM prompts WHERE status IN ('issued', 'finished') OR version > ?", (version,))
+        self.commit()
+
+    def accounted(self) -> set[tuple[int, str]]:
+        """(epoch, prompt id) of all trained or dropped prompts: what a resumed stream must not issue again."""
+        return set(self._db.execute("SELECT epoch, prompt_id FROM prompts WHERE status IN ('trained', 'dropped')"))
+
+    def counts(self) -> dict[str, int]:
+        """`issued` counts every prompt ever handed out; the other states count prompts now in them."""
+        rows = dict(self._db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall())
+        states = {status: int(rows.get(status, 0)) for status in ("finished", "trained", "dropped")}
+        return {"issued": sum(int(count) for count in rows.values()), **states}
+
+    def drop_reasons(self) -> Mapping[str, int]:
+        """Dropped prompts by reason."""
+        query = "SELECT reason, COUNT(*) FROM prompts WHERE status = 'dropped' GROUP BY reason"
+        return dict(self._db.execute(query).fetchall())
+
+    def close(self) -> None:
+        """Commits and closes. Idempotent."""
+        try:
+            self._db.execute("COMMIT")
+        except sqlite3.ProgrammingError:
+            return
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _move(
+        self, epoch: int, prompt_id: str, status: str, version: int | None = None, reason: str | None = None
+    ) -> None:
+        moved = self._db.execute(
+            "UPDATE prompts SET status = ?, version = ?, reason = ? "
+            "WHERE epoch = ? AND prompt_id = ? AND status IN ('issued', 'finished')",
+            (status, version, reason, epoch, prompt_id),
+        )
+        if moved.rowcount != 1:
+            raise ValueError(f"ledger: prompt {prompt_id!r} of epoch {epoch} is not under way, so not {status}")
+
+
+def read_counts(path: str | Path) -> dict[str, int]:
+    """Counts by state of a ledger that may be in use: opens it read-only."""
+    db = sqlite3.connect(f"file:{Path(path).absolute()}?mode=ro", uri=True)
+    try:
+        rows: dict[str, int] = dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall())
+    finally:
+        db.close()
+    return {"issued": sum(rows.values()), **{s: rows.get(s, 0) for s in ("finished", "trained", "dropped")}}

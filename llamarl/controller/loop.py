@@ -1,0 +1,319 @@
+"""The main loop: one asyncio program drives the whole run.
+
+      prompts ──▶ generators ──▶ judge ──▶ buffer ──▶ algorithm.assign ──▶ trainer
+                      ▲                                                       │
+                      └────────────────── weights, version ◀──────────────────┘
+
+    task          consumes          produces              waits for                  unblocked by
+    _issue        prompts           requests              the staleness budget       newer weights, drops
+    collect (g)   completions       judging tasks         generator g                its own decode steps
+    _judge        one group         a ready group, drop   the judge                  the judge, or its deadline
+    _train        a batch           a version, metrics    B ready groups             _judge
+    sync          a version         generators serving it each generator             between two decode steps
+
+Every wait has a deadline except `_issue`'s, which `_train`'s deadline covers. Samples pass through here as records;
+weights never do. `core.protocols` are the only types known of the other side; `WorkBuffer` holds the staleness bound.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamarl.controller.buffer import Ticket, WorkBuffer
+from llamarl.controller.guard import CollapseGuard
+from llamarl.controller.ledger import Ledger
+from llamarl.controller.metrics import mean_reward, rollout_metrics
+from llamarl.controller.observer import Observer, StepRecord
+from llamarl.controller.pool import GeneratorPool, Member, Work
+from llamarl.controller.pulse import Pulse
+from llamarl.controller.schedule import Schedule
+from llamarl.core.errors import JudgeError
+from llamarl.core.protocols import Algorithm, ExecutorHandle
+from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample, StepResult, WeightManifest
+from llamarl.core.sampling import Sampling
+from llamarl.core.seeds import sample_seed
+
+POLL_SECONDS = 2.0
+"""How long one `collect` call waits at the generator."""
+
+SaveCheckpoint = Callable[[int, float], Awaitable[None]]
+"""`(version, mean reward)`: writes a checkpoint of the trainer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out prompts and how to answer them."""
+
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    samples_per_prompt: int = 1
+
+
+class Controller:
+    """Drives one run from its current version to `schedule.steps`.
+
+    Args:
+        schedule: how much work, and how old it may be.
+        stream: (epoch, prompt) pairs still to train, in order; its end ends the run early.
+        encode: prompt -> token ids.
+        sampling: how completions of training prompts are drawn.
+        algorithm: `assign` turns judged groups into training samples.
+        trainer, judge: running executors (`core.protocols.Trainer`; `judge_group(prompt, completions)`).
+        pool: the generators, not yet started.
+        ledger: the account of every prompt.
+        observer: is told what happens (metrics, rollouts, live view).
+        guard: stops a collapsing run.
+        seed: of the run; every completion's seed derives from it.
+        version: policy version of the trainer's weights now (0, or the checkpoint's).
+        pulse: shared with the pool.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        stream: Iterator[tuple[int, Prompt]],
+        encode: Callable[[Prompt], tuple[int, ...]],
+        sampling: Sampling,
+        algorithm: Algorithm,
+        trainer: ExecutorHandle,
+        judge: ExecutorHandle,
+        pool: GeneratorPool,
+        ledger: Ledger,
+        observer: Observer,
+        guard: CollapseGuard,
+        pulse: Pulse,
+        seed: int = 0,
+        version: int = 0,
+    ) -> None:
+        self.schedule, self.sampling, self.algorithm, self.seed = schedule, sampling, algorithm, seed
+        self._stream, self._encode, self._ledger = stream, encode, ledger
+        self._trainer, self._judge, self._pool = trainer, judge, pool
+        self._observer, self._guard, self._pulse = observer, guard, pulse
+        self.version = version
+        self.buffer = WorkBuffer(
+            schedule.prompts_per_step, schedule.max_staleness, schedule.lookahead, next_version=version
+        )
+        self._next_index = version * schedule.prompts_per_step
+        self._next_evaluation_key = -1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._syncing: asyncio.Task[None] | None = None
+
+    async def run(self, evaluation: Evaluation | None = None, save: SaveCheckpoint | None = None) -> None:
+        """Trains to the last step.
+
+        Args:
+            evaluation: held-out prompts, evaluated before, after, and every `schedule.evaluate_every` steps.
+            save: called when a checkpoint is due, and after the last step.
+
+        Raises:
+            StallError, ExecutorLostError, JudgeError, CollapseError: why the run could not go on.
+        """
+        await self._pool.start(await self._publish())
+        for member in self._pool.members:
+            self._background(self._pool.collect(member, POLL_SECONDS))
+        main = asyncio.create_task(self._evaluate_and_train(evaluation, save))
+        try:
+            await asyncio.wait([main, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            (main if main.done() else self._failure).result()
+        finally:
+            unfinished = [main, *self._tasks]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Runs `work` beside the main task; if it fails, the run fails with its error."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._watch)
+        return task
+
+    def _watch(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._failure.done():
+            self._failure.set_exception(error)
+
+    async def _evaluate_and_train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
+        if self.version == 0:
+            await self._evaluate(evaluation)
+        self._background(self._issue())
+        await self._train(evaluation, save)
+
+    async def _issue(self) -> None:
+        """Starts groups as soon as the staleness budget and a generator have room."""
+        while True:
+            member = await self._pulse.wait_for(self._member_to_feed, lambda: "room for another group")
+            works: list[Work] = []
+            while self._may_issue(member) and len(works) < self._pool.room(member):
+                item = next(self._stream, None)
+                if item is None:
+                    self.buffer.is_exhausted = True
+                    self._pulse.beat()
+                    break
+                works.append(self._start(*item, version=member.version or 0))
+            if works:
+                await self._pool.submit(member, works)
+            if self.buffer.is_exhausted:
+                return
+
+    def _member_to_feed(self) -> Member | None:
+        member = self._pool.with_room()
+        return member if member is not None and self._may_issue(member) else None
+
+    def _may_issue(self, member: Member) -> bool:
+        buffer, outstanding = self.buffer, self.buffer.num_pending + self.buffer.num_ready
+        still_wanted = (self.schedule.steps - buffer.next_version) * buffer.batch_groups
+        return member.version is not None and outstanding < still_wanted and buffer.may_issue(member.version)
+
+    def _start(self, epoch: int, prompt: Prompt, version: int) -> Work:
+        ticket = Ticket(self._next_index, epoch, prompt, version)
+        self._next_index += 1
+        self.buffer.issue(ticket)
+        self._ledger.issue(epoch, prompt.id)
+
+        def restart(version: int) -> None:
+            self.buffer.restart(ticket.index, version)
+            self._ledger.issue(epoch, prompt.id)
+
+        request = self._request(ticket.index, epoch, prompt, self.schedule.samples_per_prompt, self.sampling)
+        return Work(request, lambda done: self._judge_later(ticket, done), restart)
+
+    def _request(self, key: int, epoch: int, prompt: Prompt, samples: int, sampling: Sampling) -> GenerationRequest:
+        """The generation request of a prompt; its seeds depend on run seed, epoch, prompt and sample only."""
+        seeds = tuple(sample_seed(self.seed, epoch, prompt.id, i) for i in range(samples))
+        return GenerationRequest(key, self._encode(prompt), seeds, sampling, priority=key)
+
+    def _judge_later(self, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
+        self._background(self._judge_group(ticket, completions))
+
+    async def _judge_group(self, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
+        """Judges one group as soon as it is generated; it becomes ready, or is dropped with its reason."""
+        samples = await self._judged_samples(ticket.prompt, completions)
+        group = Group(ticket.prompt, samples, ticket.index, ticket.epoch)
+        rewards = group.rewards
+        if len(rewards) < min(2, len(samples)):
+            reason = "unscored"
+        elif getattr(self.algorithm, "drops_zero_signal", False) and len(set(rewards)) == 1:
+            reason = "no_signal"
+        else:
+            reason = None
+        if reason:
+            self.buffer.drop(ticket.index)
+            self._ledger.drop(ticket.epoch, ticket.prompt.id, self.version + 1, reason)
+        else:
+            self.buffer.finish(ticket.index, group)
+            self._ledger.finish(ticket.epoch, ticket.prompt.id)
+        self._observer.on_group(group, dropped=reason)
+        self._pulse.beat()
+
+    async def _judged_samples(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
+        samples: tuple[Sample, ...] = await self._judge.call(
+            "judge_group", prompt, completions, timeout_seconds=self.schedule.judge_seconds
+        )
+        return samples
+
+    async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
+        """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""
+        schedule, record = self.schedule, None
+        while self.version < schedule.steps:
+            with self._observer.span("trainer", "wait"):
+                batch = await self._pulse.wait_for(self._next_batch, self._describe_pending, schedule.stall_seconds)
+            if not batch:
+                break  # the stream ended
+            record = await self._step(batch)
+            self._observer.on_step(record)
+            self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
+            if self.version < schedule.steps:
+                if save and schedule.checkpoint_every and self.version % schedule.checkpoint_every == 0:
+                    await save(self.version, record.reward)
+                if schedule.evaluate_every and self.version % schedule.evaluate_every == 0:
+                    await self._evaluate(evaluation)
+        if record is not None:  # nothing is left to do when a finished run is resumed
+            await self._evaluate(evaluation)
+            if save:
+                await save(self.version, record.reward)
+
+    async def _step(self, batch: list[Group]) -> StepRecord:
+        metrics = rollout_metrics(batch, self.version)
+        with self._observer.span("trainer", "train"):
+            result: StepResult = await self._trainer.call(
+                "train", self.algorithm.assign(batch), timeout_seconds=self.schedule.call_seconds
+            )
+        self.version = result.version
+        self._ledger.commit_step(self.version, [(group.epoch, group.prompt.id) for group in batch])
+        await self._synced()
+        manifest = await self._publish()
+        self._syncing = self._background(self._pool.sync(manifest))
+        proofs = [member.proof for member in self._pool.members if member.proof is not None]
+        return StepRecord(
+            self.version, metrics["rollout/reward/mean"], {**metrics, **result.metrics}, tuple(batch), proofs
+        )
+
+    async def _publish(self) -> WeightManifest:
+        with self._observer.span("trainer", "publish"):
+            manifest: WeightManifest = await self._trainer.call("publish", timeout_seconds=self.schedule.call_seconds)
+        return manifest
+
+    async def _synced(self) -> None:
+        """Waits until every generator serves the weights published last."""
+        if self._syncing is not None:
+            with self._observer.span("trainer", "sync"):
+                await asyncio.wait([self._syncing])
+            self._syncing.result()
+
+    async def _evaluate(self, evaluation: Evaluation | None) -> None:
+        """Answers and judges the held-out prompts with the newest weights."""
+        if evaluation is None:
+            return
+        await self._synced()
+        groups = await self._answer(evaluation)
+        if mean_reward(groups) is None:
+            raise JudgeError(
+                f"version {self.version}: no completion of the {len(groups)} held-out prompts could be judged; "
+                f"first reason: {_first_reason(groups)}"
+            )
+        self._observer.on_evaluation(self.version, groups)
+
+    async def _answer(self, evaluation: Evaluation) -> list[Group]:
+        """One judged group per held-out prompt, in order; each generator gets as many at once as it has room for."""
+        loop, limit = asyncio.get_running_loop(), self.schedule.stall_seconds
+        keys = range(self._next_evaluation_key, self._next_evaluation_key - len(evaluation.prompts), -1)
+        self._next_evaluation_key = keys.stop
+        answers: dict[int, asyncio.Future[tuple[Completion, ...]]] = {key: loop.create_future() for key in keys}
+        works = [
+            Work(self._request(key, -1, prompt, evaluation.samples_per_prompt, evaluation.sampling), done.set_result)
+            for (key, done), prompt in zip(answers.items(), evaluation.prompts, strict=True)
+        ]
+        while works:
+            member = await self._pulse.wait_for(
+                self._pool.with_room, lambda: "a generator with room for evaluation", limit
+            )
+            room = self._pool.room(member)
+            await self._pool.submit(member, works[:room])
+            works = works[room:]
+
+        async def judged(key: int, prompt: Prompt) -> Group:
+            completions = await asyncio.wait_for(answers[key], limit)
+            return Group(prompt, await self._judged_samples(prompt, completions), key, -1)
+
+        return await asyncio.gather(*(judged(key, p) for key, p in zip(keys, evaluation.prompts, strict=True)))
+
+    def _next_batch(self) -> list[Group] | None:
+        batch = self.buffer.take_batch()
+        is_over = self.buffer.is_exhausted and not self.buffer.num_pending and not self.buffer.num_ready
+        return [] if batch is None and is_over else batch
+
+    def _describe_pending(self) -> str:
+        waiting = [f"{t.prompt.id!r} (epoch {t.epoch}, since version {t.version})" for t in self.buffer.blocking()]
+        return (
+            f"batch {self.buffer.next_version}: {self.buffer.num_ready} of {self.buffer.batch_groups} groups are "
+            f"ready, {len(waiting)} pending: {', '.join(waiting[:8]) or 'none'}"
+        )
+
+
+def _first_reason(groups: Sequence[Group]) -> str:
+    reasons = (v.reason for group in groups for sample in group.samples for v in sample.verdicts.values() if v.reason)
+    return next(reasons, "no judge gave one")

@@ -1,0 +1,41 @@
+"""What the loop tells the outside. The run directory's reporter implements it; tests record it."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from llamarl.core.records import Group, WeightProof
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step, as the loop saw it."""
+
+    version: int
+    """Policy version after the step: the x-axis of every curve."""
+    reward: float
+    """Mean over the batch's scored samples."""
+    metrics: Mapping[str, float]
+    groups: Sequence[Group]
+    proofs: Sequence[WeightProof]
+    """The newest weight proof of each generator."""
+
+
+class Observer(Protocol):
+    """Is told what happens, synchronously; must be quick."""
+
+    def span(self, executor: str, activity: str) -> AbstractContextManager[None]:
+        """Wraps the time an executor spends on something."""
+
+    def on_group(self, group: Group, dropped: str | None) -> None:
+        """A group was judged; `dropped` says why it will not train."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """An optimizer step was made and recorded in the ledger."""
+
+    def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
+        """Held-out prompts were evaluated with the weights of `version`."""
+
+    def on_message(self, text: str) -> None:
+        """Something a person should know: a lost executor, a damaged checkpoint."""

@@ -1,0 +1,159 @@
+"""The generators of a run: who serves which version, what each is working on, and what happens when one dies.
+
+Each member has one collecting task. A member that dies, falls silent or cannot prove its weights is stopped, replaced
+by a fresh one, given the newest weights, and its unfinished work starts over: same prompts, same seeds.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from llamarl.controller.pulse import Pulse
+from llamarl.core.errors import ExecutorLostError, StallError, WeightSyncError
+from llamarl.core.protocols import ExecutorHandle
+from llamarl.core.records import Completion, GenerationRequest, WeightManifest, WeightProof
+
+LOST = (ExecutorLostError, StallError, WeightSyncError)
+
+
+@dataclass(slots=True)
+class Work:
+    """One request with what to do about it."""
+
+    request: GenerationRequest
+    on_done: Callable[[tuple[Completion, ...]], None]
+    on_restart: Callable[[int], None] = lambda version: None
+    """Called with the served version when the work starts over."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One generator."""
+
+    name: str
+    handle: ExecutorHandle
+    version: int | None = None
+    """The policy version it has proved to serve; None while it may not serve."""
+    works: dict[int, Work] = field(default_factory=dict)
+    proof: WeightProof | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the generator is being replaced."""
+
+
+class GeneratorPool:
+    """Generators behind one interface.
+
+    Args:
+        spawn: starts the generator called `name` and returns its handle.
+        names: one per generator.
+        capacity: unfinished requests a generator is given at most.
+        pulse: told of every change.
+        timeout_seconds: deadline of every call to a generator.
+        max_restarts: replacements in the whole run before the loss is final.
+        notify: told of losses and replacements, in words.
+    """
+
+    def __init__(
+        self,
+        spawn: Callable[[str], Awaitable[ExecutorHandle]],
+        names: Sequence[str],
+        *,
+        capacity: int,
+        pulse: Pulse,
+        timeout_seconds: float,
+        max_restarts: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._spawn, self._names, self._capacity, self._pulse = spawn, list(names), capacity, pulse
+        self._timeout, self._restarts_left, self._notify = timeout_seconds, max_restarts, notify
+        self._manifest: WeightManifest | None = None
+        self.members: list[Member] = []
+        self.restarts = 0
+
+    async def start(self, manifest: WeightManifest) -> None:
+        """Spawns all generators and gives them their first weights."""
+        handles = await asyncio.gather(*(self._spawn(name) for name in self._names))
+        self.members = [Member(name, handle) for name, handle in zip(self._names, handles, strict=True)]
+        await self.sync(manifest)
+
+    def with_room(self) -> Member | None:
+        """The least busy generator that serves and may take another request."""
+        able = [m for m in self.members if m.version is not None and len(m.works) < self._capacity]
+        return min(able, key=lambda member: len(member.works), default=None)
+
+    def room(self, member: Member) -> int:
+        """Requests `member` may still take."""
+        return self._capacity - len(member.works)
+
+    async def submit(self, member: Member, works: Sequence[Work]) -> None:
+        """Hands work to a generator. If it turns out lost, its collecting task starts the work over."""
+        member.works.update((work.request.key, work) for work in works)
+        with contextlib.suppress(*LOST):  # the collecting task meets the same loss and recovers all work
+            await member.handle.call("submit", [w.request for w in works], timeout_seconds=self._timeout)
+
+    async def sync(self, manifest: WeightManifest) -> None:
+        """Brings every generator to the manifest's version, each between two of its decode steps."""
+        self._manifest = manifest
+        await asyncio.gather(*(self._sync_member(member) for member in self.members))
+
+    async def collect(self, member: Member, poll_seconds: float) -> None:
+        """Runs for ever: passes finished work on, replaces the generator when it is lost."""
+        while True:
+            handle = member.handle
+            try:
+                finished = await handle.call("collect", poll_seconds, timeout_seconds=poll_seconds + self._timeout)
+            except LOST as error:
+                await self._replace(member, handle, error)
+                continue
+            for key, completions in finished:
+                work = member.works.pop(key, None)
+                if work is not None:
+                    work.on_done(completions)
+            if finished:
+                self._pulse.beat()
+
+    async def _sync_member(self, member: Member) -> None:
+        while self._manifest is not None and (member.version is None or member.version < self._manifest.version):
+            handle = member.handle
+            try:
+                await self._update(member)
+            except LOST as error:
+                await self._replace(member, handle, error)
+
+    async def _update(self, member: Member) -> None:
+        manifest = self._manifest
+        assert manifest is not None, "sync comes before any update"
+        proof: WeightProof = await member.handle.call("update_weights", manifest, timeout_seconds=self._timeout)
+        if proof.version != manifest.version:
+            raise WeightSyncError(f"{member.name} serves version {proof.version}, not {manifest.version}")
+        member.version, member.proof = proof.version, proof
+        self._pulse.beat()
+
+    async def _replace(self, member: Member, lost: ExecutorHandle, cause: Exception) -> None:
+        """A fresh generator under the same name takes over all unfinished work of the lost one."""
+        async with member.lock:
+            if member.handle is not lost:
+                return  # another task met the same loss first
+            member.version = None
+            handle = lost
+            while member.version is None:
+                if self._restarts_left <= 0:
+                    raise ExecutorLostError(
+                        f"{member.name} is lost and no restart is left (schedule.max_restarts): {cause}"
+                    ) from cause
+                self._restarts_left -= 1
+                self.restarts += 1
+                self._notify(
+                    f"{member.name} lost ({cause}); starting it again; {len(member.works)} requests start over"
+                )
+                await handle.stop()
+                try:
+                    member.handle = handle = await self._spawn(member.name)
+                    await self._update(member)
+                except LOST as error:
+                    cause = error
+            works, version = list(member.works.values()), member.version
+        for work in works:
+            work.on_restart(version)
+        await self.submit(member, works)

@@ -1,0 +1,257 @@
+"""Scripted stand-ins for every seam, and time that tests hold in their hands. Public: test your own parts with them.
+
+Example:
+    >>> async def nap() -> float:
+    ...     await asyncio.sleep(3600)
+    ...     return asyncio.get_running_loop().time()
+    >>> run_virtual(nap())
+    3600.0
+"""
+
+import asyncio
+import contextlib
+import inspect
+import selectors
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from llamarl.core.errors import ExecutorLostError, StallError
+from llamarl.core.protocols import Executor
+from llamarl.core.records import (
+    Completion,
+    GenerationRequest,
+    Group,
+    Prompt,
+    Sample,
+    StepResult,
+    TrainSample,
+    Verdict,
+    WeightManifest,
+    WeightProof,
+)
+
+T = TypeVar("T")
+
+
+class _VirtualSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+    """Instead of waiting, moves the loop's clock to the next timer."""
+
+    loop: "VirtualTimeLoop"
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout:
+            self.loop.elapsed += timeout
+        if timeout is None:
+            raise RuntimeError("deadlock: every task waits and no timer is set")
+        return super().select(0)
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose sleeps cost nothing: when all tasks wait, time jumps to the next timer.
+
+    A program in which every task waits for another without a deadline raises instead of hanging.
+    """
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        selector = _VirtualSelector()
+        selector.loop = self
+        super().__init__(selector)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self.elapsed
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` on a `VirtualTimeLoop`."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+class DirectHandle:
+    """An executor called directly on the caller's loop."""
+
+    def __init__(self, name: str, executor: Executor) -> None:
+        self.name, self.executor, self.is_alive = name, executor, True
+        self._died: asyncio.Event = asyncio.Event()
+
+    async def call(self, method: str, *args: Any, rank: int | None = 0, timeout_seconds: float | None = None) -> Any:
+        """Calls the method; fails as a real engine would if the executor is killed or the deadline passes."""
+        if not self.is_alive:
+            raise ExecutorLostError(f"{self.name} is dead")
+
+        async def invoke() -> Any:
+            result = getattr(self.executor, method)(*args)
+            return await result if inspect.isawaitable(result) else result
+
+        answer, death = asyncio.create_task(invoke()), asyncio.create_task(self._died.wait())
+        try:
+            done, _ = await asyncio.wait([answer, death], timeout=timeout_seconds, return_when="FIRST_COMPLETED")
+            if answer in done:
+                return answer.result()
+            if death in done:
+                raise ExecutorLostError(f"{self.name} died during {method}")
+            raise StallError(f"{self.name}.{method}: no answer within {timeout_seconds:g} s")
+        finally:
+            for task in (answer, death):
+                task.cancel()
+
+    def kill(self) -> None:
+        """Dies at once, as by SIGKILL."""
+        self.is_alive = False
+        self._died.set()
+
+    async def stop(self) -> None:
+        """Orderly end."""
+        self.kill()
+
+
+class DirectEngine:
+    """An engine without threads or processes. `handles` keeps every executor ever spawned, oldest first."""
+
+    def __init__(self) -> None:
+        self.handles: list[DirectHandle] = []
+
+    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> DirectHandle:
+        """Builds the executor here."""
+        executor = factory()
+        executor.setup()
+        self.handles.append(DirectHandle(name, executor))
+        return self.handles[-1]
+
+    async def close(self) -> None:
+        """Kills all."""
+        for handle in self.handles:
+            handle.kill()
+
+
+@dataclass
+class ScriptedGenerator(Executor):
+    """Emits one token every `seconds_per_token`, labelled with the version served at that moment.
+
+    Args:
+        length: completion tokens of (request, sample index).
+        seconds_per_token: per token and request.
+    """
+
+    length: Callable[[GenerationRequest, int], int] = lambda request, index: 2
+    seconds_per_token: float = 1.0
+    version: int | None = None
+    submitted: list[GenerationRequest] = field(default_factory=list)
+    served: list[int] = field(default_factory=list)
+    """Versions in the order they arrived."""
+
+    def setup(self) -> None:
+        """Empty queues."""
+        self._finished: list[tuple[int, tuple[Completion, ...]]] = []
+        self._any = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        """Starts all requests at once."""
+        for request in requests:
+            self.submitted.append(request)
+            task = asyncio.create_task(self._complete(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def collect(self, timeout_seconds: float) -> list[tuple[int, tuple[Completion, ...]]]:
+        """What is finished."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._any.wait(), timeout_seconds)
+        self._any.clear()
+        finished, self._finished = self._finished, []
+        return finished
+
+    async def update_weights(self, manifest: WeightManifest) -> WeightProof:
+        """Serves the manifest's version from now on."""
+        self.version = manifest.version
+        self.served.append(manifest.version)
+        return WeightProof(manifest.version, 0.0, 0, 0.0)
+
+    async def status(self) -> Mapping[str, float]:
+        """Requests under way."""
+        return {"requests_active": float(len(self._tasks)), "version": float(self.version or 0)}
+
+    async def _complete(self, request: GenerationRequest) -> None:
+        lengths = [self.length(request, i) for i in range(len(request.seeds))]
+        versions: list[int] = []
+        for _ in range(max(lengths)):
+            await asyncio.sleep(self.seconds_per_token)
+            assert self.version is not None, "asked to generate before it had weights"
+            versions.append(self.version)
+        completions = tuple(
+            Completion(request.prompt_ids, (seed % 7,) * n, (-0.5,) * n, tuple(versions[:n]), "x" * n, "stop")
+            for n, seed in zip(lengths, request.seeds, strict=True)
+        )
+        self._finished.append((request.key, completions))
+        self._any.set()
+
+
+@dataclass
+class ScriptedTrainer(Executor):
+    """Counts versions; keeps every batch it was given."""
+
+    seconds_per_step: float = 1.0
+    version: int = 0
+    batches: list[list[TrainSample]] = field(default_factory=list)
+
+    async def train(self, samples: Sequence[TrainSample]) -> StepResult:
+        """Takes `seconds_per_step`; the version goes up by one."""
+        await asyncio.sleep(self.seconds_per_step)
+        self.batches.append(list(samples))
+        self.version += 1
+        return StepResult(self.version, {"train/loss": 0.0})
+
+    async def publish(self) -> WeightManifest:
+        """The current version, without weights."""
+        return WeightManifest(self.version, {})
+
+
+@dataclass
+class ScriptedJudge(Executor):
+    """Verdict by `decide(prompt, completion)`, after `seconds(prompt)`."""
+
+    decide: Callable[[Prompt, Completion], Verdict] = lambda prompt, completion: Verdict.scored(1.0)
+    seconds: Callable[[Prompt], float] = lambda prompt: 0.0
+
+    async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
+        """One sample per completion; its reward is the verdict's score."""
+        await asyncio.sleep(self.seconds(prompt))
+        verdicts = [self.decide(prompt, completion) for completion in completions]
+        return tuple(
+            Sample(c, {"scripted": verdict}, verdict.score) for c, verdict in zip(completions, verdicts, strict=True)
+        )
+
+
+class RecordingObserver:
+    """Keeps everything it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.groups: list[tuple[Group, str | None]] = []
+        self.evaluations: list[tuple[int, list[Group]]] = []
+        self.messages: list[str] = []
+
+    @contextlib.contextmanager
+    def span(self, executor: str, activity: str) -> Iterator[None]:
+        """Ignored."""
+        yield
+
+    def on_group(self, group: Group, dropped: str | None) -> None:
+        """Kept in `groups`."""
+        self.groups.append((group, dropped))
+
+    def on_step(self, record: Any) -> None:
+        """Kept in `steps`."""
+        self.steps.append(record)
+
+    def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
+        """Kept in `evaluations`."""
+        self.evaluations.append((version, list(groups)))
+
+    def on_message(self, text: str) -> None:
+        """Kept in `messages`."""
+        self.messages.append(text)

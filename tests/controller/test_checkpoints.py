@@ -1,0 +1,118 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llamarl.controller.checkpoints import MANIFEST, CheckpointStore
+from llamarl.core.errors import CheckpointError
+
+
+def writer(text: str):  # type: ignore[no-untyped-def]
+    def write(folder: Path) -> None:
+        (folder / "trainer").mkdir()
+        (folder / "trainer" / "weights").write_text(text)
+        (folder / "state.json").write_text("{}")
+
+    return write
+
+
+def test_latest_is_what_was_saved_last_and_older_copies_go(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3, 4):
+        store.save(step, writer(str(step)), score={1: 0.1, 2: 0.9, 3: 0.5, 4: 0.4}[step])
+    assert store.steps() == [2, 3, 4]  # the last two, and the best
+    assert (tmp_path / "best").read_text() == "step_000002"
+    assert (tmp_path / "latest").read_text() == "step_000004"
+    assert (store.load_latest().path / "trainer" / "weights").read_text() == "4"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+@pytest.mark.parametrize("name", ["trainer/weights", "state.json"])
+def test_a_damaged_copy_is_skipped_with_a_word(tmp_path: Path, damage: str, name: str) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer("one"))
+    file = store.save(2, writer("two")) / (MANIFEST if damage == "manifest" else name)
+    content = bytearray(file.read_bytes())
+    if damage == "delete":
+        file.unlink()
+    elif damage == "flip":
+        content[0] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[:-1])
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        assert store.load_latest().step == 1
+
+
+def test_no_usable_copy_is_an_error_that_lists_why(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    (store.save(1, writer("one")) / "state.json").unlink()
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match=r"no usable checkpoint\n.*state.json"):
+        store.load_latest()
+
+
+def test_a_failed_write_leaves_the_previous_copy_and_no_litter(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer("one"))
+
+    def full_disk(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store.save(2, full_disk)
+    assert store.load_latest().step == 1
+    assert not list(tmp_path.glob("tmp-*"))
+
+
+def test_saving_a_step_again_replaces_it_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer("old"))
+    store.save(1, writer("new"))
+    assert (store.load(1).path / "trainer" / "weights").read_text() == "new"
+    assert not list(tmp_path.glob("tmp-*"))
+
+
+def test_rejects_keeping_a_single_copy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep at least 2"):
+        CheckpointStore(tmp_path, keep_last=1)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from llamarl.controller.checkpoints import CheckpointStore
+store, step = CheckpointStore(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+while True:
+    step += 1
+    def write(folder):
+        for n in range(4):
+            (folder / f"f{n}").write_bytes(bytes([step % 256]) * 200_000)
+    store.save(step, write)
+    print(step, flush=True)
+"""
+
+
+def test_kills_at_random_moments_never_cost_a_complete_checkpoint(tmp_path: Path) -> None:
+    import random
+
+    rng, reached = random.Random(0), 0
+    for _ in range(12):
+        child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(reached)], stdout=subprocess.PIPE)
+        assert child.stdout is not None and child.stdout.readline().strip() == b"ready"
+        child.stdout.readline()  # at least one more copy is sealed
+        time.sleep(rng.random() * 0.02)
+        assert child.poll() is None
+        os.kill(child.pid, signal.SIGKILL)
+        lines = child.stdout.read().split()
+        child.stdout.close()
+        child.wait()
+        found = CheckpointStore(tmp_path).load_latest()
+        assert found.step >= max([int(line) for line in lines], default=reached)
+        assert {(found.path / f"f{n}").read_bytes() for n in range(4)} == {bytes([found.step % 256]) * 200_000}
+        reached = found.step
