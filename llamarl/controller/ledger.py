@@ -9,6 +9,7 @@ steps recorded: after a crash the ledger agrees with the checkpoint the run goes
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -48,14 +49,19 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             raise CheckpointError(f"{path}: not a ledger ({error}); give the run directory of a llamarl run") from None
         self._db.execute("BEGIN")
+        self._counts = self._count()
 
     def issue(self, epoch: int, prompt_id: str) -> None:
         """A prompt was handed to a generator; again, if its first generator was lost."""
+        old = self._status(epoch, prompt_id)
         self._db.execute(
             "INSERT INTO prompts (epoch, prompt_id, status) VALUES (?, ?, 'issued') "
             "ON CONFLICT DO UPDATE SET attempts = attempts + 1, status = 'issued'",
             (epoch, prompt_id),
         )
+        if old is not None:
+            self._counts[old] -= 1
+        self._counts["issued"] += 1
 
     def finish(self, epoch: int, prompt_id: str) -> None:
         """All its completions came back judged."""
@@ -84,6 +90,7 @@ class Ledger:
         """Forgets what happened after `version` was made: unfinished prompts, and later trainings and drops."""
         self._db.execute("DELETE FROM prompts WHERE status IN ('issued', 'finished') OR version > ?", (version,))
         self.commit()
+        self._counts = self._count()
 
     def accounted(self) -> set[tuple[int, str]]:
         """(epoch, prompt id) of all trained or dropped prompts: what a resumed stream must not issue again."""
@@ -91,9 +98,10 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """`issued` counts every prompt ever handed out; the other states count prompts now in them."""
-        rows = dict(self._db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall())
-        states = {status: int(rows.get(status, 0)) for status in ("finished", "trained", "dropped")}
-        return {"issued": sum(int(count) for count in rows.values()), **states}
+        return _totals(self._counts)
+
+    def _count(self) -> Counter[str]:
+        return Counter(dict(self._db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall()))
 
     def drop_reasons(self) -> Mapping[str, int]:
         """Dropped prompts by reason."""
@@ -119,20 +127,30 @@ class Ledger:
     def _move(
         self, epoch: int, prompt_id: str, status: str, version: int | None = None, reason: str | None = None
     ) -> None:
-        moved = self._db.execute(
-            "UPDATE prompts SET status = ?, version = ?, reason = ? "
-            "WHERE epoch = ? AND prompt_id = ? AND status IN ('issued', 'finished')",
+        old = self._status(epoch, prompt_id)
+        if old not in ("issued", "finished"):
+            raise ValueError(f"ledger: prompt {prompt_id!r} of epoch {epoch} is not under way, so not {status}")
+        self._db.execute(
+            "UPDATE prompts SET status = ?, version = ?, reason = ? WHERE epoch = ? AND prompt_id = ?",
             (status, version, reason, epoch, prompt_id),
         )
-        if moved.rowcount != 1:
-            raise ValueError(f"ledger: prompt {prompt_id!r} of epoch {epoch} is not under way, so not {status}")
+        self._counts[old] -= 1
+        self._counts[status] += 1
+
+    def _status(self, epoch: int, prompt_id: str) -> str | None:
+        row = self._db.execute("SELECT status FROM prompts WHERE epoch = ? AND prompt_id = ?", (epoch, prompt_id))
+        found = row.fetchone()
+        return None if found is None else str(found[0])
 
 
 def read_counts(path: str | Path) -> dict[str, int]:
     """Counts by state of a ledger that may be in use: opens it read-only."""
     db = sqlite3.connect(f"file:{Path(path).absolute()}?mode=ro", uri=True)
     try:
-        rows: dict[str, int] = dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall())
+        return _totals(dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall()))
     finally:
         db.close()
-    return {"issued": sum(rows.values()), **{s: rows.get(s, 0) for s in ("finished", "trained", "dropped")}}
+
+
+def _totals(states: Mapping[str, int]) -> dict[str, int]:
+    return {"issued": sum(states.values()), **{s: states.get(s, 0) for s in ("finished", "trained", "dropped")}}

@@ -97,6 +97,7 @@ class Controller:
         )
         self._next_index = version * schedule.prompts_per_step
         self._next_evaluation_key = -1
+        self._is_stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._syncing: asyncio.Task[None] | None = None
@@ -123,6 +124,11 @@ class Controller:
             for task in unfinished:
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Ends the run after the step under way, with a checkpoint."""
+        self._is_stopping = True
+        self._pulse.beat()
 
     def _background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs `work` beside the main task; if it fails, the run fails with its error."""
@@ -222,7 +228,7 @@ class Controller:
             with self._observer.span("trainer", "wait"):
                 batch = await self._pulse.wait_for(self._next_batch, self._describe_pending, schedule.stall_seconds)
             if not batch:
-                break  # the stream ended
+                break  # the stream ended, or somebody asked to stop
             record = await self._step(batch)
             self._observer.on_step(record)
             self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
@@ -231,10 +237,12 @@ class Controller:
                     await save(self.version, record.reward)
                 if schedule.evaluate_every and self.version % schedule.evaluate_every == 0:
                     await self._evaluate(evaluation)
-        if record is not None:  # nothing is left to do when a finished run is resumed
+        if record is None:
+            return  # a finished run was resumed, or stopped before its first step
+        if not self._is_stopping:
             await self._evaluate(evaluation)
-            if save:
-                await save(self.version, record.reward)
+        if save:
+            await save(self.version, record.reward)
 
     async def _step(self, batch: list[Group]) -> StepRecord:
         metrics = rollout_metrics(batch, self.version)
@@ -302,6 +310,8 @@ class Controller:
         return await asyncio.gather(*(judged(key, p) for key, p in zip(keys, evaluation.prompts, strict=True)))
 
     def _next_batch(self) -> list[Group] | None:
+        if self._is_stopping:
+            return []
         batch = self.buffer.take_batch()
         is_over = self.buffer.is_exhausted and not self.buffer.num_pending and not self.buffer.num_ready
         return [] if batch is None and is_over else batch

@@ -7,8 +7,10 @@ by a fresh one, given the newest weights, and its unfinished work starts over: s
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from llamarl.controller.observer import Observer
 from llamarl.controller.pulse import Pulse
 from llamarl.core.errors import ExecutorLostError, StallError, WeightSyncError
 from llamarl.core.protocols import ExecutorHandle
@@ -37,6 +39,8 @@ class Member:
     """The policy version it has proved to serve; None while it may not serve."""
     works: dict[int, Work] = field(default_factory=dict)
     proof: WeightProof | None = None
+    working: AbstractContextManager[None] | None = None
+    """The open timeline span while it has work."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the generator is being replaced."""
 
@@ -51,7 +55,7 @@ class GeneratorPool:
         pulse: told of every change.
         timeout_seconds: deadline of every call to a generator.
         max_restarts: replacements in the whole run before the loss is final.
-        notify: told of losses and replacements, in words.
+        observer: is told what each generator does, and of losses and replacements.
     """
 
     def __init__(
@@ -63,10 +67,10 @@ class GeneratorPool:
         pulse: Pulse,
         timeout_seconds: float,
         max_restarts: int,
-        notify: Callable[[str], None],
+        observer: Observer,
     ) -> None:
         self._spawn, self._names, self._capacity, self._pulse = spawn, list(names), capacity, pulse
-        self._timeout, self._restarts_left, self._notify = timeout_seconds, max_restarts, notify
+        self._timeout, self._restarts_left, self._observer = timeout_seconds, max_restarts, observer
         self._manifest: WeightManifest | None = None
         self.members: list[Member] = []
         self.restarts = 0
@@ -89,6 +93,7 @@ class GeneratorPool:
     async def submit(self, member: Member, works: Sequence[Work]) -> None:
         """Hands work to a generator. If it turns out lost, its collecting task starts the work over."""
         member.works.update((work.request.key, work) for work in works)
+        self._mark(member)
         with contextlib.suppress(*LOST):  # the collecting task meets the same loss and recovers all work
             await member.handle.call("submit", [w.request for w in works], timeout_seconds=self._timeout)
 
@@ -111,7 +116,17 @@ class GeneratorPool:
                 if work is not None:
                     work.on_done(completions)
             if finished:
+                self._mark(member)
                 self._pulse.beat()
+
+    def _mark(self, member: Member) -> None:
+        """Keeps a timeline span open for as long as the generator has work."""
+        if member.works and member.working is None:
+            member.working = self._observer.span(member.name, "generate")
+            member.working.__enter__()
+        elif not member.works and member.working is not None:
+            member.working.__exit__(None, None, None)
+            member.working = None
 
     async def _sync_member(self, member: Member) -> None:
         while self._manifest is not None and (member.version is None or member.version < self._manifest.version):
@@ -124,7 +139,8 @@ class GeneratorPool:
     async def _update(self, member: Member) -> None:
         manifest = self._manifest
         assert manifest is not None, "sync comes before any update"
-        proof: WeightProof = await member.handle.call("update_weights", manifest, timeout_seconds=self._timeout)
+        with self._observer.span(member.name, "wait for weights"):
+            proof: WeightProof = await member.handle.call("update_weights", manifest, timeout_seconds=self._timeout)
         if proof.version != manifest.version:
             raise WeightSyncError(f"{member.name} serves version {proof.version}, not {manifest.version}")
         member.version, member.proof = proof.version, proof
@@ -144,7 +160,7 @@ class GeneratorPool:
                     ) from cause
                 self._restarts_left -= 1
                 self.restarts += 1
-                self._notify(
+                self._observer.on_message(
                     f"{member.name} lost ({cause}); starting it again; {len(member.works)} requests start over"
                 )
                 await handle.stop()

@@ -24,7 +24,7 @@ class Pulse:
     async def wait_for(
         self, predicate: Callable[[], T | None], what: Callable[[], str], timeout_seconds: float | None = None
     ) -> T:
-        """The first value of `predicate` that is neither None nor False.
+        """The first value of `predicate` that is neither None nor False (an empty list counts).
 
         Args:
             predicate: cheap; called at once and after each beat.

@@ -77,7 +77,7 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
         field = model.model_fields.get(str(part))
         if field is None:  # a discriminator tag of a union: pick the member whose `type` is that tag
             continue
-        nested = _models_in(field.annotation)
+        nested = models_in(field.annotation)
         tags = {str(part) for part in location}
         chosen = [m for m in nested if _tag(m) in tags] or nested
         if not chosen:
@@ -91,7 +91,8 @@ def _tag(model: type[BaseModel]) -> str | None:
     return None if field is None else str(field.default)
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The configs named in a field's annotation: itself, or members of its unions and containers."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in models_in(argument)]

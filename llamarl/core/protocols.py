@@ -90,20 +90,24 @@ class Algorithm(Protocol):
         """Which samples train, with which advantage. Unscored samples never appear."""
 
     def loss(self, batch: Any) -> Any:
-        """`functional.losses.LossBatch` of one micro-batch -> `LossOutput`, divided by the whole step's denominators."""
+        """`functional.losses.LossBatch` of one micro-batch -> `LossOutput`, divided by the step's denominators."""
 
 
 class WeightChannel(Protocol):
     """The data plane of weights from one trainer to its generators. Picklable where its engine crosses processes."""
 
     def publish(self, version: int, tensors: Mapping[str, Any]) -> None:
-        """Offers `tensors` (name -> torch.Tensor) as `version`."""
+        """Copies `tensors` (name -> torch.Tensor) onto the channel as `version`."""
 
-    def fetch(self, version: int) -> Mapping[str, Any]:
-        """Read-only tensors of `version`. Raises `WeightSyncError` if the channel holds another version."""
+    def fetch(self, version: int, into: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Copies `version` into the tensors of `into` (all names or some) and returns it; without it, into new tensors.
+
+        Raises:
+            WeightSyncError: the channel does not hold `version`, it was overwritten meanwhile, or `into` does not fit.
+        """
 
     def close(self) -> None:
-        """Releases shared memory."""
+        """Releases memory. Idempotent."""
 
 
 class ExecutorHandle(Protocol):

@@ -1,6 +1,6 @@
 """What crosses the borders between executors. All frozen, picklable and free of torch.
 
-    Prompt --(generator)--> Completion --(judges)--> Sample, Group --(algorithm)--> TrainSample --(trainer)--> StepResult
+    Prompt --generator--> Completion --judges--> Sample, Group --algorithm--> TrainSample --trainer--> StepResult
 
 Example:
     >>> prompt = Prompt(id="p1", messages=({"role": "user", "content": "2 + 2 ="},), answer="4")

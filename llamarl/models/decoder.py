@@ -13,13 +13,16 @@ may serve as behaviour log-probs.
 Shape legend: M tokens, d hidden size, H query heads, K key/value heads, D head size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from llamarl.core.errors import WeightSyncError
+from llamarl.models.linear import linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`(layer index, q [M, H, D], k [M, K, D], v [M, K, D]) -> [M, H * D]`; q and k are already rotated."""
@@ -28,7 +31,23 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class Projection(Protocol):
     """A linear map `[M, in] -> [M, out]`: dense, joined from several weights, or quantised."""
 
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Maps `x [M, in]`."""
+
+
+@runtime_checkable
+class Quantised(Projection, Protocol):
+    """A projection that stores its weights in another form than it is given them."""
+
+    def write(self, rows: slice, weight: Tensor) -> None:
+        """Takes `weight [rows, in]` as the weights of these outputs."""
+
+    def gap(self, rows: slice, weight: Tensor) -> float:
+        """Largest distance between what is held and `weight`, in units of the rounding it may have: at most 1."""
+
+
+MakeProjection = Callable[[Tensor, Tensor | None], Projection]
+"""`(weight [out, in], bias [out] or None) -> Projection`: how a fused decoder turns its matrices into maps."""
 
 
 @dataclass(slots=True)
@@ -38,8 +57,9 @@ class Dense:
     weight: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Maps `x [M, in]`."""
+        return linear(x, self.weight, self.bias)
 
 
 @dataclass(slots=True)
@@ -48,7 +68,8 @@ class Joined:
 
     parts: tuple[Dense, ...]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Maps `x [M, in]`."""
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
@@ -123,8 +144,11 @@ class Decoder:
         self, geometry: Geometry, embed: Tensor, layers: list[Layer], norm: Tensor, head: Projection, model: nn.Module
     ) -> None:
         self.geometry, self.embed, self.layers, self.norm, self.head = geometry, embed, layers, norm, head
-        self._rotary = model.model.rotary_emb  # type: ignore[union-attr]  # the module that scales positions as trained
+        body: Any = model.model
+        self._rotary = body.rotary_emb  # the module that scales positions as trained
         self.cos, self.sin = self._tables(min(geometry.max_positions, 512))
+        self._views: dict[str, Tensor] = {}
+        self._quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
 
     @classmethod
     def live(cls, model: nn.Module) -> "Decoder":
@@ -149,6 +173,70 @@ class Decoder:
         ]
         head: Any = model.lm_head
         return cls(Geometry.of(config), body.embed_tokens.weight, layers, body.norm.weight, _dense(head), model)
+
+    @classmethod
+    def fused(
+        cls,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        make: MakeProjection = Dense,
+    ) -> "Decoder":
+        """Runs on its own copy of the weights: q, k, v in one matrix, gate and up in another. No gradients.
+
+        Args:
+            model: a transformers `*ForCausalLM`; it is read here and not needed afterwards.
+            dtype: of weights, activations and cache.
+            device: where the copy lives.
+            make: builds the projections of the layers; embeddings, norms and the head stay dense.
+        """
+        config: Any = model.config
+        body: Any = model.model
+        fuse = _Fuser(dtype, torch.device(device), make)
+        layers = [fuse.layer(f"model.layers.{index}.", block) for index, block in enumerate(body.layers)]
+        embed = fuse.copy("model.embed_tokens.weight", body.embed_tokens.weight)
+        norm = fuse.copy("model.norm.weight", body.norm.weight)
+        is_tied = cast(Any, model.lm_head).weight is body.embed_tokens.weight
+        head = Dense(embed if is_tied else fuse.copy("lm_head.weight", cast(Any, model.lm_head).weight))
+        decoder = cls(Geometry.of(config), embed, layers, norm, head, model)
+        decoder._views, decoder._quantised = fuse.views, fuse.quantised
+        return decoder
+
+    def named_views(self) -> dict[str, Tensor]:
+        """Hugging Face parameter name -> view into this fused decoder's buffers; quantised weights have none."""
+        return dict(self._views)
+
+    @torch.no_grad()
+    def copy_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes new weights for every parameter, cast or quantised as this decoder holds them.
+
+        Raises:
+            WeightSyncError: names are missing or unknown, or a shape differs; nothing has been copied then.
+        """
+        self._check_names(tensors)
+        for name, view in self._views.items():
+            view.copy_(tensors[name])
+        for name, (projection, rows, _) in self._quantised.items():
+            projection.write(rows, tensors[name])
+
+    @torch.no_grad()
+    def mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of parameters whose held value is not that of `tensors`, up to the rounding of this decoder's form."""
+        self._check_names(tensors)
+        wrong = [n for n, view in self._views.items() if not torch.equal(view, tensors[n].to(view))]
+        return wrong + [n for n, (proj, rows, _) in self._quantised.items() if not proj.gap(rows, tensors[n]) <= 1.0]
+
+    def _check_names(self, tensors: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(view.shape) for name, view in self._views.items()}
+        shapes |= {name: shape for name, (_, _, shape) in self._quantised.items()}
+        wrong = sorted(shapes.keys() ^ tensors.keys())
+        if wrong:
+            raise WeightSyncError(f"weights: {len(wrong)} names missing or unknown: {', '.join(wrong[:5])}")
+        wrong = sorted(name for name, shape in shapes.items() if tuple(tensors[name].shape) != shape)
+        if wrong:
+            raise WeightSyncError(
+                f"weights: {wrong[0]} has shape {list(tensors[wrong[0]].shape)}, not {list(shapes[wrong[0]])}"
+            )
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Final hidden states, normalised, ready for `head`.
@@ -190,8 +278,9 @@ class Decoder:
 
     @torch.no_grad()
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(length, device=self.embed.device)
-        cos, sin = self._rotary(self.embed[:1].detach().unsqueeze(0), positions.unsqueeze(0))
+        positions = torch.arange(length, device=self._rotary.inv_freq.device)
+        like = torch.empty(1, 1, 1, dtype=self.embed.dtype, device=positions.device)
+        cos, sin = (t.to(self.embed.device) for t in self._rotary(like, positions.unsqueeze(0)))
         half = self.geometry.head_dim // 2
         return cos[0].clone(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
@@ -213,3 +302,74 @@ def _dense(linear: nn.Linear) -> Dense:
 def _weight_of(module: nn.Module, name: str) -> Tensor | None:
     child = getattr(module, name, None)
     return None if child is None else child.weight
+
+
+class _Fuser:
+    """Collects a module's weights into wide buffers and remembers which rows belong to which name."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, make: MakeProjection) -> None:
+        self.dtype, self.device, self.make = dtype, device, make
+        self.views: dict[str, Tensor] = {}
+        self.quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
+
+    def layer(self, prefix: str, block: Any) -> Layer:
+        attention, mlp = block.self_attn, block.mlp
+        head_norms = [
+            self.copy(f"{prefix}self_attn.{name}.weight", getattr(attention, name).weight)
+            if hasattr(attention, name)
+            else None
+            for name in ("q_norm", "k_norm")
+        ]
+        return Layer(
+            attention_norm=self.copy(f"{prefix}input_layernorm.weight", block.input_layernorm.weight),
+            qkv=self.project({f"{prefix}self_attn.{n}_proj": getattr(attention, f"{n}_proj") for n in "qkv"}),
+            query_norm=head_norms[0],
+            key_norm=head_norms[1],
+            out=self.project({f"{prefix}self_attn.o_proj": attention.o_proj}),
+            mlp_norm=self.copy(f"{prefix}post_attention_layernorm.weight", block.post_attention_layernorm.weight),
+            gate_up=self.project({f"{prefix}mlp.gate_proj": mlp.gate_proj, f"{prefix}mlp.up_proj": mlp.up_proj}),
+            down=self.project({f"{prefix}mlp.down_proj": mlp.down_proj}),
+        )
+
+    def copy(self, name: str, weight: Tensor) -> Tensor:
+        self.views[name] = weight.detach().to(device=self.device, dtype=self.dtype, copy=True)
+        return self.views[name]
+
+    def project(self, linears: dict[str, Any]) -> Projection:
+        modules = list(linears.values())
+        weight = torch.cat([m.weight.detach().to(self.device, self.dtype) for m in modules])
+        bias = None
+        if modules[0].bias is not None:
+            bias = torch.cat([m.bias.detach().to(self.device, self.dtype) for m in modules])
+        projection = self.make(weight, bias)
+        start = 0
+        for name, module in linears.items():
+            rows = slice(start, start := start + len(module.weight))
+            if isinstance(projection, Quantised):
+                self.quantised[f"{name}.weight"] = (projection, rows, tuple(module.weight.shape))
+            else:
+                self.views[f"{name}.weight"] = weight[rows]
+            if bias is not None:
+                self.views[f"{name}.bias"] = bias[rows]
+        return projection
+
+
+def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention strategy of one lone sequence."""
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    return out[0].transpose(0, 1).flatten(1)
+
+
+def probe_ids(vocab_size: int) -> tuple[int, ...]:
+    """A fixed short sequence over the vocabulary: trainer and generators compare its log-probs after each sync."""
+    return tuple((7919 * position * position + 104729 * position + 17) % vocab_size for position in range(24))
+
+
+@torch.no_grad()
+def probe_logprobs(decoder: Decoder, ids: Sequence[int]) -> tuple[float, ...]:
+    """Log-probs of `ids[1:]`, each given the ids before it, in fp32: `len(ids) - 1` numbers."""
+    tokens = torch.tensor(ids, device=decoder.embed.device)
+    hidden = decoder.hidden(tokens, torch.arange(len(tokens), device=tokens.device), causal)
+    logprobs = torch.log_softmax(decoder.head(hidden[:-1]).float(), dim=-1)
+    return tuple(logprobs.gather(1, tokens[1:, None])[:, 0].tolist())

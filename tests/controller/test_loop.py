@@ -77,7 +77,7 @@ class Rig:
             pulse=pulse,
             timeout_seconds=self.schedule.call_seconds,
             max_restarts=self.schedule.max_restarts,
-            notify=self.observer.on_message,
+            observer=self.observer,
         )
 
         async def save(version: int, reward: float) -> None:

@@ -1,0 +1,47 @@
+"""CISPO: clipped importance weights instead of clipped updates, so that rare but decisive tokens keep their gradient.
+
+With `min_weight = 0` its objective is AIPO's; the advantages differ (standardised here).
+"MiniMax-M1", 2025, arXiv 2506.13585, section 3.1.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.functional.advantages import group_advantages
+from llamarl.functional.losses import LossBatch
+from llamarl.functional.ratios import Objective, weighted_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CISPOConfig(PolicyGradientConfig):
+    """Settings of CISPO: the mean over the step's tokens, no KL term."""
+
+    type: Literal["cispo"] = "cispo"
+    min_weight: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Smallest importance weight, 1 - epsilon_low; the paper sets no lower bound."""
+    max_weight: float = Field(default=5.0, ge=1.0)
+    """Largest importance weight, 1 + epsilon_high. The paper names none; ScaleRL (arXiv 2510.13786) uses this order."""
+
+    def build(self) -> "CISPO":
+        """The algorithm with these settings."""
+        return CISPO(self)
+
+
+class CISPO(PolicyGradient[CISPOConfig]):
+    """Clipped, detached importance weights on standardised group rewards."""
+
+    name = "cispo"
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Reward minus group mean, over the group's standard deviation."""
+        return group_advantages(rewards, groups, scale="std")
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`sg(clamp(r, min_weight, max_weight)) A log policy`."""
+        low, high = self.config.min_weight, self.config.max_weight
+        return weighted_objective(batch.logprobs, log_ratios, batch.advantages, low=low, high=high)

@@ -1,0 +1,75 @@
+"""DAPO: decoupled clip and dynamic sampling.
+
+Four changes to GRPO: a higher upper clip, groups without signal replaced by others, every token weighs the same, and a
+soft penalty on overlong completions. "DAPO", Yu et al. 2025, arXiv 2503.14476.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.core.records import Sample
+from llamarl.functional.advantages import group_advantages
+from llamarl.functional.losses import LossBatch
+from llamarl.functional.ratios import Objective, clipped_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DAPOConfig(PolicyGradientConfig):
+    """Settings of DAPO."""
+
+    type: Literal["dapo"] = "dapo"
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """How far the policy / behaviour ratio may fall below 1 (section 4.1)."""
+    clip_high: float = Field(default=0.28, gt=0.0)
+    """How far it may rise above 1: room for unlikely tokens to grow (section 4.1)."""
+    dynamic_sampling: bool = True
+    """Replace groups whose rewards are all equal by others (section 3.2)."""
+    overlong_limit: int | None = Field(default=None, ge=1)
+    """Completion length at which the length penalty reaches -1 (20480 in the paper); None adds no penalty."""
+    overlong_buffer: int = Field(default=4096, ge=1)
+    """The penalty starts this many tokens below the limit and falls linearly (section 3.4)."""
+
+    @model_validator(mode="after")
+    def _buffer_fits(self) -> Self:
+        if self.overlong_limit is not None and self.overlong_buffer > self.overlong_limit:
+            raise ValueError(
+                f"overlong_buffer = {self.overlong_buffer} exceeds overlong_limit = {self.overlong_limit}; lower it"
+            )
+        return self
+
+    def build(self) -> "DAPO":
+        """The algorithm with these settings."""
+        return DAPO(self)
+
+
+class DAPO(PolicyGradient[DAPOConfig]):
+    """Asymmetrically clipped ratios on standardised group rewards, averaged over the step's tokens."""
+
+    name = "dapo"
+
+    def __init__(self, config: DAPOConfig) -> None:
+        super().__init__(config)
+        self.drops_zero_signal = config.dynamic_sampling
+
+    def reward(self, sample: Sample) -> float:
+        """The judged reward plus the length penalty in [-1, 0]."""
+        return super().reward(sample) + self._overlong_penalty(len(sample.completion.token_ids))
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Reward minus group mean, over the group's standard deviation."""
+        return group_advantages(rewards, groups, scale="std")
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip_low, high=self.config.clip_high)
+
+    def _overlong_penalty(self, length: int) -> float:
+        if self.config.overlong_limit is None:
+            return 0.0
+        excess = length - (self.config.overlong_limit - self.config.overlong_buffer)
+        return -min(max(excess / self.config.overlong_buffer, 0.0), 1.0)

@@ -1,0 +1,39 @@
+"""Dr. GRPO: GRPO without its two biases, the division by the group's standard deviation and by each sample's length.
+
+"Understanding R1-Zero-like training", Liu et al. 2025, arXiv 2503.20783.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.functional.losses import LossBatch, Reduction
+from llamarl.functional.ratios import Objective, clipped_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DrGRPOConfig(PolicyGradientConfig):
+    """Settings of Dr. GRPO."""
+
+    type: Literal["dr_grpo"] = "dr_grpo"
+    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
+    reduction: Reduction = "fixed_length"
+    """Division by the token limit, a constant: neither short nor long samples are favoured."""
+
+    def build(self) -> "DrGRPO":
+        """The algorithm with these settings."""
+        return DrGRPO(self)
+
+
+class DrGRPO(PolicyGradient[DrGRPOConfig]):
+    """Clipped ratios on group-mean advantages, divided by a constant length."""
+
+    name = "dr_grpo"
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip, high=self.config.clip)

@@ -1,0 +1,50 @@
+"""GRPO: group relative policy optimization, PPO's clip on rewards standardised within each prompt's group.
+
+"DeepSeekMath", Shao et al. 2024, arXiv 2402.03300, section 4.1.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.functional.advantages import group_advantages
+from llamarl.functional.kl import KLLoss
+from llamarl.functional.losses import LossBatch, Reduction
+from llamarl.functional.ratios import Objective, clipped_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GRPOConfig(PolicyGradientConfig):
+    """Settings of GRPO. Set `kl_coef = 0` to do without a reference model."""
+
+    type: Literal["grpo"] = "grpo"
+    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """The policy / behaviour ratio keeps its gradient within 1 -+ this. The paper names none: PPO's value."""
+    reduction: Reduction = "sequence_mean"
+    """Each sample's mean over its own tokens, so a token of a long sample weighs less."""
+    kl_coef: float = Field(default=0.04, ge=0.0)
+    """Weight of the KL term (section 4.2)."""
+    kl_estimator: KLLoss = "k3"
+    """The paper's equation 4. As a loss it pulls by the reverse KL; `k2` is right for KL(policy || reference)."""
+
+    def build(self) -> "GRPO":
+        """The algorithm with these settings."""
+        return GRPO(self)
+
+
+class GRPO(PolicyGradient[GRPOConfig]):
+    """Clipped ratios on standardised group rewards."""
+
+    name = "grpo"
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Reward minus group mean, over the group's standard deviation."""
+        return group_advantages(rewards, groups, scale="std")
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip, high=self.config.clip)

@@ -1,0 +1,53 @@
+"""GSPO: group sequence policy optimization, one length-normalised ratio and one clip per completion.
+
+"Group Sequence Policy Optimization", Zheng et al. 2025, arXiv 2507.18071.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.functional.advantages import group_advantages
+from llamarl.functional.losses import LossBatch, Reduction
+from llamarl.functional.ratios import Objective, clipped_objective, sequence_log_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GSPOConfig(PolicyGradientConfig):
+    """Settings of GSPO.
+
+    The clip is narrow because the mean log-ratio of a long sequence varies far less than a token's. Completions of a few
+    tokens, several steps of staleness or a low-precision generator leave the published range at once: widen it there
+    and watch `train/clip_frac`.
+    """
+
+    type: Literal["gspo"] = "gspo"
+    clip_low: float = Field(default=3e-4, gt=0.0, lt=1.0)
+    """How far the sequence ratio may fall below 1 (section 5.1)."""
+    clip_high: float = Field(default=4e-4, gt=0.0)
+    """How far it may rise above 1 (section 5.1)."""
+    reduction: Reduction = "sequence_mean"
+    """Every completion weighs the same (equation 5)."""
+
+    def build(self) -> "GSPO":
+        """The algorithm with these settings."""
+        return GSPO(self)
+
+
+class GSPO(PolicyGradient[GSPOConfig]):
+    """Clipped sequence ratios on standardised group rewards."""
+
+    name = "gspo"
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Reward minus group mean, over the group's standard deviation."""
+        return group_advantages(rewards, groups, scale="std")
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`min(s A, clamp(s, 1 - clip_low, 1 + clip_high) A)` with the sequence ratio s at each token."""
+        ratios = sequence_log_ratio(log_ratios, batch.mask)
+        return clipped_objective(ratios, batch.advantages, low=self.config.clip_low, high=self.config.clip_high)

@@ -1,0 +1,52 @@
+"""REINFORCE++: PPO's clip on advantages standardised over the whole batch instead of within a group.
+
+One sample per prompt is enough. With several, `group_baseline` first subtracts each group's mean (the paper's
+"REINFORCE++-baseline"). "REINFORCE++", Hu et al. 2025, arXiv 2501.03262.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.functional.advantages import group_advantages
+from llamarl.functional.kl import KLLoss
+from llamarl.functional.losses import LossBatch
+from llamarl.functional.ratios import Objective, clipped_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ReinforcePPConfig(PolicyGradientConfig):
+    """Settings of REINFORCE++. Set `kl_coef = 0` to do without a reference model."""
+
+    type: Literal["reinforce_pp"] = "reinforce_pp"
+    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
+    group_baseline: bool = False
+    """Subtract the group's mean before the batch is standardised."""
+    kl_coef: float = Field(default=0.01, ge=0.0)
+    """Weight of the KL term."""
+    kl_estimator: KLLoss = "k1_return"
+    """The penalty of all later tokens, as in the paper; added after standardising, where the paper adds it before."""
+
+    def build(self) -> "ReinforcePP":
+        """The algorithm with these settings."""
+        return ReinforcePP(self)
+
+
+class ReinforcePP(PolicyGradient[ReinforcePPConfig]):
+    """Clipped ratios on batch-standardised rewards."""
+
+    name = "reinforce_pp"
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Rewards, minus group means if asked, standardised over all samples of the step."""
+        values = group_advantages(rewards, groups) if self.config.group_baseline else rewards
+        return group_advantages(values, [0] * len(values), scale="std")
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip, high=self.config.clip)

@@ -1,0 +1,1 @@
+"""The `llamarl` command: thin; each command parses, calls the library, and prints."""

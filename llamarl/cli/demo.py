@@ -1,0 +1,63 @@
+"""demo: the whole thing on a laptop, from one command."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
+
+
+def add_commands(commands: Subparsers) -> None:
+    """Adds `demo`."""
+    demo = add_command(
+        commands,
+        "demo",
+        run_demo,
+        help="train a tiny shipped model on this machine by asynchronous RL; no download, no GPU",
+        examples="llamarl demo\nllamarl demo --steps 100\nllamarl demo --engine monarch --schedule.max-staleness 4",
+        takes_overrides=True,
+    )
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
+    demo.add_argument("--run-dir", help="where the run is written (default: a new folder under runs/)")
+    add_view_options(demo)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """`llamarl demo`."""
+    from rich.console import Console
+
+    from llamarl.cli.run_commands import draw_figures, live_view
+    from llamarl.controller.recipe import Recipe
+    from llamarl.controller.run import train
+    from llamarl.recipes import recipe_path
+    from llamarl.report.rollouts import side_by_side
+
+    steps = [] if arguments.steps is None else ["--schedule.steps", str(arguments.steps)]
+    recipe = Recipe.load(recipe_path("demo"), [*steps, *arguments.overrides])
+    console = Console(stderr=arguments.json)
+    if not arguments.quiet:
+        console.print(
+            "A 0.34M-parameter model learns to follow instructions such as "
+            "[bold]write 3 words with moon, upper, end ![/bold]",
+            highlight=False,
+        )
+    with live_view(arguments, "llamarl demo") as view:
+        summary, reporter = train(recipe, arguments.run_dir, live=view)
+    figure = draw_figures(reporter.directory)
+    if arguments.json:
+        print_json({"run_dir": str(reporter.directory), "figure": str(figure), **asdict(summary)})
+        return 0
+    console.print(side_by_side(list(reporter.before)[:6], list(reporter.after)[:6], width=console.width))
+    before, after = summary.reward_before, summary.reward_after
+    if before is not None and after is not None:
+        count = len(reporter.after)
+        console.print(f"held-out reward [bold]{before:.2f} -> {after:.2f}[/bold] over {count} prompts", highlight=False)
+    console.print(
+        f"{summary.steps} steps in {summary.seconds:.0f} s, {summary.tokens_generated} tokens, largest staleness "
+        f"{summary.staleness_max} of {recipe.schedule.max_staleness} allowed",
+        highlight=False,
+    )
+    console.print(f"figure         {figure}", soft_wrap=True, highlight=False)
+    console.print(f"run directory  {Path(reporter.directory)}", soft_wrap=True, highlight=False)
+    console.print(f"next           llamarl view {reporter.directory}", soft_wrap=True, highlight=False)
+    return 0

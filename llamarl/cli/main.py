@@ -1,0 +1,65 @@
+"""Parses the command line and dispatches. Nothing heavy is imported before a command runs.
+
+Exit status: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import llamarl
+from llamarl.cli import demo, model_commands, run_commands
+from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
+
+DESCRIPTION = """\
+llamarl: asynchronous, off-policy-corrected RL post-training of language models.
+
+  llamarl demo                                        train a tiny model on this machine in two minutes, no download
+  llamarl train recipe.toml                           a run from a recipe
+  llamarl train recipe.toml --schedule.max-staleness 2
+  llamarl resume runs/NAME                            go on after a crash or Ctrl-C
+  llamarl view runs/NAME                              how it goes or went
+  llamarl export runs/NAME model/                     a Hugging Face checkpoint
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="llamarl",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"llamarl {llamarl.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (demo, run_commands, model_commands):
+        module.add_commands(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status. Expected errors print one message, never a traceback."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not arguments.takes_overrides:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    arguments.overrides = rest
+    try:
+        return int(arguments.run(arguments) or 0)
+    except (ConfigError, DataError, MissingDependencyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except LlamaRLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

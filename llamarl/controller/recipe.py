@@ -1,0 +1,208 @@
+"""The whole configuration of a run, one typed object; a TOML file is the same thing written down."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from llamarl.algorithms import AIPOConfig, AlgorithmConfig
+from llamarl.controller.guard import GuardConfig
+from llamarl.controller.schedule import Schedule
+from llamarl.core.config import Config, models_in, read_toml, suggest
+from llamarl.core.errors import ConfigError
+from llamarl.core.sampling import Sampling
+from llamarl.data.prompts import BadRowPolicy
+from llamarl.data.rows import RowFormat
+from llamarl.generation.executor import GeneratorConfig
+from llamarl.judges.config import JudgeConfig
+from llamarl.training.config import TrainerConfig
+
+
+class DataConfig(Config):
+    """Where prompts come from."""
+
+    source: str
+    """A JSONL, Parquet or CSV file, a glob of them, or a Hub id (`owner/name`, extra `hub`)."""
+    format: RowFormat = "auto"
+    """Row format: `llamarl`, `trl`, `verl`, `verifiers`, or `auto`."""
+    mapping: dict[str, str] = Field(default_factory=dict)
+    """Our field -> their column, for columns under other names: `{prompt = "question"}`."""
+    split: str | None = None
+    """Split of a Hub data set."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read only so many rows."""
+    on_bad_row: BadRowPolicy = "error"
+    """`skip` leaves bad rows out, counted and listed in the run directory."""
+    epochs: int | None = Field(default=None, ge=1)
+    """The run ends when each prompt came so often; None: when `schedule.steps` are done."""
+    system: str | None = None
+    """A system message put before every prompt that has none."""
+
+
+class EvaluationConfig(Config):
+    """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
+
+    source: str | None = None
+    """Where they come from; None holds out `num_prompts` rows of the training data, which then never train."""
+    num_prompts: int = Field(default=128, ge=0)
+    """Most prompts to use; 0 turns evaluation off."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Completions of each; the reported reward is the mean over all."""
+    temperature: float | None = Field(default=None, ge=0.0)
+    """Of the evaluation; None: the training temperature."""
+
+
+class ReportConfig(Config):
+    """What is written beside `metrics.jsonl`, `summary.json` and the figures, which always are."""
+
+    rollouts_every: int = Field(default=10, ge=1)
+    """Log some groups with all their texts, verdicts and versions every so many steps."""
+    rollouts_per_step: int = Field(default=2, ge=0)
+    """How many groups then."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `tensorboard`)."""
+    trackio: str | None = None
+    """Also log to this trackio project (extra `trackio`)."""
+
+
+class Recipe(Config):
+    """A run: which model, on which prompts, judged by whom, improved how, for how long.
+
+    Raises:
+        ConfigError: (from `load` and `parse`) names each wrong field, its value and what to do.
+    """
+
+    model: str
+    """Checkpoint directory in Hugging Face format, or a Hub id."""
+    data: DataConfig
+    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
+    """Who judges. The reward is the mean of their scores, by their weights."""
+    algorithm: AlgorithmConfig = Field(default_factory=AIPOConfig)
+    sampling: Sampling = Field(default_factory=Sampling)
+    schedule: Schedule = Field(default_factory=Schedule)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    num_generators: int = Field(default=1, ge=1)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    engine: Literal["inprocess", "monarch"] = "inprocess"
+    """Executors as threads of this process, or as processes (extra `monarch`)."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of prompts and every sampled token."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads for all executors together; None: all cores."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.schedule.max_staleness > 0 and not self.algorithm.build().corrects_staleness:
+            raise ValueError(
+                f"algorithm.type={self.algorithm.type!r} has no off-policy correction, but schedule.max_staleness="
+                f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or use 'aipo'"
+            )
+        if self.sampling.temperature == 0.0:
+            raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Reads a TOML recipe (or a run directory's `recipe.json`) and applies `--dotted.name value` overrides.
+
+        Relative file names in a TOML recipe are relative to it where they exist there, otherwise to the working
+        directory.
+        """
+        path = Path(path)
+        values = json.loads(path.read_text()) if path.suffix == ".json" else read_toml(path)
+        if path.suffix != ".json":
+            _locate_files(values, path.parent)
+        return cls.parse(merge(values, parse_overrides(overrides)), source=str(path))
+
+
+def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
+    """Every setting below `model`: dotted name, default, meaning; one a line, tables after their heading."""
+    lines = []
+    for name, field in model.model_fields.items():
+        nested = models_in(field.annotation)
+        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        meaning = " ".join((field.description or "").split())
+        if not nested:
+            lines.append(f"{prefix}{name} = {default}" + (f"  # {meaning}" if meaning else ""))
+        for each in nested:
+            tag = each.model_fields.get("type")
+            title = f"{prefix}{name}" + (f" (type = {tag.default!r})" if tag is not None else "")
+            lines += [
+                "",
+                f"[{title}]" + (f"  # {meaning}" if meaning else ""),
+                describe_settings(each, f"{prefix}{name}."),
+            ]
+    return "\n".join(lines)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["--schedule.max-staleness", "2", "--engine=monarch"]` as nested values, in TOML's value syntax or plain text.
+
+    Raises:
+        ConfigError: an argument without `--`, or one without a value.
+    """
+    import tomllib
+
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        name, equals, text = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise ConfigError(f"{name!r}: expected an override such as --schedule.steps 50")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{name}: needs a value, as in {name} VALUE")
+            text = rest.pop(0)
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        target = values
+        *parents, leaf = name[2:].replace("-", "_").split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{name}: {parent!r} was already given a plain value")
+        target[leaf] = value
+    return values
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, table by table. `judges.0.weight` style keys address list entries."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, (list, tuple)) and isinstance(value, Mapping):
+            merged[key] = [
+                merge(entry, value[str(i)]) if isinstance(value.get(str(i)), Mapping) else entry
+                for i, entry in enumerate(old)
+            ]
+            if unknown := sorted(set(value) - {str(i) for i in range(len(old))}):
+                raise ConfigError(f"{key}.{unknown[0]}: {suggest(unknown[0], [str(i) for i in range(len(old))])[1:]}")
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            switches_type = "type" in value and value["type"] != old.get("type")
+            merged[key] = dict(value) if switches_type else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _locate_files(values: dict[str, Any], folder: Path) -> None:
+    """Makes file names that exist beside the recipe absolute, so that a recipe works from any working directory."""
+    tables = [(values, "model"), (values.get("data"), "source"), (values.get("evaluation"), "source")]
+    for table, key in tables:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            beside = folder / table[key]
+            if not Path(table[key]).is_absolute() and beside.exists():
+                table[key] = str(beside.resolve())
+    for judge in values.get("judges", []):
+        if isinstance(judge, dict) and isinstance(judge.get("function"), str):
+            file, colon, name = judge["function"].rpartition(":")
+            beside = folder / file
+            if colon and file.endswith(".py") and not Path(file).is_absolute() and beside.exists():
+                judge["function"] = f"{beside.resolve()}:{name}"

@@ -1,0 +1,217 @@
+"""The run directory as an observer: everything the loop tells goes to files, and to the live view."""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from llamarl.controller.ledger import Ledger
+from llamarl.controller.metrics import mean_reward
+from llamarl.controller.observer import StepRecord
+from llamarl.core.protocols import MetricSink
+from llamarl.core.records import Group
+from llamarl.report.live import LiveView
+from llamarl.report.metrics import JsonlSink, MultiSink
+from llamarl.report.rollouts import RolloutLog
+from llamarl.report.status import RunStatus, executors_now
+from llamarl.report.summary import RunSummary, peak_memory_bytes
+from llamarl.report.timeline import Timeline
+
+
+class Reporter:
+    """Observer of one run.
+
+    Args:
+        directory: of the run.
+        ledger: for the counts of prompts.
+        total_steps: where the run ends.
+        rollouts_every, rollouts_per_step: see `recipe.ReportConfig`.
+        sinks: further metric sinks besides `metrics.jsonl`.
+        live: the live view, if anybody looks.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        ledger: Ledger,
+        total_steps: int,
+        *,
+        rollouts_every: int = 10,
+        rollouts_per_step: int = 2,
+        sinks: Sequence[MetricSink] = (),
+        live: LiveView | None = None,
+    ) -> None:
+        self.directory, self.total_steps, self.live = directory, total_steps, live
+        self._ledger = ledger
+        self._metrics_file = JsonlSink(directory / "metrics.jsonl")
+        self._sink = MultiSink([self._metrics_file, *sinks])
+        self._rollouts = RolloutLog(directory / "rollouts.jsonl", rollouts_every, rollouts_per_step)
+        self.timeline = Timeline(directory / "timeline.jsonl")
+        self.before: Sequence[Group] = ()
+        """Held-out groups answered by the untrained policy, in this process."""
+        self.after: Sequence[Group] = ()
+        self._totals: dict[str, Any] = {
+            "seconds": 0.0,
+            "tokens": 0,
+            "failed": 0,
+            "reward_before": None,
+            "reward_after": None,
+            "staleness_max": None,
+            "mismatch_max": None,
+            "sync_seconds": [],
+            "rewards": [],
+        }
+        self._version = 0
+        self._last_step_at = self._started_at = time.monotonic()
+        self._seconds_before = 0.0
+        self._is_training = False
+        self._message = ""
+        self._latest: Mapping[str, float] = {}
+
+    # What the loop tells
+
+    def span(self, executor: str, activity: str) -> AbstractContextManager[None]:
+        """A span of the timeline."""
+        return self.timeline.span(executor, activity)
+
+    def on_group(self, group: Group, dropped: str | None) -> None:
+        """Counts tokens and failures."""
+        self._totals["tokens"] += sum(len(sample.completion.token_ids) for sample in group.samples)
+        self._totals["failed"] += dropped == "unscored"
+        self.refresh()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Writes the step's metrics and its share of rollouts."""
+        now, totals = time.monotonic(), self._totals
+        seconds, self._last_step_at = now - self._last_step_at, now
+        self._version = record.version
+        metrics = dict(record.metrics)
+        metrics["time/step"] = seconds
+        metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds if seconds > 0 else 0.0
+        if record.proofs:
+            metrics["time/sync"] = max(proof.seconds for proof in record.proofs)
+            metrics["weights/probe_gap"] = max(proof.probe_gap for proof in record.proofs)
+            totals["sync_seconds"].append(metrics["time/sync"])
+        metrics |= {f"data/{name}": float(count) for name, count in self._ledger.counts().items()}
+        metrics["data/failed"] = float(totals["failed"])
+        totals["rewards"].append(record.reward)
+        totals["staleness_max"] = _larger(totals["staleness_max"], metrics["rollout/staleness/max"])
+        totals["mismatch_max"] = _larger(totals["mismatch_max"], metrics.get("train/mismatch_prob_max"))
+        self._latest = metrics
+        self._sink.write(record.version, {"policy_version": record.version, **metrics})
+        self._rollouts.write(record.version, record.version - 1, record.groups)
+        self.refresh()
+
+    def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
+        """Writes `eval/*`; the first evaluation is "before", the newest "after"."""
+        reward = mean_reward(groups)
+        if self._totals["reward_before"] is None:
+            self._totals["reward_before"], self.before = reward, groups
+        self._totals["reward_after"], self.after = reward, groups
+        samples = [sample for group in groups for sample in group.samples]
+        self._totals["tokens"] += sum(len(sample.completion.token_ids) for sample in samples)
+        lengths = [len(sample.completion.token_ids) for sample in samples]
+        self._sink.write(
+            version,
+            {
+                "policy_version": version,
+                "eval/reward/mean": reward,
+                "eval/reward/count": sum(sample.reward is not None for sample in samples),
+                "eval/response_len/mean": statistics.fmean(lengths),
+            },
+        )
+        self._last_step_at = time.monotonic()
+        self.refresh()
+
+    def on_message(self, text: str) -> None:
+        """Shows and keeps a message."""
+        self._message = text
+        with open(self.directory / "messages.log", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        self.refresh()
+
+    # What the run asks
+
+    def start_clock(self) -> None:
+        """The training loop begins now."""
+        self._started_at = self._last_step_at = time.monotonic()
+        self._is_training = True
+
+    def refresh(self) -> None:
+        """Gives the live view the newest state."""
+        if self.live is None:
+            return
+        counts, latest = self._ledger.counts(), self._latest
+        self.live.update(
+            RunStatus(
+                step=self._version,
+                total_steps=self.total_steps,
+                version=self._version,
+                reward=self._totals["rewards"][-1] if self._totals["rewards"] else None,
+                reward_history=self._totals["rewards"],
+                staleness_max=latest.get("rollout/staleness/max"),
+                staleness_mean=latest.get("rollout/staleness/mean"),
+                tokens_per_second=latest.get("perf/tokens_per_second"),
+                mismatch=latest.get("train/mismatch_kl"),
+                weight_sync_seconds=latest.get("time/sync"),
+                executors=executors_now(self.timeline),
+                counters={**counts, "failed": self._totals["failed"]},
+                message=self._message,
+            )
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Totals as plain JSON, saved with a checkpoint."""
+        return {**self._totals, "seconds": self._seconds(), "version": self._version}
+
+    def restore(self, state: Mapping[str, Any], version: int) -> None:
+        """Goes on from a checkpoint's totals; files forget what came after it."""
+        self._totals |= {key: value for key, value in state.items() if key in self._totals}
+        self._seconds_before, self._version = float(self._totals["seconds"]), version
+        self._metrics_file.rewind(version)
+        self._rollouts.rewind(version)
+
+    def summary(self) -> RunSummary:
+        """How the run went so far."""
+        totals, counts, seconds = self._totals, self._ledger.counts(), self._seconds()
+        syncs = totals["sync_seconds"]
+        return RunSummary(
+            steps=self._version,
+            version=self._version,
+            seconds=seconds,
+            reward_before=totals["reward_before"],
+            reward_after=totals["reward_after"] if self._version else None,
+            tokens_generated=totals["tokens"],
+            tokens_per_second=totals["tokens"] / seconds if seconds > 0 else None,
+            staleness_max=None if totals["staleness_max"] is None else int(totals["staleness_max"]),
+            mismatch_max=totals["mismatch_max"],
+            weight_sync_seconds_median=statistics.median(syncs) if syncs else None,
+            prompts_issued=counts["issued"],
+            prompts_trained=counts["trained"],
+            prompts_dropped=counts["dropped"],
+            prompts_failed=totals["failed"],
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._sink.close()
+        self._rollouts.close()
+        self.timeline.close()
+
+    def _seconds(self) -> float:
+        running = time.monotonic() - self._started_at if self._is_training else 0.0
+        return self._seconds_before + running
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The totals saved with a checkpoint."""
+    state: dict[str, Any] = json.loads(path.read_text())
+    return state
+
+
+def _larger(old: float | None, new: float | None) -> float | None:
+    return new if old is None else old if new is None else max(old, new)

@@ -1,0 +1,419 @@
+"""From a recipe to a finished run: prepares, starts the executors, runs the loop, and survives what it can.
+
+prepare    reads and checks everything that can be wrong before anything starts
+train      a new run directory, from the recipe's checkpoint
+resume     an existing run directory, from its newest good checkpoint
+
+RUN/recipe.json environment.json metrics.jsonl rollouts.jsonl timeline.jsonl ledger.sqlite checkpoints/ summary.json
+"""
+
+import asyncio
+import functools
+import json
+import os
+import signal
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llamarl.algorithms import build_algorithm
+from llamarl.controller.checkpoints import CheckpointStore
+from llamarl.controller.guard import CollapseGuard
+from llamarl.controller.ledger import Ledger
+from llamarl.controller.loop import Controller, Evaluation
+from llamarl.controller.pool import GeneratorPool
+from llamarl.controller.pulse import Pulse
+from llamarl.controller.recipe import Recipe
+from llamarl.controller.reporter import Reporter, read_state
+from llamarl.core.errors import CheckpointError, ConfigError, DataError, ExecutorLostError
+from llamarl.core.protocols import Engine, ExecutorHandle, MetricSink
+from llamarl.core.records import Prompt
+from llamarl.core.seeds import derive_seed
+from llamarl.data import PromptStream, read_prompts
+from llamarl.engine import build_engine
+from llamarl.generation.executor import GeneratorExecutor
+from llamarl.judges.executor import JudgeExecutor
+from llamarl.models.checkpoint import load_config, load_model, load_tokenizer
+from llamarl.models.template_check import check_template
+from llamarl.models.tokenizer import Tokenizer
+from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
+from llamarl.report.files import write_json
+from llamarl.report.live import LiveView
+from llamarl.report.metrics import TensorBoardSink, TrackioSink
+from llamarl.report.summary import RunSummary, write_summary
+from llamarl.training.executor import TrainerExecutor
+from llamarl.weights import build_channel
+
+RECIPE_FILE = "recipe.json"
+STATE_FILE = "run.json"
+"""Beside the trainer's files in a checkpoint: the run's totals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything read and checked before the first process starts."""
+
+    recipe: Recipe
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    skipped_rows: Sequence[Any]
+    tokenizer: Tokenizer
+    max_positions: int
+
+    def describe(self) -> dict[str, Any]:
+        """What would run, for `--dry-run`."""
+        schedule = self.recipe.schedule
+        per_epoch = len(self.prompts) / schedule.prompts_per_step
+        return {
+            "prompts": len(self.prompts),
+            "held_out": len(self.held_out),
+            "skipped_rows": len(self.skipped_rows),
+            "steps": schedule.steps,
+            "epochs": round(schedule.steps / per_epoch, 3),
+            "completions_per_step": schedule.prompts_per_step * schedule.samples_per_prompt,
+            "max_staleness": schedule.max_staleness,
+            "engine": self.recipe.engine,
+            "executors": ["trainer", "judge", *generator_names(self.recipe)],
+        }
+
+
+def generator_names(recipe: Recipe) -> list[str]:
+    """Executor names of the generators."""
+    return [f"generator-{i}" for i in range(recipe.num_generators)]
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Reads data and tokenizer and checks that they fit the model and each other.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what is wrong, where, and what to do.
+    """
+    config = load_config(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
+    check_template(tokenizer, config)
+    data = recipe.data
+    rows = read_prompts(
+        data.source,
+        format=data.format,
+        mapping=data.mapping,
+        split=data.split,
+        limit=data.limit,
+        on_bad_row=data.on_bad_row,
+    )
+    prompts = [_with_system(prompt, data.system) for prompt in rows]
+    prompts, held_out = _hold_out(recipe, prompts)
+    prepared = Prepared(recipe, prompts, held_out, rows.skipped, tokenizer, config.max_position_embeddings)
+    _check_lengths(prepared)
+    return prepared
+
+
+def train(
+    recipe: Recipe, run_dir: str | Path | None = None, *, live: LiveView | None = None
+) -> tuple[RunSummary, Reporter]:
+    """Runs a recipe from its checkpoint to its last step.
+
+    Args:
+        recipe: what to run.
+        run_dir: an absent or empty directory; None makes one under `runs/`.
+        live: where to show progress.
+
+    Returns:
+        The summary, also in `summary.json`, and the reporter with the evaluated groups.
+
+    Raises:
+        ConfigError: `run_dir` holds something already.
+        LlamaRLError: why the run ended early; the run directory says where, and `resume` goes on from it.
+    """
+    directory = Path(run_dir) if run_dir is not None else _default_directory(recipe)
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(
+            f"run_dir={directory}: not empty; `llamarl resume {directory}` goes on with it, or choose another directory"
+        )
+    prepared = prepare(recipe)
+    directory.mkdir(parents=True, exist_ok=True)
+    return _drive(prepared, directory, live, is_resumed=False)
+
+
+def resume(
+    run_dir: str | Path, overrides: Sequence[str] = (), *, live: LiveView | None = None
+) -> tuple[RunSummary, Reporter]:
+    """Goes on with a run from its newest good checkpoint.
+
+    Every prompt trained since is trained again, every prompt under way starts over; none is lost or trained twice.
+
+    Args:
+        run_dir: the directory of a run that ended or was killed.
+        overrides: as on the command line, such as `--schedule.steps 200`.
+        live: where to show progress.
+
+    Raises:
+        CheckpointError: not a run directory.
+    """
+    directory = Path(run_dir)
+    if not (directory / RECIPE_FILE).is_file():
+        raise CheckpointError(f"{directory}: no {RECIPE_FILE}; give the directory of a llamarl run")
+    return _drive(prepare(Recipe.load(directory / RECIPE_FILE, overrides)), directory, live, is_resumed=True)
+
+
+def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool) -> tuple[RunSummary, Reporter]:
+    recipe = prepared.recipe
+    write_json(directory / RECIPE_FILE, recipe.model_dump(mode="json"))
+    write_json(directory / ENVIRONMENT_FILE, environment_record())
+    if prepared.skipped_rows:
+        write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
+    restarts_left = recipe.schedule.max_restarts
+    while True:
+        try:
+            return asyncio.run(_attempt(prepared, directory, live, is_resumed))
+        except ExecutorLostError as error:
+            if "trainer" not in str(error) or restarts_left <= 0:
+                raise
+            restarts_left, is_resumed = restarts_left - 1, True
+            warnings.warn(f"{error}; restarting from the last checkpoint", RuntimeWarning, stacklevel=2)
+
+
+async def _attempt(
+    prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool
+) -> tuple[RunSummary, Reporter]:
+    """One life of the executors: spawn, restore, loop, close."""
+    recipe = prepared.recipe
+    store = CheckpointStore(directory / "checkpoints")
+    checkpoint = store.load_latest() if is_resumed and store.steps() else None
+    version = checkpoint.step if checkpoint else 0
+    with Ledger(directory / "ledger.sqlite") as ledger, _reporter(recipe, directory, ledger, live) as reporter:
+        ledger.rewind(version)
+        reporter.restore(read_state(checkpoint.path / STATE_FILE) if checkpoint else {}, version)
+        async with _executors(recipe, prepared, reporter) as (trainer, judge, pool, pulse):
+            if checkpoint:
+                await trainer.call("load", str(checkpoint.path / "trainer"))
+            controller = Controller(
+                schedule=recipe.schedule,
+                stream=_stream(prepared, ledger),
+                encode=functools.partial(_encode, prepared.tokenizer),
+                sampling=recipe.sampling,
+                algorithm=build_algorithm(recipe.algorithm),
+                trainer=trainer,
+                judge=judge,
+                pool=pool,
+                ledger=ledger,
+                observer=reporter,
+                guard=CollapseGuard(recipe.guard),
+                pulse=pulse,
+                seed=recipe.seed,
+                version=version,
+            )
+            save = functools.partial(_save, store, trainer, reporter)
+            with _first_interrupt(controller.stop, reporter), _ticking(reporter):
+                reporter.start_clock()
+                try:
+                    await controller.run(_evaluation(prepared), save)
+                finally:
+                    summary = reporter.summary()
+                    write_summary(directory, summary)
+        return summary, reporter
+
+
+async def _save(
+    store: CheckpointStore, trainer: ExecutorHandle, reporter: Reporter, version: int, reward: float
+) -> None:
+    """Writes one checkpoint. A disk that refuses costs this checkpoint, not the run."""
+    with reporter.span("trainer", "checkpoint"):
+        try:
+            folder = await asyncio.to_thread(store.fresh)
+            (folder / "trainer").mkdir()
+            await trainer.call("save", str(folder / "trainer"))
+            (folder / STATE_FILE).write_text(json.dumps(reporter.state()))
+            await asyncio.to_thread(store.commit, version, folder, reward)
+        except OSError as error:
+            reporter.on_message(f"checkpoint {version} not written ({error}); the previous one stays")
+
+
+@asynccontextmanager
+async def _executors(
+    recipe: Recipe, prepared: Prepared, reporter: Reporter
+) -> AsyncIterator[tuple[ExecutorHandle, ExecutorHandle, GeneratorPool, Pulse]]:
+    """Trainer, judge and (not yet started) generators on the recipe's engine; all gone at the end."""
+    engine = build_engine(recipe.engine)
+    channel = build_channel(recipe.engine)
+    load = functools.partial(load_model, recipe.model)
+    pulse = Pulse()
+    try:
+        trainer, judge = await asyncio.gather(
+            engine.spawn(
+                functools.partial(
+                    TrainerExecutor,
+                    recipe.trainer,
+                    recipe.algorithm.build,
+                    load,
+                    recipe.sampling,
+                    channel,
+                    recipe.schedule.steps,
+                ),
+                name="trainer",
+            ),
+            engine.spawn(functools.partial(JudgeExecutor, recipe.judges), name="judge"),
+        )
+        generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel)
+        pool = GeneratorPool(
+            functools.partial(_spawn, engine, generator),
+            generator_names(recipe),
+            capacity=_capacity(recipe),
+            observer=reporter,
+            pulse=pulse,
+            timeout_seconds=recipe.schedule.call_seconds,
+            max_restarts=recipe.schedule.max_restarts,
+        )
+        yield trainer, judge, pool, pulse
+    finally:
+        await engine.close()
+        channel.close()
+
+
+async def _spawn(engine: Engine, factory: Callable[[], GeneratorExecutor], name: str) -> ExecutorHandle:
+    return await engine.spawn(factory, name=name)
+
+
+def _capacity(recipe: Recipe) -> int:
+    """Requests given to one generator: enough to keep its slots full, few enough that they start soon."""
+    per_slotful = -(-recipe.generator.slots // recipe.schedule.samples_per_prompt)
+    return max(1, per_slotful + (per_slotful + 1) // 2)
+
+
+def _stream(prepared: Prepared, ledger: Ledger) -> Iterator[tuple[int, Prompt]]:
+    recipe = prepared.recipe
+    stream = PromptStream(prepared.prompts, seed=recipe.seed, epochs=recipe.data.epochs, done=ledger.accounted())
+    return ((issue.epoch, issue.prompt) for issue in stream)
+
+
+def _evaluation(prepared: Prepared) -> Evaluation | None:
+    recipe = prepared.recipe
+    if not prepared.held_out:
+        return None
+    temperature = recipe.evaluation.temperature
+    sampling = (
+        recipe.sampling if temperature is None else recipe.sampling.model_copy(update={"temperature": temperature})
+    )
+    return Evaluation(prepared.held_out, sampling, recipe.evaluation.samples_per_prompt)
+
+
+def _hold_out(recipe: Recipe, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts. Held-out rows are chosen by a hash of their id: the same in every run."""
+    evaluation = recipe.evaluation
+    if not evaluation.num_prompts:
+        return prompts, []
+    if evaluation.source is not None:
+        rows = read_prompts(evaluation.source, mapping=recipe.data.mapping, limit=evaluation.num_prompts)
+        held_out = [_with_system(prompt, recipe.data.system) for prompt in rows]
+        trained = {_text(prompt) for prompt in prompts}
+        if leaked := [prompt.id for prompt in held_out if _text(prompt) in trained]:
+            raise DataError(
+                f"evaluation.source={evaluation.source}: {len(leaked)} of its prompts are also training prompts, "
+                f"first {leaked[0]!r}; remove them from one side"
+            )
+        return prompts, held_out
+    if len(prompts) <= 2 * evaluation.num_prompts:
+        raise ConfigError(
+            f"evaluation.num_prompts={evaluation.num_prompts} would hold out half or more of the {len(prompts)} "
+            "prompts; lower it, set it to 0, or give evaluation.source"
+        )
+    order = sorted(range(len(prompts)), key=lambda i: derive_seed("held out", prompts[i].id))
+    chosen = set(order[: evaluation.num_prompts])
+    return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]
+
+
+def _text(prompt: Prompt) -> str:
+    return "\x1f".join(f"{m['role']}:{m['content']}" for m in prompt.messages)
+
+
+def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+    if system is None or prompt.messages[0]["role"] == "system":
+        return prompt
+    return replace(prompt, messages=({"role": "system", "content": system}, *prompt.messages))
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
+    return tokenizer.encode_chat(prompt.messages, prompt.tools)
+
+
+def _check_lengths(prepared: Prepared) -> None:
+    """No prompt may be so long that its completion cannot fit the model's positions."""
+    room = prepared.max_positions - prepared.recipe.sampling.max_tokens
+    for prompt in [*prepared.prompts, *prepared.held_out]:
+        if (length := len(_encode(prepared.tokenizer, prompt))) > room:
+            raise DataError(
+                f"prompt {prompt.id!r} has {length} tokens; with sampling.max_tokens="
+                f"{prepared.recipe.sampling.max_tokens} the model's {prepared.max_positions} positions leave {room}; "
+                "shorten the prompt, lower sampling.max_tokens, or drop the row"
+            )
+
+
+@contextmanager
+def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | None) -> Iterator[Reporter]:
+    sinks: list[MetricSink] = []
+    if recipe.report.tensorboard:
+        sinks.append(TensorBoardSink(directory / "tensorboard"))
+    if recipe.report.trackio:
+        sinks.append(TrackioSink(recipe.report.trackio, directory.name))
+    reporter = Reporter(
+        directory,
+        ledger,
+        recipe.schedule.steps,
+        rollouts_every=recipe.report.rollouts_every,
+        rollouts_per_step=recipe.report.rollouts_per_step,
+        sinks=sinks,
+        live=live,
+    )
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+@contextmanager
+def _first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) finishes the step and saves; the second ends at once."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        reporter.on_message("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+        stop()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+    except (ValueError, RuntimeError, NotImplementedError):  # not the main thread, or not a platform with signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _ticking(reporter: Reporter, seconds: float = 0.5) -> Iterator[None]:
+    """Keeps the live view fresh between events."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            reporter.refresh()
+
+    task = asyncio.get_running_loop().create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _default_directory(recipe: Recipe) -> Path:
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(recipe.model).name}-{os.getpid()}"
+
+
+__all__ = ["Prepared", "prepare", "resume", "train"]

@@ -1,0 +1,33 @@
+"""Who starts and watches executors: spawn, call, stop, close. Knows nothing of RL and imports no torch.
+
+engine = build_engine("inprocess")                  # or "monarch": one process per rank
+trainer = await engine.spawn(make_trainer, name="trainer")
+result = await trainer.call("train", samples, timeout_seconds=600)
+await engine.close()
+"""
+
+from llamarl.core.errors import ConfigError
+from llamarl.core.protocols import Engine
+from llamarl.engine.inprocess import InProcessEngine
+
+ENGINES = ("inprocess", "monarch")
+"""Names that `build_engine` knows."""
+
+
+def build_engine(name: str) -> Engine:
+    """The engine called `name`: one thread per executor rank (`inprocess`) or one process (`monarch`).
+
+    Raises:
+        ConfigError: no such engine.
+        MissingDependencyError: the engine's package is not installed; names the extra.
+    """
+    if name == "inprocess":
+        return InProcessEngine()
+    if name == "monarch":
+        from llamarl.engine.monarch import MonarchEngine
+
+        return MonarchEngine()
+    raise ConfigError(f"engine: no engine {name!r}; choose one of: {', '.join(ENGINES)}")
+
+
+__all__ = ["ENGINES", "InProcessEngine", "build_engine"]

@@ -1,0 +1,110 @@
+"""Log-probabilities and entropy of next-token distributions, accumulated in float32.
+
+Shape legend: M tokens (packed, without padding), V vocabulary, N samples, T tokens of the longest sample.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each target: `logits[target] / temperature - logsumexp(logits / temperature)`.
+
+    Differentiable once. Keeps only the logits for the backward pass, never a second `[M, V]` table.
+
+    Args:
+        logits: `[M, V]`, any floating type; half precision is summed in float32.
+        targets: `[M]` int64 token ids in [0, V).
+        temperature: the one the tokens were sampled with, > 0. Leaving it out makes the ratio to the behaviour
+            log-probs wrong at every token.
+
+    Returns:
+        `[M]`, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: the shapes disagree or the temperature is not positive.
+    """
+    _check(logits, temperature)
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(f"token_logprobs: targets {tuple(targets.shape)} do not match logits {tuple(logits.shape)}")
+    logprobs: Tensor = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
+    return logprobs
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy in nats of each row's distribution, `logsumexp(z) - sum(softmax(z) z)` with `z = logits / temperature`.
+
+    Differentiable; call it under `torch.no_grad()` where it only feeds a metric.
+
+    Args:
+        logits: `[M, V]`. An entry may be -inf: it has probability 0 and adds nothing.
+        temperature: the sampling temperature, > 0.
+
+    Returns:
+        `[M]` in [0, log V], float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    _check(logits, temperature)
+    scaled = _scaled(logits, temperature)
+    finite = scaled.masked_fill(scaled.isneginf(), 0.0)
+    return scaled.logsumexp(-1) - (scaled.softmax(-1) * finite).sum(-1)
+
+
+def pad_rows(values: Tensor, lengths: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    """Lays packed per-token values out as one row per sample, padded right with zeros.
+
+    `values == rows[mask]`, and gradients flow back the same way.
+
+    Args:
+        values: `[M]`, the samples' tokens one after the other.
+        lengths: `[N]` tokens of each sample; they add up to M.
+
+    Returns:
+        `rows [N, T]` and `mask [N, T]` bool, True on real tokens; T is the largest length.
+
+    Raises:
+        ValueError: the lengths do not add up to M.
+    """
+    lengths = torch.as_tensor(lengths, device=values.device, dtype=torch.int64)
+    total, longest = (int(lengths.sum()), int(lengths.max())) if len(lengths) else (0, 0)
+    if total != len(values):
+        raise ValueError(f"pad_rows: lengths add up to {total}, but there are {len(values)} values")
+    mask = torch.arange(longest, device=values.device) < lengths[:, None]
+    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Recomputes the softmax in the backward pass instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        scaled = _scaled(logits, temperature)
+        log_normalizer = scaled.logsumexp(-1)
+        ctx.save_for_backward(logits, targets, log_normalizer)
+        ctx.temperature = temperature
+        return scaled.gather(-1, targets[:, None]).squeeze(-1) - log_normalizer
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, log_normalizer = ctx.saved_tensors
+        column = grad[:, None] / ctx.temperature
+        table = (_scaled(logits, ctx.temperature) - log_normalizer[:, None]).exp_().mul_(-column)
+        return table.scatter_add_(-1, targets[:, None], column).to(logits.dtype), None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    full = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return full if temperature == 1.0 else full / temperature
+
+
+def _check(logits: Tensor, temperature: float) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be [M, V], got shape {tuple(logits.shape)}")
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be > 0, got {temperature}; greedy samples have no gradient")

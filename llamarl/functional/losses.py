@@ -1,0 +1,144 @@
+"""From per-token objectives to one scalar: masks, weights, denominators and metrics.
+
+A step's samples reach the loss in micro-batches. Each micro-batch loss is already divided by the denominators of the
+whole step, so the micro-batch losses (and their gradients) simply add up, however the step was cut:
+
+    reduction        loss                                                     a sample's tokens weigh
+    token_mean       sum of all terms / tokens of the step                     the same as everybody's tokens
+    sequence_mean    sum over samples of (their sum / their tokens) / samples    less in a long sample
+    fixed_length     sum of all terms / (samples * max_tokens)                 the same, whatever the step's lengths
+    sample_sum       sum of all terms / samples                                1: the log-prob of whole sequences
+    group_sum        sum of all terms / groups                                 1, per prompt
+
+Shape legend: N samples, T tokens. Nothing here imports torch: only methods of the tensors that come in are used.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, assert_never
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Reduction = Literal["token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum"]
+"""What a sum of per-token terms is divided by."""
+
+Metrics = dict[str, tuple["Tensor | float", "Tensor | float"]]
+"""By key, a sum and the count that it is divided by at the end. Both add up over micro-batches and ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominators:
+    """Counts of one whole optimizer step, over all ranks, before any sample is skipped or put into a micro-batch."""
+
+    tokens: int
+    """Completion tokens."""
+    samples: int
+    groups: int
+    """Distinct prompts."""
+    max_tokens: int
+    """The token limit of a completion."""
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.samples, self.groups, self.max_tokens) < 1:
+            raise ValueError(f"{self}: every count must be at least 1; do not step on an empty batch")
+
+    @classmethod
+    def count(cls, lengths: Sequence[int], groups: Sequence[int], max_tokens: int) -> "Denominators":
+        """Counts a step from each sample's completion length and group."""
+        return cls(tokens=sum(lengths), samples=len(lengths), groups=len(set(groups)), max_tokens=max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossBatch:
+    """One micro-batch. Completions are padded right; what padding holds never matters."""
+
+    logprobs: "Tensor"
+    """`[N, T]` float, of the policy being trained, with gradient."""
+    behavior_logprobs: "Tensor"
+    """`[N, T]` float, recorded by the generator at sampling time."""
+    mask: "Tensor"
+    """`[N, T]` bool, True on sampled tokens, the end token included."""
+    advantages: "Tensor"
+    """`[N]` float."""
+    weights: "Tensor"
+    """`[N]` float: multiplies all loss terms of a sample, never a denominator."""
+    denominators: Denominators
+    reference_logprobs: "Tensor | None" = None
+    """`[N, T]` float, of the reference policy."""
+    entropy: "Tensor | None" = None
+    """`[N, T]` float in nats; with gradient where the algorithm has an entropy term."""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.mask.shape)
+        if len(shape) != 2 or str(self.mask.dtype) != "torch.bool":
+            raise ValueError(f"LossBatch.mask must be a bool tensor [N, T], got {self.mask.dtype} {shape}")
+        for name in ("logprobs", "behavior_logprobs", "reference_logprobs", "entropy"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}, but mask has {shape}")
+        for name in ("advantages", "weights"):
+            if tuple(getattr(self, name).shape) != shape[:1]:
+                raise ValueError(f"LossBatch.{name} has shape {tuple(getattr(self, name).shape)}; want {shape[:1]}")
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """The loss of one micro-batch and what to log of it."""
+
+    loss: "Tensor"
+    """Scalar, divided by the whole step's denominators: add it up over micro-batches."""
+    metrics: Metrics
+    """Detached sums and counts over the tokens seen; see `mean_metrics`."""
+
+
+def reduce_terms(
+    terms: "Tensor", mask: "Tensor", weights: "Tensor", denominators: Denominators, reduction: Reduction
+) -> "Tensor":
+    """The step's share of a micro-batch: weighted, masked sum of per-token terms over the step's denominator.
+
+    Args:
+        terms: `[N, T]`; anything, even NaN, where masked.
+        mask: `[N, T]` bool, True on tokens that count.
+        weights: `[N]`.
+        denominators: of the whole optimizer step.
+        reduction: see the module.
+
+    Returns:
+        A scalar; over the micro-batches of a step these add up to the reduction of the whole step.
+    """
+    sums = terms.masked_fill(~mask, 0.0).sum(-1)
+    if reduction == "sequence_mean":
+        sums = sums / mask.sum(-1).clamp(min=1)
+    return (weights * sums).sum() / _divisor(denominators, reduction)
+
+
+def masked_metric(values: "Tensor", mask: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Detached sum of the values (`[N, T]`, numbers or flags) where `mask` is True, and how many these are."""
+    return values.detach().masked_fill(~mask, 0).sum(), mask.sum()
+
+
+def mean_metrics(parts: Iterable[Mapping[str, "tuple[Tensor | float, Tensor | float]"]]) -> dict[str, float]:
+    """Adds up the micro-batches' sums and counts and divides at the very end. Keys that counted nothing are left out.
+
+    Tensors are read here and only here, so that an accelerator is not waited for in between.
+    """
+    totals: Metrics = {}
+    for part in parts:
+        for key, (value, count) in part.items():
+            old_value, old_count = totals.get(key, (0.0, 0.0))
+            totals[key] = (old_value + value, old_count + count)
+    numbers = {key: (float(value), float(count)) for key, (value, count) in totals.items()}
+    return {key: value / count for key, (value, count) in numbers.items() if count > 0}
+
+
+def _divisor(denominators: Denominators, reduction: Reduction) -> int:
+    if reduction == "token_mean":
+        return denominators.tokens
+    if reduction == "fixed_length":
+        return denominators.samples * denominators.max_tokens
+    if reduction == "group_sum":
+        return denominators.groups
+    if reduction == "sequence_mean" or reduction == "sample_sum":
+        return denominators.samples
+    assert_never(reduction)

@@ -1,0 +1,338 @@
+"""Continuous batching over slots: which rows run, what was drawn for them, when they are done.
+
+Active completions are always rows 0..n-1 of every per-row buffer. A row that ends leaves; the last live row moves into
+the hole. Waiting completions start as soon as slots are free; completions of one prompt that start together share its
+prefill.
+
+    add -> [waiting, by priority] -> admit (prefill, first token) -> rows -> decode one token each -> finished requests
+
+Shape legend: S slots, n active rows, V vocabulary.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.records import Completion, FinishReason, GenerationRequest
+from llamarl.generation.draw import draw, uniforms
+from llamarl.generation.rows import Rows
+from llamarl.generation.stops import completes_stop
+
+Finished = tuple[int, tuple[Completion, ...]]
+"""A request's key and its completions, in the order of its seeds."""
+
+
+class Backend(Protocol):
+    """The model under a batcher: rows of cache, prefilled and decoded."""
+
+    device: torch.device
+    max_positions: int
+    vocab_size: int
+
+    def prefill(self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
+        """Reads each sequence once into its cache rows; logits `[sequences, V]` after the last tokens."""
+
+    def decode(self, tokens: Tensor, longest: int) -> Tensor:
+        """Appends `tokens [n]` to rows 0..n-1, whose longest then has `longest` tokens; logits `[n, V]`."""
+
+    def move(self, sources: Tensor, targets: Tensor, longest: int) -> None:
+        """Rows `sources` take the places `targets`; no row has more than `longest` tokens."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes new weights; the cache is left as it is."""
+
+    def named_views(self) -> Mapping[str, Tensor]:
+        """The weights it holds, by parameter name."""
+
+    def mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names whose held value is not that of `tensors`, up to the rounding of the held form."""
+
+    def probe_logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
+        """Log-probs of `ids[1:]`, each given the ids before it."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request on its way."""
+
+    request: GenerationRequest
+    completions: list[Completion | None]
+    next_sample: int = 0
+    num_open: int = 0
+
+
+@dataclass(slots=True)
+class _Row:
+    """An active completion."""
+
+    job: _Job
+    sample: int
+    length_offset: int
+    """Its length (prompt and drawn tokens) minus the batcher's clock: constant, since all rows grow together."""
+    versions: list[tuple[int, int]] = field(default_factory=list)
+    """(index of the first token, version), one entry per version that drew tokens."""
+
+
+class Batcher:
+    """Completes requests, one token per active row and step.
+
+    Args:
+        backend: the model.
+        eos_ids: a completion ends with any of these.
+        decode: token ids -> text without special tokens.
+        slots: most completions decoded together.
+        on_update: what new weights do to completions under way. `recompute` rebuilds their cache, so that every
+            log-prob is exactly that of the version it is labelled with; `keep` goes on with the old cache.
+        version: policy version of the backend's current weights.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        eos_ids: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        slots: int = 64,
+        on_update: Literal["recompute", "keep"] = "recompute",
+        version: int = 0,
+    ) -> None:
+        if slots < 1:
+            raise ConfigError(f"slots: {slots} is not positive; give at least 1")
+        self.backend, self.slots, self.version = backend, slots, version
+        self._eos_ids, self._decode_text, self._on_update = tuple(eos_ids), decode, on_update
+        self._jobs: dict[int, _Job] = {}
+        self._waiting: list[tuple[int, int, _Job]] = []
+        self._arrivals = 0
+        self._rows: list[_Row] = []
+        self._clock = 0
+        self._has_stops = False
+        self._state = Rows(slots, backend.device)
+        self.num_tokens = 0
+
+    # Verbs
+
+    def add(self, requests: Sequence[GenerationRequest]) -> None:
+        """Queues requests.
+
+        Raises:
+            DataError: a prompt is empty or leaves no room for `max_tokens`, or a key is already under way.
+        """
+        for request in requests:
+            self._check(request)
+        for request in requests:
+            job = _Job(request, [None] * len(request.seeds), num_open=len(request.seeds))
+            self._jobs[request.key] = job
+            heapq.heappush(self._waiting, (request.priority, self._arrivals, job))
+            self._arrivals += 1
+
+    def step(self) -> list[Finished]:
+        """Starts what fits, decodes one token per active row; returns requests whose completions are all done."""
+        finished = self._admit()
+        if self._rows:
+            logits = self.backend.decode(self._state.token[: len(self._rows)], self._longest())
+            self._clock += 1
+            finished += self._extend(logits, 0)
+        return finished
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[tuple[Completion, ...]]:
+        """Completes everything that is queued; returns the completions of `requests`, in their order."""
+        self.add(requests)
+        done: dict[int, tuple[Completion, ...]] = {}
+        while self.has_work:
+            done.update(self.step())
+        return [done[request.key] for request in requests]
+
+    def cancel(self, keys: Iterable[int]) -> None:
+        """Forgets these requests, wherever they are. Unknown keys are ignored."""
+        dropped = {id(self._jobs.pop(key)) for key in set(keys) if key in self._jobs}
+        self._waiting = [entry for entry in self._waiting if id(entry[2]) not in dropped]
+        heapq.heapify(self._waiting)
+        self._remove([index for index, row in enumerate(self._rows) if id(row.job) in dropped])
+
+    def set_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Takes new weights between two steps; tokens drawn from now on carry `version`."""
+        self.backend.load(tensors)
+        self.adopt(version)
+
+    def adopt(self, version: int) -> None:
+        """Goes on under the weights that the backend holds by now, as `version`."""
+        self.version = version
+        counts = self._state.count.tolist()
+        for index, row in enumerate(self._rows):
+            row.versions.append((counts[index], version))
+        if self._on_update == "recompute" and self._rows:
+            self.backend.prefill([self._prefix(i, counts[i]) for i in range(len(self._rows))], self._own_rows())
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self._jobs)
+
+    @property
+    def num_active(self) -> int:
+        """Completions being decoded."""
+        return len(self._rows)
+
+    @property
+    def num_requests(self) -> int:
+        """Unfinished requests."""
+        return len(self._jobs)
+
+    # Admission
+
+    def _check(self, request: GenerationRequest) -> None:
+        num_prompt, num_new = len(request.prompt_ids), request.sampling.max_tokens
+        if request.key in self._jobs:
+            raise DataError(f"request {request.key}: this key is already under way; give each request its own")
+        if not num_prompt or not request.seeds:
+            raise DataError(
+                f"request {request.key}: {num_prompt} prompt tokens and {len(request.seeds)} seeds; "
+                "give at least one of each"
+            )
+        if num_prompt + num_new > self.backend.max_positions:
+            raise DataError(
+                f"request {request.key}: {num_prompt} prompt tokens + max_tokens {num_new} exceed the model's "
+                f"{self.backend.max_positions} positions; shorten the prompt or set max_tokens to at most "
+                f"{max(self.backend.max_positions - num_prompt, 0)}"
+            )
+
+    def _admit(self) -> list[Finished]:
+        """Fills free slots, once enough are free to make a prefill worth its while."""
+        finished: list[Finished] = []
+        while self._waiting:
+            free = self.slots - len(self._rows)
+            num_waiting = sum(len(job.request.seeds) - job.next_sample for _, _, job in self._waiting)
+            if free < min(num_waiting, max(self.slots // 8, 1)):
+                break
+            finished += self._start(self._take(free))
+        return finished
+
+    def _take(self, free: int) -> list[tuple[_Job, list[int]]]:
+        """The next completions that fit in `free` slots: (job, sample indices)."""
+        taken = []
+        while self._waiting and free:
+            job = self._waiting[0][2]
+            last = min(len(job.request.seeds), job.next_sample + free)
+            taken.append((job, list(range(job.next_sample, last))))
+            free -= last - job.next_sample
+            job.next_sample = last
+            if last == len(job.request.seeds):
+                heapq.heappop(self._waiting)
+        return taken
+
+    def _start(self, taken: list[tuple[_Job, list[int]]]) -> list[Finished]:
+        """Prefills each distinct prompt once for all its rows and draws their first tokens."""
+        first = len(self._rows)
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for job, samples in taken:
+            offset = len(job.request.prompt_ids) + 1 - self._clock
+            for sample in samples:
+                rows_of.setdefault(job.request.prompt_ids, []).append(len(self._rows))
+                self._rows.append(_Row(job, sample, offset, [(0, self.version)]))
+        self._state.start(first, [(row.job.request, row.sample) for row in self._rows[first:]])
+        self._note_settings()
+        logits = self.backend.prefill(list(rows_of), list(rows_of.values()))
+        owner = [0] * (len(self._rows) - first)
+        for index, rows in enumerate(rows_of.values()):
+            for row in rows:
+                owner[row - first] = index
+        return self._extend(logits[torch.tensor(owner, device=logits.device)], first)
+
+    # Decoding
+
+    def _extend(self, logits: Tensor, first: int) -> list[Finished]:
+        """Draws a token for each row from `first` on, and lets go of the rows that are done."""
+        last = len(self._rows)
+        state = self._state
+        tokens, logprobs = draw(
+            logits, uniforms(state.seed[first:last], state.count[first:last]), state.filters(first, last)
+        )
+        state.append(first, last, tokens, logprobs)
+        self.num_tokens += last - first
+        done = state.count[first:last] >= state.limit[first:last]
+        for eos in self._eos_ids:
+            done |= tokens == eos
+        ended = [first + index for index in done.nonzero()[:, 0].tolist()]
+        if self._has_stops:
+            ended = sorted({*ended, *self._stopped(first, last)})
+        return self._retire(ended) if ended else []
+
+    def _stopped(self, first: int, last: int) -> list[int]:
+        """Rows whose newest token completes one of their stop strings."""
+        hits = []
+        for index in range(first, last):
+            stops = self._rows[index].job.request.sampling.stop
+            if stops and completes_stop(self._state.drawn(index), stops, self._decode_text):
+                hits.append(index)
+        return hits
+
+    def _retire(self, ended: list[int]) -> list[Finished]:
+        """Turns ended rows into completions and closes the holes."""
+        finished: list[Finished] = []
+        for index in ended:
+            row = self._rows[index]
+            job = row.job
+            job.completions[row.sample] = self._completion(index)
+            job.num_open -= 1
+            if not job.num_open:
+                del self._jobs[job.request.key]
+                finished.append((job.request.key, tuple(c for c in job.completions if c is not None)))
+        self._remove(ended)
+        return finished
+
+    def _completion(self, index: int) -> Completion:
+        row = self._rows[index]
+        tokens = self._state.drawn(index)
+        starts = [*(start for start, _ in row.versions), len(tokens)]
+        versions = [v for i, (_, v) in enumerate(row.versions) for _ in range(starts[i + 1] - starts[i])]
+        text = self._decode_text(tokens)
+        sampling = row.job.request.sampling
+        is_stop = tokens[-1] in self._eos_ids or any(stop in text for stop in sampling.stop)
+        reason: FinishReason = "stop" if is_stop else "length"
+        return Completion(
+            prompt_ids=row.job.request.prompt_ids,
+            token_ids=tuple(tokens),
+            logprobs=tuple(self._state.drawn_logprobs(index)),
+            versions=tuple(versions),
+            text=text,
+            finish_reason=reason,
+        )
+
+    def _remove(self, ended: list[int]) -> None:
+        """Closes the holes with rows from the end."""
+        if not ended:
+            return
+        n = len(self._rows) - len(ended)
+        gone = set(ended)
+        holes = [index for index in ended if index < n]
+        movers = [index for index in range(n, len(self._rows)) if index not in gone]
+        if holes:
+            longest = max(self._rows[index].length_offset for index in movers) + self._clock
+            sources, targets = (torch.tensor(x, device=self.backend.device) for x in (movers, holes))
+            self.backend.move(sources, targets, longest)
+            self._state.move(sources, targets)
+            for source, target in zip(movers, holes, strict=True):
+                self._rows[target] = self._rows[source]
+        del self._rows[n:]
+        self._note_settings()
+
+    def _note_settings(self) -> None:
+        """What the active rows need beyond plain sampling."""
+        requests = [row.job.request for row in self._rows]
+        self._state.use_filters_of(requests)
+        self._has_stops = any(request.sampling.stop for request in requests)
+
+    def _longest(self) -> int:
+        return max(row.length_offset for row in self._rows) + self._clock
+
+    def _prefix(self, index: int, count: int) -> tuple[int, ...]:
+        """What the row's cache holds: the prompt and all drawn tokens but the newest."""
+        return (*self._rows[index].job.request.prompt_ids, *self._state.drawn(index)[: count - 1])
+
+    def _own_rows(self) -> list[list[int]]:
+        return [[index] for index in range(len(self._rows))]

@@ -1,0 +1,118 @@
+"""A tokenizer with its chat template: messages in, token ids out, and back."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llamarl.core.errors import ConfigError
+from llamarl.core.records import Message
+
+
+class Tokenizer:
+    """What the rest of the package needs of a Hugging Face tokenizer. Picklable; equal fingerprints encode equally.
+
+    Load one with `checkpoint.load_tokenizer`.
+
+    Args:
+        backend: a fast Hugging Face tokenizer.
+        end_ids: further ids that end a completion, from the model's generation config.
+    """
+
+    def __init__(self, backend: Any, end_ids: Sequence[int] = ()) -> None:
+        self.backend = backend
+        self.end_ids: tuple[int, ...] = tuple(end_ids)
+        own = () if backend.eos_token_id is None else (backend.eos_token_id,)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *self.end_ids)))
+        """Every id that ends a completion; the tokenizer's own end token first. Empty if it has none."""
+        self.vocab_size: int = max(backend.get_vocab().values()) + 1
+        """The largest id plus one: a model's embedding must have at least this many rows."""
+
+    def why_unfit(self, num_embeddings: int) -> str | None:
+        """Why a model with so many embedding rows cannot take this tokenizer's ids, or None if it can."""
+        largest = max(self.vocab_size - 1, *self.eos_ids, 0)
+        if largest < num_embeddings:
+            return None
+        return (
+            f"the tokenizer's ids go up to {largest}, but the model's vocabulary has {num_embeddings} entries; "
+            "tokenizer and weights are not of the same model"
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` can take several messages."""
+        return bool(self.backend.chat_template)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id texts start with, or None."""
+        return self.backend.bos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def pad_id(self) -> int:
+        """The id to fill rows with. Where the tokenizer has none, its end token: always mask by length, never by id."""
+        if self.backend.pad_token_id is not None:
+            return int(self.backend.pad_token_id)
+        return self.eos_ids[0] if self.eos_ids else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of vocabulary, rules, chat template and end ids, the same in every process."""
+        parts = [self.backend.backend_tokenizer.to_str(), self.backend.chat_template, self.bos_id, self.eos_ids]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
+        """Ids of a conversation, ending where the assistant's answer begins.
+
+        A base model without a chat template continues plain text: it takes exactly one user message and encodes its
+        content, with the special tokens the tokenizer itself adds (a BOS where it has one).
+
+        Raises:
+            ConfigError: the template refuses these messages, or there is none and this is more than one user message.
+        """
+        if self.has_chat_template:
+            return self.encode(self.render(messages, tools))
+        if tools or [message["role"] for message in messages] != ["user"]:
+            raise ConfigError(
+                "this tokenizer has no chat template, so a prompt must be one user message without tools (it is "
+                "continued as plain text); for conversations put a chat_template.jinja beside its tokenizer.json"
+            )
+        return tuple(self.backend.encode(messages[0]["content"], add_special_tokens=True))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text the chat template makes of `messages`. Raises `ConfigError` if it refuses them or is missing."""
+        # the template engine's errors are Jinja's, and anything a template's expressions may raise
+        from jinja2 import TemplateError
+
+        if not self.has_chat_template:
+            raise ConfigError(
+                "this tokenizer has no chat template; put a chat_template.jinja beside its tokenizer.json"
+            )
+        try:
+            return self.backend.apply_chat_template(  # type: ignore[no-any-return]
+                [dict(message) for message in messages],
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            roles = [message.get("role") for message in messages]
+            raise ConfigError(f"the chat template refuses messages of roles {roles}: {error}") from error
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of plain text, without any token the tokenizer would add. Never call it on decoded completions."""
+        return tuple(self.backend.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of `ids`; special tokens left out unless asked for."""
+        return self.backend.decode(  # type: ignore[no-any-return]
+            list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+        )

@@ -1,0 +1,225 @@
+"""Metric records: one per trainer step, always to `metrics.jsonl`, on request to TensorBoard or Trackio too.
+
+    {"step": 12, "policy_version": 12, "time": 1767225600.0, "rollout/reward/mean": 0.42, "rollout/reward/count": 128}
+
+Every sink takes the same call, `write(step, metrics)`. A value that is None, NaN or infinite is written as null and
+counted under `nonfinite`.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llamarl.core.errors import MissingDependencyError
+from llamarl.core.protocols import MetricSink
+from llamarl.report.files import JsonlFile, read_jsonl
+from llamarl.report.names import NONFINITE, POLICY_VERSION
+
+RESERVED = ("step", "time")
+"""Keys of a record that a metric may not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A few numbers that stand for many. All but `count` are NaN when there were none."""
+
+    mean: float
+    max: float
+    p95: float
+    """95th percentile, linear between neighbours."""
+    count: int
+
+
+def summarise(values: Iterable[float | None]) -> Summary:
+    """Mean, maximum, 95th percentile and count of the values that are not None."""
+    present = sorted(float(value) for value in values if value is not None)
+    if not present or any(math.isnan(value) for value in present):
+        return Summary(math.nan, math.nan, math.nan, len(present))
+    position = 0.95 * (len(present) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(present) - 1)
+    p95 = (
+        present[below] if above == below else present[below] * (above - position) + present[above] * (position - below)
+    )
+    return Summary(math.fsum(present) / len(present), present[-1], p95, len(present))
+
+
+class Meter:
+    """Collects values between two records and turns each name into mean, max, p95 and count.
+
+    Example:
+        >>> meter = Meter()
+        >>> meter.add("time/judge", 0.5)
+        >>> meter.add("time/judge", 1.5)
+        >>> meter.take()["time/judge/mean"]
+        1.0
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float | None]] = {}
+
+    def add(self, name: str, *values: float | None) -> None:
+        """Adds values under a name; None (not measured) counts nowhere."""
+        self._values.setdefault(name, []).extend(values)
+
+    def take(self) -> dict[str, float]:
+        """`<name>/{mean,max,p95,count}` of everything added since the last call."""
+        taken, self._values = self._values, {}
+        return {
+            f"{name}/{key}": value for name, values in taken.items() for key, value in asdict(summarise(values)).items()
+        }
+
+
+def clean(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Plain numbers, None for each value that is not finite, and the count of those under `nonfinite`.
+
+    Raises:
+        TypeError: a value is not a number; names the metric.
+        ValueError: a metric is named `step` or `time`.
+    """
+    cleaned = {name: _number(name, value) for name, value in metrics.items() if name != NONFINITE}
+    cleaned[NONFINITE] = sum(value is None for value in cleaned.values())
+    return cleaned
+
+
+class JsonlSink:
+    """Appends to `metrics.jsonl`. A record is on disk, in the kernel's keeping, when `write` returns.
+
+    Args:
+        path: of the file; a line torn by an earlier crash is cut off.
+        clock: seconds since the epoch, for the record's `time`.
+    """
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
+        self._file = JsonlFile(path)
+        self._clock = clock
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends the step's record. Raises `OSError` when the disk is full, and leaves no half line."""
+        cleaned = clean(metrics)
+        head = {"step": step, POLICY_VERSION: cleaned.pop(POLICY_VERSION, None), "time": round(self._clock(), 3)}
+        self._file.append(head | cleaned)
+
+    def rewind(self, step: int) -> int:
+        """Drops the records after `step`, for a run that resumes from there; returns how many went."""
+        return self._file.keep_only(lambda record: record.get("step", 0) <= step)
+
+    def close(self) -> None:
+        """Closes the file. Idempotent."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Scalars for TensorBoard.
+
+    Args:
+        directory: of the event files.
+        first_step: events of an earlier attempt from this step on are hidden.
+
+    Raises:
+        MissingDependencyError: the extra `tensorboard` is not installed.
+    """
+
+    def __init__(self, directory: str | Path, first_step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingDependencyError.for_extra("tensorboard", "tensorboard") from None
+        self._writer: Any = SummaryWriter(str(directory), purge_step=first_step)  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds the finite values; the count under `nonfinite` tells of the rest."""
+        for name, value in clean(metrics).items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the event file."""
+        self._writer.close()
+
+
+class TrackioSink:
+    """Scalars for Trackio, on this machine unless its own environment variables say otherwise.
+
+    Args:
+        project: groups runs.
+        name: of the run.
+
+    Raises:
+        MissingDependencyError: the extra `trackio` is not installed.
+    """
+
+    def __init__(self, project: str, name: str) -> None:
+        try:
+            import trackio
+        except ImportError:
+            raise MissingDependencyError.for_extra("trackio", "trackio") from None
+        self._trackio: Any = trackio
+        with redirect_stdout(sys.stderr):  # it chats, and standard output may carry `--json`
+            trackio.init(project=project, name=name, resume="allow", embed=False)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Logs the finite values; the count under `nonfinite` tells of the rest."""
+        finite = {name: value for name, value in clean(metrics).items() if value is not None}
+        self._trackio.log(finite, step=step)
+
+    def close(self) -> None:
+        """Waits until everything is stored."""
+        with redirect_stdout(sys.stderr):
+            self._trackio.finish()
+
+
+class MultiSink:
+    """Hands each record to several sinks, in order."""
+
+    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes to every sink."""
+        cleaned = clean(metrics)
+        for sink in self._sinks:
+            sink.write(step, cleaned)
+
+    def close(self) -> None:
+        """Closes every sink, also when one of them fails; then raises what failed first."""
+        failures = []
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, in file order; a torn last line is left out.
+
+    Raises:
+        DataError: no such file, a broken line, or a record without a whole `step`; names file and line.
+    """
+    return read_jsonl(path, required={"step": int})
+
+
+def column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric, where it was recorded and finite."""
+    rows = [(record["step"], record[name]) for record in records if isinstance(record.get(name), (int, float))]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def _number(name: str, value: Any) -> float | None:
+    if name in RESERVED:
+        raise ValueError(f"metric {name!r} is a key of the record itself; name it area/{name}")
+    if value is None:
+        return None
+    try:
+        number = value if type(value) in (int, float) else float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"metric {name!r} is {value!r}; a metric is one number or None") from None
+    return number if math.isfinite(number) else None

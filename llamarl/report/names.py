@@ -1,0 +1,118 @@
+"""The metric names this package writes, what each means and what it is divided by."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+REWARD = "rollout/reward/mean"
+REWARD_COUNT = "rollout/reward/count"
+FRAC_ZERO_STD = "rollout/frac_zero_std"
+RESPONSE_LENGTH = "rollout/response_len/mean"
+RESPONSE_LENGTH_MAX = "rollout/response_len/max"
+TRUNCATED = "rollout/truncated_frac"
+STALENESS_MEAN = "rollout/staleness/mean"
+STALENESS_MAX = "rollout/staleness/max"
+DROPPED_STALE = "rollout/dropped_stale"
+TOKENS_PER_SECOND = "rollout/tokens_per_second"
+LOSS = "train/loss"
+ENTROPY = "train/entropy"
+KL_REFERENCE = "train/kl_ref"
+CLIP_LOW = "train/clip_frac/low"
+CLIP_HIGH = "train/clip_frac/high"
+PPO_KL = "train/ppo_kl"
+MISMATCH_KL = "train/mismatch_kl"
+MISMATCH_PROB_MAX = "train/mismatch_prob_max"
+GRAD_NORM = "train/grad_norm"
+LEARNING_RATE = "train/lr"
+SKIPPED_NONFINITE = "train/skipped_nonfinite"
+TIME_STEP = "time/step"
+TIME_GENERATE = "time/generate"
+TIME_JUDGE = "time/judge"
+TIME_TRAIN = "time/train"
+TIME_SYNC = "time/sync"
+TIME_WAIT_BATCH = "time/wait_batch"
+TIME_CHECKPOINT = "time/ckpt"
+DATA_ISSUED = "data/issued"
+DATA_TRAINED = "data/trained"
+DATA_DROPPED = "data/dropped"
+DATA_REQUEUED = "data/requeued"
+DATA_SKIPPED = "data/skipped"
+DATA_FAILED = "data/failed"
+HELD_OUT_REWARD = "eval/reward/mean"
+NONFINITE = "nonfinite"
+POLICY_VERSION = "policy_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What one metric means."""
+
+    title: str
+    """Short, for a table or an axis."""
+    meaning: str
+    """One sentence, with the denominator of a mean or a share."""
+    unit: str = ""
+    better: Literal["up", "down", ""] = ""
+    """Which direction is good; empty where neither is."""
+
+
+METRICS: dict[str, Metric] = {
+    REWARD: Metric("reward", "Mean combined reward over the scored samples of the step.", better="up"),
+    REWARD_COUNT: Metric("scored samples", "Samples behind the reward's mean.", "samples"),
+    FRAC_ZERO_STD: Metric("groups without signal", "Share of the step's groups whose rewards are all equal."),
+    RESPONSE_LENGTH: Metric("completion length", "Mean sampled tokens over the step's completions.", "tokens"),
+    RESPONSE_LENGTH_MAX: Metric("longest completion", "Most sampled tokens of a completion in the step.", "tokens"),
+    TRUNCATED: Metric("truncated", "Share of the step's completions that the token limit cut.", better="down"),
+    STALENESS_MEAN: Metric(
+        "staleness, mean", "Trainer version minus token version, mean over the step's sampled tokens.", "versions"
+    ),
+    STALENESS_MAX: Metric("staleness, max", "The same of the step's oldest token.", "versions"),
+    DROPPED_STALE: Metric("dropped as stale", "Groups of the step dropped because they were too old.", "groups"),
+    TOKENS_PER_SECOND: Metric("tokens/s", "Sampled tokens of all generators per second.", "tokens/s", "up"),
+    LOSS: Metric("loss", "The algorithm's loss over its own denominator."),
+    ENTROPY: Metric("entropy", "Mean policy entropy over trained tokens.", "nats"),
+    KL_REFERENCE: Metric("KL to reference", "Mean KL to the reference policy over trained tokens.", "nats"),
+    CLIP_LOW: Metric("clipped low", "Share of trained tokens whose ratio fell below the lower bound."),
+    CLIP_HIGH: Metric("clipped high", "Share of trained tokens whose ratio passed the upper bound."),
+    PPO_KL: Metric("old-new KL", "Mean KL from the behaviour policy over trained tokens.", "nats"),
+    MISMATCH_KL: Metric("mismatch KL", "KL between generator and trainer at equal weights, per token.", "nats", "down"),
+    MISMATCH_PROB_MAX: Metric("mismatch, max", "Largest probability gap, generator to trainer.", "", "down"),
+    GRAD_NORM: Metric("gradient norm", "Norm of the whole gradient before clipping."),
+    LEARNING_RATE: Metric("learning rate", "Learning rate of the step."),
+    SKIPPED_NONFINITE: Metric("skipped updates", "Updates refused for a non-finite loss or gradient.", "", "down"),
+    TIME_STEP: Metric("step", "Wall time from one optimizer step to the next.", "s", "down"),
+    TIME_GENERATE: Metric("generate", "Time the generators decoded.", "s"),
+    TIME_JUDGE: Metric("judge", "Time the judges worked.", "s"),
+    TIME_TRAIN: Metric("train", "Time of loss, gradient and optimizer step.", "s"),
+    TIME_SYNC: Metric("weight sync", "Time from publishing weights to the last generator's proof.", "s", "down"),
+    TIME_WAIT_BATCH: Metric("wait for batch", "Time the trainer waited for samples.", "s", "down"),
+    TIME_CHECKPOINT: Metric("checkpoint", "Time of saving a checkpoint.", "s"),
+    DATA_ISSUED: Metric("prompts issued", "Prompts given to generators since the start.", "prompts"),
+    DATA_TRAINED: Metric("prompts trained", "Prompts whose group was trained since the start.", "prompts"),
+    DATA_DROPPED: Metric("prompts dropped", "Prompts dropped, with a reason, since the start.", "prompts", "down"),
+    DATA_REQUEUED: Metric("prompts requeued", "Prompts issued again after a loss, since the start.", "prompts"),
+    DATA_SKIPPED: Metric("prompts skipped", "Rows refused by the reader since the start.", "prompts"),
+    DATA_FAILED: Metric("prompts failed", "Prompts none of whose samples could be judged.", "prompts", "down"),
+    HELD_OUT_REWARD: Metric("held-out reward", "Mean reward over held-out prompts.", better="up"),
+    NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),
+    POLICY_VERSION: Metric("policy version", "Optimizer steps behind the weights."),
+}
+"""Every fixed metric name. Judges add `judge/<name>/...`, see `describe`."""
+
+_JUDGE = re.compile(r"judge/(?P<name>.+)/(?P<what>mean|pass_rate|abstain_rate|error_rate|latency_p95)$")
+_JUDGE_METRICS = {
+    "mean": Metric("mean", "Mean score over the judge's scored verdicts.", better="up"),
+    "pass_rate": Metric("pass rate", "Share of verdicts with a pass or fail that pass.", better="up"),
+    "abstain_rate": Metric("abstained", "Share of all verdicts that abstained."),
+    "error_rate": Metric("failed", "Share of all verdicts that failed.", better="down"),
+    "latency_p95": Metric("latency p95", "95th percentile of the time of a verdict.", "s", "down"),
+}
+
+
+def describe(name: str) -> Metric:
+    """What a metric name means; unknown names get their own name as the title."""
+    match = _JUDGE.match(name)
+    if match is None:
+        return METRICS.get(name, Metric(name, ""))
+    what = _JUDGE_METRICS[match["what"]]
+    return Metric(f"{match['name']}: {what.title}", what.meaning, what.unit, what.better)

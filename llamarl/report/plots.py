@@ -1,0 +1,255 @@
+"""Figures of a run. The one module that imports matplotlib, and only when a figure is drawn; no display is needed.
+
+Colours are those of Okabe and Ito, which people with colour-blindness can tell apart.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from llamarl.report import names
+from llamarl.report.metrics import column
+from llamarl.report.rundir import RunFiles, read_run
+from llamarl.report.text import format_number, format_seconds
+from llamarl.report.timeline import Span, Window, extent, is_busy, read_timeline, utilisation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, LIGHT, INK = "#CC79A7", "#56B4E9", "#8A8A8A", "#E4E4E4", "#333333"
+ACTIVITY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
+DPI = 150
+PANEL_STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def plot_run(run_dir: str | Path, path: str | Path) -> Path:
+    """Draws one page of a run: reward, staleness, mismatch, speed, completion length, and who worked when.
+
+    Args:
+        run_dir: of a finished, running or crashed run.
+        path: of the PNG, 1800 pixels wide.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: see `read_run`.
+    """
+    import matplotlib as mpl
+
+    run = read_run(run_dir)
+    with mpl.rc_context(PANEL_STYLE):
+        figure = _figure(12, 10.5)
+        grid = figure.add_gridspec(4, 2, height_ratios=(2.1, 1, 1, 1.25))
+        _reward_panel(figure.add_subplot(grid[0, :]), run)
+        _staleness_panel(figure.add_subplot(grid[1, 0]), run)
+        _mismatch_panel(figure.add_subplot(grid[1, 1]), run)
+        _curve_panel(figure.add_subplot(grid[2, 0]), run, names.TOKENS_PER_SECOND, "Generation speed", SKY)
+        _length_panel(figure.add_subplot(grid[2, 1]), run)
+        _timeline_panel(figure.add_subplot(grid[3, :]), run.spans, _last_part(run))
+        return _save(figure, path)
+
+
+def plot_timeline(timeline: str | Path | Sequence[Span], path: str | Path, window: Window | None = None) -> Path:
+    """Draws what each executor did when, as a strip per executor.
+
+    Args:
+        timeline: spans, or the path of a `timeline.jsonl`.
+        path: of the PNG.
+        window: start and end in the spans' seconds; None is all of it.
+
+    Returns:
+        The path.
+    """
+    import matplotlib as mpl
+
+    spans = read_timeline(timeline) if isinstance(timeline, (str, Path)) else list(timeline)
+    with mpl.rc_context(PANEL_STYLE):
+        figure = _figure(12, 1.7 + 0.42 * len({span.executor for span in spans}))
+        _timeline_panel(figure.add_subplot(), spans, window or extent(spans))
+        return _save(figure, path)
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Mean over a window of `width` values centred on each, shorter at the ends."""
+    half = width // 2
+    windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _reward_panel(axes: "Axes", run: RunFiles) -> None:
+    steps, values = column(run.metrics, names.REWARD)
+    width = max(3, len(values) // 20 | 1)
+    axes.plot(steps, values, ".", color=SKY, alpha=0.55, markersize=5, label="each step")
+    if len(values) >= 2 * width:
+        axes.plot(steps, smooth(values, width), color=BLUE, linewidth=2.2, label=f"mean of {width} steps")
+    held_out = column(run.metrics, names.HELD_OUT_REWARD)
+    if held_out[0]:
+        axes.plot(*held_out, "D-", color=RED, markersize=5, linewidth=1.2, label="held-out prompts")
+    if run.summary is not None:
+        _level(axes, run.summary.reward_before, "held-out before", GREY, "--")
+        _level(axes, run.summary.reward_after, "held-out after", GREEN, "--")
+    axes.set_title(f"Reward: {run.path.name}")
+    axes.set_ylabel("mean reward")
+    _finish(axes, bool(values), "upper left" if not values or values[-1] < values[0] else "lower right")
+
+
+def _level(axes: "Axes", value: float | None, label: str, colour: str, style: str) -> None:
+    if value is not None:
+        axes.axhline(value, color=colour, linestyle=style, linewidth=1.6, label=f"{label} {format_number(value)}")
+
+
+def _staleness_panel(axes: "Axes", run: RunFiles) -> None:
+    steps, largest = column(run.metrics, names.STALENESS_MAX)
+    mean_steps, means = column(run.metrics, names.STALENESS_MEAN)
+    axes.fill_between(steps, largest, step="mid", color=LIGHT, label="oldest token")
+    axes.plot(mean_steps, means, color=PURPLE, linewidth=1.6, label="mean")
+    _whole_numbers(axes.yaxis)
+    axes.set_ylim(0, max(1, *largest) * 1.35 if largest else 1)
+    axes.set_title("Staleness of trained tokens")
+    axes.set_ylabel("policy versions")
+    _finish(axes, bool(steps or mean_steps), "upper right", columns=2)
+
+
+def _mismatch_panel(axes: "Axes", run: RunFiles) -> None:
+    is_empty = True
+    for name, colour, label in (
+        (names.MISMATCH_KL, RED, "KL per token (nats)"),
+        (names.MISMATCH_PROB_MAX, ORANGE, "largest probability gap"),
+    ):
+        steps, values = column(run.metrics, name)
+        positive = [(step, abs(value)) for step, value in zip(steps, values, strict=True) if value]
+        if positive:
+            axes.plot(*zip(*positive, strict=True), color=colour, linewidth=1.4, label=label)
+            axes.set_yscale("log")
+        is_empty = is_empty and not steps
+    axes.set_title("Generator against trainer, same tokens")
+    axes.set_ylabel("mismatch")
+    _finish(axes, not is_empty, "best")
+
+
+def _curve_panel(axes: "Axes", run: RunFiles, name: str, title: str, colour: str) -> None:
+    steps, values = column(run.metrics, name)
+    axes.plot(steps, values, color=colour, linewidth=1.5)
+    axes.set_title(title)
+    axes.set_ylabel(names.describe(name).unit)
+    axes.set_ylim(0, 1.15 * max(values) if values and max(values) > 0 else 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _finish(axes, bool(values))
+
+
+def _length_panel(axes: "Axes", run: RunFiles) -> None:
+    longest = column(run.metrics, names.RESPONSE_LENGTH_MAX)
+    mean = column(run.metrics, names.RESPONSE_LENGTH)
+    axes.plot(*longest, color=GREY, linewidth=1.2, label="longest")
+    axes.plot(*mean, color=GREEN, linewidth=1.8, label="mean")
+    top = max([*longest[1], *mean[1]], default=1.0)
+    axes.set_ylim(0, 1.3 * top if top > 0 else 1)
+    axes.set_title("Completion length")
+    axes.set_ylabel("tokens")
+    _finish(axes, bool(mean[1]), "upper right", columns=2)
+
+
+def _finish(axes: "Axes", has_data: bool, legend: str = "", columns: int = 1) -> None:
+    """Grid, x axis, legend; or the words `not recorded`."""
+    axes.set_xlabel("optimizer step")
+    if not has_data:
+        _say_empty(axes)
+        return
+    axes.grid(axis="y", color=LIGHT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+    _whole_numbers(axes.xaxis)
+    if legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(loc=legend, ncols=columns, fontsize=8.5)
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _say_empty(axes: "Axes") -> None:
+    axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _timeline_panel(axes: "Axes", spans: Sequence[Span], window: Window) -> None:
+    axes.set_title("Who worked when")
+    inside = [span for span in spans if span.end > window[0] and span.start < window[1]]
+    if not inside or window[1] <= window[0]:
+        _say_empty(axes)
+        return
+    executors = list(dict.fromkeys(span.executor for span in spans))
+    colours = _activity_colours(spans)
+    for activity, colour in colours.items():
+        for row, executor in enumerate(executors):
+            pieces = [_clip(span, window) for span in inside if (span.executor, span.activity) == (executor, activity)]
+            axes.broken_barh(pieces, (row - 0.36, 0.72), facecolors=colour, linewidth=0)
+        axes.plot([], [], "s", color=colour, label=activity)
+    busy = utilisation(spans)
+    axes.set_yticks(range(len(executors)), [f"{name}  {busy[name]:.0%}" for name in executors])
+    axes.set_ylim(len(executors) - 0.4, -0.6)
+    axes.set_xlim(0, window[1] - window[0])
+    whole = extent(spans)
+    part = "" if window == whole else f"; the last {format_seconds(window[1] - window[0])} shown"
+    axes.set_title(f"Who worked when (busy share of all {format_seconds(whole[1] - whole[0])}{part})")
+    axes.set_xlabel("seconds")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=min(8, len(colours)), fontsize=8.5)
+
+
+def _clip(span: Span, window: Window) -> Window:
+    """Start within the window, and length."""
+    start = max(span.start, window[0])
+    return start - window[0], min(span.end, window[1]) - start
+
+
+def _activity_colours(spans: Sequence[Span]) -> dict[str, str]:
+    """A colour per activity; waiting is light grey."""
+    activities = list(dict.fromkeys(span.activity for span in spans))
+    busy = [activity for activity in activities if is_busy(activity)]
+    colours: dict[str, Any] = {name: ACTIVITY_COLOURS[index % 6] for index, name in enumerate(busy)}
+    return colours | {name: LIGHT for name in activities if name not in colours}
+
+
+def _last_part(run: RunFiles) -> Window:
+    """The last twelve steps' time, or all of it where steps are not timed."""
+    start, end = extent(run.spans)
+    step_times = column(run.metrics, names.TIME_STEP)[1]
+    length = 12 * median(step_times) if step_times else end - start
+    return max(start, end - length), end

@@ -1,0 +1,265 @@
+"""Sampled groups on disk, with all that judges, generators and trainer said of them, and completions side by side.
+
+One line of `rollouts.jsonl` is one group:
+
+    {"step": 10, "version": 9, "prompt_id": "p1", "task": "words", "messages": [...], "answer": null, "group": 80,
+     "epoch": 0, "samples": [{"text": "...", "reward": 1.0, "staleness": 1, "verdicts": {"format": {...}}, ...}]}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from llamarl.core.errors import DataError
+from llamarl.core.records import Completion, Group, Sample, Status, Verdict
+from llamarl.report.files import JsonlFile, Record, read_jsonl
+from llamarl.report.text import format_number, one_line, visible
+
+TrainerLogprobs = Mapping[tuple[int, int], Sequence[float]]
+"""(group index, position of the sample) -> the trainer's log-prob of each of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedSample:
+    """A judged completion as the log keeps it."""
+
+    text: str
+    reward: float | None
+    finish_reason: str
+    staleness: int
+    """Trainer version minus the oldest token version."""
+    verdicts: Mapping[str, Verdict]
+    versions: tuple[tuple[int, int], ...]
+    """Runs of (policy version, how many tokens in a row)."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+    """Per token, of the generator; four decimals; None where it was not finite."""
+    trainer_logprobs: tuple[float | None, ...] | None = None
+    """The same of the trainer, where known."""
+
+    @property
+    def is_passed(self) -> bool | None:
+        """See `is_passed`."""
+        return is_passed(self.verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedGroup:
+    """All samples of one prompt as the log keeps them."""
+
+    step: int
+    version: int
+    """Policy version of the trainer when the group was trained."""
+    group: int
+    epoch: int
+    prompt_id: str
+    task: str
+    messages: tuple[Mapping[str, Any], ...]
+    answer: Any
+    samples: tuple[LoggedSample, ...]
+
+
+class RolloutLog:
+    """Writes a few groups every few steps to `rollouts.jsonl`.
+
+    Args:
+        path: of the file.
+        every: log at steps divisible by this; the first step seen is logged too.
+        per_step: how many groups, spread evenly over the step's groups.
+    """
+
+    def __init__(self, path: str | Path, every: int = 10, per_step: int = 2) -> None:
+        self._file = JsonlFile(path)
+        self._every = every
+        self._per_step = per_step
+        self._is_first = True
+
+    def write(
+        self, step: int, version: int, groups: Sequence[Group], trainer_logprobs: TrainerLogprobs | None = None
+    ) -> int:
+        """Logs this step's share of groups, if it is the step's turn; returns how many.
+
+        Args:
+            step: of the trainer.
+            version: the trainer's policy version that these groups met, for their staleness.
+            groups: all groups of the step.
+            trainer_logprobs: where the trainer's own log-probs are known.
+        """
+        if not self._is_first and step % self._every:
+            return 0
+        self._is_first = False
+        count = min(self._per_step, len(groups))
+        for position in range(count):
+            group = groups[position * len(groups) // count]
+            self._file.append(_group_record(step, version, group, trainer_logprobs or {}))
+        return count
+
+    def rewind(self, step: int) -> int:
+        """Drops the groups logged after `step`, for a run that resumes from there; returns how many went."""
+        return self._file.keep_only(lambda record: record.get("step", 0) <= step)
+
+    def close(self) -> None:
+        """Closes the file. Idempotent."""
+        self._file.close()
+
+
+def read_rollouts(path: str | Path) -> list[LoggedGroup]:
+    """The logged groups in file order; a torn last line is left out.
+
+    Raises:
+        DataError: no such file or a broken line; names file, line and field.
+    """
+    records = read_jsonl(path, required={"step": int, "samples": list, "messages": list})
+    return [_read_group(record, f"{path}, record {number}") for number, record in enumerate(records, start=1)]
+
+
+def is_passed(verdicts: Mapping[str, Verdict]) -> bool | None:
+    """Whether a completion passes every judge that says pass or fail; None where none of them does."""
+    passes = [verdict.passed for verdict in verdicts.values() if verdict.passed is not None]
+    return all(passes) if passes else None
+
+
+def side_by_side(before: Sequence[Group], after: Sequence[Group], width: int = 100, samples: int = 1) -> Table:
+    """A table of the same prompts' completions before and after training, with pass or fail and the judges' reasons.
+
+    Args:
+        before: judged groups, matched with `after` by prompt id.
+        after: prompts that `before` lacks are left out.
+        width: characters of the whole table.
+        samples: how many completions of each prompt to show.
+    """
+    later = {group.prompt.id: group for group in after}
+    column = max(10, (width - 10) * 3 // 8)
+    table = Table(show_lines=True, width=width, title_justify="left")
+    table.add_column("prompt", width=max(10, width - 10 - 2 * column), overflow="fold")
+    for name, groups in (("before", before), ("after", after)):
+        table.add_column(f"{name}  {_pass_count(groups)}", width=column, overflow="fold")
+    for group in before:
+        if group.prompt.id in later:
+            cells = [_samples_cell(item, samples) for item in (group, later[group.prompt.id])]
+            table.add_row(Text(visible(last_message(group.prompt.messages)), style="dim"), *cells)
+    return table
+
+
+def last_message(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The content of the last turn."""
+    return str(messages[-1].get("content", "")) if messages else ""
+
+
+def verdict_line(name: str, verdict: Verdict, width: int | None = None) -> str:
+    """One verdict in words: `format 0.5 fail: no keyword`."""
+    if verdict.status is Status.SCORED:
+        mark = {True: " pass", False: " fail", None: ""}[verdict.passed]
+        head = f"{name} {format_number(verdict.score)}{mark}"
+    else:
+        head = f"{name} {verdict.status}"
+    return one_line(f"{head}: {verdict.reason}" if verdict.reason else head, width)
+
+
+def mark(passed: bool | None) -> Text:
+    """A coloured tick, cross or dot."""
+    symbol, style = {True: ("✓", "bold green"), False: ("✗", "bold red"), None: ("·", "dim")}[passed]
+    return Text(symbol, style=style)
+
+
+def _pass_count(groups: Sequence[Group]) -> str:
+    passes = [is_passed(sample.verdicts) for group in groups for sample in group.samples]
+    judged = [passed for passed in passes if passed is not None]
+    return f"({sum(judged)}/{len(judged)} pass)" if judged else ""
+
+
+def _samples_cell(group: Group, count: int) -> Text:
+    cell = Text()
+    for sample in group.samples[:count]:
+        cell.append("\n" if cell else "").append_text(mark(is_passed(sample.verdicts)))
+        cell.append(f" {visible(sample.completion.text.strip())}")
+        for name, verdict in sample.verdicts.items():
+            if verdict.reason or not verdict.passed:
+                cell.append(f"\n{verdict_line(name, verdict)}", style="dim")
+    return cell
+
+
+def _group_record(step: int, version: int, group: Group, trainer_logprobs: TrainerLogprobs) -> Record:
+    prompt = group.prompt
+    return {
+        "step": step,
+        "version": version,
+        "group": group.index,
+        "epoch": group.epoch,
+        "prompt_id": prompt.id,
+        "task": prompt.task,
+        "messages": [dict(message) for message in prompt.messages],
+        "answer": prompt.answer,
+        "samples": [
+            _sample_record(sample, version, trainer_logprobs.get((group.index, position)))
+            for position, sample in enumerate(group.samples)
+        ],
+    }
+
+
+def _sample_record(sample: Sample, version: int, trainer_logprobs: Sequence[float] | None) -> Record:
+    completion = sample.completion
+    return {
+        "text": completion.text,
+        "reward": sample.reward,
+        "finish_reason": completion.finish_reason,
+        "staleness": version - completion.oldest_version if completion.versions else 0,
+        "verdicts": {name: _verdict_record(verdict) for name, verdict in sample.verdicts.items()},
+        "versions": _runs(completion),
+        "token_ids": completion.token_ids,
+        "logprobs": _rounded(completion.logprobs),
+        "trainer_logprobs": None if trainer_logprobs is None else _rounded(trainer_logprobs),
+    }
+
+
+def _verdict_record(verdict: Verdict) -> Record:
+    fields = ("status", "score", "passed", "reason", "cost", "seconds")
+    return {name: getattr(verdict, name) for name in fields}
+
+
+def _rounded(logprobs: Sequence[float]) -> list[float]:
+    return [round(float(value), 4) for value in logprobs]
+
+
+def _runs(completion: Completion) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for version in completion.versions:
+        if runs and runs[-1][0] == version:
+            runs[-1][1] += 1
+        else:
+            runs.append([version, 1])
+    return runs
+
+
+def _read_group(record: Record, where: str) -> LoggedGroup:
+    try:
+        samples = tuple(_read_sample(sample) for sample in record["samples"])
+        plain = {name: record[name] for name in ("step", "version", "group", "epoch", "prompt_id", "task", "answer")}
+        return LoggedGroup(**plain, messages=tuple(record["messages"]), samples=samples)
+    except KeyError as error:
+        raise DataError(f"{where}: no key {error}; delete the line or restore the file") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where}: {error}; delete the line or restore the file") from None
+
+
+def _read_sample(record: Record) -> LoggedSample:
+    verdicts = {
+        name: Verdict(**{**verdict, "status": Status(verdict["status"])})
+        for name, verdict in record["verdicts"].items()
+    }
+    trainer = record["trainer_logprobs"]
+    return LoggedSample(
+        text=record["text"],
+        reward=record["reward"],
+        finish_reason=record["finish_reason"],
+        staleness=record["staleness"],
+        verdicts=verdicts,
+        versions=tuple((version, count) for version, count in record["versions"]),
+        token_ids=tuple(record["token_ids"]),
+        logprobs=tuple(record["logprobs"]),
+        trainer_logprobs=None if trainer is None else tuple(trainer),
+    )

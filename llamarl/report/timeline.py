@@ -1,0 +1,179 @@
+"""What each executor did and when: spans on disk, busy fractions, and a trace that Perfetto opens.
+
+    {"executor": "generator-0", "activity": "decode", "start": 12.5, "end": 13.1}
+
+An activity whose name starts with `wait` is idle time; every other activity is work.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llamarl.report.files import JsonlFile, read_jsonl, write_json
+
+Window = tuple[float, float]
+"""Start and end in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One stretch of one executor's time."""
+
+    executor: str
+    activity: str
+    start: float
+    """Seconds on the timeline's clock."""
+    end: float
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this was work, not waiting."""
+        return is_busy(self.activity)
+
+
+def is_busy(activity: str) -> bool:
+    """Whether an activity is work: everything but `wait...` and `idle`."""
+    return not activity.startswith(("wait", "idle"))
+
+
+class Timeline:
+    """Records spans. Safe to call from several threads.
+
+    Args:
+        path: `timeline.jsonl` of the run directory; None keeps spans in memory only.
+        clock: seconds. The default is the time of day, so that processes and resumed runs share one axis.
+        keep: how many of the latest spans stay in memory.
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, clock: Callable[[], float] = time.time, keep: int = 4096
+    ) -> None:
+        self._file = None if path is None else JsonlFile(path)
+        self._clock = clock
+        self._recent: deque[Span] = deque(maxlen=keep)
+        self._open: dict[int, tuple[str, str, float]] = {}
+        self._next_token = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def span(self, executor: str, activity: str) -> Iterator[None]:
+        """Records the time of the `with` block, also when it raises."""
+        start = self._clock()
+        with self._lock:
+            token = self._next_token = self._next_token + 1
+            self._open[token] = (executor, activity, start)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._open[token]
+            self.record(executor, activity, start, self._clock())
+
+    def record(self, executor: str, activity: str, start: float, end: float) -> None:
+        """Records a span whose times are known. A span that ends before its start (a stepped clock) gets length 0."""
+        span = Span(executor, activity, start, max(start, end))
+        with self._lock:
+            self._recent.append(span)
+        if self._file is not None:
+            self._file.append(asdict(span))
+
+    def spans(self) -> list[Span]:
+        """The latest spans in order of their end, then those still open, which end now."""
+        now = self._clock()
+        with self._lock:
+            return [*self._recent, *(Span(*item, max(item[2], now)) for item in self._open.values())]
+
+    def activities(self) -> dict[str, str]:
+        """What each executor does right now: its newest open span; absent where none is open."""
+        with self._lock:
+            return {executor: activity for executor, activity, _ in self._open.values()}
+
+    def utilisation(self, seconds: float) -> dict[str, float]:
+        """Busy fraction of each executor over the last `seconds`."""
+        now = self._clock()
+        return utilisation(self.spans(), (now - seconds, now))
+
+    def close(self) -> None:
+        """Closes the file. Idempotent."""
+        if self._file is not None:
+            self._file.close()
+
+
+def utilisation(spans: Iterable[Span], window: Window | None = None) -> dict[str, float]:
+    """Share of the window in which each executor worked. Overlapping spans of one executor count once.
+
+    Args:
+        spans: in any order.
+        window: start and end; None is from the first start to the last end.
+
+    Returns:
+        Executor -> fraction in [0, 1], for every executor that has a span, in order of first appearance.
+    """
+    spans = list(spans)
+    if window is None:
+        window = extent(spans)
+    length = window[1] - window[0]
+    busy: dict[str, list[Window]] = {span.executor: [] for span in spans}
+    for span in spans:
+        if span.is_busy:
+            busy[span.executor].append((max(span.start, window[0]), min(span.end, window[1])))
+    return {name: _union(pieces) / length if length > 0 else 0.0 for name, pieces in busy.items()}
+
+
+def extent(spans: Iterable[Span]) -> Window:
+    """First start and last end; (0, 0) without spans."""
+    spans = list(spans)
+    return (min((span.start for span in spans), default=0.0), max((span.end for span in spans), default=0.0))
+
+
+def read_timeline(path: str | Path) -> list[Span]:
+    """The spans of a `timeline.jsonl`. Raises `DataError` naming file and line."""
+    fields: dict[str, type] = {"executor": str, "activity": str, "start": float, "end": float}
+    return [Span(**{name: record[name] for name in fields}) for record in read_jsonl(path, required=fields)]
+
+
+def to_chrome_trace(spans: Iterable[Span], path: str | Path) -> Path:
+    """Writes the Chrome trace format, which ui.perfetto.dev and chrome://tracing open; returns the path.
+
+    Each executor is a process of the trace; its spans that overlap lie on separate tracks.
+    """
+    spans = sorted(spans, key=lambda span: (span.start, -span.end))
+    origin = extent(spans)[0]
+    processes = {name: number for number, name in enumerate(dict.fromkeys(span.executor for span in spans), start=1)}
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": name}}
+        for name, number in processes.items()
+    ]
+    track_ends: dict[str, list[float]] = {name: [] for name in processes}
+    for span in spans:
+        event: dict[str, Any] = {"ph": "X", "name": span.activity, "cat": "busy" if span.is_busy else "idle"}
+        event |= {"pid": processes[span.executor], "tid": _free_track(track_ends[span.executor], span)}
+        event |= {"ts": round((span.start - origin) * 1e6, 1), "dur": round((span.end - span.start) * 1e6, 1)}
+        events.append(event)
+    write_json(path, {"displayTimeUnit": "ms", "traceEvents": events})
+    return Path(path)
+
+
+def _free_track(ends: list[float], span: Span) -> int:
+    """The first track (from 1) that is free when the span starts; its end moves to the span's end."""
+    for track, end in enumerate(ends):
+        if end <= span.start:
+            ends[track] = span.end
+            return track + 1
+    ends.append(span.end)
+    return len(ends)
+
+
+def _union(pieces: list[Window]) -> float:
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(pieces):
+        start = max(start, reached)
+        if end > start:
+            total += end - start
+            reached = end
+    return total

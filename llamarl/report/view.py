@@ -1,0 +1,266 @@
+"""The page of a run in a terminal, and the same as plain values for `--json`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from llamarl.report import names
+from llamarl.report.charts import line_chart, sparkline
+from llamarl.report.health import warnings_of
+from llamarl.report.metrics import column
+from llamarl.report.panel import busy_bar
+from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
+from llamarl.report.rundir import RunFiles, read_run
+from llamarl.report.text import format_bytes, format_number, format_seconds, one_line
+from llamarl.report.timeline import utilisation
+
+SHOWN = (
+    names.REWARD,
+    names.HELD_OUT_REWARD,
+    names.STALENESS_MAX,
+    names.STALENESS_MEAN,
+    names.RESPONSE_LENGTH,
+    names.TRUNCATED,
+    names.FRAC_ZERO_STD,
+    names.TOKENS_PER_SECOND,
+    names.LOSS,
+    names.ENTROPY,
+    names.KL_REFERENCE,
+    names.MISMATCH_KL,
+    names.MISMATCH_PROB_MAX,
+    names.GRAD_NORM,
+    names.TIME_STEP,
+    names.TIME_SYNC,
+)
+"""Rows of the table, in order, where the run recorded them; judges' means and pass rates follow."""
+
+STATE_STYLE = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow"}
+
+
+def run_as_dict(run_dir: str | Path, ledger_counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """A run in plain values, ready for JSON: state, recipe, metrics, utilisation, summary, warnings, files.
+
+    Args:
+        run_dir: of a finished, running or crashed run.
+        ledger_counts: prompts by fate, where the caller has read the ledger.
+
+    Raises:
+        DataError: see `read_run`.
+    """
+    run = read_run(run_dir)
+    every = sorted({name for record in run.metrics for name in record} - {"step", "time", names.POLICY_VERSION})
+    return {
+        "run_dir": str(run.path),
+        "state": run.state,
+        "step": run.last_step,
+        "total_steps": run.total_steps,
+        "last_record_seconds_ago": run.last_record_seconds_ago,
+        "recipe": dict(run.recipe),
+        "environment": dict(run.environment),
+        "metrics": {name: stats for name in every if (stats := metric_stats(run, name)) is not None},
+        "utilisation": utilisation(run.spans),
+        "ledger": None if ledger_counts is None else dict(ledger_counts),
+        "summary": None if run.summary is None else asdict(run.summary),
+        "warnings": _warnings(run),
+        "figures": [str(path) for path in run.figures],
+        "checkpoints": run.checkpoints,
+        "rollouts": len(run.rollouts),
+    }
+
+
+def render_run(
+    run_dir: str | Path, ledger_counts: Mapping[str, int] | None = None, width: int = 100, rollouts: int = 1
+) -> RenderableType:
+    """The page of a run, for `rich.print`.
+
+    Args:
+        run_dir: of a finished, running or crashed run.
+        ledger_counts: prompts by fate, where the caller has read the ledger.
+        width: of the terminal, at least 50.
+        rollouts: how many of the latest logged groups to show.
+
+    Raises:
+        DataError: see `read_run`.
+    """
+    run = read_run(run_dir)
+    parts: list[RenderableType] = [_headline(run, width), *_recipe_lines(run, width)]
+    rewards = column(run.metrics, names.REWARD)
+    if len(rewards[1]) > 1:
+        curve = "\n".join(line_chart(rewards[1], width - 2, 7, first=rewards[0][0]))
+        parts += [_rule("reward"), Text(curve, style="green", no_wrap=True)]
+    parts += [_metric_table(run, width)] if run.metrics else [Text("no step yet", style="dim")]
+    if run.spans:
+        parts += [_rule("busy share of the whole run"), _utilisation_table(run)]
+    if run.summary is not None or ledger_counts:
+        parts += [_rule("totals"), _totals(run, ledger_counts)]
+    if run.rollouts and rollouts:
+        parts += [_rule("latest rollouts"), *(_rollout(group, width) for group in run.rollouts[-rollouts:])]
+    if warnings := _warnings(run):
+        parts += [_rule("warnings"), *(Text(f"! {warning}", style="yellow") for warning in warnings)]
+    return Group(*parts, _rule("files"), _files(run))
+
+
+def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
+    """First, last, smallest, largest, best (where a direction is good) and count of one metric; None where absent."""
+    values = column(run.metrics, name)[1]
+    if not values:
+        return None
+    stats = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values), "count": len(values)}
+    better = names.describe(name).better
+    return stats | ({"best": stats["max" if better == "up" else "min"]} if better else {})
+
+
+def _warnings(run: RunFiles) -> list[str]:
+    found = [f"{name}: the last line was cut off by a crash and is left out" for name in run.torn]
+    if run.state == "stopped":
+        ago = format_seconds(run.last_record_seconds_ago)
+        found.append(f"no summary, and the last record is {ago} old: the run crashed, was killed, or hangs")
+    return [*found, *warnings_of(run.metrics)]
+
+
+def _rule(title: str) -> Rule:
+    return Rule(Text(title, style="bold"), align="left", style="bright_black")
+
+
+def _headline(run: RunFiles, width: int) -> Panel:
+    step = f"step {run.last_step}" + (f"/{run.total_steps}" if run.total_steps else "")
+    line = Text.assemble((run.state, STATE_STYLE[run.state]), f"  {step}")
+    summary = run.summary
+    if summary is not None:
+        line.append(f"  {format_seconds(summary.seconds)}")
+        if summary.reward_before is not None and summary.reward_after is not None:
+            before, after = format_number(summary.reward_before), format_number(summary.reward_after)
+            line.append(f"  held-out reward {before} → {after}", style="bold")
+    elif run.last_record_seconds_ago is not None:
+        line.append(f"  last record {format_seconds(run.last_record_seconds_ago)} ago", style="dim")
+    return Panel(line, title=Text(one_line(str(run.path), width - 6)), title_align="left", width=width)
+
+
+def _recipe_lines(run: RunFiles, width: int) -> list[Text]:
+    """One line per section of the recipe, and one for the machine."""
+    plain = {key: value for key, value in run.recipe.items() if not isinstance(value, (Mapping, list))}
+    sections = {"recipe": plain} | {key: value for key, value in run.recipe.items() if key not in plain}
+    lines = [_section_line(name, value, width) for name, value in sections.items() if value]
+    if run.environment:
+        parts = [f"llamarl {run.environment.get('llamarl')}", f"python {run.environment.get('python')}"]
+        packages = run.environment.get("packages") or {}
+        parts += [f"{name} {version}" for name, version in packages.items() if name in ("torch", "transformers")]
+        git = run.environment.get("git") or {}
+        parts += [f"commit {git['commit'][:10]}{' + changes' if git.get('is_dirty') else ''}"] if git else []
+        lines.append(_named_line("environment", ", ".join(parts), width))
+    return lines
+
+
+def _section_line(name: str, value: Any, width: int) -> Text:
+    return _named_line(
+        name, "; ".join(_flat(item) for item in value) if isinstance(value, list) else _flat(value), width
+    )
+
+
+def _named_line(name: str, text: str, width: int) -> Text:
+    return Text.assemble((f"{one_line(name, 12):<12} ", "dim"), one_line(text, width - 14))
+
+
+def _flat(value: Any) -> str:
+    """`a=1, b.c=2` of nested values; nulls are left out."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    items = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            items += [f"{key}.{inner}" for inner in filter(None, _flat(item).split(", "))]
+        elif item is not None:
+            items.append(f"{key}={item}")
+    return ", ".join(items)
+
+
+def _metric_table(run: RunFiles, width: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for header in ("first", "last", "best"):
+        table.add_column(header, justify="right", no_wrap=True)
+    spark_width = min(36, width - 64)
+    if spark_width >= 8:
+        table.add_column("curve", no_wrap=True, style="green")
+    judges = {name for record in run.metrics for name in record if name.startswith("judge/")}
+    for name in [*SHOWN, *sorted(name for name in judges if name.endswith(("/mean", "/pass_rate")))]:
+        stats = metric_stats(run, name)
+        if stats is None:
+            continue
+        metric = names.describe(name)
+        label = f"{metric.title} ({metric.unit})" if metric.unit and metric.unit != metric.title else metric.title
+        cells = [format_number(stats[key]) if key in stats else "" for key in ("first", "last", "best")]
+        if spark_width >= 8:
+            cells.append(sparkline(column(run.metrics, name)[1], spark_width))
+        table.add_row(one_line(label, 28), *cells)
+    return table
+
+
+def _utilisation_table(run: RunFiles) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, fraction in utilisation(run.spans).items():
+        table.add_row(one_line(name, 24), busy_bar(fraction, 30), f"{fraction:.0%}")
+    return table
+
+
+def _totals(run: RunFiles, ledger_counts: Mapping[str, int] | None) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    summary = run.summary
+    if summary is not None:
+        speed = f"{format_number(summary.tokens_generated)} ({format_number(summary.tokens_per_second)} per second)"
+        table.add_row("tokens", speed)
+        table.add_row(
+            "staleness, mismatch",
+            f"max {format_number(summary.staleness_max)}, max {format_number(summary.mismatch_max)}",
+        )
+        table.add_row("weight sync", f"median {format_seconds(summary.weight_sync_seconds_median)}")
+        table.add_row("peak memory", format_bytes(summary.peak_memory_bytes))
+        counts = {name: getattr(summary, f"prompts_{name}") for name in ("issued", "trained", "dropped", "failed")}
+        table.add_row("prompts", _counts(counts))
+    if ledger_counts:
+        table.add_row("ledger", _counts(ledger_counts))
+    return table
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{format_number(count)} {name}" for name, count in counts.items())
+
+
+def _rollout(group: LoggedGroup, width: int) -> RenderableType:
+    head = Text(f"step {group.step}, {group.task}, prompt {one_line(group.prompt_id, 24)}: ", style="dim")
+    head.append(one_line(last_message(group.messages), width), style="bold")
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold", max_width=width - 12)
+    for sample in group.samples[:4]:
+        table.add_row(mark(sample.is_passed), format_number(sample.reward), _sample_text(sample, width - 12))
+    return Group(head, table)
+
+
+def _sample_text(sample: LoggedSample, width: int) -> Text:
+    text = Text(one_line(sample.text.strip(), 3 * width))
+    details = [f"{len(sample.token_ids)} tokens", f"staleness {sample.staleness}"]
+    if sample.finish_reason == "length":
+        details.append("cut by the token limit")
+    details += [verdict_line(name, verdict, 80) for name, verdict in sample.verdicts.items()]
+    return text.append(f"\n{', '.join(details)}", style="dim")
+
+
+def _files(run: RunFiles) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    for path in run.figures:
+        table.add_row("figure", Text(str(path)))
+    if run.checkpoints:
+        table.add_row("checkpoints", Text(f"{run.path / 'checkpoints'}: {', '.join(run.checkpoints)}"))
+    table.add_row("everything", Text(str(run.path)))
+    return table

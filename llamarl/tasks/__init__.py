@@ -1,0 +1,1 @@
+"""Synthetic tasks with a known optimum, and the small checkpoint that starts them."""

@@ -1,0 +1,75 @@
+"""The trainer's files: weights and moments as safetensors, counters as JSON. Never a pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llamarl.core.errors import CheckpointError
+
+WEIGHTS, OPTIMIZER, COUNTERS = "model.safetensors", "optimizer.safetensors", "trainer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a checkpoint holds."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    counters: dict[str, Any]
+
+
+def write(
+    directory: str | Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], counters: Mapping[str, Any]
+) -> None:
+    """Writes the three files, the counters last. Raises `CheckpointError` if the directory isn't empty."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise CheckpointError(f"{directory}: not empty; give each checkpoint a directory of its own")
+    save_file({name: t.contiguous() for name, t in weights.items()}, directory / WEIGHTS, metadata={"format": "pt"})
+    save_file({name: t.contiguous() for name, t in optimizer.items()}, directory / OPTIMIZER)
+    (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n", encoding="utf-8")
+
+
+def read(directory: str | Path, expected: Mapping[str, Tensor]) -> Stored:
+    """Reads a checkpoint of a model with parameters like `expected`; changes nothing.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the weights are another model's.
+    """
+    directory = Path(directory)
+    try:
+        counters = json.loads((directory / COUNTERS).read_text(encoding="utf-8"))
+        weights, optimizer = load_file(directory / WEIGHTS), load_file(directory / OPTIMIZER)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: not a readable trainer checkpoint ({error})") from error
+    differing = sorted(weights.keys() ^ expected.keys())
+    differing += sorted(n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape)
+    if differing:
+        raise CheckpointError(f"{directory}: not of this model: {differing[0]!r} is missing or of another shape")
+    return Stored(weights, optimizer, counters)
+
+
+@torch.no_grad()
+def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copies every tensor in place, so that whoever holds the parameters sees the new values."""
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def check_same_reference(
+    directory: str | Path, stored: Mapping[str, int] | None, current: Mapping[str, int] | None
+) -> None:
+    """Raises `CheckpointError` if the run that wrote the checkpoint had another reference policy."""
+    if stored is not None and current is not None and dict(stored) != dict(current):
+        raise CheckpointError(
+            f"{directory}: was trained towards another reference policy; start the trainer from the checkpoint the run "
+            "began with"
+        )

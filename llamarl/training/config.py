@@ -1,0 +1,51 @@
+"""Settings of the training side; read without torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from llamarl.core.config import Config
+
+Schedule = Literal["constant", "linear", "cosine"]
+"""What the learning rate does after warm-up: stays, or falls to 0 at the run's last step."""
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(default=1e-5, gt=0.0)
+    """Peak learning rate. Small models bear more (2e-4 at 0.3M parameters), and all want warm-up."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    schedule: Schedule = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Applied to matrices only, never to norms and biases."""
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """A larger gradient is scaled down to this norm."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient."""
+
+
+class TrainerConfig(OptimizerConfig):
+    """The policy trainer."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
+    spike_factor: float = Field(default=10.0, gt=1.0)
+    """A gradient norm over this times the median of the last 50 is flagged as a spike."""
+    should_skip_spikes: bool = False
+    """Refuse the update of a spike instead of clipping it."""
+
+
+class SFTConfig(OptimizerConfig):
+    """Supervised fine-tuning. A falling schedule reaches 0 at `num_steps`."""
+
+    num_steps: int = Field(default=500, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows per step."""
+    reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    """`token_mean`: each completion token of the step weighs the same. `sequence_sum`: mean over rows of their sum."""
+    seed: int = 0
+    """Decides the order of the rows."""

@@ -1,0 +1,88 @@
+"""The trainer as a pipeline stage: built where it runs, called by the controller."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from llamarl.core.errors import ConfigError
+from llamarl.core.protocols import Algorithm, Executor, WeightChannel
+from llamarl.core.records import StepResult, TrainSample, WeightManifest
+from llamarl.core.sampling import Sampling
+from llamarl.models.checkpoint import save_model
+from llamarl.models.tokenizer import Tokenizer
+from llamarl.training.config import TrainerConfig
+from llamarl.training.trainer import Cores, PolicyTrainer
+
+
+class TrainerExecutor(Executor):
+    """A `PolicyTrainer` behind the verbs of `core.protocols.Trainer`.
+
+    Args:
+        config: how to train.
+        build_algorithm: for instance an algorithm config's `build`. All arguments must pickle for process engines.
+        load_model: builds the `*ForCausalLM` in float32, where the executor lives.
+        sampling: how the completions are drawn (temperature, token limit).
+        channel: where `publish` offers the weights.
+        total_steps: steps of the run, for falling learning-rate schedules.
+        tokenizer: goes along with `export`.
+        cores: shares cores with other executors; by default torch's settings are left alone.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        build_algorithm: Callable[[], Algorithm],
+        load_model: Callable[[], nn.Module],
+        sampling: Sampling,
+        channel: WeightChannel,
+        total_steps: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        cores: Cores | None = None,
+    ) -> None:
+        self._config, self._sampling, self._total_steps = config, sampling, total_steps
+        self._build_algorithm, self._load_model = build_algorithm, load_model
+        self._channel, self._tokenizer, self._cores = channel, tokenizer, cores
+
+    def setup(self) -> None:
+        """Loads the model and its reference.
+
+        Raises:
+            ConfigError: spawned with more than one rank; this trainer does not shard.
+        """
+        if self.world_size != 1:
+            raise ConfigError(f"num_ranks={self.world_size}: the trainer runs on one rank; spawn it with num_ranks=1")
+        self._trainer = PolicyTrainer(
+            self._load_model(),
+            self._build_algorithm(),
+            self._config,
+            sampling=self._sampling,
+            channel=self._channel,
+            total_steps=self._total_steps,
+            cores=self._cores,
+        )
+
+    def train(self, samples: Sequence[TrainSample]) -> StepResult:
+        """Loss over all samples and one optimizer step."""
+        return self._trainer.train(samples)
+
+    def publish(self) -> WeightManifest:
+        """Offers the current weights on the weight channel."""
+        return self._trainer.publish()
+
+    def save(self, directory: str) -> None:
+        """Writes weights, optimizer and counters into an empty directory."""
+        self._trainer.save(directory)
+
+    def load(self, directory: str) -> int:
+        """Restores what `save` wrote; returns the policy version."""
+        return self._trainer.load(directory)
+
+    def export(self, directory: str) -> str:
+        """Writes the policy as a Hugging Face checkpoint, with its tokenizer; returns the directory.
+
+        Raises:
+            ConfigError: the executor was built without a tokenizer.
+        """
+        if self._tokenizer is None:
+            raise ConfigError("tokenizer: needed to export a checkpoint that others can load; pass tokenizer=...")
+        return str(save_model(self._trainer.model, self._tokenizer, directory))

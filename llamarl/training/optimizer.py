@@ -1,0 +1,112 @@
+"""AdamW with a stateless learning-rate schedule, clipping, and a state that is plain tensors."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.training.config import OptimizerConfig, Schedule
+
+
+def learning_rate(
+    step: int, peak: float, *, warmup_steps: int = 0, schedule: Schedule = "constant", total_steps: int | None = None
+) -> float:
+    """The learning rate of optimizer step `step`, counted from 0; a pure function, so resuming needs no state.
+
+    Warm-up: peak * (step + 1) / (warmup_steps + 1). Then with p = (step - warmup_steps) / (total_steps - warmup_steps)
+    in [0, 1]: linear peak * (1 - p), cosine peak * (1 + cos(pi p)) / 2.
+
+    `total_steps` is read by the falling schedules only, which need it larger than `warmup_steps`.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return peak
+    assert total_steps is not None
+    progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+    return peak * (1.0 - progress) if schedule == "linear" else peak * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+class Optimizer:
+    """AdamW over a model's trainable parameters. Gradients live in the parameters' `.grad`.
+
+    Args:
+        model: its parameters with `requires_grad` are trained.
+        config: the settings.
+        total_steps: where a falling schedule reaches 0.
+
+    Raises:
+        ConfigError: a falling schedule without an end after warm-up.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, total_steps: int | None = None) -> None:
+        if config.schedule != "constant" and (total_steps is None or total_steps <= config.warmup_steps):
+            raise ConfigError(
+                f"schedule={config.schedule!r} falls to 0 at the run's last step ({total_steps}), which must lie "
+                f"beyond warmup_steps={config.warmup_steps}; lower warmup_steps or set schedule='constant'"
+            )
+        self._config, self._total_steps = config, total_steps
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        matrices = [p for p in self._named.values() if p.ndim >= 2]
+        others = [p for p in self._named.values() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, fused=True
+        )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`."""
+        c = self._config
+        return learning_rate(
+            step, c.learning_rate, warmup_steps=c.warmup_steps, schedule=c.schedule, total_steps=self._total_steps
+        )
+
+    def grad_norm(self) -> float:
+        """Euclidean norm of the whole accumulated gradient; 0 where there is none."""
+        return float(torch.nn.utils.get_total_norm(self._grads(), foreach=True)) if self._grads() else 0.0
+
+    def step(self, step: int, grad_norm: float) -> float:
+        """Clips by the norm just measured, updates the weights, clears the gradient. Returns the learning rate."""
+        rate = self.rate(step)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        if grad_norm > self._config.max_grad_norm:
+            torch._foreach_mul_(self._grads(), self._config.max_grad_norm / grad_norm)
+        self._adamw.step()
+        self.clear()
+        return rate
+
+    def clear(self) -> None:
+        """Forgets the accumulated gradient."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by `<parameter>.<exp_avg|exp_avg_sq|step>`; empty before the first step."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self._named.items()
+            for key, value in self._adamw.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `state` gave. Raises `CheckpointError` if names or shapes are another model's."""
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, kind = key.rpartition(".")
+            by_parameter.setdefault(name, {})[kind] = value
+        if foreign := sorted(by_parameter.keys() - self._named.keys()):
+            raise CheckpointError(f"optimizer state of {foreign[0]!r}, which this model does not train")
+        self._adamw.state.clear()
+        for name, state in by_parameter.items():
+            parameter = self._named[name]
+            if state["exp_avg"].shape != parameter.shape:
+                raise CheckpointError(f"optimizer state of {name!r} has shape {tuple(state['exp_avg'].shape)}")
+            self._adamw.state[parameter] = {
+                kind: value.clone() if kind == "step" else value.to(parameter.device, copy=True)
+                for kind, value in state.items()
+            }
+
+    def _grads(self) -> list[Tensor]:
+        return [p.grad for p in self._named.values() if p.grad is not None]

@@ -1,0 +1,122 @@
+"""Log-probs of completions under a model: packed where the decoder knows the model, padded rows elsewhere.
+
+Both give the same numbers; the padded one runs any Hugging Face causal language model and is the reference in tests.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llamarl.functional.logprobs import token_entropy, token_logprobs
+from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.training.packing import Packed, TokenRow, split_packed, split_padded
+
+MAX_LOGITS = 2**26
+"""Most logits held at once (256 MB in float32); beyond that the output head runs in pieces and is recomputed."""
+
+
+EntropyMode = Literal["none", "value", "gradient"]
+"""Whether the entropy of each token's distribution is wanted, and whether gradients flow through it."""
+
+
+class Scores(NamedTuple):
+    """Of the `S` completion tokens of some rows, row after row."""
+
+    logprobs: Tensor
+    """`[S]` float32."""
+    entropy: Tensor | None
+    """`[S]` float32, nats; None unless asked for."""
+
+
+class Scorer(Protocol):
+    """Scores completions under one model's current weights; gradients flow to its parameters."""
+
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
+        """Scores the rows' completions, in order."""
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices that cost at most `max_tokens` each; every index once."""
+
+
+class PackedScorer:
+    """Each prompt once, no padding in the linear layers, the output head on predicting tokens only.
+
+    Args:
+        model: of a family that `models.decoder.why_unsupported` accepts.
+        temperature: what the completions were sampled with; divides the logits.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        self._decoder, self._temperature = Decoder.live(model.eval()), temperature
+
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
+        """Scores the rows' completions, in order."""
+        packed = Packed(rows, self._decoder.embed.device)
+        hidden = self._decoder.hidden(packed.ids, packed.positions, packed.attend)
+        scores = score_tokens(packed.predicting(hidden), packed.targets, self._decoder.head, self._temperature, entropy)
+        ordered = scores.logprobs[packed.order]
+        return Scores(ordered, None if scores.entropy is None else scores.entropy[packed.order])
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices, rows of one prompt together, at most `max_tokens` packed tokens each."""
+        return split_packed(rows, max_tokens)
+
+
+class PaddedScorer:
+    """One right-padded row per completion through the module's ordinary forward pass.
+
+    Args:
+        model: any Hugging Face causal language model.
+        temperature: what the completions were sampled with; divides the logits.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        self._model, self._temperature = model.eval(), temperature
+
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
+        """Scores the rows' completions, in order."""
+        device = next(self._model.parameters()).device
+        full = [torch.tensor(row.prompt_ids + row.token_ids) for row in rows]
+        ids = nn.utils.rnn.pad_sequence(full, batch_first=True).to(device)
+        ends = torch.tensor([len(sequence) for sequence in full], device=device)
+        places = torch.arange(ids.shape[1], device=device)
+        is_real = places < ends[:, None]
+        logits = self._model(input_ids=ids, attention_mask=is_real.long(), use_cache=False).logits[:, :-1]
+        starts = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
+        is_completion = (is_real & (places >= starts[:, None]))[:, 1:]
+        return score_tokens(logits[is_completion], ids[:, 1:][is_completion], lambda x: x, self._temperature, entropy)
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices, rows of similar length together, at most `max_tokens` padded tokens each."""
+        return split_padded(rows, max_tokens)
+
+
+def build_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
+    """The packed scorer, or the padded one for models the packed decoder does not know."""
+    config: Any = model.config
+    return PaddedScorer(model, temperature) if why_unsupported(config) else PackedScorer(model, temperature)
+
+
+def score_tokens(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], temperature: float, entropy: EntropyMode
+) -> Scores:
+    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`. In pieces if S x V is large."""
+
+    def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden)
+        logprobs = token_logprobs(logits, targets, temperature)
+        with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
+            return logprobs, logprobs.detach() if entropy == "none" else token_entropy(logits, temperature)
+
+    with torch.no_grad():
+        size = max(1, MAX_LOGITS // head(hidden[:1]).shape[-1])
+    if len(hidden) <= size:
+        logprobs, entropies = piece(hidden, targets)
+    else:
+        pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        parts = [checkpoint(piece, *part, use_reentrant=False) for part in pieces]
+        logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Scores(logprobs, None if entropy == "none" else entropies)

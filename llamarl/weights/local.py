@@ -1,0 +1,45 @@
+"""Weights between threads of one process."""
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from llamarl.core.errors import ConfigError, WeightSyncError
+from llamarl.weights.slots import NUM_SLOTS, Slots
+
+
+class LocalChannel:
+    """Two private copies of the weights, on the device where the trainer's tensors are."""
+
+    def __init__(self) -> None:
+        self._slots: Slots | None = None
+
+    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copies `tensors` onto the channel as `version`. One publisher at a time.
+
+        Raises:
+            WeightSyncError: names, shapes or dtypes differ from the first publication.
+        """
+        if self._slots is None:
+            copies = [{name: torch.empty_like(t).detach() for name, t in tensors.items()} for _ in range(NUM_SLOTS)]
+            self._slots = Slots(torch.zeros(NUM_SLOTS, 2, dtype=torch.int64), copies)
+        self._slots.write(version, tensors)
+
+    def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """Copies `version` into the tensors of `into` and returns it; without `into`, into new tensors.
+
+        Raises:
+            WeightSyncError: `version` is not on the channel or was overwritten meanwhile, or `into` does not fit.
+        """
+        if self._slots is None:
+            raise WeightSyncError(f"weights of version {version} are not on the channel; nothing was published")
+        return self._slots.read(version, into)
+
+    def close(self) -> None:
+        """Frees the copies. Idempotent."""
+        self._slots = None
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError("weights: a LocalChannel cannot leave its process; use ShmChannel between processes")

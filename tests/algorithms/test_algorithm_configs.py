@@ -1,0 +1,104 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import TypeAdapter
+
+import llamarl.algorithms
+from llamarl.algorithms import AIPOConfig, AlgorithmConfig, DAPOConfig, GRPOConfig, build_algorithm
+from llamarl.core.config import Config
+from llamarl.core.errors import ConfigError
+from llamarl.core.protocols import Algorithm
+
+CONFIGS = [getattr(llamarl.algorithms, name) for name in llamarl.algorithms.__all__ if name.endswith("Config")]
+SHIPPED = [c for c in CONFIGS if isinstance(c, type) and "type" in c.model_fields]
+
+
+class Recipe(Config):
+    algorithm: AlgorithmConfig = AIPOConfig()
+
+
+# golden: published settings, and what they make the algorithm declare
+
+
+@pytest.mark.parametrize(
+    ("name", "reduction", "kl_coef", "corrects_staleness", "drops_zero_signal"),
+    [
+        ("aipo", "token_mean", 0.0, True, False),
+        ("cispo", "token_mean", 0.0, True, False),
+        ("dapo", "token_mean", 0.0, True, True),
+        ("dr_grpo", "fixed_length", 0.0, True, False),
+        ("grpo", "sequence_mean", 0.04, True, False),
+        ("gspo", "sequence_mean", 0.0, True, False),
+        ("reinforce_pp", "token_mean", 0.01, True, False),
+        ("rloo", "sample_sum", 0.03, False, False),
+    ],
+)
+def test_defaults(name, reduction, kl_coef, corrects_staleness, drops_zero_signal):
+    config = TypeAdapter(AlgorithmConfig).validate_python({"type": name})
+    algorithm: Algorithm = build_algorithm(config)
+    assert (algorithm.name, algorithm.config) == (name, config)
+    assert (config.reduction, config.kl_coef, config.entropy_coef) == (reduction, kl_coef, 0.0)
+    assert algorithm.corrects_staleness is corrects_staleness
+    assert algorithm.drops_zero_signal is drops_zero_signal
+    assert algorithm.needs_reference is algorithm.trains_zero_advantage is (kl_coef > 0)
+    assert algorithm.needs_entropy_grad is False
+
+
+def test_the_paper_s_numbers():
+    assert AIPOConfig().rho == 4.0 and AIPOConfig().center == "mean"
+    assert (GRPOConfig().clip, GRPOConfig().kl_estimator) == (0.2, "k3")
+    assert (DAPOConfig().clip_low, DAPOConfig().clip_high, DAPOConfig().overlong_limit) == (0.2, 0.28, None)
+
+
+def test_coefficients_decide_what_is_needed():
+    algorithm = AIPOConfig(entropy_coef=0.01).build()
+    assert (algorithm.needs_reference, algorithm.needs_entropy_grad, algorithm.trains_zero_advantage) == (
+        False,
+        True,
+        True,
+    )
+    assert DAPOConfig(dynamic_sampling=False).build().drops_zero_signal is False
+
+
+def test_every_shipped_config_is_in_the_union_and_documented():
+    assert len(SHIPPED) == 8
+    for config in SHIPPED:
+        assert Recipe.parse({"algorithm": {"type": config.model_fields["type"].default}}).algorithm == config()
+        undocumented = [n for n, field in config.model_fields.items() if n != "type" and not field.description]
+        assert undocumented == []
+
+
+# invariance
+
+
+@pytest.mark.parametrize("config", SHIPPED)
+def test_round_trip_through_json(config):
+    assert Recipe.model_validate_json(Recipe(algorithm=config()).model_dump_json()).algorithm == config()
+
+
+def test_importing_does_not_import_torch():
+    code = "import sys, llamarl.algorithms as a; a.AIPOConfig().build().assign([]); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+# rejects
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"type": "apio"}, "apio"),
+        ({"type": "aipo", "rh": 2.0}, "Did you mean 'rho'"),
+        ({"type": "aipo", "rho": 0.5}, "rho"),
+        ({"type": "aipo", "kl_estimator": "k1"}, "kl_estimator"),
+        ({"type": "grpo", "clip": 1.0}, "clip"),
+        ({"type": "grpo", "kl_coef": -1}, "kl_coef"),
+        ({"type": "aipo", "reduction": "mean"}, "reduction"),
+        ({"type": "dapo", "overlong_limit": 100}, "overlong_buffer = 4096 exceeds overlong_limit = 100"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.parse({"algorithm": values})

@@ -1,0 +1,144 @@
+"""The controller's half: groups of judged samples to training samples."""
+
+import math
+import pickle
+
+import pytest
+
+from llamarl.algorithms import (
+    AIPOConfig,
+    CISPOConfig,
+    DAPOConfig,
+    DrGRPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    ReinforcePPConfig,
+    RLOOConfig,
+)
+from llamarl.core.records import Completion, Group, Prompt, Sample
+
+ALL = [AIPOConfig, CISPOConfig, DAPOConfig, DrGRPOConfig, GRPOConfig, GSPOConfig, ReinforcePPConfig, RLOOConfig]
+
+
+def group_of(rewards, index=0, lengths=None):
+    lengths = lengths or [2] * len(rewards)
+    samples = []
+    for i, (reward, length) in enumerate(zip(rewards, lengths, strict=True)):
+        tokens = tuple(range(10 * i, 10 * i + length))
+        completion = Completion((1, 2, index), tokens, (-0.5 * (i + 1),) * length, (3,) * length, "text", "stop")
+        samples.append(Sample(completion, {}, reward))
+    return Group(Prompt(f"p{index}", ()), tuple(samples), index=index)
+
+
+def advantages(config, *groups):
+    return [sample.advantage for sample in config.build().assign(groups)]
+
+
+# golden
+
+
+def test_aipo_and_dr_grpo_subtract_the_group_mean():
+    groups = group_of([1, 0, 0, 1], index=0), group_of([4, 1], index=1)  # means 0.5 and 2.5
+    for config in (AIPOConfig(), DrGRPOConfig()):
+        assert advantages(config, *groups) == [0.5, -0.5, -0.5, 0.5, 1.5, -1.5]
+
+
+def test_rloo_subtracts_the_mean_of_the_others():
+    assert advantages(RLOOConfig(), group_of([6, 1, 2])) == pytest.approx([4.5, -3.0, -1.5])
+
+
+def test_grpo_family_divides_by_the_group_std():
+    # mean 1/4, std sqrt(3)/4 = 0.4330127; eps 1e-6 lowers 1.7320508 by 4e-6
+    for config in (GRPOConfig(), DAPOConfig(), GSPOConfig(), CISPOConfig()):
+        assert advantages(config, group_of([1, 0, 0, 0])) == pytest.approx([1.7320508] + [-0.5773503] * 3, abs=1e-5)
+
+
+def test_reinforce_pp_standardises_the_batch():
+    groups = group_of([1, 0], index=0), group_of([0, 3], index=1)
+    # mean 1, deviations 0 -1 -1 2, std sqrt(6/4) = 1.2247449
+    assert advantages(ReinforcePPConfig(), *groups) == pytest.approx([0, -0.8164966, -0.8164966, 1.6329932], abs=1e-5)
+    # minus group means 0.5 and 1.5: 0.5 -0.5 -1.5 1.5, std sqrt((0.25 + 0.25 + 2.25 + 2.25) / 4) = 1.1180340
+    expected = [0.4472136, -0.4472136, -1.3416408, 1.3416408]
+    assert advantages(ReinforcePPConfig(group_baseline=True), *groups) == pytest.approx(expected, abs=1e-5)
+
+
+def test_reinforce_pp_needs_no_second_sample():
+    alone = [group_of([reward], index=i) for i, reward in enumerate([1, 0])]
+    assert advantages(ReinforcePPConfig(), *alone) == pytest.approx([1, -1], abs=1e-5)
+
+
+def test_dapo_penalises_overlong_completions():
+    config = DAPOConfig(overlong_limit=10, overlong_buffer=4)
+    samples = group_of([1, 1, 1, 1, 0], lengths=[6, 7, 10, 12, 1]).samples
+    # 0 up to 10 - 4 = 6 tokens, then a quarter per token, -1 from 10 on; the reward 0 stays
+    assert [config.build().reward(s) for s in samples] == [1.0, 0.75, 0.0, 0.0, 0.0]
+    assert DAPOConfig().build().reward(samples[3]) == 1
+
+
+def test_samples_carry_the_completions_numbers_and_nothing_else():
+    groups = [group_of([1, 0], index=7), group_of([0, 1], index=9)]
+    result = AIPOConfig().build().assign(groups)
+    assert [sample.group for sample in result] == [7, 7, 9, 9]
+    for sample, source in zip(result, [s for group in groups for s in group.samples], strict=True):
+        completion = source.completion
+        assert (sample.prompt_ids, sample.token_ids) == (completion.prompt_ids, completion.token_ids)
+        assert (sample.logprobs, sample.versions) == (completion.logprobs, completion.versions)
+        assert sample.weight == 1.0
+
+
+# invariance
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_unscored_samples_leave_every_mean(config):
+    scored = config().build().assign([group_of([1, 0, 3]), group_of([2, 5], index=1)])
+    with_gaps = (
+        config()
+        .build()
+        .assign([group_of([1, None, 0, 3, math.nan]), group_of([None, None], index=5), group_of([2, 5], index=1)])
+    )
+    assert [s.advantage for s in with_gaps] == [s.advantage for s in scored]
+    assert len(with_gaps) == 5
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_equal_rewards_give_exact_zeros(config):
+    assert advantages(config(), group_of([0.1] * 3), group_of([0.1] * 4, index=1)) == [0.0] * 7
+
+
+@pytest.mark.parametrize("config", [c for c in ALL if c is not ReinforcePPConfig])
+def test_a_group_with_one_scored_sample_has_no_signal(config):
+    assert advantages(config(), group_of([None, 5.0, None]), group_of([1, 0], index=1))[0] == 0.0
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_nothing_scored_gives_nothing(config):
+    assert config().build().assign([]) == []
+    assert config().build().assign([group_of([None, None])]) == []
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_groups_do_not_mix_even_when_their_index_is_equal(config):
+    if config is ReinforcePPConfig:
+        config = lambda: ReinforcePPConfig(group_baseline=True)  # noqa: E731
+    same = advantages(config(), group_of([1, 0]), group_of([7, 6]))
+    assert same == advantages(config(), group_of([1, 0], index=0), group_of([7, 6], index=1))
+    assert same[0] == pytest.approx(same[2])
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_algorithms_cross_process_borders(config):
+    algorithm = pickle.loads(pickle.dumps(config().build()))
+    assert algorithm.config == config()
+    assert algorithm.assign([group_of([1, 0])]) == config().build().assign([group_of([1, 0])])
+
+
+# reduces to
+
+
+def test_leave_one_out_is_a_rescale():  # llamarl P3
+    group = group_of([1, 0, 0, 4])
+    own = advantages(AIPOConfig(), group)
+    others = advantages(AIPOConfig(center="leave_one_out"), group)
+    assert others == pytest.approx([4 / 3 * a for a in own])
+    assert others == advantages(RLOOConfig(), group)

@@ -1,0 +1,140 @@
+import pytest
+
+from llamarl.core.errors import ConfigError
+from llamarl.models.template_check import check_template
+from llamarl.models.templates import STYLES
+from llamarl.models.tiny import char_tokenizer, tiny_config
+from llamarl.models.tokenizer import Tokenizer
+
+# Qwen3's manner: thinking stays in the last answer only.
+DROPS_THINKING = (
+    "{% for m in messages %}{% set c = m['content'] %}"
+    "{% if m['role'] == 'assistant' and not loop.last %}{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "<|{{ m['role'] }}|>{{ c }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# DeepSeek-R1's manner: the generation prompt opens a thinking block that the history leaves out.
+OPENS_THINKING = STYLES["plain"].template.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
+# Mistral 7B v0.3's manner: the system message moves to the last user message.
+MOVES_SYSTEM = (
+    "{% set sys = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>"
+    "{% if loop.last or loop.index == loop.length - 1 %}{% if m['role'] == 'user' %}{{ sys }}{% endif %}{% endif %}"
+    "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tokenizer_with(template, style="plain"):
+    tokenizer = char_tokenizer(style)
+    tokenizer.backend.chat_template = template
+    return tokenizer
+
+
+def check(tokenizer, **options):
+    return check_template(tokenizer, tiny_config("llama", tokenizer), **options)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_shipped_style_keeps_history(style):
+    report = check(char_tokenizer(style), is_multi_turn=True)
+    assert report.keeps_history
+    assert set(report.limits) == (set() if style == "chatml" else {"tools_ignored"})
+
+
+def test_names_the_chats_a_template_refuses():
+    assert check(char_tokenizer("gemma")).refused == ("one turn with system", "two turns with system", "tool called")
+    assert check(char_tokenizer("plain")).refused == ()
+
+
+@pytest.mark.parametrize("template", [DROPS_THINKING, OPENS_THINKING])
+def test_dropped_thinking_is_a_limit_even_for_several_turns(template):
+    report = check(tokenizer_with(template), is_multi_turn=True)
+    assert "one sample per turn" in report.limits["thinking_dropped"]
+    assert not report.keeps_history
+
+
+def test_rewritten_history_is_a_limit_for_single_turns_and_an_error_for_several():
+    tokenizer = tokenizer_with(MOVES_SYSTEM)
+    report = check(tokenizer)
+    assert "two turns with system" in report.limits["history_rewritten"]
+    assert not report.keeps_history
+    with pytest.raises(ConfigError, match=r"(?s)two turns with system.*before: '<\|user.*after:"):
+        check(tokenizer, is_multi_turn=True)
+
+
+def test_a_turn_end_that_is_no_end_token_is_a_limit():
+    report = check(tokenizer_with(STYLES["plain"].template.replace("{{ eos_token }}", "|")))
+    assert "'|'" in report.limits["turn_end"]
+
+
+def test_no_template_is_a_limit():
+    report = check(tokenizer_with(None))
+    assert set(report.limits) == {"no_template"}
+    assert not report.keeps_history
+
+
+def test_a_bos_that_only_plain_text_gets_is_a_limit():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tokenizer_with(STYLES["llama3"].template.replace("{{ bos_token }}", ""), "llama3")
+    bos = (tokenizer.backend.bos_token, tokenizer.bos_id)
+    tokenizer.backend.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    assert "no_bos" in check(tokenizer).limits
+
+
+def test_rejects_two_bos():
+    with pytest.raises(ConfigError, match=r"two '<\|begin_of_text\|>'"):
+        check(tokenizer_with("{{ bos_token }}" + STYLES["llama3"].template, "llama3"))
+
+
+def test_a_bos_that_is_also_the_end_token_may_end_turns_but_not_start_twice():
+    tokenizer = tokenizer_with("{{ bos_token }}" + STYLES["plain"].template)
+    tokenizer.backend.bos_token = "<eos>"
+    assert check(tokenizer).keeps_history
+    tokenizer.backend.chat_template = "{{ bos_token }}" + tokenizer.backend.chat_template
+    with pytest.raises(ConfigError, match="two '<eos>'"):
+        check(tokenizer)
+
+
+def test_rejects_a_generation_prompt_that_no_answer_follows():
+    template = STYLES["plain"].template.replace("<|assistant|>{% endif %}", "<|tool|>{% endif %}")
+    with pytest.raises(ConfigError, match=r"(?s)'one turn'.*before: '<\|user\|>Hello<\|tool\|>'"):
+        check(tokenizer_with(template))
+
+
+def test_rejects_a_template_that_refuses_a_plain_question():
+    with pytest.raises(ConfigError, match="refuses messages"):
+        check(tokenizer_with("{{ raise_exception('no') }}"))
+
+
+def test_rejects_a_tokenizer_larger_than_the_embedding():
+    tokenizer = char_tokenizer("plain")
+    config = tiny_config("llama", tokenizer, vocab_size=tokenizer.vocab_size - 1)
+    with pytest.raises(ConfigError, match="not of the same model"):
+        check_template(tokenizer, config)
+
+
+def test_rejects_end_ids_outside_the_vocabulary():
+    with pytest.raises(ConfigError, match="up to 4000"):
+        check(Tokenizer(char_tokenizer("plain").backend, (4000,)))
+
+
+def test_rejects_end_tokens_that_disagree():
+    tokenizer = char_tokenizer("plain")
+    with pytest.raises(ConfigError, match=r"'<eos>' has id 2, but the model ends at \[5\]"):
+        check_template(tokenizer, tiny_config("llama", tokenizer, eos_token_id=5))
+
+
+def test_end_tokens_of_the_generation_config_count_as_agreement():
+    tokenizer = char_tokenizer("plain")
+    config = tiny_config("llama", tokenizer, eos_token_id=5)
+    assert check_template(Tokenizer(tokenizer.backend, (2, 5)), config).keeps_history
+
+
+def test_rejects_a_tokenizer_without_end_token():
+    tokenizer = char_tokenizer("plain")
+    config = tiny_config("llama", tokenizer)
+    tokenizer.backend.eos_token = None
+    with pytest.raises(ConfigError, match="end token"):
+        check_template(Tokenizer(tokenizer.backend), config)

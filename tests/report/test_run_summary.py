@@ -1,0 +1,48 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamarl.core.errors import DataError
+from llamarl.report.summary import RunSummary, peak_memory_bytes, read_summary, write_summary
+
+SUMMARY = RunSummary(steps=10, version=10, seconds=3.5, reward_after=float("nan"), peak_memory_bytes=5)
+
+
+def test_written_summary_reads_back_with_null_for_nan(tmp_path: Path) -> None:
+    path = write_summary(tmp_path / "run", SUMMARY)
+    assert path == tmp_path / "run" / "summary.json"
+    read = read_summary(tmp_path / "run")
+    assert (read.steps, read.version, read.seconds, read.peak_memory_bytes) == (10, 10, 3.5, 5)
+    assert read.reward_after is None and read.staleness_max is None
+
+
+def test_a_later_versions_keys_are_left_out_and_missing_ones_named(tmp_path: Path) -> None:
+    path = write_summary(tmp_path, SUMMARY)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"new_field": 1}))
+    assert read_summary(tmp_path).steps == 10
+    path.write_text(json.dumps({"steps": 1, "version": 1}))
+    with pytest.raises(DataError, match=r"summary\.json: 'seconds' must be a number, got None"):
+        read_summary(tmp_path)
+
+
+def test_peak_memory_sees_what_was_freed_and_living_children() -> None:
+    size = 64 * 2**20
+    block = bytearray(b"x") * size
+    with_block = peak_memory_bytes()
+    del block
+    assert peak_memory_bytes() >= with_block >= size
+
+    if not Path("/proc/self/status").exists():
+        return
+    before = peak_memory_bytes()
+    program = f"block = bytearray(b'x') * {size}; print('ready', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        assert peak_memory_bytes() >= before + size
+        child.communicate(b"\n")
+    assert peak_memory_bytes() < before + size
