@@ -1,7 +1,161 @@
 """generate, sft: a checkpoint by itself."""
 
-from llamarl.cli.common import Subparsers
+import argparse
+import sys
+from typing import Any
+
+from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.core.errors import ConfigError
 
 
 def add_commands(commands: Subparsers) -> None:
     """Adds this module's commands."""
+    generate = add_command(
+        commands,
+        "generate",
+        run_generate,
+        help="complete prompts with a checkpoint, through the training generator",
+        examples="""
+llamarl generate MODEL "write 3 words with moon"
+llamarl generate MODEL "2 + 2 =" --samples 4 --temperature 0.7 --json
+cat prompts.txt | llamarl generate MODEL -
+""",
+    )
+    generate.add_argument("model", help="checkpoint directory in Hugging Face format, or a Hub id")
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="user messages; - reads one a line from stdin")
+    generate.add_argument("--system", help="a system message before each prompt")
+    generate.add_argument("--samples", type=int, default=1, help="completions of each prompt (default 1)")
+    generate.add_argument("--max-tokens", type=int, default=256, help="token limit of a completion (default 256)")
+    generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
+    generate.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens (default 0: all)")
+    generate.add_argument("--top-p", type=float, default=1.0, help="keep tokens up to this probability (default 1)")
+    generate.add_argument("--min-p", type=float, default=0.0, help="drop tokens under this share of the likeliest")
+    generate.add_argument("--stop", action="append", default=[], help="a string that ends a completion; repeatable")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32")
+
+    sft = add_command(
+        commands,
+        "sft",
+        run_sft,
+        help="fine-tune a checkpoint on examples",
+        examples="""
+llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
+llamarl sft MODEL data.parquet OUT --reduction sequence_sum --schedule linear
+""",
+        takes_overrides=True,
+    )
+    sft.add_argument("model", help="checkpoint directory in Hugging Face format, or a Hub id")
+    sft.add_argument("data", help="rows of {messages} or {prompt, completion}: JSONL, Parquet, CSV, glob or Hub id")
+    sft.add_argument("out", help="where the fine-tuned checkpoint goes: new, empty, or an earlier export")
+    sft.add_argument("--held-out", type=int, default=0, metavar="N", help="keep N rows to measure the loss on")
+    sft.add_argument("--list-settings", action="store_true", help="print every setting with its default")
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    """`llamarl generate`."""
+    from llamarl.core.records import GenerationRequest
+    from llamarl.core.sampling import Sampling
+    from llamarl.core.seeds import sample_seed
+    from llamarl.generation.executor import GeneratorConfig, build_batcher
+    from llamarl.models.checkpoint import load_model, load_tokenizer
+
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
+    sampling = Sampling.parse({name: getattr(arguments, name) for name in names} | {"stop": tuple(arguments.stop)})
+    if arguments.samples < 1:
+        raise ConfigError(f"--samples {arguments.samples}: give at least 1")
+    texts = _prompt_texts(arguments.prompts)
+    tokenizer = load_tokenizer(arguments.model)
+    slots = min(64, len(texts) * arguments.samples)
+    config = GeneratorConfig.parse({"precision": arguments.precision, "slots": slots})
+    generator = build_batcher(load_model(arguments.model), config, tokenizer)
+    system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    requests = [
+        GenerationRequest(
+            key,
+            tokenizer.encode_chat([*system, {"role": "user", "content": text}]),
+            tuple(sample_seed(arguments.seed, 0, text, i) for i in range(arguments.samples)),
+            sampling,
+        )
+        for key, text in enumerate(texts)
+    ]
+    answers = generator.generate(requests)
+    if arguments.json:
+        print_json([_record(text, done) for text, done in zip(texts, answers, strict=True)])
+        return 0
+    for text, done in zip(texts, answers, strict=True):
+        if len(texts) > 1:
+            print(f"> {text}")
+        for completion in done:
+            print(completion.text + (" [cut at --max-tokens]" if completion.finish_reason == "length" else ""))
+    return 0
+
+
+def run_sft(arguments: argparse.Namespace) -> int:
+    """`llamarl sft`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.models.checkpoint import load_model, load_tokenizer, save_model
+    from llamarl.training.config import SFTConfig
+    from llamarl.training.sft import SFTTrainer
+    from llamarl.training.sft_data import read_sft_rows
+
+    if arguments.list_settings:
+        print(describe_settings(SFTConfig))
+        return 0
+    config = SFTConfig.parse(parse_overrides(arguments.overrides), source="sft")
+    tokenizer = load_tokenizer(arguments.model)
+    rows = read_sft_rows(arguments.data, tokenizer)
+    if not 0 <= arguments.held_out < len(rows):
+        raise ConfigError(f"--held-out {arguments.held_out}: the data has {len(rows)} rows, and some must train")
+    rows, held_out = rows[: len(rows) - arguments.held_out], rows[len(rows) - arguments.held_out :]
+    model = load_model(arguments.model)
+    trainer = SFTTrainer(model, config)
+    before = trainer.evaluate(held_out) if held_out else None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=arguments.json) as progress:
+        bar = progress.add_task("sft", total=config.num_steps, loss=float("nan"))
+        loss = trainer.fit(rows, lambda n, metrics: progress.update(bar, completed=n, loss=metrics["train/loss"]))
+    after = trainer.evaluate(held_out) if held_out else None
+    save_model(model, tokenizer, arguments.out)
+    result = {
+        "rows": len(rows),
+        "steps": config.num_steps,
+        "loss": loss,
+        "held_out_loss_before": before,
+        "held_out_loss_after": after,
+        "directory": arguments.out,
+    }
+    if arguments.json:
+        print_json(result)
+    else:
+        change = "" if before is None else f", held-out loss {before:.4f} -> {after:.4f}"
+        print(f"{config.num_steps} steps on {len(rows)} rows{change}; written to {arguments.out}")
+    return 0
+
+
+def _prompt_texts(prompts: list[str]) -> list[str]:
+    if prompts != ["-"]:
+        return prompts
+    texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise ConfigError("-: standard input holds no prompts; give one a line")
+    return texts
+
+
+def _record(prompt: str, completions: Any) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "completions": [
+            {"text": c.text, "finish_reason": c.finish_reason, "tokens": len(c.token_ids), "logprob": sum(c.logprobs)}
+            for c in completions
+        ],
+    }

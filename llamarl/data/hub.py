@@ -29,6 +29,8 @@ def read_hub(source: str, split: str | None = None) -> Iterator[tuple[int, dict[
         raise MissingDependencyError.for_extra("datasets", "hub") from None
     try:
         rows = _load(datasets, source, split)
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source}: cannot load the data set: {type(error).__name__}: {error}") from None
     for number, row in enumerate(rows, start=1):

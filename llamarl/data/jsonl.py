@@ -43,7 +43,7 @@ def read_jsonl(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple
 def parse_line(line: bytes) -> dict[str, Any] | RowError:
     """One line as an object, or what is wrong with it; NaN and broken text are left to `row_to_prompt`."""
     try:
-        text = line.decode()
+        text = line.rstrip(b"\r\n").decode()
     except UnicodeDecodeError as error:
         problem = f"byte {error.start + 1} of the line is not UTF-8: {excerpt(line[error.start : error.start + 8])}"
         return RowError("invalid_utf8", "", problem, "save the file as UTF-8")

@@ -12,30 +12,17 @@ broken, and the panel raises.
 import asyncio
 import math
 import random
-import time
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError, JudgeError
-from llamarl.core.protocols import Clock, Judge
+from llamarl.core.protocols import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
 from llamarl.judges.combine import check_weights, combine
 from llamarl.judges.function import describe
-
-
-class SystemClock:
-    """The machine's time."""
-
-    def now(self) -> float:
-        """Seconds, monotonic."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> Awaitable[None]:
-        """Waits."""
-        return asyncio.sleep(seconds)
 
 
 class JudgePanel:
@@ -52,7 +39,6 @@ class JudgePanel:
         max_failures_in_row: int = 64,
         max_unscored: float = 0.2,
         unscored_window: int = 256,
-        clock: Clock | None = None,
         jitter: random.Random | None = None,
     ) -> None:
         """Describes the panel; judges are shared, not copied.
@@ -67,7 +53,6 @@ class JudgePanel:
             max_failures_in_row: after so many failed samples without a scored one, the judge counts as broken.
             max_unscored: share of samples without a reward above which the panel `is_degraded`.
             unscored_window: number of last samples that this share is taken of.
-            clock: time, for deadlines and pauses.
             jitter: randomness of the pauses.
 
         Raises:
@@ -85,7 +70,6 @@ class JudgePanel:
         self._timeouts = _by_name(timeout_seconds, names)
         self._max_retries, self._retry_seconds = max_retries, retry_seconds
         self._max_failures, self._max_unscored = max_failures_in_row, max_unscored
-        self._clock: Clock = clock or SystemClock()
         self._jitter = jitter or random.Random()
         self._tallies = {name: Tally() for name in names}
         self._unscored: deque[bool] = deque(maxlen=unscored_window)
@@ -123,9 +107,10 @@ class JudgePanel:
         """`judge/<name>/...` since the last call and `judge/unscored_frac` of the window; None: nothing to count."""
         metrics: dict[str, float | None] = {"judge/unscored_frac": self.unscored_fraction}
         for judge in self.judges:
-            own = self._tallies[judge.name].drain()
+            tally = self._tallies[judge.name]
             logged = judge.metrics() if hasattr(judge, "metrics") else {}
-            metrics |= {f"judge/{judge.name}/{key}": value for key, value in {**logged, **own}.items()}
+            metrics |= {f"judge/{judge.name}/{key}": value for key, value in {**logged, **tally.metrics()}.items()}
+            self._tallies[judge.name] = tally.restarted()
         return metrics
 
     def close(self) -> None:
@@ -146,7 +131,8 @@ class JudgePanel:
     ) -> list[Verdict]:
         if judge.name not in chosen:
             return [Verdict.abstained("the row names other judges")] * len(completions)
-        started = self._clock.now()
+        clock = asyncio.get_running_loop().time
+        started = clock()
         try:
             work = self._with_retries(judge, prompt, completions)
             verdicts: list[Verdict] = await self._before_deadline(work, self._timeouts[judge.name])
@@ -157,7 +143,7 @@ class JudgePanel:
             problem = describe(error)
         if problem:
             verdicts = [Verdict.failed(problem)] * len(completions)
-        self._tallies[judge.name].add(verdicts, self._clock.now() - started)
+        self._tallies[judge.name].add(verdicts, clock() - started)
         return verdicts
 
     async def _with_retries(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
@@ -165,22 +151,20 @@ class JudgePanel:
             try:
                 return await judge.judge(prompt, completions)
             except JudgeError:
-                await self._clock.sleep(self._retry_seconds * 2**attempt * self._jitter.uniform(0.5, 1.5))
+                await asyncio.sleep(self._retry_seconds * 2**attempt * self._jitter.uniform(0.5, 1.5))
         return await judge.judge(prompt, completions)
 
     async def _before_deadline(self, work: Any, timeout_seconds: float | None) -> Any:
         """Awaits `work`; at the deadline gives it up, without waiting for it to notice, and raises `TimeoutError`."""
-        task = asyncio.ensure_future(work)
         if timeout_seconds is None:
-            return await task
-        timer = asyncio.ensure_future(self._clock.sleep(timeout_seconds))
+            return await work
+        task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task}, timeout=timeout_seconds)
             if task.done():
                 return task.result()
             raise _DeadlineError(f"timed out after {timeout_seconds:g} s")
         finally:
-            timer.cancel()
             task.cancel()
             task.add_done_callback(_forget)
 
@@ -196,12 +180,15 @@ class JudgePanel:
 class Tally:
     """Counters of one judge."""
 
-    scores: list[float] = field(default_factory=list)
-    passes: list[bool] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
-    """Seconds of each call on a group, retries included."""
+    num_scored: int = 0
+    score_sum: float = 0.0
+    num_passed: int = 0
+    num_decided: int = 0
+    """Verdicts that say pass or not."""
     num_abstained: int = 0
     num_failed: int = 0
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=4096))
+    """Seconds of the last calls, each on one group with its retries."""
     failures_in_row: int = 0
     """Failed verdicts since the last scored one; abstentions say nothing of a judge's health."""
     last_failure: str = ""
@@ -210,37 +197,40 @@ class Tally:
         """Counts the verdicts of one group."""
         self.latencies.append(seconds)
         for verdict in verdicts:
-            if verdict.status is Status.FAILED:
-                self.num_failed += 1
-                self.failures_in_row += 1
-                self.last_failure = verdict.reason
-            elif verdict.score is None:
-                self.num_abstained += 1
-            else:
-                self.failures_in_row = 0
-                self.scores.append(verdict.score)
-            if verdict.passed is not None:
-                self.passes.append(verdict.passed)
+            self._add(verdict)
 
-    def drain(self) -> dict[str, float | None]:
-        """The metrics, and a fresh start for all but `failures_in_row`.
+    def _add(self, verdict: Verdict) -> None:
+        if verdict.status is Status.FAILED:
+            self.num_failed += 1
+            self.failures_in_row += 1
+            self.last_failure = verdict.reason
+        elif verdict.score is None:
+            self.num_abstained += 1
+        else:
+            self.failures_in_row = 0
+            self.num_scored += 1
+            self.score_sum += verdict.score
+            self.num_decided += verdict.passed is not None
+            self.num_passed += verdict.passed is True
 
-        `mean` is over `count` scored verdicts, `pass_rate` over those that say pass or not, the other rates over all.
-        """
-        total = len(self.scores) + self.num_abstained + self.num_failed
-        metrics = {
-            "mean": _mean(self.scores),
-            "count": float(len(self.scores)),
-            "pass_rate": _mean(self.passes),
-            "abstain_rate": self.num_abstained / total if total else None,
-            "error_rate": self.num_failed / total if total else None,
+    def metrics(self) -> dict[str, float | None]:
+        """`mean` over `count` scored verdicts, `pass_rate` over those that say pass or not, other rates over all."""
+        total = self.num_scored + self.num_abstained + self.num_failed
+        return {
+            "mean": _ratio(self.score_sum, self.num_scored),
+            "count": float(self.num_scored),
+            "pass_rate": _ratio(self.num_passed, self.num_decided),
+            "abstain_rate": _ratio(self.num_abstained, total),
+            "error_rate": _ratio(self.num_failed, total),
             "latency_p95": quantile(self.latencies, 0.95),
         }
-        self.scores, self.passes, self.latencies, self.num_abstained, self.num_failed = [], [], [], 0, 0
-        return metrics
+
+    def restarted(self) -> "Tally":
+        """Zeros, but for what tells a broken judge."""
+        return Tally(failures_in_row=self.failures_in_row, last_failure=self.last_failure)
 
 
-def quantile(values: Sequence[float], share: float) -> float | None:
+def quantile(values: Collection[float], share: float) -> float | None:
     """The smallest value that at least `share` of the values do not exceed; None of no values."""
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
 
@@ -249,8 +239,8 @@ class _DeadlineError(TimeoutError):
     """The panel's own deadline."""
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _nonsense(verdicts: Any, count: int) -> str:

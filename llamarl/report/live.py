@@ -177,6 +177,10 @@ class LiveView:
             action()
         except Exception as error:
             self.failure = self.failure or error
+        except SystemExit as error:  # what rich makes of a pipe whose reader has gone; other exits are not ours
+            if not isinstance(error.__context__, BrokenPipeError):
+                raise
+            self.failure = self.failure or error.__context__
 
 
 def _can_draw(console: Console) -> bool:

@@ -6,12 +6,15 @@ from typing import Literal
 
 REWARD = "rollout/reward/mean"
 REWARD_COUNT = "rollout/reward/count"
+REWARD_STD = "rollout/reward/std"
 FRAC_ZERO_STD = "rollout/frac_zero_std"
 RESPONSE_LENGTH = "rollout/response_len/mean"
 RESPONSE_LENGTH_MAX = "rollout/response_len/max"
 TRUNCATED = "rollout/truncated_frac"
 STALENESS_MEAN = "rollout/staleness/mean"
 STALENESS_MAX = "rollout/staleness/max"
+MIXED_VERSIONS = "rollout/mixed_version_frac"
+TOKENS = "rollout/tokens"
 DROPPED_STALE = "rollout/dropped_stale"
 TOKENS_PER_SECOND = "rollout/tokens_per_second"
 LOSS = "train/loss"
@@ -59,6 +62,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     REWARD: Metric("reward", "Mean combined reward over the scored samples of the step.", better="up"),
     REWARD_COUNT: Metric("scored samples", "Samples behind the reward's mean.", "samples"),
+    REWARD_STD: Metric("reward spread", "Standard deviation of the reward over the scored samples of the step."),
     FRAC_ZERO_STD: Metric("groups without signal", "Share of the step's groups whose rewards are all equal."),
     RESPONSE_LENGTH: Metric("completion length", "Mean sampled tokens over the step's completions.", "tokens"),
     RESPONSE_LENGTH_MAX: Metric("longest completion", "Most sampled tokens of a completion in the step.", "tokens"),
@@ -67,6 +71,8 @@ METRICS: dict[str, Metric] = {
         "staleness, mean", "Trainer version minus token version, mean over the step's sampled tokens.", "versions"
     ),
     STALENESS_MAX: Metric("staleness, max", "The same of the step's oldest token.", "versions"),
+    MIXED_VERSIONS: Metric("mixed versions", "Share of the step's completions sampled across a weight update."),
+    TOKENS: Metric("tokens", "Sampled tokens of the step's completions.", "tokens"),
     DROPPED_STALE: Metric("dropped as stale", "Groups of the step dropped because they were too old.", "groups"),
     TOKENS_PER_SECOND: Metric("tokens/s", "Sampled tokens of all generators per second.", "tokens/s", "up"),
     LOSS: Metric("loss", "The algorithm's loss over its own denominator."),
@@ -99,8 +105,9 @@ METRICS: dict[str, Metric] = {
 }
 """Every fixed metric name. Judges add `judge/<name>/...`, see `describe`."""
 
-_JUDGE = re.compile(r"judge/(?P<name>.+)/(?P<what>mean|pass_rate|abstain_rate|error_rate|latency_p95)$")
+_JUDGE = re.compile(r"judge/(?P<name>.+)/(?P<what>count|mean|pass_rate|abstain_rate|error_rate|latency_p95)$")
 _JUDGE_METRICS = {
+    "count": Metric("verdicts", "Verdicts of the judge in the step.", "verdicts"),
     "mean": Metric("mean", "Mean score over the judge's scored verdicts.", better="up"),
     "pass_rate": Metric("pass rate", "Share of verdicts with a pass or fail that pass.", better="up"),
     "abstain_rate": Metric("abstained", "Share of all verdicts that abstained."),

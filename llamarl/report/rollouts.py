@@ -68,7 +68,7 @@ class RolloutLog:
 
     Args:
         path: of the file.
-        every: log at steps divisible by this; the first step seen is logged too.
+        every: log at step 1 and at steps divisible by this.
         per_step: how many groups, spread evenly over the step's groups.
     """
 
@@ -76,7 +76,6 @@ class RolloutLog:
         self._file = JsonlFile(path)
         self._every = every
         self._per_step = per_step
-        self._is_first = True
 
     def write(
         self, step: int, version: int, groups: Sequence[Group], trainer_logprobs: TrainerLogprobs | None = None
@@ -89,9 +88,8 @@ class RolloutLog:
             groups: all groups of the step.
             trainer_logprobs: where the trainer's own log-probs are known.
         """
-        if not self._is_first and step % self._every:
+        if step != 1 and step % self._every:
             return 0
-        self._is_first = False
         count = min(self._per_step, len(groups))
         for position in range(count):
             group = groups[position * len(groups) // count]

@@ -5,6 +5,7 @@
 An activity whose name starts with `wait` is idle time; every other activity is work.
 """
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -57,6 +58,7 @@ class Timeline:
         self._clock = clock
         self._recent: deque[Span] = deque(maxlen=keep)
         self._open: dict[int, tuple[str, str, float]] = {}
+        self._executors: dict[str, None] = {}
         self._next_token = 0
         self._lock = threading.Lock()
 
@@ -67,6 +69,7 @@ class Timeline:
         with self._lock:
             token = self._next_token = self._next_token + 1
             self._open[token] = (executor, activity, start)
+            self._executors[executor] = None
         try:
             yield
         finally:
@@ -79,6 +82,7 @@ class Timeline:
         span = Span(executor, activity, start, max(start, end))
         with self._lock:
             self._recent.append(span)
+            self._executors[executor] = None
         if self._file is not None:
             self._file.append(asdict(span))
 
@@ -94,9 +98,12 @@ class Timeline:
             return {executor: activity for executor, activity, _ in self._open.values()}
 
     def utilisation(self, seconds: float) -> dict[str, float]:
-        """Busy fraction of each executor over the last `seconds`."""
+        """Busy fraction over the last `seconds` of each executor that ever had a span."""
         now = self._clock()
-        return utilisation(self.spans(), (now - seconds, now))
+        recent = itertools.takewhile(lambda span: span.end > now - seconds, reversed(self.spans()))
+        with self._lock:
+            fractions = dict.fromkeys(self._executors, 0.0)
+        return fractions | utilisation(recent, (now - seconds, now))
 
     def close(self) -> None:
         """Closes the file. Idempotent."""

@@ -7,13 +7,13 @@ from llamarl.tasks.demo import DEMO_CHECKPOINT
 
 def test_a_short_build_is_repeatable_bit_for_bit_and_learns(tmp_path):
     losses = []
-    first = build_demo(tmp_path / "first", steps=6, progress=lambda step, loss: losses.append(loss))
+    first = build_demo(tmp_path / "first", steps=3, progress=lambda step, loss: losses.append(loss))
     threads = torch.get_num_threads()
-    second = build_demo(tmp_path / "second", steps=6)
-    other = build_demo(tmp_path / "other", steps=6, seed=1)
+    second = build_demo(tmp_path / "second", steps=3)
+    other = build_demo(tmp_path / "other", steps=3, seed=1)
     weights = [(d / "model.safetensors").read_bytes() for d in (first, second, other)]
     assert weights[0] == weights[1] != weights[2]
-    assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
+    assert len(losses) == 3 and losses[-1] < losses[0] - 0.2
     assert torch.get_num_threads() == threads
 
 

@@ -36,12 +36,12 @@ def test_every_so_many_steps_a_few_groups_spread_over_the_batch(
 ) -> None:
     groups = [make_group(f"p{index}", (make_sample("x", True),), index) for index in range(9)]
     log = RolloutLog(tmp_path / "r.jsonl", every=5, per_step=3)
-    assert [log.write(step, step, groups) for step in range(2, 12)] == [3, 0, 0, 3, 0, 0, 0, 0, 3, 0]
+    assert [log.write(step, step, groups) for step in range(1, 11)] == [3, 0, 0, 0, 3, 0, 0, 0, 0, 3]
     assert log.write(15, 15, groups[:2]) == 2 and log.write(20, 20, []) == 0
     assert log.rewind(9) == 5
     log.close()
     assert [(group.step, group.prompt_id) for group in read_rollouts(tmp_path / "r.jsonl")] == [
-        (2, "p0"), (2, "p3"), (2, "p6"), (5, "p0"), (5, "p3"), (5, "p6"),
+        (1, "p0"), (1, "p3"), (1, "p6"), (5, "p0"), (5, "p3"), (5, "p6"),
     ]  # fmt: skip
 
 

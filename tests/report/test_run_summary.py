@@ -29,20 +29,28 @@ def test_a_later_versions_keys_are_left_out_and_missing_ones_named(tmp_path: Pat
         read_summary(tmp_path)
 
 
-def test_peak_memory_sees_what_was_freed_and_living_children() -> None:
-    size = 64 * 2**20
-    block = bytearray(b"x") * size
-    with_block = peak_memory_bytes()
-    del block
-    assert peak_memory_bytes() >= with_block >= size
+SIZE = 64 * 2**20
+SLACK = 2**21
+"""The kernel counts resident pages in batches per thread."""
 
-    if not Path("/proc/self/status").exists():
-        return
+
+def test_peak_memory_remembers_what_was_freed() -> None:
+    program = (
+        "from llamarl.report.summary import peak_memory_bytes\n"
+        f"before = peak_memory_bytes(); block = bytearray(b'x') * {SIZE}; del block\n"
+        "print(peak_memory_bytes() - before)"
+    )
+    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert SIZE - SLACK < int(grown.stdout) < SIZE + 16 * SLACK
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="children are seen through /proc only")
+def test_peak_memory_counts_living_children_only() -> None:
     before = peak_memory_bytes()
-    program = f"block = bytearray(b'x') * {size}; print('ready', flush=True); input()"
+    program = f"block = bytearray(b'x') * {SIZE}; print('ready', flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with child:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-        assert peak_memory_bytes() >= before + size
+        assert peak_memory_bytes() > before + SIZE - SLACK
         child.communicate(b"\n")
-    assert peak_memory_bytes() < before + size
+    assert peak_memory_bytes() < before + SIZE - SLACK

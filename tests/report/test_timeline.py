@@ -73,6 +73,15 @@ def test_open_spans_count_until_now_and_say_what_happens() -> None:
     assert (now["trainer"].activity, now["trainer"].busy_fraction) == ("idle", 0.75)
 
 
+def test_an_executor_long_silent_is_still_listed() -> None:
+    clock = HeldClock()
+    timeline = Timeline(clock=clock)
+    timeline.record("judge", "judge", 0.0, 1.0)
+    timeline.record("trainer", "train", 5.0, 9.0)
+    clock.time = 10.0
+    assert timeline.utilisation(5.0) == {"judge": 0.0, "trainer": 0.8}
+
+
 def test_memory_is_bounded_and_disk_is_not(tmp_path: Path) -> None:
     timeline = Timeline(tmp_path / "t.jsonl", HeldClock(), keep=3)
     for index in range(10):

@@ -1,0 +1,135 @@
+import asyncio
+import functools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamarl.core.errors import ConfigError, JudgeError
+from llamarl.core.records import Prompt
+from llamarl.engine.inprocess import InProcessEngine
+from llamarl.judges import (
+    FunctionJudge,
+    JudgeConfig,
+    JudgeExecutor,
+    JudgePanel,
+    ProcessJudge,
+    build_judge,
+    build_panel,
+    check_canaries,
+    text_completion,
+)
+
+PROMPT = Prompt("p", ({"role": "user", "content": "2 + 2 ="},), answer="4")
+TWO = [text_completion("4"), text_completion("five")]
+
+
+@pytest.fixture
+def rewards(tmp_path: Path) -> str:
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "def exact(prompt, completion):\n    return completion.text == prompt.answer\n"
+        "def brief(completions, **kwargs):\n    return [1 / len(c[0]['content']) for c in completions]\n"
+    )
+    return str(path)
+
+
+def test_an_engine_runs_the_judges(rewards: str) -> None:
+    configs = (JudgeConfig(function=f"{rewards}:exact", weight=3.0), JudgeConfig(function=f"{rewards}:brief"))
+    factory = functools.partial(JudgeExecutor, configs)
+    assert pickle.loads(pickle.dumps(factory))
+
+    async def main() -> tuple[Any, Any]:
+        engine = InProcessEngine()
+        handle = await engine.spawn(factory, name="judge")
+        try:
+            groups = await asyncio.gather(*(handle.call("judge_group", PROMPT, TWO) for _ in range(3)))
+            return groups, await handle.call("status")
+        finally:
+            await engine.close()
+
+    groups, status = asyncio.run(main())
+    assert [[sample.reward for sample in group] for group in groups] == [[1.0, 0.0625]] * 3  # (3 * 0 + 1/4) / 4
+    assert (status["judge/exact/pass_rate"], status["judge/brief/count"], status["judge/is_degraded"]) == (0.5, 6, 0)
+
+
+def test_a_ready_panel_is_taken_as_it_is() -> None:
+    executor = JudgeExecutor(JudgePanel([FunctionJudge(lambda prompt, completion: 1.0, "one")]))
+    executor.setup()
+    assert [sample.reward for sample in asyncio.run(executor.judge_group(PROMPT, TWO))] == [1.0, 1.0]
+    executor.teardown()
+
+
+def test_a_wrong_judge_is_refused_at_setup(rewards: str) -> None:
+    with pytest.raises(ConfigError, match="has no 'exac'. Did you mean 'exact'"):
+        JudgeExecutor([JudgeConfig(function=f"{rewards}:exac")]).setup()
+
+
+# ---- config
+
+
+def test_isolation_decides_where_the_judge_runs(rewards: str) -> None:
+    assert isinstance(build_judge(JudgeConfig(function=f"{rewards}:exact")), FunctionJudge)
+    config = JudgeConfig(function=f"{rewards}:exact", isolation="process", workers=1, timeout_seconds=7, name="mine")
+    judge = build_judge(config)
+    assert isinstance(judge, ProcessJudge)
+    assert (judge.name, judge.timeout_seconds) == ("mine", 7)
+    judge.close()
+
+
+def test_panel_takes_weights_and_deadlines_of_its_configs(rewards: str) -> None:
+    def seconds(**values: Any) -> str:
+        panel = build_panel([JudgeConfig(function=f"{rewards}:exact", weight=2.0, **values)])
+        panel.close()
+        assert panel.weights == {"exact": 2.0}
+        return str(panel._timeouts["exact"])
+
+    assert seconds(timeout_seconds=5.0) == "5.0"
+    assert seconds(isolation="process") == "None", "its own deadline starts when a worker does, not in the queue"
+
+
+def test_two_judges_of_one_name_are_refused(rewards: str) -> None:
+    with pytest.raises(ConfigError, match="give each a different 'name'"):
+        build_panel([JudgeConfig(function=f"{rewards}:exact")] * 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"function": "a:b", "weight": -1}, "weight: Input should be greater than or equal to 0; got -1"),
+        ({"function": "a:b", "timeout_seconds": 0}, "timeout_seconds: .* got 0"),
+        ({"function": "a:b", "isolation": "fork"}, "isolation: .*'thread' or 'process'; got 'fork'"),
+        ({"function": "a:b", "timeout": 3}, "timeout: unknown key. Did you mean 'timeout_seconds'"),
+        ({}, "function: required"),
+    ],
+)
+def test_rejects_configs(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        JudgeConfig.parse(values)
+
+
+# ---- canaries
+
+
+def canary(function: Any, *answers: str) -> None:
+    asyncio.run(check_canaries(FunctionJudge(function, "j"), [(PROMPT, answer) for answer in answers]))
+
+
+def test_a_judge_that_knows_right_answers_passes() -> None:
+    canary(lambda prompt, completion: completion.text == prompt.answer, "4", "4")
+    canary(lambda prompt, completion: None if completion.text == "?" else 0.5, "4", "?")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda prompt, completion: 0.0, "judge 'j' on the right answer '4' to prompt 'p'"),
+        (lambda prompt, completion: False, "score=0.0, passed=False"),
+        (lambda prompt, completion: 1 / 0, "ZeroDivisionError"),
+        (lambda prompt, completion: None, "abstained from all 1 right answers"),
+    ],
+)
+def test_a_judge_that_scores_everything_zero_is_found_at_the_start(function: Any, message: str) -> None:
+    with pytest.raises(JudgeError, match=message):
+        canary(function, "4")

@@ -1,0 +1,313 @@
+"""On virtual time: sleeps cost nothing, and a wait without a deadline raises."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from llamarl.core.errors import ConfigError, DataError, JudgeError
+from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
+from llamarl.judges import JudgePanel, TRLJudge, text_completion
+from llamarl.judges.panel import quantile
+from llamarl.testing import run_virtual
+
+PROMPT = Prompt("p", ({"role": "user", "content": "x"},))
+FOUR = [text_completion(text) for text in "abcd"]
+HALF = [Verdict.scored(1.0, passed=True), Verdict.scored(0.0, passed=False)]
+
+
+class Scripted:
+    """A judge that takes `seconds` and answers with what its script says next, or raises it."""
+
+    def __init__(self, name: str, *script: Any, seconds: float = 0.0) -> None:
+        self.name, self.script, self.seconds, self.calls = name, list(script), seconds, 0
+
+    async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return [answer] * len(completions) if isinstance(answer, Verdict) else answer
+
+
+def judged(*judges: Any, **options: Any) -> tuple[Sample, ...]:
+    return run_virtual(JudgePanel(judges, **options).judge_group(PROMPT, FOUR))
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    async def main() -> tuple[float, Any]:
+        result = await work()
+        return asyncio.get_running_loop().time(), result
+
+    return run_virtual(main())
+
+
+def test_every_completion_gets_every_verdict_and_one_reward() -> None:
+    right = Scripted("right", [Verdict.scored(score) for score in (1, 0, 1, 0)])
+    short = Scripted("short", Verdict.scored(0.5))
+    samples = judged(right, short, weights={"right": 3.0})
+    assert [sample.completion for sample in samples] == FOUR
+    assert [sample.reward for sample in samples] == [0.875, 0.125, 0.875, 0.125]  # (3 * 1 + 0.5) / 4
+    assert samples[0].verdicts == {"right": Verdict.scored(1), "short": Verdict.scored(0.5)}
+
+
+def test_no_completions_no_samples() -> None:
+    assert run_virtual(JudgePanel([Scripted("a", HALF[0])]).judge_group(PROMPT, [])) == ()
+
+
+def test_judges_run_at_the_same_time() -> None:
+    panel = JudgePanel([Scripted(name, HALF[0], seconds=3.0) for name in "abc"])
+    assert timed(lambda: panel.judge_group(PROMPT, FOUR))[0] == 3.0
+
+
+# ---- judges that break
+
+
+def test_a_late_judge_fails_at_its_deadline_and_the_others_keep_their_verdicts() -> None:
+    panel = JudgePanel([Scripted("slow", HALF[0], seconds=100.0), Scripted("quick", HALF[0])], timeout_seconds=5.0)
+    seconds, samples = timed(lambda: panel.judge_group(PROMPT, FOUR))
+    assert seconds == 5.0
+    assert samples[0].verdicts["slow"] == Verdict.failed("timed out after 5 s")
+    assert samples[0].verdicts["quick"].score == 1.0
+    assert samples[0].reward is None
+
+
+def test_a_judge_that_ignores_its_cancellation_is_not_waited_for() -> None:
+    class Stubborn(Scripted):
+        async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+            try:
+                await asyncio.sleep(100.0)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1000.0)
+            return []
+
+    panel = JudgePanel([Stubborn("stubborn")], timeout_seconds=5.0)
+    finished: list[float] = []
+
+    async def main() -> None:
+        await panel.judge_group(PROMPT, FOUR)
+        finished.append(asyncio.get_running_loop().time())
+
+    run_virtual(main())
+    assert finished == [5.0]
+
+
+def test_deadlines_may_differ_and_be_left_to_the_judge() -> None:
+    judges = [Scripted("a", HALF[0], seconds=10.0), Scripted("b", HALF[0], seconds=20.0), Scripted("c", HALF[0])]
+    (sample, *_) = judged(*judges, timeout_seconds={"a": 5.0, "b": None})
+    assert [sample.verdicts[name].status for name in "abc"] == [Status.FAILED, Status.SCORED, Status.SCORED]
+
+
+def test_judge_errors_are_retried_with_growing_jittered_pauses() -> None:
+    judge = Scripted("a", JudgeError("429"), JudgeError("503"), HALF[0])
+    panel = JudgePanel([judge], retry_seconds=2.0, jitter=random.Random(0))
+    seconds, samples = timed(lambda: panel.judge_group(PROMPT, FOUR))
+    draws = random.Random(0)
+    assert seconds == pytest.approx(2.0 * draws.uniform(0.5, 1.5) + 4.0 * draws.uniform(0.5, 1.5))
+    assert (judge.calls, samples[0].reward) == (3, 1.0)
+
+
+def test_after_the_last_retry_the_judge_has_failed() -> None:
+    judge = Scripted("a", JudgeError("down"))
+    samples = judged(judge, max_retries=3)
+    assert judge.calls == 4
+    assert {sample.reward for sample in samples} == {None}
+    assert samples[0].verdicts["a"].reason.startswith("JudgeError: down")
+
+
+def test_retries_end_at_the_deadline() -> None:
+    judge = Scripted("a", JudgeError("down"), seconds=3.0)
+    (sample, *_) = judged(judge, max_retries=100, timeout_seconds=10.0)
+    assert sample.verdicts["a"].reason == "timed out after 10 s"
+    assert judge.calls < 5
+
+
+def test_other_exceptions_fail_at_once_without_a_retry() -> None:
+    judge = Scripted("a", TimeoutError("read timed out"))
+    (sample, *_) = judged(judge, timeout_seconds=None)
+    assert judge.calls == 1
+    assert sample.verdicts["a"].reason.startswith("TimeoutError: read timed out")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ([HALF[0]] * 3, "returned 3 verdicts for 4 completions"),
+        ([1.0] * 4, "returned list; a judge returns a list of Verdict"),
+        (None, "returned NoneType"),
+    ],
+)
+def test_nonsense_fails_every_completion(answer: Any, reason: str) -> None:
+    samples = judged(Scripted("a", answer))
+    assert all(sample.verdicts["a"].reason.startswith(reason) and sample.reward is None for sample in samples)
+
+
+def test_a_judge_of_weight_zero_only_watches() -> None:
+    (sample, *_) = judged(Scripted("a", HALF[0]), Scripted("b", Verdict.failed("x")), weights={"b": 0.0})
+    assert sample.reward == 1.0
+
+
+def test_cancelling_the_call_cancels_the_judges() -> None:
+    async def main() -> list[str]:
+        ended = []
+
+        class Long(Scripted):
+            async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+                try:
+                    await asyncio.sleep(100.0)
+                finally:
+                    ended.append(self.name)
+                return []
+
+        task = asyncio.create_task(JudgePanel([Long("a"), Long("b")]).judge_group(PROMPT, FOUR))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.sleep(0)
+        return ended
+
+    assert run_virtual(main()) == ["a", "b"]
+
+
+def test_a_judge_that_fails_64_samples_in_a_row_raises() -> None:
+    panel = JudgePanel([Scripted("fine", HALF[0]), Scripted("dead", Verdict.failed("no key"))])
+
+    async def main() -> int:
+        for count in range(1, 100):
+            try:
+                await panel.judge_group(PROMPT, FOUR)
+            except JudgeError as error:
+                assert str(error) == "judge 'dead' failed its last 64 samples; last: no key"
+                return count * len(FOUR)
+        return 0
+
+    assert run_virtual(main()) == 64
+
+
+def test_one_scored_sample_ends_the_row_of_failures_but_abstaining_does_not() -> None:
+    def rounds(between: Verdict) -> None:
+        script = [Verdict.failed("x")] * 10 + [between] + [Verdict.failed("x")] * 10
+        panel = JudgePanel([Scripted("a", *script)])
+
+        async def main() -> None:
+            for _ in script:
+                await panel.judge_group(PROMPT, FOUR)
+                panel.metrics()  # reading the metrics does not forget the failures
+
+        run_virtual(main())
+
+    rounds(HALF[0])
+    with pytest.raises(JudgeError, match="its last 64 samples"):
+        rounds(Verdict.abstained())
+
+
+# ---- which judges a row wants
+
+
+def test_a_row_that_names_its_judges_makes_the_others_abstain() -> None:
+    a, b = Scripted("a", HALF[0]), Scripted("b", HALF[1])
+    prompt = Prompt("p", (), info={"judges": ["b"]})
+    (sample, *_) = run_virtual(JudgePanel([a, b]).judge_group(prompt, FOUR))
+    assert (a.calls, sample.reward) == (0, 0.0)
+    assert sample.verdicts["a"] == Verdict.abstained("the row names other judges")
+
+
+def test_a_row_that_names_an_unknown_judge_is_a_data_error() -> None:
+    prompt = Prompt("p7", (), info={"judges": ["exat"]})
+    with pytest.raises(DataError, match=r"prompt 'p7': no judge 'exat'. Did you mean 'exact'\?"):
+        run_virtual(JudgePanel([Scripted("exact", HALF[0])]).judge_group(prompt, FOUR))
+
+
+# ---- counters
+
+
+def test_metrics_have_their_own_denominators_and_start_afresh() -> None:
+    verdicts = [*HALF, Verdict.abstained(), Verdict.failed("x")]
+    panel = JudgePanel([Scripted("a", verdicts, seconds=2.0)])
+    run_virtual(panel.judge_group(PROMPT, FOUR))
+    assert panel.metrics() == {
+        "judge/unscored_frac": 0.5,
+        "judge/a/mean": 0.5,  # (1 + 0) / 2 scored
+        "judge/a/count": 2.0,
+        "judge/a/pass_rate": 0.5,
+        "judge/a/abstain_rate": 0.25,  # 1 of 4
+        "judge/a/error_rate": 0.25,
+        "judge/a/latency_p95": 2.0,
+    }
+    fresh = panel.metrics()
+    assert (fresh["judge/a/mean"], fresh["judge/a/count"], fresh["judge/a/error_rate"]) == (None, 0.0, None)
+
+
+def test_what_a_trl_function_logs_is_a_metric() -> None:
+    async def reward(completions, log_metric, **kwargs):
+        log_metric("length", 3.0)
+        return [1.0] * len(completions)
+
+    panel = JudgePanel([TRLJudge(reward)])
+    run_virtual(panel.judge_group(PROMPT, FOUR))
+    assert panel.metrics()["judge/reward/length"] == 3.0
+
+
+def test_quantile_is_a_value_that_enough_others_do_not_exceed() -> None:
+    assert quantile(range(1, 101), 0.95) == 95
+    assert quantile([7.0], 0.95) == 7.0
+    assert quantile([3.0, 1.0], 0.95) == 3.0
+    assert quantile([], 0.95) is None
+
+
+def test_too_many_unscored_samples_in_the_window_are_flagged() -> None:
+    failed, scored = Verdict.failed("x"), HALF[0]
+    script = [[failed, scored, scored, scored]] * 4 + [[scored] * 4]
+    panel = JudgePanel([Scripted("a", *script)], unscored_window=16)
+    states = []
+
+    async def main() -> None:
+        for _ in range(6):
+            await panel.judge_group(PROMPT, FOUR)
+            states.append((panel.unscored_fraction, panel.is_degraded))
+
+    run_virtual(main())
+    assert states[3] == (0.25, True)
+    assert states[4:] == [(0.1875, False), (0.125, False)]  # the window forgets: 3 of 16, 2 of 16
+
+
+def test_thirty_percent_faults_leave_no_bias() -> None:
+    """Faulty verdicts leave the mean; counted as 0 they would pull 0.5 down to 0.35."""
+    rng = random.Random(1)
+
+    def faulty() -> list[Verdict]:
+        return [Verdict.failed("fault") if rng.random() < 0.3 else rng.choice(HALF) for _ in FOUR]
+
+    panel = JudgePanel([Scripted("a", *(faulty() for _ in range(2000)))])
+
+    async def main() -> list[float]:
+        groups = [await panel.judge_group(PROMPT, FOUR) for _ in range(2000)]
+        return [sample.reward for group in groups for sample in group if sample.reward is not None]
+
+    rewards = run_virtual(main())
+    assert len(rewards) / 8000 == pytest.approx(0.7, abs=0.02)
+    assert sum(rewards) / len(rewards) == pytest.approx(0.5, abs=0.02)
+    assert panel.is_degraded
+
+
+# ---- construction
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"judges": []}, "need at least one, with different names"),
+        ({"judges": ["a", "a"]}, "need at least one, with different names"),
+        ({"judges": ["exact"], "weights": {"exat": 1.0}}, "weights: no judge named 'exat'. Did you mean 'exact'"),
+        ({"judges": ["a"], "timeout_seconds": {"b": 1.0}}, "timeout_seconds: no judge named 'b'"),
+        ({"judges": ["a"], "weights": {"a": 0.0}}, "at least one judge needs a positive weight"),
+        ({"judges": ["a"], "weights": {"a": -1.0}}, "got -1.0"),
+    ],
+)
+def test_rejects_panels_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    judges = [Scripted(name, HALF[0]) for name in options.pop("judges")]
+    with pytest.raises(ConfigError, match=message):
+        JudgePanel(judges, **options)
