@@ -2,8 +2,8 @@
 
     python benchmarks/weight_sync.py [--megabytes 200] [--threads 1] [--repeats 15]
 
-Each round runs all ways, in rotating order, so that noise of the machine hits all alike; medians and the fastest round are reported. `shm` is fetched by a second process. Writes
-benchmarks/results/weight_sync.json.
+Each round runs all ways, in rotating order, so that noise of the machine hits all alike; medians and the fastest round
+are reported. `shm` is fetched by a second process. Writes benchmarks/results/weight_sync.json.
 """
 
 import argparse

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class GSPOConfig(PolicyGradientConfig):
     """Settings of GSPO.
 
-    The clip is narrow because the mean log-ratio of a long sequence varies far less than a token's. Completions of a few
-    tokens, several steps of staleness or a low-precision generator leave the published range at once: widen it there
-    and watch `train/clip_frac`.
+    The clip is narrow because the mean log-ratio of a long sequence varies far less than a token's. Short completions,
+    several steps of staleness or a low-precision generator leave the published range at once: widen it there and watch
+    `train/clip_frac/low` and `/high`.
     """
 
     type: Literal["gspo"] = "gspo"

@@ -8,6 +8,7 @@ Monarch tells us of deaths; deadlines are ours (a stopped process is not dead). 
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -88,6 +89,7 @@ class MonarchHandle(RankedHandle):
         self._pids: list[int] = []
         self._is_built = False
         self._death: str | None = None
+        self._numbers = itertools.count()
         command = monarch.actor.default_bootstrap_cmd().with_env(dict(environment))
         host = monarch.actor.this_host()
         self._processes = host.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=command)
@@ -133,7 +135,12 @@ class MonarchHandle(RankedHandle):
     async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
         if self._death is not None:
             raise self._lost(rank, self._death)
-        return await self._ask(rank, "invoke", method, args)
+        number = next(self._numbers)
+        try:
+            return await self._ask(rank, "invoke", number, method, args)
+        except asyncio.CancelledError:
+            self._actors[rank].cancel.broadcast(number)
+            raise
 
     async def _ask_all(self, timeout_seconds: float, what: str, endpoint: str, *args: Any) -> list[Any]:
         calls = (self._ask(rank, endpoint, *args) for rank in range(self.num_ranks))
@@ -166,6 +173,7 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
         self._rank = monarch.actor.current_rank().rank
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
         self._executor: Executor | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator] # a plain endpoint runs one at a time
     async def get_pid(self) -> "Reply":
@@ -176,8 +184,21 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
         return await _reply(self._on_thread(self._build, blob, world_size))
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
-    async def invoke(self, method: str, args: tuple[Any, ...]) -> "Reply":
-        return await _reply(self._invoke(method, args))
+    async def invoke(self, number: int, method: str, args: tuple[Any, ...]) -> "Reply":
+        self._calls[number] = asyncio.ensure_future(self._invoke(method, args))
+        try:
+            return await _reply(self._calls[number])
+        except asyncio.CancelledError:
+            if number in self._calls:  # not by `cancel`: Monarch is stopping this actor
+                raise
+            return False, None
+        finally:
+            self._calls.pop(number, None)
+
+    @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
+    async def cancel(self, number: int) -> None:
+        if call := self._calls.pop(number, None):
+            call.cancel()
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
     async def tear_down(self) -> "Reply":

@@ -74,9 +74,10 @@ def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # builtins may have none
         return FunctionJudge
-    if "completions" in signature.parameters:
+    names = set(signature.parameters)
+    if names & {"prompts", "completions", "completion_ids"}:
         return TRLJudge
-    if {"solution_str", "ground_truth"} <= set(signature.parameters):
+    if {"solution_str", "ground_truth"} <= names:
         return from_verl
     try:
         signature.bind(None, None)

@@ -175,7 +175,7 @@ class _Worker:
             raise JudgeError(f"a worker did not start: {error or 'time-out'}; it {self.kill()}") from None
         if "error" in answer:
             self.kill()
-            raise JudgeError(answer["error"])
+            raise JudgeError(f"the judge does not load in a worker: {answer['error']}")
 
     def call(self, message: bytes, timeout_seconds: float) -> dict[str, Any]:
         self._channel.send(message, timeout_seconds)

@@ -16,7 +16,7 @@ STALENESS_MAX = "rollout/staleness/max"
 MIXED_VERSIONS = "rollout/mixed_version_frac"
 TOKENS = "rollout/tokens"
 DROPPED_STALE = "rollout/dropped_stale"
-TOKENS_PER_SECOND = "rollout/tokens_per_second"
+TOKENS_PER_SECOND = "perf/tokens_per_second"
 LOSS = "train/loss"
 ENTROPY = "train/entropy"
 KL_REFERENCE = "train/kl_ref"
@@ -42,6 +42,9 @@ DATA_REQUEUED = "data/requeued"
 DATA_SKIPPED = "data/skipped"
 DATA_FAILED = "data/failed"
 HELD_OUT_REWARD = "eval/reward/mean"
+HELD_OUT_COUNT = "eval/reward/count"
+HELD_OUT_LENGTH = "eval/response_len/mean"
+PROBE_GAP = "weights/probe_gap"
 NONFINITE = "nonfinite"
 POLICY_VERSION = "policy_version"
 
@@ -74,7 +77,9 @@ METRICS: dict[str, Metric] = {
     MIXED_VERSIONS: Metric("mixed versions", "Share of the step's completions sampled across a weight update."),
     TOKENS: Metric("tokens", "Sampled tokens of the step's completions.", "tokens"),
     DROPPED_STALE: Metric("dropped as stale", "Groups of the step dropped because they were too old.", "groups"),
-    TOKENS_PER_SECOND: Metric("tokens/s", "Sampled tokens of all generators per second.", "tokens/s", "up"),
+    TOKENS_PER_SECOND: Metric(
+        "tokens/s", "Sampled tokens of the step's batch over the step's wall time.", "tokens/s", "up"
+    ),
     LOSS: Metric("loss", "The algorithm's loss over its own denominator."),
     ENTROPY: Metric("entropy", "Mean policy entropy over trained tokens.", "nats"),
     KL_REFERENCE: Metric("KL to reference", "Mean KL to the reference policy over trained tokens.", "nats"),
@@ -100,6 +105,9 @@ METRICS: dict[str, Metric] = {
     DATA_SKIPPED: Metric("prompts skipped", "Rows refused by the reader since the start.", "prompts"),
     DATA_FAILED: Metric("prompts failed", "Prompts none of whose samples could be judged.", "prompts", "down"),
     HELD_OUT_REWARD: Metric("held-out reward", "Mean reward over held-out prompts.", better="up"),
+    HELD_OUT_COUNT: Metric("held-out samples", "Scored samples behind the held-out reward.", "samples"),
+    HELD_OUT_LENGTH: Metric("held-out length", "Mean sampled tokens over the held-out completions.", "tokens"),
+    PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
     NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),
     POLICY_VERSION: Metric("policy version", "Optimizer steps behind the weights."),
 }

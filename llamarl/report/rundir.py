@@ -19,9 +19,10 @@ from llamarl.report.timeline import Span, read_timeline
 METRICS_FILE = "metrics.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
 TIMELINE_FILE = "timeline.jsonl"
+MESSAGES_FILE = "messages.log"
 
 State = Literal["finished", "running", "stopped"]
-"""`stopped`: no final summary and no new record for a while, so the run crashed, was killed, or hangs."""
+"""`stopped`: it ended before the recipe's last step, or wrote no summary and is silent: crashed, killed, or hanging."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class RunFiles:
     last_record_seconds_ago: float | None
     figures: list[Path]
     checkpoints: list[str]
+    messages: list[str]
+    """The latest lines of `messages.log`."""
     torn: list[str]
     """Files whose last line a crash cut off."""
 
@@ -48,12 +51,12 @@ class RunFiles:
         """Step of the newest record; 0 before the first."""
         return max((record["step"] for record in self.metrics), default=0)
 
-    @property
-    def total_steps(self) -> int | None:
-        """`schedule.steps` of the recipe, where it says so."""
-        schedule = self.recipe.get("schedule")
-        steps = schedule.get("steps") if isinstance(schedule, Mapping) else None
-        return steps if isinstance(steps, int) else None
+
+def total_steps(recipe: Mapping[str, Any]) -> int | None:
+    """`schedule.steps` of a recipe, where it says so."""
+    schedule = recipe.get("schedule")
+    steps = schedule.get("steps") if isinstance(schedule, Mapping) else None
+    return steps if isinstance(steps, int) else None
 
 
 def read_run(run_dir: str | Path, clock: Callable[[], float] = time.time) -> RunFiles:
@@ -71,19 +74,21 @@ def read_run(run_dir: str | Path, clock: Callable[[], float] = time.time) -> Run
     summary = read_summary(path) if (path / SUMMARY_FILE).exists() else None
     if summary is not None and metrics and metrics[-1]["step"] > summary.steps:
         summary = None
+    recipe = recipe or {}
     age = _age_seconds(metrics, clock())
     return RunFiles(
         path=path,
-        recipe=recipe or {},
+        recipe=recipe,
         environment=_read_if_there(path / ENVIRONMENT_FILE, read_json) or {},
         metrics=metrics,
         spans=_read_if_there(path / TIMELINE_FILE, read_timeline) or [],
         rollouts=_read_if_there(path / ROLLOUTS_FILE, read_rollouts) or [],
         summary=summary,
-        state="finished" if summary is not None else _state(metrics, age),
+        state=_state(metrics, age) if summary is None else _final_state(summary.steps, total_steps(recipe)),
         last_record_seconds_ago=age,
         figures=sorted(path.glob("*.png")),
         checkpoints=_names(path / "checkpoints"),
+        messages=_last_lines(path / MESSAGES_FILE),
         torn=[name for name in (METRICS_FILE, ROLLOUTS_FILE, TIMELINE_FILE) if _is_torn(path / name)],
     )
 
@@ -110,6 +115,14 @@ def _is_torn(path: Path) -> bool:
 
 def _names(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+
+
+def _last_lines(path: Path, count: int = 5) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:] if path.is_file() else []
+
+
+def _final_state(steps: int, total: int | None) -> State:
+    return "finished" if total is None or steps >= total else "stopped"
 
 
 def _age_seconds(metrics: list[Record], now: float) -> float | None:

@@ -1,13 +1,12 @@
 """The page of a run in a terminal, and the same as plain values for `--json`."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +16,7 @@ from llamarl.report.health import warnings_of
 from llamarl.report.metrics import column
 from llamarl.report.panel import busy_bar
 from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
-from llamarl.report.rundir import RunFiles, read_run
+from llamarl.report.rundir import RunFiles, read_run, total_steps
 from llamarl.report.text import format_bytes, format_number, format_seconds, one_line
 from llamarl.report.timeline import utilisation
 
@@ -41,6 +40,7 @@ SHOWN = (
 )
 """Rows of the table, in order, where the run recorded them; judges' means and pass rates follow."""
 
+MAX_WIDTH = 120
 STATE_STYLE = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow"}
 
 
@@ -60,7 +60,7 @@ def run_as_dict(run_dir: str | Path, ledger_counts: Mapping[str, int] | None = N
         "run_dir": str(run.path),
         "state": run.state,
         "step": run.last_step,
-        "total_steps": run.total_steps,
+        "total_steps": total_steps(run.recipe),
         "last_record_seconds_ago": run.last_record_seconds_ago,
         "recipe": dict(run.recipe),
         "environment": dict(run.environment),
@@ -69,6 +69,7 @@ def run_as_dict(run_dir: str | Path, ledger_counts: Mapping[str, int] | None = N
         "ledger": None if ledger_counts is None else dict(ledger_counts),
         "summary": None if run.summary is None else asdict(run.summary),
         "warnings": _warnings(run),
+        "messages": run.messages,
         "figures": [str(path) for path in run.figures],
         "checkpoints": run.checkpoints,
         "rollouts": len(run.rollouts),
@@ -76,35 +77,52 @@ def run_as_dict(run_dir: str | Path, ledger_counts: Mapping[str, int] | None = N
 
 
 def render_run(
-    run_dir: str | Path, ledger_counts: Mapping[str, int] | None = None, width: int = 100, rollouts: int = 1
+    run_dir: str | Path, ledger_counts: Mapping[str, int] | None = None, width: int | None = None, rollouts: int = 1
 ) -> RenderableType:
     """The page of a run, for `rich.print`.
 
     Args:
         run_dir: of a finished, running or crashed run.
         ledger_counts: prompts by fate, where the caller has read the ledger.
-        width: of the terminal, at least 50.
+        width: of the page, at least 50; None takes the console's, at most 120.
         rollouts: how many of the latest logged groups to show.
 
     Raises:
         DataError: see `read_run`.
     """
-    run = read_run(run_dir)
-    parts: list[RenderableType] = [_headline(run, width), *_recipe_lines(run, width)]
-    rewards = column(run.metrics, names.REWARD)
-    if len(rewards[1]) > 1:
-        curve = "\n".join(line_chart(rewards[1], width - 2, 7, first=rewards[0][0]))
-        parts += [_rule("reward"), Text(curve, style="green", no_wrap=True)]
-    parts += [_metric_table(run, width)] if run.metrics else [Text("no step yet", style="dim")]
-    if run.spans:
-        parts += [_rule("busy share of the whole run"), _utilisation_table(run)]
-    if run.summary is not None or ledger_counts:
-        parts += [_rule("totals"), _totals(run, ledger_counts)]
-    if run.rollouts and rollouts:
-        parts += [_rule("latest rollouts"), *(_rollout(group, width) for group in run.rollouts[-rollouts:])]
-    if warnings := _warnings(run):
-        parts += [_rule("warnings"), *(Text(f"! {warning}", style="yellow") for warning in warnings)]
-    return Group(*parts, _rule("files"), _files(run))
+    return _Page(read_run(run_dir), ledger_counts, width, rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    run: RunFiles
+    ledger_counts: Mapping[str, int] | None
+    width: int | None
+    rollouts: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        run, width = self.run, min(self.width or MAX_WIDTH, options.max_width)
+        yield _headline(run, width)
+        yield from _recipe_lines(run, width)
+        if not run.metrics:
+            yield Text("no step yet", style="dim")
+        rewards = column(run.metrics, names.REWARD)
+        if len(rewards[1]) > 1:
+            curve = "\n".join(line_chart(rewards[1], width - 2, 7, first=rewards[0][0]))
+            yield from _section("reward", width, Text(curve, style="green", no_wrap=True))
+        if run.metrics:
+            yield from _section("metrics", width, _metric_table(run, width))
+        if run.spans:
+            yield from _section("busy share of the whole run", width, _utilisation_table(run))
+        if run.summary is not None or self.ledger_counts:
+            yield from _section("totals", width, _totals(run, self.ledger_counts))
+        if groups := run.rollouts[len(run.rollouts) - self.rollouts :] if self.rollouts else []:
+            yield from _section("latest rollouts", width, *(_rollout(group, width) for group in groups))
+        if run.messages:
+            yield from _section("messages", width, *(Text(one_line(line, width)) for line in run.messages))
+        if warnings := _warnings(run):
+            yield from _section("warnings", width, *(Text(f"! {warning}", style="yellow") for warning in warnings))
+        yield from _section("files", width, _files(run))
 
 
 def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
@@ -119,18 +137,24 @@ def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
 
 def _warnings(run: RunFiles) -> list[str]:
     found = [f"{name}: the last line was cut off by a crash and is left out" for name in run.torn]
-    if run.state == "stopped":
+    if run.state == "stopped" and run.summary is not None:
+        total = total_steps(run.recipe)
+        found.append(f"the run ended at step {run.summary.steps} of {total}: it was stopped, or ran out of prompts")
+    elif run.state == "stopped":
         ago = format_seconds(run.last_record_seconds_ago)
         found.append(f"no summary, and the last record is {ago} old: the run crashed, was killed, or hangs")
     return [*found, *warnings_of(run.metrics)]
 
 
-def _rule(title: str) -> Rule:
-    return Rule(Text(title, style="bold"), align="left", style="bright_black")
+def _section(title: str, width: int, *parts: RenderableType) -> Iterator[RenderableType]:
+    head = f"{title} "
+    yield Text.assemble((head, "bold"), ("─" * (width - len(head)), "bright_black"))
+    yield from parts
 
 
 def _headline(run: RunFiles, width: int) -> Panel:
-    step = f"step {run.last_step}" + (f"/{run.total_steps}" if run.total_steps else "")
+    total = total_steps(run.recipe)
+    step = f"step {run.last_step}/{total}" if total else f"step {run.last_step}"
     line = Text.assemble((run.state, STATE_STYLE[run.state]), f"  {step}")
     summary = run.summary
     if summary is not None:

@@ -21,7 +21,7 @@ class Probe(Executor):
     def setup(self):
         self.seen = []
         self.active = self.most_active = 0
-        self.go = asyncio.Event()
+        self.go, self.cancelled = asyncio.Event(), asyncio.Event()
         self.setup_thread = threading.get_ident()
 
     def teardown(self):
@@ -63,7 +63,14 @@ class Probe(Executor):
         self.go.set()
 
     async def forever(self):
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def wait_for_cancel(self):
+        await self.cancelled.wait()
 
     def judge_error(self):
         raise JudgeError("the judge broke: 3 of 4 votes missing")

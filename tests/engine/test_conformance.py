@@ -149,14 +149,23 @@ async def test_a_megabyte_of_records_passes(engine):
 
 
 @on(*ENGINES)
-async def test_a_cancelled_call_returns_at_once_and_harms_nobody(engine):
+async def test_a_cancelled_call_returns_at_once_and_cancels_the_method(engine):
     probe = await engine.spawn(Probe, name="probe")
     call = asyncio.create_task(probe.call("forever"))
     await probe.call("echo", 1)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+    await probe.call("wait_for_cancel", timeout_seconds=10)
     assert await probe.call("echo", 2) == 2
+
+
+@on(*ENGINES)
+async def test_a_deadline_cancels_the_method(engine):
+    probe = await engine.spawn(Probe, name="probe")
+    with pytest.raises(StallError):
+        await probe.call("forever", timeout_seconds=0.5)
+    await probe.call("wait_for_cancel", timeout_seconds=10)
 
 
 @on(*ENGINES)

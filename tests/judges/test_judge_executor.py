@@ -62,7 +62,7 @@ def test_a_ready_panel_is_taken_as_it_is() -> None:
 
 
 def test_a_wrong_judge_is_refused_at_setup(rewards: str) -> None:
-    with pytest.raises(ConfigError, match="has no 'exac'. Did you mean 'exact'"):
+    with pytest.raises(ConfigError, match=r"has no 'exac'\. Did you mean 'exact'"):
         JudgeExecutor([JudgeConfig(function=f"{rewards}:exac")]).setup()
 
 

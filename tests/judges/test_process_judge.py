@@ -291,7 +291,7 @@ def test_a_judge_that_only_breaks_in_the_worker_raises(tmp_path: Path) -> None:
     path = tmp_path / "picky.py"
     path.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    raise RuntimeError('not here')\njudge = max\n")
     judge = ProcessJudge(f"{path}:judge", num_workers=1)
-    with pytest.raises(JudgeError, match=r"judge 'max': .*RuntimeError: not here"):
+    with pytest.raises(JudgeError, match=r"the judge does not load in a worker: .*picky.py.*RuntimeError: not here"):
         judged(judge, "x")
     judge.close()
 

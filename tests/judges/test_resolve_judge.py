@@ -16,6 +16,9 @@ def ours(prompt, completion):
 def trl_style(completions, **kwargs):
     return [1.0] * len(completions)
 
+def trl_length(completion_ids, **kwargs):
+    return [float(len(ids)) for ids in completion_ids]
+
 def verl_style(data_source, solution_str, ground_truth, extra_info=None):
     return 1.0
 
@@ -47,6 +50,7 @@ def rewards(tmp_path: Path) -> str:
     [
         ("ours", FunctionJudge, "ours"),
         ("trl_style", TRLJudge, "trl_style"),
+        ("trl_length", TRLJudge, "trl_length"),
         ("verl_style", FunctionJudge, "verl_style"),
         ("anything", FunctionJudge, "anything"),
         ("exact", FunctionJudge, "Exact"),

@@ -44,7 +44,7 @@ def write_metrics(run_dir: Path, steps: int) -> None:
                 "rollout/response_len/max": 64,
                 "rollout/truncated_frac": 0.02,
                 "rollout/frac_zero_std": 0.1,
-                "rollout/tokens_per_second": 10_000 + draw.gauss(0, 400),
+                "perf/tokens_per_second": 10_000 + draw.gauss(0, 400),
                 "judge/format/mean": 0.5,
                 "judge/format/pass_rate": 0.5,
                 "judge/format/error_rate": 0.0,

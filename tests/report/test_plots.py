@@ -34,7 +34,7 @@ def test_a_whole_run_is_drawn_wide_enough_to_read(example_run: Callable[..., Pat
 
 def test_a_run_that_recorded_almost_nothing_is_drawn_too(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl")
-    sink.write(1, {"rollout/reward/mean": None, "rollout/tokens_per_second": 0.0, "train/mismatch_kl": 0.0})
+    sink.write(1, {"rollout/reward/mean": None, "perf/tokens_per_second": 0.0, "train/mismatch_kl": 0.0})
     plot_run(tmp_path, tmp_path / "run.png")
     sink.write(2, {"rollout/reward/mean": 0.5, "rollout/staleness/max": 0})
     sink.close()

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from llamarl.core.errors import DataError
 from llamarl.report.health import warnings_of
-from llamarl.report.rundir import read_run
+from llamarl.report.rundir import read_run, total_steps
 from llamarl.report.view import render_run, run_as_dict
 
 START = 1_767_225_600.0
@@ -17,7 +17,7 @@ START = 1_767_225_600.0
 
 def page(run_dir: Path, width: int = 100, **options: Any) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(render_run(run_dir, width=width, **options))
+    console.print(render_run(run_dir, **options))
     return console.export_text()
 
 
@@ -40,6 +40,26 @@ def test_page_of_a_finished_run(example_run: Callable[..., Path]) -> None:
 def test_page_fits(example_run: Callable[..., Path], width: int) -> None:
     text = page(example_run(steps=30), width)
     assert max(map(len, text.split("\n"))) <= width
+
+
+def test_page_takes_the_width_it_is_given(example_run: Callable[..., Path]) -> None:
+    lines = page(example_run(steps=30), 200, width=70).split("\n")
+    assert max(len(line.rstrip()) for line in lines) == 70
+
+
+def test_messages_are_shown(example_run: Callable[..., Path]) -> None:
+    run_dir = example_run(steps=3)
+    (run_dir / "messages.log").write_text("".join(f"12:00 message {i}\x1b[2J\n" for i in range(9)))
+    text = page(run_dir)
+    assert "message 8␛[2J" in text and "message 4" in text and "message 3" not in text
+
+
+def test_a_run_stopped_early_says_so(example_run: Callable[..., Path]) -> None:
+    run_dir = example_run(steps=30)
+    recipe = run_dir / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"steps": 30', '"steps": 90'))
+    text = page(run_dir)
+    assert "stopped  step 30/90" in text and "ended at step 30 of 90" in text
 
 
 def test_first_last_best_are_those_of_the_file(example_run: Callable[..., Path]) -> None:
@@ -94,7 +114,7 @@ def test_a_run_before_its_first_step(example_run: Callable[..., Path]) -> None:
     assert "no step yet" in page(run_dir)
     (run_dir / "recipe.json").rename(run_dir / "other.json")
     (run_dir / "recipe.toml").write_text("name = 'x'\n[schedule]\nsteps = 7\n")
-    assert read_run(run_dir).total_steps == 7
+    assert total_steps(read_run(run_dir).recipe) == 7
 
 
 @pytest.mark.parametrize(
