@@ -23,7 +23,7 @@ class DAPOConfig(PolicyGradientConfig):
     """Settings of DAPO."""
 
     type: Literal["dapo"] = "dapo"
-    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip_low: float = Field(default=0.2, gt=0.0)
     """How far the policy / behaviour ratio may fall below 1 (section 4.1)."""
     clip_high: float = Field(default=0.28, gt=0.0)
     """How far it may rise above 1: room for unlikely tokens to grow (section 4.1)."""

@@ -19,7 +19,7 @@ class DrGRPOConfig(PolicyGradientConfig):
     """Settings of Dr. GRPO."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
-    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip: float = Field(default=0.2, gt=0.0)
     """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
     reduction: Reduction = "fixed_length"
     """Division by the token limit, a constant: neither short nor long samples are favoured."""

@@ -22,7 +22,7 @@ class GRPOConfig(PolicyGradientConfig):
     """Settings of GRPO. Set `kl_coef = 0` to do without a reference model."""
 
     type: Literal["grpo"] = "grpo"
-    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip: float = Field(default=0.2, gt=0.0)
     """The policy / behaviour ratio keeps its gradient within 1 -+ this. The paper names none: PPO's value."""
     reduction: Reduction = "sequence_mean"
     """Each sample's mean over its own tokens, so a token of a long sample weighs less."""

@@ -26,7 +26,7 @@ class GSPOConfig(PolicyGradientConfig):
     """
 
     type: Literal["gspo"] = "gspo"
-    clip_low: float = Field(default=3e-4, gt=0.0, lt=1.0)
+    clip_low: float = Field(default=3e-4, gt=0.0)
     """How far the sequence ratio may fall below 1 (section 5.1)."""
     clip_high: float = Field(default=4e-4, gt=0.0)
     """How far it may rise above 1 (section 5.1)."""

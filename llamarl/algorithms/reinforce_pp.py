@@ -23,7 +23,7 @@ class ReinforcePPConfig(PolicyGradientConfig):
     """Settings of REINFORCE++. Set `kl_coef = 0` to do without a reference model."""
 
     type: Literal["reinforce_pp"] = "reinforce_pp"
-    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip: float = Field(default=0.2, gt=0.0)
     """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
     group_baseline: bool = False
     """Subtract the group's mean before the batch is standardised."""

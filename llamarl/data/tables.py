@@ -1,7 +1,6 @@
 """Rows of CSV and Parquet files, one at a time."""
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     Raises:
         DataError: the header is missing, empty in places, or repeats a column.
     """
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         columns = _header(path, reader)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from llamarl.core.errors import ConfigError
 from llamarl.generation.batcher import Batcher
+from llamarl.generation.int8 import Int8, check_int8
 from llamarl.models.decoder import Decoder, Geometry, probe_logprobs, why_unsupported
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -196,4 +197,7 @@ def fused_decoder(model: nn.Module, precision: Precision, device: torch.device |
         return Decoder.fused(model, torch.float32, device)
     if precision == "bf16":
         return Decoder.fused(model, torch.bfloat16, device)
+    if precision == "int8":
+        check_int8(device)
+        return Decoder.fused(model, torch.float32, device, make=Int8)
     raise ConfigError(f"precision {precision!r} is unknown; choose fp32, bf16 or int8")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -93,7 +94,7 @@ class LiveView:
         is_new = bool(status.message) and (not self._messages or self._messages[0] != status.message)
         if is_new:
             self._messages.appendleft(status.message)
-        self._status = status
+        self._status = _with_last_known(status, self._status)
         if not self.is_plain:
             self._news.set()
             return
@@ -181,6 +182,15 @@ class LiveView:
             if not isinstance(error.__context__, BrokenPipeError):
                 raise
             self.failure = self.failure or error.__context__
+
+
+def _with_last_known(status: RunStatus, before: RunStatus | None) -> RunStatus:
+    """A number that this step did not measure keeps its last value, so that lines don't come and go."""
+    if before is None:
+        return status
+    names = ("mismatch", "weight_sync_seconds", "tokens_per_second")
+    kept = {name: getattr(before, name) for name in names if getattr(status, name) is None}
+    return replace(status, **kept) if kept else status
 
 
 def _can_draw(console: Console) -> bool:

@@ -74,8 +74,9 @@ class Timeline:
             yield
         finally:
             with self._lock:
-                del self._open[token]
-            self.record(executor, activity, start, self._clock())
+                is_open = self._open.pop(token, None) is not None
+            if is_open:  # `close` has recorded it otherwise
+                self.record(executor, activity, start, self._clock())
 
     def record(self, executor: str, activity: str, start: float, end: float) -> None:
         """Records a span whose times are known. A span that ends before its start (a stepped clock) gets length 0."""
@@ -83,8 +84,9 @@ class Timeline:
         with self._lock:
             self._recent.append(span)
             self._executors[executor] = None
-        if self._file is not None:
-            self._file.append(asdict(span))
+        file = self._file
+        if file is not None:
+            file.append(asdict(span))
 
     def spans(self) -> list[Span]:
         """The latest spans in order of their end, then those still open, which end now."""
@@ -106,9 +108,15 @@ class Timeline:
         return fractions | utilisation(recent, (now - seconds, now))
 
     def close(self) -> None:
-        """Closes the file. Idempotent."""
-        if self._file is not None:
-            self._file.close()
+        """Ends the open spans now and closes the file; later spans stay in memory only. Idempotent."""
+        with self._lock:
+            unfinished = list(self._open.values())
+            self._open.clear()
+        for executor, activity, start in unfinished:
+            self.record(executor, activity, start, self._clock())
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def utilisation(spans: Iterable[Span], window: Window | None = None) -> dict[str, float]:

@@ -17,7 +17,7 @@ from llamarl.report.metrics import column
 from llamarl.report.panel import busy_bar
 from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
 from llamarl.report.rundir import RunFiles, read_run, total_steps
-from llamarl.report.text import format_bytes, format_number, format_seconds, one_line
+from llamarl.report.text import format_bytes, format_number, format_seconds, one_line, visible
 from llamarl.report.timeline import utilisation
 
 SHOWN = (
@@ -101,9 +101,13 @@ class _Page:
     rollouts: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        run, width = self.run, min(self.width or MAX_WIDTH, options.max_width)
+        width = min(self.width or MAX_WIDTH, options.max_width)
+        yield from console.render(Group(*self._parts(width)), options.update(width=width))
+
+    def _parts(self, width: int) -> Iterator[RenderableType]:
+        run = self.run
         yield _headline(run, width)
-        yield from _recipe_lines(run, width)
+        yield _recipe_table(run, width)
         if not run.metrics:
             yield Text("no step yet", style="dim")
         rewards = column(run.metrics, names.REWARD)
@@ -119,7 +123,7 @@ class _Page:
         if groups := run.rollouts[len(run.rollouts) - self.rollouts :] if self.rollouts else []:
             yield from _section("latest rollouts", width, *(_rollout(group, width) for group in groups))
         if run.messages:
-            yield from _section("messages", width, *(Text(one_line(line, width)) for line in run.messages))
+            yield from _section("messages", width, *(Text(visible(line)) for line in run.messages))
         if warnings := _warnings(run):
             yield from _section("warnings", width, *(Text(f"! {warning}", style="yellow") for warning in warnings))
         yield from _section("files", width, _files(run))
@@ -167,29 +171,31 @@ def _headline(run: RunFiles, width: int) -> Panel:
     return Panel(line, title=Text(one_line(str(run.path), width - 6)), title_align="left", width=width)
 
 
-def _recipe_lines(run: RunFiles, width: int) -> list[Text]:
-    """One line per section of the recipe, and one for the machine."""
+def _recipe_table(run: RunFiles, width: int) -> Table:
+    """Each section of the recipe, and the machine, in at most two lines."""
     plain = {key: value for key, value in run.recipe.items() if not isinstance(value, (Mapping, list))}
     sections = {"recipe": plain} | {key: value for key, value in run.recipe.items() if key not in plain}
-    lines = [_section_line(name, value, width) for name, value in sections.items() if value]
-    if run.environment:
-        parts = [f"llamarl {run.environment.get('llamarl')}", f"python {run.environment.get('python')}"]
-        packages = run.environment.get("packages") or {}
-        parts += [f"{name} {version}" for name, version in packages.items() if name in ("torch", "transformers")]
-        git = run.environment.get("git") or {}
-        parts += [f"commit {git['commit'][:10]}{' + changes' if git.get('is_dirty') else ''}"] if git else []
-        lines.append(_named_line("environment", ", ".join(parts), width))
-    return lines
+    texts = {
+        name: "; ".join(map(_flat, value if isinstance(value, list) else [value])) for name, value in sections.items()
+    }
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in (texts | {"environment": _environment_line(run.environment)}).items():
+        if text:
+            table.add_row(one_line(name, 12), Text(one_line(text, 2 * (width - 16))))
+    return table
 
 
-def _section_line(name: str, value: Any, width: int) -> Text:
-    return _named_line(
-        name, "; ".join(_flat(item) for item in value) if isinstance(value, list) else _flat(value), width
-    )
-
-
-def _named_line(name: str, text: str, width: int) -> Text:
-    return Text.assemble((f"{one_line(name, 12):<12} ", "dim"), one_line(text, width - 14))
+def _environment_line(environment: Mapping[str, Any]) -> str:
+    if not environment:
+        return ""
+    packages, git = environment.get("packages") or {}, environment.get("git") or {}
+    parts = [f"llamarl {environment.get('llamarl')}", f"python {environment.get('python')}"]
+    parts += [f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages]
+    if git:
+        parts.append(f"commit {str(git.get('commit'))[:10]}{' + changes' if git.get('is_dirty') else ''}")
+    return ", ".join(parts)
 
 
 def _flat(value: Any) -> str:

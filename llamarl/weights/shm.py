@@ -42,6 +42,8 @@ class ShmChannel:
         self._is_owner = True
         self._published: Slots | None = None
         self._attached: Slots | None = None
+        self._inode = 0
+        """Of the file that is attached."""
         resource_tracker.register(f"/{self.name}", "shared_memory")
 
     @property
@@ -65,8 +67,12 @@ class ShmChannel:
         Raises:
             WeightSyncError: `version` is not on the channel or was overwritten meanwhile, or `into` does not fit.
         """
-        if self._attached is None or version not in self._attached.versions:
-            self._attached = _attach(self.path)  # the first fetch, or a restarted trainer's new arena
+        try:
+            inode = self.path.stat().st_ino
+        except FileNotFoundError:
+            raise WeightSyncError(f"weights of version {version}: nothing was published at {self.path}") from None
+        if self._attached is None or inode != self._inode:  # the first fetch, or a restarted trainer's new arena
+            self._attached, self._inode = _attach(self.path), inode
         return self._attached.read(version, into)
 
     def close(self) -> None:
@@ -78,7 +84,7 @@ class ShmChannel:
             resource_tracker.unregister(f"/{self.name}", "shared_memory")
 
     def __getstate__(self) -> dict[str, object]:
-        return {"name": self.name, "_is_owner": False, "_published": None, "_attached": None}
+        return {"name": self.name, "_is_owner": False, "_published": None, "_attached": None, "_inode": 0}
 
 
 def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
@@ -103,13 +109,10 @@ def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
 
 
 def _attach(path: Path) -> Slots:
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(_STAMPS_AT), "little")
-            file.seek(_LAYOUT_AT)
-            layout: Layout = json.loads(file.read(length) or "[]")
-    except FileNotFoundError:
-        raise WeightSyncError(f"weights: nothing was published at {path}") from None
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(_STAMPS_AT), "little")
+        file.seek(_LAYOUT_AT)
+        layout: Layout = json.loads(file.read(length) or "[]")
     return _map(path, layout, length)
 
 

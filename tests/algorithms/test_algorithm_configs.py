@@ -93,7 +93,7 @@ def test_importing_does_not_import_torch():
         ({"type": "aipo", "rh": 2.0}, "Did you mean 'rho'"),
         ({"type": "aipo", "rho": 0.5}, "rho"),
         ({"type": "aipo", "kl_estimator": "k1"}, "kl_estimator"),
-        ({"type": "grpo", "clip": 1.0}, "clip"),
+        ({"type": "grpo", "clip": 0}, "clip"),
         ({"type": "grpo", "kl_coef": -1}, "kl_coef"),
         ({"type": "aipo", "reduction": "mean"}, "reduction"),
         ({"type": "dapo", "overlong_limit": 100}, "overlong_buffer = 4096 exceeds overlong_limit = 100"),

@@ -120,6 +120,15 @@ def test_gradients_by_hand(config, expected):
     assert torch.allclose(gradient(config, batch, leaf).squeeze(-1), torch.tensor(expected, dtype=torch.float32))
 
 
+def test_gspo_weighs_and_clips_whole_completions():
+    batch, leaf = simple_batch([[2.0, 8.0]], [1.0])  # sequence ratio sqrt(16) = 4, shared by the two tokens
+    assert torch.allclose(gradient(GSPOConfig(clip_high=4.0), batch, leaf), torch.tensor([[-2.0, -2.0]]))
+    batch, leaf = simple_batch([[2.0, 0.5]], [1.0])  # each token is far out, the sequence is at ratio 1
+    assert torch.allclose(gradient(GSPOConfig(), batch, leaf), torch.tensor([[-0.5, -0.5]]))
+    batch, leaf = simple_batch([[1.001, 1.001]], [1.0])  # a token clip would not care, 1 + 4e-4 does
+    assert not gradient(GSPOConfig(), batch, leaf).any()
+
+
 def test_kl_and_entropy_terms_by_hand():
     batch, leaf = simple_batch([[1.0, 1.0]], [0.0])
     entropy = torch.tensor([[0.4, 0.6]], requires_grad=True)

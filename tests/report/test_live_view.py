@@ -173,6 +173,15 @@ def test_a_terminal_gets_the_panel_and_is_given_back(terminal: Callable[..., Con
     view.close()
 
 
+def test_numbers_not_measured_this_step_keep_their_last_value(terminal: Callable[..., Console]) -> None:
+    out = io.StringIO()
+    with LiveView(console=terminal(out)) as view:
+        view.update(STATUS)
+        view.update(replace(STATUS, step=58, mismatch=None, weight_sync_seconds=None, tokens_per_second=99.0))
+    last_frame = out.getvalue()[out.getvalue().rindex("step 58/200") :]
+    assert "1.2e-6" in last_frame and "3.10 ms" in last_frame and "99.0" in last_frame
+
+
 def test_updates_are_cheap_and_frames_are_few(terminal: Callable[..., Console]) -> None:
     out, updates, started = io.StringIO(), 0, time.perf_counter()
     with LiveView(console=terminal(out), refresh_hz=100.0) as view:

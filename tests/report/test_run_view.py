@@ -15,8 +15,8 @@ from llamarl.report.view import render_run, run_as_dict
 START = 1_767_225_600.0
 
 
-def page(run_dir: Path, width: int = 100, **options: Any) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True)
+def page(run_dir: Path, columns: int = 100, **options: Any) -> str:
+    console = Console(width=columns, file=io.StringIO(), record=True)
     console.print(render_run(run_dir, **options))
     return console.export_text()
 

@@ -73,6 +73,18 @@ def test_open_spans_count_until_now_and_say_what_happens() -> None:
     assert (now["trainer"].activity, now["trainer"].busy_fraction) == ("idle", 0.75)
 
 
+def test_closing_ends_open_spans_once(tmp_path: Path) -> None:
+    clock = HeldClock()
+    timeline = Timeline(tmp_path / "t.jsonl", clock)
+    with timeline.span("generator-0", "generate"):
+        clock.time = 3.0
+        timeline.close()
+        clock.time = 5.0
+    timeline.record("late", "x", 5.0, 6.0)
+    timeline.close()
+    assert read_timeline(tmp_path / "t.jsonl") == [Span("generator-0", "generate", 0.0, 3.0)]
+
+
 def test_an_executor_long_silent_is_still_listed() -> None:
     clock = HeldClock()
     timeline = Timeline(clock=clock)

@@ -255,6 +255,9 @@ def test_receivers_follow_a_restarted_trainer(shm):
     assert equal(receiver.fetch(1), weights(1))
     with pytest.raises(WeightSyncError, match=r"version 0 .* holds \[1\]"):
         receiver.fetch(0)
+    third = pickle.loads(pickle.dumps(shm))
+    third.publish(1, weights(2))  # and again: it resumed before version 1 and made another one
+    assert equal(receiver.fetch(1), weights(2))
 
 
 def test_too_little_shared_memory_is_an_error(shm):
