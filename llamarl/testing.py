@@ -216,6 +216,7 @@ class ScriptedJudge(Executor):
 
     decide: Callable[[Prompt, Completion], Verdict] = lambda prompt, completion: Verdict.scored(1.0)
     seconds: Callable[[Prompt], float] = lambda prompt: 0.0
+    report: Mapping[str, float] = field(default_factory=dict)
 
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
         """One sample per completion; its reward is the verdict's score."""
@@ -224,6 +225,10 @@ class ScriptedJudge(Executor):
         return tuple(
             Sample(c, {"scripted": verdict}, verdict.score) for c, verdict in zip(completions, verdicts, strict=True)
         )
+
+    async def status(self) -> dict[str, float]:
+        """`report`, or nothing."""
+        return dict(self.report)
 
 
 class RecordingObserver:

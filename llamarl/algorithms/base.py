@@ -11,7 +11,7 @@ as well be any object with the same attributes. Nothing here imports torch, so c
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import Field
 
@@ -47,7 +47,7 @@ class PolicyGradient(Generic[C]):
 
     name: str
     """As in the config's `type`."""
-    corrects_staleness: ClassVar[bool] = True
+    corrects_staleness: bool = True
     """Whether the objective weighs or clips by policy / behaviour. Without it, train with `max_staleness = 0`."""
 
     def __init__(self, config: C) -> None:

@@ -5,7 +5,7 @@ with `center = "leave_one_out"` is its off-policy form). "Back to basics", Ahmad
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class RLOO(PolicyGradient[RLOOConfig]):
     """REINFORCE on leave-one-out advantages."""
 
     name = "rloo"
-    corrects_staleness: ClassVar[bool] = False
+    corrects_staleness: bool = False
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
         """Reward minus the mean of the group's other rewards."""

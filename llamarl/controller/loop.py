@@ -59,7 +59,7 @@ class Controller:
         encode: prompt -> token ids.
         sampling: how completions of training prompts are drawn.
         algorithm: `assign` turns judged groups into training samples.
-        trainer, judge: running executors (`core.protocols.Trainer`; `judge_group(prompt, completions)`).
+        trainer, judge: running executors (`core.protocols.Trainer`; `judges.executor.JudgeExecutor`).
         pool: the generators, not yet started.
         ledger: the account of every prompt.
         observer: is told what happens (metrics, rollouts, live view).
@@ -202,7 +202,7 @@ class Controller:
         rewards = group.rewards
         if len(rewards) < min(2, len(samples)):
             reason = "unscored"
-        elif getattr(self.algorithm, "drops_zero_signal", False) and len(set(rewards)) == 1:
+        elif self.algorithm.drops_zero_signal and len(set(rewards)) == 1:
             reason = "no_signal"
         else:
             reason = None
@@ -216,9 +216,10 @@ class Controller:
         self._pulse.beat()
 
     async def _judged_samples(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
-        samples: tuple[Sample, ...] = await self._judge.call(
-            "judge_group", prompt, completions, timeout_seconds=self.schedule.judge_seconds
-        )
+        with self._observer.span("judge", "judge"):
+            samples: tuple[Sample, ...] = await self._judge.call(
+                "judge_group", prompt, completions, timeout_seconds=self.schedule.judge_seconds
+            )
         return samples
 
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
@@ -232,6 +233,8 @@ class Controller:
             record = await self._step(batch)
             self._observer.on_step(record)
             self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
+            if record.metrics.get("judge/is_degraded"):
+                self._is_stopping = True
             if self.version < schedule.steps:
                 if save and schedule.checkpoint_every and self.version % schedule.checkpoint_every == 0:
                     await save(self.version, record.reward)
@@ -243,6 +246,11 @@ class Controller:
             await self._evaluate(evaluation)
         if save:
             await save(self.version, record.reward)
+        if record.metrics.get("judge/is_degraded"):
+            raise JudgeError(
+                f"version {self.version}: {record.metrics['judge/unscored_frac']:.0%} of the last samples could not be "
+                "judged, so the run stopped with a checkpoint; mend the judges, then resume"
+            )
 
     async def _step(self, batch: list[Group]) -> StepRecord:
         metrics = rollout_metrics(batch, self.version)
@@ -255,10 +263,10 @@ class Controller:
         await self._synced()
         manifest = await self._publish()
         self._syncing = self._background(self._pool.sync(manifest))
+        judged: dict[str, float] = await self._judge.call("status", timeout_seconds=self.schedule.call_seconds)
         proofs = [member.proof for member in self._pool.members if member.proof is not None]
-        return StepRecord(
-            self.version, metrics["rollout/reward/mean"], {**metrics, **result.metrics}, tuple(batch), proofs
-        )
+        metrics |= result.metrics | judged
+        return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(batch), proofs)
 
     async def _publish(self) -> WeightManifest:
         with self._observer.span("trainer", "publish"):
@@ -268,7 +276,7 @@ class Controller:
     async def _synced(self) -> None:
         """Waits until every generator serves the weights published last."""
         if self._syncing is not None:
-            with self._observer.span("trainer", "sync"):
+            with self._observer.span("trainer", "wait for sync"):
                 await asyncio.wait([self._syncing])
             self._syncing.result()
 

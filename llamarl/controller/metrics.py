@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from llamarl.core.records import Group, Status
+from llamarl.core.records import Group
 
 
 def mean_reward(groups: Sequence[Group]) -> float | None:
@@ -13,17 +13,17 @@ def mean_reward(groups: Sequence[Group]) -> float | None:
 
 
 def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """`rollout/*` and `judge/*` of one batch about to train at `version`.
+    """`rollout/*` of one batch about to train at `version`.
 
     Denominators: rewards over scored samples, lengths and truncation over all samples, staleness over all tokens,
-    `frac_zero_std` over groups, judge rates over that judge's verdicts.
+    `frac_zero_std` over groups.
     """
     samples = [sample for group in groups for sample in group.samples]
     completions = [sample.completion for sample in samples]
     rewards = [reward for group in groups for reward in group.rewards]
     lengths = [len(completion.token_ids) for completion in completions]
     stale = [version - v for completion in completions for v in completion.versions]
-    metrics: dict[str, float] = {
+    return {
         "rollout/reward/mean": fmean(rewards),
         "rollout/reward/count": len(rewards),
         "rollout/reward/std": fmean([(r - fmean(rewards)) ** 2 for r in rewards]) ** 0.5,
@@ -36,15 +36,3 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "rollout/mixed_version_frac": fmean([len(set(completion.versions)) > 1 for completion in completions]),
         "rollout/tokens": sum(lengths),
     }
-    for name in sorted({name for sample in samples for name in sample.verdicts}):
-        verdicts = [sample.verdicts[name] for sample in samples if name in sample.verdicts]
-        scores = [v.score for v in verdicts if v.score is not None]
-        passes = [v.passed for v in verdicts if v.passed is not None]
-        metrics[f"judge/{name}/count"] = len(verdicts)
-        metrics[f"judge/{name}/abstain_rate"] = fmean([v.status is Status.ABSTAINED for v in verdicts])
-        metrics[f"judge/{name}/error_rate"] = fmean([v.status is Status.FAILED for v in verdicts])
-        if scores:
-            metrics[f"judge/{name}/mean"] = fmean(scores)
-        if passes:
-            metrics[f"judge/{name}/pass_rate"] = fmean(passes)
-    return metrics

@@ -119,12 +119,13 @@ class GeneratorPool:
                 self._mark(member)
                 self._pulse.beat()
 
-    def _mark(self, member: Member) -> None:
-        """Keeps a timeline span open for as long as the generator has work."""
-        if member.works and member.working is None:
+    def _mark(self, member: Member, is_working: bool = True) -> None:
+        """Keeps a timeline span open for as long as the generator has work and weights."""
+        is_working = is_working and bool(member.works)
+        if is_working and member.working is None:
             member.working = self._observer.span(member.name, "generate")
             member.working.__enter__()
-        elif not member.works and member.working is not None:
+        elif not is_working and member.working is not None:
             member.working.__exit__(None, None, None)
             member.working = None
 
@@ -139,8 +140,10 @@ class GeneratorPool:
     async def _update(self, member: Member) -> None:
         manifest = self._manifest
         assert manifest is not None, "sync comes before any update"
+        self._mark(member, is_working=False)
         with self._observer.span(member.name, "wait for weights"):
             proof: WeightProof = await member.handle.call("update_weights", manifest, timeout_seconds=self._timeout)
+        self._mark(member)
         if proof.version != manifest.version:
             raise WeightSyncError(f"{member.name} serves version {proof.version}, not {manifest.version}")
         member.version, member.proof = proof.version, proof

@@ -110,7 +110,8 @@ class Reporter:
         reward = mean_reward(groups)
         if self._totals["reward_before"] is None:
             self._totals["reward_before"], self.before = reward, groups
-        self._totals["reward_after"], self.after = reward, groups
+        if version > 0:
+            self._totals["reward_after"], self.after = reward, groups
         samples = [sample for group in groups for sample in group.samples]
         self._totals["tokens"] += sum(len(sample.completion.token_ids) for sample in samples)
         lengths = [len(sample.completion.token_ids) for sample in samples]
@@ -183,7 +184,7 @@ class Reporter:
             version=self._version,
             seconds=seconds,
             reward_before=totals["reward_before"],
-            reward_after=totals["reward_after"] if self._version else None,
+            reward_after=totals["reward_after"],
             tokens_generated=totals["tokens"],
             tokens_per_second=totals["tokens"] / seconds if seconds > 0 else None,
             staleness_max=None if totals["staleness_max"] is None else int(totals["staleness_max"]),

@@ -63,6 +63,8 @@ class Prepared:
     skipped_rows: Sequence[Any]
     tokenizer: Tokenizer
     max_positions: int
+    template_limits: Sequence[str]
+    """What the chat template cannot do, in words."""
 
     def describe(self) -> dict[str, Any]:
         """What would run, for `--dry-run`."""
@@ -77,6 +79,7 @@ class Prepared:
             "completions_per_step": schedule.prompts_per_step * schedule.samples_per_prompt,
             "max_staleness": schedule.max_staleness,
             "engine": self.recipe.engine,
+            "template_limits": list(self.template_limits),
             "executors": ["trainer", "judge", *generator_names(self.recipe)],
         }
 
@@ -94,7 +97,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     config = load_config(recipe.model)
     tokenizer = load_tokenizer(recipe.model)
-    check_template(tokenizer, config)
+    limits = [f"{name}: {text}" for name, text in check_template(tokenizer, config).limits.items()]
     data = recipe.data
     rows = read_prompts(
         data.source,
@@ -106,7 +109,7 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     prompts = [_with_system(prompt, data.system) for prompt in rows]
     prompts, held_out = _hold_out(recipe, prompts)
-    prepared = Prepared(recipe, prompts, held_out, rows.skipped, tokenizer, config.max_position_embeddings)
+    prepared = Prepared(recipe, prompts, held_out, rows.skipped, tokenizer, config.max_position_embeddings, limits)
     _check_lengths(prepared)
     return prepared
 

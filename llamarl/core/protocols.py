@@ -85,6 +85,14 @@ class Algorithm(Protocol):
     name: str
     needs_reference: bool
     """Whether `loss` reads `reference_logprobs`."""
+    needs_entropy_grad: bool
+    """Whether `loss` differentiates `entropy`."""
+    trains_zero_advantage: bool
+    """Whether samples of zero advantage have a gradient; if not, the trainer may skip them."""
+    drops_zero_signal: bool
+    """Whether the controller may drop groups whose rewards are all equal and generate others in their place."""
+    corrects_staleness: bool
+    """Whether `loss` weighs or clips by policy / behaviour; without it, train with `max_staleness = 0`."""
 
     def assign(self, groups: Sequence[Group]) -> list[TrainSample]:
         """Which samples train, with which advantage. Unscored samples never appear."""

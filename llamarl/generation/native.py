@@ -65,6 +65,8 @@ class NativeBackend:
         self.cache = KVCache(decoder.geometry, slots, decoder.embed.dtype, self.device)
         self._lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self._row_index = torch.arange(slots, device=self.device)
+        self._zero, self._minus_infinity = decoder.embed.new_tensor([0.0, -torch.inf])
+        self._position_index = self._row_index[:0]
 
     @torch.no_grad()
     def prefill(self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
@@ -100,7 +102,7 @@ class NativeBackend:
             )
             return out.transpose(1, 2)[sequence, positions].flatten(1)
 
-        hidden = self.decoder.hidden(ids, positions, attend)
+        hidden = self.decoder.hidden(ids, positions, attend, longest)
         self._lengths[targets] = lengths.to(self.device)[owner]
         return self.decoder.head(hidden[ends.to(self.device) - 1])
 
@@ -117,9 +119,9 @@ class NativeBackend:
         n, g = len(tokens), self.geometry
         num_read = min(longest + -longest % _BLOCK, self.cache.capacity)
         positions, row = self._lengths[:n].clone(), self._row_index[:n]
-        is_past = torch.arange(num_read, device=self.device) > positions.unsqueeze(1)
-        mask = torch.zeros(n, 1, num_read, dtype=self.decoder.embed.dtype, device=self.device)
-        mask = mask.masked_fill_(is_past.unsqueeze(1), -torch.inf).repeat_interleave(g.num_kv_heads, dim=0)
+        is_past = self._positions(num_read) > positions.unsqueeze(1)
+        mask = torch.where(is_past, self._minus_infinity, self._zero).view(n, 1, 1, num_read)
+        mask = mask.expand(n, g.num_kv_heads, 1, num_read).reshape(-1, 1, num_read)
         batch, per_kv, scale = n * g.num_kv_heads, g.num_heads // g.num_kv_heads, g.head_dim**-0.5
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -131,9 +133,14 @@ class NativeBackend:
             scores = torch.baddbmm(mask, q.reshape(batch, per_kv, g.head_dim), keys, alpha=scale)
             return torch.bmm(torch.softmax(scores, dim=-1), values).view(n, -1)
 
-        hidden = self.decoder.hidden(tokens, positions, attend)
+        hidden = self.decoder.hidden(tokens, positions, attend, longest)
         self._lengths[:n] += 1
         return self.decoder.head(hidden)
+
+    def _positions(self, length: int) -> Tensor:
+        if length > len(self._position_index):
+            self._position_index = torch.arange(self.cache.capacity, device=self.device)
+        return self._position_index[:length]
 
     def move(self, sources: Tensor, targets: Tensor, longest: int) -> None:
         """Rows `sources` take the places `targets`."""

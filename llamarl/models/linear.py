@@ -13,11 +13,15 @@ from torch.nn import functional as F
 
 _MIN_ROWS = 16
 """With fewer rows the product is bound by memory and by the call itself, and MKL's call is shorter."""
+_MANY_ROWS = 256
+"""Up to here row counts recur (decode steps), so that oneDNN's kernels, 0.4 ms each to build, are found in its cache."""
+_WORTH_BUILDING = 1 << 26
+"""Multiplications from which a product gains more than building its kernel costs."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`; differentiable once."""
-    if x.dtype != torch.float32 or x.dim() != 2 or len(x) < _MIN_ROWS or not x.is_cpu or not is_onednn_faster():
+    if not _suits_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         product: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
@@ -25,12 +29,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    if x.dtype != torch.float32 or x.dim() != 2 or len(x) < _MIN_ROWS or not x.is_cpu or not is_onednn_faster():
+        return False
+    return len(x) <= _MANY_ROWS or len(x) * weight.numel() >= _WORTH_BUILDING
+
+
 @cache
 def is_onednn_faster() -> bool:
     """Whether fp32 products of this machine belong to oneDNN: an AVX-512 CPU that isn't Intel's."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     is_foreign = "intel" not in str(capabilities.get("cpu_name", "intel")).lower()
-    has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    has_op = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return is_foreign and has_op and bool(capabilities.get("avx512_f"))
 
 

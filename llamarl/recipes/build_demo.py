@@ -16,7 +16,8 @@ import torch
 from llamarl.models.checkpoint import new_config, new_model, save_model
 from llamarl.models.tiny import char_tokenizer
 from llamarl.tasks.format import FormatTask
-from llamarl.training.sft import SFTConfig, SFTRow, sft
+from llamarl.training.config import SFTConfig
+from llamarl.training.sft import SFTRow, sft
 
 BATCH_SIZE = 128
 

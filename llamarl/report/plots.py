@@ -12,7 +12,7 @@ from llamarl.report import names
 from llamarl.report.metrics import column
 from llamarl.report.rundir import RunFiles, read_run
 from llamarl.report.text import format_number, format_seconds
-from llamarl.report.timeline import Span, Window, extent, is_busy, read_timeline, utilisation
+from llamarl.report.timeline import Span, Window, extent, read_timeline, utilisation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, LIGHT, INK = "#CC79A7", "#56B4E9", "#8A8A8A", "#E4E4E4", "#333333"
 ACTIVITY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
+WAITING = "waiting"
 DPI = 150
 PANEL_STYLE = {
     "font.size": 9.5,
@@ -33,7 +34,8 @@ PANEL_STYLE = {
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
 }
 
 
@@ -111,7 +113,7 @@ def _save(figure: "Figure", path: str | Path) -> Path:
 
 def _reward_panel(axes: "Axes", run: RunFiles) -> None:
     steps, values = column(run.metrics, names.REWARD)
-    width = max(3, len(values) // 20 | 1)
+    width = max(5, len(values) // 20 | 1)
     axes.plot(steps, values, ".", color=SKY, alpha=0.55, markersize=5, label="each step")
     if len(values) >= 2 * width:
         axes.plot(steps, smooth(values, width), color=BLUE, linewidth=2.2, label=f"mean of {width} steps")
@@ -215,10 +217,10 @@ def _timeline_panel(axes: "Axes", spans: Sequence[Span], window: Window) -> None
         _say_empty(axes)
         return
     executors = list(dict.fromkeys(span.executor for span in spans))
-    colours = _activity_colours(spans)
+    colours = _activity_colours(inside)
     for activity, colour in colours.items():
         for row, executor in enumerate(executors):
-            pieces = [_clip(span, window) for span in inside if (span.executor, span.activity) == (executor, activity)]
+            pieces = [_clip(s, window) for s in inside if s.executor == executor and _shown_as(s) == activity]
             axes.broken_barh(pieces, (row - 0.36, 0.72), facecolors=colour, linewidth=0)
         axes.plot([], [], "s", color=colour, label=activity)
     busy = utilisation(spans)
@@ -239,12 +241,16 @@ def _clip(span: Span, window: Window) -> Window:
     return start - window[0], min(span.end, window[1]) - start
 
 
+def _shown_as(span: Span) -> str:
+    return span.activity if span.is_busy else WAITING
+
+
 def _activity_colours(spans: Sequence[Span]) -> dict[str, str]:
-    """A colour per activity; waiting is light grey."""
-    activities = list(dict.fromkeys(span.activity for span in spans))
-    busy = [activity for activity in activities if is_busy(activity)]
-    colours: dict[str, Any] = {name: ACTIVITY_COLOURS[index % 6] for index, name in enumerate(busy)}
-    return colours | {name: LIGHT for name in activities if name not in colours}
+    """A colour per activity; waiting is light grey and comes first, under the others."""
+    shown = dict.fromkeys(_shown_as(span) for span in spans)
+    colours = {WAITING: LIGHT} if WAITING in shown else {}
+    busy = [activity for activity in shown if activity != WAITING]
+    return colours | {name: ACTIVITY_COLOURS[index % len(ACTIVITY_COLOURS)] for index, name in enumerate(busy)}
 
 
 def _last_part(run: RunFiles) -> Window:

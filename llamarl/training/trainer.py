@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,11 +30,12 @@ from llamarl.core.records import StepResult, TrainSample, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum
 from llamarl.functional.logprobs import pad_rows
-from llamarl.functional.losses import Denominators, LossBatch, Metrics, mean_metrics
+from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.functional.mismatch import mismatch
 from llamarl.models.decoder import named_tensors, probe_ids
 from llamarl.training import checkpoints
 from llamarl.training.config import TrainerConfig
+from llamarl.training.gathered import Gathered
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.scoring import Scorer, build_scorer
@@ -42,6 +43,9 @@ from llamarl.training.sft import SFTRow
 
 MAX_NONFINITE = 5
 """So many non-finite updates in a row end the run."""
+
+MAX_HALVINGS = 3
+"""How often micro-batches are halved where memory runs out."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,41 +60,6 @@ class Cores(Protocol):
 class _AllCores:
     def using(self, who: str) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
-
-
-@dataclass
-class _Pending:
-    """What `loss` has gathered for the next `step`."""
-
-    parts: list[Metrics] = field(default_factory=list)
-    loss: float = 0.0
-    grad_norm: float = 0.0
-    prob_gap: float | None = None
-    num_tokens: int = 0
-    num_samples: int = 0
-    num_skipped_samples: int = 0
-    seconds: float = 0.0
-    growth: list[tuple[float, list[int]]] = field(default_factory=list)
-    """Per micro-batch: how much it added to the gradient's norm, and its groups."""
-
-    @property
-    def has_gradient(self) -> bool:
-        return bool(self.growth)
-
-    @property
-    def suspects(self) -> list[int]:
-        """Groups of the micro-batch that added most; the first non-finite one where there is one."""
-        worst = max(self.growth, key=lambda entry: entry[0] if math.isfinite(entry[0]) else math.inf)
-        return sorted(set(worst[1]))
-
-    def metrics(self) -> dict[str, float]:
-        values = mean_metrics(self.parts) | {
-            "train/loss": self.loss,
-            "train/tokens": float(self.num_tokens),
-            "train/samples": float(self.num_samples),
-            "train/samples_without_signal": float(self.num_skipped_samples),
-        }
-        return values if self.prob_gap is None else values | {"train/mismatch_prob_max": self.prob_gap}
 
 
 class PolicyTrainer:
@@ -134,7 +103,8 @@ class PolicyTrainer:
         self._optimizer = Optimizer(model, self.config, total_steps)
         self._guard = GradientGuard(self.config.spike_factor)
         self._channel, self._cores = channel, cores or _AllCores()
-        self._pending = _Pending()
+        self._micro_batch_tokens = self.config.micro_batch_tokens
+        self._pending = Gathered()
 
     # Verbs
 
@@ -149,24 +119,25 @@ class PolicyTrainer:
         The denominators are counted over all `samples`, before those without advantage are skipped, so skipping
         changes no gradient; it happens only where the algorithm has no other term.
 
+        Where memory runs out, the micro-batches are halved and the whole loss is taken again, up to three times.
+
         Returns:
             The metrics gathered since the last step.
+
+        Raises:
+            ConfigError: out of memory with the smallest micro-batches tried; names the settings to change.
         """
         started = time.perf_counter()
         pending = self._pending
         pending.num_samples += len(samples)
         chosen = [sample for sample in samples if sample.advantage != 0.0 or self._trains_zero_advantage]
-        pending.num_skipped_samples += len(samples) - len(chosen)
+        pending.num_samples_without_signal += len(samples) - len(chosen)
         if chosen:
             counts = _count(samples, self.sampling.max_tokens)
             pending.num_tokens += counts.tokens
-            for part in self._score.split(chosen, self.config.micro_batch_tokens):
-                with self._cores.using("trainer"):
-                    self._accumulate([chosen[index] for index in part], counts)
-                if not math.isfinite(pending.grad_norm):
-                    break
-        pending.seconds += time.perf_counter() - started
-        return pending.metrics()
+            self._accumulate_all(chosen, counts)
+        self._pending.seconds += time.perf_counter() - started
+        return self._pending.metrics()
 
     def step(self) -> StepResult:
         """Applies the gathered gradient, unless a guard refuses, and clears it. The version goes up by one.
@@ -175,7 +146,7 @@ class PolicyTrainer:
             CollapseError: the fifth non-finite gradient in a row.
         """
         started = time.perf_counter()
-        pending, self._pending = self._pending, _Pending()
+        pending, self._pending = self._pending, Gathered()
         health = self._guard.judge(pending.grad_norm) if pending.has_gradient else Health.GOOD
         if health is not Health.GOOD:
             self._report(health, pending)
@@ -232,10 +203,36 @@ class PolicyTrainer:
         self._guard.load_state(stored.counters["guard"])
         self.version = int(stored.counters["version"])
         self._optimizer.clear()
-        self._pending = _Pending()
+        self._pending = Gathered()
         return self.version
 
-    # One micro-batch
+    # Micro-batches
+
+    def _accumulate_all(self, samples: Sequence[TrainSample], counts: Denominators) -> None:
+        before = replace(self._pending, parts=[*self._pending.parts], growth=[*self._pending.growth])
+        try:
+            for part in self._score.split(samples, self._micro_batch_tokens):
+                with self._cores.using("trainer"):
+                    self._accumulate([samples[index] for index in part], counts)
+                if not math.isfinite(self._pending.grad_norm):
+                    break
+        except torch.OutOfMemoryError as error:
+            self._optimizer.clear()
+            self._pending = before
+            self._halve_micro_batches(error)
+            self._accumulate_all(samples, counts)
+
+    def _halve_micro_batches(self, error: torch.OutOfMemoryError) -> None:
+        tokens = self._micro_batch_tokens
+        if self._pending.has_gradient or tokens * 2**MAX_HALVINGS <= self.config.micro_batch_tokens:
+            raise ConfigError(
+                f"trainer.micro_batch_tokens={tokens} is still too much for this device's memory ({error}); lower it, "
+                "sampling.max_tokens, or set trainer.precision='bf16'"
+            ) from error
+        self._micro_batch_tokens = tokens // 2
+        _log.warning(
+            f"step {self.version}: out of memory; trainer.micro_batch_tokens is now {self._micro_batch_tokens}"
+        )
 
     def _accumulate(self, samples: Sequence[TrainSample], counts: Denominators) -> None:
         pending = self._pending
@@ -286,16 +283,16 @@ class PolicyTrainer:
 
     @property
     def _trains_zero_advantage(self) -> bool:
-        return bool(getattr(self.algorithm, "trains_zero_advantage", True))
+        return self.algorithm.trains_zero_advantage
 
     @property
     def _needs_entropy_grad(self) -> bool:
-        return bool(getattr(self.algorithm, "needs_entropy_grad", False))
+        return self.algorithm.needs_entropy_grad
 
     def _accepts(self, health: Health) -> bool:
         return health is Health.GOOD or (health is Health.SPIKE and not self.config.should_skip_spikes)
 
-    def _report(self, health: Health, pending: _Pending) -> None:
+    def _report(self, health: Health, pending: Gathered) -> None:
         """Says what is wrong, and with whose samples; ends the run where it does not stop."""
         text = f"step {self.version}: {health} gradient, norm {pending.grad_norm:.4g}; the micro-batch of groups "
         text += f"{', '.join(map(str, pending.suspects))} brought it"

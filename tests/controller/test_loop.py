@@ -34,8 +34,8 @@ PROMPTS = [Prompt(id=f"p{i}", messages=({"role": "user", "content": str(i)},)) f
 
 class MeanBaseline:
     name = "mean"
-    needs_reference = False
-    drops_zero_signal = False
+    needs_reference = needs_entropy_grad = trains_zero_advantage = drops_zero_signal = False
+    corrects_staleness = True
 
     def assign(self, groups: list[Group]) -> list[TrainSample]:
         return [
@@ -268,6 +268,13 @@ def test_held_out_prompts_that_nobody_can_judge_stop_the_run_at_once() -> None:
     rig = Rig(small(), judge=ScriptedJudge(decide=lambda p, c: Verdict.failed("no key")))
     with pytest.raises(JudgeError, match="no key"):
         run_virtual(rig.run(Evaluation(PROMPTS[-2:], Sampling(max_tokens=4))))
+
+
+def test_judges_that_cannot_judge_stop_the_run_with_a_checkpoint() -> None:
+    rig = Rig(small(), judge=ScriptedJudge(report={"judge/is_degraded": 1.0, "judge/unscored_frac": 0.4}))
+    with pytest.raises(JudgeError, match="40% of the last samples could not be judged"):
+        run_virtual(rig.run())
+    assert rig.saved == [1]
 
 
 def test_collapse_stops_before_the_next_checkpoint() -> None:

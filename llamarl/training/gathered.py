@@ -1,0 +1,46 @@
+"""What the losses of one step leave behind until the step is taken."""
+
+import math
+from dataclasses import dataclass, field
+
+from llamarl.functional.losses import Metrics, mean_metrics
+
+
+@dataclass
+class Gathered:
+    """Sums over the micro-batches since the last step; the gradient itself lies in the parameters."""
+
+    parts: list[Metrics] = field(default_factory=list)
+    """Metrics of each micro-batch, as sums and counts."""
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    """Of the whole gradient so far; NaN once a loss was not finite."""
+    prob_gap: float | None = None
+    """Largest probability gap to the generator; None where no token was of the current version."""
+    num_tokens: int = 0
+    num_samples: int = 0
+    num_samples_without_signal: int = 0
+    seconds: float = 0.0
+    growth: list[tuple[float, list[int]]] = field(default_factory=list)
+    """Per micro-batch: how much it added to the gradient's norm, and its groups."""
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any sample was trained on."""
+        return bool(self.growth)
+
+    @property
+    def suspects(self) -> list[int]:
+        """Groups of the micro-batch that added most to the norm; of the non-finite one where there is one."""
+        worst = max(self.growth, key=lambda entry: entry[0] if math.isfinite(entry[0]) else math.inf)
+        return sorted(set(worst[1]))
+
+    def metrics(self) -> dict[str, float]:
+        """Plain numbers, every mean over its own count."""
+        values = mean_metrics(self.parts) | {
+            "train/loss": self.loss,
+            "train/tokens": float(self.num_tokens),
+            "train/samples": float(self.num_samples),
+            "train/samples_without_signal": float(self.num_samples_without_signal),
+        }
+        return values if self.prob_gap is None else values | {"train/mismatch_prob_max": self.prob_gap}
