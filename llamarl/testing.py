@@ -11,6 +11,7 @@ Example:
 import asyncio
 import contextlib
 import inspect
+import os
 import selectors
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ class DirectHandle:
     def __init__(self, name: str, executor: Executor) -> None:
         self.name, self.executor, self.is_alive = name, executor, True
         self._died: asyncio.Event = asyncio.Event()
+
+    @property
+    def pids(self) -> list[int]:
+        """This process."""
+        return [os.getpid()]
 
     async def call(self, method: str, *args: Any, rank: int | None = 0, timeout_seconds: float | None = None) -> Any:
         """Calls the method; fails as a real engine would if the executor is killed or the deadline passes."""

@@ -127,9 +127,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"step": step, "directory": arguments.directory})
     else:
-        print(
-            f"step {step} written to {arguments.directory}: AutoModelForCausalLM.from_pretrained({arguments.directory!r})"
-        )
+        print(f"step {step} written to {arguments.directory}; AutoModelForCausalLM.from_pretrained loads it")
     return 0
 
 

@@ -265,7 +265,7 @@ class Controller:
         self._syncing = self._background(self._pool.sync(manifest))
         judged: dict[str, float] = await self._judge.call("status", timeout_seconds=self.schedule.call_seconds)
         proofs = [member.proof for member in self._pool.members if member.proof is not None]
-        metrics |= result.metrics | judged
+        metrics = {**metrics, **result.metrics, **judged}
         return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(batch), proofs)
 
     async def _publish(self) -> WeightManifest:

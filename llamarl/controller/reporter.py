@@ -13,6 +13,7 @@ from llamarl.controller.metrics import mean_reward
 from llamarl.controller.observer import StepRecord
 from llamarl.core.protocols import MetricSink
 from llamarl.core.records import Group
+from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
 from llamarl.report.metrics import JsonlSink, MultiSink
 from llamarl.report.rollouts import RolloutLog
@@ -64,6 +65,7 @@ class Reporter:
             "sync_seconds": [],
             "rewards": [],
         }
+        self._processes: dict[str, list[int]] = {}
         self._version = 0
         self._last_step_at = self._started_at = time.monotonic()
         self._seconds_before = 0.0
@@ -130,11 +132,15 @@ class Reporter:
     def on_message(self, text: str) -> None:
         """Shows and keeps a message."""
         self._message = text
-        with open(self.directory / "messages.log", "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        log_message(self.directory, text)
         self.refresh()
 
     # What the run asks
+
+    def on_spawn(self, name: str, pids: Sequence[int]) -> None:
+        """Keeps `processes.json`: which process each executor is, for people with a debugger or a kill."""
+        self._processes[name] = list(pids)
+        write_json(self.directory / "processes.json", self._processes)
 
     def start_clock(self) -> None:
         """The training loop begins now."""
@@ -206,6 +212,12 @@ class Reporter:
     def _seconds(self) -> float:
         running = time.monotonic() - self._started_at if self._is_training else 0.0
         return self._seconds_before + running
+
+
+def log_message(directory: Path, text: str) -> None:
+    """Adds a line to the run's `messages.log`."""
+    with open(directory / "messages.log", "a") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -28,9 +27,9 @@ from llamarl.controller.loop import Controller, Evaluation
 from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.recipe import Recipe
-from llamarl.controller.reporter import Reporter, read_state
+from llamarl.controller.reporter import Reporter, log_message, read_state
 from llamarl.core.errors import CheckpointError, ConfigError, DataError, ExecutorLostError
-from llamarl.core.protocols import Engine, ExecutorHandle, MetricSink
+from llamarl.core.protocols import Executor, ExecutorHandle, MetricSink
 from llamarl.core.records import Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import PromptStream, read_prompts
@@ -176,7 +175,7 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resume
             if "trainer" not in str(error) or restarts_left <= 0:
                 raise
             restarts_left, is_resumed = restarts_left - 1, True
-            warnings.warn(f"{error}; restarting from the last checkpoint", RuntimeWarning, stacklevel=2)
+            log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
 
 
 async def _attempt(
@@ -242,11 +241,17 @@ async def _executors(
     """Trainer, judge and (not yet started) generators on the recipe's engine; all gone at the end."""
     engine = build_engine(recipe.engine)
     channel = build_channel(recipe.engine)
+
+    async def spawn(factory: Callable[[], Executor], name: str) -> ExecutorHandle:
+        handle = await engine.spawn(factory, name=name)
+        reporter.on_spawn(name, handle.pids)
+        return handle
+
     load = functools.partial(load_model, recipe.model)
     pulse = Pulse()
     try:
         trainer, judge = await asyncio.gather(
-            engine.spawn(
+            spawn(
                 functools.partial(
                     TrainerExecutor,
                     recipe.trainer,
@@ -256,13 +261,13 @@ async def _executors(
                     channel,
                     recipe.schedule.steps,
                 ),
-                name="trainer",
+                "trainer",
             ),
-            engine.spawn(functools.partial(JudgeExecutor, recipe.judges), name="judge"),
+            spawn(functools.partial(JudgeExecutor, recipe.judges), "judge"),
         )
         generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel)
         pool = GeneratorPool(
-            functools.partial(_spawn, engine, generator),
+            functools.partial(spawn, generator),
             generator_names(recipe),
             capacity=_capacity(recipe),
             observer=reporter,
@@ -274,10 +279,6 @@ async def _executors(
     finally:
         await engine.close()
         channel.close()
-
-
-async def _spawn(engine: Engine, factory: Callable[[], GeneratorExecutor], name: str) -> ExecutorHandle:
-    return await engine.spawn(factory, name=name)
 
 
 def _capacity(recipe: Recipe) -> int:

@@ -123,6 +123,10 @@ class ExecutorHandle(Protocol):
 
     name: str
 
+    @property
+    def pids(self) -> list[int]:
+        """The operating system's process of each rank."""
+
     async def call(self, method: str, *args: Any, rank: int | None = 0, timeout_seconds: float | None = None) -> Any:
         """Calls a method on one rank, or on all (`rank=None`, a list of results).
 

@@ -57,6 +57,7 @@ class MonarchEngine:
         stop_timeout_seconds: float = 10.0,
     ) -> None:
         monarch.actor.unhandled_fault_hook = _note_fault  # the default one ends the controller
+        monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
         self._environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environment or {})}
         self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
@@ -139,7 +140,8 @@ class MonarchHandle(RankedHandle):
         try:
             return await self._ask(rank, "invoke", number, method, args)
         except asyncio.CancelledError:
-            self._actors[rank].cancel.broadcast(number)
+            if self._death is None:
+                self._actors[rank].cancel.broadcast(number)
             raise
 
     async def _ask_all(self, timeout_seconds: float, what: str, endpoint: str, *args: Any) -> list[Any]:
@@ -173,7 +175,7 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
         self._rank = monarch.actor.current_rank().rank
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
         self._executor: Executor | None = None
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls: dict[int, asyncio.Future[Reply]] = {}
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator] # a plain endpoint runs one at a time
     async def get_pid(self) -> "Reply":
@@ -185,9 +187,9 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
     async def invoke(self, number: int, method: str, args: tuple[Any, ...]) -> "Reply":
-        self._calls[number] = asyncio.ensure_future(self._invoke(method, args))
+        self._calls[number] = asyncio.ensure_future(_reply(self._invoke(method, args)))
         try:
-            return await _reply(self._calls[number])
+            return await self._calls[number]
         except asyncio.CancelledError:
             if number in self._calls:  # not by `cancel`: Monarch is stopping this actor
                 raise
@@ -225,7 +227,7 @@ Reply = tuple[bool, Any]
 async def _reply(call: Awaitable[Any]) -> Reply:
     try:
         return True, await call
-    except SystemExit:
+    except SystemExit:  # the executor is lost; raised on, it would only break Monarch's event loop
         os._exit(1)
     except Exception as error:
         error.add_note(f"in process {os.getpid()}:\n{traceback.format_exc()}")

@@ -80,7 +80,7 @@ def _weighted_bits(tensor: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _positions(numel: int, device: torch.device) -> Tensor:
-    """Flat positions [MAX_SAMPLES + 2]: both ends, and an irregular place in each block so that no column is skipped."""
+    """Flat positions [MAX_SAMPLES + 2]: both ends, and an irregular place in each block: no column is skipped."""
     block = torch.arange(MAX_SAMPLES, dtype=torch.int64)
     start = block * numel // MAX_SAMPLES
     length = (block + 1) * numel // MAX_SAMPLES - start

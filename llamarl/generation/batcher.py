@@ -120,10 +120,13 @@ class Batcher:
         """Queues requests.
 
         Raises:
-            DataError: a prompt is empty or leaves no room for `max_tokens`, or a key is already under way.
+            DataError: a prompt is empty, holds unknown ids or leaves no room for `max_tokens`, or a key is already
+                under way; then nothing is queued.
         """
+        keys = set(self._jobs)
         for request in requests:
-            self._check(request)
+            self._check(request, keys)
+            keys.add(request.key)
         for request in requests:
             job = _Job(request, [None] * len(request.seeds), num_open=len(request.seeds))
             self._jobs[request.key] = job
@@ -185,14 +188,20 @@ class Batcher:
 
     # Admission
 
-    def _check(self, request: GenerationRequest) -> None:
+    def _check(self, request: GenerationRequest, keys: set[int]) -> None:
         num_prompt, num_new = len(request.prompt_ids), request.sampling.max_tokens
-        if request.key in self._jobs:
+        if request.key in keys:
             raise DataError(f"request {request.key}: this key is already under way; give each request its own")
         if not num_prompt or not request.seeds:
             raise DataError(
                 f"request {request.key}: {num_prompt} prompt tokens and {len(request.seeds)} seeds; "
                 "give at least one of each"
+            )
+        wrong = next((token for token in request.prompt_ids if not 0 <= token < self.backend.vocab_size), None)
+        if wrong is not None:
+            raise DataError(
+                f"request {request.key}: token id {wrong} is not in the model's vocabulary of "
+                f"{self.backend.vocab_size}; is this the model's own tokenizer?"
             )
         if num_prompt + num_new > self.backend.max_positions:
             raise DataError(

@@ -68,13 +68,13 @@ class TextDecoder(Protocol):
 class Cores(Protocol):
     """Shares this machine's cores between executors."""
 
-    def using(self, who: str, /) -> AbstractContextManager[object]:
-        """Holds the cores that `who` may use now."""
+    def using(self, who: str, /) -> AbstractContextManager[Callable[[], object]]:
+        """Marks `who` as computing; yields a function that takes its share anew, to be called before each step."""
 
 
 class _AllCores:
-    def using(self, who: str) -> AbstractContextManager[object]:
-        return contextlib.nullcontext()
+    def using(self, who: str) -> AbstractContextManager[Callable[[], object]]:
+        return contextlib.nullcontext(lambda: None)
 
 
 class GeneratorExecutor(Executor):
@@ -207,15 +207,16 @@ class GeneratorExecutor(Executor):
     async def _decode(self) -> None:
         """Steps while there is work; yields after each step, so that the verbs get their turn."""
         try:
-            while self.batcher.has_work and self._refusal is None:
-                start = time.monotonic()
-                with self._cores.using("generator"):
+            with self._cores.using("generator") as take_share:
+                while self.batcher.has_work and self._refusal is None:
+                    start = time.monotonic()
+                    take_share()
                     finished = self.batcher.step()
-                self._busy_seconds += time.monotonic() - start
-                if finished:
-                    self._finished += finished
-                    self._has_news.set()
-                await asyncio.sleep(0)
+                    self._busy_seconds += time.monotonic() - start
+                    if finished:
+                        self._finished += finished
+                        self._has_news.set()
+                    await asyncio.sleep(0)
         finally:
             self._has_news.set()  # a collector must not sleep through a failure
 

@@ -83,15 +83,21 @@ class Packed:
         self.buckets = layout.buckets(device)
         self.lengths = [len(row.token_ids) for row in rows]
         """Completion tokens per row."""
-        self.ids = torch.tensor(layout.ids, device=device)
+        self.ids = torch.tensor(layout.ids, dtype=torch.int64, device=device)
         """`[M]` input tokens."""
-        self.positions = torch.tensor(layout.positions, device=device)
+        self.positions = torch.tensor(layout.positions, dtype=torch.int64, device=device)
         """`[M]` position of each token in its own sequence."""
-        self._first = torch.tensor(layout.first, device=device)  # [N] the last prompt token of each row
-        self._inner = torch.tensor(layout.inner, device=device)  # [S - N] the completions' own inputs
-        self.targets = torch.tensor([*(row.token_ids[0] for row in rows), *layout.inner_targets], device=device)
+        self._first = torch.tensor(
+            layout.first, dtype=torch.int64, device=device
+        )  # [N] the last prompt token of each row
+        self._inner = torch.tensor(
+            layout.inner, dtype=torch.int64, device=device
+        )  # [S - N] the completions' own inputs
+        self.targets = torch.tensor(
+            [*(row.token_ids[0] for row in rows), *layout.inner_targets], dtype=torch.int64, device=device
+        )
         """`[S]` the token that each of `predicting` predicts."""
-        self.order = torch.tensor(layout.order(), device=device)
+        self.order = torch.tensor(layout.order(), dtype=torch.int64, device=device)
         """`[S]` where each completion token lies in `targets`, row after row in the order given."""
         self._sizes = [block.num_tokens for prompts, blocks in self.buckets for block in (prompts, *blocks)]
 
@@ -242,7 +248,9 @@ def _cells(lengths: Sequence[int], width: int) -> list[int]:
 
 def _prompt_block(lengths: Sequence[int], device: torch.device | str) -> Block:
     width = max(lengths)
-    return Block(sum(lengths), len(lengths), width, torch.tensor(_cells(lengths, width), device=device))
+    return Block(
+        sum(lengths), len(lengths), width, torch.tensor(_cells(lengths, width), dtype=torch.int64, device=device)
+    )
 
 
 def _completion_block(
@@ -256,8 +264,8 @@ def _completion_block(
         num_tokens=sum(lengths),
         num_rows=len(lengths),
         width=width,
-        cells=torch.tensor(_cells(lengths, width), device=device),
-        prompt_of_row=torch.tensor(owners, device=device),
+        cells=torch.tensor(_cells(lengths, width), dtype=torch.int64, device=device),
+        prompt_of_row=torch.tensor(owners, dtype=torch.int64, device=device),
         visible=torch.cat([prompt, own], dim=-1).unsqueeze(1).to(device),
     )
 

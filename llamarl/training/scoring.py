@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llamarl.functional.logprobs import token_entropy, token_logprobs
 from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.training.joined import join_projections
 from llamarl.training.packing import Packed, TokenRow, split_packed, split_padded
 
 MAX_LOGITS = 2**26
@@ -50,7 +51,7 @@ class PackedScorer:
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
-        self._decoder, self._temperature = Decoder.live(model.eval()), temperature
+        self._decoder, self._temperature = join_projections(Decoder.live(model.eval())), temperature
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
         """Scores the rows' completions, in order."""

@@ -94,13 +94,13 @@ class SFTTrainer:
             on_step: called after each step with its number, from 1, and its metrics.
         """
         metrics = {"train/loss": math.nan}
-        for number, batch in zip(range(1, self.config.num_steps + 1), self._batches(rows), strict=False):
+        for number, batch in zip(range(1, self.config.num_steps + 1), self.batches(rows), strict=False):
             metrics = self.step(batch)
             if on_step is not None:
                 on_step(number, metrics)
         return metrics["train/loss"]
 
-    def _batches(self, rows: Sequence[SFTRow]) -> Iterator[list[SFTRow]]:
+    def batches(self, rows: Sequence[SFTRow]) -> Iterator[list[SFTRow]]:
         """Endless batches; every row once per epoch, in an order that depends on seed and epoch only."""
         if not rows:
             raise DataError("sft: no rows to train on")

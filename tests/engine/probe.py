@@ -87,6 +87,9 @@ class Probe(Executor):
     def leave(self):
         sys.exit(3)
 
+    async def leave_async(self):
+        sys.exit(3)
+
 
 class Broken(Executor):
     def setup(self):

@@ -233,11 +233,12 @@ async def test_sigkill_of_an_idle_rank_is_seen_by_the_next_call(engine):
 
 @on(*ENGINES)
 async def test_an_executor_that_exits_is_lost(engine):
-    probe = await engine.spawn(Probe, name="probe")
-    with pytest.raises(ExecutorLostError, match="probe"):
-        await probe.call("leave", timeout_seconds=5)
-    with pytest.raises(ExecutorLostError, match="probe"):
-        await probe.call("echo", 1, timeout_seconds=5)
+    for method in ("leave", "leave_async"):
+        probe = await engine.spawn(Probe, name=method)
+        with pytest.raises(ExecutorLostError, match=method):
+            await probe.call(method, timeout_seconds=5)
+        with pytest.raises(ExecutorLostError, match=method):
+            await probe.call("echo", 1, timeout_seconds=5)
 
 
 @on(*ENGINES)

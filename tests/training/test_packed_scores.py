@@ -67,7 +67,10 @@ def test_a_model_that_surely_repeats_its_input_gives_logprob_zero_to_a_repetitio
 
 def test_every_completion_token_counts_once_the_end_token_included():
     rows = samples_of([(4, [1, 6, 3]), (9, [2])])
-    assert [len(scorer(rows).logprobs) for scorer in (PackedScorer(tiny_model()), PaddedScorer(tiny_model()))] == [12, 12]
+    assert [len(scorer(rows).logprobs) for scorer in (PackedScorer(tiny_model()), PaddedScorer(tiny_model()))] == [
+        12,
+        12,
+    ]
     packed = Packed(rows)
     assert packed.lengths == [1, 6, 3, 2]
     assert len(packed.ids) == 4 + 9 + (0 + 5 + 2 + 1)
@@ -93,7 +96,8 @@ def test_packed_equals_padded_for_any_lengths_and_groups(shape, seed, family):
     model = tiny_model(family, seed, scale=3.0).double()  # but the reference's norms stay in fp32, hence 1e-6
     rows = samples_of(shape, seed)
     packed, padded = PackedScorer(model), PaddedScorer(model)
-    assert float((packed(rows).logprobs - padded(rows).logprobs).abs().max()) < 1e-6
+    gap = (packed(rows).logprobs - padded(rows).logprobs).detach()
+    assert float(gap.abs().max()) < 1e-6
     assert distance(gradients(model, loss_of(packed, rows)), gradients(model, loss_of(padded, rows))) < 1e-6
 
 
@@ -119,7 +123,9 @@ def test_an_output_head_run_in_pieces_gives_the_same_scores_and_gradients(monkey
     torch.testing.assert_close(pieces.logprobs, whole.logprobs)
     torch.testing.assert_close(pieces.entropy, whole.entropy)
     assert distance(gradients(model, lambda: scorer(rows, "gradient").entropy.sum()), expected) < 1e-6
-    assert distance(gradients(model, loss_of(scorer, rows)), gradients(model, loss_of(PaddedScorer(model), rows))) < 2e-6
+    assert (
+        distance(gradients(model, loss_of(scorer, rows)), gradients(model, loss_of(PaddedScorer(model), rows))) < 2e-6
+    )
 
 
 @settings(max_examples=60, deadline=None)

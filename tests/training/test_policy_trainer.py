@@ -44,7 +44,7 @@ def are_equal(left, right):
 def assert_close(left, right, tolerance=1e-6):
     norm = torch.stack([value.norm() for value in right.values()]).norm()
     gap = torch.stack([(left[name] - right[name]).norm() for name in right]).norm()
-    assert 0 < float(norm) and float(gap / norm) < tolerance
+    assert float(norm) > 0 and float(gap / norm) < tolerance
 
 
 class Scripted:
@@ -228,10 +228,10 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_refused_too(batch):
 
 def test_a_nan_in_one_sample_names_its_group(batch, caplog):
     broken = [replace(sample, advantage=float("nan")) if sample.group == 1 else sample for sample in batch]
-    trainer = trainer_of(config=TrainerConfig(micro_batch_tokens=16))
+    trainer = trainer_of(config=TrainerConfig(micro_batch_tokens=12))
     with caplog.at_level(logging.WARNING):
         assert trainer.train(broken).is_skipped
-    assert "step 0: nonfinite gradient" in caplog.text and "groups 1 " in caplog.text
+    assert "step 0: nonfinite gradient" in caplog.text and "groups 1 brought" in caplog.text
 
 
 def test_five_non_finite_updates_in_a_row_end_the_run_naming_the_step(batch):
@@ -289,7 +289,7 @@ def test_the_reference_never_changes_and_shares_no_storage(batch):
     before = checksum(dict(named_tensors(trainer.reference)))
     first = trainer.train(batch).metrics["train/kl_ref"]
     later = [trainer.train(batch).metrics["train/kl_ref"] for _ in range(3)]
-    assert first == 0.0 and later[0] > 0
+    assert abs(first) < 1e-8 and later[0] > 1e-6
     assert checksum(dict(named_tensors(trainer.reference))) == before
     assert all(p.grad is None and not p.requires_grad for p in trainer.reference.parameters())
 

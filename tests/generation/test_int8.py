@@ -1,0 +1,69 @@
+import pytest
+import torch
+from tiny_generators import EOS, build, reference_logprobs, request, spell
+
+from llamarl.core.errors import ConfigError
+from llamarl.generation.int8 import Int8, check_int8, quantise_rows
+from llamarl.generation.native import NativeGenerator
+from llamarl.models.decoder import named_tensors
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rows_are_rounded_to_127_levels_of_their_own_maximum():
+    # 254 / 127 = 2 per level: 3 -> 1.5 -> 2 (to even), -10 -> -5; a row of 1.27 at most has levels of 0.01
+    scale, levels = quantise_rows(torch.tensor([[254.0, 3.0, -10.0], [0.02, -1.27, 0.0]]))
+    assert scale[:, 0].tolist() == pytest.approx([2.0, 0.01])
+    assert levels.tolist() == [[127, 2, -5], [2, -127, 0]]
+
+
+def test_product_is_exact_where_levels_are():
+    weight = torch.tensor([[127.0, -3.0], [0.0, 0.0]])
+    out = Int8(weight, torch.tensor([0.5, 0.25]))(torch.tensor([[127.0, 10.0], [-127.0, 0.0]]))
+    assert torch.allclose(out, torch.tensor([[127.0 * 127 - 30 + 0.5, 0.25], [-127.0 * 127 + 0.5, 0.25]]))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_error_is_that_of_the_rounding(rows):
+    weight, x = random(96, 128), random(rows, 128, seed=1)
+    error = (Int8(weight)(x) - x @ weight.t()).square().mean().sqrt() / (x @ weight.t()).square().mean().sqrt()
+    assert error < 0.02  # about 1/127 of relative noise on each side
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    projection, x = Int8(random(96, 128)), random(64, 128, seed=1)
+    assert torch.equal(projection(x)[:1], projection(x[:1]))
+
+
+def test_writing_rows_replaces_them_and_gap_tells():
+    old, new = random(12, 16), random(12, 16, seed=1)
+    projection = Int8(old)
+    rows = slice(4, 8)
+    projection.write(rows, new[rows])
+    assert projection.gap(rows, new[rows]) <= 1.0 < projection.gap(rows, old[rows])
+    assert projection.gap(slice(0, 4), old[:4]) <= 1.0
+    assert not projection.gap(rows, torch.full((4, 16), torch.nan)) <= 1.0
+
+
+def test_generator_draws_near_the_models_own_distribution_and_proves_its_weights():
+    model = build(hidden_size=64, intermediate_size=96)
+    generator = NativeGenerator(model, eos_ids=(EOS,), decode=spell, precision="int8")
+    completions = generator.generate([request(num_samples=8, max_tokens=40)])[0]
+    gaps = [
+        abs(ours - theirs)
+        for completion in completions
+        for ours, theirs in zip(completion.logprobs, reference_logprobs(model, completion), strict=True)
+    ]
+    assert 1e-4 < sum(gaps) / len(gaps) < 0.1
+    tensors = dict(named_tensors(model))
+    assert generator.backend.mismatches(tensors) == []
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors[name] = tensors[name] * 1.05
+    assert generator.backend.mismatches(tensors) == [name]
+
+
+def test_other_devices_are_refused():
+    with pytest.raises(ConfigError, match=r"precision 'int8' needs a CPU with VNNI.*'cuda'.*fp32 or bf16"):
+        check_int8("cuda")

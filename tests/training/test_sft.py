@@ -1,0 +1,151 @@
+import math
+import random
+
+import pytest
+import torch
+from tiny_policies import tiny_model
+
+from llamarl.core.errors import CollapseError, ConfigError, DataError
+from llamarl.models.decoder import named_tensors
+from llamarl.models.tiny import char_tokenizer
+from llamarl.training.config import SFTConfig
+from llamarl.training.scoring import PaddedScorer
+from llamarl.training.sft import SFTRow, SFTTrainer, sft
+
+
+def reversals(count, seed=0):
+    """Rows whose completion is the prompt backwards, closed by the end token 2."""
+    rng = random.Random(seed)
+    words = [tuple(rng.randrange(3, 20) for _ in range(rng.randrange(1, 5))) for _ in range(count)]
+    return [SFTRow((*word, 22), (*word[::-1], 2)) for word in words]
+
+
+def weights(model):
+    return [tensor.clone() for _, tensor in named_tensors(model)]
+
+
+# golden
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("token_mean", 7), ("sequence_sum", 2)])
+def test_the_gradient_is_that_of_the_loss_on_completion_tokens_alone(reduction, divisor):
+    rows = [SFTRow((5, 6, 7), (8, 9, 2)), SFTRow((4,), (3, 3, 3, 2))]  # 3 + 4 tokens in 2 rows
+    trained, by_hand = tiny_model(), tiny_model()
+    config = SFTConfig(reduction=reduction, learning_rate=1e-2, warmup_steps=0, max_grad_norm=1e9)
+    metrics = SFTTrainer(trained, config).step(rows)
+    total = -PaddedScorer(by_hand)(rows).logprobs.sum()
+    (total / divisor).backward()
+    norm = torch.stack([p.grad.norm() for p in by_hand.parameters()]).norm()
+    assert metrics["train/loss"] == pytest.approx(float(total.detach()) / 7, rel=1e-5)
+    assert metrics["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_at_the_last_step():
+    rates = []
+    config = SFTConfig(num_steps=6, batch_size=1, learning_rate=0.8, warmup_steps=1, schedule="linear")
+    sft(tiny_model(), reversals(3), config, lambda number, metrics: rates.append((number, metrics["train/lr"])))
+    # 0.8 / 2, then 0.8 * (1 - p) with p = 0, 1/5, 2/5, 3/5, 4/5; the step after the last would have p = 1
+    assert [number for number, _ in rates] == [1, 2, 3, 4, 5, 6]
+    assert [rate for _, rate in rates] == pytest.approx([0.4, 0.8, 0.64, 0.48, 0.32, 0.16])
+
+
+def test_the_rate_follows_a_cosine():
+    rates = []
+    config = SFTConfig(num_steps=4, batch_size=1, learning_rate=1e-3, warmup_steps=0, schedule="cosine")
+    sft(tiny_model(), reversals(3), config, lambda _, metrics: rates.append(metrics["train/lr"] / 1e-3))
+    assert rates == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
+
+
+# learning
+
+
+def test_a_toy_is_overfitted_and_the_loss_falls_on_the_way():
+    losses, rows = [], reversals(12)
+    model = tiny_model(scale=1.0, hidden_size=48, intermediate_size=96, head_dim=12)
+    config = SFTConfig(num_steps=150, batch_size=12, learning_rate=1e-2, warmup_steps=10, schedule="linear")
+    last = sft(model, rows, config, lambda _, metrics: losses.append(metrics["train/loss"]))
+    assert losses[0] == pytest.approx(math.log(24), rel=0.1)
+    assert losses[0] > 2 * losses[50] and last < 0.15
+    assert SFTTrainer(model, config).evaluate(rows) < 0.15
+
+
+def test_unseen_rows_are_evaluated_without_training_on_them():
+    trainer, rows = SFTTrainer(tiny_model(), SFTConfig(micro_batch_tokens=10)), reversals(9)
+    before = weights(trainer.model)
+    loss = trainer.evaluate(rows)
+    logprobs = PaddedScorer(tiny_model())(rows).logprobs
+    assert loss == pytest.approx(-float(logprobs.detach().mean()), rel=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer.model), strict=True))
+
+
+# invariance
+
+
+def test_equal_seeds_give_bit_equal_weights_and_others_another_order():
+    def trained(seed):
+        model = tiny_model()
+        sft(model, reversals(20), SFTConfig(num_steps=8, batch_size=6, learning_rate=1e-2, seed=seed))
+        return weights(model)
+
+    first, again, other = trained(1), trained(1), trained(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_every_row_comes_once_per_epoch_also_across_batch_borders():
+    rows, seen = reversals(7), []
+    trainer = SFTTrainer(tiny_model(), SFTConfig(batch_size=3))
+    batches = trainer.batches(rows)
+    for _ in range(7):
+        seen += next(batches)
+    for epoch in range(3):
+        part = seen[7 * epoch : 7 * epoch + 7]
+        assert sorted(r.prompt_ids for r in part) == sorted(r.prompt_ids for r in rows)
+
+
+def test_accumulated_micro_batches_train_like_one():
+    rows = reversals(10)
+    whole, cut = tiny_model(), tiny_model()
+    full = SFTTrainer(whole, SFTConfig(learning_rate=1e-2)).step(rows)
+    parts = SFTTrainer(cut, SFTConfig(learning_rate=1e-2, micro_batch_tokens=12)).step(rows)
+    assert parts["train/loss"] == pytest.approx(full["train/loss"], rel=1e-6)
+    assert parts["train/grad_norm"] == pytest.approx(full["train/grad_norm"], rel=1e-5)
+
+
+# rows
+
+
+def test_a_conversation_is_encoded_as_the_generator_will_meet_it():
+    tokenizer = char_tokenizer("chatml")
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    row = SFTRow.of_chat(turns, tokenizer)
+    assert row.prompt_ids == tokenizer.encode_chat(turns[:1])
+    assert row.token_ids == (*tokenizer.encode("yo"), tokenizer.eos_ids[0])
+    assert SFTRow.of_pair("hi", "yo", tokenizer) == row
+
+
+# rejects
+
+
+def test_a_conversation_must_end_with_the_assistant():
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    with pytest.raises(DataError, match=r"must be the assistant's, got roles \['user', 'assistant', 'user'\]"):
+        SFTRow.of_chat(turns, char_tokenizer())
+
+
+def test_no_rows_and_a_warm_up_longer_than_the_run_are_refused():
+    with pytest.raises(DataError, match="no rows"):
+        sft(tiny_model(), [], SFTConfig())
+    with pytest.raises(ConfigError, match="beyond warmup_steps=10"):
+        SFTTrainer(tiny_model(), SFTConfig(num_steps=5, schedule="linear"))
+
+
+def test_a_non_finite_gradient_stops_before_the_weights_change():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    before = weights(model)
+    with pytest.raises(CollapseError, match="SFT step 0: gradient norm is nan"):
+        SFTTrainer(model, SFTConfig()).step(reversals(4))
+    pairs = list(zip(before, weights(model), strict=True))
+    assert len(pairs) > 10 and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
