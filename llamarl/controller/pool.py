@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from llamarl.controller.observer import Observer
 from llamarl.controller.pulse import Pulse
+from llamarl.controller.restarts import RestartBudget
 from llamarl.core.errors import ExecutorLostError, StallError, WeightSyncError
 from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Completion, GenerationRequest, WeightManifest, WeightProof
@@ -54,7 +55,7 @@ class GeneratorPool:
         capacity: unfinished requests a generator is given at most.
         pulse: told of every change.
         timeout_seconds: deadline of every call to a generator.
-        max_restarts: replacements in the whole run before the loss is final.
+        budget: of restarts, shared by the whole run.
         observer: is told what each generator does, and of losses and replacements.
     """
 
@@ -66,14 +67,13 @@ class GeneratorPool:
         capacity: int,
         pulse: Pulse,
         timeout_seconds: float,
-        max_restarts: int,
+        budget: RestartBudget,
         observer: Observer,
     ) -> None:
         self._spawn, self._names, self._capacity, self._pulse = spawn, list(names), capacity, pulse
-        self._timeout, self._restarts_left, self._observer = timeout_seconds, max_restarts, observer
+        self._timeout, self._budget, self._observer = timeout_seconds, budget, observer
         self._manifest: WeightManifest | None = None
         self.members: list[Member] = []
-        self.restarts = 0
 
     async def start(self, manifest: WeightManifest) -> None:
         """Spawns all generators and gives them their first weights."""
@@ -157,12 +157,7 @@ class GeneratorPool:
             member.version = None
             handle = lost
             while member.version is None:
-                if self._restarts_left <= 0:
-                    raise ExecutorLostError(
-                        f"{member.name} is lost and no restart is left (schedule.max_restarts): {cause}"
-                    ) from cause
-                self._restarts_left -= 1
-                self.restarts += 1
+                self._budget.spend(member.name, cause)
                 self._observer.on_message(
                     f"{member.name} lost ({cause}); starting it again; {len(member.works)} requests start over"
                 )

@@ -28,6 +28,7 @@ from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter, log_message, read_state
+from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.core.errors import CheckpointError, ConfigError, DataError, ExecutorLostError
 from llamarl.core.protocols import Executor, ExecutorHandle, MetricSink
 from llamarl.core.records import Prompt
@@ -167,19 +168,20 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resume
     write_json(directory / ENVIRONMENT_FILE, environment_record())
     if prepared.skipped_rows:
         write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
-    restarts_left = recipe.schedule.max_restarts
+    budget = RestartBudget(recipe.schedule.max_restarts)
     while True:
         try:
-            return asyncio.run(_attempt(prepared, directory, live, is_resumed))
-        except ExecutorLostError as error:
-            if "trainer" not in str(error) or restarts_left <= 0:
+            return asyncio.run(_attempt(prepared, directory, live, is_resumed, budget))
+        except ExecutorLostError as error:  # the trainer: generators and judges are replaced one by one
+            if budget.left <= 0:
                 raise
-            restarts_left, is_resumed = restarts_left - 1, True
+            budget.spend("trainer", error)
+            is_resumed = True
             log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
 
 
 async def _attempt(
-    prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool
+    prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool, budget: RestartBudget
 ) -> tuple[RunSummary, Reporter]:
     """One life of the executors: spawn, restore, loop, close."""
     recipe = prepared.recipe
@@ -189,7 +191,7 @@ async def _attempt(
     with Ledger(directory / "ledger.sqlite") as ledger, _reporter(recipe, directory, ledger, live) as reporter:
         ledger.rewind(version)
         reporter.restore(read_state(checkpoint.path / STATE_FILE) if checkpoint else {}, version)
-        async with _executors(recipe, prepared, reporter) as (trainer, judge, pool, pulse):
+        async with _executors(recipe, prepared, reporter, budget) as (trainer, judge, pool, pulse):
             if checkpoint:
                 await trainer.call("load", str(checkpoint.path / "trainer"))
             controller = Controller(
@@ -236,7 +238,7 @@ async def _save(
 
 @asynccontextmanager
 async def _executors(
-    recipe: Recipe, prepared: Prepared, reporter: Reporter
+    recipe: Recipe, prepared: Prepared, reporter: Reporter, budget: RestartBudget
 ) -> AsyncIterator[tuple[ExecutorHandle, ExecutorHandle, GeneratorPool, Pulse]]:
     """Trainer, judge and (not yet started) generators on the recipe's engine; all gone at the end."""
     engine = build_engine(recipe.engine)
@@ -263,7 +265,12 @@ async def _executors(
                 ),
                 "trainer",
             ),
-            spawn(functools.partial(JudgeExecutor, recipe.judges), "judge"),
+            RevivingHandle(
+                "judge",
+                functools.partial(spawn, functools.partial(JudgeExecutor, recipe.judges), "judge"),
+                budget,
+                reporter,
+            ).start(),
         )
         generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel)
         pool = GeneratorPool(
@@ -273,7 +280,7 @@ async def _executors(
             observer=reporter,
             pulse=pulse,
             timeout_seconds=recipe.schedule.call_seconds,
-            max_restarts=recipe.schedule.max_restarts,
+            budget=budget,
         )
         yield trainer, judge, pool, pulse
     finally:

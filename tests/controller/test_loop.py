@@ -16,6 +16,7 @@ from llamarl.controller.ledger import Ledger
 from llamarl.controller.loop import Controller, Evaluation
 from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
+from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.controller.schedule import Schedule
 from llamarl.core.errors import CollapseError, ExecutorLostError, JudgeError, StallError
 from llamarl.core.records import Completion, Group, Prompt, TrainSample, Verdict
@@ -69,14 +70,14 @@ class Rig:
     saved: list[int] = field(default_factory=list)
 
     async def run(self, evaluation: Evaluation | None = None) -> None:
-        pulse = Pulse()
+        pulse, self.budget = Pulse(), RestartBudget(self.schedule.max_restarts)
         pool = GeneratorPool(
             lambda name: self.engine.spawn(self.generator, name=name),
             [f"generator-{i}" for i in range(self.num_generators)],
             capacity=self.capacity,
             pulse=pulse,
             timeout_seconds=self.schedule.call_seconds,
-            max_restarts=self.schedule.max_restarts,
+            budget=self.budget,
             observer=self.observer,
         )
 
@@ -90,7 +91,9 @@ class Rig:
             sampling=Sampling(max_tokens=8),
             algorithm=self.algorithm,
             trainer=await self.engine.spawn(lambda: self.trainer, name="trainer"),
-            judge=await self.engine.spawn(lambda: self.judge, name="judge"),
+            judge=await RevivingHandle(
+                "judge", lambda: self.engine.spawn(lambda: self.judge, name="judge"), self.budget, self.observer
+            ).start(),
             pool=pool,
             ledger=self.ledger,
             observer=self.observer,
@@ -227,6 +230,21 @@ def test_an_unscored_group_is_dropped_counted_and_replaced() -> None:
     assert "p1" not in rig.trained() and len(rig.trained()) == 20
     assert rig.ledger.counts() == {"issued": 22, "finished": 0, "trained": 20, "dropped": 2}
     assert rig.ledger.drop_reasons() == {"unscored": 2}
+
+
+def test_a_killed_judge_is_replaced_and_judges_again() -> None:
+    rig = Rig(small(), judge=ScriptedJudge(seconds=lambda p: 3.0))
+
+    async def main() -> None:
+        async def killer() -> None:
+            await asyncio.sleep(3.5)
+            next(h for h in rig.engine.handles if h.name == "judge").kill()
+
+        await asyncio.gather(rig.run(), killer())
+
+    run_virtual(main())
+    assert len(rig.trained()) == 20 and rig.budget.used == 1
+    assert rig.observer.messages == ["judge lost (judge died during judge_group); starting it again"]
 
 
 def test_a_judge_that_hangs_is_named() -> None:
