@@ -20,6 +20,7 @@ TOKENS_PER_SECOND = "perf/tokens_per_second"
 LOSS = "train/loss"
 ENTROPY = "train/entropy"
 KL_REFERENCE = "train/kl_ref"
+RATIO_MEAN = "train/ratio/mean"
 CLIP_LOW = "train/clip_frac/low"
 CLIP_HIGH = "train/clip_frac/high"
 PPO_KL = "train/ppo_kl"
@@ -27,7 +28,11 @@ MISMATCH_KL = "train/mismatch_kl"
 MISMATCH_PROB_MAX = "train/mismatch_prob_max"
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/lr"
+GRAD_SPIKE = "train/grad_spike"
 SKIPPED_NONFINITE = "train/skipped_nonfinite"
+TRAIN_TOKENS = "train/tokens"
+TRAIN_SAMPLES = "train/samples"
+SAMPLES_WITHOUT_SIGNAL = "train/samples_without_signal"
 TIME_STEP = "time/step"
 TIME_GENERATE = "time/generate"
 TIME_JUDGE = "time/judge"
@@ -36,6 +41,7 @@ TIME_SYNC = "time/sync"
 TIME_WAIT_BATCH = "time/wait_batch"
 TIME_CHECKPOINT = "time/ckpt"
 DATA_ISSUED = "data/issued"
+DATA_FINISHED = "data/finished"
 DATA_TRAINED = "data/trained"
 DATA_DROPPED = "data/dropped"
 DATA_REQUEUED = "data/requeued"
@@ -44,6 +50,8 @@ DATA_FAILED = "data/failed"
 HELD_OUT_REWARD = "eval/reward/mean"
 HELD_OUT_COUNT = "eval/reward/count"
 HELD_OUT_LENGTH = "eval/response_len/mean"
+UNSCORED = "judge/unscored_frac"
+DEGRADED = "judge/is_degraded"
 PROBE_GAP = "weights/probe_gap"
 NONFINITE = "nonfinite"
 POLICY_VERSION = "policy_version"
@@ -83,30 +91,40 @@ METRICS: dict[str, Metric] = {
     LOSS: Metric("loss", "The algorithm's loss over its own denominator."),
     ENTROPY: Metric("entropy", "Mean policy entropy over trained tokens.", "nats"),
     KL_REFERENCE: Metric("KL to reference", "Mean KL to the reference policy over trained tokens.", "nats"),
+    RATIO_MEAN: Metric("ratio", "Mean of policy / behaviour over trained tokens; near 1 where both agree."),
     CLIP_LOW: Metric("clipped low", "Share of trained tokens whose ratio fell below the lower bound."),
     CLIP_HIGH: Metric("clipped high", "Share of trained tokens whose ratio passed the upper bound."),
     PPO_KL: Metric("old-new KL", "Mean KL from the behaviour policy over trained tokens.", "nats"),
     MISMATCH_KL: Metric("mismatch KL", "KL between generator and trainer at equal weights, per token.", "nats", "down"),
     MISMATCH_PROB_MAX: Metric("mismatch, max", "Largest probability gap, generator to trainer.", "", "down"),
     GRAD_NORM: Metric("gradient norm", "Norm of the whole gradient before clipping."),
+    GRAD_SPIKE: Metric("gradient spike", "1 where the norm was far over the median of the steps before.", "", "down"),
     LEARNING_RATE: Metric("learning rate", "Learning rate of the step."),
+    TRAIN_TOKENS: Metric("tokens of the loss", "Tokens that the step's loss is counted over.", "tokens"),
+    TRAIN_SAMPLES: Metric("samples of the loss", "Scored samples given to the trainer in the step.", "samples"),
+    SAMPLES_WITHOUT_SIGNAL: Metric(
+        "samples without signal", "Those of them that were skipped: their advantage is 0 and so is their gradient."
+    ),
     SKIPPED_NONFINITE: Metric("skipped updates", "Updates refused for a non-finite loss or gradient.", "", "down"),
     TIME_STEP: Metric("step", "Wall time from one optimizer step to the next.", "s", "down"),
     TIME_GENERATE: Metric("generate", "Time the generators decoded.", "s"),
     TIME_JUDGE: Metric("judge", "Time the judges worked.", "s"),
     TIME_TRAIN: Metric("train", "Time of loss, gradient and optimizer step.", "s"),
-    TIME_SYNC: Metric("weight sync", "Time from publishing weights to the last generator's proof.", "s", "down"),
+    TIME_SYNC: Metric("weight sync", "Longest time a generator took to fetch, load and prove the newest weights.", "s", "down"),
     TIME_WAIT_BATCH: Metric("wait for batch", "Time the trainer waited for samples.", "s", "down"),
     TIME_CHECKPOINT: Metric("checkpoint", "Time of saving a checkpoint.", "s"),
     DATA_ISSUED: Metric("prompts issued", "Prompts given to generators since the start.", "prompts"),
+    DATA_FINISHED: Metric("prompts finished", "Prompts judged and waiting to train now.", "prompts"),
     DATA_TRAINED: Metric("prompts trained", "Prompts whose group was trained since the start.", "prompts"),
     DATA_DROPPED: Metric("prompts dropped", "Prompts dropped, with a reason, since the start.", "prompts", "down"),
     DATA_REQUEUED: Metric("prompts requeued", "Prompts issued again after a loss, since the start.", "prompts"),
     DATA_SKIPPED: Metric("prompts skipped", "Rows refused by the reader since the start.", "prompts"),
-    DATA_FAILED: Metric("prompts failed", "Prompts none of whose samples could be judged.", "prompts", "down"),
+    DATA_FAILED: Metric("prompts failed", "Prompts dropped as `unscored`: fewer than two samples had a reward.", "prompts", "down"),
     HELD_OUT_REWARD: Metric("held-out reward", "Mean reward over held-out prompts.", better="up"),
     HELD_OUT_COUNT: Metric("held-out samples", "Scored samples behind the held-out reward.", "samples"),
     HELD_OUT_LENGTH: Metric("held-out length", "Mean sampled tokens over the held-out completions.", "tokens"),
+    UNSCORED: Metric("unscored", "Share of the last 256 samples that have no reward.", "", "down"),
+    DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
     NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),
     POLICY_VERSION: Metric("policy version", "Optimizer steps behind the weights."),
@@ -115,12 +133,12 @@ METRICS: dict[str, Metric] = {
 
 _JUDGE = re.compile(r"judge/(?P<name>.+)/(?P<what>count|mean|pass_rate|abstain_rate|error_rate|latency_p95)$")
 _JUDGE_METRICS = {
-    "count": Metric("verdicts", "Verdicts of the judge in the step.", "verdicts"),
+    "count": Metric("verdicts", "Scored verdicts of the judge since the step before, evaluation included.", "verdicts"),
     "mean": Metric("mean", "Mean score over the judge's scored verdicts.", better="up"),
     "pass_rate": Metric("pass rate", "Share of verdicts with a pass or fail that pass.", better="up"),
     "abstain_rate": Metric("abstained", "Share of all verdicts that abstained."),
     "error_rate": Metric("failed", "Share of all verdicts that failed.", better="down"),
-    "latency_p95": Metric("latency p95", "95th percentile of the time of a verdict.", "s", "down"),
+    "latency_p95": Metric("latency p95", "95th percentile of the judge's calls, each on one group.", "s", "down"),
 }
 
 

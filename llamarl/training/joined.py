@@ -53,7 +53,8 @@ class _Product(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, *weights = ctx.saved_tensors
-        return linear(grad, torch.cat(weights).t()), *_split(linear(grad.t(), x.t()), weights)
+        by_column = linear(x.t(), grad.t())  # [in, out]: oneDNN copies its left side, and x is the smaller one
+        return linear(grad, torch.cat(weights).t()), *_split(by_column.t(), weights)
 
 
 def _split(joined: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -103,10 +103,7 @@ class Optimizer:
             parameter = self._named[name]
             if state["exp_avg"].shape != parameter.shape:
                 raise CheckpointError(f"optimizer state of {name!r} has shape {tuple(state['exp_avg'].shape)}")
-            self._adamw.state[parameter] = {
-                kind: value.clone() if kind == "step" else value.to(parameter.device, copy=True)
-                for kind, value in state.items()
-            }
+            self._adamw.state[parameter] = {kind: v.to(parameter.device, copy=True) for kind, v in state.items()}
 
     def _grads(self) -> list[Tensor]:
         return [p.grad for p in self._named.values() if p.grad is not None]

@@ -30,6 +30,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
 MAX_CHARACTERS = 10_000
 NUM_TRIALS = 7
 MAX_STEPS = 1_000
+DRAWS = 5
 ALPHA, ALPHA_WIDTH, BASE_FREQUENCY = 0.5, 0.05, 10_000
 CONVERGED = 0.99999
 MIN_PROBABILITY = 0.1
@@ -37,9 +38,6 @@ MIN_PROBABILITY = 0.1
 _URL = re.compile(r"https?://[-_.?&~;+=/#0-9A-Za-z]{1,2076}")
 _MAIL = re.compile(r"[-_.0-9A-Za-z]{1,64}@[-_0-9A-Za-z]{1,255}[-_.0-9A-Za-z]{1,255}")
 _LATIN = re.compile("[A-z]+")
-
-_Row = tuple[float, ...]
-"""Probability of one n-gram in each language."""
 
 
 class Langdetect:
@@ -59,55 +57,57 @@ class Langdetect:
 
     def detect(self, text: str) -> str | None:
         """The most probable language's code; None where no n-gram tells it, `unknown` where none is probable."""
-        rows = self._profiles.rows_of(text)
-        if not rows:
+        grams = self._profiles.grams_of(text)
+        if not grams:
             return None
-        totals = self._mean_probabilities(rows)
-        best = max(totals)
-        # Of equals the package takes the last one: it sorts upwards and turns the list, which keeps their order.
-        return self._profiles.languages[totals.index(best)] if best > MIN_PROBABILITY else "unknown"
-
-    def _mean_probabilities(self, rows: list[_Row]) -> list[float]:
         generator = random.Random(self.seed)
-        totals = [0.0] * len(self._profiles.languages)
-        for _ in range(NUM_TRIALS):
-            probabilities = _one_trial(rows, generator, len(totals))
-            totals = [total + p / NUM_TRIALS for total, p in zip(totals, probabilities, strict=True)]
-        return totals
+        total = sum(_one_trial(grams, generator, self._profiles.frequencies) / NUM_TRIALS for _ in range(NUM_TRIALS))
+        best = int(total.argmax())
+        return self._profiles.languages[best] if total[best] > MIN_PROBABILITY else "unknown"
 
 
-def _one_trial(rows: list[_Row], generator: random.Random, num_languages: int) -> list[float]:
-    """Probabilities of the languages after drawing n-grams until one language is as good as certain."""
+def _one_trial(grams: list[int], generator: random.Random, frequencies: Any) -> Any:
+    """Probability of each language after drawing n-grams until one language is as good as certain.
+
+    Certainty is looked at after 1, 6, 11, ... draws, so draws come in fives.
+    """
     weight = (ALPHA + generator.gauss(0.0, 1.0) * ALPHA_WIDTH) / BASE_FREQUENCY
-    probabilities = [1.0 / num_languages] * num_languages
-    for step in range(MAX_STEPS + 1):
-        row = generator.choice(rows)
-        probabilities = [p * (weight + q) for p, q in zip(probabilities, row, strict=True)]
-        if step % 5 == 0:
-            total = sum(probabilities)
-            probabilities = [p / total for p in probabilities]
-            if max(probabilities) > CONVERGED:
-                break
+    probabilities = frequencies[0] * 0.0 + 1.0 / frequencies.shape[1]
+    for check in range(MAX_STEPS // DRAWS + 1):
+        drawn = [generator.choice(grams) for _ in range(DRAWS if check else 1)]
+        for factors in frequencies[drawn] + weight:
+            probabilities *= factors
+        probabilities /= sum(probabilities.tolist())
+        if probabilities.max() > CONVERGED:
+            break
     return probabilities
 
 
 class Profiles:
-    """Which n-gram is how frequent in which language; and the n-grams of a text."""
+    """How frequent which n-gram is in which language; and the n-grams of a text."""
 
-    def __init__(self, languages: tuple[str, ...], rows: Mapping[str, _Row], normalizer: Any) -> None:
-        self.languages = languages
-        self._rows = rows
-        self._normalizer = normalizer
+    def __init__(self, languages: tuple[str, ...], grams: Mapping[str, int], frequencies: Any, normalizer: Any) -> None:
+        """Takes langdetect's tables.
+
+        Args:
+            languages: codes.
+            grams: n-gram -> its row in `frequencies`.
+            frequencies: numpy [n-grams, languages].
+            normalizer: langdetect's, of characters and of Vietnamese.
+        """
+        self.languages, self.frequencies = languages, frequencies
+        self._grams, self._normalizer = grams, normalizer
         self._characters = _Normalized(normalizer.normalize)
-        self._rows_of_word = functools.lru_cache(maxsize=1 << 16)(self._cut_word)
+        self._grams_of_word = functools.lru_cache(maxsize=1 << 16)(self._cut_word)
 
-    def rows_of(self, text: str) -> list[_Row]:
-        """One row for each known n-gram of the text, in order, repeats included."""
+    def grams_of(self, text: str) -> list[int]:
+        """The row of each known n-gram of the text, in order, repeats included."""
         words = self._clean(text).translate(self._characters).split(" ")
-        rows: list[_Row] = []
+        grams: list[int] = []
         for word in words[:-1]:
-            rows += self._rows_of_word(word + " ")
-        return rows + self._rows_of_word(words[-1])
+            if word:
+                grams += self._grams_of_word(word + " ")
+        return grams + self._grams_of_word(words[-1])
 
     def _clean(self, text: str) -> str:
         """Without addresses; and without Latin letters where those of other scripts clearly prevail."""
@@ -116,20 +116,17 @@ class Profiles:
         if "@" in text:
             text = _MAIL.sub(" ", text)
         text = self._normalizer.normalize_vi(text)[:MAX_CHARACTERS]
-        num_latin = num_other = 0
-        for character, count in Counter(text).items():
-            if "A" <= character <= "z":
-                num_latin += count
-            elif character >= "\u0300" and not "\u1e00" <= character <= "\u1eff":
-                num_other += count
+        counts = Counter(text)
+        num_latin = sum(count for character, count in counts.items() if "A" <= character <= "z")
+        num_other = sum(count for character, count in counts.items() if character >= "\u0300")
         return _LATIN.sub("", text) if num_latin * 2 < num_other else text
 
-    def _cut_word(self, word: str) -> list[_Row]:
+    def _cut_word(self, word: str) -> list[int]:
         """N-grams of up to three characters that end at each character of the word, a blank before it included.
 
         From the second of two capitals in a row on, there are none until the next character that is no capital.
         """
-        rows = []
+        grams = []
         is_capitals = False
         padded = " " + word
         for end in range(2, len(padded) + 1):
@@ -137,10 +134,10 @@ class Profiles:
             if is_capitals:
                 continue
             for start in range(end - 1, max(end - 4, -1), -1):
-                row = self._rows.get(padded[start:end])
-                if row is not None and padded[start:end] != " ":
-                    rows.append(row)
-        return rows
+                gram = self._grams.get(padded[start:end])
+                if gram is not None and padded[start:end] != " ":
+                    grams.append(gram)
+        return grams
 
 
 class _Normalized(dict[int, str]):
@@ -162,8 +159,46 @@ def load_profiles() -> Profiles:
         from langdetect.utils.ngram import NGram
     except ImportError:
         raise MissingDependencyError.for_extra("langdetect", "multiif") from None
+    import numpy
+
     factory: Any = DetectorFactory()
     files = sorted(path for path in Path(PROFILES_DIRECTORY).iterdir() if not path.name.startswith("."))
     factory.load_json_profile([path.read_text(encoding="utf-8") for path in files])
-    rows = {gram: tuple(row) for gram, row in factory.word_lang_prob_map.items()}
-    return Profiles(tuple(factory.langlist), rows, NGram)
+    grams = {gram: row for row, gram in enumerate(factory.word_lang_prob_map)}
+    frequencies = numpy.array(list(factory.word_lang_prob_map.values()))
+    return Profiles(tuple(factory.langlist), grams, frequencies, NGram)
+
+
+class Lingua:
+    """Lingua's verdicts among the languages of `NAMES` and Chinese; scripts of one language speak for themselves."""
+
+    def __init__(self) -> None:
+        """Prepares the detector; its models are loaded at first use. Raises `MissingDependencyError` without lingua."""
+        self._detector = _load_lingua()
+
+    def detect(self, text: str) -> str | None:
+        """The language's code, or None where no letter tells it."""
+        code = _language_of_script(text)
+        if code is not None:
+            return code
+        language = self._detector.detect_language_of(text)
+        return None if language is None else str(language.iso_code_639_1.name.lower())
+
+
+def _language_of_script(text: str) -> str | None:
+    """The language of more than half of the letters, where their script is used for one language that lingua lacks."""
+    letters = [character for character in text if character.isalpha()]
+    for code, (first, last) in {"kn": ("\u0c80", "\u0cff"), "ml": ("\u0d00", "\u0d7f")}.items():
+        if 2 * sum(first <= letter <= last for letter in letters) > len(letters):
+            return code
+    return None
+
+
+@functools.cache
+def _load_lingua() -> Any:
+    try:
+        from lingua import IsoCode639_1, LanguageDetectorBuilder
+    except ImportError:
+        raise MissingDependencyError.for_extra("lingua-language-detector", "multiif") from None
+    known = [getattr(IsoCode639_1, code.upper(), None) for code in sorted({*NAMES, "zh"})]
+    return LanguageDetectorBuilder.from_iso_codes_639_1(*[code for code in known if code is not None]).build()
