@@ -31,8 +31,6 @@ from llamarl.models.linear import linear
 
 NUM_PROMPTS, GROUP_SIZE, PROMPT_LENGTH, SLOTS = 16, 8, 24, 64
 MEAN_LENGTH, MAX_LENGTH = 61, 256
-NO_TOKEN = -1
-"""An end token nobody draws: lengths are fixed."""
 
 SIZES: dict[str, dict[str, int]] = {
     "0.87M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -46,7 +44,9 @@ def build(size: str) -> nn.Module:
     config = new_config(
         "llama", **SIZES[size], vocab_size=VOCABULARY[size], max_position_embeddings=512, tie_word_embeddings=True
     )
-    return new_model(config, seed=0)
+    model: Any = new_model(config, seed=0)
+    model.generation_config.update(eos_token_id=None, pad_token_id=0)  # nothing ends early: lengths are fixed
+    return model  # type: ignore[no-any-return]
 
 
 def workload(size: str) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -92,8 +92,6 @@ def with_generate(model: Any, size: str, cache: str) -> Callable[[], float]:
                 do_sample=True,
                 top_k=0,
                 max_new_tokens=int(wanted.max()),
-                eos_token_id=NO_TOKEN,
-                pad_token_id=0,
                 stopping_criteria=[is_done],
                 cache_implementation=cache,
                 disable_compile=True,
@@ -107,13 +105,10 @@ def with_generate(model: Any, size: str, cache: str) -> Callable[[], float]:
 def with_continuous_batching(model: Any, size: str) -> Callable[[], float]:
     prompts, lengths = workload(size)
     with quiet() as transformers:
-        settings = transformers.GenerationConfig(
-            do_sample=True, top_k=0, max_new_tokens=MAX_LENGTH, eos_token_id=NO_TOKEN, pad_token_id=0
-        )
+        settings = transformers.GenerationConfig(do_sample=True, top_k=0, max_new_tokens=MAX_LENGTH, pad_token_id=0)
         limits = transformers.ContinuousBatchingConfig(
             page_size=32, num_blocks=1024, max_batch_tokens=1024, max_requests_per_batch=SLOTS, use_cuda_graph=False
         )
-    model.set_attn_implementation("paged|sdpa")
 
     def once() -> int:
         num_tokens = 0

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llamarl.algorithms import build_algorithm
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.guard import CollapseGuard
@@ -30,11 +32,12 @@ from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter, log_message, read_state
 from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.core.errors import CheckpointError, ConfigError, DataError, ExecutorLostError
-from llamarl.core.protocols import Executor, ExecutorHandle, MetricSink
+from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
 from llamarl.core.records import Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import PromptStream, read_prompts
 from llamarl.engine import build_engine
+from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.models.checkpoint import load_config, load_model, load_tokenizer
@@ -241,7 +244,8 @@ async def _executors(
     recipe: Recipe, prepared: Prepared, reporter: Reporter, budget: RestartBudget
 ) -> AsyncIterator[tuple[ExecutorHandle, ExecutorHandle, GeneratorPool, Pulse]]:
     """Trainer, judge and (not yet started) generators on the recipe's engine; all gone at the end."""
-    engine = build_engine(recipe.engine)
+    cores, environment = _share_cores(recipe)
+    engine = build_engine(recipe.engine, environment)
     channel = build_channel(recipe.engine)
 
     async def spawn(factory: Callable[[], Executor], name: str) -> ExecutorHandle:
@@ -262,6 +266,7 @@ async def _executors(
                     recipe.sampling,
                     channel,
                     recipe.schedule.steps,
+                    cores=cores,
                 ),
                 "trainer",
             ),
@@ -272,7 +277,7 @@ async def _executors(
                 reporter,
             ).start(),
         )
-        generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel)
+        generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel, cores)
         pool = GeneratorPool(
             functools.partial(spawn, generator),
             generator_names(recipe),
@@ -286,6 +291,23 @@ async def _executors(
     finally:
         await engine.close()
         channel.close()
+
+
+def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
+    """How executors share this machine's cores: handed to whoever computes within one process, fixed between processes.
+
+    Returns:
+        What executors of this process share, and the environment of executors with a process of their own.
+    """
+    total = recipe.threads or len(os.sched_getaffinity(0))
+    if recipe.engine == "inprocess":
+        return SharedCores(total, _set_threads), {}
+    return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // (1 + recipe.num_generators)))}
+
+
+def _set_threads(count: int) -> None:
+    torch.get_num_threads()  # a thread's first query overwrites what was set before it
+    torch.set_num_threads(count)
 
 
 def _capacity(recipe: Recipe) -> int:

@@ -1,6 +1,7 @@
 """The seams. Each protocol has a scripted fake in `llamarl.testing`, which users' tests may use too."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from llamarl.core.records import (
@@ -149,14 +150,19 @@ class Engine(Protocol):
         """Stops everything this engine started. Idempotent; leaves no process, port or shared memory."""
 
 
-class Clock(Protocol):
-    """Time, so that tests can hold it."""
+class Cores(Protocol):
+    """Shares this machine's cores between executors of one process."""
 
-    def now(self) -> float:
-        """Seconds, monotonic."""
+    def using(self, who: str, /) -> AbstractContextManager[Callable[[], object]]:
+        """Marks `who` as computing, on the calling thread; yields what to call before each unit of work."""
 
-    def sleep(self, seconds: float) -> Awaitable[None]:
-        """Waits."""
+
+class AllCores:
+    """Leaves every executor the threads it has."""
+
+    def using(self, who: str, /) -> AbstractContextManager[Callable[[], object]]:
+        """Marks nothing; the yielded function does nothing."""
+        return nullcontext(lambda: None)
 
 
 class MetricSink(Protocol):

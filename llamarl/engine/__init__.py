@@ -6,6 +6,8 @@ result = await trainer.call("train", samples, timeout_seconds=600)
 await engine.close()
 """
 
+from collections.abc import Mapping
+
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Engine
 from llamarl.engine.inprocess import InProcessEngine
@@ -14,8 +16,12 @@ ENGINES = ("inprocess", "monarch")
 """Names that `build_engine` knows."""
 
 
-def build_engine(name: str) -> Engine:
+def build_engine(name: str, environment: Mapping[str, str] | None = None) -> Engine:
     """The engine called `name`: one thread per executor rank (`inprocess`) or one process (`monarch`).
+
+    Args:
+        name: one of `ENGINES`.
+        environment: variables set in the processes of executors that have their own.
 
     Raises:
         ConfigError: no such engine.
@@ -26,7 +32,7 @@ def build_engine(name: str) -> Engine:
     if name == "monarch":
         from llamarl.engine.monarch import MonarchEngine
 
-        return MonarchEngine()
+        return MonarchEngine(environment)
     raise ConfigError(f"engine: no engine {name!r}; choose one of: {', '.join(ENGINES)}")
 
 

@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import torch
@@ -23,7 +22,7 @@ from torch import nn
 
 from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError, WeightSyncError
-from llamarl.core.protocols import Executor, WeightChannel
+from llamarl.core.protocols import AllCores, Cores, Executor, WeightChannel
 from llamarl.core.records import Completion, GenerationRequest, WeightManifest, WeightProof
 from llamarl.functional.checksum import checksum, verify
 from llamarl.generation.batcher import Batcher, Finished
@@ -65,18 +64,6 @@ class TextDecoder(Protocol):
         """Text without special tokens."""
 
 
-class Cores(Protocol):
-    """Shares this machine's cores between executors."""
-
-    def using(self, who: str, /) -> AbstractContextManager[Callable[[], object]]:
-        """Marks `who` as computing; yields a function that takes its share anew, to be called before each step."""
-
-
-class _AllCores:
-    def using(self, who: str) -> AbstractContextManager[Callable[[], object]]:
-        return contextlib.nullcontext(lambda: None)
-
-
 class GeneratorExecutor(Executor):
     """Completes prompts with proven weights only: nothing is drawn before the first good `update_weights`.
 
@@ -97,7 +84,7 @@ class GeneratorExecutor(Executor):
         cores: Cores | None = None,
     ) -> None:
         self.config, self._load_model, self._tokenizer, self._channel = config, load_model, tokenizer, channel
-        self._cores: Cores = cores or _AllCores()
+        self._cores: Cores = cores or AllCores()
         self._refusal: str | None = "no weights were proven yet"
         self._finished: list[Finished] = []
         self._task: asyncio.Task[None] | None = None

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Algorithm, Executor, WeightChannel
+from llamarl.core.protocols import Algorithm, Cores, Executor, WeightChannel
 from llamarl.core.records import StepResult, TrainSample, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.models.checkpoint import save_model
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.config import TrainerConfig
-from llamarl.training.trainer import Cores, PolicyTrainer
+from llamarl.training.trainer import PolicyTrainer
 
 
 class TrainerExecutor(Executor):

@@ -80,12 +80,16 @@ class Packed:
             if not row.prompt_ids or not row.token_ids:
                 raise DataError(f"row {index}: needs at least one prompt token and one completion token to train on")
         layout = _Layout(rows)
+        self.num_tokens = len(layout.ids)
+        """Tokens that mean something: each prompt once, each completion without its last."""
+        tail = _tail(self.num_tokens)
+        self._target_tail = _tail(sum(len(row.token_ids) for row in rows))
         self.buckets = layout.buckets(device)
         self.lengths = [len(row.token_ids) for row in rows]
         """Completion tokens per row."""
-        self.ids = torch.tensor(layout.ids, dtype=torch.int64, device=device)
-        """`[M]` input tokens."""
-        self.positions = torch.tensor(layout.positions, dtype=torch.int64, device=device)
+        self.ids = torch.tensor(layout.ids + [0] * tail, dtype=torch.int64, device=device)
+        """`[M]` input tokens, the tail included."""
+        self.positions = torch.tensor(layout.positions + [0] * tail, dtype=torch.int64, device=device)
         """`[M]` position of each token in its own sequence."""
         self._first = torch.tensor(
             layout.first, dtype=torch.int64, device=device
@@ -94,16 +98,19 @@ class Packed:
             layout.inner, dtype=torch.int64, device=device
         )  # [S - N] the completions' own inputs
         self.targets = torch.tensor(
-            [*(row.token_ids[0] for row in rows), *layout.inner_targets], dtype=torch.int64, device=device
+            [*(row.token_ids[0] for row in rows), *layout.inner_targets, *[0] * self._target_tail],
+            dtype=torch.int64,
+            device=device,
         )
-        """`[S]` the token that each of `predicting` predicts."""
+        """`[S + tail]` the token that each of `predicting` predicts; the tail's are of no meaning."""
         self.order = torch.tensor(layout.order(), dtype=torch.int64, device=device)
         """`[S]` where each completion token lies in `targets`, row after row in the order given."""
-        self._sizes = [block.num_tokens for prompts, blocks in self.buckets for block in (prompts, *blocks)]
+        self._sizes = [block.num_tokens for prompts, blocks in self.buckets for block in (prompts, *blocks)] + [tail]
 
     def predicting(self, hidden: Tensor) -> Tensor:
-        """The hidden states that predict `targets`: `[M, d] -> [S, d]`. A prompt's last is repeated per completion."""
-        return torch.cat([hidden.index_select(0, self._first), gather_rows(hidden, self._inner)])
+        """Hidden states predicting `targets`: `[M, d] -> [S + tail, d]`. A prompt's last is repeated per completion."""
+        parts = [hidden.index_select(0, self._first), gather_rows(hidden, self._inner)]
+        return torch.cat([*parts, hidden[: self._target_tail].detach()])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The attention strategy for `models.decoder.Decoder.hidden`: `[M, H, D], [M, K, D] x 2 -> [M, H * D]`."""
@@ -118,7 +125,24 @@ class Packed:
                 keys = torch.cat([prompt_k.index_select(0, block.prompt_of_row), own_k], dim=1)
                 values = torch.cat([prompt_v.index_select(0, block.prompt_of_row), own_v], dim=1)
                 outputs.append(block.unpad(_attention(own_q, keys, values, block.visible)))
+        outputs.append(next(parts)[0].flatten(1).detach())  # the tail attends to nothing
         return torch.cat(outputs)
+
+
+_RECURRING = 256
+"""Lengths up to this recur anyway."""
+
+
+def _tail(length: int) -> int:
+    """Meaningless tokens to add, at most a sixteenth, so that lengths recur.
+
+    A CPU's matrix library builds and keeps a kernel for every shape it meets: without recurring lengths each step
+    would be slower and memory would grow for as long as the run lasts.
+    """
+    if length <= _RECURRING:
+        return 0
+    unit = 1 << ((length // 16).bit_length() - 1)
+    return -length % unit
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:

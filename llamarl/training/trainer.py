@@ -10,7 +10,6 @@ weights and the optimizer's state stay bit-identical. No random number is drawn 
 moments and counters are the whole state.
 """
 
-import contextlib
 import copy
 import logging
 import math
@@ -19,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import CollapseError, ConfigError
-from llamarl.core.protocols import Algorithm, WeightChannel
+from llamarl.core.protocols import Algorithm, AllCores, Cores, WeightChannel
 from llamarl.core.records import StepResult, TrainSample, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum
@@ -48,18 +47,6 @@ MAX_HALVINGS = 3
 """How often micro-batches are halved where memory runs out."""
 
 _log = logging.getLogger(__name__)
-
-
-class Cores(Protocol):
-    """Shares this machine's cores between executors."""
-
-    def using(self, who: str, /) -> AbstractContextManager[object]:
-        """Holds the cores that `who` may use now."""
-
-
-class _AllCores:
-    def using(self, who: str) -> AbstractContextManager[object]:
-        return contextlib.nullcontext()
 
 
 class PolicyTrainer:
@@ -102,7 +89,7 @@ class PolicyTrainer:
         self._score_reference = self._reference_scorer()
         self._optimizer = Optimizer(model, self.config, total_steps)
         self._guard = GradientGuard(self.config.spike_factor)
-        self._channel, self._cores = channel, cores or _AllCores()
+        self._channel, self._cores = channel, cores or AllCores()
         self._micro_batch_tokens = self.config.micro_batch_tokens
         self._pending = Gathered()
 

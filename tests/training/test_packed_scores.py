@@ -135,15 +135,26 @@ def test_micro_batches_hold_every_row_once_and_keep_the_budget(shape, max_tokens
     for split in (split_packed, split_padded):
         assert sorted(index for part in split(rows, max_tokens) for index in part) == list(range(len(rows)))
     for part in split_packed(rows, max_tokens):
-        assert len(part) == 1 or len(Packed([rows[index] for index in part]).ids) <= max_tokens
+        assert len(part) == 1 or Packed([rows[index] for index in part]).num_tokens <= max_tokens
     for part in split_padded(rows, max_tokens):
         longest = max(len(rows[index].prompt_ids) + len(rows[index].token_ids) for index in part)
         assert len(part) == 1 or len(part) * longest <= max_tokens
 
 
-def test_a_prompt_is_computed_once_for_all_its_completions_and_padding_is_never_computed():
+def test_a_prompt_is_computed_once_for_all_its_completions_and_a_tail_rounds_the_rest():
     rows = samples_of([(50, [10, 60, 35, 2]), (20, [90])])
-    assert len(Packed(rows).ids) == 50 + 9 + 59 + 34 + 1 + 20 + 89
+    packed = Packed(rows)
+    assert packed.num_tokens == 50 + 9 + 59 + 34 + 1 + 20 + 89 == 262
+    assert len(packed.ids) == 272  # 262 // 16 = 16: the next multiple of 16
+
+
+def test_the_tail_has_no_gradient_and_no_score():
+    model, rows = tiny_model(), samples_of([(50, [10, 60, 35, 2]), (20, [90]), (30, [70, 80])])
+    packed = Packed(rows)
+    assert len(packed.ids) > packed.num_tokens and len(packed.targets) > len(packed.order)
+    assert len(PackedScorer(model)(rows).logprobs) == sum(len(row.token_ids) for row in rows)
+    ours, theirs = (gradients(model, loss_of(scorer(model), rows)) for scorer in (PackedScorer, PaddedScorer))
+    assert distance(ours, theirs) < 2e-6
 
 
 def test_temperature_divides_the_logits():

@@ -49,7 +49,7 @@ class Rule:
 
 
 class Arguments:
-    """Reads the arguments of one instruction. Every error names the instruction, the argument, its value, the remedy."""
+    """Reads the arguments of one instruction. Errors name instruction, argument, value and what is allowed."""
 
     def __init__(self, id: str, values: Mapping[str, Any], mode: Mode) -> None:
         self.id, self.mode = id, mode

@@ -1,9 +1,10 @@
 """Rules on keywords and letters."""
 
+import contextlib
 import re
 
 from llamarl.judges.rules.base import Arguments, Rule
-from llamarl.judges.rules.patterns import Pattern, compile_pattern
+from llamarl.judges.rules.patterns import INVALID, Pattern, compile_pattern
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.words import is_spaceless, is_word_character
 
@@ -40,10 +41,8 @@ class Frequency(Rule):
         self.keyword = keyword.strip()
         self.limit = arguments.limit("frequency")
         self._finder: Pattern | None = None
-        try:
+        with contextlib.suppress(*INVALID):  # the released grader fails every reply then
             self._finder = Pattern(self.keyword if self.mode == "official" else re.escape(self.keyword))
-        except (re.error, OverflowError, RecursionError):
-            pass  # the released grader fails every reply then
 
     def describe(self) -> str:
         """One sentence."""
@@ -69,7 +68,7 @@ class ForbiddenWords(Rule):
         return f"Do not use the words {_listed(self.words)}."
 
     def official(self, text: Text) -> bool:
-        """Words end where Python's `\\b` says: not at marks of Indic scripts, not between Han characters, not after +."""
+        """Words end where `re` says: at marks of Indic scripts, but not between Han characters, nor after `+`."""
         return not any(finder.is_in(text.raw) for finder in self._finders)
 
     def fixed(self, text: Text) -> bool:
@@ -90,7 +89,8 @@ class LetterFrequency(Rule):
         super().__init__(arguments)
         letter = arguments.text("letter")
         allowed = "one letter from a to z" if self.mode == "official" else "one character"
-        if len(letter) != 1 or (self.mode == "official" and not "a" <= letter.lower() <= "z"):
+        is_single = len(letter) == len(letter.lower()) == 1
+        if not is_single or (self.mode == "official" and not "a" <= letter.lower() <= "z"):
             raise arguments.error("letter", letter, allowed)
         self.letter = letter.lower()
         self.limit = arguments.limit("let_frequency", "let_relation")

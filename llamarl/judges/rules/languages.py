@@ -75,8 +75,9 @@ def _one_trial(grams: list[int], generator: random.Random, frequencies: Any) -> 
     probabilities = frequencies[0] * 0.0 + 1.0 / frequencies.shape[1]
     for check in range(MAX_STEPS // DRAWS + 1):
         drawn = [generator.choice(grams) for _ in range(DRAWS if check else 1)]
-        for factors in frequencies[drawn] + weight:
-            probabilities *= factors
+        factors = frequencies[drawn] + weight
+        factors[0] *= probabilities
+        probabilities = factors.prod(axis=0)
         probabilities /= sum(probabilities.tolist())
         if probabilities.max() > CONVERGED:
             break

@@ -1,12 +1,12 @@
 """Rules on numbers of words, sentences and paragraphs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from llamarl.judges.rules.base import Arguments, Limit, Rule
+from llamarl.judges.rules.base import Arguments, Rule
 from llamarl.judges.rules.sentences import count_east_asian_sentences, count_hindi_sentences
 from llamarl.judges.rules.text import Text
-from llamarl.judges.rules.words import is_spaceless
+from llamarl.judges.rules.words import is_spaceless, is_word_character
 
 _EAST_ASIAN = ("zh", "zh-cn", "zh-tw", "ja")
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
@@ -61,3 +61,78 @@ class NumberOfSentences(Rule):
     def fixed(self, text: Text) -> bool:
         """One splitter for all scripts."""
         return self.limit.holds(text.num_sentences)
+
+
+class NumberOfParagraphs(Rule):
+    """An exact number of paragraphs, divided by `***`."""
+
+    id = "length_constraints:number_paragraphs"
+
+    def __init__(self, arguments: Arguments) -> None:
+        super().__init__(arguments)
+        self.num_paragraphs = arguments.count("num_paragraphs")
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"Write {self.num_paragraphs} paragraphs, divided by ***."
+
+    def official(self, text: Text) -> bool:
+        """A blank first or last paragraph does not count; a blank one in between fails."""
+        is_blank = [not paragraph.strip() for paragraph in _DIVIDER.split(text.raw)]
+        if any(is_blank[1:-1]):
+            return False
+        return len(is_blank) - sum(is_blank) == self.num_paragraphs
+
+
+class ParagraphFirstWord(Rule):
+    """An exact number of paragraphs, divided by blank lines; one of them starts with a given word."""
+
+    id = "length_constraints:nth_paragraph_first_word"
+
+    def __init__(self, arguments: Arguments) -> None:
+        super().__init__(arguments)
+        self.num_paragraphs = arguments.count("num_paragraphs")
+        self.nth_paragraph = arguments.count("nth_paragraph", minimum=1, maximum=self.num_paragraphs)
+        self.first_word = arguments.text("first_word", can_be_blank=self.mode == "official").lower()
+
+    def describe(self) -> str:
+        """One sentence."""
+        return (
+            f"Write {self.num_paragraphs} paragraphs, divided by blank lines; "
+            f"paragraph {self.nth_paragraph} starts with {self.first_word!r}."
+        )
+
+    def official(self, text: Text) -> bool:
+        """Counts the paragraphs that are not blank, but looks at the n-th of all of them."""
+        paragraphs = text.raw.split("\n\n")
+        num_paragraphs = sum(bool(paragraph.strip()) for paragraph in paragraphs)
+        if num_paragraphs != self.num_paragraphs:
+            return False
+        paragraph = paragraphs[self.nth_paragraph - 1].strip()
+        if not paragraph:
+            return False
+        word = paragraph.split(maxsplit=1)[0].lstrip("'").lstrip('"')
+        word = _WORD_ENDS.split(word, maxsplit=1)[0]
+        return "".join(letter.lower() for letter in word) == self.first_word
+
+    def fixed(self, text: Text) -> bool:
+        """Looks at the n-th paragraph that is not blank; the word may be several, or of a script without blanks."""
+        paragraphs = [paragraph.strip() for paragraph in text.raw.split("\n\n") if paragraph.strip()]
+        if len(paragraphs) != self.num_paragraphs:
+            return False
+        start = " ".join(paragraphs[self.nth_paragraph - 1].lower().lstrip(_WIDE_PUNCTUATION + " ").split())
+        wanted = " ".join(self.first_word.split())
+        following = start[len(wanted) : len(wanted) + 1]
+        is_cut = bool(following) and is_word_character(following) and not is_spaceless(wanted[-1])
+        return start.startswith(wanted) and not is_cut
+
+
+def _by_language(text: Text, verdicts: Mapping[str, bool], thai: Callable[[], bool]) -> bool:
+    """The verdict of the text's language, `""` standing for any other; not detected where all verdicts agree.
+
+    Langdetect says Thai only of texts with Thai characters, so the others need no Thai verdict.
+    """
+    if len(set(verdicts.values())) == 1 and not _THAI.search(text.raw):
+        return verdicts[""]
+    language = text.language or "en"
+    return thai() if language == "th" else verdicts.get(language, verdicts[""])

@@ -7,9 +7,8 @@ over `MAX_STEPS` is refused, for the same texts on every machine.
 """
 
 import re
-import re._constants as operators
-import re._parser as parser
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 from llamarl.core.errors import ConfigError, JudgeError
@@ -17,6 +16,11 @@ from llamarl.core.errors import ConfigError, JudgeError
 MAX_STEPS = 1e8
 """Upper bound of a search's steps: about a second."""
 
+INVALID = (re.error, OverflowError, RecursionError)
+"""What compiling an invalid regular expression may raise."""
+
+operators: Any = import_module("re._constants")  # neither has type stubs
+parser: Any = import_module("re._parser")
 _REPEATS = {operators.MAX_REPEAT, operators.MIN_REPEAT, operators.POSSESSIVE_REPEAT}
 
 
@@ -60,7 +64,7 @@ def compile_pattern(id: str, name: str, keyword: str, **options: Any) -> Pattern
     """The pattern of one argument. Raises `ConfigError` that names it where it is no valid regular expression."""
     try:
         return Pattern(keyword, **options)
-    except (re.error, OverflowError, RecursionError) as error:
+    except INVALID as error:
         raise ConfigError(
             f"{id}: {name}={keyword!r} is no valid regular expression ({error}); mode 'fixed' takes it literally"
         ) from None

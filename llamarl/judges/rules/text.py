@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Protocol
 
-from llamarl.judges.rules.words import count_east_asian, count_runs, count_words, word_tokens
+from llamarl.judges.rules.words import count_east_asian, count_runs, count_words, hyphenated_words
 
 
 class Tools(Protocol):
@@ -78,11 +78,11 @@ class Text:
         return self._tools.count_sentences(self.raw)
 
     @cached_property
-    def num_capital_words(self) -> int:
-        """Tokens in capitals."""
+    def num_capital_tokens(self) -> int:
+        """Tokens in capitals, by the tokenizer that the grader was built with."""
         return sum(token.isupper() for token in self._tools.tokens(self.raw))
 
     @cached_property
-    def num_plain_capital_words(self) -> int:
-        """Words in capitals, cut by our own rules."""
-        return sum(token.isupper() for token in word_tokens(self.raw))
+    def num_capital_words(self) -> int:
+        """Words in capitals; hyphens and apostrophes join."""
+        return sum(word.isupper() for word in hyphenated_words(self.raw))

@@ -1,8 +1,8 @@
 """Counting words, in any script. Pure functions of a string.
 
-    count_runs        runs of word characters, as Python's `re` sees them: breaks Indic words at vowel signs
-    count_east_asian  each Han, Kana or Hangul character is a word, and so is each other piece between blanks
-    count_words       the repaired count: marks belong to words, apostrophes join, Han and Kana count by character
+count_runs        runs of word characters, as Python's `re` sees them: breaks Indic words at vowel signs
+count_east_asian  each Han, Kana or Hangul character is a word, and so is each other piece between blanks
+count_words       the repaired count: marks belong to words, apostrophes join, Han and Kana count by character
 """
 
 import functools
@@ -50,6 +50,11 @@ def word_tokens(text: str) -> list[str]:
     return _FUSED.sub(r"\1 ", _CONTRACTION.sub(" ", _TOKEN_BREAKS.sub(" ", text))).split()
 
 
+def hyphenated_words(text: str) -> list[str]:
+    """Words; hyphens and apostrophes join."""
+    return _word_pattern("-").findall(text)
+
+
 def is_spaceless(character: str) -> bool:
     """Whether its script puts no blanks between words, so that a word may begin or end at any character."""
     return bool(_SPACELESS.match(character))
@@ -79,7 +84,7 @@ def emoji_characters() -> frozenset[str]:
 
 
 @functools.cache
-def _word_pattern() -> re.Pattern[str]:
+def _word_pattern(joiner: str = "") -> re.Pattern[str]:
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
     letter = rf"(?:[^\W{_HAN_KANA}]|[{re.escape(marks + _JOINERS)}])"
-    return re.compile(rf"[{_HAN_KANA}]|{letter}+(?:['’]{letter}+)*")
+    return re.compile(rf"[{_HAN_KANA}]|{letter}+(?:['’{joiner}]{letter}+)*")

@@ -1,0 +1,79 @@
+"""What the rules of one grader share: its language detector, its sentence splitter, its tokenizer."""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from llamarl.core.errors import ConfigError
+from llamarl.judges.rules.base import Mode
+from llamarl.judges.rules.languages import Langdetect, Lingua
+from llamarl.judges.rules.sentences import count_by_rules, load_punkt
+from llamarl.judges.rules.words import count_runs, emoji_characters, word_tokens
+
+SentenceSplitter = Literal["punkt", "rules"]
+
+PACKAGES = ("langdetect", "lingua-language-detector", "emoji", "nltk", "pythainlp")
+"""Packages on which verdicts may depend."""
+
+
+class RuleTools:
+    """The tools of one mode. Loads what needs a download at once, and models at first use."""
+
+    def __init__(self, mode: Mode, sentence_splitter: SentenceSplitter, seed: int | None) -> None:
+        """See `Grader`."""
+        if sentence_splitter not in ("punkt", "rules"):
+            raise ConfigError(f"sentence_splitter={sentence_splitter!r}; choose 'punkt' or 'rules'")
+        self.mode, self.sentence_splitter, self.seed = mode, sentence_splitter, seed
+        self.count_sentences: Callable[[str], int]
+        self.tokens: Callable[[str], list[str]]
+        if sentence_splitter == "punkt":
+            self.count_sentences, self.tokens = load_punkt()
+        else:
+            self.count_sentences = functools.partial(count_by_rules, is_any_script=mode == "fixed")
+            self.tokens = word_tokens
+        if mode == "official":
+            emoji_characters()
+            self.detect = Langdetect(seed).detect
+        else:
+            self.detect = Lingua().detect
+        self.has_thai = mode == "official" and all(map(importlib.util.find_spec, ("pythainlp", "pycrfsuite")))
+
+    def thai_words(self, text: str) -> int:
+        """By pythainlp where it is installed, as the released grader does; else runs of word characters."""
+        if not self.has_thai:
+            return count_runs(text)
+        return len(_pythainlp().word_tokenize(text))
+
+    def thai_sentences(self, text: str) -> int:
+        """By pythainlp where it is installed, line by line; else lines that are not blank."""
+        if not self.has_thai:
+            return sum(bool(line.strip()) for line in text.splitlines())
+        return sum(len(_pythainlp().sent_tokenize(line)) for line in text.splitlines())
+
+    def record(self) -> dict[str, str]:
+        """What a verdict depends on, for the record of a result."""
+        return {
+            "mode": self.mode,
+            "language_detector": "langdetect" if self.mode == "official" else "lingua",
+            "language_seed": str(self.seed) if self.mode == "official" else "",
+            "sentence_splitter": self.sentence_splitter,
+            "thai": "pythainlp" if self.has_thai else "rules",
+            **_versions(),
+        }
+
+
+def _pythainlp() -> Any:
+    return importlib.import_module("pythainlp.tokenize")
+
+
+def _versions() -> Mapping[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = ""
+    return versions

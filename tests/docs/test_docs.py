@@ -1,0 +1,287 @@
+"""The docs are true: links lead somewhere, recipes parse, commands exist, examples run, generated pages are fresh."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from llamarl.cli.main import build_parser
+from llamarl.controller.recipe import Recipe, merge, parse_overrides
+from llamarl.controller.run import train
+from llamarl.core import errors
+from llamarl.core.config import models_in
+from llamarl.recipes import recipe_path
+from llamarl.report.metrics import read_metrics
+from llamarl.report.names import METRICS, describe
+from llamarl.training.config import SFTConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+FENCE = re.compile(r"(?:^<!-- file: (?P<file>\S+) -->\n)?^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+MINIMAL = {"model": "m", "data": {"source": "d"}, "judges": [{"function": "f"}]}
+TINY = [
+    *("--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4", "--evaluation.num-prompts", "4"),
+    *("--sampling.max-tokens", "16", "--generator.slots", "16", "--threads", "1"),
+]
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    kind: str
+    text: str
+    file: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(page, text[: m.start("text")].count("\n") + 1, m["kind"].strip(), m["text"], m["file"])
+        for m in FENCE.finditer(text)
+    ]
+
+
+def of_kind(*kinds: str) -> list[Block]:
+    return [block for page in PAGES for block in blocks(page) if block.kind in kinds]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    for line in block.text.splitlines():
+        for part in line.split("|") if line.startswith("cat ") else [line]:
+            words = shlex.split(part, comments=True)
+            if words:
+                yield words
+
+
+# links
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, wanted = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), f"{target}: nothing there"
+        if wanted:
+            assert wanted in {anchor(h) for h in re.findall(r"^#+ (.+)$", there.read_text(), re.M)}, target
+
+
+def test_every_page_is_on_the_map() -> None:
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page in (ROOT / "docs" / "index.md", ROOT / "docs" / "algorithms" / "index.md")
+        for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text())
+    }
+    pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "index.md"}
+    assert not {str(page.relative_to(ROOT)) for page in pages - linked}
+
+
+# recipes and commands
+
+
+@pytest.mark.parametrize("block", of_kind("toml"), ids=str)
+def test_recipes_parse(block: Block) -> None:
+    """A block that names a model is a whole recipe; any other is laid over a minimal one."""
+    values = tomllib.loads(block.text)
+    Recipe.parse(values if "model" in values and "data" in values else merge(MINIMAL, values))
+
+
+@pytest.mark.parametrize("block", of_kind("bash", "console"), ids=str)
+def test_commands_exist(block: Block) -> None:
+    for words in commands(block):
+        if words[0] == "llamarl":
+            check_command(words[1:])
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
+
+
+def check_command(words: list[str]) -> None:
+    arguments, rest = build_parser().parse_known_args(words)
+    assert arguments.takes_overrides or not rest, rest
+    if rest:
+        overrides = parse_overrides(rest)
+        is_sft = words[0] == "sft"
+        model, base = (SFTConfig, {}) if is_sft else (Recipe, MINIMAL)
+        model.parse(merge(base, overrides))
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        found.add(prefix + name)
+        for nested in models_in(field.annotation):
+            found |= setting_names(nested, f"{prefix}{name}.")
+    return found
+
+
+def test_settings_in_the_text_exist() -> None:
+    known = setting_names(Recipe)
+    tables = "|".join(name for name in Recipe.model_fields if any(n.startswith(f"{name}.") for n in known))
+    for page in PAGES:
+        for name in re.findall(rf"`((?:{tables})\.[a-z_.0-9]+)(?: = [^`]*)?`", prose(page)):
+            assert re.sub(r"\.\d+\.", ".", name) in known or name.endswith((".md", ".py")), f"{page.name}: {name}"
+
+
+# examples
+
+
+@pytest.mark.parametrize("block", of_kind("python", "python run"), ids=str)
+def test_python_blocks_compile(block: Block) -> None:
+    compile(block.text, str(block), "exec")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("block", of_kind("python run"), ids=str)
+def test_python_examples_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+
+
+RUNNER = """
+import json, shutil, subprocess, sys
+from pathlib import Path
+from llamarl.cli.main import main
+
+for words in json.load(sys.stdin):
+    print("$", *words, flush=True)
+    if words[0] == "llamarl":
+        status = main(words[1:])
+    else:
+        status = subprocess.run(words).returncode
+    assert status == 0, (words, status)
+"""
+
+
+def test_the_quick_start_works(tmp_path: Path) -> None:
+    """Its files are written and its commands run in order, with smaller numbers, in a fresh folder."""
+    page = ROOT / "docs" / "quick-start.md"
+    for block in blocks(page):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
+    sequence = [tiny(words) for block in blocks(page) if block.kind == "bash" for words in commands(block)]
+    result = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps([words for words in sequence if words]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    summary = json.loads((tmp_path / "runs" / "first" / "summary.json").read_text())
+    assert summary["steps"] == 3 and summary["prompts_trained"] == 12
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+
+
+def tiny(words: list[str]) -> list[str]:
+    """The command with small numbers; nothing where it is about this machine's environment."""
+    program, *rest = words
+    if program in ("make", "source"):
+        return []
+    if program == "cp":
+        return ["sh", "-c", f"cp -r {recipe_path('demo').parent.parent / 'tasks' / 'assets' / 'format'} {rest[-1]}"]
+    if program == "python":
+        return [sys.executable, *rest]
+    if rest[0] == "train":
+        return [*words, *TINY, "--schedule.steps", "2"]
+    if rest[0] == "resume":
+        rest = (
+            rest[: rest.index("--schedule.steps")] + ["--schedule.steps", "3"] if "--schedule.steps" in rest else rest
+        )
+        return [program, *rest]
+    return words
+
+
+# reference pages
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "docs"), "--check"], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Every key that tiny runs write: asynchronous AIPO, and GRPO with its reference model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    keys: set[str] = set()
+    for name in ("aipo", "grpo"):
+        directory = tmp_path_factory.mktemp(name) / "run"
+        train(Recipe.load(recipe_path("demo"), [*TINY, "--schedule.steps", "2", "--algorithm.type", name]), directory)
+        keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
+    torch.set_num_threads(threads)
+    return keys - {"step", "time"}
+
+
+def test_every_metric_of_a_run_is_explained(written: set[str]) -> None:
+    assert not sorted(key for key in written if not describe(key).meaning)
+
+
+def test_every_explained_metric_is_written_by_some_run(written: set[str]) -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    explained = {name for name in METRICS if f"`{name}`" in page}
+    assert explained == written & METRICS.keys(), "scripts/docs: bring UNWRITTEN up to date"
+
+
+def test_metrics_in_the_text_exist() -> None:
+    areas = {name.partition("/")[0] for name in METRICS if "/" in name}
+    for page in PAGES:
+        for name in re.findall(r"`([a-z]+/[A-Za-z_/0-9]+)`", prose(page)):
+            if name.partition("/")[0] in areas:
+                assert describe(name).meaning or name == "judge/NAME/KEY", f"{page.name}: {name}"
+
+
+def test_every_error_has_advice() -> None:
+    guide = (ROOT / "docs" / "guides" / "when-something-breaks.md").read_text()
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and kind.__bases__[0] is errors.LlamaRLError:
+            assert f"| `{name}` |" in guide, name
+
+
+def test_the_summary_s_fields_are_explained() -> None:
+    from dataclasses import fields
+
+    from llamarl.report.summary import RunSummary
+
+    page = (ROOT / "docs" / "reference" / "run-directory.md").read_text()
+    assert [field.name for field in fields(RunSummary) if f"`{field.name}`" not in page] == []
+
+
+@pytest.mark.parametrize("config", ["aipo", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce_pp", "rloo"])
+def test_every_algorithm_explains_what_it_logs(config: str) -> None:
+    page = (ROOT / "docs" / "algorithms" / f"{config}.md").read_text()
+    for key in ("loss", "ratio/mean", "ppo_kl", "clip_frac/low", "clip_frac/high", "entropy", "kl_ref"):
+        assert f"| `train/{key}` |" in page, key
