@@ -110,7 +110,9 @@ METRICS: dict[str, Metric] = {
     TIME_GENERATE: Metric("generate", "Time the generators decoded.", "s"),
     TIME_JUDGE: Metric("judge", "Time the judges worked.", "s"),
     TIME_TRAIN: Metric("train", "Time of loss, gradient and optimizer step.", "s"),
-    TIME_SYNC: Metric("weight sync", "Longest time a generator took to fetch, load and prove the newest weights.", "s", "down"),
+    TIME_SYNC: Metric(
+        "weight sync", "Longest time a generator took to fetch, load and prove the newest weights.", "s", "down"
+    ),
     TIME_WAIT_BATCH: Metric("wait for batch", "Time the trainer waited for samples.", "s", "down"),
     TIME_CHECKPOINT: Metric("checkpoint", "Time of saving a checkpoint.", "s"),
     DATA_ISSUED: Metric("prompts issued", "Prompts given to generators since the start.", "prompts"),
@@ -119,7 +121,9 @@ METRICS: dict[str, Metric] = {
     DATA_DROPPED: Metric("prompts dropped", "Prompts dropped, with a reason, since the start.", "prompts", "down"),
     DATA_REQUEUED: Metric("prompts requeued", "Prompts issued again after a loss, since the start.", "prompts"),
     DATA_SKIPPED: Metric("prompts skipped", "Rows refused by the reader since the start.", "prompts"),
-    DATA_FAILED: Metric("prompts failed", "Prompts dropped as `unscored`: fewer than two samples had a reward.", "prompts", "down"),
+    DATA_FAILED: Metric(
+        "prompts failed", "Prompts dropped as `unscored`: fewer than two samples had a reward.", "prompts", "down"
+    ),
     HELD_OUT_REWARD: Metric("held-out reward", "Mean reward over held-out prompts.", better="up"),
     HELD_OUT_COUNT: Metric("held-out samples", "Scored samples behind the held-out reward.", "samples"),
     HELD_OUT_LENGTH: Metric("held-out length", "Mean sampled tokens over the held-out completions.", "tokens"),

@@ -215,10 +215,7 @@ def tiny(words: list[str]) -> list[str]:
     if rest[0] == "train":
         return [*words, *TINY, "--schedule.steps", "2"]
     if rest[0] == "resume":
-        rest = (
-            rest[: rest.index("--schedule.steps")] + ["--schedule.steps", "3"] if "--schedule.steps" in rest else rest
-        )
-        return [program, *rest]
+        return [re.sub(r"^\d+$", "3", word) for word in words]
     return words
 
 
