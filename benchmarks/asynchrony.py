@@ -1,6 +1,6 @@
 """The asynchronous run against the synchronous one, through the real controller, with judges of different latency.
 
-    python -m benchmarks.asynchrony [--latencies 0 1 3] [--staleness 0 1 4] [--threads 2]
+    python -m benchmarks.asynchrony [--latencies 0 1 3] [--staleness 0 1 4] [--threads 2] [--engine monarch]
 
 Each run trains the demo's model on the demo's prompts. A step is the wall time from one optimizer step to the next, in
 the steady state only: the first steps, which fill the pipeline, and the last, which drain it, are left out. Staleness
@@ -39,36 +39,36 @@ def num_steps(latency: int, staleness: int, is_quick: bool) -> int:
     return 2 * (staleness + 2) + steady
 
 
-def run_in_process(latency: int, staleness: int, threads: int, is_quick: bool) -> Measured:
+def run_in_process(latency: int, staleness: int, threads: int, engine: str, is_quick: bool) -> Measured:
     """One run, in a fresh interpreter."""
     arguments = [str(x) for x in (latency, staleness, threads, num_steps(latency, staleness, is_quick))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "benchmarks.asynchrony", "--one-run", *arguments]
+    command = [sys.executable, "-m", "benchmarks.asynchrony", "--one-run", engine, *arguments]
     result = subprocess.run(
         command, env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, check=True, timeout=900
     )
-    measured: Measured = json.loads(result.stdout)
+    measured: Measured = json.loads(result.stdout.splitlines()[-1])
     return measured
 
 
-def one_run(latency: int, staleness: int, threads: int, steps: int) -> Measured:
+def one_run(engine: str, latency: int, staleness: int, threads: int, steps: int) -> Measured:
     """Medians over the steady part of one run."""
     from llamarl.controller.recipe import Recipe
     from llamarl.controller.run import train
     from llamarl.recipes import recipe_path
 
     settings = {
+        "engine": engine,
         "threads": threads,
         "judges.0.function": judge_of(latency),
         "schedule.steps": steps,
         "schedule.max_staleness": staleness,
         "schedule.checkpoint_every": 0,
         "evaluation.num_prompts": 0,
-        "evaluation.source": "",
         "trainer.learning_rate": 1e-5,  # lengths stay what they are while the clock runs
     }
     with tempfile.TemporaryDirectory() as directory:
-        overrides = [f"--{name}={value}" for name, value in settings.items() if value != ""]
+        overrides = [f"--{name}={value}" for name, value in settings.items()]
         train(Recipe.load(recipe_path("demo"), overrides), Path(directory) / "run")
         lines = (Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()
     records = [record for line in lines if "time/step" in (record := json.loads(line))]
@@ -120,12 +120,13 @@ def rows_of(results: dict[str, list[Measured]], names: dict[str, tuple[int, int]
 
 def main() -> None:
     if sys.argv[1:2] == ["--one-run"]:
-        print(json.dumps(one_run(*(int(x) for x in sys.argv[2:]))))
+        print(json.dumps(one_run(sys.argv[2], *(int(x) for x in sys.argv[3:]))))
         return
     benchmark = Benchmark("asynchrony", __doc__, repeats=3, quick_repeats=1)
     benchmark.parser.add_argument("--latencies", nargs="+", type=int, default=[0, 1, 3], choices=[0, 1, 3])
     benchmark.parser.add_argument("--staleness", nargs="+", type=int, default=[0, 1, 4])
     benchmark.parser.add_argument("--threads", type=int, default=2, help="of the whole run (default 2)")
+    benchmark.parser.add_argument("--engine", default="inprocess", choices=["inprocess", "monarch"])
     options = benchmark.start()
     pairs = {(j, k) for j in options.latencies for k in options.staleness}
     pairs |= {(j, 0) for j in (0, *options.latencies)}  # every ratio needs its synchronous run
@@ -134,7 +135,7 @@ def main() -> None:
     def runner(latency: int, staleness: int, threads: int) -> Any:
         def run() -> Measured:
             benchmark.note(f"judge {latency} s, staleness {staleness}, {threads} threads")
-            return run_in_process(latency, staleness, threads, options.quick)
+            return run_in_process(latency, staleness, threads, options.engine, options.quick)
 
         return run
 
@@ -145,7 +146,11 @@ def main() -> None:
         if row["K"] > 0:
             headlines[f"J={row['judge s']} K={row['K']} speed-up"] = row["sync / this"]["median"]
             headlines[f"J={row['judge s']} K={row['K']} step / model"] = row["step / model"]
-    benchmark.finish(rows, headlines, [f"{options.threads} threads; `sync / this`: above 1 means faster than K = 0"])
+    benchmark.finish(
+        rows,
+        headlines,
+        [f"{options.engine}, {options.threads} threads; `sync / this`: above 1 means faster than K = 0"],
+    )
 
 
 if __name__ == "__main__":

@@ -90,10 +90,18 @@ class Benchmark:
         description: for `--help`.
         repeats: rounds, unless `--repeats` says otherwise.
         quick_repeats: rounds with `--quick`, which tries the code and publishes nothing.
+        max_load: a load average above this before the start publishes nothing either.
     """
 
-    def __init__(self, name: str, description: str | None, repeats: int = 10, quick_repeats: int = 2) -> None:
-        self.name, self._repeats, self._quick_repeats = name, repeats, quick_repeats
+    def __init__(
+        self,
+        name: str,
+        description: str | None,
+        repeats: int = 10,
+        quick_repeats: int = 2,
+        max_load: float = MAX_LOAD,
+    ) -> None:
+        self.name, self._repeats, self._quick_repeats, self._max_load = name, repeats, quick_repeats, max_load
         self.parser = argparse.ArgumentParser(
             prog=f"python -m benchmarks.{name}",
             description=description,
@@ -105,6 +113,7 @@ class Benchmark:
 
     def start(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses the command line (of this process by default) and notes time and load; `repeats` is always set."""
+        self._arguments = sys.argv[1:] if arguments is None else arguments
         options = self.parser.parse_args(arguments)
         if options.repeats is None:
             options.repeats = self._quick_repeats if options.quick else self._repeats
@@ -132,7 +141,7 @@ class Benchmark:
         if self.options.quick:
             print("a quick try: no result written")
             return False
-        if self._load[0] > MAX_LOAD:
+        if self._load[0] > self._max_load:
             print(f"the load average was {self._load[0]:.1f} before the start: others work here; no result written")
             return False
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +153,7 @@ class Benchmark:
         return {
             "benchmark": self.name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join([self.parser.prog, *sys.argv[1:]]),
+            "command": " ".join([self.parser.prog, *self._arguments]),
             "seconds": round(time.monotonic() - self._started, 1),
             "load": {"before": self._load, "after": os.getloadavg()},
             "environment": environment_record(Path(__file__).parent),

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from benchmarks.common import Benchmark, spread, take_turns
 from llamarl.algorithms import AIPO, AIPOConfig
@@ -55,6 +55,7 @@ class IdleGenerator(Executor):
     """Every completion is there as soon as it is asked for."""
 
     def setup(self) -> None:
+        """Nothing is finished."""
         self._finished: list[tuple[int, tuple[Completion, ...]]] = []
         self._any, self._version = asyncio.Event(), 0
 
@@ -171,7 +172,7 @@ def milliseconds(engine_name: str, is_full: bool, steps: int) -> float:
             stack.callback(observer.close)
         asyncio.run(run(engine_name, observer, ledger, WARM_UP + steps))
     times: list[float] = vars(observer)["times"][WARM_UP:]
-    return 1000 * statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    return 1000 * statistics.median(b - a for a, b in pairwise(times))
 
 
 def main() -> None:
@@ -187,7 +188,11 @@ def main() -> None:
             runs[f"{engine_name} {kind}"] = partial(milliseconds, engine_name, kind == "full", steps)
     results = take_turns(runs, options.repeats, 1, lambda index: benchmark.note(f"round {index}"))
     rows = [
-        {"run": name, "ms a step": spread(values), "share of 0.17 s": f"{statistics.median(values) / 1000 / STEP_SECONDS:.1%}"}
+        {
+            "run": name,
+            "ms a step": spread(values),
+            "share of 0.17 s": f"{statistics.median(values) / 1000 / STEP_SECONDS:.1%}",
+        }
         for name, values in results.items()
     ]
     headlines = {f"{name} ms": round(statistics.median(values), 3) for name, values in results.items()}

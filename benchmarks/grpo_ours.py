@@ -55,8 +55,8 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
         groups = []
         for index, (prompt, answers) in enumerate(zip(batch, completions, strict=True)):
             scores = [workload.reward(answer.text, prompt.info) for answer in answers]
-            samples = [Sample(a, {"reward": Verdict.scored(r)}, r) for a, r in zip(answers, scores, strict=True)]
-            groups.append(Group(prompt, tuple(samples), index))
+            judged = (Sample(a, {"reward": Verdict.scored(r)}, r) for a, r in zip(answers, scores, strict=True))
+            groups.append(Group(prompt, tuple(judged), index))
         samples = algorithm.assign(groups)
         clock.append(time.perf_counter())
         trainer.loss(samples)

@@ -29,7 +29,7 @@ def serve(turns: Turns, workload_name: str, checkpoint: str, setting: str) -> No
     """Trains; each optimizer step waits for its turn."""
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]  # extra `bench`
 
     workload = WORKLOADS[workload_name]
     seen: dict[str, float] = {}
@@ -37,7 +37,7 @@ def serve(turns: Turns, workload_name: str, checkpoint: str, setting: str) -> No
     def reward(completions: list[Any], info: list[Any], **columns: Any) -> list[float]:
         return [workload.reward(turn[0]["content"], row) for turn, row in zip(completions, info, strict=True)]
 
-    class TimedTrainer(GRPOTrainer):
+    class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
         """Says how long generation took and how much came of it."""
 
         def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def serve(turns: Turns, workload_name: str, checkpoint: str, setting: str) -> No
             seen["has_gradient"] = (result["advantages"] != 0).float().mean().item()
             return result
 
-    class TakeTurns(TrainerCallback):
+    class TakeTurns(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             turns.wait()
             self.started = time.perf_counter()

@@ -13,6 +13,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import Benchmark, spread, take_turns
 
@@ -62,7 +63,7 @@ def main() -> None:
     timed = take_turns({name: partial(seconds, code) for name, code in PROGRAMS.items()}, options.repeats)
     benchmark.note("the demo")
     gigabytes = demo_gigabytes(options.steps or (5 if options.quick else 60))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"program": name, "seconds": spread(values), "imports torch": imports_torch(PROGRAMS[name])}
         for name, values in timed.items()
     ]

@@ -66,7 +66,7 @@ def prompts() -> list[Prompt]:
 
 
 def end_probability(mean: float, maximum: int) -> float:
-    """p with `(1 - (1 - p)**maximum) / p == mean`: lengths that end with probability p at each token, cut at a maximum.
+    """The p with `(1 - (1 - p)**maximum) / p == mean`: the mean length if p ends it at each token, cut at a maximum.
 
     Example:
         >>> round(end_probability(1.75, 2), 6)

@@ -15,6 +15,8 @@ _MIN_ROWS = 16
 """With fewer rows the product is bound by memory and by the call itself, and MKL's call is shorter."""
 _MANY_ROWS = 256
 """Up to here row counts recur (decode steps), and oneDNN keeps the kernels it built for them, at 0.4 ms each."""
+_ROW_UNIT = 8
+"""Recurring row counts are rounded up to a multiple of this."""
 _WORTH_BUILDING = 1 << 26
 """Multiplications from which a product gains more than building its kernel costs."""
 
@@ -23,6 +25,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`; differentiable once."""
     if not _suits_onednn(x, weight):
         return F.linear(x, weight, bias)
+    if len(x) <= _MANY_ROWS and len(x) % _ROW_UNIT:  # fewer different kernels to build and to keep
+        return linear(F.pad(x, (0, 0, 0, -len(x) % _ROW_UNIT)), weight, bias)[: len(x)]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         product: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias

@@ -5,7 +5,7 @@ grade("fewer words, no comma", [{"id": "punctuation:no_comma"}]).strict      # (
 
 from llamarl.judges.rules.base import Mode, Rule
 from llamarl.judges.rules.grading import Checklist, Grade, Grader, Instruction, grade, loose_versions
-from llamarl.judges.rules.judge import InstructionJudge
+from llamarl.judges.rules.judge import InstructionJudge, follows_instructions
 from llamarl.judges.rules.registry import RULES, build_rule
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Mode",
     "Rule",
     "build_rule",
+    "follows_instructions",
     "grade",
     "loose_versions",
 ]

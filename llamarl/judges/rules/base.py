@@ -23,6 +23,8 @@ class Rule:
 
     id: ClassVar[str]
     """The instruction's name in IFEval and Multi-IF data."""
+    needs_language: ClassVar[bool] = False
+    """Whether `fixed` asks for the text's language."""
 
     def __init__(self, arguments: "Arguments") -> None:
         self.mode: Mode = arguments.mode

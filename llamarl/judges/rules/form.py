@@ -14,6 +14,7 @@ class ResponseLanguage(Rule):
     """All in one language."""
 
     id = "language:response_language"
+    needs_language = True
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
@@ -136,6 +137,7 @@ class EnglishCapitals(Rule):
     """English, in capitals."""
 
     id = "change_case:english_capital"
+    needs_language = True
 
     def describe(self) -> str:
         """One sentence."""
@@ -154,6 +156,7 @@ class EnglishLowercase(Rule):
     """English, in lower case."""
 
     id = "change_case:english_lowercase"
+    needs_language = True
 
     def describe(self) -> str:
         """One sentence."""

@@ -136,6 +136,7 @@ class Grader:
         Raises:
             DataError: an entry is no such mapping.
             ConfigError: `is_strict`, and an instruction is wrong.
+            MissingDependencyError: an instruction needs the language, and the detector's package is missing.
         """
         rules: list[Rule | str] = []
         for position, instruction in enumerate(instructions):
@@ -147,6 +148,8 @@ class Grader:
                 if is_strict:
                     raise
                 rules.append(str(error))
+        if any(isinstance(rule, Rule) and rule.needs_language for rule in rules):
+            self._tools.load_language()
         return Checklist(rules, self._tools)
 
     def grade(self, reply: str | None, instructions: Sequence[Instruction]) -> Grade:

@@ -1,7 +1,7 @@
 """The checkers as a judge of training: follow the instructions of the prompt.
 
     [[tasks.judges]]
-    function = "llamarl.judges.rules.judge:follows_instructions"
+    function = "llamarl.judges.rules:follows_instructions"
 
 Each row names its instructions in `info`: `{"instructions": [{"id": "punctuation:no_comma", "kwargs": {}}]}`.
 """

@@ -11,7 +11,7 @@ from llamarl.judges.rules.words import is_spaceless, is_word_character
 _EAST_ASIAN = ("zh", "zh-cn", "zh-tw", "ja")
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 _WORD_ENDS = re.compile("[.,?!'\"]")
-_THAI = re.compile("[\u0e00-\u0e7f]")
+_MAYBE_THAI = re.compile("[\u0e00-\u0e7f\ufffd]")
 _WIDE_PUNCTUATION = "\"'“”‘’«»„‚「」『』*_#([<"
 
 
@@ -130,9 +130,9 @@ class ParagraphFirstWord(Rule):
 def _by_language(text: Text, verdicts: Mapping[str, bool], thai: Callable[[], bool]) -> bool:
     """The verdict of the text's language, `""` standing for any other; not detected where all verdicts agree.
 
-    Langdetect says Thai only of texts with Thai characters, so the others need no Thai verdict.
+    Langdetect says Thai only of texts with Thai characters (or U+FFFD), so the others need no Thai verdict.
     """
-    if len(set(verdicts.values())) == 1 and not _THAI.search(text.raw):
+    if len(set(verdicts.values())) == 1 and not _MAYBE_THAI.search(text.raw):
         return verdicts[""]
     language = text.language or "en"
     return thai() if language == "th" else verdicts.get(language, verdicts[""])

@@ -20,7 +20,7 @@ PACKAGES = ("langdetect", "lingua-language-detector", "emoji", "nltk", "pythainl
 
 
 class RuleTools:
-    """The tools of one mode. Loads what needs a download at once, and models at first use."""
+    """The tools of one mode. Official mode loads all at once; fixed mode loads lingua for the rules that need it."""
 
     def __init__(self, mode: Mode, sentence_splitter: SentenceSplitter, seed: int | None) -> None:
         """See `Grader`."""
@@ -36,10 +36,20 @@ class RuleTools:
             self.tokens = word_tokens
         if mode == "official":
             emoji_characters()
-            self.detect = Langdetect(seed).detect
-        else:
-            self.detect = Lingua().detect
+            self.load_language()
         self.has_thai = mode == "official" and all(map(importlib.util.find_spec, ("pythainlp", "pycrfsuite")))
+
+    @functools.cached_property
+    def _detector(self) -> Langdetect | Lingua:
+        return Langdetect(self.seed) if self.mode == "official" else Lingua()
+
+    def load_language(self) -> None:
+        """Loads the language detector. Raises `MissingDependencyError` where its package is missing."""
+        _ = self._detector
+
+    def detect(self, text: str) -> str | None:
+        """The language's code, or None where nothing tells it."""
+        return self._detector.detect(text)
 
     def thai_words(self, text: str) -> int:
         """By pythainlp where it is installed, as the released grader does; else runs of word characters."""

@@ -1,0 +1,85 @@
+"""What to reach, and where the result files say what was reached."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One line of the table in README.md."""
+
+    what: str
+    bound: float
+    is_floor: bool
+    """Whether the bound is the least that is good enough, or the most."""
+    unit: str
+    file: str
+    """`results/FILE.json`"""
+    path: tuple[str, ...]
+    """Keys from the file's top to the number."""
+
+    @property
+    def goal(self) -> str:
+        """The bound in words."""
+        return f"{'≥' if self.is_floor else '≤'} {self.bound:g} {self.unit}".rstrip()
+
+    def measured(self, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """The number in the result files, by file name; None if it was not measured."""
+        value: Any = results.get(self.file)
+        for key in self.path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return None if value is None else float(value)
+
+    def is_met(self, value: float) -> bool:
+        """Whether `value` is good enough."""
+        return value >= self.bound if self.is_floor else value <= self.bound
+
+
+def at_least(bound: float, what: str, unit: str, file: str, *path: str) -> Target:
+    """A target with a lower bound."""
+    return Target(what, bound, True, unit, file, path)
+
+
+def at_most(bound: float, what: str, unit: str, file: str, *path: str) -> Target:
+    """A target with an upper bound."""
+    return Target(what, bound, False, unit, file, path)
+
+
+def read_results(directory: Path) -> dict[str, dict[str, Any]]:
+    """Every result file of a directory, by its name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+
+
+TRL, HF, MODEL, SYNC = "x TRL", "x HF generate", "x the model", "x synchronous"
+HEAD = "headlines"
+
+TARGETS = (
+    at_least(3.0, "GRPO step, 0.34M, short answers", TRL, "grpo_step", HEAD, "0.34M"),
+    at_least(2.0, "GRPO step, 7.5M", TRL, "grpo_step", HEAD, "7.5M"),
+    at_least(4.0, "GRPO step, 0.87M, long-tailed lengths", TRL, "grpo_step", HEAD, "0.87M"),
+    at_least(8.0, "generation, 0.87M", HF, "generation", HEAD, "fp32/generate at 0.87M"),
+    at_least(6.0, "generation, 8.75M", HF, "generation", HEAD, "fp32/generate at 8.75M"),
+    at_least(4.0, "generation, 97.5M", HF, "generation", HEAD, "fp32/generate at 97.5M"),
+    *(
+        at_least(1.0, f"generation, {size}", "x continuous batching", "generation", HEAD, f"fp32/continuous at {size}")
+        for size in ("0.87M", "8.75M", "97.5M")
+    ),
+    at_least(1.5, "generation with int8, 8.75M", "x fp32", "generation", HEAD, "int8/fp32 at 8.75M"),
+    at_least(2.5, "generation with int8, 97.5M", "x fp32", "generation", HEAD, "int8/fp32 at 97.5M"),
+    at_most(1.6, "decode step of 64 rows, 8.75M", "x its bound", "generation", HEAD, "step/bound at 8.75M"),
+    at_least(0.75, "training, 7.5M", "of the product rate", "training", HEAD, "large share of product rate"),
+    at_most(1.1, "asynchronous step, 1 s judge, K = 4", MODEL, "asynchrony", HEAD, "J=1 K=4 step / model"),
+    at_least(1.0, "asynchronous step, instant judge, K = 1", SYNC, "asynchrony", HEAD, "J=0 K=1 speed-up"),
+    at_least(0.45, "weight sync through the arena", "of memcpy", "weight_sync", HEAD, "arena / memcpy"),
+    at_least(0.9, "weight sync out of shared memory", "of memcpy", "weight_sync", HEAD, "fetch / memcpy"),
+    at_most(0.02, "controller, in-process", "of a 0.17 s step", "controller_overhead", HEAD, "inprocess full share"),
+    at_most(10.0, "controller over Monarch", "ms a step", "controller_overhead", HEAD, "monarch full ms"),
+    at_most(1.2, "peak memory of the demo", "GB", "startup", HEAD, "demo peak GB"),
+    at_most(0.3, "import llamarl", "s", "startup", HEAD, "import llamarl s"),
+    at_most(0.3, "llamarl --help", "s", "startup", HEAD, "llamarl --help s"),
+    at_most(0.0, "of these, programs that import torch", "", "startup", HEAD, "programs that import torch"),
+)
+"""Every target; the benchmark named by `file` measures it."""

@@ -1,0 +1,75 @@
+import time
+
+import pytest
+
+from llamarl.core.errors import ConfigError, JudgeError
+from llamarl.judges.rules import Grader, build_rule
+from llamarl.judges.rules.patterns import Pattern, compile_pattern
+
+pytest.importorskip("langdetect")
+pytest.importorskip("lingua")
+pytest.importorskip("emoji")
+
+MEGABYTE = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text", "hits"),
+    [("what?", "What? wha", 2), ("C++", "CCC C", 2), ("e.g.", "edge case", 1), ("a|b", "ab", 2), ("x{2,3}", "xxxxx", 2)],
+)
+def test_harmless_operators_work_as_in_re(keyword: str, text: str, hits: int) -> None:
+    pattern = Pattern(keyword)
+    assert pattern.count(text) == hits
+    assert pattern.is_in(text)
+
+
+@pytest.mark.parametrize("keyword", ["(a+)+$", "(a|aa)+$", "(.*a){20}", "(a?){40}a{40}", "((a|b)*c)*d", "(?=(a+)+$)b"])
+def test_a_search_that_could_explode_is_refused_at_once(keyword: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(JudgeError, match="could take .* steps .*mode 'fixed' takes keywords literally"):
+        Pattern(keyword).is_in("a" * 50)
+    assert time.perf_counter() - started < 1.0
+
+
+def test_the_bound_grows_with_the_text() -> None:
+    # one unbounded repeat: n^2 steps, 1e8 at 10,000 characters
+    assert not Pattern("a*b").is_in("a" * 1_000)
+    assert Pattern("a*b").is_in("b" * 10_000)
+    with pytest.raises(JudgeError, match="on 10001 characters"):
+        Pattern("a*b").is_in("a" * 10_001)
+    assert Pattern("plain words").count("plain words " * 100_000) == 100_000  # no operator, no bound
+
+
+def test_an_invalid_expression_names_the_argument() -> None:
+    with pytest.raises(ConfigError, match=r"some:id: keyword='\(' is no valid regular expression .*literally"):
+        compile_pattern("some:id", "keyword", "(")
+
+
+def test_a_refused_search_is_ungradable_and_harms_no_other_slot() -> None:
+    instructions = [{"id": "keywords:existence", "kwargs": {"keywords": ["(a+)+$"]}}, {"id": "punctuation:no_comma"}]
+    official = Grader("official", sentence_splitter="rules").grade("a" * 40, instructions)
+    assert official.strict == (False, True)
+    assert official.ungradable[0].startswith("keywords:existence: the keyword '(a+)+$'")
+    assert Grader("fixed").grade("so (a+)+$ it is", instructions).strict == (True, True)
+
+
+LONG = ["\n", " ", "*", "-\n", "[", "<<", "a", "a ", "字", "ि", '"', ".", "p.", "[\n", "* \n", "a.b@", "\ud800", "***", "👍", "1"]
+
+
+@pytest.mark.parametrize("mode", ["official", "fixed"])
+def test_a_megabyte_of_anything_is_graded_in_seconds(mode: str) -> None:
+    from valid_arguments import VALID
+
+    grader = Grader(mode, sentence_splitter="rules")  # type: ignore[arg-type]
+    rules = [{"id": id, "kwargs": kwargs} for id, kwargs in VALID.items()]
+    checklist = grader.checklist(rules, is_strict=True)
+    checklist.grade("models are loaded")
+    started = time.process_time()
+    for unit in LONG[:: 1 if mode == "official" else 1]:
+        result = checklist.grade(unit * (MEGABYTE // 10 // len(unit)))
+        assert len(result.strict) == 25
+    assert time.process_time() - started < 60.0
+
+
+def test_build_rule_needs_no_optional_package_for_keywords() -> None:
+    assert build_rule("keywords:existence", {"keywords": ["a"]}).id == "keywords:existence"
