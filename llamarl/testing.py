@@ -204,7 +204,7 @@ class ScriptedTrainer(Executor):
     version: int = 0
     batches: list[list[TrainSample]] = field(default_factory=list)
 
-    async def train(self, samples: Sequence[TrainSample]) -> StepResult:
+    async def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
         """Takes `seconds_per_step`; the version goes up by one."""
         await asyncio.sleep(self.seconds_per_step)
         self.batches.append(list(samples))
@@ -250,6 +250,10 @@ class RecordingObserver:
     def span(self, executor: str, activity: str) -> Iterator[None]:
         """Ignored."""
         yield
+
+    def watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
+        """None."""
+        return ()
 
     def on_group(self, group: Group, dropped: str | None) -> None:
         """Kept in `groups`."""

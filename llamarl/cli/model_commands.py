@@ -31,8 +31,8 @@ cat prompts.txt | llamarl generate MODEL -
     generate.add_argument("--top-p", type=float, default=1.0, help="keep tokens up to this probability (default 1)")
     generate.add_argument("--min-p", type=float, default=0.0, help="drop tokens under this share of the likeliest")
     generate.add_argument("--stop", action="append", default=[], help="a string that ends a completion; repeatable")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32")
+    generate.add_argument("--seed", type=int, default=0, help="equal seeds give equal texts (default 0)")
+    generate.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="number format")
 
     sft = add_command(
         commands,
@@ -45,9 +45,11 @@ llamarl sft MODEL data.parquet OUT --reduction sequence_sum --schedule linear
 """,
         takes_overrides=True,
     )
-    sft.add_argument("model", help="checkpoint directory in Hugging Face format, or a Hub id")
-    sft.add_argument("data", help="rows of {messages} or {prompt, completion}: JSONL, Parquet, CSV, glob or Hub id")
-    sft.add_argument("out", help="where the fine-tuned checkpoint goes: new, empty, or an earlier export")
+    sft.add_argument("model", nargs="?", help="checkpoint directory in Hugging Face format, or a Hub id")
+    sft.add_argument(
+        "data", nargs="?", help="rows of {messages} or {prompt, completion}: JSONL, Parquet, CSV or Hub id"
+    )
+    sft.add_argument("out", nargs="?", help="where the fine-tuned checkpoint goes: new, empty, or an earlier export")
     sft.add_argument("--held-out", type=int, default=0, metavar="N", help="keep N rows to measure the loss on")
     sft.add_argument("--list-settings", action="store_true", help="print every setting with its default")
 
@@ -105,6 +107,8 @@ def run_sft(arguments: argparse.Namespace) -> int:
     if arguments.list_settings:
         print(describe_settings(SFTConfig))
         return 0
+    if arguments.out is None:
+        raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
     config = SFTConfig.parse(parse_overrides(arguments.overrides), source="sft")
     tokenizer = load_tokenizer(arguments.model)
     rows = read_sft_rows(arguments.data, tokenizer)

@@ -42,10 +42,15 @@ llamarl train --list-settings
         "resume",
         run_resume,
         help="go on with a run that was stopped, killed or crashed",
-        examples="llamarl resume runs/NAME\nllamarl resume runs/NAME --schedule.steps 400",
+        examples="""
+llamarl resume runs/NAME
+llamarl resume runs/NAME --schedule.steps 400
+llamarl resume runs/NAME --step best
+""",
         takes_overrides=True,
     )
     resume.add_argument("run_dir", metavar="RUN", help="run directory")
+    resume.add_argument("--step", default="latest", help="go on from latest (default), best, or a step number")
     add_view_options(resume)
 
     view = add_command(
@@ -97,7 +102,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
     from llamarl.controller.run import resume
 
     with live_view(arguments, Path(arguments.run_dir).name) as view:
-        summary, reporter = resume(arguments.run_dir, arguments.overrides, live=view)
+        summary, reporter = resume(arguments.run_dir, arguments.overrides, step=arguments.step, live=view)
     return _finish(arguments, reporter.directory, asdict(summary))
 
 

@@ -128,6 +128,27 @@ class CheckpointStore:
                 warnings.warn(f"skipping a damaged checkpoint: {error}", RuntimeWarning, stacklevel=2)
         raise CheckpointError(f"{self.directory}: no usable checkpoint" + "".join(f"\n  {p}" for p in problems))
 
+    def forget_after(self, step: str) -> None:
+        """Makes `step` (`best` or a number) the newest checkpoint by removing later ones.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is damaged; then nothing is removed.
+        """
+        number = self.number(step)
+        self.load(number)
+        for later in [other for other in self.steps() if other > number]:
+            shutil.rmtree(self.directory / f"step_{later:06d}")
+        self._point("latest", f"step_{number:06d}")
+
+    def number(self, step: str) -> int:
+        """The step number that `latest`, `best` or a number names. Raises `CheckpointError` listing what there is."""
+        pointer = self.directory / step
+        if step in ("latest", "best") and pointer.is_file():
+            return int(pointer.read_text()[5:])
+        if step.isdigit() and int(step) in self.steps():
+            return int(step)
+        raise CheckpointError(f"step {step!r}: not there; choose latest, best, or one of {self.steps()}")
+
     def _best(self) -> Path | None:
         scored = [(self._score(p), p) for p in self._folders()]
         known = [(score, path.name, path) for score, path in scored if score is not None]

@@ -30,18 +30,9 @@ def export_run(run_dir: str | Path, directory: str | Path, step: str = "latest")
         raise CheckpointError(f"{run_dir}: no {RECIPE_FILE}; give the directory of a llamarl run")
     recipe = Recipe.load(run_dir / RECIPE_FILE)
     store = CheckpointStore(run_dir / "checkpoints")
-    checkpoint = store.load_latest() if step == "latest" else store.load(_step_number(store, step))
+    checkpoint = store.load_latest() if step == "latest" else store.load(store.number(step))
     model = load_model(recipe.model)
     weights = dict(named_tensors(model))
     copy_weights(read(checkpoint.path / "trainer", weights).weights, weights)
     save_model(model, load_tokenizer(recipe.model), directory)
     return checkpoint.step
-
-
-def _step_number(store: CheckpointStore, step: str) -> int:
-    pointer = store.directory / step
-    if step == "best" and pointer.is_file():
-        return int(pointer.read_text()[5:])
-    if step.isdigit() and int(step) in store.steps():
-        return int(step)
-    raise CheckpointError(f"step {step!r}: not there; choose latest, best, or one of {store.steps()}")

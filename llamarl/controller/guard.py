@@ -1,7 +1,9 @@
 """Stops a run whose policy degenerates, before another checkpoint replaces a healthy one."""
 
 from collections import deque
+from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 from pydantic import Field
 
@@ -31,6 +33,24 @@ class CollapseGuard:
         self._starting_length: float | None = None
         self._low_reward = self._short = 0
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain JSON."""
+        return {
+            "rewards": list(self._rewards),
+            "best": self._best,
+            "starting_length": self._starting_length,
+            "low_reward": self._low_reward,
+            "short": self._short,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken; an empty one changes nothing."""
+        if not state:
+            return
+        self._rewards = deque(state["rewards"], maxlen=self.config.patience)
+        self._best, self._starting_length = state["best"], state["starting_length"]
+        self._low_reward, self._short = state["low_reward"], state["short"]
+
     def check(self, step: int, reward: float, length: float) -> None:
         """Takes one step's mean reward and mean completion length in tokens.
 
@@ -50,11 +70,12 @@ class CollapseGuard:
             raise CollapseError(
                 f"step {step}: mean reward {reward:.4g} has been under {config.reward_fraction:g} of its best "
                 f"({self._best:.4g}) for {config.patience} steps. Lower trainer.learning_rate or lengthen its warm-up, "
-                "and go on from checkpoints/best; guard.reward_fraction=0 turns this guard off"
+                ""
+                "and go on with `llamarl resume RUN --step best`; guard.reward_fraction=0 turns this guard off"
             )
         if self._short >= config.patience:
             raise CollapseError(
                 f"step {step}: completions average {length:.2f} tokens for {config.patience} steps (they started at "
-                f"{self._starting_length:.1f}): the policy ends at once. Lower trainer.learning_rate, and go on from "
-                "checkpoints/best; guard.min_length=0 turns this guard off"
+                f"{self._starting_length:.1f}): the policy ends at once. Lower trainer.learning_rate, and go on with "
+                "`llamarl resume RUN --step best`; guard.min_length=0 turns this guard off"
             )

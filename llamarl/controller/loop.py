@@ -226,11 +226,13 @@ class Controller:
         """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""
         schedule, record = self.schedule, None
         while self.version < schedule.steps:
+            started = asyncio.get_running_loop().time()
             with self._observer.span("trainer", "wait"):
                 batch = await self._pulse.wait_for(self._next_batch, self._describe_pending, schedule.stall_seconds)
+            waited = asyncio.get_running_loop().time() - started
             if not batch:
                 break  # the stream ended, or somebody asked to stop
-            record = await self._step(batch)
+            record = await self._step(batch, waited)
             self._observer.on_step(record)
             self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
             if record.metrics.get("judge/is_degraded"):
@@ -252,21 +254,27 @@ class Controller:
                 "judged, so the run stopped with a checkpoint; mend the judges, then resume"
             )
 
-    async def _step(self, batch: list[Group]) -> StepRecord:
-        metrics = rollout_metrics(batch, self.version)
+    async def _step(self, batch: list[Group], waited: float) -> StepRecord:
+        metrics = rollout_metrics(batch, self.version) | {"time/wait_batch": waited}
+        watched = self._observer.watched(self.version + 1, batch)
         with self._observer.span("trainer", "train"):
             result: StepResult = await self._trainer.call(
-                "train", self.algorithm.assign(batch), timeout_seconds=self.schedule.call_seconds
+                "train", self.algorithm.assign(batch), watched, timeout_seconds=self.schedule.call_seconds
             )
         self.version = result.version
         self._ledger.commit_step(self.version, [(group.epoch, group.prompt.id) for group in batch])
         await self._synced()
         manifest = await self._publish()
         self._syncing = self._background(self._pool.sync(manifest))
-        judged: dict[str, float] = await self._judge.call("status", timeout_seconds=self.schedule.call_seconds)
+        judged = await self._judge_status()
         proofs = [member.proof for member in self._pool.members if member.proof is not None]
         metrics = {**metrics, **result.metrics, **judged}
-        return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(batch), proofs)
+        return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(batch), proofs, result.logprobs)
+
+    async def _judge_status(self) -> dict[str, float]:
+        """What the judges counted since the last call."""
+        status: dict[str, float | None] = await self._judge.call("status", timeout_seconds=self.schedule.call_seconds)
+        return {name: value for name, value in status.items() if value is not None}
 
     async def _publish(self) -> WeightManifest:
         with self._observer.span("trainer", "publish"):
@@ -291,6 +299,7 @@ class Controller:
                 f"version {self.version}: no completion of the {len(groups)} held-out prompts could be judged; "
                 f"first reason: {_first_reason(groups)}"
             )
+        await self._judge_status()  # the next step's judge metrics are of training prompts only
         self._observer.on_evaluation(self.version, groups)
 
     async def _answer(self, evaluation: Evaluation) -> list[Group]:

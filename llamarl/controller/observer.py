@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from llamarl.core.records import Group, WeightProof
@@ -20,6 +20,8 @@ class StepRecord:
     groups: Sequence[Group]
     proofs: Sequence[WeightProof]
     """The newest weight proof of each generator."""
+    trainer_logprobs: Mapping[tuple[int, tuple[int, ...]], Sequence[float]] = field(default_factory=dict)
+    """(group, token ids) -> the trainer's log-prob of each token, for samples of watched groups that trained."""
 
 
 class Observer(Protocol):
@@ -27,6 +29,9 @@ class Observer(Protocol):
 
     def span(self, executor: str, activity: str) -> AbstractContextManager[None]:
         """Wraps the time an executor spends on something."""
+
+    def watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
+        """Indices of the groups whose trainer log-probs are wanted, in the step that makes `version`."""
 
     def on_group(self, group: Group, dropped: str | None) -> None:
         """A group was judged; `dropped` says why it will not train."""

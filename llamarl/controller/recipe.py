@@ -45,9 +45,9 @@ class EvaluationConfig(Config):
     """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
 
     source: str | None = None
-    """Where they come from; None holds out `num_prompts` rows of the training data, which then never train."""
+    """Where they come from; None holds out rows of the training data, which then never train."""
     num_prompts: int = Field(default=128, ge=0)
-    """Most prompts to use; 0 turns evaluation off."""
+    """Most prompts to use, at most a fifth of the training data where held out from it; 0 turns evaluation off."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Completions of each; the reported reward is the mean over all."""
     temperature: float | None = Field(default=None, ge=0.0)
@@ -85,6 +85,7 @@ class Recipe(Config):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     num_generators: int = Field(default=1, ge=1)
+    """Generator executors, each with its own copy of the model."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
@@ -110,14 +111,14 @@ class Recipe(Config):
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Reads a TOML recipe (or a run directory's `recipe.json`) and applies `--dotted.name value` overrides.
 
-        Relative file names in a TOML recipe are relative to it where they exist there, otherwise to the working
-        directory.
+        Relative file names are relative to the recipe where they exist there, otherwise to the working directory; the
+        loaded recipe holds absolute ones.
         """
         path = Path(path)
         values = json.loads(path.read_text()) if path.suffix == ".json" else read_toml(path)
-        if path.suffix != ".json":
-            _locate_files(values, path.parent)
-        return cls.parse(merge(values, parse_overrides(overrides)), source=str(path))
+        values = merge(values, parse_overrides(overrides))
+        _locate_files(values, path.parent)
+        return cls.parse(values, source=str(path))
 
 
 def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
@@ -141,7 +142,7 @@ def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`["--schedule.max-staleness", "2", "--engine=monarch"]` as nested values, in TOML's value syntax or plain text.
+    """`["--schedule.max-staleness", "2", "--engine=monarch"]` as nested values: TOML's syntax, plain text, or `none`.
 
     Raises:
         ConfigError: an argument without `--`, or one without a value.
@@ -159,7 +160,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"{name}: needs a value, as in {name} VALUE")
             text = rest.pop(0)
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            value = None if text.lower() == "none" else tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
         target = values
@@ -193,16 +194,20 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _locate_files(values: dict[str, Any], folder: Path) -> None:
-    """Makes file names that exist beside the recipe absolute, so that a recipe works from any working directory."""
+    """Makes file names absolute that exist beside the recipe or in the working directory."""
     tables = [(values, "model"), (values.get("data"), "source"), (values.get("evaluation"), "source")]
     for table, key in tables:
         if isinstance(table, dict) and isinstance(table.get(key), str):
-            beside = folder / table[key]
-            if not Path(table[key]).is_absolute() and beside.exists():
-                table[key] = str(beside.resolve())
+            table[key] = _located(table[key], folder)
     for judge in values.get("judges", []):
         if isinstance(judge, dict) and isinstance(judge.get("function"), str):
             file, colon, name = judge["function"].rpartition(":")
-            beside = folder / file
-            if colon and file.endswith(".py") and not Path(file).is_absolute() and beside.exists():
-                judge["function"] = f"{beside.resolve()}:{name}"
+            if colon and file.endswith(".py"):
+                judge["function"] = f"{_located(file, folder)}:{name}"
+
+
+def _located(name: str, folder: Path) -> str:
+    for place in (folder / name, Path(name)):
+        if place.exists():
+            return str(place.resolve())
+    return name

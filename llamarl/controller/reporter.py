@@ -79,6 +79,10 @@ class Reporter:
         """A span of the timeline."""
         return self.timeline.span(executor, activity)
 
+    def watched(self, version: int, groups: Sequence[Group]) -> list[int]:
+        """The groups that the rollout log will show."""
+        return [group.index for group in self._rollouts.choose(version, groups)]
+
     def on_group(self, group: Group, dropped: str | None) -> None:
         """Counts tokens and failures."""
         self._totals["tokens"] += sum(len(sample.completion.token_ids) for sample in group.samples)
@@ -92,6 +96,9 @@ class Reporter:
         self._version = record.version
         metrics = dict(record.metrics)
         metrics["time/step"] = seconds
+        busy = self.timeline.utilisation(seconds)
+        metrics["time/judge"] = seconds * busy.get("judge", 0.0)
+        metrics["time/generate"] = seconds * max((b for n, b in busy.items() if n.startswith("generator")), default=0.0)
         metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds if seconds > 0 else 0.0
         if record.proofs:
             metrics["time/sync"] = max(proof.seconds for proof in record.proofs)
@@ -104,7 +111,7 @@ class Reporter:
         totals["mismatch_max"] = _larger(totals["mismatch_max"], metrics.get("train/mismatch_prob_max"))
         self._latest = metrics
         self._sink.write(record.version, {"policy_version": record.version, **metrics})
-        self._rollouts.write(record.version, record.version - 1, record.groups)
+        self._rollouts.write(record.version, record.version - 1, record.groups, _by_position(record))
         self.refresh()
 
     def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
@@ -212,6 +219,16 @@ class Reporter:
     def _seconds(self) -> float:
         running = time.monotonic() - self._started_at if self._is_training else 0.0
         return self._seconds_before + running
+
+
+def _by_position(record: StepRecord) -> dict[tuple[int, int], Sequence[float]]:
+    """The trainer's log-probs by (group, position of the sample)."""
+    return {
+        (group.index, position): record.trainer_logprobs[group.index, sample.completion.token_ids]
+        for group in record.groups
+        for position, sample in enumerate(group.samples)
+        if (group.index, sample.completion.token_ids) in record.trainer_logprobs
+    }
 
 
 def log_message(directory: Path, text: str) -> None:

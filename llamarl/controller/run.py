@@ -145,7 +145,7 @@ def train(
 
 
 def resume(
-    run_dir: str | Path, overrides: Sequence[str] = (), *, live: LiveView | None = None
+    run_dir: str | Path, overrides: Sequence[str] = (), *, step: str = "latest", live: LiveView | None = None
 ) -> tuple[RunSummary, Reporter]:
     """Goes on with a run from its newest good checkpoint.
 
@@ -154,15 +154,19 @@ def resume(
     Args:
         run_dir: the directory of a run that ended or was killed.
         overrides: as on the command line, such as `--schedule.steps 200`.
+        step: `latest`, `best`, or the number of a kept checkpoint; what the run did after it is forgotten.
         live: where to show progress.
 
     Raises:
-        CheckpointError: not a run directory.
+        CheckpointError: not a run directory, or no such checkpoint.
     """
     directory = Path(run_dir)
     if not (directory / RECIPE_FILE).is_file():
         raise CheckpointError(f"{directory}: no {RECIPE_FILE}; give the directory of a llamarl run")
-    return _drive(prepare(Recipe.load(directory / RECIPE_FILE, overrides)), directory, live, is_resumed=True)
+    prepared = prepare(Recipe.load(directory / RECIPE_FILE, overrides))
+    if step != "latest":
+        CheckpointStore(directory / "checkpoints").forget_after(step)
+    return _drive(prepared, directory, live, is_resumed=True)
 
 
 def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool) -> tuple[RunSummary, Reporter]:
@@ -171,6 +175,8 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resume
     write_json(directory / ENVIRONMENT_FILE, environment_record())
     if prepared.skipped_rows:
         write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
+    for limit in prepared.template_limits if not is_resumed else ():
+        log_message(directory, f"chat template: {limit}")
     budget = RestartBudget(recipe.schedule.max_restarts)
     while True:
         try:
@@ -193,10 +199,13 @@ async def _attempt(
     version = checkpoint.step if checkpoint else 0
     with Ledger(directory / "ledger.sqlite") as ledger, _reporter(recipe, directory, ledger, live) as reporter:
         ledger.rewind(version)
-        reporter.restore(read_state(checkpoint.path / STATE_FILE) if checkpoint else {}, version)
+        state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
+        reporter.restore(state, version)
         async with _executors(recipe, prepared, reporter, budget) as (trainer, judge, pool, pulse):
             if checkpoint:
                 await trainer.call("load", str(checkpoint.path / "trainer"))
+            guard = CollapseGuard(recipe.guard)
+            guard.restore(state.get("guard", {}))
             controller = Controller(
                 schedule=recipe.schedule,
                 stream=_stream(prepared, ledger),
@@ -208,12 +217,12 @@ async def _attempt(
                 pool=pool,
                 ledger=ledger,
                 observer=reporter,
-                guard=CollapseGuard(recipe.guard),
+                guard=guard,
                 pulse=pulse,
                 seed=recipe.seed,
                 version=version,
             )
-            save = functools.partial(_save, store, trainer, reporter)
+            save = functools.partial(_save, store, trainer, reporter, guard)
             with _first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()
                 try:
@@ -225,7 +234,12 @@ async def _attempt(
 
 
 async def _save(
-    store: CheckpointStore, trainer: ExecutorHandle, reporter: Reporter, version: int, reward: float
+    store: CheckpointStore,
+    trainer: ExecutorHandle,
+    reporter: Reporter,
+    guard: CollapseGuard,
+    version: int,
+    reward: float,
 ) -> None:
     """Writes one checkpoint. A disk that refuses costs this checkpoint, not the run."""
     with reporter.span("trainer", "checkpoint"):
@@ -233,7 +247,7 @@ async def _save(
             folder = await asyncio.to_thread(store.fresh)
             (folder / "trainer").mkdir()
             await trainer.call("save", str(folder / "trainer"))
-            (folder / STATE_FILE).write_text(json.dumps(reporter.state()))
+            (folder / STATE_FILE).write_text(json.dumps({**reporter.state(), "guard": guard.state()}))
             await asyncio.to_thread(store.commit, version, folder, reward)
         except OSError as error:
             reporter.on_message(f"checkpoint {version} not written ({error}); the previous one stays")
@@ -262,7 +276,7 @@ async def _executors(
                     TrainerExecutor,
                     recipe.trainer,
                     recipe.algorithm.build,
-                    load,
+                    functools.partial(load, device=recipe.trainer.device),
                     recipe.sampling,
                     channel,
                     recipe.schedule.steps,
@@ -348,13 +362,8 @@ def _hold_out(recipe: Recipe, prompts: list[Prompt]) -> tuple[list[Prompt], list
                 f"first {leaked[0]!r}; remove them from one side"
             )
         return prompts, held_out
-    if len(prompts) <= 2 * evaluation.num_prompts:
-        raise ConfigError(
-            f"evaluation.num_prompts={evaluation.num_prompts} would hold out half or more of the {len(prompts)} "
-            "prompts; lower it, set it to 0, or give evaluation.source"
-        )
     order = sorted(range(len(prompts)), key=lambda i: derive_seed("held out", prompts[i].id))
-    chosen = set(order[: evaluation.num_prompts])
+    chosen = set(order[: min(evaluation.num_prompts, len(prompts) // 5)])
     return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]
 
 

@@ -65,7 +65,9 @@ def describe_errors(error: ValidationError, model: type[BaseModel], source: str 
         elif item["type"] == "missing":
             line = f"{field}: required, but not given"
         else:
-            line = f"{field}: {item['msg']}; got {item['input']!r}"
+            got = "" if isinstance(item["input"], (dict, BaseModel)) else f"; got {item['input']!r}"
+            line = f"{field}: {item['msg'].removeprefix('Value error, ')}{got}"
+            line = line.removeprefix("(top level): ")
         lines.append(line)
     prefix = f"{source}: " if source else ""
     return prefix + ("\n" + " " * 2).join(lines)

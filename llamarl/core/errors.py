@@ -6,7 +6,6 @@
       MissingDependencyError(ImportError) names the extra that brings the package
       CheckpointError(RuntimeError)       a checkpoint is missing, torn or of another run
       JudgeError(RuntimeError)            a judge broke; never turned into a reward
-      SandboxError(RuntimeError)          untrusted code could not be confined
       ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
       WeightSyncError(RuntimeError)       weights that arrived are not the weights that were sent
       CollapseError(RuntimeError)         the policy degenerated; the run stopped before damage
@@ -43,10 +42,6 @@ class CheckpointError(LlamaRLError, RuntimeError):
 
 class JudgeError(LlamaRLError, RuntimeError):
     """A judge broke. Its sample is failed, never scored."""
-
-
-class SandboxError(LlamaRLError, RuntimeError):
-    """Untrusted code could not be confined."""
 
 
 class ExecutorLostError(LlamaRLError, RuntimeError):

@@ -57,8 +57,8 @@ class Generator(Protocol):
 class Trainer(Protocol):
     """Turns judged samples into new weights."""
 
-    def train(self, samples: Sequence[TrainSample]) -> StepResult:
-        """Loss over all samples and one optimizer step."""
+    def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
+        """Loss over all samples and one optimizer step; also returns the log-probs of the watched groups."""
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""

@@ -204,3 +204,5 @@ class StepResult:
     metrics: Mapping[str, float]
     is_skipped: bool = False
     """A guard refused the update; the weights are bit-identical to before."""
+    logprobs: Mapping[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
+    """(group, token ids) -> the trainer's log-prob of each token, for the groups it was asked to watch."""

@@ -15,7 +15,6 @@ STALENESS_MEAN = "rollout/staleness/mean"
 STALENESS_MAX = "rollout/staleness/max"
 MIXED_VERSIONS = "rollout/mixed_version_frac"
 TOKENS = "rollout/tokens"
-DROPPED_STALE = "rollout/dropped_stale"
 TOKENS_PER_SECOND = "perf/tokens_per_second"
 LOSS = "train/loss"
 ENTROPY = "train/entropy"
@@ -39,13 +38,10 @@ TIME_JUDGE = "time/judge"
 TIME_TRAIN = "time/train"
 TIME_SYNC = "time/sync"
 TIME_WAIT_BATCH = "time/wait_batch"
-TIME_CHECKPOINT = "time/ckpt"
 DATA_ISSUED = "data/issued"
 DATA_FINISHED = "data/finished"
 DATA_TRAINED = "data/trained"
 DATA_DROPPED = "data/dropped"
-DATA_REQUEUED = "data/requeued"
-DATA_SKIPPED = "data/skipped"
 DATA_FAILED = "data/failed"
 HELD_OUT_REWARD = "eval/reward/mean"
 HELD_OUT_COUNT = "eval/reward/count"
@@ -84,7 +80,6 @@ METRICS: dict[str, Metric] = {
     STALENESS_MAX: Metric("staleness, max", "The same of the step's oldest token.", "versions"),
     MIXED_VERSIONS: Metric("mixed versions", "Share of the step's completions sampled across a weight update."),
     TOKENS: Metric("tokens", "Sampled tokens of the step's completions.", "tokens"),
-    DROPPED_STALE: Metric("dropped as stale", "Groups of the step dropped because they were too old.", "groups"),
     TOKENS_PER_SECOND: Metric(
         "tokens/s", "Sampled tokens of the step's batch over the step's wall time.", "tokens/s", "up"
     ),
@@ -107,20 +102,17 @@ METRICS: dict[str, Metric] = {
     ),
     SKIPPED_NONFINITE: Metric("skipped updates", "Updates refused for a non-finite loss or gradient.", "", "down"),
     TIME_STEP: Metric("step", "Wall time from one optimizer step to the next.", "s", "down"),
-    TIME_GENERATE: Metric("generate", "Time the generators decoded.", "s"),
-    TIME_JUDGE: Metric("judge", "Time the judges worked.", "s"),
+    TIME_GENERATE: Metric("generate", "Time of the step in which the busiest generator had work.", "s"),
+    TIME_JUDGE: Metric("judge", "Time of the step in which judging was under way.", "s"),
     TIME_TRAIN: Metric("train", "Time of loss, gradient and optimizer step.", "s"),
     TIME_SYNC: Metric(
         "weight sync", "Longest time a generator took to fetch, load and prove the newest weights.", "s", "down"
     ),
     TIME_WAIT_BATCH: Metric("wait for batch", "Time the trainer waited for samples.", "s", "down"),
-    TIME_CHECKPOINT: Metric("checkpoint", "Time of saving a checkpoint.", "s"),
     DATA_ISSUED: Metric("prompts issued", "Prompts given to generators since the start.", "prompts"),
     DATA_FINISHED: Metric("prompts finished", "Prompts judged and waiting to train now.", "prompts"),
     DATA_TRAINED: Metric("prompts trained", "Prompts whose group was trained since the start.", "prompts"),
     DATA_DROPPED: Metric("prompts dropped", "Prompts dropped, with a reason, since the start.", "prompts", "down"),
-    DATA_REQUEUED: Metric("prompts requeued", "Prompts issued again after a loss, since the start.", "prompts"),
-    DATA_SKIPPED: Metric("prompts skipped", "Rows refused by the reader since the start.", "prompts"),
     DATA_FAILED: Metric(
         "prompts failed", "Prompts dropped as `unscored`: fewer than two samples had a reward.", "prompts", "down"
     ),

@@ -88,13 +88,17 @@ class RolloutLog:
             groups: all groups of the step.
             trainer_logprobs: where the trainer's own log-probs are known.
         """
-        if step != 1 and step % self._every:
-            return 0
-        count = min(self._per_step, len(groups))
-        for position in range(count):
-            group = groups[position * len(groups) // count]
+        chosen = self.choose(step, groups)
+        for group in chosen:
             self._file.append(_group_record(step, version, group, trainer_logprobs or {}))
-        return count
+        return len(chosen)
+
+    def choose(self, step: int, groups: Sequence[Group]) -> list[Group]:
+        """The groups that `write` will log."""
+        if step != 1 and step % self._every:
+            return []
+        count = min(self._per_step, len(groups))
+        return [groups[position * len(groups) // count] for position in range(count)]
 
     def rewind(self, step: int) -> int:
         """Drops the groups logged after `step`, for a run that resumes from there; returns how many went."""

@@ -18,7 +18,9 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(default=10, ge=0)
     """Steps over which the learning rate rises linearly."""
     schedule: Schedule = "constant"
+    """What the learning rate does after warm-up: stays, or falls to 0 at the last step."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's mean and square."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Applied to matrices only, never to norms and biases."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
@@ -32,6 +34,8 @@ class TrainerConfig(OptimizerConfig):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
+    device: str = "cpu"
+    """Where the policy is trained, such as `cuda`."""
     spike_factor: float = Field(default=10.0, gt=1.0)
     """A gradient norm over this times the median of the last 50 is flagged as a spike."""
     should_skip_spikes: bool = False

@@ -61,9 +61,9 @@ class TrainerExecutor(Executor):
             cores=self._cores,
         )
 
-    def train(self, samples: Sequence[TrainSample]) -> StepResult:
-        """Loss over all samples and one optimizer step."""
-        return self._trainer.train(samples)
+    def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
+        """Loss over all samples and one optimizer step; also returns the log-probs of the watched groups."""
+        return self._trainer.train(samples, watched_groups)
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""

@@ -1,8 +1,12 @@
 """What the losses of one step leave behind until the step is taken."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from llamarl.core.records import TrainSample
 from llamarl.functional.losses import Metrics, mean_metrics
 
 
@@ -23,6 +27,17 @@ class Gathered:
     seconds: float = 0.0
     growth: list[tuple[float, list[int]]] = field(default_factory=list)
     """Per micro-batch: how much it added to the gradient's norm, and its groups."""
+
+    watched: frozenset[int] = frozenset()
+    """Groups whose log-probs are kept."""
+    logprobs: dict[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
+    """(group, token ids) -> log-prob of each token, of the watched groups."""
+
+    def watch(self, samples: Sequence[TrainSample], logprobs: Tensor) -> None:
+        """Keeps the log-probs `[N, T]` of samples of watched groups."""
+        for sample, row in zip(samples, logprobs, strict=True):
+            if sample.group in self.watched:
+                self.logprobs[sample.group, sample.token_ids] = tuple(row[: len(sample.token_ids)].tolist())
 
     @property
     def has_gradient(self) -> bool:

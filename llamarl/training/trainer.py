@@ -95,8 +95,9 @@ class PolicyTrainer:
 
     # Verbs
 
-    def train(self, samples: Sequence[TrainSample]) -> StepResult:
-        """`loss` over all samples, then `step`."""
+    def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
+        """`loss` over all samples, then `step`; the result holds the log-probs of the watched groups' samples."""
+        self._pending.watched = frozenset(watched_groups)
         self.loss(samples)
         return self.step()
 
@@ -151,7 +152,7 @@ class PolicyTrainer:
             "time/train": pending.seconds + time.perf_counter() - started,
         }
         self.version += 1
-        return StepResult(self.version, metrics, is_skipped=not is_applied)
+        return StepResult(self.version, metrics, is_skipped=not is_applied, logprobs=pending.logprobs)
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the channel, with checksums and probe log-probs to prove them by.
@@ -227,6 +228,7 @@ class PolicyTrainer:
         output = self.algorithm.loss(batch)
         pending.parts.append(output.metrics)
         self._compare(samples, batch)
+        pending.watch(samples, batch.logprobs)
         loss = float(output.loss.detach())
         pending.loss += loss
         before = pending.grad_norm

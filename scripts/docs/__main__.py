@@ -34,16 +34,6 @@ BLOCK = re.compile(r"(<!-- generated: settings of (\w+) -->\n).*?(<!-- end -->)"
 ALGORITHMS: dict[str, type[BaseModel]] = {
     str(model.model_fields["type"].default): model for model in models_in(get_args(AlgorithmConfig)[0])
 }
-UNWRITTEN = {
-    names.DROPPED_STALE,
-    names.TIME_GENERATE,
-    names.TIME_JUDGE,
-    names.TIME_WAIT_BATCH,
-    names.TIME_CHECKPOINT,
-    names.DATA_REQUEUED,
-    names.DATA_SKIPPED,
-}
-"""Names in the table that no run writes; a test holds them to that."""
 AREAS = {
     "rollout": "What was sampled: the step's batch, whose tokens may be older than the step.",
     "train": "The loss and the update.",
@@ -162,7 +152,7 @@ def metrics_page() -> str:
         "A run appends one record per optimizer step to `metrics.jsonl`, and one per evaluation. A value that could\n"
         "not be measured is `null`. The text names the denominator of each mean and share.\n"
     ]
-    known = {name: metric for name, metric in names.METRICS.items() if name not in UNWRITTEN}
+    known = dict(names.METRICS)
     known |= {f"judge/NAME/{what}": metric for what, metric in names._JUDGE_METRICS.items()}
     for area, meaning in AREAS.items():
         rows = [

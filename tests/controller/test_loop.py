@@ -300,7 +300,7 @@ def test_collapse_stops_before_the_next_checkpoint() -> None:
         return Verdict.scored(1.0 if max(completion.versions) < 4 else 0.0)
 
     rig = Rig(small(steps=10, checkpoint_every=1), judge=ScriptedJudge(decide=decide), guard=GuardConfig(patience=2))
-    with pytest.raises(CollapseError, match="checkpoints/best"):
+    with pytest.raises(CollapseError, match="resume RUN --step best"):
         run_virtual(rig.run())
     assert rig.saved == [1, 2, 3, 4, 5]  # the second bad step never reached the disk
 

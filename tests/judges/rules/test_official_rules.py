@@ -78,8 +78,18 @@ CASES = [
     ("startend:quotation", {}, "「a」", True),
     ("startend:quotation", {}, '"', False),
     # NASA, DO, N'T, A-B: a contraction is two tokens, a hyphenated word one
-    ("change_case:capital_word_frequency", {"capital_frequency": 4, "capital_relation": LEAST}, "NASA: DON'T A-B", True),
-    ("change_case:capital_word_frequency", {"capital_frequency": 5, "capital_relation": LEAST}, "NASA: DON'T A-B", False),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 4, "capital_relation": LEAST},
+        "NASA: DON'T A-B",
+        True,
+    ),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 5, "capital_relation": LEAST},
+        "NASA: DON'T A-B",
+        False,
+    ),
     ("change_case:english_capital", {}, "Ⓐ 1", True),  # a capital; nothing tells the language
     ("change_case:english_capital", {}, "Not capitals", False),
     ("change_case:english_lowercase", {}, "this is what we would call a sentence in lower case", True),
@@ -101,7 +111,9 @@ def test_verdict(grader: Grader, id: str, kwargs: dict[str, object], reply: str,
 
 def test_every_id_has_a_passing_and_a_failing_case() -> None:
     assert len(RULES) == 25
-    assert {(id, verdict) for id, _, _, verdict in CASES} == {(id, verdict) for id in RULES for verdict in (True, False)}
+    assert {(id, verdict) for id, _, _, verdict in CASES} == {
+        (id, verdict) for id in RULES for verdict in (True, False)
+    }
 
 
 def test_relations_are_complements_for_every_counting_rule(grader: Grader) -> None:

@@ -6,6 +6,7 @@ from valid_arguments import VALID
 from llamarl.core.errors import ConfigError
 from llamarl.judges.rules import RULES, build_rule
 
+
 @pytest.mark.parametrize("id", RULES)
 @pytest.mark.parametrize("mode", ["official", "fixed"])
 def test_valid_arguments_build_a_rule_that_describes_itself(id: str, mode: str) -> None:
@@ -40,7 +41,11 @@ def test_a_missing_or_null_or_unknown_argument_is_named(id: str) -> None:
         ("length_constraints:number_words", {"num_words": True}, "num_words=True; give a whole number"),
         ("length_constraints:number_words", {"num_words": 2.5}, "num_words=2.5; give a whole number"),
         ("length_constraints:number_words", {"num_words": math.nan}, "num_words=nan; give a whole number"),
-        ("length_constraints:number_words", {"relation": "at most"}, "relation='at most'; give one of 'less than', 'at"),
+        (
+            "length_constraints:number_words",
+            {"relation": "at most"},
+            "relation='at most'; give one of 'less than', 'at",
+        ),
         ("length_constraints:nth_paragraph_first_word", {"nth_paragraph": 3}, "nth_paragraph=3; .* at most 2"),
         ("length_constraints:nth_paragraph_first_word", {"nth_paragraph": 0}, "nth_paragraph=0; .* at least 1"),
         ("keywords:letter_frequency", {"letter": "ab"}, "letter='ab'; give one character"),
@@ -83,7 +88,9 @@ def test_official_arguments_are_those_that_the_released_grader_takes_without_dra
 
 
 def test_an_unknown_instruction_suggests_the_near_one() -> None:
-    with pytest.raises(ConfigError, match="no instruction 'punctuation:no_commas'. Did you mean 'punctuation:no_comma'"):
+    with pytest.raises(
+        ConfigError, match=r"no instruction 'punctuation:no_commas'\. Did you mean 'punctuation:no_comma'"
+    ):
         build_rule("punctuation:no_commas")
     with pytest.raises(ConfigError, match="no_comma: kwargs=3; give a table"):
         build_rule("punctuation:no_comma", 3)  # type: ignore[arg-type]

@@ -30,7 +30,15 @@ def grader(request: pytest.FixtureRequest) -> Grader:
 
 
 def test_the_eight_versions_of_a_reply() -> None:
-    assert loose_versions("*a*\nb\n*c*") == ["*a*\nb\n*c*", "a\nb\nc", "b\n*c*", "b\nc", "*a*\nb", "a\nb", "b"]  # 8th = 7th
+    assert loose_versions("*a*\nb\n*c*") == [
+        "*a*\nb\n*c*",
+        "a\nb\nc",
+        "b\n*c*",
+        "b\nc",
+        "*a*\nb",
+        "a\nb",
+        "b",
+    ]  # 8th = 7th
     assert loose_versions("one line") == ["one line"]
     assert loose_versions(" \n ") == []
 
@@ -161,9 +169,9 @@ def instructions(draw: st.DrawFn) -> dict[str, Any]:
 
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=[]), max_size=60),  # lone surrogates included
-    st.lists(st.sampled_from(["*", "**", "-", "\n", "\n\n", "[", "]", "<<", ">>", '"', ", ", "a", "B. ", "字", "ि", "ا"])).map(
-        "".join
-    ),
+    st.lists(
+        st.sampled_from(["*", "**", "-", "\n", "\n\n", "[", "]", "<<", ">>", '"', ", ", "a", "B. ", "字", "ि", "ا"])
+    ).map("".join),
 )
 
 

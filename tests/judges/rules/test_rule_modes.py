@@ -20,10 +20,38 @@ DIFFERENCES = [
         False,
         True,
     ),
-    ("a word inside running Chinese", "keywords:forbidden_words", {"forbidden_words": ["天气"]}, "今天天气好", True, False),
-    ("a word that ends in a vowel sign", "keywords:forbidden_words", {"forbidden_words": ["पानी"]}, "पानी दो", True, False),
-    ("a word that ends in punctuation", "keywords:forbidden_words", {"forbidden_words": ["wow!"]}, "Wow! Yes", True, False),
-    ("not inside a longer Hindi word", "keywords:forbidden_words", {"forbidden_words": ["पान"]}, "पानी दो", False, True),
+    (
+        "a word inside running Chinese",
+        "keywords:forbidden_words",
+        {"forbidden_words": ["天气"]},
+        "今天天气好",
+        True,
+        False,
+    ),
+    (
+        "a word that ends in a vowel sign",
+        "keywords:forbidden_words",
+        {"forbidden_words": ["पानी"]},
+        "पानी दो",
+        True,
+        False,
+    ),
+    (
+        "a word that ends in punctuation",
+        "keywords:forbidden_words",
+        {"forbidden_words": ["wow!"]},
+        "Wow! Yes",
+        True,
+        False,
+    ),
+    (
+        "not inside a longer Hindi word",
+        "keywords:forbidden_words",
+        {"forbidden_words": ["पान"]},
+        "पानी दो",
+        False,
+        True,
+    ),
     (
         "any character can be counted",
         "keywords:letter_frequency",
@@ -32,8 +60,22 @@ DIFFERENCES = [
         False,
         True,
     ),
-    ("Chinese can be asked for", "language:response_language", {"language": "zh"}, "今天天气很好，我们去公园散步。", False, True),
-    ("a text without letters is in no language", "language:response_language", {"language": "fr"}, "1234 !", True, False),
+    (
+        "Chinese can be asked for",
+        "language:response_language",
+        {"language": "zh"},
+        "今天天气很好，我们去公园散步。",
+        False,
+        True,
+    ),
+    (
+        "a text without letters is in no language",
+        "language:response_language",
+        {"language": "fr"},
+        "1234 !",
+        True,
+        False,
+    ),
     # 13 words; `re` cuts them into 20 at vowel signs
     (
         "marks belong to words",
@@ -43,7 +85,14 @@ DIFFERENCES = [
         True,
         False,
     ),
-    ("an apostrophe joins", "length_constraints:number_words", {"num_words": 2, "relation": LESS}, "l'école", False, True),
+    (
+        "an apostrophe joins",
+        "length_constraints:number_words",
+        {"num_words": 2, "relation": LESS},
+        "l'école",
+        False,
+        True,
+    ),
     (
         "a decimal point ends no Chinese sentence",
         "length_constraints:number_sentences",
@@ -92,8 +141,22 @@ DIFFERENCES = [
         False,
         True,
     ),
-    ("a link is no placeholder", "detectable_content:number_placeholders", {"num_placeholders": 1}, "[a](b)", True, False),
-    ("a marker is no regular expression", "detectable_content:postscript", {"postscript_marker": "N.B"}, "nxb", True, False),
+    (
+        "a link is no placeholder",
+        "detectable_content:number_placeholders",
+        {"num_placeholders": 1},
+        "[a](b)",
+        True,
+        False,
+    ),
+    (
+        "a marker is no regular expression",
+        "detectable_content:postscript",
+        {"postscript_marker": "N.B"},
+        "nxb",
+        True,
+        False,
+    ),
     (
         "nor is a section's name",
         "detectable_format:multiple_sections",
@@ -106,7 +169,14 @@ DIFFERENCES = [
     ("emphasis is no bullet", "detectable_format:number_bullet_lists", {"num_bullets": 1}, "*a* b\n- c", False, True),
     ("guillemets are quotation marks", "startend:quotation", {}, "« Oui »", False, True),
     ("low quotation marks too", "startend:quotation", {}, "„Ja“", False, True),
-    ("curly quotes may follow the end", "startend:end_checker", {"end_phrase": "The end."}, "“So. The end.”", False, True),
+    (
+        "curly quotes may follow the end",
+        "startend:end_checker",
+        {"end_phrase": "The end."},
+        "“So. The end.”",
+        False,
+        True,
+    ),
     (
         "a contraction is one word",
         "change_case:capital_word_frequency",
@@ -129,7 +199,9 @@ def graders() -> tuple[Grader, Grader]:
 
 
 @pytest.mark.parametrize(
-    ("id", "kwargs", "reply", "official", "fixed"), [case[1:] for case in DIFFERENCES], ids=[case[0] for case in DIFFERENCES]
+    ("id", "kwargs", "reply", "official", "fixed"),
+    [case[1:] for case in DIFFERENCES],
+    ids=[case[0] for case in DIFFERENCES],
 )
 def test_difference(
     graders: tuple[Grader, Grader], id: str, kwargs: dict[str, object], reply: str, official: bool, fixed: bool

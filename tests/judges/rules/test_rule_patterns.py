@@ -15,7 +15,13 @@ MEGABYTE = 1_000_000
 
 @pytest.mark.parametrize(
     ("keyword", "text", "hits"),
-    [("what?", "What? wha", 2), ("C++", "CCC C", 2), ("e.g.", "edge case", 1), ("a|b", "ab", 2), ("x{2,3}", "xxxxx", 2)],
+    [
+        ("what?", "What? wha", 2),
+        ("C++", "CCC C", 2),
+        ("e.g.", "edge case", 1),
+        ("a|b", "ab", 2),
+        ("x{2,3}", "xxxxx", 2),
+    ],
 )
 def test_harmless_operators_work_as_in_re(keyword: str, text: str, hits: int) -> None:
     pattern = Pattern(keyword)
@@ -26,7 +32,7 @@ def test_harmless_operators_work_as_in_re(keyword: str, text: str, hits: int) ->
 @pytest.mark.parametrize("keyword", ["(a+)+$", "(a|aa)+$", "(.*a){20}", "(a?){40}a{40}", "((a|b)*c)*d", "(?=(a+)+$)b"])
 def test_a_search_that_could_explode_is_refused_at_once(keyword: str) -> None:
     started = time.perf_counter()
-    with pytest.raises(JudgeError, match="could take .* steps .*mode 'fixed' takes keywords literally"):
+    with pytest.raises(JudgeError, match=r"could take .* steps .*mode 'fixed' takes keywords literally"):
         Pattern(keyword).is_in("a" * 50)
     assert time.perf_counter() - started < 1.0
 
@@ -53,7 +59,28 @@ def test_a_refused_search_is_ungradable_and_harms_no_other_slot() -> None:
     assert Grader("fixed").grade("so (a+)+$ it is", instructions).strict == (True, True)
 
 
-LONG = ["\n", " ", "*", "-\n", "[", "<<", "a", "a ", "字", "ि", '"', ".", "p.", "[\n", "* \n", "a.b@", "\ud800", "***", "👍", "1"]
+LONG = [
+    "\n",
+    " ",
+    "*",
+    "-\n",
+    "[",
+    "<<",
+    "a",
+    "a ",
+    "字",
+    "ि",
+    '"',
+    ".",
+    "p.",
+    "[\n",
+    "* \n",
+    "a.b@",
+    "\ud800",
+    "***",
+    "👍",
+    "1",
+]
 
 
 @pytest.mark.parametrize("mode", ["official", "fixed"])
@@ -65,7 +92,7 @@ def test_a_megabyte_of_anything_is_graded_in_seconds(mode: str) -> None:
     checklist = grader.checklist(rules, is_strict=True)
     checklist.grade("models are loaded")
     started = time.process_time()
-    for unit in LONG[:: 1 if mode == "official" else 1]:
+    for unit in LONG:
         result = checklist.grade(unit * (MEGABYTE // 10 // len(unit)))
         assert len(result.strict) == 25
     assert time.process_time() - started < 60.0
