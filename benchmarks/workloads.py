@@ -96,7 +96,7 @@ def random_checkpoint(directory: Path, sizes: Mapping[str, int], probability: fl
     )
     model: Any = new_model(config, seed)
     embedding = model.model.embed_tokens.weight
-    embedding[:, 0] = 1.0  # all hidden states share a large part, which alone decides about the end
+    embedding[:, 0] = 10.0  # all hidden states share a large part, which alone decides about the end
     ids = torch.randint(tokenizer.vocab_size, (64, 64), generator=torch.Generator().manual_seed(seed))
     for _ in range(4):  # the end token is also an input, so its logit is not quite linear in its embedding
         hidden = model.model(input_ids=ids).last_hidden_state.flatten(0, 1)

@@ -97,7 +97,7 @@ class Profiles:
             normalizer: langdetect's, of characters and of Vietnamese.
         """
         self.languages, self.frequencies = languages, frequencies
-        self._grams, self._normalizer = grams, normalizer
+        self.gram_rows, self._normalizer = grams, normalizer
         self._characters = _Normalized(normalizer.normalize)
         self._grams_of_word = functools.lru_cache(maxsize=1 << 16)(self._cut_word)
 
@@ -135,7 +135,7 @@ class Profiles:
             if is_capitals:
                 continue
             for start in range(end - 1, max(end - 4, -1), -1):
-                gram = self._grams.get(padded[start:end])
+                gram = self.gram_rows.get(padded[start:end])
                 if gram is not None and padded[start:end] != " ":
                     grams.append(gram)
         return grams
@@ -178,7 +178,9 @@ class Lingua:
         self._detector = _load_lingua()
 
     def detect(self, text: str) -> str | None:
-        """The language's code, or None where no letter tells it."""
+        """The language's code, or None where no letter tells it. Looks at the first `MAX_CHARACTERS` only."""
+        text = text[:MAX_CHARACTERS]  # lingua's time on a single word grows with the square of its length
+        text = text.encode("utf-8", "replace").decode("utf-8")  # it takes no lone surrogates
         code = _language_of_script(text)
         if code is not None:
             return code

@@ -3,15 +3,20 @@
 import re
 from collections.abc import Callable, Mapping
 
-from llamarl.judges.rules.base import Arguments, Rule
+from llamarl.judges.rules.base import Arguments, Limit, Rule
 from llamarl.judges.rules.sentences import count_east_asian_sentences, count_hindi_sentences
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.words import is_spaceless, is_word_character
 
 _EAST_ASIAN = ("zh", "zh-cn", "zh-tw", "ja")
+SCRIPTS = {
+    "hi": re.compile("[\u0900-\u097f\ufffd]"),
+    "th": re.compile("[\u0e00-\u0e7f\ufffd]"),
+    **dict.fromkeys(_EAST_ASIAN, re.compile("[\u00b7\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]")),
+}
+"""Characters without one of which langdetect never finds the language the most probable one."""
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 _WORD_ENDS = re.compile("[.,?!'\"]")
-_MAYBE_THAI = re.compile("[\u0e00-\u0e7f\ufffd]")
 _WIDE_PUNCTUATION = "\"'“”‘’«»„‚「」『』*_#([<"
 
 
@@ -29,10 +34,9 @@ class NumberOfWords(Rule):
         return f"Answer with {self.limit} words."
 
     def official(self, text: Text) -> bool:
-        """The detected language chooses the counter; it is asked only where the counters disagree."""
-        verdicts = {"": self.limit.holds(text.num_runs)}
-        verdicts |= dict.fromkeys(_EAST_ASIAN, self.limit.holds(text.num_east_asian_words))
-        return _by_language(text, verdicts, lambda: self.limit.holds(text.num_thai_words))
+        """The detected language chooses the counter."""
+        counters = dict.fromkeys(_EAST_ASIAN, lambda: text.num_east_asian_words)
+        return _holds(self.limit, text, text.num_runs, {**counters, "th": lambda: text.num_thai_words})
 
     def fixed(self, text: Text) -> bool:
         """One counter for all scripts."""
@@ -53,10 +57,10 @@ class NumberOfSentences(Rule):
         return f"Answer with {self.limit} sentences."
 
     def official(self, text: Text) -> bool:
-        """The detected language chooses the splitter; it is asked only where the splitters disagree."""
-        verdicts = {"": self.limit.holds(text.num_sentences), "hi": self.limit.holds(count_hindi_sentences(text.raw))}
-        verdicts |= dict.fromkeys(_EAST_ASIAN, self.limit.holds(count_east_asian_sentences(text.raw)))
-        return _by_language(text, verdicts, lambda: self.limit.holds(text.num_thai_sentences))
+        """The detected language chooses the splitter."""
+        counters = dict.fromkeys(_EAST_ASIAN, lambda: count_east_asian_sentences(text.raw))
+        counters |= {"hi": lambda: count_hindi_sentences(text.raw), "th": lambda: text.num_thai_sentences}
+        return _holds(self.limit, text, text.num_sentences, counters)
 
     def fixed(self, text: Text) -> bool:
         """One splitter for all scripts."""
@@ -127,12 +131,13 @@ class ParagraphFirstWord(Rule):
         return start.startswith(wanted) and not is_cut
 
 
-def _by_language(text: Text, verdicts: Mapping[str, bool], thai: Callable[[], bool]) -> bool:
-    """The verdict of the text's language, `""` standing for any other; not detected where all verdicts agree.
+def _holds(limit: Limit, text: Text, usual: int, counters: Mapping[str, Callable[[], int]]) -> bool:
+    """Whether the text keeps to the limit, counted as its language is; `usual` is the count of most languages.
 
-    Langdetect says Thai only of texts with Thai characters (or U+FFFD), so the others need no Thai verdict.
+    The language is detected only where the counts that come into question by `SCRIPTS` disagree.
     """
-    if len(set(verdicts.values())) == 1 and not _MAYBE_THAI.search(text.raw):
-        return verdicts[""]
-    language = text.language or "en"
-    return thai() if language == "th" else verdicts.get(language, verdicts[""])
+    verdict = limit.holds(usual)
+    others = {code: limit.holds(count()) for code, count in counters.items() if SCRIPTS[code].search(text.raw)}
+    if all(other is verdict for other in others.values()):
+        return verdict
+    return others.get(text.language or "en", verdict)

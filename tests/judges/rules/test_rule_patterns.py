@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from valid_arguments import VALID
 
 from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.judges.rules import Grader, build_rule
@@ -10,7 +11,7 @@ pytest.importorskip("langdetect")
 pytest.importorskip("lingua")
 pytest.importorskip("emoji")
 
-MEGABYTE = 1_000_000
+NUM_CHARACTERS = 100_000
 
 
 @pytest.mark.parametrize(
@@ -84,18 +85,16 @@ LONG = [
 
 
 @pytest.mark.parametrize("mode", ["official", "fixed"])
-def test_a_megabyte_of_anything_is_graded_in_seconds(mode: str) -> None:
-    from valid_arguments import VALID
-
+def test_long_runs_of_anything_take_time_in_proportion(mode: str) -> None:
     grader = Grader(mode, sentence_splitter="rules")  # type: ignore[arg-type]
     rules = [{"id": id, "kwargs": kwargs} for id, kwargs in VALID.items()]
     checklist = grader.checklist(rules, is_strict=True)
     checklist.grade("models are loaded")
     started = time.process_time()
     for unit in LONG:
-        result = checklist.grade(unit * (MEGABYTE // 10 // len(unit)))
+        result = checklist.grade(unit * (NUM_CHARACTERS // len(unit)))
         assert len(result.strict) == 25
-    assert time.process_time() - started < 60.0
+    assert time.process_time() - started < 30.0
 
 
 def test_build_rule_needs_no_optional_package_for_keywords() -> None:
