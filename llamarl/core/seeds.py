@@ -9,7 +9,7 @@ import hashlib
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed hashed from `parts`; equal parts give equal seeds on every machine and Python version."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

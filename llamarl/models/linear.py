@@ -18,15 +18,17 @@ _MANY_ROWS = 256
 _ROW_UNIT = 8
 """Recurring row counts are rounded up to a multiple of this."""
 _WORTH_BUILDING = 1 << 26
-"""Multiplications from which a product gains more than building its kernel costs."""
+"""Multiplications from which a product gains more than building its kernel costs, however rare its row count."""
+_COMMON = 64
+"""Row counts that are a multiple of this recur: who packs many rows rounds up."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`; differentiable once."""
     if not _suits_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if len(x) <= _MANY_ROWS and len(x) % _ROW_UNIT:  # fewer different kernels to build and to keep
-        return linear(F.pad(x, (0, 0, 0, -len(x) % _ROW_UNIT)), weight, bias)[: len(x)]
+    if x.shape[0] <= _MANY_ROWS and x.shape[0] % _ROW_UNIT:  # fewer different kernels to build and to keep
+        return linear(F.pad(x, (0, 0, 0, -x.shape[0] % _ROW_UNIT)), weight, bias)[: x.shape[0]]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         product: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
@@ -34,9 +36,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
-    if x.dtype != torch.float32 or x.dim() != 2 or len(x) < _MIN_ROWS or not x.is_cpu or not is_onednn_faster():
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[0] < _MIN_ROWS or not x.is_cpu or not is_onednn_faster():
         return False
-    return len(x) <= _MANY_ROWS or len(x) * weight.numel() >= _WORTH_BUILDING
+    rows = x.shape[0]
+    return rows <= _MANY_ROWS or rows % _COMMON == 0 or rows * weight.numel() >= _WORTH_BUILDING
 
 
 @cache

@@ -87,6 +87,7 @@ class PolicyTrainer:
         self.reference = _frozen(reference or copy.deepcopy(model)) if algorithm.needs_reference else None
         self._score = build_scorer(model, self.sampling.temperature)
         self._score_reference = self._reference_scorer()
+        self._score_probe = build_scorer(model)
         self._optimizer = Optimizer(model, self.config, total_steps)
         self._guard = GradientGuard(self.config.spike_factor)
         self._channel, self._cores = channel, cores or AllCores()
@@ -310,7 +311,7 @@ class PolicyTrainer:
     def _probe(self) -> tuple[float, ...]:
         config: Any = self.model.config
         ids = probe_ids(config.vocab_size)
-        return tuple(build_scorer(self.model)([SFTRow(ids[:1], ids[1:])]).logprobs.tolist())
+        return tuple(self._score_probe([SFTRow(ids[:1], ids[1:])]).logprobs.tolist())
 
     def _autocast(self) -> AbstractContextManager[object]:
         device = next(self.model.parameters()).device.type

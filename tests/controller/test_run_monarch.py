@@ -1,5 +1,6 @@
 """Executors as processes: the run survives `kill -9` of its generator, and of its trainer."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ from llamarl.controller.ledger import Ledger
 from llamarl.recipes import recipe_path
 from llamarl.report.metrics import read_metrics
 
-pytest.importorskip("monarch")
+# not importorskip: importing monarch before the engine has set its variables would slow the engine's own tests down
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("monarch") is None, reason="needs the extra monarch")
 
 FLAGS = [
     *("--engine", "monarch", "--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4"),
