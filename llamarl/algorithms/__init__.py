@@ -13,28 +13,38 @@
 Importing this package does not import torch.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from llamarl.algorithms.aipo import AIPO, AIPOConfig
 from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
 from llamarl.algorithms.cispo import CISPO, CISPOConfig
+from llamarl.algorithms.custom import CustomConfig
 from llamarl.algorithms.dapo import DAPO, DAPOConfig
 from llamarl.algorithms.dr_grpo import DrGRPO, DrGRPOConfig
 from llamarl.algorithms.grpo import GRPO, GRPOConfig
 from llamarl.algorithms.gspo import GSPO, GSPOConfig
 from llamarl.algorithms.reinforce_pp import ReinforcePP, ReinforcePPConfig
 from llamarl.algorithms.rloo import RLOO, RLOOConfig
+from llamarl.core.protocols import Algorithm
 
 AlgorithmConfig = Annotated[
-    AIPOConfig | CISPOConfig | DAPOConfig | DrGRPOConfig | GRPOConfig | GSPOConfig | ReinforcePPConfig | RLOOConfig,
+    AIPOConfig
+    | CISPOConfig
+    | CustomConfig
+    | DAPOConfig
+    | DrGRPOConfig
+    | GRPOConfig
+    | GSPOConfig
+    | ReinforcePPConfig
+    | RLOOConfig,
     Field(discriminator="type"),
 ]
-"""Any shipped algorithm's settings, told apart by `type`."""
+"""Any algorithm's settings, told apart by `type`; `custom` names one of your own."""
 
 
-def build_algorithm(config: AlgorithmConfig) -> PolicyGradient[Any]:
+def build_algorithm(config: AlgorithmConfig) -> Algorithm:
     """The algorithm that `config` describes."""
     return config.build()
 
@@ -49,6 +59,7 @@ __all__ = [
     "AIPOConfig",
     "AlgorithmConfig",
     "CISPOConfig",
+    "CustomConfig",
     "DAPOConfig",
     "DrGRPO",
     "DrGRPOConfig",

@@ -77,8 +77,9 @@ llamarl resume runs/NAME --step best
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`llamarl train`."""
+    from llamarl.controller.prepare import prepare
     from llamarl.controller.recipe import Recipe, describe_settings
-    from llamarl.controller.run import prepare, train
+    from llamarl.controller.run import train
 
     if arguments.list_settings:
         print(describe_settings(Recipe))

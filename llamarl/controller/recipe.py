@@ -199,11 +199,17 @@ def _locate_files(values: dict[str, Any], folder: Path) -> None:
     for table, key in tables:
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = _located(table[key], folder)
+    algorithm = values.get("algorithm")
+    if isinstance(algorithm, dict) and isinstance(algorithm.get("factory"), str):
+        algorithm["factory"] = _located_object(algorithm["factory"], folder)
     for judge in values.get("judges", []):
         if isinstance(judge, dict) and isinstance(judge.get("function"), str):
-            file, colon, name = judge["function"].rpartition(":")
-            if colon and file.endswith(".py"):
-                judge["function"] = f"{_located(file, folder)}:{name}"
+            judge["function"] = _located_object(judge["function"], folder)
+
+
+def _located_object(spec: str, folder: Path) -> str:
+    file, _, name = spec.rpartition(":")
+    return f"{_located(file, folder)}:{name}" if file.endswith(".py") else spec
 
 
 def _located(name: str, folder: Path) -> str:

@@ -58,3 +58,15 @@ class CollapseError(LlamaRLError, RuntimeError):
 
 class StallError(LlamaRLError, TimeoutError):
     """A deadline passed; the message names what was waited for."""
+
+
+REASON_CHARACTERS = 500
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and, where known, the line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+    return f"{type(error).__name__}: {error}"[:REASON_CHARACTERS] + place

@@ -18,10 +18,10 @@ import time
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from llamarl.core.errors import LlamaRLError
+from llamarl.core.errors import LlamaRLError, describe
 from llamarl.core.protocols import Judge
 from llamarl.judges.channel import Channel
-from llamarl.judges.function import FunctionJudge, describe
+from llamarl.judges.function import FunctionJudge
 from llamarl.judges.resolve import as_judge, load_judge
 from llamarl.judges.trl import TRLJudge
 

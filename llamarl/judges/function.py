@@ -27,14 +27,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from llamarl.core.errors import ConfigError, JudgeError
+from llamarl.core.errors import ConfigError, JudgeError, describe
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.threads import run_in_thread
 
 JudgeResult = Verdict | float | bool | None
 JudgeFunction = Callable[[Prompt, Completion], JudgeResult | Awaitable[JudgeResult]]
-
-REASON_CHARACTERS = 500
 
 
 class FunctionJudge:
@@ -105,15 +103,6 @@ def to_verdict(value: Any) -> Verdict:
         value.close()
         return Verdict.failed("returned a coroutine; declare the function itself with 'async def'")
     return Verdict.failed(f"returned {type(value).__name__} {_short(value)}; return a Verdict, float, bool or None")
-
-
-def describe(error: BaseException) -> str:
-    """Type, message and, where known, the line that raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
-    return f"{type(error).__name__}: {error}"[:REASON_CHARACTERS] + place
 
 
 def with_seconds(verdict: Verdict, seconds: float) -> Verdict:

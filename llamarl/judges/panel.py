@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamarl.core.config import suggest
-from llamarl.core.errors import ConfigError, DataError, JudgeError
+from llamarl.core.errors import ConfigError, DataError, JudgeError, describe
 from llamarl.core.protocols import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
 from llamarl.judges.combine import check_weights, combine
-from llamarl.judges.function import describe
 
 
 class JudgePanel:

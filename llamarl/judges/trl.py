@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from llamarl.core.errors import ConfigError, JudgeError
+from llamarl.core.errors import ConfigError, JudgeError, describe
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.data.rows import TEXT_PROMPT
-from llamarl.judges.function import FunctionJudge, describe, function_name, is_async, to_verdict
+from llamarl.judges.function import FunctionJudge, function_name, is_async, to_verdict
 from llamarl.judges.threads import run_in_thread
 
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")

@@ -14,8 +14,9 @@ import torch
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.export import export_run
 from llamarl.controller.ledger import Ledger
+from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
-from llamarl.controller.run import prepare, resume, train
+from llamarl.controller.run import resume, train
 from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors

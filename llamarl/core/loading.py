@@ -1,0 +1,68 @@
+"""Objects by name: `module:attribute` or `path/to/file.py:attribute`, for judges and algorithms of the user's own."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llamarl.core.config import suggest
+from llamarl.core.errors import ConfigError, LlamaRLError, describe
+
+
+def load_object(spec: str) -> Any:
+    """What `module:attribute` or `file.py:attribute` names.
+
+    Raises:
+        ConfigError: no such file, module or attribute, or importing it failed; says which and what is near.
+    """
+    place, _, attribute = spec.rpartition(":")
+    if not place or not attribute:
+        raise ConfigError(f"{spec!r} names nothing; write 'module:name' or 'path/to/file.py:name'")
+    module = _from_file(place) if place.endswith(".py") else _from_module(place, spec)
+    target: Any = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            names = [n for n, value in vars(target).items() if callable(value) and not n.startswith("_")]
+            raise ConfigError(f"{spec}: {place} has no {part!r}.{suggest(part, names) if names else ''}")
+        target = getattr(target, part)
+    return target
+
+
+def _from_module(name: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise ConfigError(
+                f"{spec}: no module {error.name!r}; install it, or name a file: 'path/to/file.py:name'"
+            ) from None
+        raise ConfigError(f"{spec}: importing {name} failed: {describe(error)}") from error
+    except LlamaRLError:
+        raise
+    except (Exception, SystemExit) as error:  # the border to the user's module
+        raise ConfigError(f"{spec}: importing {name} failed: {describe(error)}") from error
+
+
+def _from_file(path: str) -> ModuleType:
+    """Runs the file once a process; its module name is a hash of its path, so same-named files stay apart."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        siblings = [other.name for other in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file.{suggest(file.name, siblings) if siblings else ''}")
+    name = f"llamarl_file_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: cannot be loaded as Python; check the file's name")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the border to the user's file
+        del sys.modules[name]
+        raise ConfigError(f"{path}: running the file failed: {describe(error)}") from error
+    return module

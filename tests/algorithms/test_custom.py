@@ -1,0 +1,56 @@
+"""An algorithm of the user's own, named in a recipe by file."""
+
+from pathlib import Path
+
+import pytest
+
+from llamarl.algorithms import CustomConfig
+from llamarl.controller.recipe import Recipe
+from llamarl.controller.run import train
+from llamarl.core.errors import ConfigError
+from llamarl.recipes import recipe_path
+
+SOURCE = """
+from llamarl.algorithms import AIPO, AIPOConfig
+
+class Doubled(AIPO):
+    name = "doubled"
+
+    def advantages(self, rewards, groups):
+        return [2 * value for value in super().advantages(rewards, groups)]
+
+def doubled(rho):
+    return Doubled(AIPOConfig(rho=rho))
+
+def nothing():
+    return object()
+"""
+
+SMALL = [
+    *("--schedule.steps", "1", "--schedule.prompts-per-step", "2", "--schedule.samples-per-prompt", "4"),
+    *("--evaluation.num-prompts", "0", "--sampling.max-tokens", "16", "--schedule.max-staleness", "0"),
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_a_recipe_trains_with_an_algorithm_from_a_file(tmp_path: Path, file: Path) -> None:
+    own = ["--algorithm.type", "custom", "--algorithm.factory", f"{file}:doubled", "--algorithm.settings.rho", "2.0"]
+    recipe = Recipe.load(recipe_path("demo"), [*SMALL, *own])
+    assert recipe.algorithm.build().name == "doubled"
+    assert train(recipe, tmp_path / "run")[0].steps == 1
+    assert Recipe.load(tmp_path / "run" / "recipe.json") == recipe
+
+
+def test_rejects_a_factory_that_is_missing_fails_or_returns_no_algorithm(file: Path) -> None:
+    with pytest.raises(ConfigError, match="has no 'double'"):
+        CustomConfig(type="custom", factory=f"{file}:double").build()
+    with pytest.raises(ConfigError, match=r"algorithm\.settings"):
+        CustomConfig(type="custom", factory=f"{file}:doubled", settings={"roh": 1.0}).build()
+    with pytest.raises(ConfigError, match="returned a object without name"):
+        CustomConfig(type="custom", factory=f"{file}:nothing").build()

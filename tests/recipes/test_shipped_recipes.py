@@ -1,0 +1,35 @@
+"""Every shipped recipe parses, and trains for two steps."""
+
+from pathlib import Path
+
+import pytest
+
+from llamarl.controller.recipe import Recipe
+from llamarl.controller.run import train
+from llamarl.core.errors import ConfigError
+from llamarl.generation.int8 import check_int8
+from llamarl.recipes import recipe_names, recipe_path
+
+TWO_STEPS = [
+    *("--schedule.steps", "2", "--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4"),
+    *("--evaluation.num-prompts", "4", "--sampling.max-tokens", "16", "--generator.slots", "16"),
+]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
+    recipe = Recipe.load(recipe_path(name), TWO_STEPS)
+    if recipe.generator.precision == "int8":
+        try:
+            check_int8("cpu")
+        except ConfigError as error:
+            pytest.skip(str(error))
+    summary, _ = train(recipe, tmp_path / "run")
+    assert summary.steps == 2 and summary.prompts_trained == 8
+    assert summary.reward_before is not None and summary.reward_after is not None
+    assert summary.staleness_max is not None and summary.staleness_max <= recipe.schedule.max_staleness
+
+
+def test_an_unknown_recipe_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'demo'"):
+        recipe_path("demmo")
