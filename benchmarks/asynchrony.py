@@ -52,7 +52,7 @@ def run_in_process(latency: int, staleness: int, threads: int, engine: str, is_q
 
 
 def one_run(engine: str, latency: int, staleness: int, threads: int, steps: int) -> Measured:
-    """Medians over the steady part of one run."""
+    """Means over the steady part of one run: whole pipeline periods, since steps of one period come in bursts."""
     from llamarl.controller.recipe import Recipe
     from llamarl.controller.run import train
     from llamarl.recipes import recipe_path
@@ -73,10 +73,11 @@ def one_run(engine: str, latency: int, staleness: int, threads: int, steps: int)
         lines = (Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()
     records = [record for line in lines if "time/step" in (record := json.loads(line))]
     steady = records[staleness + 2 : len(records) - staleness - 1]
-    medians = {key: statistics.median(r[key] for r in steady) for key in ("time/step", "time/train")}
+    steady = steady[: len(steady) // (staleness + 1) * (staleness + 1)]
+    means = {key: statistics.fmean(r[key] for r in steady) for key in ("time/step", "time/train")}
     return {
-        "step": medians["time/step"],
-        "train": medians["time/train"],
+        "step": means["time/step"],
+        "train": means["time/train"],
         "staleness mean": statistics.fmean(r["rollout/staleness/mean"] for r in steady),
         "staleness max": max(r["rollout/staleness/max"] for r in steady),
         "steps": len(steady),

@@ -128,5 +128,6 @@ def _check_judges(prepared: Prepared) -> None:
     """Loads every judge once and lets those that can look at each prompt before the run."""
     for config in prepared.recipe.judges:
         check = getattr(load_judge(config.function, config.name), "check", None)
-        for prompt in (*prepared.prompts, *prepared.held_out) if check else ():
-            check(prompt)
+        if check is not None:
+            for prompt in (*prepared.prompts, *prepared.held_out):
+                check(prompt)

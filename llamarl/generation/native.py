@@ -64,7 +64,7 @@ class NativeBackend:
         self.vocab_size = decoder.geometry.vocab_size
         self.cache = KVCache(decoder.geometry, slots, decoder.embed.dtype, self.device)
         self._lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        self._row_index = torch.arange(slots, device=self.device)
+        self._row_index = torch.arange(slots * decoder.geometry.num_kv_heads, device=self.device)
         self._zero, self._minus_infinity = decoder.embed.new_tensor([0.0, -torch.inf])
         self._position_index = self._row_index[:0]
 
@@ -118,20 +118,21 @@ class NativeBackend:
         self.cache.reserve(longest)
         n, g = len(tokens), self.geometry
         num_read = min(longest + -longest % _BLOCK, self.cache.capacity)
-        positions, row = self._lengths[:n].clone(), self._row_index[:n]
+        positions = self._lengths[:n].clone()
         is_past = self._positions(num_read) > positions.unsqueeze(1)
         mask = torch.where(is_past, self._minus_infinity, self._zero).view(n, 1, 1, num_read)
         mask = mask.expand(n, g.num_kv_heads, 1, num_read).reshape(-1, 1, num_read)
         batch, per_kv, scale = n * g.num_kv_heads, g.num_heads // g.num_kv_heads, g.head_dim**-0.5
+        head_row, head_position = self._row_index[:batch], positions.repeat_interleave(g.num_kv_heads)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.cache.keys[layer], self.cache.values[layer]
-            keys[row, :, :, positions] = k
-            values[row, :, positions] = v
-            keys = keys.view(-1, g.head_dim, self.cache.capacity)[:batch, :, :num_read]
-            values = values.view(-1, self.cache.capacity, g.head_dim)[:batch, :num_read]
-            scores = torch.baddbmm(mask, q.reshape(batch, per_kv, g.head_dim), keys, alpha=scale)
-            return torch.bmm(torch.softmax(scores, dim=-1), values).view(n, -1)
+            keys = self.cache.keys[layer].view(-1, g.head_dim, self.cache.capacity)
+            values = self.cache.values[layer].view(-1, self.cache.capacity, g.head_dim)
+            keys[head_row, :, head_position] = k.reshape(batch, g.head_dim)
+            values[head_row, head_position] = v.reshape(batch, g.head_dim)
+            queries = q.reshape(batch, per_kv, g.head_dim)
+            scores = torch.baddbmm(mask, queries, keys[:batch, :, :num_read], alpha=scale)
+            return torch.bmm(torch.softmax(scores, dim=-1), values[:batch, :num_read]).view(n, -1)
 
         hidden = self.decoder.hidden(tokens, positions, attend, longest)
         self._lengths[:n] += 1
