@@ -15,7 +15,7 @@ REQUIRED = ("name", "needs_reference", "needs_entropy_grad", "trains_zero_advant
 class CustomConfig(Config):
     """Where the algorithm is and what it is built with."""
 
-    type: Literal["custom"]
+    type: Literal["custom"] = "custom"
     factory: str
     """`module:name` or `path/to/file.py:name`: called with `settings` as keywords, returns the algorithm."""
     settings: dict[str, Any] = Field(default_factory=dict)

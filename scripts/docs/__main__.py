@@ -64,9 +64,10 @@ def settings_page() -> str:
     for name, field in Recipe.model_fields.items():
         if name != "algorithm":
             parts += [section(name, model, field) for model in models_in(field.annotation)]
-    parts.append("\n## algorithm\n\nOne of eight; `algorithm.type` says which. `aipo` where a recipe says nothing.\n")
+    parts.append("\n## algorithm\n\nOne of these; `algorithm.type` says which. `aipo` where a recipe says nothing.\n")
     for name, model in sorted(ALGORITHMS.items()):
-        parts.append(f'\n### type = "{name}"\n\n{summary(model)} See [{name}](../algorithms/{name}.md).\n\n')
+        page = "guides/write-an-algorithm.md" if name == "custom" else f"algorithms/{name}.md"
+        parts.append(f'\n### type = "{name}"\n\n{summary(model)} See [{name}](../{page}).\n\n')
         parts.append(table(plain_fields(model), "algorithm."))
     parts.append(f"\n## Settings of `llamarl sft`\n\n{summary(SFTConfig)}\n\n" + table(plain_fields(SFTConfig), ""))
     return NOTICE + "".join(parts)

@@ -49,8 +49,8 @@ def test_a_recipe_trains_with_an_algorithm_from_a_file(tmp_path: Path, file: Pat
 
 def test_rejects_a_factory_that_is_missing_fails_or_returns_no_algorithm(file: Path) -> None:
     with pytest.raises(ConfigError, match="has no 'double'"):
-        CustomConfig(type="custom", factory=f"{file}:double").build()
+        CustomConfig(factory=f"{file}:double").build()
     with pytest.raises(ConfigError, match=r"algorithm\.settings"):
-        CustomConfig(type="custom", factory=f"{file}:doubled", settings={"roh": 1.0}).build()
+        CustomConfig(factory=f"{file}:doubled", settings={"roh": 1.0}).build()
     with pytest.raises(ConfigError, match="returned a object without name"):
-        CustomConfig(type="custom", factory=f"{file}:nothing").build()
+        CustomConfig(factory=f"{file}:nothing").build()

@@ -109,8 +109,8 @@ def test_wrong_attributes_are_refused(rewards: str, attribute: str, message: str
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (":judge", "':judge' names no judge; write 'module:function'"),
-        ("rewards:", "names no judge"),
+        (":judge", "':judge' names nothing; write 'module:name'"),
+        ("rewards:", "names nothing"),
         ("no_such_module_x:judge", "no module 'no_such_module_x'; install it, or name a file"),
         ("llamarl.nosuch:judge", "no module 'llamarl.nosuch'"),
     ],
