@@ -29,6 +29,7 @@ from llamarl.controller.pulse import Pulse
 from llamarl.controller.reporter import Reporter
 from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.schedule import Schedule
+from llamarl.controller.task import RunTask
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
     Completion,
@@ -98,7 +99,7 @@ class IdleTrainer(Executor):
 class IdleJudge(Executor):
     """Odd samples are right."""
 
-    async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
+    async def judge_group(self, prompt: Prompt, completions: Sequence[Completion], task: str) -> tuple[Sample, ...]:
         """One sample per completion."""
         return tuple(Sample(c, {"idle": Verdict.scored(i % 2)}, float(i % 2)) for i, c in enumerate(completions))
 
@@ -137,10 +138,9 @@ async def run(engine_name: str, observer: TimedReporter | TimedSilence, ledger: 
         judge = await engine.spawn(IdleJudge, name="judge")
         controller = Controller(
             schedule=schedule,
-            stream=((0, prompt) for prompt in prompts),
+            tasks=[RunTask("idle", ((0, prompt) for prompt in prompts), AIPO(AIPOConfig()), NUM_GROUPS, GROUP_SIZE)],
             encode=lambda prompt: (7,) * PROMPT_LENGTH,
             sampling=Sampling(max_tokens=LENGTH),
-            algorithm=AIPO(AIPOConfig()),
             trainer=trainer,
             judge=judge,
             pool=GeneratorPool(

@@ -57,9 +57,9 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
             scores = [workload.reward(answer.text, prompt.info) for answer in answers]
             judged = (Sample(a, {"reward": Verdict.scored(r)}, r) for a, r in zip(answers, scores, strict=True))
             groups.append(Group(prompt, tuple(judged), index))
-        samples = algorithm.assign(groups)
+        assignment = algorithm.assign(groups)
         clock.append(time.perf_counter())
-        trainer.loss(samples)
+        trainer.loss(assignment)
         trainer.step()
         clock.append(time.perf_counter())
         manifest = trainer.publish()
@@ -75,7 +75,7 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
             "tokens": sum(lengths),
             "longest": max(lengths),
             "prompt_tokens": sum(len(answers[0].prompt_ids) for answers in completions),
-            "has_gradient": sum(sample.advantage != 0.0 for sample in samples) / len(samples),
+            "has_gradient": sum(sample.advantage != 0.0 for sample in assignment.samples) / len(assignment.samples),
         }
 
 

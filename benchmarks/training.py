@@ -1,6 +1,6 @@
 """The train phase of a GRPO step: packed forward pass against plain padded rows, and against the machine's products.
 
-    python benchmarks/training.py [--threads 1] [--repeats 5] [--sizes small,long,large]
+    python -m benchmarks.training [--threads 1] [--repeats 5] [--sizes small,long,large]
 
 Per size, 16 prompts x 8 completions, one GRPO step (loss, gradient, clipping, AdamW), all in one micro-batch:
 
@@ -11,23 +11,20 @@ Per size, 16 prompts x 8 completions, one GRPO step (loss, gradient, clipping, A
                faster of torch's two libraries): the time below which no training of these tokens can go
 
 Seconds are CPU seconds of the process with one thread (other load on the machine disturbs them less), wall seconds
-with more; the best of all repeats, contenders taking turns. Writes benchmarks/results/training.json.
+with more; the best of all repeats, contenders taking turns.
 """
 
-import argparse
-import json
-import platform
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.common import Benchmark
 from llamarl.algorithms.grpo import GRPOConfig
-from llamarl.core.records import TrainSample
+from llamarl.core.records import Assignment, TrainSample
 from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.linear import linear
 from llamarl.training.config import TrainerConfig
@@ -155,12 +152,13 @@ def measure(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, fl
     config = TrainerConfig(micro_batch_tokens=10**6)
     plain = PlainStep(build_policy(size), config)
     trainer = PolicyTrainer(build_policy(size), GRPOConfig(kl_coef=0.0).build(), config)
-    gap = abs(plain(samples) - trainer.train(samples).metrics["train/loss"])
+    assignment = Assignment(tuple(samples), NUM_PROMPTS)
+    gap = abs(plain(samples) - trainer.train(assignment).metrics["train/loss"])
     seconds = {"padded": float("inf"), "packed": float("inf")}
     for _ in range(repeats):
-        for key, run in (("padded", plain), ("packed", trainer.train)):
+        for key, run in (("padded", lambda: plain(samples)), ("packed", lambda: trainer.train(assignment))):
             started = clock()
-            run(samples)
+            run()
             seconds[key] = min(seconds[key], clock() - started)
     rate, flops = product_rate(clock), product_flops(trainer.model, samples)
     lengths = [len(sample.token_ids) for sample in samples]
@@ -179,26 +177,21 @@ def measure(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training.json")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    results = []
-    for name in args.sizes.split(","):
-        results.append(measure(name, args.repeats, clock))
-        print(
-            "  ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in results[-1].items()
-            )
-        )
-    machine = {"cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()), "torch": torch.__version__}
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps({"threads": args.threads, **machine, "results": results}, indent=1) + "\n")
+    benchmark = Benchmark("training", __doc__, repeats=5)
+    benchmark.parser.add_argument("--threads", type=int, default=1)
+    benchmark.parser.add_argument("--sizes", default=",".join(SIZES))
+    options = benchmark.start()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    rows = []
+    for name in options.sizes.split(","):
+        rows.append(measure(name, options.repeats, clock))
+        benchmark.note(f"{name} done")
+    headlines = {}
+    for row in rows:
+        headlines[f"{row['size']} share of product rate"] = row["share_of_product_rate"]
+        headlines[f"{row['size']} padded / packed"] = row["speedup"]
+    benchmark.finish(rows, headlines)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
 """Weight channels against a plain memory copy of the same tensors, in GB/s of weights moved.
 
-    python benchmarks/weight_sync.py [--megabytes 200] [--threads 1] [--repeats 15]
+    python -m benchmarks.weight_sync [--megabytes 200] [--threads 1] [--repeats 15]
 
 Each round runs all ways, in rotating order, so that noise of the machine hits all alike; medians and the fastest round
-are reported. `shm` is fetched by a second process. Writes benchmarks/results/weight_sync.json.
+are reported. `shm` is fetched by a second process; `shm both` is a publish and its fetch, the bytes counted once.
 """
 
-import argparse
-import json
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
-from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.common import Benchmark, paired_ratio
 from llamarl.core.records import WeightManifest
 from llamarl.functional.checksum import checksum, verify
 from llamarl.weights import LocalChannel, ShmChannel
@@ -98,35 +95,24 @@ def measure(megabytes: int, threads: int, repeats: int) -> dict[str, list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "weight_sync.json")
-    arguments = parser.parse_args()
-    rounds = measure(arguments.megabytes, arguments.threads, arguments.repeats)
-    gigabytes = sum(t.numel() * 4 for t in make_weights(arguments.megabytes).values()) / 1e9
-    memcpy = statistics.median(rounds["memcpy"])
-    ways = {
-        way: {
-            "median_gb_per_second": round(gigabytes / statistics.median(seconds), 2),
-            "best_gb_per_second": round(gigabytes / min(seconds), 2),
-            "median_of_memcpy": round(memcpy / statistics.median(seconds), 2),
+    benchmark = Benchmark("weight_sync", __doc__, repeats=15)
+    benchmark.parser.add_argument("--megabytes", type=int, default=200)
+    benchmark.parser.add_argument("--threads", type=int, default=1)
+    options = benchmark.start()
+    rounds = measure(options.megabytes, options.threads, options.repeats)
+    rounds["shm both"] = [sum(pair) for pair in zip(rounds["shm publish"], rounds["shm fetch"], strict=True)]
+    gigabytes = sum(t.numel() * 4 for t in make_weights(options.megabytes).values()) / 1e9
+    rows: list[dict[str, Any]] = [
+        {
+            "way": way,
+            "median GB/s": round(gigabytes / statistics.median(seconds), 2),
+            "best GB/s": round(gigabytes / min(seconds), 2),
+            "of memcpy": paired_ratio(rounds["memcpy"], seconds)["median"],
         }
         for way, seconds in rounds.items()
-    }
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": platform.machine(), "torch": torch.__version__, "python": platform.python_version()},
-        "megabytes": round(gigabytes * 1000),
-        "threads": arguments.threads,
-        "repeats": arguments.repeats,
-        "ways": ways,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    for way, numbers in ways.items():
-        print(f"{way:14} {numbers['median_gb_per_second']:6.2f} GB/s  ({numbers['median_of_memcpy']:.2f} of memcpy)")
+    ]
+    headlines = {f"{row['way']} / memcpy": row["of memcpy"] for row in rows}
+    benchmark.finish(rows, headlines, [f"{gigabytes * 1000:.0f} MB of weights, {options.threads} thread(s)"])
 
 
 if __name__ == "__main__":

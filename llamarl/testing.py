@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from llamarl.core.errors import ExecutorLostError, StallError
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
+    Assignment,
     Completion,
     GenerationRequest,
     Group,
@@ -198,16 +199,25 @@ class ScriptedGenerator(Executor):
 
 @dataclass
 class ScriptedTrainer(Executor):
-    """Counts versions; keeps every batch it was given."""
+    """Counts versions; keeps the samples of every batch it was given."""
 
     seconds_per_step: float = 1.0
     version: int = 0
     batches: list[list[TrainSample]] = field(default_factory=list)
+    weights: list[list[float]] = field(default_factory=list)
+    """Of the tasks, as given with each batch."""
 
-    async def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
+    async def train(
+        self,
+        assignments: Assignment | Sequence[Assignment],
+        watched_groups: Sequence[int] = (),
+        weights: Sequence[float] = (),
+    ) -> StepResult:
         """Takes `seconds_per_step`; the version goes up by one."""
         await asyncio.sleep(self.seconds_per_step)
-        self.batches.append(list(samples))
+        parts = [assignments] if isinstance(assignments, Assignment) else assignments
+        self.batches.append([sample for part in parts for sample in part.samples])
+        self.weights.append(list(weights))
         self.version += 1
         return StepResult(self.version, {"train/loss": 0.0})
 
@@ -224,7 +234,9 @@ class ScriptedJudge(Executor):
     seconds: Callable[[Prompt], float] = lambda prompt: 0.0
     report: Mapping[str, float] = field(default_factory=dict)
 
-    async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
+    async def judge_group(
+        self, prompt: Prompt, completions: Sequence[Completion], task: str = ""
+    ) -> tuple[Sample, ...]:
         """One sample per completion; its reward is the verdict's score."""
         await asyncio.sleep(self.seconds(prompt))
         verdicts = [self.decide(prompt, completion) for completion in completions]

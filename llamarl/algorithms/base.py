@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import Field
 
 from llamarl.core.config import Config
-from llamarl.core.records import Group, Sample, TrainSample
+from llamarl.core.records import Assignment, Group, Sample, TrainSample
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.kl import KLLoss, kl_estimate, kl_loss
 from llamarl.functional.losses import LossBatch, LossOutput, Metrics, Reduction, masked_metric, reduce_terms
@@ -47,40 +47,37 @@ class PolicyGradient(Generic[C]):
 
     name: str
     """As in the config's `type`."""
+    needs_values: bool = False
+    """Whether `loss` reads `values`; the trainer then trains a value head."""
+    keeps_groups_together: bool = False
+    """Whether all samples of a group must reach `loss` in one micro-batch."""
     corrects_staleness: bool = True
     """Whether the objective weighs or clips by policy / behaviour. Without it, train with `max_staleness = 0`."""
 
     def __init__(self, config: C) -> None:
         self.config = config
         self.needs_reference = config.kl_coef > 0
-        """Whether `loss` reads `reference_logprobs`."""
+        """Whether samples need `reference_logprobs`."""
         self.needs_entropy_grad = config.entropy_coef > 0
         """Whether `loss` differentiates `entropy`; otherwise it only reports it, if given."""
-        self.trains_zero_advantage = self.needs_reference or self.needs_entropy_grad
+        self.trains_zero_advantage = config.kl_coef > 0 or config.entropy_coef > 0
         """Whether samples of zero advantage still have a gradient; if not, the trainer may skip them."""
         self.drops_zero_signal = False
         """Whether the controller may drop groups whose rewards are all equal and generate others in their place."""
 
-    def assign(self, groups: Sequence[Group]) -> list[TrainSample]:
+    def assign(self, groups: Sequence[Group]) -> Assignment:
         """Training samples with their advantages, in order. Samples without a finite reward leave every mean."""
-        chosen = [(i, sample) for i, group in enumerate(groups) for sample in group.samples if _is_scored(sample)]
+        chosen = [(i, sample) for i, group in enumerate(groups) for sample in group.samples if is_judged(sample)]
         advantages = self.advantages([self.reward(sample) for _, sample in chosen], [i for i, _ in chosen])
-        return [
-            TrainSample(
-                prompt_ids=sample.completion.prompt_ids,
-                token_ids=sample.completion.token_ids,
-                logprobs=sample.completion.logprobs,
-                versions=sample.completion.versions,
-                advantage=advantage,
-                group=groups[i].index,
-            )
+        samples = tuple(
+            train_sample(sample, groups[i], advantage)
             for (i, sample), advantage in zip(chosen, advantages, strict=True)
-        ]
+        )
+        return Assignment(samples, num_prompts=len({i for i, _ in chosen}))
 
     def reward(self, sample: Sample) -> float:
         """The reward that advantages are computed from; here the judged one."""
-        assert sample.reward is not None
-        return sample.reward
+        return reward_of(sample)
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
         """Advantages `[N]` of scored samples; here the reward minus its group's mean."""
@@ -104,25 +101,21 @@ class PolicyGradient(Generic[C]):
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         objective = self.objective(batch, log_ratios)
         terms = -objective.values
-        if self.needs_reference:
-            reference = _required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
+        if self.config.kl_coef > 0:
+            reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
             terms = terms + self.config.kl_coef * kl_loss(
                 batch.logprobs, reference, batch.mask, self.config.kl_estimator
             )
         if self.needs_entropy_grad:
-            terms = terms - self.config.entropy_coef * _required(batch.entropy, "entropy", "entropy_coef")
+            terms = terms - self.config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, self.config.reduction)
-        return LossOutput(loss, _metrics(batch, log_ratios.detach(), objective))
+        return LossOutput(loss, policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
 
 
-def _metrics(batch: LossBatch, log_ratios: "Tensor", objective: Objective) -> Metrics:
-    ratios = log_ratios.exp()
-    values = {
-        "train/ratio/mean": ratios,
-        "train/ppo_kl": log_ratios.expm1() - log_ratios,
-        "train/clip_frac/low": objective.is_low,
-        "train/clip_frac/high": objective.is_high,
-    }
+def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
+    """How far the policy is from who sampled and from the reference, and its entropy, over the batch's tokens."""
+    known = log_ratios.detach()
+    values = {"train/ratio/mean": known.exp(), "train/ppo_kl": known.expm1() - known}
     if batch.reference_logprobs is not None:
         values["train/kl_ref"] = kl_estimate(batch.logprobs.detach(), batch.reference_logprobs, batch.mask, "k3")
     if batch.entropy is not None:
@@ -130,13 +123,46 @@ def _metrics(batch: LossBatch, log_ratios: "Tensor", objective: Objective) -> Me
     return {key: masked_metric(value, batch.mask) for key, value in values.items()}
 
 
-def _is_scored(sample: Sample) -> bool:
-    return sample.reward is not None and math.isfinite(sample.reward)
+def clip_metrics(batch: LossBatch, objective: Objective) -> Metrics:
+    """Shares of the batch's tokens that a bound acted on."""
+    flags = {"train/clip_frac/low": objective.is_low, "train/clip_frac/high": objective.is_high}
+    return {key: masked_metric(flag, batch.mask) for key, flag in flags.items()}
 
 
-def _required(value: "Tensor | None", name: str, coefficient: str) -> "Tensor":
+def is_judged(sample: Sample) -> bool:
+    """Whether it may enter a mean: it has a finite reward, and it is known whether it meets its constraints."""
+    return sample.reward is not None and math.isfinite(sample.reward) and sample.is_satisfied is not None
+
+
+def judged(groups: Sequence[Group]) -> list[tuple[Group, list[Sample]]]:
+    """Groups with at least one judged sample, and those samples."""
+    found = [(group, [sample for sample in group.samples if is_judged(sample)]) for group in groups]
+    return [(group, samples) for group, samples in found if samples]
+
+
+def reward_of(sample: Sample) -> float:
+    """The reward of a judged sample."""
+    assert sample.reward is not None
+    return sample.reward
+
+
+def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
+    """The trainer's view of a sample."""
+    completion = sample.completion
+    return TrainSample(
+        prompt_ids=completion.prompt_ids,
+        token_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        versions=completion.versions,
+        advantage=advantage,
+        group=group.index,
+        reference_logprobs=sample.reference_logprobs or (),
+    )
+
+
+def required(value: "Tensor | None", name: str, coefficient: str = "") -> "Tensor":
+    """The tensor. Raises `ValueError` if the batch lacks it, naming the coefficient that asks for it."""
     if value is None:
-        raise ValueError(
-            f"LossBatch.{name} is missing, but {coefficient} > 0 needs it; fill it or set {coefficient} = 0"
-        )
+        why = f"{coefficient} > 0 needs it; fill it or set {coefficient} = 0" if coefficient else "the loss needs it"
+        raise ValueError(f"LossBatch.{name} is missing, but {why}")
     return value

@@ -9,7 +9,10 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.loading import load_object
 from llamarl.core.protocols import Algorithm
 
-REQUIRED = ("name", "needs_reference", "needs_entropy_grad", "trains_zero_advantage", "drops_zero_signal")
+REQUIRED = (
+    *("name", "needs_reference", "needs_entropy_grad", "needs_values", "keeps_groups_together"),
+    *("trains_zero_advantage", "drops_zero_signal", "corrects_staleness", "assign", "loss"),
+)
 
 
 class CustomConfig(Config):
@@ -28,7 +31,7 @@ class CustomConfig(Config):
             algorithm = factory(**self.settings)
         except TypeError as error:
             raise ConfigError(f"algorithm.factory={self.factory}: {error}; check algorithm.settings") from error
-        missing = [name for name in (*REQUIRED, "corrects_staleness", "assign", "loss") if not hasattr(algorithm, name)]
+        missing = [name for name in REQUIRED if not hasattr(algorithm, name)]
         if missing:
             raise ConfigError(
                 f"algorithm.factory={self.factory} returned a {type(algorithm).__name__} without {', '.join(missing)}; "

@@ -99,11 +99,29 @@ class WorkBuffer:
             return self._pending.pop(index)
         return self._ready.pop(index)[0]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream has ended and everything it gave was trained or dropped."""
+        return self.is_exhausted and not self._pending and not self._ready
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether `take_batch` has something to give: a batch, or nothing more because all is over."""
+        return self.is_over or self._chosen() is not None
+
     def take_batch(self) -> list[Group] | None:
         """The next batch in issue order, or None while it must wait.
 
-        B groups, or all that remain once the stream is exhausted and nothing is pending.
+        B groups, or all that remain once the stream is exhausted and nothing is pending: none where all is over.
         """
+        chosen = [] if self.is_over else self._chosen()
+        if chosen is None:
+            return None
+        self.next_version += 1
+        return [self._ready.pop(index)[1] for index in sorted(chosen)]
+
+    def _chosen(self) -> list[int] | None:
+        """Indices of the groups that the next batch would take."""
         size = self.batch_groups
         if self.is_exhausted and not self._pending:
             size = min(size, len(self._ready))
@@ -112,10 +130,7 @@ class WorkBuffer:
         chosen = sorted(self._ready, key=lambda i: (self._ready[i][0].version, i))[:size]
         rest = [t.version for i, (t, _) in self._ready.items() if i not in set(chosen)]
         rest += [ticket.version for ticket in self._pending.values()]
-        if not self._is_feasible(rest, self.next_version + 1):
-            return None
-        self.next_version += 1
-        return [self._ready.pop(index)[1] for index in sorted(chosen)]
+        return chosen if self._is_feasible(rest, self.next_version + 1) else None
 
     def blocking(self) -> list[Ticket]:
         """Pending groups that the next batch must wait for, by due version: what a stalled trainer waits for."""

@@ -7,29 +7,32 @@
     task          consumes          produces              waits for                  unblocked by
     _issue        prompts           requests              the staleness budget       newer weights, drops
     collect (g)   completions       judging tasks         generator g                its own decode steps
-    _judge        one group         a ready group, drop   the judge                  the judge, or its deadline
+    _judge        one group         a ready group, drop   judge, reference           they, or their deadline
     _train        a batch           a version, metrics    B ready groups             _judge
     sync          a version         generators serving it each generator             between two decode steps
 
-Every wait has a deadline except `_issue`'s, which `_train`'s deadline covers. Samples pass through here as records;
-weights never do. `core.protocols` are the only types known of the other side; `WorkBuffer` holds the staleness bound.
+A run of several tasks does this for all of them at once: each has its own prompts, judges, algorithm and staleness
+account, and every step trains a batch of each. Every wait has a deadline except `_issue`'s, which `_train`'s covers.
+Samples pass through here as records; weights never do. `core.protocols` are the only types known of the other side;
+`WorkBuffer` holds the staleness bound.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llamarl.controller.buffer import Ticket, WorkBuffer
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.metrics import mean_reward, rollout_metrics
+from llamarl.controller.metrics import batch_metrics, by_task, mean_reward
 from llamarl.controller.observer import Observer, StepRecord
 from llamarl.controller.pool import GeneratorPool, Member, Work
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.schedule import Schedule
+from llamarl.controller.task import RunTask
 from llamarl.core.errors import JudgeError
-from llamarl.core.protocols import Algorithm, ExecutorHandle
+from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample, StepResult, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
@@ -55,11 +58,11 @@ class Controller:
 
     Args:
         schedule: how much work, and how old it may be.
-        stream: (epoch, prompt) pairs still to train, in order; its end ends the run early.
+        tasks: what to train; the end of all their streams ends the run early.
         encode: prompt -> token ids.
         sampling: how completions of training prompts are drawn.
-        algorithm: `assign` turns judged groups into training samples.
         trainer, judge: running executors (`core.protocols.Trainer`; `judges.executor.JudgeExecutor`).
+        reference: the frozen reference policy (`training.reference.ReferenceExecutor`), where an algorithm needs it.
         pool: the generators, not yet started.
         ledger: the account of every prompt.
         observer: is told what happens (metrics, rollouts, live view).
@@ -73,12 +76,12 @@ class Controller:
         self,
         *,
         schedule: Schedule,
-        stream: Iterator[tuple[int, Prompt]],
+        tasks: Sequence[RunTask],
         encode: Callable[[Prompt], tuple[int, ...]],
         sampling: Sampling,
-        algorithm: Algorithm,
         trainer: ExecutorHandle,
         judge: ExecutorHandle,
+        reference: ExecutorHandle | None = None,
         pool: GeneratorPool,
         ledger: Ledger,
         observer: Observer,
@@ -87,15 +90,15 @@ class Controller:
         seed: int = 0,
         version: int = 0,
     ) -> None:
-        self.schedule, self.sampling, self.algorithm, self.seed = schedule, sampling, algorithm, seed
-        self._stream, self._encode, self._ledger = stream, encode, ledger
-        self._trainer, self._judge, self._pool = trainer, judge, pool
+        self.schedule, self.sampling, self.seed = schedule, sampling, seed
+        self.tasks = {task.name: task for task in tasks}
+        self._encode, self._ledger = encode, ledger
+        self._trainer, self._judge, self._reference, self._pool = trainer, judge, reference, pool
         self._observer, self._guard, self._pulse = observer, guard, pulse
         self.version = version
-        self.buffer = WorkBuffer(
-            schedule.prompts_per_step, schedule.max_staleness, schedule.lookahead, next_version=version
-        )
-        self._next_index = version * schedule.prompts_per_step
+        for task in tasks:
+            task.open(schedule, version)
+        self._next_index = version * sum(task.prompts_per_step for task in tasks)
         self._next_evaluation_key = -1
         self._is_stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -153,74 +156,103 @@ class Controller:
         while True:
             member = await self._pulse.wait_for(self._member_to_feed, lambda: "room for another group")
             works: list[Work] = []
-            while self._may_issue(member) and len(works) < self._pool.room(member):
-                item = next(self._stream, None)
+            while len(works) < self._pool.room(member) and (task := self._task_to_feed(member)) is not None:
+                item = next(task.stream, None)
                 if item is None:
-                    self.buffer.is_exhausted = True
+                    task.buffer.is_exhausted = True
                     self._pulse.beat()
-                    break
-                works.append(self._start(*item, version=member.version or 0))
+                else:
+                    works.append(self._start(task, *item, version=member.version or 0))
             if works:
                 await self._pool.submit(member, works)
-            if self.buffer.is_exhausted:
+            if all(task.buffer.is_exhausted for task in self.tasks.values()):
                 return
 
     def _member_to_feed(self) -> Member | None:
         member = self._pool.with_room()
-        return member if member is not None and self._may_issue(member) else None
+        return member if member is not None and self._task_to_feed(member) is not None else None
 
-    def _may_issue(self, member: Member) -> bool:
-        buffer, outstanding = self.buffer, self.buffer.num_pending + self.buffer.num_ready
-        still_wanted = (self.schedule.steps - buffer.next_version) * buffer.batch_groups
-        return member.version is not None and outstanding < still_wanted and buffer.may_issue(member.version)
+    def _task_to_feed(self, member: Member) -> RunTask | None:
+        """The task furthest behind among those that may start a group on this generator's weights."""
+        version, steps = member.version, self.schedule.steps
+        if version is None:
+            return None
+        able = [task for task in self.tasks.values() if task.may_issue(version, steps)]
+        return min(able, key=lambda task: task.progress, default=None)
 
-    def _start(self, epoch: int, prompt: Prompt, version: int) -> Work:
+    def _start(self, task: RunTask, epoch: int, prompt: Prompt, version: int) -> Work:
         ticket = Ticket(self._next_index, epoch, prompt, version)
         self._next_index += 1
-        self.buffer.issue(ticket)
+        task.num_issued += 1
+        task.buffer.issue(ticket)
         self._ledger.issue(epoch, prompt.id)
 
         def restart(version: int) -> None:
-            self.buffer.restart(ticket.index, version)
+            task.buffer.restart(ticket.index, version)
             self._ledger.issue(epoch, prompt.id)
 
-        request = self._request(ticket.index, epoch, prompt, self.schedule.samples_per_prompt, self.sampling)
-        return Work(request, lambda done: self._judge_later(ticket, done), restart)
+        request = self._request(ticket.index, epoch, prompt, task.samples_per_prompt, self.sampling)
+        return Work(request, lambda done: self._judge_later(task, ticket, done), restart)
 
     def _request(self, key: int, epoch: int, prompt: Prompt, samples: int, sampling: Sampling) -> GenerationRequest:
         """The generation request of a prompt; its seeds depend on run seed, epoch, prompt and sample only."""
         seeds = tuple(sample_seed(self.seed, epoch, prompt.id, i) for i in range(samples))
         return GenerationRequest(key, self._encode(prompt), seeds, sampling, priority=key)
 
-    def _judge_later(self, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
-        self._background(self._judge_group(ticket, completions))
+    def _judge_later(self, task: RunTask, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
+        self._background(self._judge_group(task, ticket, completions))
 
-    async def _judge_group(self, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
+    async def _judge_group(self, task: RunTask, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
         """Judges one group as soon as it is generated; it becomes ready, or is dropped with its reason."""
-        samples = await self._judged_samples(ticket.prompt, completions)
-        group = Group(ticket.prompt, samples, ticket.index, ticket.epoch)
+        prompt = ticket.prompt
+        samples, logprobs, baseline = await asyncio.gather(
+            self._judged_samples(task, prompt, completions),
+            self._reference_logprobs(task, completions),
+            self._judged_baseline(task, prompt),
+        )
+        samples = tuple(replace(s, reference_logprobs=known) for s, known in zip(samples, logprobs, strict=True))
+        group = Group(prompt, samples, ticket.index, ticket.epoch, baseline)
         rewards = group.rewards
         if len(rewards) < min(2, len(samples)):
             reason = "unscored"
-        elif self.algorithm.drops_zero_signal and len(set(rewards)) == 1:
+        elif task.algorithm.drops_zero_signal and len(set(rewards)) == 1:
             reason = "no_signal"
         else:
             reason = None
         if reason:
-            self.buffer.drop(ticket.index)
-            self._ledger.drop(ticket.epoch, ticket.prompt.id, self.version + 1, reason)
+            task.buffer.drop(ticket.index)
+            self._ledger.drop(ticket.epoch, prompt.id, self.version + 1, reason)
         else:
-            self.buffer.finish(ticket.index, group)
-            self._ledger.finish(ticket.epoch, ticket.prompt.id)
+            task.buffer.finish(ticket.index, group)
+            self._ledger.finish(ticket.epoch, prompt.id)
         self._observer.on_group(group, dropped=reason)
         self._pulse.beat()
 
-    async def _judged_samples(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
+    async def _judged_samples(
+        self, task: RunTask, prompt: Prompt, completions: Sequence[Completion]
+    ) -> tuple[Sample, ...]:
         with self._observer.span("judge", "judge"):
             samples: tuple[Sample, ...] = await self._judge.call(
-                "judge_group", prompt, completions, timeout_seconds=self.schedule.judge_seconds
+                "judge_group", prompt, completions, task.name, timeout_seconds=self.schedule.judge_seconds
             )
         return samples
+
+    async def _reference_logprobs(
+        self, task: RunTask, completions: Sequence[Completion]
+    ) -> Sequence[tuple[float, ...] | None]:
+        """Of each completion, per token; None where the task's algorithm needs none."""
+        if self._reference is None or not task.algorithm.needs_reference:
+            return [None] * len(completions)
+        rows = [(completion.prompt_ids, completion.token_ids) for completion in completions]
+        with self._observer.span("reference", "score"):
+            logprobs: list[tuple[float, ...]] = await self._reference.call(
+                "logprobs", rows, timeout_seconds=self.schedule.call_seconds
+            )
+        return logprobs
+
+    async def _judged_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
+        completion = task.baselines.get(prompt.id)
+        return None if completion is None else (await self._judged_samples(task, prompt, [completion]))[0]
 
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
         """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""
@@ -228,11 +260,11 @@ class Controller:
         while self.version < schedule.steps:
             started = asyncio.get_running_loop().time()
             with self._observer.span("trainer", "wait"):
-                batch = await self._pulse.wait_for(self._next_batch, self._describe_pending, schedule.stall_seconds)
+                batches = await self._pulse.wait_for(self._next_batches, self._describe_pending, schedule.stall_seconds)
             waited = asyncio.get_running_loop().time() - started
-            if not batch:
+            if not any(batches.values()):
                 break  # the stream ended, or somebody asked to stop
-            record = await self._step(batch, waited)
+            record = await self._step(batches, waited)
             self._observer.on_step(record)
             self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
             if record.metrics.get("judge/is_degraded"):
@@ -254,22 +286,39 @@ class Controller:
                 "judged, so the run stopped with a checkpoint; mend the judges, then resume"
             )
 
-    async def _step(self, batch: list[Group], waited: float) -> StepRecord:
-        metrics = rollout_metrics(batch, self.version) | {"time/wait_batch": waited}
-        watched = self._observer.watched(self.version + 1, batch)
+    async def _step(self, batches: Mapping[str, list[Group]], waited: float) -> StepRecord:
+        groups = [group for batch in batches.values() for group in batch]
+        watched = self._observer.watched(self.version + 1, groups)
+        assignments = [self.tasks[name].algorithm.assign(batch) for name, batch in batches.items()]
+        rollouts = batch_metrics(batches, assignments, self.version) | {"time/wait_batch": waited}
         with self._observer.span("trainer", "train"):
             result: StepResult = await self._trainer.call(
-                "train", self.algorithm.assign(batch), watched, timeout_seconds=self.schedule.call_seconds
+                "train",
+                assignments,
+                watched,
+                [task.weight for task in self.tasks.values()],
+                timeout_seconds=self.schedule.call_seconds,
             )
         self.version = result.version
-        self._ledger.commit_step(self.version, [(group.epoch, group.prompt.id) for group in batch])
+        self._ledger.commit_step(self.version, [(group.epoch, group.prompt.id) for group in groups])
         await self._synced()
         manifest = await self._publish()
         self._syncing = self._background(self._pool.sync(manifest))
         judged = await self._judge_status()
         proofs = [member.proof for member in self._pool.members if member.proof is not None]
-        metrics = {**metrics, **result.metrics, **judged}
-        return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(batch), proofs, result.logprobs)
+        trained = {**result.metrics, **by_task(list(self.tasks), result.task_metrics)}
+        metrics = {**rollouts, **trained, **judged, **self._look(batches)}
+        return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(groups), proofs, result.logprobs)
+
+    def _look(self, batches: Mapping[str, list[Group]]) -> dict[str, float]:
+        """Lets each task's reward-hacking watch see its batch; says what rings."""
+        looks = {name: self.tasks[name].watch.look(self.version, batch) for name, batch in batches.items()}
+        for name, (_, alarms) in looks.items():
+            for alarm in alarms:
+                self._observer.on_message(f"reward hacking? {name}, {alarm.text}")
+                self._is_stopping |= self.tasks[name].watch.config.should_stop
+        metrics = [found for found, _ in looks.values()]
+        return metrics[0] if len(metrics) == 1 else by_task(list(looks), metrics)
 
     async def _judge_status(self) -> dict[str, float]:
         """What the judges counted since the last call."""
@@ -322,23 +371,32 @@ class Controller:
 
         async def judged(key: int, prompt: Prompt) -> Group:
             completions = await asyncio.wait_for(answers[key], limit)
-            return Group(prompt, await self._judged_samples(prompt, completions), key, -1)
+            return Group(prompt, await self._judged_samples(self._task_of(prompt), prompt, completions), key, -1)
 
         return await asyncio.gather(*(judged(key, p) for key, p in zip(keys, evaluation.prompts, strict=True)))
 
-    def _next_batch(self) -> list[Group] | None:
+    def _task_of(self, prompt: Prompt) -> RunTask:
+        return next(iter(self.tasks.values())) if len(self.tasks) == 1 else self.tasks[prompt.task]
+
+    def _next_batches(self) -> dict[str, list[Group]] | None:
+        """A batch of every task, none at all once the run is to end, or None while one must wait."""
         if self._is_stopping:
-            return []
-        batch = self.buffer.take_batch()
-        is_over = self.buffer.is_exhausted and not self.buffer.num_pending and not self.buffer.num_ready
-        return [] if batch is None and is_over else batch
+            return {}
+        if not all(task.buffer.has_batch for task in self.tasks.values()):
+            return None
+        return {name: task.buffer.take_batch() or [] for name, task in self.tasks.items()}
 
     def _describe_pending(self) -> str:
-        waiting = [f"{t.prompt.id!r} (epoch {t.epoch}, since version {t.version})" for t in self.buffer.blocking()]
-        return (
-            f"batch {self.buffer.next_version}: {self.buffer.num_ready} of {self.buffer.batch_groups} groups are "
-            f"ready, {len(waiting)} pending: {', '.join(waiting[:8]) or 'none'}"
-        )
+        waiting = {name: task.buffer for name, task in self.tasks.items() if not task.buffer.has_batch}
+        return "; ".join((f"task {name}, " if len(self.tasks) > 1 else "") + _pending(b) for name, b in waiting.items())
+
+
+def _pending(buffer: WorkBuffer) -> str:
+    waiting = [f"{t.prompt.id!r} (epoch {t.epoch}, since version {t.version})" for t in buffer.blocking()]
+    return (
+        f"batch {buffer.next_version}: {buffer.num_ready} of {buffer.batch_groups} groups are ready, "
+        f"{len(waiting)} pending: {', '.join(waiting[:8]) or 'none'}"
+    )
 
 
 def _first_reason(groups: Sequence[Group]) -> str:

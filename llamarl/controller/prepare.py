@@ -1,18 +1,52 @@
 """Reads and checks everything that can be wrong with a run before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llamarl.controller.recipe import Recipe
+from llamarl.algorithms import AlgorithmConfig
+from llamarl.controller.recipe import Recipe, TaskConfig
 from llamarl.core.errors import DataError
-from llamarl.core.records import Prompt
+from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import read_prompts
-from llamarl.judges.resolve import load_judge
+from llamarl.judges.config import build_judge
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTask:
+    """One task's data, read and checked."""
+
+    config: TaskConfig
+    """With nothing left open (`Recipe.all_tasks`)."""
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    skipped_rows: Sequence[Any]
+    baselines: Mapping[str, Completion]
+    """By prompt id, where the algorithm may fall back on `info.baseline`."""
+
+    @property
+    def algorithm(self) -> AlgorithmConfig:
+        """Its algorithm's settings."""
+        assert self.config.algorithm is not None
+        return self.config.algorithm
+
+    def describe(self, steps: int) -> dict[str, Any]:
+        """What of it would run."""
+        size, samples = self.config.prompts_per_step or 0, self.config.samples_per_prompt or 0
+        return {
+            "prompts": len(self.prompts),
+            "held_out": len(self.held_out),
+            "skipped_rows": len(self.skipped_rows),
+            "epochs": round(steps * size / len(self.prompts), 3),
+            "completions_per_step": size * samples,
+            "algorithm": self.algorithm.type,
+            "judges": [judge.name or judge.function for judge in self.config.judges],
+            "weight": self.config.weight,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,29 +54,39 @@ class Prepared:
     """Everything read and checked before the first process starts."""
 
     recipe: Recipe
-    prompts: Sequence[Prompt]
-    held_out: Sequence[Prompt]
-    skipped_rows: Sequence[Any]
+    tasks: Sequence[PreparedTask]
     tokenizer: Tokenizer
     max_positions: int
     template_limits: Sequence[str]
     """What the chat template cannot do, in words."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an algorithm compares with the policy that the run starts from."""
+        return any(task.algorithm.build().needs_reference for task in self.tasks)
+
+    @property
+    def held_out(self) -> list[Prompt]:
+        """Of all tasks."""
+        return [prompt for task in self.tasks for prompt in task.held_out]
+
+    @property
+    def skipped_rows(self) -> list[Any]:
+        """Of all tasks."""
+        return [row for task in self.tasks for row in task.skipped_rows]
+
     def describe(self) -> dict[str, Any]:
         """What would run, for `--dry-run`."""
         schedule = self.recipe.schedule
-        per_epoch = len(self.prompts) / schedule.prompts_per_step
+        tasks = {task.config.name: task.describe(schedule.steps) for task in self.tasks}
+        executors = ["trainer", "judge", *(["reference"] if self.needs_reference else [])]
         return {
-            "prompts": len(self.prompts),
-            "held_out": len(self.held_out),
-            "skipped_rows": len(self.skipped_rows),
+            **(tasks["default"] if not self.recipe.tasks else {"tasks": tasks}),
             "steps": schedule.steps,
-            "epochs": round(schedule.steps / per_epoch, 3),
-            "completions_per_step": schedule.prompts_per_step * schedule.samples_per_prompt,
             "max_staleness": schedule.max_staleness,
             "engine": self.recipe.engine,
             "template_limits": list(self.template_limits),
-            "executors": ["trainer", "judge", *generator_names(self.recipe)],
+            "executors": [*executors, *generator_names(self.recipe)],
         }
 
 
@@ -60,7 +104,16 @@ def prepare(recipe: Recipe) -> Prepared:
     config = load_config(recipe.model)
     tokenizer = load_tokenizer(recipe.model)
     limits = [f"{name}: {text}" for name, text in check_template(tokenizer, config).limits.items()]
-    data = recipe.data
+    tasks = [_prepare_task(recipe, task, tokenizer) for task in recipe.all_tasks]
+    prepared = Prepared(recipe, tasks, tokenizer, config.max_position_embeddings, limits)
+    _check_lengths(prepared)
+    for task in tasks:
+        _check_judges(task)
+    return prepared
+
+
+def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer) -> PreparedTask:
+    data = task.data
     rows = read_prompts(
         data.source,
         format=data.format,
@@ -69,31 +122,47 @@ def prepare(recipe: Recipe) -> Prepared:
         limit=data.limit,
         on_bad_row=data.on_bad_row,
     )
-    prompts = [_with_system(prompt, data.system) for prompt in rows]
-    prompts, held_out = _hold_out(recipe, prompts)
-    prepared = Prepared(recipe, prompts, held_out, rows.skipped, tokenizer, config.max_position_embeddings, limits)
-    _check_lengths(prepared)
-    _check_judges(prepared)
-    return prepared
+    prompts, held_out = _hold_out(task, recipe.evaluation.num_prompts, [_with_system(row, data.system) for row in rows])
+    if recipe.tasks:
+        prompts, held_out = _of_task(task.name, prompts), _of_task(task.name, held_out)
+    assert task.algorithm is not None
+    uses_baseline = getattr(task.algorithm.build(), "uses_baseline", False)
+    baselines = _baselines(tokenizer, prompts) if uses_baseline else {}
+    return PreparedTask(task, prompts, held_out, rows.skipped, baselines)
 
 
-def _hold_out(recipe: Recipe, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+def _of_task(name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """With ids that are unique over all tasks of the run."""
+    return [replace(prompt, id=f"{name}/{prompt.id}", task=name) for prompt in prompts]
+
+
+def _baselines(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> dict[str, Completion]:
+    """`info.baseline` of each prompt that has one, as tokens; no policy sampled them (version -1, log-prob 0)."""
+    found = {}
+    for prompt in prompts:
+        if isinstance(text := prompt.info.get("baseline"), str):
+            ids = (*tokenizer.encode(text), tokenizer.eos_ids[0])
+            zeros, versions = (0.0,) * len(ids), (-1,) * len(ids)
+            found[prompt.id] = Completion(encode_prompt(tokenizer, prompt), ids, zeros, versions, text, "stop")
+    return found
+
+
+def _hold_out(task: TaskConfig, most: int, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts. Held-out rows are chosen by a hash of their id: the same in every run."""
-    evaluation = recipe.evaluation
-    if not evaluation.num_prompts:
+    if not most:
         return prompts, []
-    if evaluation.source is not None:
-        rows = read_prompts(evaluation.source, mapping=recipe.data.mapping, limit=evaluation.num_prompts)
-        held_out = [_with_system(prompt, recipe.data.system) for prompt in rows]
+    if task.held_out is not None:
+        rows = read_prompts(task.held_out, mapping=task.data.mapping, limit=most)
+        held_out = [_with_system(prompt, task.data.system) for prompt in rows]
         trained = {_text(prompt) for prompt in prompts}
         if leaked := [prompt.id for prompt in held_out if _text(prompt) in trained]:
             raise DataError(
-                f"evaluation.source={evaluation.source}: {len(leaked)} of its prompts are also training prompts, "
-                f"first {leaked[0]!r}; remove them from one side"
+                f"held-out prompts {task.held_out}: {len(leaked)} of them are also training prompts, first "
+                f"{leaked[0]!r}; remove them from one side"
             )
         return prompts, held_out
     order = sorted(range(len(prompts)), key=lambda i: derive_seed("held out", prompts[i].id))
-    chosen = set(order[: min(evaluation.num_prompts, len(prompts) // 5)])
+    chosen = set(order[: min(most, len(prompts) // 5)])
     return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]
 
 
@@ -115,7 +184,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
 def _check_lengths(prepared: Prepared) -> None:
     """No prompt may be so long that its completion cannot fit the model's positions."""
     room = prepared.max_positions - prepared.recipe.sampling.max_tokens
-    for prompt in [*prepared.prompts, *prepared.held_out]:
+    for prompt in [*(prompt for task in prepared.tasks for prompt in task.prompts), *prepared.held_out]:
         if (length := len(encode_prompt(prepared.tokenizer, prompt))) > room:
             raise DataError(
                 f"prompt {prompt.id!r} has {length} tokens; with sampling.max_tokens="
@@ -124,10 +193,10 @@ def _check_lengths(prepared: Prepared) -> None:
             )
 
 
-def _check_judges(prepared: Prepared) -> None:
-    """Loads every judge once and lets those that can look at each prompt before the run."""
-    for config in prepared.recipe.judges:
-        check = getattr(load_judge(config.function, config.name), "check", None)
+def _check_judges(task: PreparedTask) -> None:
+    """Builds every judge once and lets those that can look at each prompt before the run."""
+    for config in task.config.judges:
+        check = getattr(build_judge(config), "check", None)
         if check is not None:
-            for prompt in (*prepared.prompts, *prepared.held_out):
+            for prompt in (*task.prompts, *task.held_out):
                 check(prompt)

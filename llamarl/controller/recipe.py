@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from llamarl.algorithms import AIPOConfig, AlgorithmConfig
 from llamarl.controller.guard import GuardConfig
 from llamarl.controller.schedule import Schedule
+from llamarl.controller.watch import WatchConfig
 from llamarl.core.config import Config, models_in, read_toml, suggest
 from llamarl.core.errors import ConfigError
 from llamarl.core.sampling import Sampling
@@ -45,9 +46,11 @@ class EvaluationConfig(Config):
     """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
 
     source: str | None = None
-    """Where they come from; None holds out rows of the training data, which then never train."""
+    """Where they come from; None holds out rows of the training data, which then never train. A run of several tasks
+    names a source in each task instead (`held_out`)."""
     num_prompts: int = Field(default=128, ge=0)
-    """Most prompts to use, at most a fifth of the training data where held out from it; 0 turns evaluation off."""
+    """Most prompts to use of each task, at most a fifth of the training data where held out from it; 0 turns evaluation
+    off."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Completions of each; the reported reward is the mean over all."""
     temperature: float | None = Field(default=None, ge=0.0)
@@ -67,8 +70,30 @@ class ReportConfig(Config):
     """Also log to this trackio project (extra `trackio`)."""
 
 
+class TaskConfig(Config):
+    """One of several tasks that a run trains together: its own prompts, judges and algorithm."""
+
+    name: str = Field(pattern=r"^[\w-]+$")
+    """In metrics, and before the ids of its prompts."""
+    data: DataConfig
+    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
+    """Who judges this task's completions, and only these."""
+    algorithm: AlgorithmConfig | None = None
+    """None: the recipe's."""
+    prompts_per_step: int | None = Field(default=None, ge=1)
+    """Its groups in one optimizer step; None: `schedule.prompts_per_step`."""
+    samples_per_prompt: int | None = Field(default=None, ge=1)
+    """None: `schedule.samples_per_prompt`."""
+    weight: float | None = Field(default=None, ge=0.0)
+    """Factor of its gradient in the step's sum; None: its share of the step's prompts."""
+    held_out: str | None = None
+    """Where its held-out prompts come from; None: rows of its data, which then never train."""
+
+
 class Recipe(Config):
     """A run: which model, on which prompts, judged by whom, improved how, for how long.
+
+    Plain runs have one task: `data`, `judges`, `algorithm`. Runs of several list them under `tasks` instead.
 
     Raises:
         ConfigError: (from `load` and `parse`) names each wrong field, its value and what to do.
@@ -76,10 +101,13 @@ class Recipe(Config):
 
     model: str
     """Checkpoint directory in Hugging Face format, or a Hub id."""
-    data: DataConfig
-    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
-    """Who judges. The reward is the mean of their scores, by their weights."""
+    data: DataConfig | None = None
+    """Required, unless the recipe lists `tasks`."""
+    judges: tuple[JudgeConfig, ...] = ()
+    """Who judges; required, unless the recipe lists `tasks`. The reward is the weighted mean of their scores."""
     algorithm: AlgorithmConfig = Field(default_factory=AIPOConfig)
+    tasks: tuple[TaskConfig, ...] = ()
+    """Several tasks trained together, one optimizer step for the weighted sum of their gradients."""
     sampling: Sampling = Field(default_factory=Sampling)
     schedule: Schedule = Field(default_factory=Schedule)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -88,6 +116,7 @@ class Recipe(Config):
     """Generator executors, each with its own copy of the model."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
+    watch: WatchConfig = Field(default_factory=WatchConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     engine: Literal["inprocess", "monarch"] = "inprocess"
     """Executors as threads of this process, or as processes (extra `monarch`)."""
@@ -98,14 +127,57 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.schedule.max_staleness > 0 and not self.algorithm.build().corrects_staleness:
-            raise ValueError(
-                f"algorithm.type={self.algorithm.type!r} has no off-policy correction, but schedule.max_staleness="
-                f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or use 'aipo'"
-            )
+        if self.tasks:
+            self._check_tasks()
+        elif self.data is None or not self.judges:
+            missing = "data" if self.data is None else "judges"
+            raise ValueError(f"{missing}: required, but not given (a run of several tasks lists them under `tasks`)")
+        for task in self.all_tasks:
+            algorithm = task.algorithm or self.algorithm
+            if self.schedule.max_staleness > 0 and not algorithm.build().corrects_staleness:
+                raise ValueError(
+                    f"algorithm.type={algorithm.type!r} has no off-policy correction, but schedule.max_staleness="
+                    f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or use 'aipo'"
+                )
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
         return self
+
+    def _check_tasks(self) -> None:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks: the names {names} repeat; give each task its own")
+        for field, given in (
+            ("data", self.data),
+            ("judges", self.judges),
+            ("evaluation.source", self.evaluation.source),
+        ):
+            if given:
+                raise ValueError(f"{field}: given beside `tasks`; move it into the task it belongs to")
+        if not any(task.weight is None or task.weight > 0 for task in self.tasks):
+            raise ValueError("tasks: every weight is 0, so nothing would be learnt; give one a positive weight")
+
+    @property
+    def all_tasks(self) -> tuple[TaskConfig, ...]:
+        """The tasks with nothing left open; a plain recipe is one task named `default`, of weight 1."""
+        assert self.tasks or self.data is not None
+        tasks = self.tasks or (
+            TaskConfig.model_construct(
+                name="default", data=self.data, judges=self.judges, held_out=self.evaluation.source
+            ),
+        )
+        sizes = [task.prompts_per_step or self.schedule.prompts_per_step for task in tasks]
+        return tuple(
+            task.model_copy(
+                update={
+                    "algorithm": task.algorithm or self.algorithm,
+                    "prompts_per_step": size,
+                    "samples_per_prompt": task.samples_per_prompt or self.schedule.samples_per_prompt,
+                    "weight": size / sum(sizes) if task.weight is None else task.weight,
+                }
+            )
+            for task, size in zip(tasks, sizes, strict=True)
+        )
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -195,16 +267,19 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 def _locate_files(values: dict[str, Any], folder: Path) -> None:
     """Makes file names absolute that exist beside the recipe or in the working directory."""
-    tables = [(values, "model"), (values.get("data"), "source"), (values.get("evaluation"), "source")]
-    for table, key in tables:
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = _located(table[key], folder)
-    algorithm = values.get("algorithm")
-    if isinstance(algorithm, dict) and isinstance(algorithm.get("factory"), str):
-        algorithm["factory"] = _located_object(algorithm["factory"], folder)
-    for judge in values.get("judges", []):
-        if isinstance(judge, dict) and isinstance(judge.get("function"), str):
-            judge["function"] = _located_object(judge["function"], folder)
+    tasks = [task for task in values.get("tasks", []) if isinstance(task, dict)]
+    places = [(values, "model"), (values.get("evaluation"), "source"), *((task, "held_out") for task in tasks)]
+    for table in (values, *tasks):
+        places.append((table.get("data"), "source"))
+        algorithm = table.get("algorithm")
+        if isinstance(algorithm, dict) and isinstance(algorithm.get("factory"), str):
+            algorithm["factory"] = _located_object(algorithm["factory"], folder)
+        for judge in table.get("judges", []):
+            if isinstance(judge, dict) and isinstance(judge.get("function"), str):
+                judge["function"] = _located_object(judge["function"], folder)
+    for place, key in places:
+        if isinstance(place, dict) and isinstance(place.get(key), str):
+            place[key] = _located(place[key], folder)
 
 
 def _located_object(spec: str, folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.metrics import mean_reward
+from llamarl.controller.metrics import evaluation_metrics, mean_reward
 from llamarl.controller.observer import StepRecord
 from llamarl.core.protocols import MetricSink
 from llamarl.core.records import Group
@@ -121,18 +121,8 @@ class Reporter:
             self._totals["reward_before"], self.before = reward, groups
         if version > 0:
             self._totals["reward_after"], self.after = reward, groups
-        samples = [sample for group in groups for sample in group.samples]
-        self._totals["tokens"] += sum(len(sample.completion.token_ids) for sample in samples)
-        lengths = [len(sample.completion.token_ids) for sample in samples]
-        self._sink.write(
-            version,
-            {
-                "policy_version": version,
-                "eval/reward/mean": reward,
-                "eval/reward/count": sum(sample.reward is not None for sample in samples),
-                "eval/response_len/mean": statistics.fmean(lengths),
-            },
-        )
+        self._totals["tokens"] += sum(len(s.completion.token_ids) for group in groups for s in group.samples)
+        self._sink.write(version, {"policy_version": version, **evaluation_metrics(groups)})
         self._last_step_at = time.monotonic()
         self.refresh()
 

@@ -16,27 +16,29 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from llamarl.algorithms import build_algorithm
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
 from llamarl.controller.loop import Controller, Evaluation
 from llamarl.controller.pool import GeneratorPool
-from llamarl.controller.prepare import Prepared, encode_prompt, generator_names, prepare
+from llamarl.controller.prepare import Prepared, PreparedTask, encode_prompt, generator_names, prepare
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter, log_message, read_state
 from llamarl.controller.restarts import RestartBudget, RevivingHandle
+from llamarl.controller.task import RunTask
+from llamarl.controller.watch import HackingWatch
 from llamarl.core.errors import CheckpointError, ConfigError, ExecutorLostError
 from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
-from llamarl.core.records import Prompt
 from llamarl.data import PromptStream
 from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
+from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.models.checkpoint import load_model
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
@@ -45,6 +47,7 @@ from llamarl.report.live import LiveView
 from llamarl.report.metrics import TensorBoardSink, TrackioSink
 from llamarl.report.summary import RunSummary, write_summary
 from llamarl.training.executor import TrainerExecutor
+from llamarl.training.reference import ReferenceExecutor
 from llamarl.weights import build_channel
 
 RECIPE_FILE = "recipe.json"
@@ -136,28 +139,32 @@ async def _attempt(
         ledger.rewind(version)
         state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
         reporter.restore(state, version)
-        async with _executors(recipe, prepared, reporter, budget) as (trainer, judge, pool, pulse):
+        async with _executors(prepared, reporter, budget) as executors:
+            trainer = executors.trainer
             if checkpoint:
                 await trainer.call("load", str(checkpoint.path / "trainer"))
             guard = CollapseGuard(recipe.guard)
             guard.restore(state.get("guard", {}))
+            tasks = [_run_task(recipe, task, ledger) for task in prepared.tasks]
+            for task in tasks:
+                task.watch.restore(state.get("watch", {}).get(task.name, {}))
             controller = Controller(
                 schedule=recipe.schedule,
-                stream=_stream(prepared, ledger),
+                tasks=tasks,
                 encode=functools.partial(encode_prompt, prepared.tokenizer),
                 sampling=recipe.sampling,
-                algorithm=build_algorithm(recipe.algorithm),
                 trainer=trainer,
-                judge=judge,
-                pool=pool,
+                judge=executors.judge,
+                reference=executors.reference,
+                pool=executors.pool,
                 ledger=ledger,
                 observer=reporter,
                 guard=guard,
-                pulse=pulse,
+                pulse=executors.pulse,
                 seed=recipe.seed,
                 version=version,
             )
-            save = functools.partial(_save, store, trainer, reporter, guard)
+            save = functools.partial(_save, store, trainer, reporter, guard, tasks)
             with _first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()
                 try:
@@ -173,6 +180,7 @@ async def _save(
     trainer: ExecutorHandle,
     reporter: Reporter,
     guard: CollapseGuard,
+    tasks: Sequence[RunTask],
     version: int,
     reward: float,
 ) -> None:
@@ -182,17 +190,32 @@ async def _save(
             folder = await asyncio.to_thread(store.fresh)
             (folder / "trainer").mkdir()
             await trainer.call("save", str(folder / "trainer"))
-            (folder / STATE_FILE).write_text(json.dumps({**reporter.state(), "guard": guard.state()}))
+            state = {
+                **reporter.state(),
+                "guard": guard.state(),
+                "watch": {task.name: task.watch.state() for task in tasks},
+            }
+            (folder / STATE_FILE).write_text(json.dumps(state))
             await asyncio.to_thread(store.commit, version, folder, reward)
         except OSError as error:
             reporter.on_message(f"checkpoint {version} not written ({error}); the previous one stays")
 
 
+class Executors(NamedTuple):
+    """Those of one run."""
+
+    trainer: ExecutorHandle
+    judge: ExecutorHandle
+    reference: ExecutorHandle | None
+    pool: GeneratorPool
+    """The generators, not yet started."""
+    pulse: Pulse
+
+
 @asynccontextmanager
-async def _executors(
-    recipe: Recipe, prepared: Prepared, reporter: Reporter, budget: RestartBudget
-) -> AsyncIterator[tuple[ExecutorHandle, ExecutorHandle, GeneratorPool, Pulse]]:
-    """Trainer, judge and (not yet started) generators on the recipe's engine; all gone at the end."""
+async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudget) -> AsyncIterator[Executors]:
+    """All executors on the recipe's engine; all gone at the end."""
+    recipe = prepared.recipe
     cores, environment = _share_cores(recipe)
     engine = build_engine(recipe.engine, environment)
     channel = build_channel(recipe.engine)
@@ -202,15 +225,20 @@ async def _executors(
         reporter.on_spawn(name, handle.pids)
         return handle
 
+    async def revived(name: str, factory: Callable[[], Executor]) -> ExecutorHandle:
+        return await RevivingHandle(name, functools.partial(spawn, factory, name), budget, reporter).start()
+
     load = functools.partial(load_model, recipe.model)
     pulse = Pulse()
+    judges = {task.config.name: task.config.judges for task in prepared.tasks}
+    load_frozen = functools.partial(load, device=recipe.trainer.device)
     try:
-        trainer, judge = await asyncio.gather(
+        trainer, judge, reference = await asyncio.gather(
             spawn(
                 functools.partial(
                     TrainerExecutor,
                     recipe.trainer,
-                    recipe.algorithm.build,
+                    [task.algorithm.build for task in prepared.tasks],
                     functools.partial(load, device=recipe.trainer.device),
                     recipe.sampling,
                     channel,
@@ -219,12 +247,13 @@ async def _executors(
                 ),
                 "trainer",
             ),
-            RevivingHandle(
-                "judge",
-                functools.partial(spawn, functools.partial(JudgeExecutor, recipe.judges), "judge"),
-                budget,
-                reporter,
-            ).start(),
+            revived("judge", functools.partial(JudgeExecutor, judges)),
+            revived(
+                "reference",
+                functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores),
+            )
+            if prepared.needs_reference
+            else asyncio.sleep(0),
         )
         generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel, cores)
         pool = GeneratorPool(
@@ -236,7 +265,7 @@ async def _executors(
             timeout_seconds=recipe.schedule.call_seconds,
             budget=budget,
         )
-        yield trainer, judge, pool, pulse
+        yield Executors(trainer, judge, reference, pool, pulse)
     finally:
         await engine.close()
         channel.close()
@@ -261,14 +290,31 @@ def _set_threads(count: int) -> None:
 
 def _capacity(recipe: Recipe) -> int:
     """Requests given to one generator: enough to keep its slots full, few enough that they start soon."""
-    per_slotful = -(-recipe.generator.slots // recipe.schedule.samples_per_prompt)
+    fewest = min(task.samples_per_prompt or 1 for task in recipe.all_tasks)
+    per_slotful = -(-recipe.generator.slots // fewest)
     return max(1, per_slotful + (per_slotful + 1) // 2)
 
 
-def _stream(prepared: Prepared, ledger: Ledger) -> Iterator[tuple[int, Prompt]]:
-    recipe = prepared.recipe
-    stream = PromptStream(prepared.prompts, seed=recipe.seed, epochs=recipe.data.epochs, done=ledger.accounted())
-    return ((issue.epoch, issue.prompt) for issue in stream)
+def _run_task(recipe: Recipe, task: PreparedTask, ledger: Ledger) -> RunTask:
+    """What is left of a task, after what the ledger accounts for."""
+    config, prefix = task.config, f"{task.config.name}/"
+    done = [(epoch, name) for epoch, name in ledger.accounted() if not recipe.tasks or name.startswith(prefix)]
+    stream = PromptStream(task.prompts, seed=recipe.seed, epochs=config.data.epochs, done=done)
+    return RunTask(
+        config.name,
+        ((issue.epoch, issue.prompt) for issue in stream),
+        task.algorithm.build(),
+        config.prompts_per_step or 1,
+        config.samples_per_prompt or 1,
+        weight=1.0 if config.weight is None else config.weight,
+        watch=HackingWatch(recipe.watch, _paying(config.judges)),
+        baselines=task.baselines,
+    )
+
+
+def _paying(judges: Sequence[JudgeConfig]) -> dict[str, float]:
+    """Weights of the judges whose scores make the reward, by name."""
+    return {build_judge(judge).name: judge.weight for judge in judges if judge.role == "reward"}
 
 
 def _evaluation(prepared: Prepared) -> Evaluation | None:

@@ -6,6 +6,7 @@
       MissingDependencyError(ImportError) names the extra that brings the package
       CheckpointError(RuntimeError)       a checkpoint is missing, torn or of another run
       JudgeError(RuntimeError)            a judge broke; never turned into a reward
+      EndpointError(ConnectionError)      a model server gave no usable reply, retries included
       ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
       WeightSyncError(RuntimeError)       weights that arrived are not the weights that were sent
       CollapseError(RuntimeError)         the policy degenerated; the run stopped before damage
@@ -42,6 +43,10 @@ class CheckpointError(LlamaRLError, RuntimeError):
 
 class JudgeError(LlamaRLError, RuntimeError):
     """A judge broke. Its sample is failed, never scored."""
+
+
+class EndpointError(LlamaRLError, ConnectionError):
+    """A model server gave no usable reply, retries included."""
 
 
 class ExecutorLostError(LlamaRLError, RuntimeError):

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from llamarl.core.records import (
+    Assignment,
     Completion,
     GenerationRequest,
     Group,
     Prompt,
     StepResult,
-    TrainSample,
     Verdict,
     WeightManifest,
     WeightProof,
@@ -57,8 +57,19 @@ class Generator(Protocol):
 class Trainer(Protocol):
     """Turns judged samples into new weights."""
 
-    def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
-        """Loss over all samples and one optimizer step; also returns the log-probs of the watched groups."""
+    def train(
+        self,
+        assignments: Assignment | Sequence[Assignment],
+        watched_groups: Sequence[int] = (),
+        weights: Sequence[float] = (),
+    ) -> StepResult:
+        """One optimizer step on the weighted sum of the tasks' losses, assignment i being task i's.
+
+        Args:
+            assignments: one of each task; a lone one in a run of one task.
+            watched_groups: whose log-probs the result holds.
+            weights: factor of each task's gradient; by default its share of the step's prompts.
+        """
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""
@@ -85,9 +96,13 @@ class Algorithm(Protocol):
 
     name: str
     needs_reference: bool
-    """Whether `loss` reads `reference_logprobs`."""
+    """Whether `assign` or `loss` reads `reference_logprobs`."""
     needs_entropy_grad: bool
     """Whether `loss` differentiates `entropy`."""
+    needs_values: bool
+    """Whether `loss` reads `values`, so that the trainer trains a value head beside the policy."""
+    keeps_groups_together: bool
+    """Whether all samples of a group must reach `loss` in one micro-batch, as pairs do."""
     trains_zero_advantage: bool
     """Whether samples of zero advantage have a gradient; if not, the trainer may skip them."""
     drops_zero_signal: bool
@@ -95,8 +110,8 @@ class Algorithm(Protocol):
     corrects_staleness: bool
     """Whether `loss` weighs or clips by policy / behaviour; without it, train with `max_staleness = 0`."""
 
-    def assign(self, groups: Sequence[Group]) -> list[TrainSample]:
-        """Which samples train, with which advantage. Unscored samples never appear."""
+    def assign(self, groups: Sequence[Group]) -> Assignment:
+        """Which samples of a batch train, with which advantage. Unscored samples never appear."""
 
     def loss(self, batch: Any) -> Any:
         """`functional.losses.LossBatch` of one micro-batch -> `LossOutput`, divided by the step's denominators."""

@@ -1,6 +1,6 @@
 """What crosses the borders between executors. All frozen, picklable and free of torch.
 
-    Prompt --generator--> Completion --judges--> Sample, Group --algorithm--> TrainSample --trainer--> StepResult
+    Prompt --generator--> Completion --judges--> Sample, Group --algorithm--> Assignment --trainer--> StepResult
 
 Example:
     >>> prompt = Prompt(id="p1", messages=({"role": "user", "content": "2 + 2 ="},), answer="4")
@@ -133,6 +133,10 @@ class Sample:
     """By judge name."""
     reward: float | None
     """Combined reward; None where it could not be judged, and then it leaves every mean, loss and denominator."""
+    reference_logprobs: tuple[float, ...] | None = None
+    """Per token: log-prob under the frozen reference policy, for algorithms that need it."""
+    is_satisfied: bool | None = True
+    """Whether it meets every constraint; None where that could not be judged, and then it has no reward either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,8 @@ class Group:
     index: int = 0
     """Issue order within the run."""
     epoch: int = 0
+    baseline: Sample | None = None
+    """A judged response that was not sampled, such as the reward model's baseline; some algorithms fall back on it."""
 
     @property
     def rewards(self) -> list[float]:
@@ -169,6 +175,19 @@ class TrainSample:
     """Samples of one group share their prompt; the trainer computes that prompt once."""
     weight: float = 1.0
     """Multiplies the sample's loss."""
+    reference_logprobs: tuple[float, ...] = ()
+    """Per token: log-prob under the frozen reference policy; empty where the algorithm needs none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What an algorithm makes of one task's batch."""
+
+    samples: tuple[TrainSample, ...]
+    num_prompts: int
+    """Judged groups of the batch, those without a training sample included."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the algorithm counted, under short names such as `violation_rate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,3 +225,5 @@ class StepResult:
     """A guard refused the update; the weights are bit-identical to before."""
     logprobs: Mapping[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
     """(group, token ids) -> the trainer's log-prob of each token, for the groups it was asked to watch."""
+    task_metrics: tuple[Mapping[str, float], ...] = ()
+    """Of each task by its index, where the run has several."""

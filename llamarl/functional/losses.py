@@ -8,7 +8,8 @@ whole step, so the micro-batch losses (and their gradients) simply add up, howev
     sequence_mean    sum over samples of (their sum / their tokens) / samples    less in a long sample
     fixed_length     sum of all terms / (samples * max_tokens)                 the same, whatever the step's lengths
     sample_sum       sum of all terms / samples                                1: the log-prob of whole sequences
-    group_sum        sum of all terms / groups                                 1, per prompt
+    group_sum        sum of all terms / groups with a sample                   1, per prompt
+    prompt_sum       sum of all terms / prompts, those without a sample too    1, per prompt
 
 Shape legend: N samples, T tokens. Nothing here imports torch: only methods of the tensors that come in are used.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 if TYPE_CHECKING:
     from torch import Tensor
 
-Reduction = Literal["token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum"]
+Reduction = Literal["token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum", "prompt_sum"]
 """What a sum of per-token terms is divided by."""
 
 Metrics = dict[str, tuple["Tensor | float", "Tensor | float"]]
@@ -35,18 +36,28 @@ class Denominators:
     """Completion tokens."""
     samples: int
     groups: int
-    """Distinct prompts."""
+    """Distinct prompts of these samples."""
+    prompts: int
+    """Prompts of the batch, those included of which no sample trains."""
     max_tokens: int
     """The token limit of a completion."""
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.samples, self.groups, self.max_tokens) < 1:
             raise ValueError(f"{self}: every count must be at least 1; do not step on an empty batch")
+        if self.prompts < self.groups:
+            raise ValueError(f"{self}: prompts must count every group, those without a sample included")
 
     @classmethod
-    def count(cls, lengths: Sequence[int], groups: Sequence[int], max_tokens: int) -> "Denominators":
-        """Counts a step from each sample's completion length and group."""
-        return cls(tokens=sum(lengths), samples=len(lengths), groups=len(set(groups)), max_tokens=max_tokens)
+    def count(cls, lengths: Sequence[int], groups: Sequence[int], *, prompts: int, max_tokens: int) -> "Denominators":
+        """Counts a step from each sample's completion length and group, and the prompts of its batch."""
+        return cls(
+            tokens=sum(lengths),
+            samples=len(lengths),
+            groups=len(set(groups)),
+            prompts=prompts,
+            max_tokens=max_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,21 +74,25 @@ class LossBatch:
     """`[N]` float."""
     weights: "Tensor"
     """`[N]` float: multiplies all loss terms of a sample, never a denominator."""
+    groups: "Tensor"
+    """`[N]` int64: samples of one prompt share a number."""
     denominators: Denominators
     reference_logprobs: "Tensor | None" = None
     """`[N, T]` float, of the reference policy."""
     entropy: "Tensor | None" = None
     """`[N, T]` float in nats; with gradient where the algorithm has an entropy term."""
+    values: "Tensor | None" = None
+    """`[N, T]` float, with gradient: the critic's value of the state before each token."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
         if len(shape) != 2 or str(self.mask.dtype) != "torch.bool":
             raise ValueError(f"LossBatch.mask must be a bool tensor [N, T], got {self.mask.dtype} {shape}")
-        for name in ("logprobs", "behavior_logprobs", "reference_logprobs", "entropy"):
+        for name in ("logprobs", "behavior_logprobs", "reference_logprobs", "entropy", "values"):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}, but mask has {shape}")
-        for name in ("advantages", "weights"):
+        for name in ("advantages", "weights", "groups"):
             if tuple(getattr(self, name).shape) != shape[:1]:
                 raise ValueError(f"LossBatch.{name} has shape {tuple(getattr(self, name).shape)}; want {shape[:1]}")
 
@@ -139,6 +154,8 @@ def _divisor(denominators: Denominators, reduction: Reduction) -> int:
         return denominators.samples * denominators.max_tokens
     if reduction == "group_sum":
         return denominators.groups
+    if reduction == "prompt_sum":
+        return denominators.prompts
     if reduction == "sequence_mean" or reduction == "sample_sum":
         return denominators.samples
     assert_never(reduction)

@@ -96,7 +96,7 @@ def clipped_objective(log_ratios: "Tensor", advantages: "Tensor", *, low: float,
 
     Args:
         log_ratios: `[N, T]` per token or from `sequence_log_ratio`, with gradient.
-        advantages: `[N]`.
+        advantages: `[N]`, or `[N, T]` where each token has its own.
         low: how far r may fall below 1 before a negative advantage stops pushing.
         high: how far r may rise above 1 before a positive advantage stops pushing.
 
@@ -104,6 +104,6 @@ def clipped_objective(log_ratios: "Tensor", advantages: "Tensor", *, low: float,
         The objective; `is_low`, `is_high` mark tokens that lost their gradient.
     """
     ratio = log_ratios.exp()
-    scores = advantages[:, None]
+    scores = advantages if advantages.ndim == 2 else advantages[:, None]
     values = (ratio * scores).minimum(ratio.clamp(1 - low, 1 + high) * scores)
     return Objective(values, (ratio < 1 - low) & (scores < 0), (ratio > 1 + high) & (scores > 0))

@@ -68,7 +68,7 @@ def _build(start: dict[str, Any]) -> Judge:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (start["max_memory_bytes"], start["max_memory_bytes"]))
     if "spec" in start:
-        judge = load_judge(start["spec"], start["name"], is_inline=True)
+        judge = load_judge(start["spec"], start["name"], settings=start["settings"], is_inline=True)
     else:
         judge = as_judge(ForkingPickler.loads(start["pickled"]), start["name"], is_inline=True)
     if isinstance(judge, FunctionJudge | TRLJudge):

@@ -1,13 +1,25 @@
-"""What a recipe says of a judge, and the judge or panel built from it."""
+"""What a recipe says of a judge, and the judge or panel built from it.
 
-from collections.abc import Sequence
+[[judges]]
+function = "rewards.py:helpful"
+
+[[judges]]
+function = "llm"
+name = "safe"
+role = "constraint"
+settings = {base_url = "http://127.0.0.1:8000/v1", model = "judge", template = "safety"}
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from llamarl.core.config import Config
+from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Judge
+from llamarl.judges.combine import Role
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.worker import ProcessJudge
@@ -17,11 +29,15 @@ class JudgeConfig(Config):
     """One judge of a task."""
 
     function: str
-    """`module:function`, `path/to/file.py:function`, or a shipped task judge's name, such as `format`."""
+    """`module:function`, `path/to/file.py:function`, or a shipped judge's name, such as `llm` or `format`."""
     name: str | None = None
-    """In verdicts and metrics; default: the function's name."""
+    """In verdicts and metrics; default: the judge's or function's own."""
+    settings: dict[str, Any] | None = None
+    """Keywords for `function`, which is then a class or a function that builds a judge."""
+    role: Role = "reward"
+    """`reward`: its score counts; `constraint`: it must pass, its score counts nowhere; `watch`: it is only logged."""
     weight: float = Field(default=1.0, ge=0.0)
-    """In the weighted mean; a judge of weight 0 only watches."""
+    """In the weighted mean of the reward judges; a judge of weight 0 only watches."""
     timeout_seconds: float = Field(default=60.0, gt=0.0)
     """With threads for a whole group, with processes for one completion."""
     isolation: Literal["thread", "process"] = "thread"
@@ -30,17 +46,54 @@ class JudgeConfig(Config):
     """Processes, where isolation is `process`."""
 
 
+def read_judges(spec: str) -> list[JudgeConfig]:
+    """The judges that a command line names: one by name, `module:function` or `file.py:function`, or those of a TOML file.
+
+    The file holds one judge's settings, or `[[judges]]` as a recipe does. Files that it names may stand beside it.
+
+    Raises:
+        ConfigError: the file cannot be read, or says nothing of judges.
+    """
+    if not spec.endswith(".toml"):
+        return [JudgeConfig(function=spec)]
+    values = read_toml(spec)
+    tables = values["judges"] if "judges" in values else [values]
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{spec}: judges: not a list of tables; write [[judges]]")
+    folder = Path(spec).parent
+    return [JudgeConfig.parse(_beside(table, folder), source=spec) for table in tables]
+
+
+def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The values with the names of files that stand in the folder made full paths."""
+
+    def located(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, colon, attribute = value.partition(":")
+        return f"{(folder / name).resolve()}{colon}{attribute}" if name and (folder / name).is_file() else value
+
+    found = {key: located(value) for key, value in values.items()}
+    if isinstance(values.get("settings"), Mapping):
+        found["settings"] = {key: located(value) for key, value in values["settings"].items()}
+    return found
+
+
 def build_judge(config: JudgeConfig) -> Judge:
     """The judge. Raises `ConfigError` if its function cannot be loaded or is no judge."""
     if config.isolation == "process":
         return ProcessJudge(
-            config.function, num_workers=config.workers, timeout_seconds=config.timeout_seconds, name=config.name
+            config.function,
+            num_workers=config.workers,
+            timeout_seconds=config.timeout_seconds,
+            name=config.name,
+            settings=config.settings,
         )
-    return load_judge(config.function, config.name)
+    return load_judge(config.function, config.name, settings=config.settings)
 
 
 def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
-    """The panel of these judges with their weights and deadlines; `options` go to `JudgePanel`."""
+    """The panel of these judges with their roles, weights and deadlines; `options` go to `JudgePanel`."""
     judges = [build_judge(config) for config in configs]
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
@@ -48,4 +101,5 @@ def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
     pairs = list(zip(names, configs, strict=True))
     weights = {name: config.weight for name, config in pairs}
     timeouts = {name: None if config.isolation == "process" else config.timeout_seconds for name, config in pairs}
-    return JudgePanel(judges, weights, timeout_seconds=timeouts, **options)
+    roles = {name: config.role for name, config in pairs}
+    return JudgePanel(judges, weights, roles=roles, timeout_seconds=timeouts, **options)

@@ -1,6 +1,6 @@
 """The judges as one executor of the run: an engine builds it where judging is to happen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llamarl.core.protocols import Executor
@@ -10,7 +10,7 @@ from llamarl.judges.panel import JudgePanel
 
 
 class JudgeExecutor(Executor):
-    """Hosts one `JudgePanel`; calls interleave, so slow judges of different groups overlap.
+    """Hosts one `JudgePanel` for each task of the run; calls interleave, so slow judges of different groups overlap.
 
     Example:
         >>> executor = JudgeExecutor([JudgeConfig(function="rewards.py:accuracy")])   # doctest: +SKIP
@@ -18,11 +18,13 @@ class JudgeExecutor(Executor):
         >>> samples = await handle.call("judge_group", prompt, completions)   # doctest: +SKIP
     """
 
-    def __init__(self, judges: Sequence[JudgeConfig] | JudgePanel, **options: Any) -> None:
+    def __init__(
+        self, judges: Sequence[JudgeConfig] | JudgePanel | Mapping[str, Sequence[JudgeConfig]], **options: Any
+    ) -> None:
         """Keeps the description; judges are loaded by `setup`, in the executor's own process.
 
         Args:
-            judges: configs, which pickle; or a ready panel, for an engine in this process.
+            judges: configs, which pickle; or a ready panel, for an engine in this process; or configs by task.
             options: of `JudgePanel`, with configs.
         """
         self._judges, self._options = judges, options
@@ -30,16 +32,36 @@ class JudgeExecutor(Executor):
     def setup(self) -> None:
         """Loads the judges. Raises `ConfigError` for one that is wrong."""
         judges = self._judges
-        self.panel = judges if isinstance(judges, JudgePanel) else build_panel(judges, **self._options)
+        by_task = judges if isinstance(judges, Mapping) else {"": judges}
+        self.panels = {
+            name: each if isinstance(each, JudgePanel) else build_panel(each, **self._options)
+            for name, each in by_task.items()
+        }
 
     def teardown(self) -> None:
         """Ends the judges' worker processes."""
-        self.panel.close()
+        for panel in self.panels.values():
+            panel.close()
 
-    async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
-        """Judged samples of one prompt, in order. Raises `JudgeError` where a judge is broken."""
-        return await self.panel.judge_group(prompt, completions)
+    async def judge_group(
+        self, prompt: Prompt, completions: Sequence[Completion], task: str = ""
+    ) -> tuple[Sample, ...]:
+        """Judged samples of one prompt, in order, by the judges of its task. Raises `JudgeError` if a judge is broken.
+
+        Where there is one panel only, it judges every task.
+        """
+        panel = next(iter(self.panels.values())) if len(self.panels) == 1 else self.panels[task]
+        return await panel.judge_group(prompt, completions)
 
     async def status(self) -> dict[str, float | None]:
-        """The panel's metrics since the last call; `judge/is_degraded` is 1 while too many samples go unscored."""
-        return {**self.panel.metrics(), "judge/is_degraded": float(self.panel.is_degraded)}
+        """The panels' metrics since the last call, those of several tasks under `task/<name>/`.
+
+        `judge/is_degraded` is 1 while too many samples of any task go unscored.
+        """
+        metrics: dict[str, float | None] = {}
+        for name, panel in self.panels.items():
+            prefix = f"task/{name}/" if len(self.panels) > 1 else ""
+            metrics |= {prefix + key: value for key, value in panel.metrics().items()}
+        panels = self.panels.values()
+        metrics["judge/unscored_frac"] = max(panel.unscored_fraction for panel in panels)
+        return {**metrics, "judge/is_degraded": float(any(panel.is_degraded for panel in panels))}

@@ -4,16 +4,17 @@
     samples = await panel.judge_group(prompt, completions)
     samples[0].reward, samples[0].verdicts["correct"].reason
 
-A judge that is late, raises, or answers nonsense yields failed verdicts, never numbers; a sample with a failed verdict
-of a weighted judge has no reward (`combine`). `JudgeError` is retried first. A judge that fails 64 samples in a row is
-broken, and the panel raises.
+Judges reward, constrain or only watch (`roles`); `combine` says how their verdicts make a sample's reward and whether
+it is satisfied. A judge that is late, raises or answers nonsense yields failed verdicts, never numbers; a sample with a
+failed verdict of a weighted judge has no reward. `JudgeError` is retried first. A judge that fails 64 samples in a row
+is broken, and the panel raises.
 """
 
 import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError, JudgeError, describe
 from llamarl.core.protocols import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
-from llamarl.judges.combine import check_weights, combine
+from llamarl.judges.combine import ROLES, Role, check_weights, mixture
 
 
 class JudgePanel:
@@ -32,6 +33,7 @@ class JudgePanel:
         judges: Sequence[Judge],
         weights: Mapping[str, float] | None = None,
         *,
+        roles: Mapping[str, Role] | None = None,
         timeout_seconds: float | Mapping[str, float | None] | None = 60.0,
         max_retries: int = 2,
         retry_seconds: float = 0.5,
@@ -44,7 +46,9 @@ class JudgePanel:
 
         Args:
             judges: with different names.
-            weights: by judge name, at least 0, default 1; a judge of weight 0 only watches.
+            weights: of reward judges by name, at least 0, default 1; a judge of weight 0 only watches.
+            roles: by judge name, default `reward`. Without any reward judge the reward is 1 where every constraint is
+                met, else 0.
             timeout_seconds: deadline of one judge on one group, retries included; or by judge name. None: the judge
                 has its own (`ProcessJudge`).
             max_retries: further attempts after a `JudgeError`.
@@ -55,7 +59,8 @@ class JudgePanel:
             jitter: randomness of the pauses.
 
         Raises:
-            ConfigError: no judge, equal names, a weight or time-out for a judge that is not there, a bad weight.
+            ConfigError: no judge, equal names, a weight, role or time-out for a judge that is not there, a bad weight
+                or role, nothing that makes a reward.
         """
         names = [judge.name for judge in judges]
         if not names or len(set(names)) < len(names):
@@ -64,14 +69,33 @@ class JudgePanel:
         if isinstance(timeout_seconds, Mapping):
             _check_names("timeout_seconds", timeout_seconds, names)
         self.judges = tuple(judges)
-        self.weights = dict.fromkeys(names, 1.0) | dict(weights or {})
-        check_weights(self.weights)
+        self.roles = _roles(names, roles or {})
+        self.constraints = tuple(name for name in names if self.roles[name] == "constraint")
+        weights = dict.fromkeys(names, 1.0) | dict(weights or {})
+        self.weights = {name: weight for name, weight in weights.items() if self.roles[name] == "reward"}
+        if self.weights or not self.constraints:
+            check_weights(self.weights)
         self._timeouts = _by_name(timeout_seconds, names)
         self._max_retries, self._retry_seconds = max_retries, retry_seconds
         self._max_failures, self._max_unscored = max_failures_in_row, max_unscored
         self._jitter = jitter or random.Random()
         self._tallies = {name: Tally() for name in names}
         self._unscored: deque[bool] = deque(maxlen=unscored_window)
+        self._satisfied: list[bool] = []
+
+    def check(self, prompts: Iterable[Prompt]) -> None:
+        """Asks the judges that can tell (those with a `check` method) whether the prompts hold what they need.
+
+        Raises:
+            ConfigError: naming the prompt, its task, the judge and what is missing.
+            DataError: a row names a judge that the panel lacks.
+        """
+        checked = [judge for judge in self.judges if hasattr(judge, "check")]
+        for prompt in prompts:
+            chosen = self._chosen(prompt)
+            for judge in checked:
+                if judge.name in chosen:
+                    _check_prompt(judge, prompt)
 
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
         """One sample per completion, in order.
@@ -87,8 +111,10 @@ class JudgePanel:
         samples = []
         for completion, *verdicts in zip(completions, *columns, strict=True):
             by_name = {judge.name: verdict for judge, verdict in zip(self.judges, verdicts, strict=True)}
-            samples.append(Sample(completion, by_name, combine(by_name, self.weights)))
+            reward, is_satisfied = mixture(by_name, self.weights, self.constraints)
+            samples.append(Sample(completion, by_name, reward, is_satisfied=is_satisfied))
         self._unscored.extend(sample.reward is None for sample in samples)
+        self._satisfied.extend(sample.is_satisfied for sample in samples if sample.is_satisfied is not None)
         self._raise_if_broken()
         return tuple(samples)
 
@@ -103,12 +129,21 @@ class JudgePanel:
         return len(self._unscored) * 4 >= (self._unscored.maxlen or 0) and self.unscored_fraction > self._max_unscored
 
     def metrics(self) -> dict[str, float | None]:
-        """`judge/<name>/...` since the last call and `judge/unscored_frac` of the window; None: nothing to count."""
+        """`judge/<name>/...` since the last call and `judge/unscored_frac` of the window; None: nothing to count.
+
+        With constraints also `judge/<name>/violation_rate` of each and `judge/satisfied_frac`, the share of samples
+        that meet all of them, of those where it can be told.
+        """
         metrics: dict[str, float | None] = {"judge/unscored_frac": self.unscored_fraction}
+        if self.constraints:
+            metrics["judge/satisfied_frac"] = _ratio(sum(self._satisfied), len(self._satisfied))
+            self._satisfied = []
         for judge in self.judges:
             tally = self._tallies[judge.name]
-            logged = judge.metrics() if hasattr(judge, "metrics") else {}
-            metrics |= {f"judge/{judge.name}/{key}": value for key, value in {**logged, **tally.metrics()}.items()}
+            values = {**(judge.metrics() if hasattr(judge, "metrics") else {}), **tally.metrics()}
+            if judge.name in self.constraints:
+                values["violation_rate"] = tally.violation_rate
+            metrics |= {f"judge/{judge.name}/{key}": value for key, value in values.items()}
             self._tallies[judge.name] = tally.restarted()
         return metrics
 
@@ -142,6 +177,8 @@ class JudgePanel:
             problem = describe(error)
         if problem:
             verdicts = [Verdict.failed(problem)] * len(completions)
+        if judge.name in self.constraints:
+            verdicts = [_decided(verdict) for verdict in verdicts]
         self._tallies[judge.name].add(verdicts, clock() - started)
         return verdicts
 
@@ -224,6 +261,11 @@ class Tally:
             "latency_p95": quantile(self.latencies, 0.95),
         }
 
+    @property
+    def violation_rate(self) -> float | None:
+        """Share of the verdicts with pass or fail that fail."""
+        return _ratio(self.num_decided - self.num_passed, self.num_decided)
+
     def restarted(self) -> "Tally":
         """Zeros, but for what tells a broken judge."""
         return Tally(failures_in_row=self.failures_in_row, last_failure=self.last_failure)
@@ -247,6 +289,31 @@ def _nonsense(verdicts: Any, count: int) -> str:
     if not isinstance(verdicts, list | tuple) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
         return f"returned {type(verdicts).__name__}; a judge returns a list of Verdict"
     return "" if len(verdicts) == count else f"returned {len(verdicts)} verdicts for {count} completions"
+
+
+def _check_prompt(judge: Any, prompt: Prompt) -> None:
+    try:
+        judge.check(prompt)
+    except (ConfigError, DataError) as error:
+        place = f"prompt {prompt.id!r}"  # some judges name it themselves
+        problem = str(error).removeprefix(f"{place}: ")
+        raise ConfigError(f"{place} (task {prompt.task!r}), judge '{judge.name}': {problem}") from None
+
+
+def _roles(names: Sequence[str], given: Mapping[str, Role]) -> dict[str, Role]:
+    """The role of every judge."""
+    _check_names("roles", given, names)
+    for name, role in given.items():
+        if role not in ROLES:
+            raise ConfigError(f"role of judge '{name}': got {role!r}.{suggest(str(role), list(ROLES))}")
+    return {name: given.get(name, "reward") for name in names}
+
+
+def _decided(verdict: Verdict) -> Verdict:
+    """A constraint's verdict; failed where it scores without saying pass or fail."""
+    if verdict.status is Status.SCORED and verdict.passed is None:
+        return Verdict.failed("a constraint judge says pass or fail, this one gave only a score; return a bool")
+    return verdict
 
 
 def _check_names(what: str, given: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -3,16 +3,19 @@
 load_judge("my_package.rewards:concise")
 load_judge("rewards.py:accuracy_reward")      # TRL- and verl-style functions are known by their parameters
 load_judge("format")                          # short for llamarl.tasks.format:judge
+load_judge("llm", settings={"base_url": ..., "model": ..., "template": "safety"})
+
+Settings are the keywords of a class, or of a function that builds a judge.
 """
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamarl.core.config import suggest
-from llamarl.core.errors import ConfigError
+from llamarl.core.errors import ConfigError, LlamaRLError, describe
 from llamarl.core.loading import load_object
 from llamarl.core.protocols import Judge
 from llamarl.judges.function import FunctionJudge
@@ -21,13 +24,23 @@ from llamarl.judges.trl import TRLJudge, from_verl
 TASKS = "llamarl.tasks"
 
 
-def load_judge(spec: str, name: str | None = None, *, is_inline: bool = False) -> Judge:
+def load_judge(
+    spec: str, name: str | None = None, *, settings: Mapping[str, Any] | None = None, is_inline: bool = False
+) -> Judge:
     """The judge that `spec` names; a shipped judge is called by its bare name.
 
+    Args:
+        spec: see above.
+        name: in verdicts and metrics; default: the judge's own.
+        settings: what to build it with, if `spec` names a class or a function that builds judges.
+        is_inline: call plain functions on the caller's thread (`FunctionJudge`).
+
     Raises:
-        ConfigError: no such file, module or attribute, or its signature is that of no judge.
+        ConfigError: no such file, module or attribute, its signature is that of no judge, or the settings don't fit.
     """
     target = load_object(spec if ":" in spec else _spec_of(spec))
+    if settings is not None or isinstance(target, type):
+        return _built(target, settings or {}, name, is_inline, spec)
     if ":" not in spec and not isinstance(target, Judge):
         name = name or spec
     return as_judge(target, name, is_inline=is_inline, source=spec)
@@ -36,7 +49,7 @@ def load_judge(spec: str, name: str | None = None, *, is_inline: bool = False) -
 def as_judge(target: Any, name: str | None = None, *, is_inline: bool = False, source: str = "judge") -> Judge:
     """A judge from a judge (returned as it is) or from a function of ours, TRL's or verl's shape."""
     if isinstance(target, type):
-        raise ConfigError(f"{source} is a class; name an instance of it or a function")
+        raise ConfigError(f"{source} is a class; give an instance of it or a function")
     if isinstance(target, Judge):
         if name is not None and name != target.name:
             raise ConfigError(f"{source} is a judge named {target.name!r}; it cannot be renamed to {name!r}")
@@ -44,6 +57,41 @@ def as_judge(target: Any, name: str | None = None, *, is_inline: bool = False, s
     if not callable(target):
         raise ConfigError(f"{source} is a {type(target).__name__}; name a function of (prompt, completion)")
     return _wrapper(target, source)(target, name, is_inline=is_inline)
+
+
+def _built(factory: Any, settings: Mapping[str, Any], name: str | None, is_inline: bool, source: str) -> Judge:
+    """The judge that a class or function makes of the settings; it takes the name that is wanted."""
+    if (isinstance(factory, Judge) and not isinstance(factory, type)) or not callable(factory):
+        raise ConfigError(f"{source}: takes no settings; they are for a class, or a function that builds a judge")
+    _check_settings(factory, settings, source)
+    try:
+        target = factory(**settings)
+    except LlamaRLError:
+        raise
+    except (Exception, SystemExit) as error:  # the border to the user's code
+        raise ConfigError(f"{source}: building it from its settings failed: {describe(error)}") from error
+    judge = as_judge(target, is_inline=is_inline, source=f"what {source} builds")
+    if name is not None:
+        judge.name = name
+    return judge
+
+
+def _check_settings(factory: Any, settings: Mapping[str, Any], source: str) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # builtins may have none
+        return
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in settings:
+        if key not in parameters and not takes_any:
+            raise ConfigError(f"{source}: settings.{key}: unknown key.{suggest(key, list(parameters))}")
+    for key, parameter in parameters.items():
+        is_optional = parameter.default is not parameter.empty or parameter.kind in _VARIADIC
+        if key not in settings and not is_optional:
+            raise ConfigError(f"{source}: settings.{key}: required, but not given")
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
@@ -67,7 +115,14 @@ def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
     return FunctionJudge
 
 
-SHIPPED = {"instructions": "llamarl.judges.rules:follows_instructions"}
+SHIPPED = {
+    "classifier": "llamarl.judges.classifier:ClassifierJudge",
+    "code": "llamarl.judges.code.judge:CodeJudge",
+    "instructions": "llamarl.judges.rules.judge:InstructionJudge",
+    "llm": "llamarl.judges.llm:LLMJudge",
+    "math": "llamarl.judges.math.judge:MathJudge",
+    "reward_model": "llamarl.judges.reward_model:RewardModel",
+}
 """Judges by bare name that are no task's."""
 
 

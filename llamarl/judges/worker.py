@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -57,6 +57,7 @@ class ProcessJudge:
         timeout_seconds: float = 10.0,
         max_memory_bytes: int = 4 << 30,
         name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Checks the judge; processes start with the first call.
 
@@ -66,15 +67,17 @@ class ProcessJudge:
             timeout_seconds: for one completion; time in the queue and a worker's start do not count.
             max_memory_bytes: of one worker (data segment, Linux); beyond it the judge's code gets a `MemoryError`.
             name: of the judge.
+            settings: what to build it with, if `judge` names a class or a function that builds judges.
 
         Raises:
             ConfigError: the judge cannot be loaded, or cannot be sent to a worker.
         """
         if num_workers < 1 or not timeout_seconds > 0:
             raise ConfigError(f"ProcessJudge: {num_workers=}, {timeout_seconds=}; both must be positive")
-        self.name = (load_judge(judge, name) if isinstance(judge, str) else as_judge(judge, name)).name
+        loaded = load_judge(judge, name, settings=settings) if isinstance(judge, str) else as_judge(judge, name)
+        self.name = loaded.name
         self.timeout_seconds = timeout_seconds
-        start = {"spec": judge} if isinstance(judge, str) else {"pickled": _pickled(judge)}
+        start = {"spec": judge, "settings": settings} if isinstance(judge, str) else {"pickled": _pickled(judge)}
         message = bytes(ForkingPickler.dumps({**start, "name": name, "max_memory_bytes": max_memory_bytes}))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._logged: list[dict[str, float]] = []

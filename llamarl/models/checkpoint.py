@@ -8,7 +8,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,53 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
             local_files_only=True,
             output_loading_info=True,
         )
-    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if names := sorted(key if isinstance(key, str) else key[0] for key in report[problem]):
-            raise CheckpointError(
-                f"{directory}: the weights don't fit config.json: {len(names)} {problem.replace('_', ' ')}, "
-                f"first {names[0]}; use the config the weights were saved with"
-            )
+    _refuse_misfits(directory, report)
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def load_classifier(
+    path: str | Path, *, new_labels: int | None = None, dtype: str = "float32", device: str = "cpu"
+) -> nn.Module:
+    """A sequence classifier or, with one label, a reward model; in evaluation mode.
+
+    Args:
+        path: a checkpoint directory in Hugging Face format, or a Hub id.
+        new_labels: for training. A classifier with so many labels is taken as it is. Any other classifier and any
+            causal language model gives its body only, below a new head of zeros.
+        dtype: as for `load_model`.
+        device: where the weights go.
+
+    Raises:
+        CheckpointError: as `load_model`; or, without `new_labels`, a checkpoint without a trained head.
+        ConfigError: unknown `dtype`; or a new head is wanted for a family whose head is not called `score`.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype: unknown number format {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    directory = resolve(path)
+    _check_weight_files(directory)
+    labels = {} if new_labels is None else {"num_labels": new_labels}
+    with quiet() as transformers, _explained(directory, "weights"), torch.random.fork_rng(devices=[]):
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            directory,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **labels,
+        )
+    head = {name for name in _names(report["missing_keys"], report["mismatched_keys"]) if _is_head(name)}
+    if head and new_labels is None:
+        raise CheckpointError(
+            f"{directory}: {min(head)} is not in the weights: a language model without a trained head; train one with "
+            "'llamarl reward train', or give the directory of a sequence classifier"
+        )
+    _refuse_misfits(directory, report, _is_head)
+    if head:
+        if not isinstance(getattr(model, "score", None), nn.Linear):
+            raise ConfigError(f"{directory}: {type(model).__name__} has no linear head 'score' to train")
+        torch.nn.init.zeros_(model.score.weight)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 
@@ -170,21 +212,28 @@ def resolve(path: str | Path) -> Path:
         ) from error
 
 
+_LOADING = threading.RLock()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[Any]:
-    """The transformers module, imported on first use and silent (no progress bars, errors only) inside the block."""
+    """The transformers module, imported on first use and silent (no progress bars, errors only) inside the block.
+
+    One block at a time: transformers changes global state while it loads, so two threads that load at once lose weights.
+    """
     import transformers
 
     log = transformers.utils.logging
-    verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        log.set_verbosity(verbosity)
-        if had_bars:
-            log.enable_progress_bar()
+    with _LOADING:
+        verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+        try:
+            yield transformers
+        finally:
+            log.set_verbosity(verbosity)
+            if had_bars:
+                log.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -210,6 +259,28 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: holds {type(values).__name__}, not an object; copy or download it again")
     return values
+
+
+def _refuse_misfits(
+    directory: Path, report: Mapping[str, Any], is_expected: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Raises `CheckpointError` for weights missing, left over or of another shape, unless expected."""
+    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if names := sorted(name for name in _names(report[problem]) if not is_expected(name)):
+            raise CheckpointError(
+                f"{directory}: the weights don't fit config.json: {len(names)} {problem.replace('_', ' ')}, "
+                f"first {names[0]}; use the config the weights were saved with"
+            )
+
+
+def _names(*keys: Iterable[Any]) -> list[str]:
+    """Names of transformers' loading report, where some keys are (name, shapes)."""
+    return [key if isinstance(key, str) else key[0] for group in keys for key in group]
+
+
+def _is_head(name: str) -> bool:
+    """Whether a weight belongs to the head of a classifier or of a language model."""
+    return name.split(".")[0] in ("score", "classifier", "lm_head", "embed_out")
 
 
 def _end_ids(directory: Path) -> tuple[int, ...]:

@@ -73,8 +73,7 @@ def run(
         ]
 
         # assign: rewards to advantages; then loss: forward and backward; then step: clip and update
-        samples = algorithm.assign(groups)
-        trainer.loss(samples)
+        trainer.loss(algorithm.assign(groups))
         result = trainer.step()
 
         # publish: the generator takes the new weights before it draws another token

@@ -46,8 +46,11 @@ DATA_FAILED = "data/failed"
 HELD_OUT_REWARD = "eval/reward/mean"
 HELD_OUT_COUNT = "eval/reward/count"
 HELD_OUT_LENGTH = "eval/response_len/mean"
+HELD_OUT_SATISFIED = "eval/satisfied_frac"
 UNSCORED = "judge/unscored_frac"
 DEGRADED = "judge/is_degraded"
+WATCH_REPETITION = "watch/repetition"
+WATCH_ALARMS = "watch/alarms"
 PROBE_GAP = "weights/probe_gap"
 NONFINITE = "nonfinite"
 POLICY_VERSION = "policy_version"
@@ -119,29 +122,53 @@ METRICS: dict[str, Metric] = {
     HELD_OUT_REWARD: Metric("held-out reward", "Mean reward over held-out prompts.", better="up"),
     HELD_OUT_COUNT: Metric("held-out samples", "Scored samples behind the held-out reward.", "samples"),
     HELD_OUT_LENGTH: Metric("held-out length", "Mean sampled tokens over the held-out completions.", "tokens"),
+    HELD_OUT_SATISFIED: Metric(
+        "held-out satisfied", "Share of the held-out samples that meet every constraint judge.", "", "up"
+    ),
+    WATCH_REPETITION: Metric(
+        "repeated phrases",
+        "Share of four-word phrases that a completion had already said, mean over the step.",
+        "",
+        "down",
+    ),
+    WATCH_ALARMS: Metric(
+        "alarms", "Signs of reward hacking that hold now (docs/guides/reward-hacking.md).", "", "down"
+    ),
     UNSCORED: Metric("unscored", "Share of the last 256 samples that have no reward.", "", "down"),
     DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
     NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),
     POLICY_VERSION: Metric("policy version", "Optimizer steps behind the weights."),
 }
-"""Every fixed metric name. Judges add `judge/<name>/...`, see `describe`."""
+"""Every fixed metric name. Judges, the watch and tasks make further ones, see `describe`."""
 
-_JUDGE = re.compile(r"judge/(?P<name>.+)/(?P<what>count|mean|pass_rate|abstain_rate|error_rate|latency_p95)$")
+_JUDGE = re.compile(
+    r"(?P<eval>eval/)?judge/(?P<name>.+)/"
+    r"(?P<what>count|mean|pass_rate|violation_rate|abstain_rate|error_rate|latency_p95)$"
+)
 _JUDGE_METRICS = {
     "count": Metric("verdicts", "Scored verdicts of the judge since the step before, evaluation included.", "verdicts"),
     "mean": Metric("mean", "Mean score over the judge's scored verdicts.", better="up"),
     "pass_rate": Metric("pass rate", "Share of verdicts with a pass or fail that pass.", better="up"),
+    "violation_rate": Metric("violations", "Share of verdicts with a pass or fail that fail.", better="down"),
     "abstain_rate": Metric("abstained", "Share of all verdicts that abstained."),
     "error_rate": Metric("failed", "Share of all verdicts that failed.", better="down"),
     "latency_p95": Metric("latency p95", "95th percentile of the judge's calls, each on one group.", "s", "down"),
 }
+_TASK = re.compile(r"task/(?P<name>[^/]+)/(?P<rest>.+)$")
+_DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
 
 def describe(name: str) -> Metric:
     """What a metric name means; unknown names get their own name as the title."""
-    match = _JUDGE.match(name)
-    if match is None:
-        return METRICS.get(name, Metric(name, ""))
-    what = _JUDGE_METRICS[match["what"]]
-    return Metric(f"{match['name']}: {what.title}", what.meaning, what.unit, what.better)
+    if match := _TASK.match(name):
+        inner = describe(match["rest"])
+        return Metric(f"{match['name']}: {inner.title}", inner.meaning, inner.unit, inner.better)
+    if match := _DRIFT.match(name):
+        meaning = "Move since the first steps, in standard deviations of single samples then."
+        return Metric(f"{match['signal']}: drift", meaning, "standard deviations")
+    if match := _JUDGE.match(name):
+        what = _JUDGE_METRICS[match["what"]]
+        title = f"{'held-out, ' if match['eval'] else ''}{match['name']}: {what.title}"
+        return Metric(title, what.meaning, what.unit, what.better)
+    return METRICS.get(name, Metric(name, ""))

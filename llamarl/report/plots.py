@@ -3,7 +3,8 @@
 Colours are those of Okabe and Ito, which people with colour-blindness can tell apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,17 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
     half = width // 2
     windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]
+
+
+@contextmanager
+def drawing(path: str | Path, width: float, height: float) -> "Iterator[Figure]":
+    """An empty figure of so many inches in the style of all figures; what is drawn on it is saved as a PNG."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(PANEL_STYLE):
+        figure = _figure(width, height)
+        yield figure
+        _save(figure, path)
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -62,14 +62,3 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
     """Copies every tensor in place, so that whoever holds the parameters sees the new values."""
     for name, tensor in target.items():
         tensor.copy_(source[name])
-
-
-def check_same_reference(
-    directory: str | Path, stored: Mapping[str, int] | None, current: Mapping[str, int] | None
-) -> None:
-    """Raises `CheckpointError` if the run that wrote the checkpoint had another reference policy."""
-    if stored is not None and current is not None and dict(stored) != dict(current):
-        raise CheckpointError(
-            f"{directory}: was trained towards another reference policy; start the trainer from the checkpoint the run "
-            "began with"
-        )

@@ -6,7 +6,7 @@ from torch import nn
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Algorithm, Cores, Executor, WeightChannel
-from llamarl.core.records import StepResult, TrainSample, WeightManifest
+from llamarl.core.records import Assignment, StepResult, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.models.checkpoint import save_model
 from llamarl.models.tokenizer import Tokenizer
@@ -19,7 +19,8 @@ class TrainerExecutor(Executor):
 
     Args:
         config: how to train.
-        build_algorithm: for instance an algorithm config's `build`. All arguments must pickle for process engines.
+        build_algorithms: for instance an algorithm config's `build`; several tasks need one each, in order. All
+            arguments must pickle for process engines.
         load_model: builds the `*ForCausalLM` in float32, where the executor lives.
         sampling: how the completions are drawn (temperature, token limit).
         channel: where `publish` offers the weights.
@@ -31,7 +32,7 @@ class TrainerExecutor(Executor):
     def __init__(
         self,
         config: TrainerConfig,
-        build_algorithm: Callable[[], Algorithm],
+        build_algorithms: Callable[[], Algorithm] | Sequence[Callable[[], Algorithm]],
         load_model: Callable[[], nn.Module],
         sampling: Sampling,
         channel: WeightChannel,
@@ -40,11 +41,12 @@ class TrainerExecutor(Executor):
         cores: Cores | None = None,
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
-        self._build_algorithm, self._load_model = build_algorithm, load_model
+        builders = build_algorithms if isinstance(build_algorithms, Sequence) else (build_algorithms,)
+        self._build_algorithms, self._load_model = tuple(builders), load_model
         self._channel, self._tokenizer, self._cores = channel, tokenizer, cores
 
     def setup(self) -> None:
-        """Loads the model and its reference.
+        """Loads the model.
 
         Raises:
             ConfigError: spawned with more than one rank; this trainer does not shard.
@@ -53,7 +55,7 @@ class TrainerExecutor(Executor):
             raise ConfigError(f"num_ranks={self.world_size}: the trainer runs on one rank; spawn it with num_ranks=1")
         self._trainer = PolicyTrainer(
             self._load_model(),
-            self._build_algorithm(),
+            [build() for build in self._build_algorithms],
             self._config,
             sampling=self._sampling,
             channel=self._channel,
@@ -61,9 +63,14 @@ class TrainerExecutor(Executor):
             cores=self._cores,
         )
 
-    def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
+    def train(
+        self,
+        assignments: Assignment | Sequence[Assignment],
+        watched_groups: Sequence[int] = (),
+        weights: Sequence[float] = (),
+    ) -> StepResult:
         """Loss over all samples and one optimizer step; also returns the log-probs of the watched groups."""
-        return self._trainer.train(samples, watched_groups)
+        return self._trainer.train(assignments, watched_groups, weights)
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -11,23 +11,49 @@ from llamarl.functional.losses import Metrics, mean_metrics
 
 
 @dataclass
-class Gathered:
-    """Sums over the micro-batches since the last step; the gradient itself lies in the parameters."""
+class TaskGathered:
+    """Sums over one task's micro-batches since the last step; the gradient itself lies in the parameters."""
 
     parts: list[Metrics] = field(default_factory=list)
     """Metrics of each micro-batch, as sums and counts."""
     loss: float = 0.0
+    """Before the task's weight."""
     grad_norm: float = 0.0
-    """Of the whole gradient so far; NaN once a loss was not finite."""
+    """Of the task's own gradient in the last call of `loss`, before its weight; NaN if a loss was not finite."""
     prob_gap: float | None = None
     """Largest probability gap to the generator; None where no token was of the current version."""
     num_tokens: int = 0
     num_samples: int = 0
     num_samples_without_signal: int = 0
-    seconds: float = 0.0
     growth: list[tuple[float, list[int]]] = field(default_factory=list)
     """Per micro-batch: how much it added to the gradient's norm, and its groups."""
 
+    def copy(self) -> "TaskGathered":
+        """As it is now, untouched by what is gathered later."""
+        return replace(self, parts=[*self.parts], growth=[*self.growth])
+
+    def metrics(self) -> dict[str, float]:
+        """Plain numbers, every mean over its own count."""
+        values = mean_metrics(self.parts) | {
+            "train/loss": self.loss,
+            "train/tokens": float(self.num_tokens),
+            "train/samples": float(self.num_samples),
+            "train/samples_without_signal": float(self.num_samples_without_signal),
+        }
+        return values if self.prob_gap is None else values | {"train/mismatch_prob_max": self.prob_gap}
+
+
+@dataclass
+class Gathered:
+    """All tasks' sums since the last step."""
+
+    tasks: list[TaskGathered]
+    """By the task's index."""
+    loss: float = 0.0
+    """Weighted sum over the tasks."""
+    grad_norm: float = 0.0
+    """Of the weighted sum of the tasks' gradients; NaN once a loss was not finite."""
+    seconds: float = 0.0
     watched: frozenset[int] = frozenset()
     """Groups whose log-probs are kept."""
     logprobs: dict[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
@@ -42,20 +68,30 @@ class Gathered:
     @property
     def has_gradient(self) -> bool:
         """Whether any sample was trained on."""
-        return bool(self.growth)
+        return any(task.growth for task in self.tasks)
 
     @property
     def suspects(self) -> list[int]:
         """Groups of the micro-batch that added most to the norm; of the non-finite one where there is one."""
-        worst = max(self.growth, key=lambda entry: entry[0] if math.isfinite(entry[0]) else math.inf)
+        growth = [entry for task in self.tasks for entry in task.growth]
+        worst = max(growth, key=lambda entry: entry[0] if math.isfinite(entry[0]) else math.inf)
         return sorted(set(worst[1]))
 
     def metrics(self) -> dict[str, float]:
-        """Plain numbers, every mean over its own count."""
-        values = mean_metrics(self.parts) | {
-            "train/loss": self.loss,
-            "train/tokens": float(self.num_tokens),
-            "train/samples": float(self.num_samples),
-            "train/samples_without_signal": float(self.num_samples_without_signal),
-        }
-        return values if self.prob_gap is None else values | {"train/mismatch_prob_max": self.prob_gap}
+        """Plain numbers over all tasks, every mean over its own count."""
+        gaps = [task.prob_gap for task in self.tasks if task.prob_gap is not None]
+        pooled = TaskGathered(
+            parts=[part for task in self.tasks for part in task.parts],
+            loss=self.loss,
+            prob_gap=max(gaps, default=None),
+            num_tokens=sum(task.num_tokens for task in self.tasks),
+            num_samples=sum(task.num_samples for task in self.tasks),
+            num_samples_without_signal=sum(task.num_samples_without_signal for task in self.tasks),
+        )
+        return pooled.metrics()
+
+    def task_metrics(self) -> tuple[dict[str, float], ...]:
+        """Each task's own numbers; nothing where there is one task, whose numbers are those of the step."""
+        if len(self.tasks) == 1:
+            return ()
+        return tuple(task.metrics() | {"train/grad_norm": task.grad_norm} for task in self.tasks)

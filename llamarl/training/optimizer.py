@@ -67,6 +67,20 @@ class Optimizer:
         """Euclidean norm of the whole accumulated gradient; 0 where there is none."""
         return float(torch.nn.utils.get_total_norm(self._grads(), foreach=True)) if self._grads() else 0.0
 
+    def take_gradient(self) -> dict[str, Tensor]:
+        """Moves the accumulated gradient out of the parameters: by name, empty where there is none."""
+        taken = {name: p.grad for name, p in self._named.items() if p.grad is not None}
+        self.clear()
+        return taken
+
+    def add_gradient(self, others: Mapping[str, Tensor], weight: float) -> None:
+        """Makes the gradient `others + weight * gradient`; `others` is what `take_gradient` gave, and is consumed."""
+        if weight != 1.0 and self._grads():
+            torch._foreach_mul_(self._grads(), weight)
+        for name, other in others.items():
+            parameter = self._named[name]
+            parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
+
     def step(self, step: int, grad_norm: float) -> float:
         """Clips by the norm just measured, updates the weights, clears the gradient. Returns the learning rate."""
         rate = self.rate(step)

@@ -181,6 +181,24 @@ def split_padded(rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
     return batches
 
 
+def split_groups(rows: Sequence[TokenRow], groups: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Micro-batches that never part rows of one group: as `split_padded`, group by group. Every index exactly once.
+
+    A group larger than `max_tokens` stands alone.
+    """
+    lengths = [len(row.prompt_ids) + len(row.token_ids) for row in rows]
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    batches: list[list[int]] = []
+    for group_rows in sorted(members.values(), key=lambda indices: max(lengths[i] for i in indices)):
+        longest = max(lengths[i] for i in group_rows)
+        if not batches or (len(batches[-1]) + len(group_rows)) * longest > max_tokens:
+            batches.append([])
+        batches[-1] += group_rows
+    return batches
+
+
 def _by_completion_length(rows: Sequence[TokenRow]) -> list[PromptRows]:
     """Prompts with their row indices, the longest completion of a prompt deciding its place, shortest first."""
     groups = [(prompt, sorted(members, key=lambda i: len(rows[i].token_ids))) for prompt, members in _prompts(rows)]

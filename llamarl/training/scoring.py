@@ -4,6 +4,7 @@ Both give the same numbers; the padded one runs any Hugging Face causal language
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -99,6 +100,12 @@ def build_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
     """The packed scorer, or the padded one for models the packed decoder does not know."""
     config: Any = model.config
     return PaddedScorer(model, temperature) if why_unsupported(config) else PackedScorer(model, temperature)
+
+
+def autocast(model: nn.Module, precision: str) -> AbstractContextManager[object]:
+    """Computes in half precision where `precision` is `bf16`, on the device that `model` is on."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
 def score_tokens(

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from llamarl.algorithms import (
     ReinforcePPConfig,
     RLOOConfig,
 )
-from llamarl.core.records import Completion, Group, Prompt, Sample
+from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample
 
 ALL = [AIPOConfig, CISPOConfig, DAPOConfig, DrGRPOConfig, GRPOConfig, GSPOConfig, ReinforcePPConfig, RLOOConfig]
 
@@ -31,7 +32,7 @@ def group_of(rewards, index=0, lengths=None):
 
 
 def advantages(config, *groups):
-    return [sample.advantage for sample in config.build().assign(groups)]
+    return [sample.advantage for sample in config.build().assign(groups).samples]
 
 
 # golden
@@ -77,13 +78,21 @@ def test_dapo_penalises_overlong_completions():
 
 def test_samples_carry_the_completions_numbers_and_nothing_else():
     groups = [group_of([1, 0], index=7), group_of([0, 1], index=9)]
-    result = AIPOConfig().build().assign(groups)
+    assignment = AIPOConfig().build().assign(groups)
+    result = assignment.samples
     assert [sample.group for sample in result] == [7, 7, 9, 9]
+    assert assignment.num_prompts == 2 and assignment.metrics == {}
     for sample, source in zip(result, [s for group in groups for s in group.samples], strict=True):
         completion = source.completion
         assert (sample.prompt_ids, sample.token_ids) == (completion.prompt_ids, completion.token_ids)
         assert (sample.logprobs, sample.versions) == (completion.logprobs, completion.versions)
-        assert sample.weight == 1.0
+        assert sample.weight == 1.0 and sample.reference_logprobs == ()
+
+
+def test_reference_log_probs_travel_with_their_sample():
+    group = group_of([1, 0])
+    known = replace(group, samples=(replace(group.samples[0], reference_logprobs=(-0.25, -4.0)), group.samples[1]))
+    assert [s.reference_logprobs for s in GRPOConfig().build().assign([known]).samples] == [(-0.25, -4.0), ()]
 
 
 # invariance
@@ -97,8 +106,9 @@ def test_unscored_samples_leave_every_mean(config):
         .build()
         .assign([group_of([1, None, 0, 3, math.nan]), group_of([None, None], index=5), group_of([2, 5], index=1)])
     )
-    assert [s.advantage for s in with_gaps] == [s.advantage for s in scored]
-    assert len(with_gaps) == 5
+    assert [s.advantage for s in with_gaps.samples] == [s.advantage for s in scored.samples]
+    assert len(with_gaps.samples) == 5
+    assert with_gaps.num_prompts == scored.num_prompts == 2  # a prompt that could not be judged is no prompt
 
 
 @pytest.mark.parametrize("config", ALL)
@@ -113,8 +123,7 @@ def test_a_group_with_one_scored_sample_has_no_signal(config):
 
 @pytest.mark.parametrize("config", ALL)
 def test_nothing_scored_gives_nothing(config):
-    assert config().build().assign([]) == []
-    assert config().build().assign([group_of([None, None])]) == []
+    assert config().build().assign([]) == config().build().assign([group_of([None, None])]) == Assignment((), 0)
 
 
 @pytest.mark.parametrize("config", ALL)

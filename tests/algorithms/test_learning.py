@@ -38,7 +38,8 @@ def rollout(logits, generator, version):
     return groups
 
 
-def loss_batch(logits, samples, reference):
+def loss_batch(logits, assignment, reference):
+    samples = assignment.samples
     arms = [sample.token_ids[0] for sample in samples]
     return LossBatch(
         logprobs=logits.log_softmax(-1)[arms, None],
@@ -47,7 +48,10 @@ def loss_batch(logits, samples, reference):
         mask=torch.ones(len(samples), 1, dtype=torch.bool),
         advantages=torch.tensor([sample.advantage for sample in samples]),
         weights=torch.tensor([sample.weight for sample in samples]),
-        denominators=Denominators.count([1] * len(samples), [sample.group for sample in samples], max_tokens=1),
+        groups=torch.tensor([sample.group for sample in samples]),
+        denominators=Denominators.count(
+            [1] * len(samples), [sample.group for sample in samples], prompts=assignment.num_prompts, max_tokens=1
+        ),
     )
 
 

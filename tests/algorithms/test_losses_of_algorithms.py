@@ -26,6 +26,7 @@ FULL = [config(kl_coef=0.1, entropy_coef=0.05) for config in ALL]  # every term 
 PLAIN = [config(kl_coef=0.0) for config in ALL]
 NAMES = [config.type for config in PLAIN]
 LENGTHS = [3, 7, 1, 5, 2, 6, 7, 4]
+GROUPS = [0, 0, 0, 1, 1, 2, 2, 2]
 N, T, V = len(LENGTHS), max(LENGTHS), 5
 
 
@@ -41,11 +42,12 @@ def parameters(spread=0.6):
         "mask": torch.arange(T) < torch.tensor(LENGTHS)[:, None],
         "advantages": torch.randn(N, generator=generator, dtype=torch.float64),
         "weights": torch.rand(N, generator=generator, dtype=torch.float64) + 0.5,
+        "groups": torch.tensor(GROUPS),
     }
     return logits.requires_grad_(), tokens, fixed
 
 
-STEP = Denominators.count(LENGTHS, [0, 0, 0, 1, 1, 2, 2, 2], max_tokens=9)
+STEP = Denominators.count(LENGTHS, GROUPS, prompts=4, max_tokens=9)
 
 
 def batch_of(logits, tokens, fixed, rows=slice(None), denominators=STEP):
@@ -73,7 +75,8 @@ def simple_batch(ratios, advantages, behavior=-2.0):
         mask=torch.ones_like(ratios, dtype=torch.bool),
         advantages=torch.tensor(advantages),
         weights=torch.ones(rows),
-        denominators=Denominators.count([width] * rows, [0] * rows, max_tokens=2 * width),
+        groups=torch.zeros(rows, dtype=torch.int64),
+        denominators=Denominators.count([width] * rows, [0] * rows, prompts=1, max_tokens=2 * width),
     ), leaf
 
 
@@ -248,6 +251,7 @@ def test_padding_never_matters(config, junk):
         mask=torch.cat([batch.mask, torch.zeros(N, 100, dtype=torch.bool)], 1),
         advantages=batch.advantages,
         weights=batch.weights,
+        groups=batch.groups,
         denominators=STEP,
     )
     padded = config.build().loss(wide)
@@ -266,7 +270,7 @@ def test_order_and_duplicates_do_not_matter(config):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
     assert torch.allclose(config.build().loss(batch_of(logits, tokens, fixed, order)).loss, whole)
     rows = torch.arange(N).repeat(2)
-    doubled = replace(STEP, tokens=2 * STEP.tokens, samples=2 * N, groups=2 * STEP.groups)
+    doubled = replace(STEP, tokens=2 * STEP.tokens, samples=2 * N, groups=2 * STEP.groups, prompts=2 * STEP.prompts)
     assert torch.allclose(config.build().loss(batch_of(logits, tokens, fixed, rows, doubled)).loss, whole)
 
 
@@ -290,7 +294,8 @@ def test_absurd_ratios_stay_finite(config):
         mask=torch.ones(2, 3, dtype=torch.bool),
         advantages=torch.tensor([1.0, -1.0]),
         weights=torch.ones(2),
-        denominators=Denominators.count([3, 3], [0, 0], max_tokens=3),
+        groups=torch.zeros(2, dtype=torch.int64),
+        denominators=Denominators.count([3, 3], [0, 0], prompts=1, max_tokens=3),
     )
     output = config.build().loss(batch)
     output.loss.backward()
@@ -311,7 +316,7 @@ def test_metrics_carry_no_graph():
 def test_at_ratio_one_all_agree_up_to_their_reduction():
     logits, tokens, fixed = parameters(spread=0.0)
     batch = batch_of(logits, tokens, fixed)
-    for reduction in ("token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum"):
+    for reduction in ("token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum", "prompt_sum"):
         configs = [config(kl_coef=0.0, reduction=reduction) for config in ALL]
         grads = [torch.autograd.grad(c.build().loss(batch).loss, logits, retain_graph=True)[0] for c in configs]
         for config, grad in zip(configs, grads, strict=True):

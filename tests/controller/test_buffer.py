@@ -61,7 +61,8 @@ def test_last_batch_may_be_small_once_the_stream_ended() -> None:
     buffer.is_exhausted = True
     batch = buffer.take_batch()
     assert batch is not None and len(batch) == 1
-    assert buffer.take_batch() is None
+    assert buffer.is_over and buffer.has_batch
+    assert buffer.take_batch() == []
 
 
 def test_a_dropped_group_makes_room_for_another() -> None:

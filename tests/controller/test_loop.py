@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -18,8 +18,11 @@ from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.controller.schedule import Schedule
+from llamarl.controller.task import RunTask
+from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.errors import CollapseError, ExecutorLostError, JudgeError, StallError
-from llamarl.core.records import Completion, Group, Prompt, TrainSample, Verdict
+from llamarl.core.protocols import Executor
+from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, TrainSample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.testing import (
     DirectEngine,
@@ -38,17 +41,29 @@ class MeanBaseline:
     needs_reference = needs_entropy_grad = trains_zero_advantage = drops_zero_signal = False
     corrects_staleness = True
 
-    def assign(self, groups: list[Group]) -> list[TrainSample]:
-        return [
+    def assign(self, groups: list[Group]) -> Assignment:
+        samples = (
             TrainSample(c.prompt_ids, c.token_ids, c.logprobs, c.versions, s.reward, group=g.index)
             for g in groups
             for s in g.samples
             if s.reward is not None
             for c in [s.completion]
-        ]
+        )
+        return Assignment(tuple(samples), len(groups), {"groups": len(groups)})
 
     def loss(self, batch: Any) -> Any:
         raise AssertionError("the trainer's side; never called by the loop")
+
+
+class ScriptedReference(Executor):
+    """Says -1 of every token; keeps the rows that it was asked about."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    async def logprobs(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, ...]]:
+        self.rows += rows
+        return [(-1.0,) * len(tokens) for _, tokens in rows]
 
 
 @dataclass
@@ -62,6 +77,8 @@ class Rig:
     num_generators: int = 1
     prompts: list[Prompt] = field(default_factory=lambda: PROMPTS)
     algorithm: MeanBaseline = field(default_factory=MeanBaseline)
+    tasks: list[RunTask] = field(default_factory=list)
+    reference: ScriptedReference | None = None
     guard: GuardConfig = field(default_factory=GuardConfig)
     capacity: int = 8
     ledger: Ledger = field(default_factory=lambda: Ledger(":memory:"))
@@ -86,14 +103,14 @@ class Rig:
 
         self.controller = Controller(
             schedule=self.schedule,
-            stream=iter([(0, prompt) for prompt in self.prompts]),
+            tasks=self.tasks or [self.only_task()],
             encode=lambda prompt: (int(prompt.id[1:]),),
             sampling=Sampling(max_tokens=8),
-            algorithm=self.algorithm,
             trainer=await self.engine.spawn(lambda: self.trainer, name="trainer"),
             judge=await RevivingHandle(
                 "judge", lambda: self.engine.spawn(lambda: self.judge, name="judge"), self.budget, self.observer
             ).start(),
+            reference=self.reference and await self.engine.spawn(lambda: self.reference, name="reference"),
             pool=pool,
             ledger=self.ledger,
             observer=self.observer,
@@ -102,6 +119,10 @@ class Rig:
             seed=1,
         )
         await self.controller.run(evaluation, save)
+
+    def only_task(self) -> RunTask:
+        size, samples = self.schedule.prompts_per_step, self.schedule.samples_per_prompt
+        return RunTask("only", iter([(0, prompt) for prompt in self.prompts]), self.algorithm, size, samples)
 
     def trained(self) -> list[str]:
         return [group.prompt.id for record in self.observer.steps for group in record.groups]
@@ -325,3 +346,76 @@ def test_zero_signal_groups_are_dropped_where_the_algorithm_says_so() -> None:
     assert "p2" not in rig.trained()
     assert rig.ledger.drop_reasons()["no_signal"] >= 1
     assert request_count(rig) == 12 + rig.ledger.counts()["dropped"]
+
+
+def two_tasks(**other: Any) -> list[RunTask]:
+    """Task a takes p0 to p19 by threes, task b p20 to p39 singly, with four samples."""
+    a = RunTask("a", iter([(0, replace(p, task="a")) for p in PROMPTS[:20]]), MeanBaseline(), 3, 2, weight=0.75)
+    b = RunTask("b", iter([(0, replace(p, task="b")) for p in PROMPTS[20:]]), MeanBaseline(), 1, 4, weight=0.25)
+    return [a, replace(b, **other)]
+
+
+def test_every_step_trains_a_full_batch_of_each_task() -> None:
+    rig = Rig(small(max_staleness=1), tasks=two_tasks())
+    run_virtual(rig.run())
+    for record in rig.observer.steps:
+        assert [group.prompt.task for group in record.groups] == ["a", "a", "a", "b"]
+        assert [len(group.samples) for group in record.groups] == [2, 2, 2, 4]
+        assert record.metrics["task/a/algorithm/groups"] == 3 and record.metrics["task/b/algorithm/groups"] == 1
+        assert record.metrics["rollout/reward/count"] == 10 and record.metrics["task/b/rollout/reward/count"] == 4
+    assert max(rig.staleness()) <= 1
+    assert len(set(rig.trained())) == len(rig.trained()) == 20
+    assert rig.trainer.weights == [[0.75, 0.25]] * 5
+
+
+def test_a_slow_task_holds_up_the_step_and_is_named_when_it_stalls() -> None:
+    rig = Rig(
+        small(stall_seconds=40.0), tasks=two_tasks(), judge=ScriptedJudge(seconds=lambda p: 99.0 * (p.task == "b"))
+    )
+    with pytest.raises(StallError, match=r"^.*task b, batch 0: 0 of 1 groups are ready, 1 pending: 'p20'") as caught:
+        run_virtual(rig.run())
+    assert "task a" not in str(caught.value)
+
+
+def test_a_task_whose_prompts_end_leaves_the_others_training() -> None:
+    rig = Rig(small(steps=6), tasks=two_tasks(stream=iter([(0, replace(p, task="b")) for p in PROMPTS[20:22]])))
+    run_virtual(rig.run())
+    assert [len(record.groups) for record in rig.observer.steps] == [4, 4, 3, 3, 3, 3]
+    assert "task/b/rollout/reward/mean" not in rig.observer.steps[-1].metrics
+
+
+def test_the_reference_scores_samples_of_algorithms_that_need_it_and_no_others() -> None:
+    tasks = two_tasks()
+    tasks[1].algorithm.needs_reference = True
+    rig = Rig(small(steps=2), tasks=tasks, reference=ScriptedReference())
+    run_virtual(rig.run())
+    scored = [
+        s.reference_logprobs for r in rig.observer.steps for g in r.groups for s in g.samples if g.prompt.task == "b"
+    ]
+    assert all(logprobs and set(logprobs) == {-1.0} for logprobs in scored)
+    assert all(s.reference_logprobs is None for r in rig.observer.steps for g in r.groups[:3] for s in g.samples)
+    assert {prompt_ids for prompt_ids, _ in rig.reference.rows} <= {(i,) for i in range(20, 40)}
+
+
+def test_a_baseline_is_judged_with_its_group() -> None:
+    baseline = Completion((20,), (5, 6), (0.0, 0.0), (-1, -1), "baseline", "stop")
+    tasks = two_tasks(baselines={"p20": baseline})
+    rig = Rig(small(steps=2), tasks=tasks, judge=ScriptedJudge(decide=lambda p, c: Verdict.scored(len(c.text))))
+    run_virtual(rig.run())
+    judged = [group.baseline for record in rig.observer.steps for group in record.groups]
+    assert judged == [None] * 3 + [Sample(baseline, {"scripted": Verdict.scored(8.0)}, 8.0)] + [None] * 4
+
+
+def test_an_alarm_of_the_watch_is_said_and_may_stop_the_run() -> None:
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        is_late = completion.oldest_version >= 2
+        return Verdict.scored(int(prompt.id[1:]) % 2 * 0.1 + is_late, passed=not is_late)
+
+    for should_stop, steps in ((False, 8), (True, 4)):
+        watch = HackingWatch(WatchConfig(window=2, should_stop=should_stop), {})
+        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), MeanBaseline(), 4, 2, watch=watch)
+        rig = Rig(small(steps=8, max_staleness=0), tasks=[task], judge=ScriptedJudge(decide=decide))
+        run_virtual(rig.run())
+        assert len(rig.observer.steps) == steps
+        assert [record.metrics["watch/alarms"] for record in rig.observer.steps[:4]] == [0, 0, 0, 1]
+        assert rig.observer.messages[0].startswith("reward hacking? only, step 4: reward rose from 0.05 to 1.05 while")

@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 # two samples of one prompt and one of another, 1, 3 and 2 tokens long, at most 4
 TERMS = torch.tensor([[6.0, 0, 0], [1.0, 2.0, 3.0], [4.0, 8.0, 0]])
 MASK = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0]]).bool()
-STEP = Denominators.count([1, 3, 2], [0, 0, 1], max_tokens=4)
+STEP = Denominators.count([1, 3, 2], [0, 0, 1], prompts=3, max_tokens=4)  # the third prompt has no sample
 ONES = torch.ones(3)
 # sums per sample 6, 6, 12; means 6, 2, 6
 GOLDEN = {
@@ -20,13 +20,14 @@ GOLDEN = {
     "fixed_length": 24 / (3 * 4),
     "sample_sum": 24 / 3,
     "group_sum": 24 / 2,
+    "prompt_sum": 24 / 3,
 }
 
 # golden
 
 
 def test_counts():
-    assert Denominators(tokens=6, samples=3, groups=2, max_tokens=4) == STEP
+    assert Denominators(tokens=6, samples=3, groups=2, prompts=3, max_tokens=4) == STEP
 
 
 @pytest.mark.parametrize("reduction", GOLDEN)
@@ -70,7 +71,8 @@ def test_gradient_of_a_term_is_its_share(reduction):
     terms = TERMS.clone().requires_grad_()
     reduce_terms(terms, MASK, ONES, STEP, reduction).backward()
     lengths = MASK.sum(-1, keepdim=True) if reduction == "sequence_mean" else 1
-    divisor = {"token_mean": 6, "sequence_mean": 3, "fixed_length": 12, "sample_sum": 3, "group_sum": 2}[reduction]
+    divisors = {"token_mean": 6, "sequence_mean": 3, "fixed_length": 12, "sample_sum": 3, "group_sum": 2}
+    divisor = (divisors | {"prompt_sum": 3})[reduction]
     assert torch.allclose(terms.grad, MASK / lengths / divisor)
 
 
@@ -85,7 +87,7 @@ def test_micro_batches_padding_and_order(reduction):
     junk = torch.cat([TERMS, torch.full((3, 100), math.nan)], 1)
     wide = torch.cat([MASK, torch.zeros(3, 100, dtype=torch.bool)], 1)
     assert torch.equal(reduce_terms(junk, wide, ONES, STEP, reduction), whole)
-    twice = Denominators.count([1, 3, 2] * 2, [0, 0, 1, 2, 2, 3], max_tokens=4)
+    twice = Denominators.count([1, 3, 2] * 2, [0, 0, 1, 2, 2, 3], prompts=6, max_tokens=4)
     doubled = reduce_terms(TERMS.repeat(2, 1), MASK.repeat(2, 1), ONES.repeat(2), twice, reduction)
     assert torch.allclose(doubled, whole)
 
@@ -102,10 +104,10 @@ def test_an_empty_completion_adds_nothing():
 
 def test_reductions_agree_when_every_sample_fills_the_limit():
     terms, mask = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    step = Denominators.count([3, 3], [0, 1], max_tokens=3)
+    step = Denominators.count([3, 3], [0, 1], prompts=2, max_tokens=3)
     results = {r: reduce_terms(terms, mask, torch.ones(2), step, r).item() for r in GOLDEN}
     assert results["token_mean"] == results["sequence_mean"] == results["fixed_length"] == pytest.approx(2.5)
-    assert results["sample_sum"] == results["group_sum"] == pytest.approx(7.5)
+    assert results["sample_sum"] == results["group_sum"] == results["prompt_sum"] == pytest.approx(7.5)
 
 
 # rejects
@@ -113,10 +115,12 @@ def test_reductions_agree_when_every_sample_fills_the_limit():
 
 def test_rejects_empty_steps_and_wrong_shapes():
     with pytest.raises(ValueError, match="at least 1"):
-        Denominators.count([], [], max_tokens=4)
+        Denominators.count([], [], prompts=1, max_tokens=4)
+    with pytest.raises(ValueError, match="prompts must count every group"):
+        Denominators.count([1, 1], [0, 1], prompts=1, max_tokens=4)
     good = {
         "logprobs": TERMS, "behavior_logprobs": TERMS, "mask": MASK, "advantages": ONES, "weights": ONES,
-        "denominators": STEP,
+        "groups": ONES.long(), "denominators": STEP,
     }  # fmt: skip
     LossBatch(**good)
     for name, value in {
@@ -126,6 +130,7 @@ def test_rejects_empty_steps_and_wrong_shapes():
         "reference_logprobs": TERMS[None],
         "advantages": ONES[:, None],
         "weights": ONES[:2],
+        "groups": ONES[:2].long(),
     }.items():
         with pytest.raises(ValueError, match=f"LossBatch.{name}"):
             LossBatch(**(good | {name: value}))

@@ -1,4 +1,5 @@
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Verdict
 from llamarl.judges import combine
-from llamarl.judges.combine import check_weights
+from llamarl.judges.combine import check_weights, mixture, satisfies
 
 scored, abstained, failed = Verdict.scored, Verdict.abstained(), Verdict.failed("broken")
 finite = st.floats(-100, 100)
@@ -59,3 +60,60 @@ def test_without_any_score_there_is_no_reward() -> None:
 def test_rejects_weights(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_weights(weights)
+
+
+# ---- constraints (cgpo D1, P7)
+
+passes, violates = scored(1.0, passed=True), scored(0.0, passed=False)
+kinds = st.sampled_from([passes, violates, abstained, failed])
+ORDER = {True: 2, None: 1, False: 0}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ([], True),  # cgpo P7: no judge, everything is satisfied
+        ([passes, passes], True),
+        ([passes, abstained], True),  # does not apply, so does not violate
+        ([passes, violates], False),  # cgpo D1: AND
+        ([violates, failed], False),  # whatever the broken judge would have said
+        ([passes, failed], None),  # cgpo D1: a failure is not a violation, and not a pass
+    ],
+)
+def test_golden_satisfaction(verdicts: list[Verdict], expected: bool | None) -> None:
+    assert satisfies(verdicts) is expected
+
+
+@given(st.lists(kinds, max_size=6), st.randoms())
+def test_satisfaction_does_not_depend_on_the_order_of_judges(verdicts: list[Verdict], random: Random) -> None:
+    shuffled = random.sample(verdicts, len(verdicts))
+    assert satisfies(shuffled) is satisfies(verdicts)  # cgpo P7
+
+
+@given(st.lists(kinds, max_size=6), kinds)
+def test_one_judge_more_only_shrinks_the_satisfied_set(verdicts: list[Verdict], one_more: Verdict) -> None:
+    assert ORDER[satisfies([*verdicts, one_more])] <= ORDER[satisfies(verdicts)]  # cgpo P7
+
+
+def test_golden_mixture() -> None:
+    weights = {"help": 1.0}
+    verdicts = {"help": scored(0.75), "safe": passes, "true": violates, "broken": failed}
+    assert mixture(verdicts, weights) == (0.75, True)
+    assert mixture(verdicts, weights, ["safe"]) == (0.75, True)
+    assert mixture(verdicts, weights, ["safe", "true"]) == (0.75, False), "the constraint's score counts nowhere"
+    assert mixture(verdicts, weights, ["safe", "broken"]) == (None, None)
+    assert mixture(verdicts, weights, ["safe", "broken", "true"]) == (0.75, False)
+    assert mixture(verdicts, {"broken": 1.0}, ["safe"]) == (None, True)
+
+
+def test_without_reward_judges_the_reward_is_satisfaction() -> None:
+    verdicts = {"safe": passes, "true": violates, "odd": abstained, "broken": failed}
+    assert mixture(verdicts, {}, ["safe", "odd"]) == (1.0, True)  # cgpo D8
+    assert mixture(verdicts, {}, ["safe", "true"]) == (0.0, False)
+    assert mixture(verdicts, {}, ["broken"]) == (None, None)
+
+
+@given(finite, st.lists(kinds, max_size=4))
+def test_mixture_reduces_to_combine_where_nothing_is_constrained(score: float, others: list[Verdict]) -> None:
+    verdicts = {"a": scored(score), **{str(i): verdict for i, verdict in enumerate(others)}}
+    assert mixture(verdicts, {"a": 2.0}) == (combine(verdicts, {"a": 2.0}), True)

@@ -89,6 +89,53 @@ def test_panel_takes_weights_and_deadlines_of_its_configs(rewards: str) -> None:
     assert seconds(isolation="process") == "None", "its own deadline starts when a worker does, not in the queue"
 
 
+FACTORY = """
+from llamarl.core.records import Verdict
+
+class Limit:
+    name = "limit"
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    async def judge(self, prompt, completions):
+        return [Verdict.scored(1.0, passed=len(c.text) <= self.limit) for c in completions]
+"""
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_settings_and_roles_reach_the_panel(tmp_path: Path, rewards: str, isolation: str) -> None:
+    (tmp_path / "limit.py").write_text(FACTORY)
+    values = {"function": f"{tmp_path}/limit.py:Limit", "settings": {"limit": 2}, "role": "constraint"}
+    configs = [
+        JudgeConfig.parse({**values, "isolation": isolation, "name": "brief"}),
+        JudgeConfig(function=f"{rewards}:exact"),
+    ]
+    panel = build_panel(configs)
+    samples = asyncio.run(panel.judge_group(PROMPT, TWO))
+    panel.close()
+    assert [(sample.reward, sample.is_satisfied) for sample in samples] == [(1.0, True), (0.0, False)]
+    assert panel.roles == {"brief": "constraint", "exact": "reward"}
+
+
+def test_prompts_are_checked_before_a_run() -> None:
+    class Needy:
+        name = "needy"
+
+        def check(self, prompt: Prompt) -> None:
+            if prompt.answer is None:
+                raise ConfigError("answer: needed, but not given")
+
+        async def judge(self, prompt: Prompt, completions: Any) -> Any:
+            raise NotImplementedError
+
+    panel = JudgePanel([Needy(), FunctionJudge(lambda prompt, completion: 1.0, "other")])
+    bare = Prompt("q", PROMPT.messages, task="facts")
+    panel.check([PROMPT, Prompt("r", PROMPT.messages, info={"judges": ["other"]})])
+    with pytest.raises(ConfigError, match=r"prompt 'q' \(task 'facts'\), judge 'needy': answer: needed"):
+        panel.check([PROMPT, bare])
+
+
 def test_two_judges_of_one_name_are_refused(rewards: str) -> None:
     with pytest.raises(ConfigError, match="give each a different 'name'"):
         build_panel([JudgeConfig(function=f"{rewards}:exact")] * 2)

@@ -311,3 +311,74 @@ def test_rejects_panels_that_cannot_work(options: dict[str, Any], message: str) 
     judges = [Scripted(name, HALF[0]) for name in options.pop("judges")]
     with pytest.raises(ConfigError, match=message):
         JudgePanel(judges, **options)
+
+
+# ---- roles
+
+PASSES, VIOLATES = HALF
+
+
+def test_constraints_decide_satisfaction_and_leave_the_reward_alone() -> None:
+    score = Scripted("score", Verdict.scored(0.5))
+    rule = Scripted("rule", [PASSES, VIOLATES, Verdict.abstained(), Verdict.failed("down")])
+    watcher = Scripted("watcher", VIOLATES)
+    samples = judged(score, rule, watcher, roles={"rule": "constraint", "watcher": "watch"})
+    assert [sample.is_satisfied for sample in samples] == [True, False, True, None]  # cgpo D1
+    assert [sample.reward for sample in samples] == [0.5, 0.5, 0.5, None]
+
+
+def test_without_constraints_every_sample_is_satisfied() -> None:
+    assert [sample.is_satisfied for sample in judged(Scripted("a", VIOLATES))] == [True] * 4  # cgpo P7
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_the_order_of_judges_changes_nothing(order: tuple[int, ...]) -> None:
+    judges = [
+        Scripted("score", [Verdict.scored(x) for x in (1, 2, 3, 4)]),
+        Scripted("first", [PASSES, VIOLATES, PASSES, PASSES]),
+        Scripted("second", [PASSES, PASSES, Verdict.failed("down"), VIOLATES]),
+    ]
+    samples = judged(*(judges[i] for i in order), roles={"first": "constraint", "second": "constraint"})
+    assert [(sample.reward, sample.is_satisfied) for sample in samples] == [
+        (1, True),
+        (2, False),
+        (None, None),
+        (4, False),
+    ]
+
+
+def test_only_constraints_reward_satisfaction() -> None:
+    panel = JudgePanel(
+        [Scripted("rule", PASSES), Scripted("other", HALF * 2)], roles=dict.fromkeys(("rule", "other"), "constraint")
+    )
+    samples = run_virtual(panel.judge_group(PROMPT, FOUR))
+    assert [sample.reward for sample in samples] == [1.0, 0.0, 1.0, 0.0]  # cgpo D8
+    metrics = panel.metrics()
+    assert (metrics["judge/satisfied_frac"], metrics["judge/rule/violation_rate"]) == (0.5, 0.0)
+    assert metrics["judge/other/violation_rate"] == 0.5
+    assert panel.metrics()["judge/satisfied_frac"] is None, "counted since the last call"
+
+
+def test_a_constraint_that_only_scores_has_failed() -> None:
+    samples = judged(Scripted("a", PASSES), Scripted("rule", Verdict.scored(1.0)), roles={"rule": "constraint"})
+    assert samples[0].verdicts["rule"].reason.startswith("a constraint judge says pass or fail")
+    assert (samples[0].reward, samples[0].is_satisfied) == (None, None)
+
+
+def test_a_panel_without_constraints_logs_none_of_their_metrics() -> None:
+    panel = JudgePanel([Scripted("a", PASSES)])
+    run_virtual(panel.judge_group(PROMPT, FOUR))
+    assert not {"judge/satisfied_frac", "judge/a/violation_rate"} & panel.metrics().keys()
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"b": "watch"}, "roles: no judge named 'b'"),
+        ({"a": "constrain"}, r"role of judge 'a': got 'constrain'\. Did you mean 'constraint'"),
+        ({"a": "watch"}, "at least one judge needs a positive weight"),
+    ],
+)
+def test_rejects_roles(roles: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        JudgePanel([Scripted("a", PASSES)], roles=roles)

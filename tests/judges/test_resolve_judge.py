@@ -8,6 +8,7 @@ from llamarl.core.protocols import Judge
 from llamarl.judges import FunctionJudge, TRLJudge, as_judge, load_judge
 
 REWARDS = """
+from llamarl.core.records import Verdict
 from llamarl.judges import FunctionJudge
 
 def ours(prompt, completion):
@@ -33,6 +34,22 @@ class Exact:
         return True
 
 exact = Exact()
+class Limit:
+    def __init__(self, limit, *, name="limit"):
+        self.limit, self.name = limit, name
+
+    async def judge(self, prompt, completions):
+        return [Verdict.scored(float(len(c.text) <= self.limit)) for c in completions]
+
+def shorter_than(limit=10):
+    return lambda prompt, completion: len(completion.text) < limit
+
+def broken(limit):
+    return 1 / 0
+
+def nothing():
+    return None
+
 ready = FunctionJudge(ours, "ready")
 number = 3
 """
@@ -55,6 +72,7 @@ def rewards(tmp_path: Path) -> str:
         ("anything", FunctionJudge, "anything"),
         ("exact", FunctionJudge, "Exact"),
         ("ready", FunctionJudge, "ready"),
+        ("Exact", FunctionJudge, "Exact"),  # a class is built
     ],
 )
 def test_each_shape_of_function_becomes_its_judge(rewards: str, attribute: str, kind: type, name: str) -> None:
@@ -67,6 +85,37 @@ def test_a_name_can_be_given_but_not_to_a_ready_judge(rewards: str) -> None:
     assert load_judge(f"{rewards}:ours", "mine").name == "mine"
     with pytest.raises(ConfigError, match="is a judge named 'ready'; it cannot be renamed to 'mine'"):
         load_judge(f"{rewards}:ready", "mine")
+
+
+# ---- settings
+
+
+def test_a_class_is_built_with_its_settings(rewards: str) -> None:
+    judge = load_judge(f"{rewards}:Limit", settings={"limit": 3})
+    assert (judge.name, judge.limit) == ("limit", 3)  # type: ignore[attr-defined]
+    assert load_judge(f"{rewards}:Limit", "brief", settings={"limit": 3}).name == "brief"
+
+
+def test_a_function_builds_a_judge_where_settings_are_given(rewards: str) -> None:
+    assert isinstance(load_judge(f"{rewards}:shorter_than", "brief", settings={}), FunctionJudge)
+    assert load_judge(f"{rewards}:shorter_than", "brief", settings={"limit": 3}).name == "brief"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "settings", "message"),
+    [
+        ("Limit", None, "settings.limit: required, but not given"),
+        ("Limit", {"limit": 1, "nam": "x"}, r"settings.nam: unknown key. Did you mean 'name'\?"),
+        ("broken", {"limit": 1}, "building it from its settings failed: ZeroDivisionError"),
+        ("nothing", {}, "what .*:nothing builds is a NoneType; name a function"),
+        ("ours", {"limit": 1}, r"settings.limit: unknown key. Choose one of: completion, prompt"),
+        ("ready", {"limit": 1}, "takes no settings; they are for a class"),
+        ("number", {"limit": 1}, "takes no settings"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(rewards: str, attribute: str, settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_judge(f"{rewards}:{attribute}", settings=settings)
 
 
 def test_modules_and_nested_attributes_are_found() -> None:
@@ -98,7 +147,6 @@ def test_a_file_runs_once_and_files_of_one_name_stay_apart(tmp_path: Path) -> No
         ("our", r"has no 'our'. Did you mean 'ours'\?"),
         ("alone", r"\(text\) is no judge's signature; take \(prompt, completion\), or TRL's"),
         ("number", "is a int; name a function"),
-        ("Exact", "is a class; name an instance of it or a function"),
     ],
 )
 def test_wrong_attributes_are_refused(rewards: str, attribute: str, message: str) -> None:

@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -313,3 +314,10 @@ def test_rejects_an_unknown_number_format(tiny):
 def test_rejects_an_unknown_family(tmp_path):
     with pytest.raises(ConfigError, match="'lama'"):
         build_tiny("lama", tmp_path / "x")
+
+
+def test_threads_may_load_at_the_same_time(tiny):
+    with ThreadPoolExecutor(4) as pool:
+        models = [future.result() for future in [pool.submit(load_model, tiny) for _ in range(8)]]
+    for model in models[1:]:
+        assert_bit_equal(models[0], model)

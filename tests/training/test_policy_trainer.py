@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_policies import gradients, samples_of, tiny_model
+from tiny_policies import gradients, samples_of, step_of, tiny_model
 
 from llamarl.algorithms.dapo import DAPOConfig
 from llamarl.algorithms.dr_grpo import DrGRPOConfig
 from llamarl.algorithms.grpo import GRPOConfig
-from llamarl.core.errors import CheckpointError, CollapseError, ConfigError
+from llamarl.core.errors import CheckpointError, CollapseError, ConfigError, DataError
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum, verify
 from llamarl.functional.losses import LossOutput
@@ -33,8 +33,14 @@ def weights_of(trainer):
 
 
 def accumulated(trainer, samples):
-    trainer.loss(samples)
+    trainer.loss(step_of(samples))
     return {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def referred(samples, model=None):
+    """With reference log-probs, of `model` or the untrained policy."""
+    rest = iter(PaddedScorer(model or tiny_model())(samples).logprobs.tolist())
+    return [replace(sample, reference_logprobs=tuple(next(rest) for _ in sample.token_ids)) for sample in samples]
 
 
 def are_equal(left, right):
@@ -51,6 +57,7 @@ class Scripted:
     """Pushes every log-prob up, `factors[step]` times as hard; NaN and infinity are what tests inject."""
 
     name, needs_reference, needs_entropy_grad, trains_zero_advantage = "scripted", False, False, True
+    keeps_groups_together = needs_values = False
 
     def __init__(self, factors, max_tokens=10**9):
         self.factors, self.max_tokens, self.batches = list(factors), max_tokens, []
@@ -72,7 +79,9 @@ class Scripted:
 
 def test_the_step_is_that_of_a_loop_written_by_hand(batch):
     model, by_hand = tiny_model(), tiny_model()
-    trainer_of(model, config=TrainerConfig(learning_rate=0.01, warmup_steps=1, max_grad_norm=0.05)).train(batch)
+    trainer_of(model, config=TrainerConfig(learning_rate=0.01, warmup_steps=1, max_grad_norm=0.05)).train(
+        step_of(batch)
+    )
 
     losses = []
     for sample in batch:  # on-policy by definition of the ratio below, sequence means over all 8 samples
@@ -89,7 +98,7 @@ def test_the_step_is_that_of_a_loop_written_by_hand(batch):
 
 
 def test_metrics_are_plain_numbers_under_the_documented_names(batch):
-    metrics = trainer_of(algorithm=GRPOConfig()).train(batch).metrics
+    metrics = trainer_of(algorithm=GRPOConfig()).train(step_of(referred(batch))).metrics
     expected = {"loss", "grad_norm", "lr", "entropy", "kl_ref", "mismatch_kl", "mismatch_prob_max", "tokens", "samples"}
     expected |= {"clip_frac/low", "clip_frac/high", "grad_spike", "skipped_nonfinite", "ppo_kl"}
     assert {f"train/{name}" for name in expected} | {"time/train"} <= metrics.keys()
@@ -105,13 +114,13 @@ def test_mismatch_is_measured_on_tokens_of_the_current_version_only(batch):
     for sample in batch:
         own.append(replace(sample, logprobs=tuple(next(rest) for _ in sample.token_ids)))
     stale = replace(own[0], logprobs=(-9.0,) * 4, versions=(-1,) * 4)
-    metrics = trainer.loss([stale, *own[1:]])
+    metrics = trainer.loss(step_of([stale, *own[1:]]))
     assert metrics["train/mismatch_kl"] < 1e-9 and metrics["train/mismatch_prob_max"] < 1e-6
     off = replace(own[1], logprobs=(exact[4] - 0.5,))  # k3 of log-ratio 0.5: e^0.5 - 1 - 0.5 = 0.1487, over 24 tokens
-    metrics = trainer_of().loss([stale, off, *own[2:]])
+    metrics = trainer_of().loss(step_of([stale, off, *own[2:]]))
     assert metrics["train/mismatch_kl"] == pytest.approx(0.1487 / 24, rel=1e-3)
     trainer.step()
-    assert "train/mismatch_kl" not in trainer.train(own).metrics  # all tokens are one version old by now
+    assert "train/mismatch_kl" not in trainer.train(step_of(own)).metrics  # all tokens are one version old by now
 
 
 def test_temperature_of_the_sampler_makes_the_first_ratio_one(batch):
@@ -119,15 +128,17 @@ def test_temperature_of_the_sampler_makes_the_first_ratio_one(batch):
     drawn = PaddedScorer(model, 0.6)(batch).logprobs.tolist()
     rest = iter(drawn)
     samples = [replace(sample, logprobs=tuple(next(rest) for _ in sample.token_ids)) for sample in batch]
-    assert trainer_of(model, sampling=sampling).loss(samples)["train/ratio/mean"] == pytest.approx(1.0, abs=1e-6)
-    assert abs(trainer_of(tiny_model()).loss(samples)["train/ratio/mean"] - 1.0) > 0.05
+    assert trainer_of(model, sampling=sampling).loss(step_of(samples))["train/ratio/mean"] == pytest.approx(
+        1.0, abs=1e-6
+    )
+    assert abs(trainer_of(tiny_model()).loss(step_of(samples))["train/ratio/mean"] - 1.0) > 0.05
 
 
 def test_a_second_pass_over_the_same_samples_leaves_ratio_one(batch):
     trainer = trainer_of()
     rest = iter(PaddedScorer(tiny_model())(batch).logprobs.tolist())
     samples = [replace(sample, logprobs=tuple(next(rest) for _ in sample.token_ids)) for sample in batch]
-    first, second = trainer.train(samples).metrics, trainer.train(samples).metrics
+    first, second = trainer.train(step_of(samples)).metrics, trainer.train(step_of(samples)).metrics
     assert first["train/ppo_kl"] < 1e-9 < 1e-4 < second["train/ppo_kl"]
 
 
@@ -137,7 +148,7 @@ def test_a_second_pass_over_the_same_samples_leaves_ratio_one(batch):
 @pytest.mark.parametrize("algorithm", [GRPOConfig(), DAPOConfig(), DrGRPOConfig()])
 @pytest.mark.parametrize("micro_batch_tokens", [1, 12, 25])
 def test_gradients_do_not_depend_on_how_the_step_is_cut(batch, algorithm, micro_batch_tokens):
-    samples = [*batch, *samples_of([(5, [9, 2, 4, 30])], seed=4)]
+    samples = referred([*batch, *samples_of([(5, [9, 2, 4, 30])], seed=4)])
     whole = accumulated(trainer_of(algorithm=algorithm), samples)
     cut = trainer_of(algorithm=algorithm, config=TrainerConfig(micro_batch_tokens=micro_batch_tokens))
     assert_close(accumulated(cut, samples), whole)
@@ -154,39 +165,39 @@ def test_skipping_samples_without_advantage_changes_no_gradient(batch):
     samples = [replace(sample, advantage=0.0) if index % 2 else sample for index, sample in enumerate(batch)]
     skipping, thorough = trainer_of(), PolicyTrainer(tiny_model(), Thorough(PLAIN), FAST)
     assert_close(accumulated(skipping, samples), accumulated(thorough, samples))
-    assert skipping.loss([])["train/samples_without_signal"] == 4
-    assert thorough.loss([])["train/samples_without_signal"] == 0
+    assert skipping.loss(step_of([]))["train/samples_without_signal"] == 4
+    assert thorough.loss(step_of([]))["train/samples_without_signal"] == 0
 
 
 def test_samples_without_advantage_train_where_the_algorithm_has_a_kl_term(batch):
-    samples = [replace(sample, advantage=0.0) for sample in batch]
+    samples = [replace(sample, advantage=0.0) for sample in referred(batch)]
     trainer = trainer_of(algorithm=GRPOConfig(kl_coef=0.1))
-    trainer.train(batch)
-    assert not trainer.train(samples).is_skipped
+    trainer.train(step_of(referred(batch)))
+    assert not trainer.train(step_of(samples)).is_skipped
 
 
 def test_a_step_without_any_signal_counts_as_a_version_and_changes_nothing(batch):
     trainer = trainer_of()
-    trainer.train(batch)  # so that AdamW holds momentum, which must not move the weights either
+    trainer.train(step_of(batch))  # so that AdamW holds momentum, which must not move the weights either
     before, state = weights_of(trainer), {k: v.clone() for k, v in trainer._optimizer.state().items()}
     for samples in ([replace(sample, advantage=0.0) for sample in batch], []):
-        assert trainer.train(samples).is_skipped
+        assert trainer.train(step_of(samples)).is_skipped
     assert trainer.version == 3
     assert are_equal(weights_of(trainer), before) and are_equal(trainer._optimizer.state(), state)
 
 
 def test_two_runs_are_bit_identical(batch):
     runs = [trainer_of(config=TrainerConfig(learning_rate=1e-2, micro_batch_tokens=20)) for _ in range(2)]
-    metrics = [[run.train(batch).metrics for _ in range(3)] for run in runs]
+    metrics = [[run.train(step_of(batch)).metrics for _ in range(3)] for run in runs]
     assert are_equal(weights_of(runs[0]), weights_of(runs[1]))
     for left, right in zip(*metrics, strict=True):
         assert {k: v for k, v in left.items() if "time" not in k} == {k: v for k, v in right.items() if "time" not in k}
 
 
 def test_models_unknown_to_the_decoder_train_too(batch):
-    trainer = trainer_of(tiny_model("gpt_neox", scale=1.0), algorithm=GRPOConfig(), channel=LocalChannel())
+    trainer = trainer_of(tiny_model("gpt_neox", scale=1.0), channel=LocalChannel())
     before = weights_of(trainer)
-    assert not trainer.train(batch).is_skipped
+    assert not trainer.train(step_of(batch)).is_skipped
     assert not are_equal(weights_of(trainer), before)
     assert len(trainer.publish().probe_logprobs) == 23
 
@@ -205,12 +216,12 @@ def test_bf16_computes_close_to_fp32_and_keeps_fp32_weights(batch):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_loss_leaves_weights_and_moments_bit_identical(batch, bad):
     trainer = trainer_of(algorithm=Scripted([1.0, bad, 1.0]))
-    trainer.train(batch)
+    trainer.train(step_of(batch))
     before, state = weights_of(trainer), {k: v.clone() for k, v in trainer._optimizer.state().items()}
-    result = trainer.train(batch)
+    result = trainer.train(step_of(batch))
     assert result.is_skipped and result.version == 2 and result.metrics["train/skipped_nonfinite"] == 1.0
     assert are_equal(weights_of(trainer), before) and are_equal(trainer._optimizer.state(), state)
-    assert not trainer.train(batch).is_skipped
+    assert not trainer.train(step_of(batch)).is_skipped
     assert not are_equal(weights_of(trainer), before)
 
 
@@ -221,7 +232,7 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_refused_too(batch):
 
     trainer = trainer_of(algorithm=InfiniteSlope([1.0]))
     before = weights_of(trainer)
-    result = trainer.train(batch)
+    result = trainer.train(step_of(batch))
     assert result.is_skipped and result.metrics["train/loss"] == 0.0
     assert are_equal(weights_of(trainer), before)
 
@@ -230,30 +241,30 @@ def test_a_nan_in_one_sample_names_its_group(batch, caplog):
     broken = [replace(sample, advantage=float("nan")) if sample.group == 1 else sample for sample in batch]
     trainer = trainer_of(config=TrainerConfig(micro_batch_tokens=12))
     with caplog.at_level(logging.WARNING):
-        assert trainer.train(broken).is_skipped
+        assert trainer.train(step_of(broken)).is_skipped
     assert "step 0: nonfinite gradient" in caplog.text and "groups 1 brought" in caplog.text
 
 
 def test_five_non_finite_updates_in_a_row_end_the_run_naming_the_step(batch):
     trainer = trainer_of(algorithm=Scripted([1.0] + [float("nan")] * 4 + [1.0] + [float("nan")]))
     for _ in range(10):
-        trainer.train(batch)
+        trainer.train(step_of(batch))
     with pytest.raises(CollapseError, match=r"step 10: nonfinite gradient.*5 updates in a row"):
-        trainer.train(batch)
+        trainer.train(step_of(batch))
 
 
 @pytest.mark.parametrize("should_skip", [False, True])
 def test_a_gradient_spike_is_flagged_and_skipped_on_demand(batch, should_skip, caplog):
     config = TrainerConfig(learning_rate=1e-5, should_skip_spikes=should_skip)
     trainer = trainer_of(algorithm=Scripted([1.0] * 10 + [100.0] + [1.0]), config=config)
-    assert [trainer.train(batch).metrics["train/grad_spike"] for _ in range(10)] == [0.0] * 10
+    assert [trainer.train(step_of(batch)).metrics["train/grad_spike"] for _ in range(10)] == [0.0] * 10
     before = weights_of(trainer)
     with caplog.at_level(logging.WARNING):
-        spike = trainer.train(batch)
+        spike = trainer.train(step_of(batch))
     assert spike.metrics["train/grad_spike"] == 1.0 and spike.is_skipped is should_skip
     assert are_equal(weights_of(trainer), before) is should_skip
     assert "step 10: spike gradient" in caplog.text
-    assert trainer.train(batch).metrics["train/grad_spike"] == 0.0
+    assert trainer.train(step_of(batch)).metrics["train/grad_spike"] == 0.0
 
 
 def test_the_guard_compares_with_the_median_of_the_last_fifty():
@@ -278,24 +289,32 @@ def test_out_of_memory_halves_the_micro_batches_and_keeps_the_gradient(batch, ca
 def test_lasting_lack_of_memory_names_the_settings_to_change(batch):
     trainer = trainer_of(algorithm=Scripted([1.0], max_tokens=0), config=TrainerConfig(micro_batch_tokens=64))
     with pytest.raises(ConfigError, match=r"micro_batch_tokens=8 .*sampling\.max_tokens.*precision"):
-        trainer.loss(batch)
+        trainer.loss(step_of(batch))
 
 
 # reference
 
 
-def test_the_reference_never_changes_and_shares_no_storage(batch):
+def test_reference_log_probs_come_with_the_samples(batch):
     trainer = trainer_of(algorithm=GRPOConfig(kl_coef=0.1))
-    before = checksum(dict(named_tensors(trainer.reference)))
-    first = trainer.train(batch).metrics["train/kl_ref"]
-    later = [trainer.train(batch).metrics["train/kl_ref"] for _ in range(3)]
-    assert abs(first) < 1e-8 and later[0] > 1e-6
-    assert checksum(dict(named_tensors(trainer.reference))) == before
-    assert all(p.grad is None and not p.requires_grad for p in trainer.reference.parameters())
+    samples = step_of(referred(batch))
+    metrics = [trainer.train(samples).metrics["train/kl_ref"] for _ in range(3)]
+    assert abs(metrics[0]) < 1e-8 and metrics[1] > 1e-6
 
 
-def test_without_a_reference_term_none_is_kept():
-    assert trainer_of().reference is None
+def test_missing_reference_log_probs_say_who_fills_them(batch):
+    trainer = trainer_of(algorithm=GRPOConfig(kl_coef=0.1))
+    short = [*referred(batch[:1]), replace(batch[1], reference_logprobs=()), *batch[2:]]
+    with pytest.raises(DataError, match=r"group 0: .* 0 reference log-probs for 1 tokens.*'grpo'.*ReferenceExecutor"):
+        trainer.train(step_of(short))
+    trainer_of(algorithm=PLAIN).train(step_of(short))
+
+
+def test_a_response_no_policy_sampled_counts_as_the_policy_s_own(batch):
+    given = replace(batch[1], logprobs=(0.0,), versions=(-1,), advantage=1.0)
+    metrics = trainer_of(algorithm=GRPOConfig(kl_coef=0.1)).train(step_of([given])).metrics
+    assert metrics["train/ratio/mean"] == 1.0 and metrics["train/kl_ref"] == 0.0
+    assert "train/mismatch_kl" not in metrics
 
 
 def test_dropout_is_off_while_training(batch):
@@ -310,7 +329,7 @@ def test_dropout_is_off_while_training(batch):
 def test_published_weights_prove_themselves(batch):
     channel = LocalChannel()
     trainer = trainer_of(channel=channel)
-    trainer.train(batch)
+    trainer.train(step_of(batch))
     manifest = trainer.publish()
     received = channel.fetch(1)
     verify(manifest, 1, checksum(received))
@@ -332,12 +351,13 @@ def test_publishing_without_a_channel_is_refused():
 def test_two_steps_saved_and_one_resumed_are_three_steps_bit_for_bit(tmp_path, batch):
     config = TrainerConfig(learning_rate=1e-2, warmup_steps=1, schedule="cosine", weight_decay=0.1)
     whole, part, resumed = (trainer_of(algorithm=GRPOConfig(), config=config, total_steps=6) for _ in range(3))
-    expected = [whole.train(batch) for _ in range(3)][-1]
+    batch = referred(batch)
+    expected = [whole.train(step_of(batch)) for _ in range(3)][-1]
     for _ in range(2):
-        part.train(batch)
+        part.train(step_of(batch))
     part.save(tmp_path / "checkpoint")
     assert resumed.load(tmp_path / "checkpoint") == 2
-    result = resumed.train(batch)
+    result = resumed.train(step_of(batch))
     assert are_equal(weights_of(resumed), weights_of(whole))
     assert are_equal(resumed._optimizer.state(), whole._optimizer.state())
     assert {**result.metrics, "time/train": 0} == {**expected.metrics, "time/train": 0}
@@ -346,7 +366,7 @@ def test_two_steps_saved_and_one_resumed_are_three_steps_bit_for_bit(tmp_path, b
 
 def test_a_checkpoint_holds_safetensors_and_json_only(tmp_path, batch):
     trainer = trainer_of()
-    trainer.train(batch)
+    trainer.train(step_of(batch))
     trainer.save(tmp_path / "c")
     assert {file.name for file in (tmp_path / "c").iterdir()} == {
         "model.safetensors",
@@ -360,20 +380,18 @@ def test_a_trainer_can_be_saved_before_its_first_step(tmp_path, batch):
     trainer, resumed = trainer_of(), trainer_of(tiny_model(seed=3))
     trainer.save(tmp_path / "c")
     assert resumed.load(tmp_path / "c") == 0
-    assert trainer.train(batch).metrics["train/loss"] == resumed.train(batch).metrics["train/loss"]
+    assert trainer.train(step_of(batch)).metrics["train/loss"] == resumed.train(step_of(batch)).metrics["train/loss"]
 
 
-def test_a_checkpoint_of_another_model_reference_or_with_torn_files_is_refused_untouched(tmp_path, batch):
-    trainer = trainer_of(algorithm=GRPOConfig())
+def test_a_checkpoint_of_another_model_or_with_torn_files_is_refused_untouched(tmp_path):
+    trainer = trainer_of()
     trainer.save(tmp_path / "c")
     with pytest.raises(CheckpointError, match="not empty"):
         trainer.save(tmp_path / "c")
     with pytest.raises(CheckpointError, match="not of this model"):
         trainer_of(tiny_model(num_hidden_layers=1)).load(tmp_path / "c")
-    other = trainer_of(tiny_model(seed=9), algorithm=GRPOConfig())
+    other = trainer_of(tiny_model(seed=9))
     before = weights_of(other)
-    with pytest.raises(CheckpointError, match="another reference policy"):
-        other.load(tmp_path / "c")
     file = tmp_path / "c" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a readable trainer checkpoint"):

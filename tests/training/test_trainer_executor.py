@@ -3,7 +3,7 @@ import pickle
 from functools import partial
 
 import pytest
-from tiny_policies import samples_of, tiny_model
+from tiny_policies import samples_of, step_of, tiny_model
 
 from llamarl.algorithms.grpo import GRPOConfig
 from llamarl.core.errors import ConfigError
@@ -20,7 +20,9 @@ from llamarl.weights import LocalChannel, ShmChannel
 
 def executor_of(load=tiny_model, channel=None, **arguments):
     config = TrainerConfig(learning_rate=1e-2)
-    return TrainerExecutor(config, GRPOConfig().build, load, Sampling(), channel or LocalChannel(), **arguments)
+    return TrainerExecutor(
+        config, GRPOConfig(kl_coef=0.0).build, load, Sampling(), channel or LocalChannel(), **arguments
+    )
 
 
 def test_an_engine_drives_all_verbs(tmp_path):
@@ -29,12 +31,12 @@ def test_an_engine_drives_all_verbs(tmp_path):
         handle = await engine.spawn(lambda: executor_of(channel=channel), name="trainer")
         try:
             assert (await handle.call("publish")).version == 0
-            result = await handle.call("train", samples_of([(4, [3, 5])]))
+            result = await handle.call("train", step_of(samples_of([(4, [3, 5])])))
             assert result.version == 1 and not result.is_skipped
             manifest = await handle.call("publish")
             verify(manifest, 1, checksum(channel.fetch(1)))
             await handle.call("save", str(tmp_path / "c"))
-            await handle.call("train", samples_of([(4, [3, 5])]))
+            await handle.call("train", step_of(samples_of([(4, [3, 5])])))
             assert await handle.call("load", str(tmp_path / "c")) == 1
             assert (await handle.call("publish")).checksums == manifest.checksums
         finally:
@@ -47,7 +49,7 @@ def test_the_exported_policy_is_a_checkpoint_anyone_can_load(tmp_path):
     source = build_tiny("qwen2", tmp_path / "source")
     executor = executor_of(partial(load_model, source), tokenizer=load_tokenizer(source))
     executor.setup()
-    executor.train(samples_of([(4, [3, 5])]))
+    executor.train(step_of(samples_of([(4, [3, 5])])))
     exported = executor.export(str(tmp_path / "export"))
     published = executor.publish().checksums
     assert checksum(dict(named_tensors(load_model(exported)))) == published

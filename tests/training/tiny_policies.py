@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from llamarl.core.records import TrainSample
+from llamarl.core.records import Assignment, TrainSample
 from llamarl.models.checkpoint import new_config, new_model
 
 VOCABULARY = 24
@@ -58,6 +58,11 @@ def samples_of(shape: Sequence[tuple[int, Sequence[int]]], seed: int = 0, versio
                 )
             )
     return samples
+
+
+def step_of(samples: Sequence[TrainSample], num_prompts: int | None = None) -> Assignment:
+    """The samples as a task's whole batch."""
+    return Assignment(tuple(samples), len({s.group for s in samples}) if num_prompts is None else num_prompts)
 
 
 def gradients(model: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:

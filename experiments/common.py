@@ -1,0 +1,200 @@
+"""What experiments share: arms and seeds, runs that resume, intervals, a result file, a figure.
+
+An experiment is a set of arms; an arm makes a recipe from a seed. Every (arm, seed) is one run with a directory of its
+own below `experiments/runs/`, so a killed experiment goes on with the runs it lacks when it is started again.
+"""
+
+import argparse
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from llamarl.controller.recipe import Recipe
+from llamarl.controller.run import train
+from llamarl.report.environment import environment_record
+from llamarl.report.files import write_json
+from llamarl.report.metrics import read_metrics
+
+HERE = Path(__file__).parent
+Curves = list[Mapping[str, Any]]
+"""The records of a run's `metrics.jsonl`."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#333333", "#8A8A8A")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over seeds with its 95 % interval (Student's t)."""
+
+    mean: float
+    half_width: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Of one value per seed; without width for a single one."""
+        mean, count = statistics.fmean(values), len(values)
+        if count < 2:
+            return cls(mean, math.nan, count)
+        error = statistics.stdev(values) / math.sqrt(count)
+        return cls(mean, float(stats.t.ppf(0.975, count - 1)) * error, count)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half_width:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One finished run."""
+
+    arm: str
+    seed: int
+    seconds: float
+    curves: Curves
+    numbers: Mapping[str, float]
+    """What the experiment measured of it."""
+
+
+class Experiment:
+    """One experiment: its command line, its runs, its result file.
+
+    Args:
+        name: of `results/NAME.json` and `results/NAME.png`.
+        description: for `--help`.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        self.name = name
+        self.parser = argparse.ArgumentParser(
+            prog=f"python -m experiments.{name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+        self.parser.add_argument("--arms", help="only these, separated by commas")
+        self.parser.add_argument("--steps", type=int, help="shorter runs, to try the code; writes no result")
+        self.parser.add_argument("--fresh", action="store_true", help="forget the runs that are there")
+
+    def start(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses the command line."""
+        self.options = self.parser.parse_args(arguments)
+        self.folder = HERE / "runs" / (self.name if self.options.steps is None else f"{self.name}-try")
+        if self.options.fresh or self.options.steps is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.options
+
+    def run(
+        self, arms: Mapping[str, Callable[[int], Recipe]], measure: Callable[[Curves], Mapping[str, float]]
+    ) -> list[Done]:
+        """Every arm with every seed, seed by seed so that an early end still compares arms."""
+        chosen = {n: a for n, a in arms.items() if not self.options.arms or n in self.options.arms.split(",")}
+        return [
+            self._run(name, seed, make_recipe, measure)
+            for seed in range(self.options.seeds)
+            for name, make_recipe in chosen.items()
+        ]
+
+    def _run(
+        self,
+        name: str,
+        seed: int,
+        make_recipe: Callable[[int], Recipe],
+        measure: Callable[[Curves], Mapping[str, float]],
+    ) -> Done:
+        directory, started = self.folder / f"{name}-{seed}", time.monotonic()
+        mark = directory / "experiment.json"
+        if not mark.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            recipe = make_recipe(seed)
+            if self.options.steps is not None:
+                recipe = recipe.model_copy(
+                    update={"schedule": recipe.schedule.model_copy(update={"steps": self.options.steps})}
+                )
+            train(recipe, directory)
+            write_json(mark, {"arm": name, "seed": seed, "seconds": round(time.monotonic() - started, 1)})
+        curves = [dict(record) for record in read_metrics(directory / "metrics.jsonl")]
+        numbers = measure(curves)
+        seconds = time.monotonic() - started
+        print(f"{name:24} seed {seed}  {seconds:6.0f} s  " + "  ".join(f"{k} {v:.3f}" for k, v in numbers.items()), flush=True)
+        return Done(name, seed, seconds, curves, numbers)
+
+    def finish(self, runs: Sequence[Done], notes: Sequence[str] = (), **more: Any) -> None:
+        """Prints the means and writes the result file, unless this was a short try."""
+        arms = list(dict.fromkeys(run.arm for run in runs))
+        means = {arm: self.intervals([run for run in runs if run.arm == arm]) for arm in arms}
+        for arm, numbers in means.items():
+            print(f"{arm:24} " + "  ".join(f"{key} {value}" for key, value in numbers.items()))
+        if self.options.steps is not None:
+            print("a short try: no result written")
+            return
+        record = {
+            "experiment": self.name,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.parser.prog,
+            "environment": environment_record(HERE),
+            "arms": {
+                arm: {k: {"mean": v.mean, "half_width": v.half_width, "seeds": v.count} for k, v in numbers.items()}
+                for arm, numbers in means.items()
+            },
+            "runs": [{"arm": run.arm, "seed": run.seed, **run.numbers} for run in runs],
+            "notes": list(notes),
+            **more,
+        }
+        write_json(HERE / "results" / f"{self.name}.json", record)
+
+    @staticmethod
+    def intervals(runs: Sequence[Done]) -> dict[str, Interval]:
+        """Each number's mean and interval over the runs (the seeds of one arm)."""
+        return {key: Interval.of([run.numbers[key] for run in runs]) for key in runs[0].numbers}
+
+    def plot(self, runs: Sequence[Done], panels: Mapping[str, str], smooth: int = 5) -> None:
+        """One panel per metric (name -> title): each arm's mean over seeds against the step, with the seeds' range."""
+        import matplotlib as mpl
+
+        mpl.use("agg")
+        from matplotlib import pyplot
+
+        columns = min(3, len(panels))
+        rows = -(-len(panels) // columns)
+        figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+        for axis, (metric, title) in zip(axes.flat, panels.items(), strict=False):
+            for colour, arm in zip(COLOURS, dict.fromkeys(run.arm for run in runs), strict=False):
+                lines = [curve(run.curves, metric, smooth) for run in runs if run.arm == arm]
+                steps = sorted(set.intersection(*(set(line) for line in lines)))
+                values = [[line[step] for line in lines] for step in steps]
+                axis.plot(steps, [statistics.fmean(each) for each in values], color=colour, label=arm)
+                axis.fill_between(
+                    steps, [min(e) for e in values], [max(e) for e in values], color=colour, alpha=0.15, linewidth=0
+                )
+            axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            axis.set_xlabel("step")
+            axis.spines[["top", "right"]].set_visible(False)
+        for axis in list(axes.flat)[len(panels) :]:
+            axis.set_visible(False)
+        axes.flat[0].legend(fontsize=8, frameon=False)
+        name = self.name if self.options.steps is None else f"runs/{self.name}-try/figure"
+        path = HERE / ("results" if self.options.steps is None else "") / f"{name}.png"
+        figure.savefig(path, dpi=150)
+        print(f"figure: {path}")
+
+
+def curve(records: Curves, metric: str, smooth: int = 1) -> dict[int, float]:
+    """A metric by step, as the mean over the last `smooth` records that have it."""
+    found = [(int(r["step"]), float(r[metric])) for r in records if r.get(metric) is not None]
+    values = [value for _, value in found]
+    return {
+        step: statistics.fmean(values[max(0, i - smooth + 1) : i + 1]) for i, (step, _) in enumerate(found)
+    }
+
+
+def last(records: Curves, metric: str) -> float:
+    """The newest value of a metric."""
+    return next(float(r[metric]) for r in reversed(records) if r.get(metric) is not None)

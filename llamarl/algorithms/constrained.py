@@ -1,0 +1,90 @@
+"""What the algorithms of CGPO share: how constraints, the distance to the reference, and old samples are handled.
+
+"The Perfect Blend: Redefining RLHF with Mixture of Judges" (CGPO), Xu et al. 2024, arXiv 2409.20370.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import PolicyGradientConfig, is_judged, reward_of
+from llamarl.core.config import Config
+from llamarl.core.errors import DataError
+from llamarl.core.records import Group, Sample
+from llamarl.functional.constrained import KLReduction, RewardKind, calibrated_reward, kl_factor, sequence_kl
+from llamarl.functional.losses import LossBatch
+from llamarl.functional.ratios import Objective, weighted_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OnPolicyConfig(PolicyGradientConfig):
+    """Settings of algorithms whose published form has no ratio: one step per batch, sampled by the policy it trains."""
+
+    off_policy: Literal["none", "aipo"] = "none"
+    """`none`: as published, needs `schedule.max_staleness = 0`. `aipo`: tokens have truncated importance weights."""
+    rho: float = Field(default=4.0, ge=1.0)
+    """Largest importance weight of a token, with `off_policy = "aipo"`."""
+
+    def score_objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """`A log policy`, every weight 1; with `aipo` weighted by `sg(min(r, rho))`."""
+        low, high = (1.0, 1.0) if self.off_policy == "none" else (0.0, self.rho)
+        return weighted_objective(batch.logprobs, log_ratios, batch.advantages, low=low, high=high)
+
+
+class KLBoundConfig(Config):
+    """Settings of the bound on the distance to the reference, and of the judged reward's meaning."""
+
+    kl_max: float = Field(default=10.0, gt=0.0)
+    """Bound on the KL to the reference, in nats per completion. The paper names none: our choice."""
+    kl: KLReduction = "sum"
+    """KL estimate of a completion: the sum over its tokens (the paper's), or their mean, with `kl_max` per token."""
+    reward: RewardKind = "calibrated"
+    """What the judged reward is. `calibrated`: a margin over the baseline response, through a sigmoid (the paper's).
+    `as_is`: at least 0, used unchanged. `constant`: only the constraints count."""
+
+    def calibrated(self, sample: Sample) -> float:
+        """R_calib of a judged sample."""
+        return calibrated_reward(reward_of(sample), self.reward)
+
+    def kl_of(self, sample: Sample) -> float:
+        """KL estimate of a sampled completion, in nats.
+
+        Raises:
+            DataError: the sample lacks its reference log-probs.
+        """
+        if sample.reference_logprobs is None:
+            raise DataError(
+                "Sample.reference_logprobs is missing, but the KL bound needs it; fill it before `assign` "
+                "(training.reference.ReferenceExecutor scores completions)"
+            )
+        return sequence_kl(sample.completion.logprobs, sample.reference_logprobs, self.kl)
+
+
+def constraint_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """`violation_rate` over the judged samples, and `unjudged_frac` over all of them."""
+    samples = [sample for group in groups for sample in group.samples]
+    violations = [not sample.is_satisfied for sample in samples if is_judged(sample)]
+    return means({"violation_rate": violations, "unjudged_frac": [not is_judged(sample) for sample in samples]})
+
+
+def kl_metrics(groups: Sequence[Group], config: KLBoundConfig) -> dict[str, float]:
+    """Over the judged samples: means of R_calib and of the KL estimate, and how often its factor is 0 or above 1."""
+    samples = [sample for group in groups for sample in group.samples if is_judged(sample)]
+    divergences = [config.kl_of(sample) for sample in samples]
+    return means(
+        {
+            "calibrated_reward/mean": [config.calibrated(sample) for sample in samples],
+            "kl/mean": divergences,
+            "kl_factor/zero_frac": [kl_factor(kl, config.kl_max) == 0.0 for kl in divergences],
+            "kl_factor/above_one_frac": [kl_factor(kl, config.kl_max) > 1.0 for kl in divergences],
+        }
+    )
+
+
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each list; lists without an entry are left out."""
+    return {name: fmean(entries) for name, entries in values.items() if entries}

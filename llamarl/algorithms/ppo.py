@@ -1,0 +1,105 @@
+"""PPO with a critic: clipped ratios on generalised advantages, a KL penalty per token in the reward.
+
+    r_t       = - kl_coef * (log behaviour - log reference)_t, plus the judged reward at the last token
+    A, return = generalised advantage estimation of r and the critic's values
+    loss      = mean over tokens of  - min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A) + value_coef (V - return)^2 / 2
+
+The critic is a linear head on the policy's last hidden states; it lives in the trainer and its checkpoints, and is never
+published or exported. Each batch gets one optimizer step, so advantages come from the values of that very step, without
+gradient, and PPO's clip on the values, which acts from the second step on a batch, has no place here.
+
+"Proximal Policy Optimization Algorithms", Schulman et al. 2017, arXiv 1707.06347; for language models as in "Training
+language models to follow instructions with human feedback", Ouyang et al. 2022, arXiv 2203.02155.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from llamarl.algorithms.base import clip_metrics, judged, policy_metrics, required, reward_of, train_sample
+from llamarl.core.config import Config
+from llamarl.core.records import Assignment, Group
+from llamarl.functional.gae import Estimate, generalized_advantages, token_rewards
+from llamarl.functional.losses import LossBatch, LossOutput, Reduction, masked_metric, reduce_terms
+from llamarl.functional.ratios import clipped_objective, log_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PPOConfig(Config):
+    """Settings of PPO. Set `kl_coef = 0` to do without a reference model."""
+
+    type: Literal["ppo"] = "ppo"
+    reduction: Reduction = "token_mean"
+    """What the sum over tokens is divided by (`llamarl.functional.losses`)."""
+    clip: float = Field(default=0.2, gt=0.0)
+    """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
+    kl_coef: float = Field(default=0.02, ge=0.0)
+    """Penalty per token, in reward per nat of KL to the reference (InstructGPT's)."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Discount per token."""
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
+    """0 trusts the critic (less noise), 1 the rewards (no bias)."""
+    value_coef: float = Field(default=0.1, gt=0.0)
+    """Weight of the critic's loss. Its gradient reaches the policy's layers too, hence small: our choice."""
+    entropy_coef: float = Field(default=0.0, ge=0.0)
+    """Weight of an entropy bonus."""
+
+    def build(self) -> "PPO":
+        """The algorithm with these settings."""
+        return PPO(self)
+
+
+class PPO:
+    """Clipped ratios on generalised advantages."""
+
+    name = "ppo"
+    needs_values: bool = True
+    keeps_groups_together: bool = False
+    trains_zero_advantage: bool = True
+    drops_zero_signal: bool = False
+    corrects_staleness: bool = True
+
+    def __init__(self, config: PPOConfig) -> None:
+        self.config = config
+        self.needs_reference = config.kl_coef > 0
+        self.needs_entropy_grad = config.entropy_coef > 0
+
+    def assign(self, groups: Sequence[Group]) -> Assignment:
+        """All judged samples; their `advantage` is the judged reward, from which `loss` estimates advantages."""
+        batch = judged(groups)
+        samples = tuple(train_sample(s, group, reward_of(s)) for group, members in batch for s in members)
+        return Assignment(samples, num_prompts=len(batch))
+
+    def loss(self, batch: LossBatch) -> LossOutput:
+        """The policy's and the critic's loss, reduced over the step's denominators.
+
+        Beside the policy gradients' metrics, over tokens: `train/value_loss` (squared error), `train/value/mean`,
+        `train/return/mean`.
+
+        Raises:
+            ValueError: the batch lacks values, or reference log-probs or entropy where their coefficient is not 0.
+        """
+        config = self.config
+        values = required(batch.values, "values")
+        found = self._estimate(batch, values)
+        log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
+        objective = clipped_objective(log_ratios, found.advantages, low=config.clip, high=config.clip)
+        errors = (values - found.returns).square()
+        terms = -objective.values + config.value_coef * errors / 2
+        if self.needs_entropy_grad:
+            terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
+        loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
+        critic = {"train/value_loss": errors, "train/value/mean": values, "train/return/mean": found.returns}
+        metrics = {key: masked_metric(value, batch.mask) for key, value in critic.items()}
+        return LossOutput(loss, metrics | policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
+
+    def _estimate(self, batch: LossBatch, values: "Tensor") -> Estimate:
+        penalties = batch.behavior_logprobs.new_zeros(batch.mask.shape)
+        if self.needs_reference:
+            reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
+            penalties = self.config.kl_coef * (batch.behavior_logprobs - reference)
+        rewards = token_rewards(batch.advantages, penalties, batch.mask)
+        return generalized_advantages(rewards, values, batch.mask, gamma=self.config.gamma, lam=self.config.lam)

@@ -1,0 +1,77 @@
+"""data instructions: prompts to train on, made without any data set."""
+
+import argparse
+import json
+
+from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.core.errors import ConfigError
+
+ALL = "all"
+
+
+def add_commands(commands: Subparsers) -> None:
+    """Adds this module's commands."""
+    data = commands.add_parser("data", help="make data", description="Make data.", allow_abbrev=False)
+    instructions = add_command(
+        data.add_subparsers(metavar="COMMAND", required=True),
+        "instructions",
+        run_instructions,
+        help="write prompts whose instructions can be checked by program, to train on following them",
+        examples="""
+llamarl data instructions --language fr --count 1000 --out train.jsonl
+llamarl data instructions --language all --count 500 --turns 3 --seed 1 --out train.jsonl
+llamarl data instructions --turns 3 --format conversations --out held_out.jsonl
+""",
+    )
+    instructions.epilog = f"{FORMS}\n{instructions.epilog}"
+    instructions.add_argument(
+        "--language", action="append", metavar="CODE", help="en, fr, ru, hi, it, pt, es, zh or all; repeatable (en)"
+    )
+    instructions.add_argument("--count", type=int, default=100, help="prompts in each language (default 100)")
+    instructions.add_argument(
+        "--turns", type=int, default=1, help="the first has 1 to 3 instructions, each later one adds one (1 to 3)"
+    )
+    instructions.add_argument("--seed", type=int, default=0, help="equal seeds give equal prompts (default 0)")
+    instructions.add_argument(
+        "--format", choices=["rows", "conversations"], default="rows", help="to train on (default), or to evaluate with"
+    )
+    instructions.add_argument("--out", metavar="FILE", help="JSON lines; without it they go to standard output")
+
+
+FORMS = """\
+forms:
+  rows            one user message with all instructions, a paragraph for each later turn, since training samples one
+                  reply per prompt. To grade it: function = "llamarl.judges.rules:follows_instructions"
+  conversations   turn by turn, each asking to revise the reply: llamarl eval multi-if --data FILE
+
+"""
+
+
+def run_instructions(arguments: argparse.Namespace) -> int:
+    """`llamarl data instructions`."""
+    from llamarl.data.jsonl import write_jsonl
+    from llamarl.judges.rules.prompts import draw_drafts, to_conversation, to_row
+
+    languages = _languages(arguments.language or ["en"])
+    drafts = draw_drafts(languages, arguments.count, seed=arguments.seed, turns=arguments.turns)
+    to_line = to_row if arguments.format == "rows" else to_conversation
+    lines = (to_line(draft) for draft in drafts)
+    if arguments.out is None:
+        if arguments.json:
+            raise ConfigError("--json describes the written file; give --out FILE")
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False))
+        return 0
+    written = write_jsonl(arguments.out, lines)
+    if arguments.json:
+        print_json({"file": arguments.out, "lines": written, "format": arguments.format, "languages": languages})
+    else:
+        print(f"{written} {arguments.format} in {', '.join(languages)} written to {arguments.out}")
+    return 0
+
+
+def _languages(chosen: list[str]) -> list[str]:
+    """Each chosen language once."""
+    from llamarl.judges.rules.prompts import LANGUAGES
+
+    return list(LANGUAGES) if ALL in chosen else list(dict.fromkeys(chosen))

@@ -1,0 +1,1 @@
+"""Evaluations of a model: conversations, replies, verdicts, scores. Importable without torch."""

@@ -1,0 +1,77 @@
+"""From replies to everything that an evaluation leaves in its directory.
+
+OUT/verdicts.jsonl    {"key", "turn", "mode", "strict": [...], "loose": [...]} a line
+OUT/results.json      rates, intervals, and what they depend on (see `results`)
+OUT/accuracy.png      accuracy by turn and language; forgetting and recovery
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llamarl.core.errors import DataError
+from llamarl.evals.conversations import Conversations
+from llamarl.evals.replies import SETTINGS_FILE, Replies
+from llamarl.evals.results import FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE, Bootstrap, build_results, texts_of
+from llamarl.evals.verdicts import GraderSettings, grade_replies, places_of, write_verdicts
+from llamarl.report.files import read_json, write_json
+
+
+def evaluate(
+    benchmark: str,
+    conversations: Conversations,
+    replies: Replies,
+    out: str | Path,
+    settings: GraderSettings | None = None,
+    *,
+    generation: dict[str, Any] | None = None,
+    bootstrap: Bootstrap | None = None,
+    workers: int = 1,
+    on_graded: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Grades the replies, writes the three files, and returns the results.
+
+    Args:
+        benchmark: its name.
+        conversations: what was asked.
+        replies: what came back; turns without a reply are failures, counted and in no denominator.
+        out: directory, made where absent.
+        settings: of the graders.
+        generation: how the replies were made, where that is known.
+        bootstrap: of the intervals.
+        workers: processes that grade.
+        on_graded: called with the number of conversations just graded.
+
+    Raises:
+        DataError: there is no reply to any turn.
+        ConfigError, MissingDependencyError, JudgeError: see `grade_replies`.
+    """
+    settings = settings or GraderSettings()
+    texts = texts_of(replies)
+    if not any(place in texts for place in places_of(conversations)):
+        raise DataError(
+            f"none of the {len(replies)} replies belongs to a turn of {conversations.source}; do keys and turns match?"
+        )
+    verdicts = grade_replies(conversations, texts, settings, workers=workers, on_graded=on_graded)
+    results = build_results(
+        benchmark, conversations, replies, verdicts, settings, generation=generation, bootstrap=bootstrap
+    )
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_verdicts(out / VERDICTS_FILE, verdicts)
+    write_json(out / RESULTS_FILE, results)
+    draw(results, out / FIGURE_FILE)
+    return results
+
+
+def draw(results: dict[str, Any], path: Path) -> Path:
+    """The figure of an evaluation."""
+    from llamarl.report.accuracy_plot import plot_accuracy
+
+    return plot_accuracy(results, path)
+
+
+def generation_record(directory: str | Path) -> dict[str, Any] | None:
+    """How the replies in a directory were made; None where nothing says so."""
+    path = Path(directory) / SETTINGS_FILE
+    return read_json(path) if path.is_file() else None

@@ -1,0 +1,267 @@
+"""What an evaluation found, as plain values: `results.json`.
+
+    modes.official.pooled                  rates over all conversations, as the released code reports them
+    modes.official.macro                   unweighted means over languages, as the paper's tables report them
+    modes.official.languages.fr            rates of one language
+        turns.1.strict.conversation        {"value", "low", "high", "of"}
+        turns.1.overall                    mean of the four accuracies
+        mean_over_turns                    mean of the overalls
+        all_turns_passed.strict            conversations that pass at every turn
+        transitions.1-2.strict.ifr_percent instructions followed at turn 1 and no longer at turn 2, of those followed
+        transitions.1-2.strict.ecr_percent instructions not followed at turn 1, but at turn 2, of those not followed
+    modes.official.instructions            strict and loose accuracy by instruction type and turn
+    modes.official.ungradable              the instructions whose arguments make no sense
+    failures, truncation, data, generation what else a reader must know
+    keys                                   the conversations, by language
+
+Accuracies are fractions. `low` and `high` bound the 95 % percentile interval of a bootstrap over conversations; `of` is
+the denominator. A value is null where its denominator is 0.
+"""
+
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import llamarl
+from llamarl.core.errors import DataError
+from llamarl.evals import scores
+from llamarl.evals.conversations import LANGUAGES, Conversation, Conversations
+from llamarl.evals.replies import Replies, Reply
+from llamarl.evals.verdicts import GraderSettings, TurnVerdict, failures_of, places_of
+from llamarl.report.files import read_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RESULTS_FILE = "results.json"
+VERDICTS_FILE = "verdicts.jsonl"
+FIGURE_FILE = "accuracy.png"
+MISSING = "no line in the file"
+POOLED = "pooled"
+
+CHECKERS = {
+    "official": "as released with Multi-IF (facebookresearch/Multi-IF), verdict by verdict; from those that Google "
+    "released with IFEval they differ in number_words and number_sentences (by language), quotation (further pairs of "
+    "marks) and a reply of blanks only",
+    "fixed": "those released with Multi-IF, with their defects repaired",
+}
+"""Which checkers a mode uses, in words, for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How intervals are drawn."""
+
+    seed: int = 0
+    num_resamples: int = scores.NUM_RESAMPLES
+
+    def sums(self, counts: "NDArray[Any]", group: str) -> "NDArray[Any]":
+        """Resampled column sums; each group of conversations has draws of its own."""
+        return scores.resampled_sums(counts, [self.seed, *group.encode()], self.num_resamples)
+
+
+def texts_of(replies: Replies) -> dict[tuple[str, int], str]:
+    """The replies that can be graded."""
+    return {place: reply.response for place, reply in replies.items() if reply.response is not None}
+
+
+def build_results(
+    benchmark: str,
+    conversations: Conversations,
+    replies: Replies,
+    verdicts: Sequence[TurnVerdict],
+    settings: GraderSettings,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> dict[str, Any]:
+    """Everything that `results.json` holds.
+
+    Args:
+        benchmark: its name.
+        conversations: what was asked.
+        replies: what came back.
+        verdicts: of all modes.
+        settings: of the graders.
+        generation: how the replies were made, where that is known.
+        bootstrap: of the intervals.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    by_mode = {mode: [verdict for verdict in verdicts if verdict.mode == mode] for mode in settings.modes}
+    return {
+        "benchmark": benchmark,
+        "llamarl": llamarl.__version__,
+        "language_names": {each.language: LANGUAGES[each.language] for each in conversations},
+        "versions": {"python": platform.python_version(), "numpy": version("numpy")},
+        "data": _data(conversations, replies),
+        "generation": None if generation is None else dict(generation),
+        "bootstrap": {
+            "seed": bootstrap.seed,
+            "num_resamples": bootstrap.num_resamples,
+            "confidence": scores.CONFIDENCE,
+            "unit": "conversation",
+        },
+        "failures": _failures(conversations, replies),
+        "truncation": _truncation(conversations, replies, generation is not None),
+        "modes": {
+            mode: {
+                "grader": {"checkers": CHECKERS[mode], **settings.grader(mode).record()},
+                **mode_results(conversations, found, bootstrap),
+            }
+            for mode, found in by_mode.items()
+        },
+        "keys": _keys(conversations),
+    }
+
+
+def mode_results(
+    conversations: Sequence[Conversation], verdicts: Sequence[TurnVerdict], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """The rates of one mode, by group and by instruction type."""
+    num_turns = max(len(each.turns) for each in conversations)
+    counts = scores.count(verdicts, {each.key: len(each.turns) for each in conversations}, num_turns)
+    groups = {name: counts[rows] for name, rows in group_rows([each.language for each in conversations]).items()}
+    point = {name: scores.rates(each.sum(axis=0), num_turns) for name, each in groups.items()}
+    drawn = {name: scores.rates(bootstrap.sums(each, name), num_turns) for name, each in groups.items()}
+    languages = [name for name in groups if name != POOLED]
+    trees = {
+        name: {
+            "conversations": len(each),
+            **_tree(point[name], drawn[name], scores.denominators(each.sum(axis=0), num_turns), len(each)),
+        }
+        for name, each in groups.items()
+    }
+    mean, mean_drawn = (scores.macro([table[name] for name in languages]) for table in (point, drawn))
+    return {
+        "pooled": trees.pop(POOLED),
+        "macro": _tree(mean, mean_drawn, {}, len(counts)),
+        "languages": trees,
+        "instructions": _by_instruction(conversations, verdicts),
+        "ungradable": _ungradable(conversations, verdicts),
+    }
+
+
+def group_rows(languages: Sequence[str]) -> dict[str, list[int]]:
+    """`pooled` and each language -> the rows of its conversations."""
+    rows: dict[str, list[int]] = {POOLED: list(range(len(languages)))}
+    for row, language in enumerate(languages):
+        rows.setdefault(language, []).append(row)
+    return rows
+
+
+def read_results(directory: str | Path) -> dict[str, Any]:
+    """The `results.json` of a directory. Raises `DataError` where there is none."""
+    path = Path(directory) / RESULTS_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the --out directory of a finished llamarl eval")
+    results = read_json(path)
+    if not isinstance(results.get("modes"), dict) or not isinstance(results.get("data"), dict):
+        raise DataError(f"{path}: no results of llamarl eval; give the --out directory of a finished one")
+    return results
+
+
+def _data(conversations: Conversations, replies: Replies) -> dict[str, Any]:
+    places = list(places_of(conversations))
+    return {
+        "source": conversations.source,
+        "revision": conversations.revision,
+        "conversations": len(conversations),
+        "turns": len(places),
+        "skipped_rows": [str(row) for row in conversations.skipped],
+        "unused_replies": len(replies.keys() - set(places)),
+    }
+
+
+def _keys(conversations: Conversations) -> dict[str, list[str]]:
+    """What was evaluated, by language: a later comparison needs it."""
+    keys: dict[str, list[str]] = defaultdict(list)
+    for each in conversations:
+        keys[each.language].append(each.key)
+    return dict(keys)
+
+
+def _failures(conversations: Conversations, replies: Replies) -> dict[str, Any]:
+    """Turns that got no reply: they are in no denominator."""
+    failed = failures_of(conversations, texts_of(replies))
+    return {
+        "turns": len(failed),
+        "by_reason": dict(Counter(_reason(replies.get(place)) for place in failed).most_common()),
+        "by_turn": dict(sorted(Counter(str(turn) for _, turn in failed).items())),
+        "keys": list(dict.fromkeys(key for key, _ in failed)),
+    }
+
+
+def _reason(reply: Reply | None) -> str:
+    return MISSING if reply is None else (reply.error or "no response")
+
+
+def _truncation(conversations: Conversations, replies: Replies, is_known: bool) -> dict[str, Any]:
+    """Replies cut at the token limit. Null rates: the file of replies does not say how they ended."""
+    cut: Counter[str] = Counter()
+    of: Counter[str] = Counter()
+    for place in places_of(conversations):
+        reply = replies.get(place)
+        if reply is not None and reply.response is not None:
+            of[str(reply.turn)] += 1
+            cut[str(reply.turn)] += reply.finish_reason == "length"
+    is_known = is_known or cut.total() > 0
+    rate = {turn: cut[turn] / of[turn] if is_known else None for turn in sorted(of)}
+    return {"rate": cut.total() / of.total() if is_known and of else None, "of": of.total(), "by_turn": rate}
+
+
+def _tree(
+    point: Mapping[scores.RatePath, Any],
+    drawn: Mapping[scores.RatePath, Any],
+    of: Mapping[scores.RatePath, int],
+    num_conversations: int,
+) -> dict[str, Any]:
+    """Rates as nested mappings. A single conversation has no interval."""
+    leaves: dict[scores.RatePath, dict[str, Any]] = {}
+    for path, value in point.items():
+        low, high = (scores.interval(drawn[path]) if num_conversations > 1 else None) or (None, None)
+        leaves[path] = {"value": scores.or_none(value), "low": low, "high": high}
+        if path in of:
+            leaves[path]["of"] = of[path]
+    return scores.nested(leaves)
+
+
+def _by_instruction(conversations: Sequence[Conversation], verdicts: Iterable[TurnVerdict]) -> dict[str, Any]:
+    """Instruction type -> turn -> strict and loose accuracy; `all` pools the turns."""
+    ids = {
+        (each.key, number): [instruction["id"] for instruction in turn.instructions]
+        for each in conversations
+        for number, turn in enumerate(each.turns, start=1)
+    }
+    sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0, 0]))
+    for verdict in verdicts:
+        for id, strict, loose in zip(ids[verdict.key, verdict.turn], verdict.strict, verdict.loose, strict=True):
+            for turn in (str(verdict.turn), "all"):
+                if strict is not None:
+                    entry = sums[id][turn]
+                    entry[:] = entry[0] + strict, entry[1] + bool(loose), entry[2] + 1
+    return {
+        id: {
+            turn: {"strict": strict / of, "loose": loose / of, "of": of}
+            for turn, (strict, loose, of) in sorted(turns.items())
+        }
+        for id, turns in sorted(sums.items())
+    }
+
+
+def _ungradable(conversations: Sequence[Conversation], verdicts: Iterable[TurnVerdict]) -> list[dict[str, Any]]:
+    turns = {(each.key, number): turn for each in conversations for number, turn in enumerate(each.turns, start=1)}
+    return [
+        {
+            "key": verdict.key,
+            "turn": verdict.turn,
+            "position": position,
+            "id": turns[verdict.key, verdict.turn].instructions[position]["id"],
+            "reason": reason,
+        }
+        for verdict in verdicts
+        for position, reason in sorted(verdict.ungradable.items())
+    ]

@@ -1,0 +1,39 @@
+"""Stops asking a server that does not answer."""
+
+import time
+from collections.abc import Callable
+
+
+class CircuitBreaker:
+    """Opens after `max_failures` failures in a row; while open, lets one try through every `seconds`.
+
+    The first success closes it. A try that never reports back (its caller was cancelled) holds nothing up.
+    """
+
+    def __init__(self, max_failures: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_failures, self._seconds, self._clock = max_failures, seconds, clock
+        self._failures = 0
+        self._next_try = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last `max_failures` tries all failed."""
+        return self._failures >= self._max_failures
+
+    def allows(self) -> bool:
+        """Whether to try now. While open, True once every `seconds`."""
+        if not self.is_open:
+            return True
+        if self._clock() < self._next_try:
+            return False
+        self._next_try = self._clock() + self._seconds
+        return True
+
+    def succeeded(self) -> None:
+        """A try succeeded."""
+        self._failures = 0
+
+    def failed(self) -> None:
+        """A try failed."""
+        self._failures += 1
+        self._next_try = self._clock() + self._seconds

@@ -1,0 +1,163 @@
+"""Runs a solution's tests in sandboxes and compares what comes out.
+
+programs, calls     this process <--socket--> solution         expected values stay here
+scripts             this process <--socket--> grader <--socket--> solution        they stay in the grader's sandbox
+"""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamarl.judges.code.compare import same_output, same_value
+from llamarl.judges.code.inside.wire import decode, encode
+from llamarl.judges.code.sandbox import (
+    START_SECONDS,
+    Limits,
+    Session,
+    SolutionEndedError,
+    command,
+    new_nonce,
+    parse_message,
+    program,
+    slot_uid,
+)
+from llamarl.judges.code.unit_tests import Call, Program, Script, Test
+
+MAX_RESULT_BYTES = 16 << 20
+_ESCAPED = 8
+"""A byte of output has at most this many in JSON."""
+_GRACE_SECONDS = 1.0
+"""After a test's time, for the process inside to say that it was late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How solutions are run."""
+
+    python: str
+    limits: Limits
+    test_seconds: float
+    total_seconds: float
+    tolerance: float
+    is_unsafe: bool
+    should_stop: bool
+    """At the first test that fails."""
+
+    def arguments(self, code: str, uid: int | None) -> list[str]:
+        """The command for `code`."""
+        return command(self.python, code, uid=uid, limits=self.limits, is_unsafe=self.is_unsafe)
+
+    def start(self, source: str) -> dict[str, Any]:
+        """The first message to a solution's process."""
+        return {"source": source, "limits": self.limits.as_message(), "nonce": new_nonce()}
+
+
+def grade(setup: Setup, source: str, tests: Sequence[Test], slot: int) -> list[str]:
+    """Per test why it failed, or "" for a pass; tests that were not reached are left out.
+
+    Raises:
+        SandboxError: a sandbox did not start.
+    """
+    if isinstance(tests[0], Script):
+        return _grade_script(setup, source, [test.source for test in tests if isinstance(test, Script)], slot)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        session = Session(setup.arguments(program("solution", 0), slot_uid(2 * slot)), ours, [theirs])
+    with session:
+        session.wait_ready(setup.start(source), time.monotonic() + START_SECONDS)
+        deadline = time.monotonic() + setup.total_seconds
+        return _run(setup, session, tests, deadline)
+
+
+def _run(setup: Setup, session: Session, tests: Sequence[Test], deadline: float) -> list[str]:
+    """One request per test."""
+
+    def exchange(request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        end = min(deadline, time.monotonic() + seconds)
+        session.send(request, end)
+        return session.receive(end, _ESCAPED * setup.limits.output_bytes + 4096)
+
+    results: list[str] = []
+    try:
+        if isinstance(tests[0], Call) and (failure := _failure(exchange({"ask": "load"}, setup.test_seconds))):
+            return [failure]
+        for test in tests:
+            results.append(_run_one(setup, test, exchange))
+            if results[-1] and setup.should_stop:
+                break
+    except SolutionEndedError as error:
+        results.append(str(error))
+    return results
+
+
+def _run_one(setup: Setup, test: Test, exchange: Callable[[dict[str, Any], float], dict[str, Any]]) -> str:
+    seconds = setup.test_seconds
+    if isinstance(test, Program):
+        answer = exchange({"ask": "program", "stdin": test.stdin, "seconds": seconds}, seconds + _GRACE_SECONDS)
+        if answer.get("end"):
+            return str(answer["end"])
+        return "" if same_output(str(answer.get("output", "")), test.stdout, setup.tolerance) else "wrong output"
+    assert isinstance(test, Call)
+    request = {
+        "ask": "call",
+        "args": [{"t": "name", "v": test.name}, *(encode(arg, _refuse) for arg in test.args)],
+        "kwargs": {key: encode(value, _refuse) for key, value in test.kwargs.items()},
+    }
+    if test.comparison != "json":  # assertions share the module's state, as they would in one script
+        return _judge_call(exchange(request, seconds), test, setup)
+    answer = exchange({**request, "seconds": seconds}, seconds + _GRACE_SECONDS)
+    raw = answer.get("raw")
+    return _judge_call(parse_message(raw.encode()) if isinstance(raw, str) else answer, test, setup)
+
+
+def _judge_call(answer: dict[str, Any], call: Call, setup: Setup) -> str:
+    if failure := _failure(answer):
+        return failure
+    if len(json.dumps(answer)) > setup.limits.output_bytes:
+        return f"returned more than {setup.limits.output_bytes} bytes"
+    try:
+        value = decode(answer["value"], _refuse)
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return "returned no plain data"
+    return "" if same_value(value, call.expected, call.comparison) else "wrong value"
+
+
+def _failure(answer: dict[str, Any]) -> str:
+    error = answer.get("error")
+    if error is None:
+        return ""
+    kind, text = error if isinstance(error, list) and len(error) == 2 else ("", error)
+    return f"raised {kind}: {text}" if kind else str(text)
+
+
+def _refuse(*value: Any) -> Any:
+    raise ValueError(f"{value!r} is no plain data")
+
+
+def _grade_script(setup: Setup, source: str, tests: list[str], slot: int) -> list[str]:
+    ours, theirs = socket.socketpair()
+    grader_end, solution_end = socket.socketpair()
+    with contextlib.ExitStack() as stack:
+        for end in (theirs, grader_end, solution_end):
+            stack.enter_context(end)
+        code = program("grader", 0, grader_end.fileno())
+        grader = Session(setup.arguments(code, slot_uid(2 * slot + 1)), ours, [theirs, grader_end])
+        stack.enter_context(grader)
+        unconnected = socket.socket(socket.AF_UNIX)  # the solution's only socket leads to the grader
+        arguments = setup.arguments(program("solution", 0), slot_uid(2 * slot))
+        stack.enter_context(Session(arguments, unconnected, [solution_end]))
+        for end in (theirs, grader_end, solution_end):
+            end.close()  # so that the end of a process is seen on the other side
+        start = {**setup.start(source), "tests": tests, "should_stop": setup.should_stop}
+        grader.wait_ready(start, time.monotonic() + START_SECONDS)
+        try:
+            answer = grader.receive(time.monotonic() + setup.total_seconds, MAX_RESULT_BYTES)
+        except SolutionEndedError as error:
+            return [str(error)]
+    if answer.get("nonce") != start["nonce"] or not isinstance(answer.get("results"), list):
+        return ["broke the grader"]
+    return [str(result) for result in answer["results"]]

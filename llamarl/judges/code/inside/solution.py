@@ -1,0 +1,307 @@
+"""The process that holds the solution. It knows inputs, never what should come out: others compare.
+
+Whatever the solution does here (leave early, patch builtins, write to the descriptor of the answers), it can only
+change what it answers, and it does not know which answer is wanted.
+
+    ready    <- {"source", "limits", "nonce"}                     -> {"ready": nonce}
+    load     runs the source as a module                         -> {"value": names} or {"error": [type, text]}
+    program  runs the source as a program on a standard input    -> {"output", "error", "status", "end"}
+    call and the other operations                                -> {"value": ...} or {"error": [type, text]}
+"""
+
+import atexit
+import builtins
+import operator
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from llamarl.judges.code.inside.wire import Kept, Lines, decode, encode
+
+MAX_REQUEST_BYTES = 64 << 20
+MAX_ERROR_CHARACTERS = 300
+
+
+def main(descriptor: int) -> None:
+    """Serves requests from `descriptor` until it closes."""
+    descriptor = os.dup(descriptor)
+    lines = Lines(descriptor, descriptor, MAX_REQUEST_BYTES)
+    start = lines.receive()
+    silence()
+    limit(start["limits"])
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # without `site` nobody defined them
+    lines.send({"ready": start["nonce"]})
+    server = Server(lines, start["source"], start["limits"]["output_bytes"])
+    while True:
+        try:
+            request = lines.receive()
+        except EOFError:
+            os._exit(0)
+        lines.send(server.answer(request))
+
+
+def silence() -> None:
+    """Standard input is empty; what is printed goes nowhere."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def limit(limits: "dict[str, int]") -> None:
+    """Hard limits for this process and all it starts, each."""
+    for name, value in (
+        ("RLIMIT_AS", limits["memory_bytes"]),
+        ("RLIMIT_CPU", limits["cpu_seconds"]),
+        ("RLIMIT_FSIZE", limits["file_bytes"]),
+        ("RLIMIT_NOFILE", limits["files"]),
+        ("RLIMIT_NPROC", limits["processes"]),
+        ("RLIMIT_CORE", 0),
+    ):
+        number = getattr(resource, name)
+        _, hard = resource.getrlimit(number)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
+
+
+class Server:
+    """Answers requests about one solution."""
+
+    def __init__(self, lines: Lines, source: str, max_output_bytes: int) -> None:
+        self._lines, self._source, self._max_output_bytes = lines, source, max_output_bytes
+        self._kept = Kept()
+        self._module = ModuleType("solution")
+
+    def answer(self, request: "dict[str, Any]") -> "dict[str, Any]":
+        """The answer to one request; faults of the solution are part of it."""
+        what = request["ask"]
+        if what == "program":
+            return self._program(request)
+        if request.get("seconds"):
+            return self._apart(request)
+        return self._now(request)
+
+    def _now(self, request: "dict[str, Any]") -> "dict[str, Any]":
+        try:
+            value = self._load() if request["ask"] == "load" else self._operate(request)
+            answer = {"value": encode(value, self._kept.add if request.get("keep") else _refuse)}
+            if request.get("back") and value is None:
+                answer["args"] = [encode(arg, self._kept.add) for arg in self._args]
+            return answer
+        except BaseException as error:  # the solution may raise anything
+            return {"error": describe(error)}
+
+    def _load(self) -> "list[str]":
+        sys.modules["solution"] = self._module
+        exec(compile(self._source, "solution.py", "exec"), self._module.__dict__)
+        return [name for name in list(self._module.__dict__) if not name.startswith("__")]
+
+    def _operate(self, request: "dict[str, Any]") -> Any:
+        self._args = args = [decode(arg, self._find) for arg in request["args"]]
+        kwargs = {key: decode(value, self._find) for key, value in request.get("kwargs", {}).items()}
+        return OPERATIONS[request["ask"]](*args, **kwargs)
+
+    def _find(self, tag: str, content: Any) -> Any:
+        if tag == "name":
+            return self._named(content)
+        if tag == "builtin":
+            return getattr(builtins, content)
+        if tag == "yours":
+            return self._kept.objects[content]
+        return Callback(content, self)
+
+    def _named(self, name: str) -> Any:
+        """A name of the module, or the method of its class `Solution`, as some data sets want it."""
+        if name in self._module.__dict__ or "Solution" not in self._module.__dict__:
+            return self._module.__dict__[name] if name in self._module.__dict__ else _missing(name)
+        return getattr(self._module.__dict__["Solution"](), name)
+
+    def callback(self, number: int, args: "tuple[Any, ...]") -> Any:
+        """Calls a function that the tests passed in."""
+        self._lines.send({"ask": "call", "on": number, "args": [encode(arg, self._kept.add) for arg in args]})
+        while "ask" in (reply := self._lines.receive()):
+            self._lines.send(self.answer(reply))
+        if "error" in reply:
+            raise RuntimeError(reply["error"][1])
+        return decode(reply["value"], self._find)
+
+    def _apart(self, request: "dict[str, Any]") -> "dict[str, Any]":
+        """Answers in a child process, so that nothing of one test reaches the next."""
+        request = dict(request)
+        seconds = request.pop("seconds")
+
+        def work(output: int) -> int:
+            silence()
+            Lines(-1, output, 0).send(self._now(request))
+            return 0
+
+        output, _, status, end = in_child(work, seconds, self._max_output_bytes)
+        if end or status or not output.endswith(b"\n"):
+            return {"error": ["", end or ended(status)]}
+        return {"raw": output.decode("utf-8", "replace")}
+
+    def _program(self, request: "dict[str, Any]") -> "dict[str, Any]":
+        stdin = os.memfd_create("stdin")
+        with open(stdin, "wb", closefd=False) as file:
+            file.write(request["stdin"].encode("utf-8", "surrogatepass"))
+
+        def work(output: int) -> int:
+            os.lseek(stdin, 0, os.SEEK_SET)
+            os.dup2(stdin, 0)
+            os.dup2(output, 1)
+            return run_as_program(self._source)
+
+        output, error, status, end = in_child(work, request["seconds"], self._max_output_bytes)
+        os.close(stdin)
+        last_line = error.decode("utf-8", "replace").strip().rpartition("\n")[2][:MAX_ERROR_CHARACTERS]
+        if not end and status:
+            end = f"raised {last_line}" if last_line else ended(status)
+        return {"output": output.decode("utf-8", "replace"), "end": end}
+
+
+class Callback:
+    """A function of the tests, as the solution sees it."""
+
+    def __init__(self, number: int, server: Server) -> None:
+        self._number, self._server = number, server
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls it where it lives."""
+        return self._server.callback(self._number, args)
+
+
+def run_as_program(source: str) -> int:
+    """Runs the source as `python solution.py` would; the exit status."""
+    module = ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    status = 0
+    try:
+        exec(compile(source, "solution.py", "exec"), module.__dict__)
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()  # type: ignore[attr-defined]  # a program waits for its threads
+    except SystemExit as error:
+        code = error.code
+        status = code & 255 if isinstance(code, int) else int(code is not None)
+    except BaseException as error:
+        os.write(2, f"{': '.join(describe(error))}\n".encode("utf-8", "replace"))
+        status = 1
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException:  # a closed or broken standard output, or what the solution registered
+        status = status or 1
+    return status
+
+
+def in_child(work: "Callable[[int], int]", seconds: float, max_bytes: int) -> "tuple[bytes, bytes, int, str]":
+    """Runs `work(output descriptor)` in a forked process: (output, errors, wait status, why it was ended or "")."""
+    out_read, out_write = os.pipe()
+    error_read, error_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            os.dup2(error_write, 2)
+            status = work(out_write)
+        finally:
+            os._exit(status)
+    os.close(out_write)
+    os.close(error_write)
+    output, errors, end = collect(child, out_read, error_read, seconds, max_bytes)
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(child, signal.SIGKILL)
+        except OSError:
+            continue
+    _, status = os.waitpid(child, 0)
+    reap()
+    os.close(out_read)
+    os.close(error_read)
+    return output, errors, status, end
+
+
+def reap() -> None:
+    """Buries processes that lost their parent: the first process of a sandbox inherits them, and they count."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def collect(child: int, out_read: int, error_read: int, seconds: float, max_bytes: int) -> "tuple[bytes, bytes, str]":
+    """What the child writes until it ends, is late, or writes too much."""
+    deadline = time.monotonic() + seconds
+    ending = os.pidfd_open(child)
+    poll = select.poll()
+    for descriptor in (ending, out_read, error_read):
+        poll.register(descriptor, select.POLLIN)
+    pieces: dict[int, bytearray] = {out_read: bytearray(), error_read: bytearray()}
+    end = ""
+    while not end:
+        ready = [descriptor for descriptor, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
+        if not ready:
+            end = "ran past the time limit"
+        for descriptor in (out_read, error_read):
+            if descriptor not in ready:
+                continue
+            piece = os.read(descriptor, 1 << 16)
+            if not piece:
+                poll.unregister(descriptor)
+            elif descriptor == out_read and len(pieces[out_read]) + len(piece) > max_bytes:
+                end = f"wrote more than {max_bytes} bytes"
+            pieces[descriptor] += piece
+            del pieces[descriptor][:-max_bytes]
+        if ready == [ending]:
+            break
+    os.close(ending)
+    return bytes(pieces[out_read]), bytes(pieces[error_read]), end
+
+
+def ended(status: int) -> str:
+    """How a process ended, in words."""
+    if os.WIFSIGNALED(status):
+        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exited with status {os.WEXITSTATUS(status)}"
+
+
+def describe(error: BaseException) -> "list[str]":
+    """The type and text of an exception; the text may be the solution's own code."""
+    try:
+        return [type(error).__name__, str(error)[:MAX_ERROR_CHARACTERS]]
+    except BaseException:  # its __str__ raised
+        return [type(error).__name__, ""]
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"returned an object of type {type(value).__name__}; only plain data is compared")
+
+
+def _missing(name: str) -> Any:
+    raise NameError(f"name '{name}' is not defined")
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+UNARY = ("__neg__", "__pos__", "__abs__", "__invert__")
+BINARY = (
+    *("__add__", "__sub__", "__mul__", "__truediv__", "__floordiv__", "__mod__", "__pow__", "__matmul__"),
+    *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "__getitem__", "__delitem__"),
+)
+COMPARISONS = ("__eq__", "__lt__", "__le__", "__gt__", "__ge__")
+OPERATIONS: "dict[str, Callable[..., Any]]" = {
+    **{name: getattr(operator, name) for name in (*UNARY, *BINARY, *COMPARISONS, "__setitem__")},
+    **{"call": _call, "getattr": getattr, "setattr": setattr, "isinstance": isinstance},
+    **{"len": len, "iter": iter, "next": next, "str": str, "repr": repr, "bool": bool},
+}

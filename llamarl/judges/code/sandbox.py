@@ -1,0 +1,308 @@
+"""Processes that can do nothing but compute: bubblewrap, a user of their own, and limits.
+
+    setpriv (as root: another user) > bwrap (namespaces) > python -c (the text of `inside/`) > its own resource limits
+
+    files       /usr read-only, /tmp of bounded size, nothing else: no /proc, no /etc, no home, no file of the run
+    network     none, and none of the host's processes, shared memory or semaphores
+    secrets     an empty environment; one socket, to the process that asks
+    limits      memory, processor time, file size, open files, processes; the wall clock is the caller's
+    end         killing the first process inside ends all others, whatever they are
+
+Where that cannot be had, `find_python` raises: nothing runs unprotected unless `is_unsafe` was asked for.
+"""
+
+import functools
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamarl.core.errors import ConfigError, JudgeError
+
+FIRST_UID = 60_706
+"""Users 60706 to 61183 belong to nobody on systems that follow systemd's division."""
+MAX_SLOTS = 128
+START_SECONDS = 20.0
+"""A sandbox must be ready within this time; later it counts as not started."""
+KILL_SECONDS = 10.0
+
+_PYTHON_FLAGS = ("-S", "-s", "-B", "-X", "utf8")
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+_NAMESPACES = ("--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
+_INSIDE = Path(__file__).with_name("inside")
+_PACKAGE = "llamarl.judges.code.inside"
+
+
+class SandboxError(JudgeError):
+    """A sandbox did not start. The solution has not run: its verdict is failed, never wrong."""
+
+
+class SolutionEndedError(Exception):
+    """The solution's process ended, was late, or answered too much: the solution's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What each process inside may use."""
+
+    memory_bytes: int = 1 << 30
+    """Address space."""
+    processes: int = 16
+    """And threads, of one sandbox."""
+    file_bytes: int = 16 << 20
+    """One file, and all of /tmp."""
+    output_bytes: int = 64 << 10
+    """Standard output, or one call's value as JSON."""
+    cpu_seconds: int = 60
+    files: int = 64
+
+    def as_message(self) -> dict[str, int]:
+        """For the processes inside."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def program(role: str, *arguments: int) -> str:
+    """The text that Python runs inside: the modules of `inside/`, then `main` of one of them."""
+    call = f"sys.modules[{_PACKAGE + '.' + role!r}].main({', '.join(map(str, arguments))})"
+    return f"{_modules()}\n{call}\n"
+
+
+@functools.cache
+def _modules() -> str:
+    sources = {f"{_PACKAGE}.{name}": (_INSIDE / f"{name}.py").read_text() for name in ("wire", "solution", "grader")}
+    return (
+        "import sys, types\n"
+        f"for name, source in {sources!r}.items():\n"
+        "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    exec(compile(source, name, 'exec'), module.__dict__)"
+    )
+
+
+def command(python: str, code: str, *, uid: int | None, limits: Limits, is_unsafe: bool) -> list[str]:
+    """What to execute so that `python` runs `code` in a sandbox, as user `uid` where given."""
+    inner = [python, *_PYTHON_FLAGS, "-c", code]
+    if is_unsafe:
+        return inner
+    identity = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"] if uid else []
+    return [
+        *identity,
+        *("bwrap", *_NAMESPACES, "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *_system(python),
+        *("--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.file_bytes), "--tmpfs", "/tmp"),
+        *("--remount-ro", "/", "--chdir", "/tmp", "--", *inner),
+    ]
+
+
+def _system(python: str) -> list[str]:
+    """Mounts of the system's programs and of an interpreter that lives elsewhere."""
+    mounts = ["--ro-bind", "/usr", "/usr"]
+    for path in ("/bin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(path):
+            mounts += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            mounts += ["--ro-bind", path, path]
+    prefix = str(Path(python).parent.parent)
+    return mounts if prefix.startswith("/usr") else [*mounts, "--ro-bind", prefix, prefix]
+
+
+def slot_uid(slot: int) -> int | None:
+    """The user of a slot, where this process is root and may change it."""
+    return FIRST_UID + slot if os.geteuid() == 0 else None
+
+
+class Session:
+    """One running process inside a sandbox, and the socket to it. A context manager: leaving it kills everything."""
+
+    def __init__(self, arguments: Sequence[str], ours: socket.socket, theirs: Sequence[socket.socket]) -> None:
+        """Starts a process whose standard input and output are the first of `theirs`; it inherits the others.
+
+        Args:
+            arguments: `command`.
+            ours: this side's end of the socket, which the session closes.
+            theirs: ends that the process gets; the caller closes its copies.
+        """
+        self._connection, self._pending = ours, b""
+        try:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                arguments,
+                stdin=theirs[0].fileno(),
+                stdout=theirs[0].fileno(),
+                stderr=subprocess.PIPE,
+                pass_fds=[end.fileno() for end in theirs[1:]],
+                env=_ENVIRONMENT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"{arguments[0]} cannot be started: {error}") from None
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def send(self, message: Mapping[str, Any], deadline: float) -> None:
+        """Sends one message. Raises `SolutionEndedError` past the deadline or where nobody reads."""
+        try:
+            self._connection.settimeout(max(deadline - time.monotonic(), 1e-6))
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise _ending(error) from None
+
+    def receive(self, deadline: float, max_bytes: int) -> dict[str, Any]:
+        """The next message. Raises `SolutionEndedError` at the deadline, at the end, and for what is no message."""
+        pieces, size = [self._pending], len(self._pending)
+        while b"\n" not in pieces[-1]:
+            try:
+                self._connection.settimeout(max(deadline - time.monotonic(), 1e-6))
+                piece = self._connection.recv(1 << 16)
+            except OSError as error:
+                raise _ending(error) from None
+            size += len(piece)
+            if not piece:
+                raise SolutionEndedError("ended its process early")
+            if size > max_bytes:
+                raise SolutionEndedError("answered too much")
+            pieces.append(piece)
+        line, _, self._pending = b"".join(pieces).partition(b"\n")
+        return parse_message(line)
+
+    def wait_ready(self, start: Mapping[str, Any], deadline: float) -> None:
+        """Sends the first message and waits for its nonce. Raises `SandboxError`: nothing of the solution ran yet."""
+        try:
+            self.send(start, deadline)
+            is_ready = self.receive(deadline, 4096) == {"ready": start["nonce"]}
+        except SolutionEndedError as error:
+            raise SandboxError(f"a sandbox did not start ({error}): {self.complaint()}") from None
+        if not is_ready:
+            raise SandboxError("a sandbox did not start: its first message has another nonce")
+
+    def complaint(self) -> str:
+        """What the process said of itself on standard error; ends it."""
+        self._stop()
+        assert self._process.stderr is not None
+        return (
+            self._process.stderr.read(2000).decode("utf-8", "replace").strip() or f"status {self._process.returncode}"
+        )
+
+    def kill(self) -> None:
+        """Ends the process and everything inside. Idempotent."""
+        self._connection.close()
+        self._stop()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def _stop(self) -> None:
+        """Kills the first process inside, with which all others end; bwrap then ends by itself and leaves no zombie."""
+        outer = self._process.pid
+        for victim in (*_children(outer), None):
+            if self._process.poll() is not None:
+                return
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL) if victim else os.killpg(outer, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_SECONDS)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # gone, or a kernel that does not list them
+        return []
+
+
+def parse_message(line: bytes) -> dict[str, Any]:
+    """A message from inside: an object in JSON, or `SolutionEndedError`."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise SolutionEndedError("answered nonsense")
+    return message
+
+
+def _ending(error: OSError) -> SolutionEndedError:
+    return SolutionEndedError(
+        "ran past the time limit" if isinstance(error, TimeoutError) else "ended its process early"
+    )
+
+
+def new_nonce() -> str:
+    """Names one run; a message that must be of it repeats it."""
+    return secrets.token_hex(16)
+
+
+@functools.cache
+def find_python(python: str | None, is_unsafe: bool) -> str:
+    """The interpreter for solutions, after a trial run in a sandbox.
+
+    Args:
+        python: an interpreter; None: this one's base installation, else the system's.
+        is_unsafe: without a sandbox.
+
+    Raises:
+        ConfigError: no sandbox can be had here, or no interpreter runs in one.
+    """
+    if is_unsafe:
+        return python or sys.executable
+    needed = ["bwrap", "setpriv"] if os.geteuid() == 0 else ["bwrap"]
+    missing = [name for name in needed if shutil.which(name) is None]
+    if missing:
+        raise ConfigError(f"code judge: {' and '.join(missing)} not found, so there is no sandbox; {_REMEDY}")
+    complaints = []
+    for candidate in [python] if python else _interpreters():
+        try:
+            _try(candidate)
+            return candidate
+        except SandboxError as error:
+            complaints.append(f"{candidate}: {error}")
+    raise ConfigError(f"code judge: no sandbox runs here ({'; '.join(complaints)}); {_REMEDY}")
+
+
+_REMEDY = (
+    "install bubblewrap and util-linux, allow user namespaces, name a Python that every user can read ('python'), "
+    "or set 'unsafe_no_sandbox' and let solutions do whatever you may do"
+)
+
+
+def _interpreters() -> list[str]:
+    base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    system = [path for path in ("/usr/local/bin/python3", "/usr/bin/python3") if os.path.exists(path)]
+    return list(dict.fromkeys([base, *map(os.path.realpath, system)]))
+
+
+_TRIAL = "import os, sys\ndef look():\n    return os.getuid(), os.listdir('/'), list(sys.version_info[:2])\n"
+
+
+def _try(python: str) -> None:
+    """A first run. Raises `SandboxError` where it fails, or where it sees what it should not."""
+    limits, uid, deadline = Limits(), slot_uid(0), time.monotonic() + START_SECONDS
+    ours, theirs = socket.socketpair()
+    with theirs:
+        arguments = command(python, program("solution", 0), uid=uid, limits=limits, is_unsafe=False)
+        session = Session(arguments, ours, [theirs])
+    with session:
+        start = {"source": _TRIAL, "limits": limits.as_message(), "nonce": new_nonce()}
+        session.wait_ready(start, deadline)
+        request = {"ask": "call", "args": [{"t": "name", "v": "look"}], "keep": True}
+        try:
+            session.send({"ask": "load"}, deadline)
+            session.receive(deadline, limits.output_bytes)
+            session.send(request, deadline)
+            seen = session.receive(deadline, limits.output_bytes)["value"]["v"]
+        except (SolutionEndedError, KeyError) as error:
+            raise SandboxError(f"the trial run failed: {error}") from None
+    if seen[0] == 0 or {"etc", "home", "root", "proc"} & set(seen[1]) or seen[2] < [3, 10]:
+        raise SandboxError(f"the trial run saw user {seen[0]}, files {seen[1]}, Python {seen[2]}")

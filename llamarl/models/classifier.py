@@ -1,0 +1,252 @@
+"""Reward models and sequence classifiers: a conversation in, one score per label out.
+
+    prompt + answer --chat template--> token ids --body--> hidden state of the last token --head--> [labels]
+
+A reward model is a classifier with one label. Both are ordinary `*ForSequenceClassification` checkpoints. Families of
+causal models pool at the rightmost token that is not the padding token, so trailing padding tokens never count
+(`without_padding`), and a model under training needs a padding token that cannot end an answer (`ensure_padding`).
+
+Shape legend: N sequences, L labels.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llamarl.core.errors import ConfigError
+from llamarl.core.records import Message
+from llamarl.models.checkpoint import load_classifier, load_config, load_tokenizer
+from llamarl.models.decoder import Decoder
+from llamarl.models.tokenizer import Tokenizer
+
+TokenIds = tuple[int, ...]
+
+
+def conversation_ids(
+    tokenizer: Tokenizer,
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> TokenIds:
+    """Ids of a prompt with its answer, rendered by the chat template and ended as the template ends a turn.
+
+    Without a chat template the texts of one user message and one answer are joined as they are (`text_ids`).
+
+    Raises:
+        ConfigError: the template refuses these messages, or there is none and these are more than two.
+    """
+    messages = [*prompt, *answer]
+    if tokenizer.has_chat_template:
+        return tokenizer.encode(tokenizer.render(messages, tools, add_generation_prompt=False))
+    roles = [message["role"] for message in messages]
+    if tools or roles != ["user", "assistant"]:
+        raise ConfigError(
+            f"this tokenizer has no chat template, so a conversation must be one user message and one answer without "
+            f"tools, got roles {roles}; put a chat_template.jinja beside its tokenizer.json"
+        )
+    return text_ids(tokenizer, messages[0]["content"] + messages[1]["content"])
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> TokenIds:
+    """Ids of plain text with the special tokens the tokenizer adds, closed by its end token where it has one."""
+    ids = tuple(tokenizer.backend.encode(text, add_special_tokens=True))
+    is_open = bool(tokenizer.eos_ids) and ids[-1:] != tokenizer.eos_ids[:1]
+    return (*ids, tokenizer.eos_ids[0]) if is_open else ids
+
+
+def without_padding(ids: TokenIds, pad_id: int | None) -> TokenIds:
+    """The ids up to the token whose hidden state is scored; at least one."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad_id:
+        end -= 1
+    return ids[:end]
+
+
+def ensure_padding(model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Gives model and tokenizer a padding token that ends no answer, so that the end token itself is scored.
+
+    Taken is the first that fits of: the model's own, the tokenizer's, a special token with `pad` in its name, the
+    unknown token, a reserved special token.
+
+    Raises:
+        ConfigError: none fits.
+    """
+    config: Any = model.config
+    backend = tokenizer.backend
+    for candidate in (config.pad_token_id, backend.pad_token_id, *_spare_ids(backend)):
+        if candidate is not None and candidate not in tokenizer.eos_ids and candidate != tokenizer.bos_id:
+            config.pad_token_id = candidate
+            backend.pad_token = backend.convert_ids_to_tokens(candidate)
+            return
+    raise ConfigError(
+        "this tokenizer has no padding token besides its end token, and a classifier cannot tell them apart; add one "
+        "(tokenizer.add_special_tokens({'pad_token': '<pad>'}), model.resize_token_embeddings) and save both"
+    )
+
+
+def _spare_ids(backend: Any) -> Iterator[int | None]:
+    special = {token.content: index for index, token in backend.added_tokens_decoder.items() if token.special}
+    yield from (index for name, index in special.items() if "pad" in name.lower())
+    yield backend.unk_token_id
+    yield from (index for name, index in special.items() if "reserved" in name.lower())
+
+
+def live_decoder(model: nn.Module) -> Decoder:
+    """The packed decoder over a `*ForSequenceClassification` of a supported family; its `head` is the scoring head."""
+    parts: Any = model
+    stand_in: Any = SimpleNamespace(config=parts.config, model=parts.model, lm_head=parts.score)
+    return Decoder.live(stand_in)
+
+
+class PaddedClassifier:
+    """Scores through the module's own forward pass, on right-padded rows: any Hugging Face classifier.
+
+    Args:
+        model: `checkpoint.load_classifier` gives it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model.eval()
+
+    def __call__(self, sequences: Sequence[TokenIds]) -> Tensor:
+        """Logits `[N, L]` in float32 of each sequence; gradients flow."""
+        pad = self._model.config.get_text_config().pad_token_id
+        rows = [without_padding(ids, pad) for ids in sequences]
+        if pad is None and len(rows) > 1:  # such a module takes one row at a time
+            return torch.cat([self([row]) for row in rows])
+        width = max(len(row) for row in rows)
+        device = self._model.device
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64, device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        is_token = torch.arange(width, device=device) < lengths[:, None]
+        logits: Tensor = self._model(input_ids=ids, attention_mask=is_token.long()).logits
+        return logits.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a checkpoint says it can tell apart."""
+
+    names: tuple[str, ...]
+    """By label index."""
+    is_independent: bool
+    """Whether each label has a probability of its own, instead of one distribution over all."""
+
+    def index(self, label: str | int) -> int:
+        """The index of a label given by name or index. Raises `ConfigError` for one that is not there."""
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return label
+        if isinstance(label, str) and label in self.names:
+            return self.names.index(label)
+        raise ConfigError(f"label {label!r}: the classifier has {', '.join(map(repr, self.names))}")
+
+
+class LazyClassifier:
+    """A classifier checkpoint that loads where and when it is first used. Picklable; safe to call from any thread.
+
+    Args:
+        path: directory or Hub id.
+        device: where it runs.
+        dtype: number format of the weights.
+        max_tokens: longest sequence; None: what the model's positions allow.
+        batch_tokens: most tokens, padding included, of one forward pass.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        max_tokens: int | None = None,
+        batch_tokens: int = 16384,
+    ) -> None:
+        self.path = str(path)
+        self._device, self._dtype = device, dtype
+        self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
+        self._lock = threading.RLock()
+        self._labels: Labels | None = None
+        self._loaded: tuple[PaddedClassifier, Tokenizer, int | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_loaded": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    @property
+    def labels(self) -> Labels:
+        """Read from the config alone.
+
+        Raises:
+            CheckpointError: no readable checkpoint.
+            ConfigError: the checkpoint is of no sequence classifier.
+        """
+        with self._lock:
+            if self._labels is None:
+                self._labels = _read_labels(self.path)
+            return self._labels
+
+    def encode(
+        self, prompt: Sequence[Message], text: str, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> TokenIds:
+        """Ids of a prompt with an answer, by the classifier's own template. Raises `ConfigError` if it refuses them."""
+        with self._lock:  # tokenizers are not safe to share between threads
+            return conversation_ids(self._load()[1], prompt, [{"role": "assistant", "content": text}], tools)
+
+    def encode_text(self, text: str) -> TokenIds:
+        """Ids of plain text (`text_ids`)."""
+        with self._lock:
+            return text_ids(self._load()[1], text)
+
+    def why_too_long(self, ids: TokenIds) -> str | None:
+        """Why the model cannot take this sequence, or None if it can."""
+        limit = self._load()[2]
+        return None if limit is None or len(ids) <= limit else f"{len(ids)} tokens, the model takes at most {limit}"
+
+    def __call__(self, sequences: Sequence[TokenIds]) -> list[list[float]]:
+        """Logits of each sequence by label, in order, computed in batches of similar length."""
+        classifier = self._load()[0]
+        result: list[list[float]] = [[]] * len(sequences)
+        with self._lock, torch.no_grad():
+            for part in _batches([len(ids) for ids in sequences], self._batch_tokens):
+                logits = classifier([sequences[index] for index in part]).tolist()
+                for index, row in zip(part, logits, strict=True):
+                    result[index] = row
+        return result
+
+    def _load(self) -> tuple[PaddedClassifier, Tokenizer, int | None]:
+        with self._lock:
+            if self._loaded is None:
+                model: Any = load_classifier(self.path, device=self._device, dtype=self._dtype)
+                limit = self._max_tokens or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+                self._loaded = PaddedClassifier(model), load_tokenizer(self.path), limit
+            return self._loaded
+
+
+def _read_labels(path: str) -> Labels:
+    config = load_config(path)
+    kinds = config.architectures or []
+    if kinds and not any("SequenceClassification" in kind for kind in kinds):
+        raise ConfigError(
+            f"{path}: is a {kinds[0]}, not a sequence classifier; train one from it with 'llamarl reward train'"
+        )
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    return Labels(names, config.problem_type == "multi_label_classification")
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices sorted by length, in parts whose padded size stays within `max_tokens`; each part holds at least one."""
+    part: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if part and (len(part) + 1) * lengths[index] > max_tokens:
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part

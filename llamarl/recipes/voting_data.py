@@ -1,0 +1,186 @@
+r"""Demonstrations of voting: rows for `llamarl sft`, from a model's own attempts or from golden solutions.
+
+Sequential voting (SV) always answers by a vote. Adaptive sequential voting (ASV) answers an easy problem once and votes
+on a hard one; how often it does which is what IBPO teaches, so its demonstrations mix both at a given share.
+
+    {"prompt": "What is 3 + 4?", "answer": "7", "completions": ["3 + 4 is \\boxed{7}", ...]}     attempts
+    {"prompt": "What is 3 + 4?", "answer": "7", "solution": "3 + 4 is \\boxed{7}"}              a golden solution
+
+A vote takes attempts in order until three agree or eight are used, and is kept if its answer is right. A row with a
+golden solution and no attempts votes with three copies of it: that teaches the form only.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llamarl.core.config import suggest
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.records import Message, Prompt
+from llamarl.core.seeds import derive_seed
+from llamarl.judges.math.equality import answers_equal
+from llamarl.judges.math.judge import read_reference
+from llamarl.judges.voting import CONSENSUS, MAX_TRIALS, consensus, plurality, read_vote, write_vote
+
+Mode = Literal["plain", "voting", "adaptive"]
+"""What a prompt asks for: one answer, a vote, or a vote where the problem is hard."""
+
+FORM = (
+    "Solve the problem below. If two steps or fewer are enough, be brief. Otherwise give each step a heading "
+    "`## Step N:` and explain it in a sentence or two. Finish every solution with a line of its own:\n"
+    "The final answer is $\\boxed{...}$."
+)
+VOTE = (
+    "Give up to eight different solutions, and never refer back to an earlier one. Write each between [TRIAL] and "
+    "[/TRIAL]. As soon as three of them agree on an answer, stop: this is the final answer. If no answer comes up "
+    "three times, choose the most plausible one. State the final answer once more after the last [/TRIAL]."
+)
+CONDITIONS: dict[Mode, str] = {
+    "plain": "",
+    "voting": VOTE,
+    "adaptive": f"If the problem is easy, solve it once, without any tags. If it is medium or hard: {VOTE}",
+}
+"""What stands between the form and the problem."""
+
+Kind = Literal["voting", "short"]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Demonstrations and what became of the prompts."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    """For `llamarl sft`: `messages`, and for information `id`, `group` and `num_trials`."""
+    counts: Mapping[str, int]
+    """Prompts by outcome: `voting`, `short`, and the reasons for leaving one out."""
+
+
+def instruct(prompt: Prompt, mode: Mode) -> tuple[Message, ...]:
+    """The prompt's messages, the last one wrapped in the instructions of a mode.
+
+    Raises:
+        ConfigError: no such mode.
+    """
+    if mode not in CONDITIONS:
+        raise ConfigError(f"mode {mode!r}:{suggest(mode, list(CONDITIONS))}")
+    *before, last = prompt.messages
+    parts = [FORM, CONDITIONS[mode], f"Problem: {last['content']}"]
+    return (*before, {"role": "user", "content": "\n\n".join(part for part in parts if part)})
+
+
+def build_vote(attempts: Iterable[str], reference: str) -> str | None:
+    """A voting response from attempts in order, or None if its final answer is wrong or undecided.
+
+    Attempts that are no plain answer, votes among them, are passed over. With eight trials and no consensus the answer
+    of most trials counts as the plausible one.
+    """
+    trials: list[str] = []
+    answers: list[str | None] = []
+    for attempt in attempts:
+        vote = read_vote(attempt)
+        if vote.group != "short" or vote.answer is None:
+            continue
+        trials.append(attempt)
+        answers.append(vote.answer)
+        if consensus(answers) is not None or len(trials) == MAX_TRIALS:
+            break
+    final = consensus(answers)
+    if final is None and len(trials) == MAX_TRIALS:
+        final = plurality(answers)
+    return write_vote(trials, final) if final is not None and answers_equal(reference, final) else None
+
+
+def build_short(attempts: Iterable[str], reference: str) -> str | None:
+    """The first attempt that is a plain and right answer; None if there is none."""
+    votes = ((attempt, read_vote(attempt)) for attempt in attempts)
+    right = (a for a, v in votes if v.group == "short" and v.answer is not None and answers_equal(reference, v.answer))
+    return next(right, None)
+
+
+def build_sv(prompts: Sequence[Prompt], attempts: Callable[[Prompt], Sequence[str]]) -> Built:
+    """Sequential-voting demonstrations, one of each prompt where its attempts allow."""
+    return _build(prompts, attempts, lambda prompt: "voting", "voting")
+
+
+def build_asv(
+    prompts: Sequence[Prompt],
+    attempts: Callable[[Prompt], Sequence[str]],
+    voting_share: float = 0.5,
+    seed: int = 0,
+) -> Built:
+    """Adaptive demonstrations, one of each prompt: a vote or a short answer, drawn regardless of its difficulty.
+
+    Args:
+        prompts: with reference answers.
+        attempts: texts for a prompt, such as `recorded_attempts`.
+        voting_share: of votes among the prompts, in [0, 1]. Prompts that allow only one kind are left out where the
+            other is drawn, so that what is kept does not depend on difficulty more than it must.
+        seed: decides the draws.
+
+    Raises:
+        ConfigError: the share is not one.
+        DataError: a prompt has no usable answer, or no attempts.
+    """
+    if not 0.0 <= voting_share <= 1.0:
+        raise ConfigError(f"voting_share = {voting_share!r}; a share lies between 0 and 1")
+
+    def kind(prompt: Prompt) -> Kind:
+        draw = derive_seed("asv", seed, prompt.id) / 2**63
+        return "voting" if draw < voting_share else "short"
+
+    return _build(prompts, attempts, kind, "adaptive")
+
+
+def recorded_attempts(prompt: Prompt) -> list[str]:
+    """The attempts in a prompt's row: `completions` (texts, or objects with a `text`), else its golden `solution`.
+
+    Raises:
+        DataError: the row has neither, or something else under these names.
+    """
+    found = prompt.info.get("completions")
+    if found is None and "solution" in prompt.info:
+        found = [prompt.info["solution"]] * CONSENSUS
+    items = found if isinstance(found, list) else []
+    texts = [item.get("text") if isinstance(item, Mapping) else item for item in items]
+    known = [text for text in texts if isinstance(text, str)]
+    if not known or len(known) < len(texts):
+        raise DataError(
+            f"prompt {prompt.id!r}: no attempts; give the row 'completions' (a list of texts) or a golden 'solution' "
+            "(a text), or name a model that makes them"
+        )
+    return known
+
+
+def _build(
+    prompts: Sequence[Prompt],
+    attempts: Callable[[Prompt], Sequence[str]],
+    kind_of: Callable[[Prompt], Kind],
+    mode: Mode,
+) -> Built:
+    rows, counts = [], Counter({"voting": 0, "short": 0})
+    for prompt in prompts:
+        reference = _reference(prompt)
+        kind = kind_of(prompt)
+        build = build_vote if kind == "voting" else build_short
+        text = build(attempts(prompt), reference)
+        counts[kind if text is not None else f"no right {kind} answer"] += 1
+        if text is not None:
+            rows.append(_row(prompt, mode, text))
+    return Built(tuple(rows), dict(counts))
+
+
+def _reference(prompt: Prompt) -> str:
+    try:
+        reference = read_reference(prompt.answer)
+    except ConfigError as error:
+        raise DataError(f"prompt {prompt.id!r}: {error}") from None
+    if reference is None:
+        raise DataError(f"prompt {prompt.id!r}: no answer; a demonstration must be known to be right")
+    return reference
+
+
+def _row(prompt: Prompt, mode: Mode, text: str) -> dict[str, Any]:
+    vote = read_vote(text)
+    messages = [*map(dict, instruct(prompt, mode)), {"role": "assistant", "content": text}]
+    return {"messages": messages, "id": prompt.id, "group": vote.group, "num_trials": len(vote.trials)}

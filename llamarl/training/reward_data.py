@@ -1,0 +1,296 @@
+"""Rows for reward models and classifiers: preference pairs or labelled completions, in TRL's formats, without leaks.
+
+    pairs     {prompt, chosen, rejected, margin?}     text or messages
+              {chosen, rejected, margin?}             whole texts or conversations: their common start is the prompt
+    labels    {prompt, completion, label}             label true or false
+
+A column `tools` goes to the chat template; others are ignored. Text is a user turn and its answer, as everywhere in
+this package. A bad row is an error that names file and line, or skipped and counted.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.records import Message
+from llamarl.core.seeds import derive_seed
+from llamarl.data.prompts import raw_rows
+from llamarl.data.rows import ROLES, BadRow, RowError, excerpt
+from llamarl.models.classifier import TokenIds, conversation_ids, text_ids
+from llamarl.models.tokenizer import Tokenizer
+from llamarl.training.reward_config import RewardConfig
+
+Kind = Literal["pairs", "labels"]
+Turns = list[Message]
+_WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, encoded."""
+
+    sequences: tuple[TokenIds, ...]
+    """Whole conversations: the chosen and the rejected one, or the one that is labelled."""
+    lengths: tuple[int, ...]
+    """Tokens of each answer, without its prompt."""
+    prompt_key: str
+    """A hash of the prompt: rows with equal keys stay on one side of the split."""
+    target: float
+    """Of a pair, its margin; of a labelled row, 1 or 0."""
+
+    @property
+    def key(self) -> str:
+        """A hash of everything learned from; decides the row's place in the order of training."""
+        return _hash([self.sequences, self.target])
+
+    @property
+    def claim(self) -> Any:
+        """What the row says of its `sequences`, whatever their order."""
+        return self.sequences if len(self.sequences) == 2 else self.target
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleData:
+    """The usable rows of a source and those left out."""
+
+    examples: tuple[Example, ...]
+    skipped: tuple[BadRow, ...]
+
+    @property
+    def skip_counts(self) -> dict[str, int]:
+        """Rows left out by reason, the most frequent first."""
+        return dict(Counter(row.reason for row in self.skipped).most_common())
+
+
+def read_examples(
+    source: str | Path | Iterable[Mapping[str, Any]],
+    kind: Kind,
+    tokenizer: Tokenizer,
+    config: RewardConfig,
+    split: str | None = None,
+) -> ExampleData:
+    """Reads and encodes a JSONL, Parquet or CSV file, a glob, a Hub id or a list of mappings.
+
+    Bad rows are malformed ones, conversations over `config.max_tokens`, pairs of equal answers, repetitions of an
+    earlier row (the first stays), and rows that contradict each other (none of them stays).
+
+    Raises:
+        DataError: a bad row, with `config.on_bad_row="error"`; or no usable row at all.
+    """
+    reader = _Reader(kind, tokenizer, config)
+    good: list[tuple[str, int, Example]] = []
+    skipped: list[BadRow] = []
+    for name, line, row in raw_rows(source, split):
+        try:
+            good.append((name, line, reader.read(row)))
+        except RowError as error:
+            _refuse(error.at(name, line), config, skipped)
+    examples = _consistent(good, lambda bad: _refuse(bad, config, skipped))
+    if not examples:
+        first = f"; the first of {len(skipped)} bad rows: {skipped[0]}" if skipped else ""
+        raise DataError(f"{source if isinstance(source, str | Path) else 'rows'}: no usable row{first}")
+    return ExampleData(tuple(examples), tuple(skipped))
+
+
+def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Splits into training and held-out rows by a hash of the prompt, the same in every run and for growing data.
+
+    Raises:
+        DataError: a share that leaves one side empty.
+    """
+    if share == 0.0:
+        return list(examples), []
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        sides[derive_seed("held out", example.prompt_key) < share * 2**63].append(example)
+    if not all(sides):
+        prompts = len({example.prompt_key for example in examples})
+        raise DataError(
+            f"held_out={share} of {prompts} prompts leaves {len(sides[0])} rows to train on and {len(sides[1])} "
+            "to measure on; add data, change held_out, give --eval-data, or set held_out=0"
+        )
+    return sides
+
+
+def without_leaks(
+    train: ExampleData, held_out: Sequence[Example], config: RewardConfig, source: str
+) -> tuple[list[Example], int]:
+    """The training rows whose prompt is not in the evaluation data, and how many were.
+
+    Raises:
+        DataError: there are some, with `config.on_bad_row="error"`; or nothing is left.
+    """
+    known = {example.prompt_key for example in held_out}
+    clean = [example for example in train.examples if example.prompt_key not in known]
+    num_leaks = len(train.examples) - len(clean)
+    if num_leaks and config.on_bad_row == "error":
+        raise DataError(
+            f"{source}: {num_leaks} training rows have a prompt of the evaluation data, so the measured accuracy would "
+            "be too good; remove them, or set on_bad_row='skip' to leave them out of training"
+        )
+    if not clean:
+        raise DataError(f"{source}: every training prompt is in the evaluation data; nothing is left to train on")
+    return clean, num_leaks
+
+
+def _refuse(bad: BadRow, config: RewardConfig, skipped: list[BadRow]) -> None:
+    if config.on_bad_row == "error":
+        raise DataError(f"{bad}, or set on_bad_row='skip'")
+    skipped.append(bad)
+
+
+def _consistent(good: Sequence[tuple[str, int, Example]], refuse: Callable[[BadRow], None]) -> list[Example]:
+    """Rows that neither repeat nor contradict another."""
+    first: dict[frozenset[TokenIds], tuple[str, int, Example]] = {}
+    contradicted: set[frozenset[TokenIds]] = set()
+    for name, line, example in good:
+        subject = frozenset(example.sequences)
+        other_name, other_line, other = first.setdefault(subject, (name, line, example))
+        where = f"{other_name}, line {other_line}"
+        if example.claim != other.claim:
+            contradicted.add(subject)
+            refuse(RowError("contradiction", "", f"says the opposite of {where}", "keep neither").at(name, line))
+        elif other is not example:
+            refuse(RowError("duplicate", "", f"the same as {where}", "remove it").at(name, line))
+    for subject in contradicted:
+        name, line, _ = first.pop(subject)
+        refuse(RowError("contradiction", "", "a later row says the opposite", "keep neither").at(name, line))
+    return [example for _, _, example in first.values()]
+
+
+class _Reader:
+    """Encodes rows of one kind."""
+
+    def __init__(self, kind: Kind, tokenizer: Tokenizer, config: RewardConfig) -> None:
+        self._kind, self._tokenizer, self._config = kind, tokenizer, config
+
+    def read(self, row: dict[str, Any] | RowError) -> Example:
+        if isinstance(row, RowError):
+            raise row
+        row = {name: value for name, value in row.items() if value is not None}
+        prompt, answers, target = _pair(row) if self._kind == "pairs" else _labelled(row)
+        tools = _tools(row.get("tools"))
+        try:
+            sequences = tuple(self._encode(prompt, answer, tools) for answer in answers)
+            start = 0 if self._config.is_response_only else len(self._tokenizer.encode_chat(prompt, tools))
+        except ConfigError as error:
+            raise RowError("template", "", str(error), "change the messages") from None
+        if (longest := max(map(len, sequences))) > self._config.max_tokens:
+            raise RowError("too_long", "", f"{longest} tokens", f"max_tokens is {self._config.max_tokens}; raise it")
+        if len(set(sequences)) < len(sequences):
+            raise RowError("equal_answers", "", "chosen and rejected are equal", "remove the row")
+        lengths = tuple(max(0, len(ids) - start) for ids in sequences)
+        return Example(sequences, lengths, _hash([prompt, tools]), target)
+
+    def _encode(self, prompt: Turns, answer: Turns, tools: Turns | None) -> TokenIds:
+        if self._config.is_response_only:
+            return text_ids(self._tokenizer, answer[-1]["content"])
+        return conversation_ids(self._tokenizer, prompt, answer, tools)
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
+    """Prompt, both answers, margin."""
+    for field in ("chosen", "rejected"):
+        if field not in row:
+            raise RowError("missing_field", field, f"fields are {sorted(row)}", "a pair has 'chosen' and 'rejected'")
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, answers = _text_pair(row.get("prompt"), chosen, rejected)
+    else:
+        prompt, answers = _chat_pair(row.get("prompt"), _turns(chosen, "chosen"), _turns(rejected, "rejected"))
+    return prompt, answers, _margin(row.get("margin", 0.0))
+
+
+def _text_pair(prompt: Any, chosen: str, rejected: str) -> tuple[Turns, list[Turns]]:
+    if prompt is None:  # TRL's rule: the common start, up to a space that both share
+        end = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+        end -= end > 0 and chosen[end - 1] == " "
+        if not chosen[:end].strip():
+            raise RowError("no_prompt", "prompt", "chosen and rejected share no start", "add a column 'prompt'")
+        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
+    return _prompt_turns(prompt), [[_turn("assistant", chosen)], [_turn("assistant", rejected)]]
+
+
+def _chat_pair(prompt: Any, chosen: Turns, rejected: Turns) -> tuple[Turns, list[Turns]]:
+    """Conversations that start before the assistant hold their prompt themselves, whatever the prompt column says."""
+    are_whole = {turns[0]["role"] not in ("assistant", "tool") for turns in (chosen, rejected)}
+    if are_whole == {False}:
+        if prompt is None:
+            raise RowError("no_prompt", "prompt", "the answers hold none and there is no such column", "add it")
+        return _prompt_turns(prompt), [chosen, rejected]
+    if chosen == rejected:
+        raise RowError("equal_answers", "", "chosen and rejected are equal", "remove the row")
+    room = min(len(chosen), len(rejected)) - 1
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen[:room], rejected, strict=False)))
+    if not shared:
+        raise RowError("no_prompt", "chosen", "chosen and rejected share no first message", "give both one prompt")
+    return chosen[:shared], [chosen[shared:], rejected[shared:]]
+
+
+def _labelled(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
+    """Prompt, the one answer, label."""
+    for field in ("prompt", "completion", "label"):
+        if field not in row:
+            raise RowError("missing_field", field, f"fields are {sorted(row)}", "give prompt, completion and label")
+    completion = row["completion"]
+    text = isinstance(completion, str)
+    answer = [_turn("assistant", completion)] if text else _turns(completion, "completion")
+    label = _WORDS.get(str(row["label"]).strip().lower())
+    if label is None:
+        raise RowError("bad_label", "label", f"{excerpt(row['label'])} is neither true nor false", "use true or false")
+    return _prompt_turns(row["prompt"]), [answer], float(label)
+
+
+def _prompt_turns(prompt: Any) -> Turns:
+    return [_turn("user", prompt)] if isinstance(prompt, str) else _turns(prompt, "prompt", is_answer=False)
+
+
+def _turns(value: Any, field: str, is_answer: bool = True) -> Turns:
+    """Checked messages; the last of an answer is the assistant's."""
+    if not isinstance(value, list) or not value:
+        raise RowError("bad_messages", field, f"{excerpt(value)} is no list of messages", "give text or messages")
+    for index, turn in enumerate(value):
+        is_good = isinstance(turn, Mapping) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
+        if not is_good:
+            remedy = "a message has a 'role' and a 'content' of text"
+            raise RowError("bad_messages", f"{field}[{index}]", f"{excerpt(turn)} is no message", remedy)
+    if is_answer and value[-1]["role"] != "assistant":
+        problem = f"the last message is of role {value[-1]['role']!r}"
+        raise RowError("bad_messages", f"{field}[{len(value) - 1}].role", problem, "end with the assistant's")
+    return value
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _tools(value: Any) -> Turns | None:
+    """JSON schemas, in a list or as its JSON text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if value is None or (isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value)):
+        return value
+    raise RowError("bad_tools", "tools", f"{excerpt(value)} is no list of objects", "give a list of JSON schemas")
+
+
+def _margin(value: Any) -> float:
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise RowError("bad_margin", "margin", f"{excerpt(value)} is no finite number", "use a number or leave it out")
+    return margin
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""Puts this folder on the path: tests of every folder may use `fake_server`."""

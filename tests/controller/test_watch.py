@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from llamarl.controller.watch import HackingWatch, WatchConfig, repetition
+from llamarl.core.records import Completion, Group, Prompt, Sample, Verdict
+
+CONFIG = WatchConfig(window=2)
+OTHER = "one two three four five six"
+
+
+def sample(reward: float, witness: float, text: str = OTHER, tokens: int = 4, style: float | None = None) -> Sample:
+    ids = tuple(range(tokens))
+    completion = Completion((1,), ids, (0.0,) * tokens, (0,) * tokens, text, "stop")
+    verdicts = {"proxy": Verdict.scored(reward), "true": Verdict.scored(witness, passed=witness > 0.5)}
+    if style is not None:
+        verdicts["style"] = Verdict.scored(style)
+    return Sample(completion, verdicts, reward)
+
+
+def step(*samples: Sample) -> list[Group]:
+    return [Group(Prompt("p7", ({"role": "user", "content": "?"},)), samples)]
+
+
+HONEST = step(sample(0.0, 1.0), sample(0.4, 0.0), sample(0.0, 1.0), sample(0.4, 1.0))  # reward 0.2 +- 0.2, true 3/4
+CHEATING = step(sample(1.0, 0.0), sample(0.9, 0.0), sample(1.0, 0.0), sample(0.9, 1.0))  # reward 0.95, true 1/4
+
+
+def watch_steps(*steps: list[Group], watch: HackingWatch | None = None) -> tuple[dict[str, float], list[str]]:
+    watch, texts = watch or HackingWatch(CONFIG, {"proxy": 1.0}), []
+    for version, groups in enumerate(steps, start=1):
+        metrics, alarms = watch.look(version, groups)
+        texts += [alarm.text for alarm in alarms]
+    return metrics, texts
+
+
+def test_a_judge_that_falls_while_the_reward_rises_rings_once_and_names_samples() -> None:
+    metrics, texts = watch_steps(HONEST, HONEST, CHEATING, CHEATING, CHEATING)
+    assert texts == [
+        "step 4: reward rose from 0.2 to 0.95 while judge/true fell from 0.75 to 0.25; look at 'p7' sample 2, "
+        "'p7' sample 0, 'p7' sample 1, 'p7' sample 3"
+    ]
+    assert metrics["watch/alarms"] == 1.0
+    assert metrics["watch/reward/drift"] == pytest.approx(0.75 / 0.2)
+    assert metrics["watch/judge/true/drift"] == pytest.approx(-0.5 / 0.1875**0.5)
+
+
+def test_a_judge_that_rises_with_the_reward_is_silent() -> None:
+    better = step(sample(1.0, 1.0), sample(0.9, 1.0))
+    assert watch_steps(HONEST, HONEST, better, better)[1] == []
+
+
+def test_a_judge_that_falls_alone_is_not_hacking() -> None:
+    worse = step(sample(0.0, 0.0), sample(0.4, 0.0))
+    assert watch_steps(HONEST, HONEST, worse, worse)[1] == []
+
+
+def test_longer_answers_ring_only_with_a_rising_reward() -> None:
+    def of(reward: float, tokens: int) -> list[Group]:
+        return step(sample(reward, 1.0, tokens=tokens), sample(reward + 0.1, 1.0, tokens=tokens + 1))
+
+    assert "mean length went from 4.5 to 40.5" in watch_steps(of(0.1, 4), of(0.1, 4), of(0.9, 40), of(0.9, 40))[1][0]
+    assert watch_steps(of(0.1, 4), of(0.1, 4), of(0.1, 40), of(0.1, 40))[1] == []
+
+
+def test_repeated_phrases_ring() -> None:
+    again = step(sample(0.2, 1.0, text="ha " * 30))
+    assert "repeated phrases went from 0 to" in watch_steps(HONEST, HONEST, again, again)[1][0]
+
+
+def test_one_paying_judge_of_two_taking_over_rings() -> None:
+    def both(proxy: float, style: float) -> list[Group]:
+        return step(sample(0.0, 1.0, style=0.0), sample(proxy, 1.0, style=style))
+
+    watch = HackingWatch(CONFIG, {"proxy": 1.0, "style": 1.0})
+    _, texts = watch_steps(both(0.1, 0.1), both(0.1, 0.1), both(0.1, 0.0), both(0.1, 0.0), watch=watch)
+    assert "100% of the reward's variance now comes from the judge 'proxy'" in texts[0]
+
+
+def test_restored_from_its_state_it_goes_on_as_if_never_interrupted() -> None:
+    whole = HackingWatch(CONFIG, {"proxy": 1.0})
+    steps = [HONEST, HONEST, CHEATING, CHEATING, HONEST]
+    expected = [whole.look(version, groups) for version, groups in enumerate(steps)]
+    for cut in range(len(steps)):
+        first, second = HackingWatch(CONFIG, {"proxy": 1.0}), HackingWatch(CONFIG, {"proxy": 1.0})
+        found = [first.look(version, groups) for version, groups in enumerate(steps[:cut])]
+        second.restore(json.loads(json.dumps(first.state())))
+        found += [second.look(version, groups) for version, groups in enumerate(steps[cut:], start=cut)]
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0.0), ("a b c", 0.0), ("a b c d", 0.0), ("a a a a a", 0.5), ("a b c d a b c d", 0.2)],
+)
+def test_repetition_is_the_share_of_phrases_seen_before(text: str, share: float) -> None:
+    # "a b c d a b c d": phrases abcd bcda cdab dabc abcd: 5, 4 different, 1 - 4/5
+    assert repetition(text) == pytest.approx(share)

@@ -1,0 +1,231 @@
+import json
+
+import duckdb
+import pytest
+
+from llamarl.core.errors import DataError
+from llamarl.models.tiny import char_tokenizer
+from llamarl.training.reward_config import RewardConfig
+from llamarl.training.reward_data import hold_out, read_examples, without_leaks
+
+TOKENIZER = char_tokenizer("plain")
+STRICT, LENIENT = RewardConfig(max_tokens=200), RewardConfig(max_tokens=200, on_bad_row="skip")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def read(rows, config=STRICT, kind="pairs"):
+    return read_examples(rows, kind, TOKENIZER, config)
+
+
+def texts(example):
+    return [TOKENIZER.decode(ids, skip_special=False) for ids in example.sequences]
+
+
+PAIR = {"prompt": "2+2", "chosen": "four", "rejected": "5"}
+RENDERED = ["<|user|>2+2<|assistant|>four<eos>", "<|user|>2+2<|assistant|>5<eos>"]
+
+
+# formats
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PAIR,
+        {"prompt": [user("2+2")], "chosen": [assistant("four")], "rejected": [assistant("5")]},
+        {"prompt": "2+2", "chosen": [assistant("four")], "rejected": [assistant("5")]},
+        {"chosen": [user("2+2"), assistant("four")], "rejected": [user("2+2"), assistant("5")]},
+        {"prompt": "2+2", "chosen": [user("2+2"), assistant("four")], "rejected": [user("2+2"), assistant("5")]},
+        {"chosen": "2+2four", "rejected": "2+25"},
+        {**PAIR, "margin": None, "score_chosen": 3, "source": "x"},
+    ],
+)
+def test_every_format_of_a_pair_gives_the_same_example(row):
+    (example,) = read([row]).examples
+    assert texts(example) == RENDERED
+    assert example.lengths == (5, 2)  # the end token included
+    assert (example.target, example.prompt_key) == (0.0, read([PAIR]).examples[0].prompt_key)
+
+
+def test_implicit_text_is_cut_before_a_space_that_both_share():
+    (example,) = read([{"chosen": "The sky is blue", "rejected": "The sky is green"}]).examples
+    assert texts(example)[0] == "<|user|>The sky is<|assistant|> blue<eos>"
+
+
+def test_answers_of_several_turns_and_system_prompts():
+    start = [{"role": "system", "content": "be brief"}, user("hi")]
+    rows = [{"chosen": [*start, assistant("a"), user("b"), assistant("c")], "rejected": [*start, assistant("z")]}]
+    (example,) = read(rows).examples
+    assert texts(example)[0] == "<|system|>be brief<|user|>hi<|assistant|>a<eos><|user|>b<|assistant|>c<eos>"
+
+
+def test_a_rejected_answer_may_begin_like_the_chosen_one():
+    turns = [user("hi"), assistant("a")]
+    (example,) = read([{"chosen": turns, "rejected": [*turns, user("b"), assistant("c")]}]).examples
+    assert texts(example) == [
+        "<|user|>hi<|assistant|>a<eos>",
+        "<|user|>hi<|assistant|>a<eos><|user|>b<|assistant|>c<eos>",
+    ]
+
+
+def test_margins_and_labels():
+    assert read([{**PAIR, "margin": "0.5"}]).examples[0].target == 0.5
+    rows = [{"prompt": "p", "completion": f"c{i}", "label": label} for i, label in enumerate([True, 0, "False", " 1"])]
+    examples = read(rows, kind="labels").examples
+    assert [example.target for example in examples] == [1.0, 0.0, 0.0, 1.0]
+    assert texts(examples[0]) == ["<|user|>p<|assistant|>c0<eos>"]
+
+
+def test_a_classifier_may_see_the_response_alone():
+    config = RewardConfig(is_response_only=True)
+    (example,) = read([{"prompt": "p", "completion": "no way", "label": False}], config, "labels").examples
+    assert texts(example) == ["no way<eos>"] and example.lengths == (7,)
+
+
+def test_tools_reach_the_template():
+    tokenizer, tools = char_tokenizer("chatml"), [{"name": "add"}]
+    plain, listed, text = (
+        read_examples([{**PAIR, "tools": value}], "pairs", tokenizer, STRICT).examples[0]
+        for value in (None, tools, json.dumps(tools))
+    )
+    assert listed == text and "Tools:" in tokenizer.decode(listed.sequences[0])
+    assert plain.prompt_key != listed.prompt_key
+
+
+def test_files_of_every_kind_read_alike(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(PAIR) + "\n")
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected,margin\n2+2,four,5,\n")
+    with duckdb.connect() as connection:
+        connection.execute(f"COPY (SELECT '2+2' prompt, 'four' chosen, '5' rejected) TO '{tmp_path}/a.parquet'")
+    for suffix in ("jsonl", "csv", "parquet"):
+        assert read(tmp_path / f"a.{suffix}").examples == read([PAIR]).examples
+
+
+# bad rows
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "words"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "missing_field", "field 'rejected'.*a pair has 'chosen' and 'rejected'"),
+        ({**PAIR, "rejected": "four"}, "equal_answers", "chosen and rejected are equal; remove the row"),
+        (
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]},
+            "equal_answers",
+            "are equal",
+        ),
+        ({"chosen": "abc", "rejected": "xyz"}, "no_prompt", "share no start; add a column 'prompt'"),
+        (
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]},
+            "no_prompt",
+            "no first mess",
+        ),
+        ({"chosen": [assistant("b")], "rejected": [assistant("d")]}, "no_prompt", "the answers hold none"),
+        ({**PAIR, "chosen": 4}, "bad_messages", "4 is no list of messages; give text or messages"),
+        (
+            {**PAIR, "chosen": [{"role": "bot", "content": "a"}], "rejected": [assistant("b")]},
+            "bad_messages",
+            "no mess",
+        ),
+        ({**PAIR, "chosen": [user("a")], "rejected": [user("b")]}, "bad_messages", "last message is of role 'user'"),
+        ({**PAIR, "margin": "much"}, "bad_margin", "'much' is no finite number"),
+        ({**PAIR, "margin": "inf"}, "bad_margin", "'inf' is no finite number"),
+        ({**PAIR, "tools": "add"}, "bad_tools", "'add' is no list of objects"),
+        ({**PAIR, "chosen": "x" * 300}, "too_long", "306 tokens; max_tokens is 200"),
+    ],
+)
+def test_a_bad_pair_is_an_error_with_its_place_or_counted(row, reason, words):
+    with pytest.raises(DataError, match=f"rows, line 2.*{words}.*on_bad_row='skip'"):
+        read([{**PAIR, "prompt": "other"}, row])
+    data = read([{**PAIR, "prompt": "other"}, row], LENIENT)
+    assert len(data.examples) == 1 and data.skip_counts == {reason: 1}
+
+
+def test_a_template_that_refuses_is_a_bad_row():
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "x"}, user("y")],
+            "chosen": [assistant("a")],
+            "rejected": [assistant("b")],
+        }
+    ]
+    with pytest.raises(DataError, match="line 1: the chat template refuses"):
+        read_examples(rows, "pairs", char_tokenizer("gemma"), STRICT)
+
+
+def test_bad_labels():
+    for row, words in [
+        ({"prompt": "p", "completion": "c"}, "field 'label'"),
+        ({"prompt": "p", "completion": "c", "label": "good"}, "'good' is neither true nor false"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            read([row], kind="labels")
+
+
+def test_a_duplicate_is_refused_or_its_first_kept():
+    rows = [PAIR, {**PAIR, "prompt": "other"}, {**PAIR, "margin": 1.0}]
+    with pytest.raises(DataError, match="rows, line 3: the same as rows, line 1; remove it"):
+        read(rows)
+    data = read(rows, LENIENT)
+    assert [example.target for example in data.examples] == [0.0, 0.0] and data.skip_counts == {"duplicate": 1}
+
+
+def test_a_contradiction_is_refused_or_neither_kept():
+    rows = [PAIR, {**PAIR, "chosen": "5", "rejected": "four"}, PAIR, {**PAIR, "prompt": "other"}]
+    with pytest.raises(DataError, match="rows, line 2: says the opposite of rows, line 1"):
+        read(rows)
+    data = read(rows, LENIENT)
+    assert len(data.examples) == 1 and data.skip_counts == {"contradiction": 2, "duplicate": 1}
+
+
+def test_labels_contradict_each_other_too():
+    rows = [{"prompt": "p", "completion": "c", "label": label} for label in (True, True, False)]
+    with pytest.raises(DataError, match="the same as rows, line 1"):
+        read(rows, kind="labels")
+    with pytest.raises(DataError, match="no usable row; the first of 3 bad rows"):
+        read(rows, LENIENT, kind="labels")
+
+
+def test_nothing_usable_is_an_error():
+    with pytest.raises(DataError, match="no usable row"):
+        read([])
+    with pytest.raises(DataError, match="no usable row; the first of 1 bad rows: rows, line 1"):
+        read([{}], LENIENT)
+
+
+# sides
+
+
+def many(count, start=0):
+    return [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(start, start + count)]
+
+
+def test_no_prompt_is_on_both_sides_and_the_split_is_stable_under_growth():
+    train, held_out = hold_out(read(many(400)).examples, 0.25)
+    assert len(train) + len(held_out) == 400 and 60 < len(held_out) < 140
+    assert not {e.prompt_key for e in train} & {e.prompt_key for e in held_out}
+    _, grown = hold_out(read(many(500)).examples, 0.25)
+    assert {e.key for e in held_out} <= {e.key for e in grown}
+    assert hold_out(read(many(4)).examples, 0.0) == (list(read(many(4)).examples), [])
+
+
+def test_a_split_that_leaves_a_side_empty_is_refused():
+    with pytest.raises(DataError, match=r"held_out=0.1 of 1 prompts leaves 2 rows to train on and 0 to measure on"):
+        hold_out(read(many(2)).examples, 0.1)
+
+
+def test_evaluation_prompts_in_the_training_data_are_refused_or_left_out_of_training():
+    train, evaluation = read(many(6)), read([{"prompt": "p0", "chosen": "new", "rejected": "old"}])
+    with pytest.raises(DataError, match=r"data\.jsonl: 2 training rows have a prompt of the evaluation data"):
+        without_leaks(train, evaluation.examples, STRICT, "data.jsonl")
+    kept, num_leaks = without_leaks(train, evaluation.examples, LENIENT, "data.jsonl")
+    assert (len(kept), num_leaks) == (4, 2)
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        without_leaks(read(many(2)), evaluation.examples, LENIENT, "data.jsonl")

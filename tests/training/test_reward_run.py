@@ -1,0 +1,211 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_rewards import language_model, marker_pairs
+
+from llamarl.core.errors import CheckpointError, CollapseError, DataError
+from llamarl.models.checkpoint import load_classifier, quiet
+from llamarl.report.metrics import read_metrics
+from llamarl.training.reward_config import RewardConfig
+from llamarl.training.reward_run import train_reward_model
+
+SHORT = RewardConfig(
+    batch_size=8, learning_rate=3e-3, warmup_steps=2, schedule="linear", num_epochs=2, evaluate_every=4,
+    checkpoint_every=3, held_out=0.25,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return language_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, train_reward_model(model, marker_pairs(60), out, SHORT)
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(number):
+    def on_step(step, total, metrics):
+        if step == number:
+            raise StopError
+
+    return on_step
+
+
+def without_times(out):
+    dropped = ("time", "time/step")
+    return [{k: v for k, v in record.items() if k not in dropped} for record in read_metrics(out / "metrics.jsonl")]
+
+
+def assert_same_result(a, b):
+    assert without_times(a) == without_times(b)
+    assert (a / "model/model.safetensors").read_bytes() == (b / "model/model.safetensors").read_bytes()
+    summaries = [json.loads((out / "summary.json").read_text()) for out in (a, b)]
+    for summary in summaries:
+        for name in ("seconds", "peak_memory_bytes", "model"):
+            del summary[name]
+    assert summaries[0] == summaries[1]
+
+
+# learning
+
+
+def test_a_marker_is_learned_and_length_is_not(model, tmp_path):
+    config = RewardConfig(batch_size=20, learning_rate=5e-3, warmup_steps=5, num_epochs=6, evaluate_every=20)
+    summary = train_reward_model(model, marker_pairs(300), tmp_path / "out", config)
+    report = summary["held_out"]
+    assert report["accuracy"]["value"] > 0.9 and report["accuracy"]["low"] > 0.7
+    assert report["margin_mean"] > 1.0 and report["loss"] < 0.4
+    assert abs(report["length_gap_correlation"]) < 0.6
+    assert summary["rows"]["train"] + summary["rows"]["held_out"] == 300
+
+
+def test_a_classifier_learns_labels(model, tmp_path):
+    rows = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in marker_pairs(150)
+        for side in ("chosen", "rejected")
+    ]
+    config = RewardConfig(batch_size=20, learning_rate=5e-3, warmup_steps=5, num_epochs=6, is_response_only=True)
+    summary = train_reward_model(model, rows, tmp_path / "out", config, kind="labels")
+    assert summary["held_out"]["accuracy"]["value"] > 0.9
+    assert load_classifier(tmp_path / "out/model").config.id2label == {0: "negative", 1: "positive"}
+
+
+# what is written
+
+
+def test_the_directory_holds_a_standard_checkpoint_and_the_numbers(finished):
+    out, summary = finished
+    names = {path.name for path in out.iterdir()}
+    assert names == {"model", "metrics.jsonl", "summary.json", "reward.png", "recipe.json", "environment.json"}
+    records = read_metrics(out / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, summary["steps"] + 1))
+    measured = [record["step"] for record in records if "eval/accuracy" in record]
+    assert measured == sorted({*range(4, summary["steps"], 4), summary["steps"]})
+    assert records[0]["train/loss"] == pytest.approx(0.6931, abs=1e-4) and records[-1]["train/lr"] < 1e-3
+    with quiet() as transformers:
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model")
+    assert theirs.config.num_labels == 1 and theirs.config.pad_token_id == 0
+    assert theirs.config.architectures == ["LlamaForSequenceClassification"]
+    assert (out / "reward.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_kept_is_that_of_the_lowest_held_out_loss(finished):
+    out, summary = finished
+    losses = {r["step"]: r["eval/loss"] for r in read_metrics(out / "metrics.jsonl") if "eval/loss" in r}
+    assert summary["model_step"] == min(losses, key=losses.__getitem__)
+    assert summary["held_out"]["loss"] == pytest.approx(min(losses.values()), abs=1e-6)
+
+
+def test_without_held_out_rows_the_last_weights_are_kept(model, tmp_path):
+    config = SHORT.model_copy(update={"held_out": 0.0})
+    summary = train_reward_model(model, marker_pairs(16), tmp_path / "out", config)
+    assert (summary["held_out"], summary["model_step"], summary["steps"]) == (None, 4, 4)
+    assert load_classifier(tmp_path / "out/model").score.weight.any()
+
+
+def test_training_goes_on_from_a_reward_model(finished, tmp_path):
+    out, _ = finished
+    config = SHORT.model_copy(update={"num_epochs": 1})
+    train_reward_model(str(out / "model"), marker_pairs(60), tmp_path / "more", config)
+    assert read_metrics(tmp_path / "more/metrics.jsonl")[0]["train/loss"] < 0.69
+
+
+def test_rows_left_out_are_counted(model, tmp_path):
+    rows = [*marker_pairs(16), {"chosen": "a"}, marker_pairs(1)[0]]
+    evaluation = [*marker_pairs(2), {**marker_pairs(1)[0], "prompt": "unseen"}]
+    config = SHORT.model_copy(update={"on_bad_row": "skip"})
+    summary = train_reward_model(model, rows, tmp_path / "out", config, eval_data=evaluation)
+    assert summary["rows"] == {
+        "train": 14,
+        "held_out": 3,
+        "skipped": {"missing_field": 1, "duplicate": 1, "leak": 2},
+    }
+
+
+# resume
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [4, 8], [10]])
+def test_a_stopped_training_ends_with_the_numbers_of_an_uninterrupted_one(finished, model, tmp_path, stops):
+    whole, _ = finished
+    for number in stops:
+        with pytest.raises(StopError):
+            train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT, on_step=stop_after(number))
+        assert len(list((tmp_path / "out/checkpoints").glob("*"))) == (number >= 3)
+    steps = []
+    train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT, on_step=lambda step, *_: steps.append(step))
+    assert steps[0] == 3 * (stops[-1] // 3) + 1
+    assert_same_result(whole, tmp_path / "out")
+
+
+def test_a_killed_training_ends_with_the_numbers_of_an_uninterrupted_one(finished, model, tmp_path):
+    whole, _ = finished
+    (tmp_path / "pairs.json").write_text(json.dumps(marker_pairs(60)))
+    program = (
+        "import json, os, signal, sys, torch\n"
+        "from llamarl.training.reward_config import RewardConfig\n"
+        "from llamarl.training.reward_run import train_reward_model\n"
+        "torch.set_num_threads(1)\n"
+        "rows, config = json.load(open(sys.argv[1])), RewardConfig.model_validate_json(sys.argv[2])\n"
+        "kill = lambda step, *_: step == 5 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train_reward_model(sys.argv[3], rows, sys.argv[4], config, on_step=kill)\n"
+    )
+    arguments = [str(tmp_path / "pairs.json"), SHORT.model_dump_json(), model, str(tmp_path / "out")]
+    killed = subprocess.run([sys.executable, "-c", program, *arguments], env=os.environ, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "out/summary.json").exists()
+    train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT)
+    assert_same_result(whole, tmp_path / "out")
+
+
+# rejects
+
+
+def test_finished_foreign_or_changed_directories_are_refused(finished, model, tmp_path):
+    out, _ = finished
+    with pytest.raises(CheckpointError, match="holds a finished training"):
+        train_reward_model(model, marker_pairs(60), out, SHORT)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match="not empty and no training"):
+        train_reward_model(model, marker_pairs(60), tmp_path / "foreign", SHORT)
+    with pytest.raises(StopError):
+        train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT, on_step=stop_after(3))
+    with pytest.raises(CheckpointError, match="an unfinished training with other rows"):
+        train_reward_model(model, marker_pairs(59), tmp_path / "out", SHORT)
+    with pytest.raises(CheckpointError, match="an unfinished training with other settings"):
+        train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT.model_copy(update={"seed": 1}))
+
+
+def test_a_prompt_in_both_files_is_refused_before_anything_is_written(model, tmp_path):
+    with pytest.raises(DataError, match="rows: 1 training rows have a prompt of the evaluation data"):
+        train_reward_model(model, marker_pairs(8), tmp_path / "out", SHORT, eval_data=marker_pairs(1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_divergence_stops_the_training_and_the_best_model_stays(model, tmp_path):
+    config = SHORT.model_copy(update={"keep": "last"})
+    rows = [{**row, "margin": 3e38} for row in marker_pairs(40)]  # the loss overflows float32
+    with pytest.raises(CollapseError, match="step 0: loss is"):
+        train_reward_model(model, rows, tmp_path / "out", config)
+    assert not (tmp_path / "out/model").exists()
+
+
+def test_conversations_longer_than_the_models_positions_are_bad_rows(model, tmp_path):
+    row = {"prompt": "p", "chosen": "a" * 300, "rejected": "b"}
+    with pytest.raises(DataError, match="max_tokens is 256"):
+        train_reward_model(model, [row], tmp_path / "out", SHORT)
