@@ -1,6 +1,6 @@
 """Whether an evaluation keeps a model server busy: replies per second against what the server can give.
 
-    python -m benchmarks.endpoint_throughput [--conversations 320]
+    python -m benchmarks.endpoint_throughput [--conversations-per-request 20]
 
 The server (`chat_server`, another process) answers P requests at a time after a known mean latency L, so P / L replies
 a second at most. Both clients keep N requests in flight:
@@ -9,17 +9,21 @@ a second at most. Both clients keep N requests in flight:
     bare         the same number of ready-made requests over open connections, nothing parsed: the server's own
                  throughput at N in flight
 
-`N = P` leaves a place idle from each reply to the next request of the same client; `N = 2 P` keeps a queue. An
-evaluation has a tail, when fewer than N conversations are left; the bare client has one, too.
+A client's CPU time per reply bounds what one process can ask: 1 ms is 1,000 replies a second at most.
+
+`N = P` leaves a place idle from each reply to the next request of the same client; `N = 2 P` keeps a queue. When fewer
+than N conversations are left, places stay empty: of C conversations that costs a share of about N / 2C, here 1/40 (of
+the 4,501 of Multi-IF with 64 in flight: 1/140).
 """
 
 import asyncio
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from benchmarks.chat_server import ChatServer, read_message
 from benchmarks.common import Benchmark, paired_ratio, spread, take_turns
@@ -31,8 +35,8 @@ from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 
 QUESTION = "Write a short story about a lighthouse. Use at least 200 words and no commas. "
 NUM_TURNS = 3
-SERVERS = ((16, 0.2), (32, 0.1))
-"""(places P, mean latency L in seconds): 80 and 320 replies a second."""
+CASES = ((16, 0.2, 16), (16, 0.2, 32), (64, 0.4, 64))
+"""(places P, mean latency L in seconds, requests in flight N): limits of 80, 80 and 160 replies a second."""
 
 
 def conversations(count: int) -> list[Conversation]:
@@ -43,23 +47,43 @@ def conversations(count: int) -> list[Conversation]:
     ]
 
 
-def evaluation_rate(base_url: str, num_in_flight: int, talks: list[Conversation]) -> float:
-    """Replies a second of a whole evaluation, from its first request to its last line on disk."""
-    config = EndpointConfig(base_url=base_url, model="m", max_concurrency=num_in_flight)
-    with tempfile.TemporaryDirectory() as directory:
-        chat = EndpointChat(ChatEndpoint(config), Sampling(max_tokens=512))
-        started = time.perf_counter()
-        replies = run_conversations(talks, chat, Path(directory), max_in_flight=num_in_flight)
-        seconds = time.perf_counter() - started
-    assert all(reply.response for reply in replies)
-    return len(replies) / seconds
+class Pace(NamedTuple):
+    """How fast a client was."""
+
+    replies_per_second: float
+    cpu_milliseconds: float
+    """Of this process, per reply."""
 
 
-def bare_rate(port: int, num_in_flight: int, num_requests: int) -> float:
-    """Replies a second without anything around them."""
-    started = time.perf_counter()
-    asyncio.run(_ask_all(port, num_in_flight, num_requests))
-    return num_requests / (time.perf_counter() - started)
+def timed(ask: Callable[[], int]) -> Pace:
+    """The pace of `ask`, which returns its number of replies."""
+    started, cpu = time.perf_counter(), time.process_time()
+    count = ask()
+    return Pace(count / (time.perf_counter() - started), 1e3 * (time.process_time() - cpu) / count)
+
+
+def evaluation(base_url: str, num_in_flight: int, talks: list[Conversation]) -> Pace:
+    """A whole evaluation, from its first request to its last line on disk."""
+    endpoint = ChatEndpoint(EndpointConfig(base_url=base_url, model="m", max_concurrency=num_in_flight))
+    chat = EndpointChat(endpoint, Sampling(max_tokens=512))
+
+    def ask() -> int:
+        with tempfile.TemporaryDirectory() as directory:
+            replies = run_conversations(talks, chat, Path(directory), max_in_flight=num_in_flight)
+        assert all(reply.response for reply in replies)
+        return len(replies)
+
+    return timed(ask)
+
+
+def bare(port: int, num_in_flight: int, num_requests: int) -> Pace:
+    """Requests and replies without anything around them."""
+
+    def ask() -> int:
+        asyncio.run(_ask_all(port, num_in_flight, num_requests))
+        return num_requests
+
+    return timed(ask)
 
 
 async def _ask_all(port: int, num_in_flight: int, num_requests: int) -> None:
@@ -77,45 +101,49 @@ async def _ask_all(port: int, num_in_flight: int, num_requests: int) -> None:
     await asyncio.gather(*(ask() for _ in range(num_in_flight)))
 
 
-def measure(benchmark: Benchmark, parallelism: int, latency_seconds: float, num_conversations: int) -> dict[int, Any]:
-    """Rates of both clients with P and 2 P requests in flight."""
-    talks = conversations(num_conversations)
-    rates = {}
-    with ChatServer(parallelism, latency_seconds) as server:
-        for num_in_flight in (parallelism, 2 * parallelism):
-            contenders = {
-                "evaluation": partial(evaluation_rate, server.base_url, num_in_flight, talks),
-                "bare": partial(bare_rate, server.port, num_in_flight, NUM_TURNS * num_conversations),
-            }
-            rates[num_in_flight] = take_turns(contenders, benchmark.options.repeats)
-            benchmark.note(f"{parallelism} places of {latency_seconds:g} s, {num_in_flight} in flight")
-    return rates
+def measure(
+    benchmark: Benchmark, places: int, latency_seconds: float, num_in_flight: int, per_request: int
+) -> dict[str, list[Pace]]:
+    """Paces of both clients, which take turns."""
+    talks = conversations(per_request * num_in_flight)
+    with ChatServer(places, latency_seconds) as server:
+        contenders = {
+            "evaluation": partial(evaluation, server.base_url, num_in_flight, talks),
+            "bare": partial(bare, server.port, num_in_flight, NUM_TURNS * len(talks)),
+        }
+        paces = take_turns(contenders, benchmark.options.repeats, warm_up=0 if benchmark.options.quick else 1)
+    benchmark.note(f"{places} places of {latency_seconds:g} s, {num_in_flight} in flight")
+    return paces
 
 
 def main() -> None:
-    benchmark = Benchmark("endpoint_throughput", __doc__, repeats=5, quick_repeats=1)
-    benchmark.parser.add_argument("--conversations", type=int, help="of three turns each (default 320; quick: 96)")
+    benchmark = Benchmark("endpoint_throughput", __doc__, repeats=3, quick_repeats=1)
+    benchmark.parser.add_argument(
+        "--conversations-per-request", type=int, help="conversations per request in flight (default 20; quick: 8)"
+    )
     options = benchmark.start()
-    num_conversations = options.conversations or (96 if options.quick else 320)
+    per_request = options.conversations_per_request or (8 if options.quick else 20)
     rows, headlines = [], {}
-    for parallelism, latency in SERVERS:
-        capacity = parallelism / latency
-        for num_in_flight, rates in measure(benchmark, parallelism, latency, num_conversations).items():
-            share = paired_ratio(rates["evaluation"], rates["bare"])
-            rows.append(
-                {
-                    "places": parallelism,
-                    "latency, s": latency,
-                    "limit, replies/s": capacity,
-                    "in flight": num_in_flight,
-                    "evaluation, replies/s": spread(rates["evaluation"]),
-                    "bare, replies/s": spread(rates["bare"]),
-                    "evaluation/bare": share,
-                    "evaluation/limit": spread([rate / capacity for rate in rates["evaluation"]], 3),
-                }
-            )
-            headlines[f"{num_in_flight} in flight of {parallelism} at {capacity:g}/s"] = share["median"]
-    headlines["least share of the server's own throughput"] = min(headlines.values())
+    for places, latency, num_in_flight in CASES:
+        paces = measure(benchmark, places, latency, num_in_flight, per_request)
+        rates = {name: [pace.replies_per_second for pace in column] for name, column in paces.items()}
+        limit = places / latency
+        share = paired_ratio(rates["evaluation"], rates["bare"])
+        rows.append(
+            {
+                "places": places,
+                "latency, s": latency,
+                "in flight": num_in_flight,
+                "limit, replies/s": limit,
+                "evaluation, replies/s": spread(rates["evaluation"]),
+                "bare, replies/s": spread(rates["bare"]),
+                "evaluation/bare": share,
+                "evaluation/limit": spread([rate / limit for rate in rates["evaluation"]], 3),
+                "CPU, ms/reply": spread([pace.cpu_milliseconds for pace in paces["evaluation"]]),
+            }
+        )
+        headlines[f"evaluation/bare, {num_in_flight} in flight, {limit:g}/s"] = share["median"]
+    headlines["least evaluation/bare"] = min(headlines.values())
     benchmark.finish(rows, headlines)
 
 

@@ -123,7 +123,10 @@ class Experiment:
         curves = [dict(record) for record in read_metrics(directory / "metrics.jsonl")]
         numbers = measure(curves)
         seconds = time.monotonic() - started
-        print(f"{name:24} seed {seed}  {seconds:6.0f} s  " + "  ".join(f"{k} {v:.3f}" for k, v in numbers.items()), flush=True)
+        print(
+            f"{name:24} seed {seed}  {seconds:6.0f} s  " + "  ".join(f"{k} {v:.3f}" for k, v in numbers.items()),
+            flush=True,
+        )
         return Done(name, seed, seconds, curves, numbers)
 
     def finish(self, runs: Sequence[Done], notes: Sequence[str] = (), **more: Any) -> None:
@@ -164,7 +167,9 @@ class Experiment:
 
         columns = min(3, len(panels))
         rows = -(-len(panels) // columns)
-        figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+        )
         for axis, (metric, title) in zip(axes.flat, panels.items(), strict=False):
             for colour, arm in zip(COLOURS, dict.fromkeys(run.arm for run in runs), strict=False):
                 lines = [curve(run.curves, metric, smooth) for run in runs if run.arm == arm]
@@ -190,9 +195,7 @@ def curve(records: Curves, metric: str, smooth: int = 1) -> dict[int, float]:
     """A metric by step, as the mean over the last `smooth` records that have it."""
     found = [(int(r["step"]), float(r[metric])) for r in records if r.get(metric) is not None]
     values = [value for _, value in found]
-    return {
-        step: statistics.fmean(values[max(0, i - smooth + 1) : i + 1]) for i, (step, _) in enumerate(found)
-    }
+    return {step: statistics.fmean(values[max(0, i - smooth + 1) : i + 1]) for i, (step, _) in enumerate(found)}
 
 
 def last(records: Curves, metric: str) -> float:

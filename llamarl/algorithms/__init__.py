@@ -9,6 +9,15 @@
     gspo           PPO clip per sequence          standardised in the group     samples, each by its length
     reinforce_pp   PPO clip per token             standardised in the batch     its tokens
     rloo           none (on-policy only)          reward - mean of the others   samples
+    ppo            PPO clip per token             generalised, from a critic    its tokens
+    raft           likelihood of the best         1                             prompts
+    online_dpo     preference of best to worst    a pair                        prompts
+
+Those of CGPO keep to constraints and near the reference:
+
+    crpg           none (on-policy only)          constrained - batch mean      samples
+    codpo          preference, and likelihood     a pair                        prompts
+    crraft         likelihood of the best kept    calibrated reward             prompts
 
 Importing this package does not import torch.
 """
@@ -20,11 +29,17 @@ from pydantic import Field
 from llamarl.algorithms.aipo import AIPO, AIPOConfig
 from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
 from llamarl.algorithms.cispo import CISPO, CISPOConfig
+from llamarl.algorithms.codpo import CODPO, CODPOConfig
+from llamarl.algorithms.crpg import CRPG, CRPGConfig
+from llamarl.algorithms.crraft import CRRAFT, CRRAFTConfig
 from llamarl.algorithms.custom import CustomConfig
 from llamarl.algorithms.dapo import DAPO, DAPOConfig
 from llamarl.algorithms.dr_grpo import DrGRPO, DrGRPOConfig
 from llamarl.algorithms.grpo import GRPO, GRPOConfig
 from llamarl.algorithms.gspo import GSPO, GSPOConfig
+from llamarl.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
+from llamarl.algorithms.ppo import PPO, PPOConfig
+from llamarl.algorithms.raft import RAFT, RAFTConfig
 from llamarl.algorithms.reinforce_pp import ReinforcePP, ReinforcePPConfig
 from llamarl.algorithms.rloo import RLOO, RLOOConfig
 from llamarl.core.protocols import Algorithm
@@ -32,11 +47,17 @@ from llamarl.core.protocols import Algorithm
 AlgorithmConfig = Annotated[
     AIPOConfig
     | CISPOConfig
+    | CODPOConfig
+    | CRPGConfig
+    | CRRAFTConfig
     | CustomConfig
     | DAPOConfig
     | DrGRPOConfig
     | GRPOConfig
     | GSPOConfig
+    | OnlineDPOConfig
+    | PPOConfig
+    | RAFTConfig
     | ReinforcePPConfig
     | RLOOConfig,
     Field(discriminator="type"),
@@ -52,21 +73,33 @@ def build_algorithm(config: AlgorithmConfig) -> Algorithm:
 __all__ = [
     "AIPO",
     "CISPO",
+    "CODPO",
+    "CRPG",
+    "CRRAFT",
     "DAPO",
     "GRPO",
     "GSPO",
+    "PPO",
+    "RAFT",
     "RLOO",
     "AIPOConfig",
     "AlgorithmConfig",
     "CISPOConfig",
+    "CODPOConfig",
+    "CRPGConfig",
+    "CRRAFTConfig",
     "CustomConfig",
     "DAPOConfig",
     "DrGRPO",
     "DrGRPOConfig",
     "GRPOConfig",
     "GSPOConfig",
+    "OnlineDPO",
+    "OnlineDPOConfig",
+    "PPOConfig",
     "PolicyGradient",
     "PolicyGradientConfig",
+    "RAFTConfig",
     "RLOOConfig",
     "ReinforcePP",
     "ReinforcePPConfig",

@@ -11,10 +11,11 @@ from pydantic import Field
 
 from llamarl.algorithms.base import PolicyGradientConfig, is_judged, reward_of
 from llamarl.core.config import Config
-from llamarl.core.errors import DataError
+from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Group, Sample
-from llamarl.functional.constrained import KLReduction, RewardKind, calibrated_reward, kl_factor, sequence_kl
+from llamarl.functional.constrained import KLReduction, kl_factor, sequence_kl
 from llamarl.functional.losses import LossBatch
+from llamarl.functional.preference import calibrated_reward
 from llamarl.functional.ratios import Objective, weighted_objective
 
 if TYPE_CHECKING:
@@ -42,13 +43,24 @@ class KLBoundConfig(Config):
     """Bound on the KL to the reference, in nats per completion. The paper names none: our choice."""
     kl: KLReduction = "sum"
     """KL estimate of a completion: the sum over its tokens (the paper's), or their mean, with `kl_max` per token."""
-    reward: RewardKind = "calibrated"
+    reward: Literal["calibrated", "as_is", "constant"] = "calibrated"
     """What the judged reward is. `calibrated`: a margin over the baseline response, through a sigmoid (the paper's).
     `as_is`: at least 0, used unchanged. `constant`: only the constraints count."""
 
     def calibrated(self, sample: Sample) -> float:
-        """R_calib of a judged sample."""
-        return calibrated_reward(reward_of(sample), self.reward)
+        """R_calib of a judged sample.
+
+        Raises:
+            ConfigError: a negative reward `as_is`: it would rank a good sample below one that breaks a constraint.
+        """
+        reward = reward_of(sample)
+        if self.reward == "as_is" and reward < 0.0:
+            raise ConfigError(
+                f"algorithm.reward='as_is': a reward is {reward:g}, below the 0 of a broken constraint; rescale the "
+                "judge to at least 0, or set algorithm.reward='calibrated'"
+            )
+        values = {"calibrated": calibrated_reward(reward), "as_is": reward, "constant": 1.0}
+        return values[self.reward]
 
     def kl_of(self, sample: Sample) -> float:
         """KL estimate of a sampled completion, in nats.

@@ -116,9 +116,10 @@ def budget_metrics(pool: "Pool", solution: "Solution") -> dict[str, float]:
     """What the program spent, on what, and how it was solved; a value that is unknown is left out.
 
     `used/G` is the share of a capped group among the trained samples (or the prompts, by the form), `slack/G` what its
-    cap leaves; `used/mean_cost` and `slack/mean_cost` are tokens. `sampled/G` is a group's share of all judged responses, `margin/G` its mean margin over prompts with every group.
-    `rejected_frac` and `one_sided_frac` (prompts that lack a group) are over prompts, `malformed_frac` over responses.
-    The solver's are `solver_seconds`, `solver_gap` to the optimum, and `is_fallback`.
+    cap leaves; `used/mean_cost` and `slack/mean_cost` are tokens. `sampled/G` is a group's share of all judged
+    responses, `margin/G` its mean margin over prompts with every group. `rejected_frac` and `one_sided_frac` (prompts
+    that lack a group) are over prompts, `malformed_frac` over responses. The solver's are `solver_seconds`,
+    `solver_gap` to the optimum, and `is_fallback`.
     """
     prompts, size = max(1, solution.num_prompts), max(1, len(pool))
     values = {"rejected_frac": solution.num_rejected / prompts, "one_sided_frac": solution.num_one_sided / prompts}

@@ -23,8 +23,8 @@ class PairConfig(Config):
     beta: float = Field(default=0.1, gt=0.0)
     """Strength of the pull towards the reference: DPO's usual value; CGPO names none."""
     off_policy: Literal["none", "as_is"] = "none"
-    """`none`: as published, on pairs of the current policy, with `schedule.max_staleness = 0`. `as_is`: stale pairs too.
-    The loss is a likelihood of preferences, so it needs no ratio; old pairs only teach about old mistakes."""
+    """`none`: as published, on pairs of the current policy, needs `schedule.max_staleness = 0`. `as_is`: stale pairs
+    too. The loss is a likelihood of preferences, so it needs no ratio; but old pairs teach about old mistakes."""
 
 
 P = TypeVar("P", bound=PairConfig)
@@ -61,9 +61,8 @@ class PairAlgorithm(Generic[P]):
         """The pair of each group that has one: advantage 1 for the better sample, -1 for the worse."""
         batch = judged(groups)
         found = [(group, pair) for group, samples in batch if (pair := self.pair(samples)) is not None]
-        samples = [
-            train_sample(s, group, sign) for group, pair in found for s, sign in zip(pair, (1.0, -1.0), strict=True)
-        ]
+        signs = (1.0, -1.0)
+        samples = [train_sample(s, group, a) for group, pair in found for s, a in zip(pair, signs, strict=True)]
         metrics = {"skipped_prompts": float(len(batch) - len(found))}
         if batch:
             metrics["kept_frac"] = len(found) / len(batch)

@@ -4,9 +4,9 @@
     A, return = generalised advantage estimation of r and the critic's values
     loss      = mean over tokens of  - min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A) + value_coef (V - return)^2 / 2
 
-The critic is a linear head on the policy's last hidden states; it lives in the trainer and its checkpoints, and is never
-published or exported. Each batch gets one optimizer step, so advantages come from the values of that very step, without
-gradient, and PPO's clip on the values, which acts from the second step on a batch, has no place here.
+The critic is a linear head on the policy's last hidden states; it lives in the trainer and its checkpoints and is never
+published or exported. Each batch gets one optimizer step. So advantages come from the values of that very step, without
+gradient; and PPO's clip on the values, which can act only from the second step on a batch, has no place here.
 
 "Proximal Policy Optimization Algorithms", Schulman et al. 2017, arXiv 1707.06347; for language models as in "Training
 language models to follow instructions with human feedback", Ouyang et al. 2022, arXiv 2203.02155.
@@ -83,7 +83,7 @@ class PPO:
             ValueError: the batch lacks values, or reference log-probs or entropy where their coefficient is not 0.
         """
         config = self.config
-        values = required(batch.values, "values")
+        values = required(batch.values, "values").masked_fill(~batch.mask, 0.0)
         found = self._estimate(batch, values)
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         objective = clipped_objective(log_ratios, found.advantages, low=config.clip, high=config.clip)

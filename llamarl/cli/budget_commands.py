@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llamarl.cli.common import Subparsers, add_command, print_json
@@ -146,7 +146,7 @@ def run_build(arguments: argparse.Namespace) -> int:
     """`llamarl budget build-sv` and `build-asv`."""
     from llamarl.data.jsonl import write_jsonl
     from llamarl.data.prompts import read_prompts
-    from llamarl.recipes.voting_data import build_asv, build_sv, instruct, recorded_attempts
+    from llamarl.recipes.voting_data import Mode, build_asv, build_sv, instructed, recorded_attempts
 
     prompts = read_prompts(arguments.data)
     attempts = recorded_attempts if arguments.model is None else _sampled_attempts(arguments, prompts)
@@ -158,10 +158,8 @@ def run_build(arguments: argparse.Namespace) -> int:
         raise DataError(f"{arguments.data}: no demonstration can be made of it: {_counted(built.counts)}")
     write_jsonl(arguments.out, built.rows)
     if arguments.rl_prompts is not None:
-        write_jsonl(
-            arguments.rl_prompts,
-            (replace(p, messages=instruct(p, "adaptive" if arguments.is_adaptive else "voting")) for p in prompts),
-        )
+        mode: Mode = "adaptive" if arguments.is_adaptive else "voting"
+        write_jsonl(arguments.rl_prompts, (instructed(prompt, mode) for prompt in prompts))
     if arguments.json:
         print_json({"prompts": len(prompts), "rows": len(built.rows), "counts": built.counts, "out": arguments.out})
     else:
@@ -170,7 +168,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "none"
 
 
 def _sampled_attempts(arguments: argparse.Namespace, prompts: "Sequence[Prompt]") -> "Callable[[Prompt], list[str]]":

@@ -7,6 +7,10 @@ from llamarl.cli.common import Subparsers, add_command, print_json
 from llamarl.core.errors import ConfigError
 
 ALL = "all"
+FORMS = """\
+--format rows            to train on: one user message with all instructions, a paragraph for each later turn, since
+                         training samples one reply per prompt. The judge: function = "instructions"
+--format conversations   to evaluate with: turn by turn, each asking to revise the reply; eval multi-if --data FILE"""
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -23,28 +27,25 @@ llamarl data instructions --language all --count 500 --turns 3 --seed 1 --out tr
 llamarl data instructions --turns 3 --format conversations --out held_out.jsonl
 """,
     )
-    instructions.epilog = f"{FORMS}\n{instructions.epilog}"
+    instructions.description = f"{instructions.description}\n\n{FORMS}"
     instructions.add_argument(
-        "--language", action="append", metavar="CODE", help="en, fr, ru, hi, it, pt, es, zh or all; repeatable (en)"
+        "--language",
+        action="append",
+        metavar="CODE",
+        help="en, fr, ru, hi, it, pt, es, zh or all; repeatable (default en)",
     )
     instructions.add_argument("--count", type=int, default=100, help="prompts in each language (default 100)")
     instructions.add_argument(
-        "--turns", type=int, default=1, help="the first has 1 to 3 instructions, each later one adds one (1 to 3)"
+        "--turns",
+        type=int,
+        default=1,
+        help="1 to 3; the first has 1 to 3 instructions, each later one adds one (default 1)",
     )
     instructions.add_argument("--seed", type=int, default=0, help="equal seeds give equal prompts (default 0)")
     instructions.add_argument(
         "--format", choices=["rows", "conversations"], default="rows", help="to train on (default), or to evaluate with"
     )
     instructions.add_argument("--out", metavar="FILE", help="JSON lines; without it they go to standard output")
-
-
-FORMS = """\
-forms:
-  rows            one user message with all instructions, a paragraph for each later turn, since training samples one
-                  reply per prompt. To grade it: function = "llamarl.judges.rules:follows_instructions"
-  conversations   turn by turn, each asking to revise the reply: llamarl eval multi-if --data FILE
-
-"""
 
 
 def run_instructions(arguments: argparse.Namespace) -> int:
@@ -71,7 +72,8 @@ def run_instructions(arguments: argparse.Namespace) -> int:
 
 
 def _languages(chosen: list[str]) -> list[str]:
-    """Each chosen language once."""
+    """Each chosen language once, in the order given."""
     from llamarl.judges.rules.prompts import LANGUAGES
 
-    return list(LANGUAGES) if ALL in chosen else list(dict.fromkeys(chosen))
+    codes = [code.strip() for part in chosen for code in part.split(",")]
+    return list(LANGUAGES) if ALL in codes else list(dict.fromkeys(codes))

@@ -31,7 +31,7 @@ DEFAULTS = {
 }
 """Options that say how replies are made."""
 NATIVE_DEFAULTS = {"chat_template": None, "precision": "fp32", "device": "cpu"}
-ENDPOINT_DEFAULTS = {"api_key_env": None, "timeout": 120.0, "extra": None}
+ENDPOINT_DEFAULTS = {"api_key_env": None, "timeout": 120.0, "max_retries": 5, "extra": None}
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -144,6 +144,7 @@ def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--device", metavar="DEVICE", help="native: where the model runs (default cpu)")
     group.add_argument("--api-key-env", metavar="VARIABLE", help="endpoint: environment variable that holds the key")
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="endpoint: of one try (default 120)")
+    group.add_argument("--max-retries", type=int, metavar="N", help="endpoint: further tries (default 5)")
     group.add_argument("--extra", metavar="JSON", help="endpoint: further fields of each request, as a JSON object")
 
 
@@ -197,7 +198,7 @@ def _evaluate(
     from rich.console import Console
 
     from llamarl.evals.evaluate import evaluate, generation_record
-    from llamarl.evals.results import Bootstrap
+    from llamarl.evals.groups import Bootstrap
     from llamarl.evals.tables import ResultsTable
     from llamarl.evals.verdicts import MODES, GraderSettings
 
@@ -304,6 +305,7 @@ def _chat(arguments: argparse.Namespace) -> "Chat":
             "api_key_env": arguments.api_key_env,
             "max_concurrency": arguments.max_in_flight,
             "timeout_seconds": arguments.timeout,
+            "max_retries": arguments.max_retries,
         },
         source="--endpoint",
     )

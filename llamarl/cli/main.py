@@ -8,7 +8,16 @@ import sys
 from collections.abc import Sequence
 
 import llamarl
-from llamarl.cli import budget_commands, data_commands, demo, eval_commands, model_commands, reward_commands, run_commands
+from llamarl.cli import (
+    budget_commands,
+    data_commands,
+    demo,
+    eval_commands,
+    judge_commands,
+    model_commands,
+    reward_commands,
+    run_commands,
+)
 from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
 
 DESCRIPTION = """\
@@ -33,7 +42,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llamarl {llamarl.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (demo, run_commands, model_commands, data_commands, budget_commands, reward_commands, eval_commands):
+    for module in (
+        demo,
+        run_commands,
+        model_commands,
+        data_commands,
+        budget_commands,
+        reward_commands,
+        eval_commands,
+        judge_commands,
+    ):
         module.add_commands(commands)
     return parser
 

@@ -94,7 +94,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     config = RewardConfig.parse(parse_overrides(arguments.overrides), source="reward train")
     from llamarl.training.reward_run import train_reward_model
 
-    with _progress(arguments, "reward model", "loss {task.fields[loss]:.4f}") as advance:
+    with _progress(arguments, "reward model") as advance:
         summary = train_reward_model(
             arguments.model,
             arguments.data,
@@ -103,7 +103,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             kind="labels" if arguments.labels else "pairs",
             eval_data=arguments.eval_data,
             split=arguments.split,
-            on_step=lambda step, total, metrics: advance(step, total, loss=metrics["train/loss"]),
+            on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
         )
     if arguments.json:
         print_json(summary)
@@ -200,8 +200,8 @@ def _share(share: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _progress(arguments: argparse.Namespace, title: str, extra: str = "") -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; yields what to call with what is done, the total, and fields to show."""
+def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; yields what to call with what is done, the total, and a note."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -209,9 +209,9 @@ def _progress(arguments: argparse.Namespace, title: str, extra: str = "") -> Ite
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(extra),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=arguments.json or arguments.quiet) as progress:
-        bar = progress.add_task(title, total=None, loss=float("nan"))
-        yield lambda done, total, **fields: progress.update(bar, completed=done, total=total, **fields)
+        bar = progress.add_task(title, total=None, note="")
+        yield lambda done, total, note="": progress.update(bar, completed=done, total=total, note=note)

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from llamarl.core.errors import DataError
 from llamarl.evals import scores
-from llamarl.evals.results import POOLED, VERDICTS_FILE, Bootstrap, group_rows, read_results
-from llamarl.evals.scores import RatePath, or_none
+from llamarl.evals.groups import Bootstrap, GroupRates, group_rates, grouped_tree
+from llamarl.evals.results import VERDICTS_FILE, read_results
+from llamarl.evals.scores import or_none
 from llamarl.evals.verdicts import TurnVerdict, read_verdicts
 from llamarl.report.files import write_json
 
@@ -125,41 +126,21 @@ def _compare_mode(
         if key in lengths:
             lengths[key] = max(turn, lengths[key])
     num_turns = max(lengths.values())
-    languages = {key: language for language, each in keys.items() for key in each}
-    rows = group_rows([languages[key] for key in lengths])
-    points, draws = [], []
-    for verdicts in (a, b):
-        counts = scores.count([verdicts[place] for place in both], lengths, num_turns)
-        points.append({name: scores.rates(counts[chosen].sum(axis=0), num_turns) for name, chosen in rows.items()})
-        sums = {name: bootstrap.sums(counts[chosen], name) for name, chosen in rows.items()}
-        draws.append({name: scores.rates(each, num_turns) for name, each in sums.items()})
-    for table in (*points, *draws):
-        table["macro"] = scores.macro([table[name] for name in rows if name != POOLED])
-    rows["macro"] = rows[POOLED]
-    trees = {
-        name: {
-            "conversations": len(chosen),
-            **_tree(*(table[name] for table in (*points, *draws)), has_interval=len(chosen) > 1),
-        }
-        for name, chosen in rows.items()
+    counts = {
+        name: scores.count([each[place] for place in both], lengths, num_turns) for name, each in (("a", a), ("b", b))
     }
-    return {"pooled": trees.pop(POOLED), "macro": trees.pop("macro"), "languages": trees}
+    languages = {key: language for language, each in keys.items() for key in each}
+    groups = group_rates(counts, [languages[key] for key in lengths], num_turns, bootstrap)
+    return grouped_tree({name: _tree(pair["a"], pair["b"]) for name, pair in groups.items()})
 
 
-def _tree(
-    a: Mapping[RatePath, Any],
-    b: Mapping[RatePath, Any],
-    drawn_a: Mapping[RatePath, Any],
-    drawn_b: Mapping[RatePath, Any],
-    *,
-    has_interval: bool,
-) -> dict[str, Any]:
+def _tree(a: GroupRates, b: GroupRates) -> dict[str, Any]:
     leaves = {}
-    for path in a:
-        low, high = (scores.interval(drawn_b[path] - drawn_a[path]) if has_interval else None) or (None, None)
-        values = {"a": a[path], "b": b[path], "difference": b[path] - a[path]}
+    for path in a.point:
+        low, high = b.interval(path, baseline=a)
+        values = {"a": a.point[path], "b": b.point[path], "difference": b.point[path] - a.point[path]}
         leaves[path] = {name: or_none(value) for name, value in values.items()} | {"low": low, "high": high}
-    return scores.nested(leaves)
+    return {"conversations": a.num_conversations, **scores.nested(leaves)}
 
 
 class ComparisonTable:

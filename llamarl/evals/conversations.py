@@ -142,8 +142,9 @@ def read_conversations(
             break
     label = str(source) if isinstance(source, str | Path) else "rows"
     if not found:
+        asked = f" in {', '.join(sorted(wanted))}" if languages is not None else ""
         first = f"; the first bad row: {skipped[0]}" if skipped else ""
-        raise DataError(f"{label}: no conversation in {', '.join(sorted(wanted))} among {len(seen)} rows{first}")
+        raise DataError(f"{label}: no conversation{asked} among {len(seen)} good rows{first}")
     return Conversations(found, label, _revision(source, found), skipped)
 
 
@@ -255,7 +256,7 @@ def _turn(prompt: str, row: Mapping[str, Any], id_field: str, kwargs_field: str)
         problem = f"{len(kwargs)} entries for {len(ids)} ids"
         raise RowError("length_mismatch", kwargs_field, problem, "give each instruction its arguments, if only {}")
     if not ids:
-        raise RowError("no_instruction", id_field, "an empty list", "give each turn at least one instruction")
+        raise _no_instruction(id_field)
     pairs = enumerate(zip(ids, kwargs, strict=True))
     return Turn(
         prompt,
@@ -284,7 +285,13 @@ def _our_turn(turn: Any, field: str) -> Turn:
         kwargs = entry.get("kwargs")
         values = {} if kwargs is None else kwargs
         instructions.append(_instruction(entry.get("id"), values, f"{where}.id", f"{where}.kwargs"))
+    if not instructions:
+        raise _no_instruction(f"{field}.instructions")
     return Turn(_text(turn.get("prompt"), f"{field}.prompt"), tuple(instructions))
+
+
+def _no_instruction(field: str) -> RowError:
+    return RowError("no_instruction", field, "an empty list", "give each turn at least one instruction")
 
 
 def _instruction(id: Any, kwargs: Any, id_field: str, kwargs_field: str) -> Instruction:

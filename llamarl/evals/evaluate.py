@@ -11,8 +11,9 @@ from typing import Any
 
 from llamarl.core.errors import DataError
 from llamarl.evals.conversations import Conversations
+from llamarl.evals.groups import Bootstrap
 from llamarl.evals.replies import SETTINGS_FILE, Replies
-from llamarl.evals.results import FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE, Bootstrap, build_results, texts_of
+from llamarl.evals.results import FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE, build_results, texts_of
 from llamarl.evals.verdicts import GraderSettings, grade_replies, places_of, write_verdicts
 from llamarl.report.files import read_json, write_json
 

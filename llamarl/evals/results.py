@@ -21,27 +21,24 @@ the denominator. A value is null where its denominator is 0.
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llamarl
 from llamarl.core.errors import DataError
 from llamarl.evals import scores
 from llamarl.evals.conversations import LANGUAGES, Conversation, Conversations
+from llamarl.evals.groups import Bootstrap, GroupRates, group_rates, grouped_tree
 from llamarl.evals.replies import Replies, Reply
 from llamarl.evals.verdicts import GraderSettings, TurnVerdict, failures_of, places_of
+from llamarl.judges.rules import Mode
 from llamarl.report.files import read_json
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 RESULTS_FILE = "results.json"
 VERDICTS_FILE = "verdicts.jsonl"
 FIGURE_FILE = "accuracy.png"
 MISSING = "no line in the file"
-POOLED = "pooled"
 
 CHECKERS = {
     "official": "as released with Multi-IF (facebookresearch/Multi-IF), verdict by verdict; from those that Google "
@@ -50,18 +47,6 @@ CHECKERS = {
     "fixed": "those released with Multi-IF, with their defects repaired",
 }
 """Which checkers a mode uses, in words, for the record."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bootstrap:
-    """How intervals are drawn."""
-
-    seed: int = 0
-    num_resamples: int = scores.NUM_RESAMPLES
-
-    def sums(self, counts: "NDArray[Any]", group: str) -> "NDArray[Any]":
-        """Resampled column sums; each group of conversations has draws of its own."""
-        return scores.resampled_sums(counts, [self.seed, *group.encode()], self.num_resamples)
 
 
 def texts_of(replies: Replies) -> dict[tuple[str, int], str]:
@@ -92,6 +77,7 @@ def build_results(
     """
     bootstrap = bootstrap or Bootstrap()
     by_mode = {mode: [verdict for verdict in verdicts if verdict.mode == mode] for mode in settings.modes}
+    found = mode_results(conversations, by_mode, bootstrap)
     return {
         "benchmark": benchmark,
         "llamarl": llamarl.__version__,
@@ -108,49 +94,35 @@ def build_results(
         "failures": _failures(conversations, replies),
         "truncation": _truncation(conversations, replies, generation is not None),
         "modes": {
-            mode: {
-                "grader": {"checkers": CHECKERS[mode], **settings.grader(mode).record()},
-                **mode_results(conversations, found, bootstrap),
-            }
-            for mode, found in by_mode.items()
+            mode: {"grader": {"checkers": CHECKERS[mode], **settings.grader(mode).record()}, **found[mode]}
+            for mode in settings.modes
         },
         "keys": _keys(conversations),
     }
 
 
 def mode_results(
-    conversations: Sequence[Conversation], verdicts: Sequence[TurnVerdict], bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """The rates of one mode, by group and by instruction type."""
+    conversations: Sequence[Conversation], verdicts: Mapping[Mode, Sequence[TurnVerdict]], bootstrap: Bootstrap
+) -> dict[Mode, dict[str, Any]]:
+    """The rates of each mode, by group and by instruction type.
+
+    Args:
+        conversations: what was asked.
+        verdicts: by mode.
+        bootstrap: of the intervals.
+    """
     num_turns = max(len(each.turns) for each in conversations)
-    counts = scores.count(verdicts, {each.key: len(each.turns) for each in conversations}, num_turns)
-    groups = {name: counts[rows] for name, rows in group_rows([each.language for each in conversations]).items()}
-    point = {name: scores.rates(each.sum(axis=0), num_turns) for name, each in groups.items()}
-    drawn = {name: scores.rates(bootstrap.sums(each, name), num_turns) for name, each in groups.items()}
-    languages = [name for name in groups if name != POOLED]
-    trees = {
-        name: {
-            "conversations": len(each),
-            **_tree(point[name], drawn[name], scores.denominators(each.sum(axis=0), num_turns), len(each)),
-        }
-        for name, each in groups.items()
-    }
-    mean, mean_drawn = (scores.macro([table[name] for name in languages]) for table in (point, drawn))
+    lengths = {each.key: len(each.turns) for each in conversations}
+    counts = {str(mode): scores.count(found, lengths, num_turns) for mode, found in verdicts.items()}
+    groups = group_rates(counts, [each.language for each in conversations], num_turns, bootstrap)
     return {
-        "pooled": trees.pop(POOLED),
-        "macro": _tree(mean, mean_drawn, {}, len(counts)),
-        "languages": trees,
-        "instructions": _by_instruction(conversations, verdicts),
-        "ungradable": _ungradable(conversations, verdicts),
+        mode: {
+            **grouped_tree({name: _tree(by_mode[mode]) for name, by_mode in groups.items()}),
+            "instructions": _by_instruction(conversations, found),
+            "ungradable": _ungradable(conversations, found),
+        }
+        for mode, found in verdicts.items()
     }
-
-
-def group_rows(languages: Sequence[str]) -> dict[str, list[int]]:
-    """`pooled` and each language -> the rows of its conversations."""
-    rows: dict[str, list[int]] = {POOLED: list(range(len(languages)))}
-    for row, language in enumerate(languages):
-        rows.setdefault(language, []).append(row)
-    return rows
 
 
 def read_results(directory: str | Path) -> dict[str, Any]:
@@ -213,20 +185,14 @@ def _truncation(conversations: Conversations, replies: Replies, is_known: bool) 
     return {"rate": cut.total() / of.total() if is_known and of else None, "of": of.total(), "by_turn": rate}
 
 
-def _tree(
-    point: Mapping[scores.RatePath, Any],
-    drawn: Mapping[scores.RatePath, Any],
-    of: Mapping[scores.RatePath, int],
-    num_conversations: int,
-) -> dict[str, Any]:
-    """Rates as nested mappings. A single conversation has no interval."""
+def _tree(rates: GroupRates) -> dict[str, Any]:
     leaves: dict[scores.RatePath, dict[str, Any]] = {}
-    for path, value in point.items():
-        low, high = (scores.interval(drawn[path]) if num_conversations > 1 else None) or (None, None)
+    for path, value in rates.point.items():
+        low, high = rates.interval(path)
         leaves[path] = {"value": scores.or_none(value), "low": low, "high": high}
-        if path in of:
-            leaves[path]["of"] = of[path]
-    return scores.nested(leaves)
+        if path in rates.of:
+            leaves[path]["of"] = rates.of[path]
+    return {"conversations": rates.num_conversations, **scores.nested(leaves)}
 
 
 def _by_instruction(conversations: Sequence[Conversation], verdicts: Iterable[TurnVerdict]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
+MAX_DRAWN = 2_000_000
+"""Conversations drawn at a time: bounds memory."""
 KINDS = ("strict", "loose")
 LEVELS = ("conversation", "instruction")
 
@@ -173,23 +175,32 @@ def denominators(sums: "NDArray[Any]", num_turns: int) -> dict[RatePath, int]:
 
 
 def resampled_sums(
-    counts: "NDArray[Any]", seed: int | Sequence[int] = 0, num_resamples: int = NUM_RESAMPLES
+    counts: "NDArray[Any]",
+    seed: int | Sequence[int] = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    max_drawn: int = MAX_DRAWN,
 ) -> "NDArray[Any]":
     """[resamples, columns]: the column sums of as many conversations, drawn with replacement.
 
     Equal seeds draw the same conversations, so two sets of columns over the same rows are compared in pairs.
+
+    Args:
+        counts: [conversations, columns].
+        seed: of the draws.
+        num_resamples: how many.
+        max_drawn: conversations drawn at a time; changes memory only.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
     num_rows = len(counts)
-    step = max(1, 2_000_000 // num_rows)  # resamples at a time: bounds memory
+    step = max(1, max_drawn // num_rows)
     sums = np.empty((num_resamples, counts.shape[1]))
     for start in range(0, num_resamples, step):
         size = min(step, num_resamples - start)
         drawn = generator.integers(num_rows, size=(size, num_rows)) + num_rows * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * num_rows).reshape(size, num_rows)
-        sums[start : start + size] = times @ counts
+        sums[start : start + size] = times.astype(np.float64) @ counts  # whole numbers: exact in any order
     return sums
 
 

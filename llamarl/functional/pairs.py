@@ -5,6 +5,8 @@ Shape legend: N samples, P pairs. Nothing here imports torch: only methods of th
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from llamarl.functional.preference import log_sigmoid
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,15 +34,8 @@ def pair_rows(advantages: "Tensor", groups: "Tensor") -> PairRows:
     is_paired = len(chosen) == len(rejected) and bool((groups[chosen] == groups[rejected]).all())
     if not is_paired or bool((groups[chosen].diff() == 0).any()) or 2 * len(chosen) != len(groups):
         rows = sorted(zip(groups.tolist(), advantages.tolist(), strict=True))
-        raise ValueError(
-            f"pair_rows: every group needs one row of positive and one of negative advantage; (group, advantage): {rows}"
-        )
+        raise ValueError(f"pair_rows: every group needs one row of positive and one of negative advantage, got {rows}")
     return PairRows(chosen, rejected)
-
-
-def log_sigmoid(x: "Tensor") -> "Tensor":
-    """`log(1 / (1 + exp(-x)))`, finite and with the right gradient for any x."""
-    return -(-x).logaddexp(x.new_zeros(()))
 
 
 def dpo_terms(log_ratios: "Tensor", pairs: PairRows, beta: float) -> "Tensor":

@@ -1,7 +1,7 @@
 """Judges: what a completion is worth, said by functions, worker processes and mixtures of them. No torch here."""
 
 from llamarl.judges.canary import check_canaries, text_completion
-from llamarl.judges.combine import combine
+from llamarl.judges.combine import combine, mixture, satisfies
 from llamarl.judges.config import JudgeConfig, build_judge, build_panel
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.judges.function import FunctionJudge, to_verdict
@@ -24,6 +24,8 @@ __all__ = [
     "combine",
     "from_verl",
     "load_judge",
+    "mixture",
+    "satisfies",
     "text_completion",
     "to_verdict",
 ]

@@ -47,7 +47,7 @@ class JudgeConfig(Config):
 
 
 def read_judges(spec: str) -> list[JudgeConfig]:
-    """The judges that a command line names: one by name, `module:function` or `file.py:function`, or those of a TOML file.
+    """The judges that a command line names: a name, `module:function`, `file.py:function`, or those of a TOML file.
 
     The file holds one judge's settings, or `[[judges]]` as a recipe does. Files that it names may stand beside it.
 
@@ -57,7 +57,7 @@ def read_judges(spec: str) -> list[JudgeConfig]:
     if not spec.endswith(".toml"):
         return [JudgeConfig(function=spec)]
     values = read_toml(spec)
-    tables = values["judges"] if "judges" in values else [values]
+    tables = values.get("judges", [values])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{spec}: judges: not a list of tables; write [[judges]]")
     folder = Path(spec).parent

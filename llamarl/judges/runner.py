@@ -74,7 +74,7 @@ async def judge_rows(
 
 
 def check_rows(panel: JudgePanel, rows: Sequence[CompletionRow]) -> None:
-    """Asks the judges whether the rows hold what they need. Raises `DataError` naming file, line and what is missing."""
+    """Asks the judges whether the rows hold what they need. Raises `DataError` naming file, line and the lack."""
     for row in rows:
         try:
             panel.check([row.prompt])

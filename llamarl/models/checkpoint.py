@@ -73,7 +73,7 @@ def load_classifier(
 
     Raises:
         CheckpointError: as `load_model`; or, without `new_labels`, a checkpoint without a trained head.
-        ConfigError: unknown `dtype`; or a new head is wanted for a family whose head is not called `score`.
+        ConfigError: unknown `dtype`, a device that is not there; or a new head for a family that has no `score`.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: unknown number format {dtype!r}; choose one of: {', '.join(DTYPES)}")
@@ -102,7 +102,10 @@ def load_classifier(
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ConfigError(f"{directory}: {type(model).__name__} has no linear head 'score' to train")
         torch.nn.init.zeros_(model.score.weight)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    try:
+        return model.to(device).eval()  # type: ignore[no-any-return]
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+        raise ConfigError(f"device={device!r}: {error}; choose another device") from None
 
 
 def load_config(path: str | Path) -> Any:

@@ -210,15 +210,19 @@ class LazyClassifier:
         return None if limit is None or len(ids) <= limit else f"{len(ids)} tokens, the model takes at most {limit}"
 
     def __call__(self, sequences: Sequence[TokenIds]) -> list[list[float]]:
-        """Logits of each sequence by label, in order, computed in batches of similar length."""
+        """Logits of each sequence by label, in order, computed in batches of similar length.
+
+        Equal sequences are computed once: rounding must not tell them apart, or a group of equal completions would
+        seem to have a spread.
+        """
         classifier = self._load()[0]
-        result: list[list[float]] = [[]] * len(sequences)
+        distinct = list(dict.fromkeys(sequences))
+        found: dict[TokenIds, list[float]] = {}
         with self._lock, torch.no_grad():
-            for part in _batches([len(ids) for ids in sequences], self._batch_tokens):
-                logits = classifier([sequences[index] for index in part]).tolist()
-                for index, row in zip(part, logits, strict=True):
-                    result[index] = row
-        return result
+            for part in _batches([len(ids) for ids in distinct], self._batch_tokens):
+                rows = [distinct[index] for index in part]
+                found |= zip(rows, classifier(rows).tolist(), strict=True)
+        return [found[ids] for ids in sequences]
 
     def _load(self) -> tuple[PaddedClassifier, Tokenizer, int | None]:
         with self._lock:

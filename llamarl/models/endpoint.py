@@ -10,15 +10,18 @@ are not followed, so a key never travels to another host. One endpoint serves on
 """
 
 import asyncio
+import contextlib
 import email.utils
+import functools
 import json
 import math
 import os
 import random
 import re
+import ssl
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -121,9 +124,8 @@ class ChatEndpoint:
         self._key = api_key(config)
         self._rng, self._sleep = rng or random.Random(), sleep
         self._slots = asyncio.Semaphore(config.max_concurrency)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency)
-        is_local = urllib.parse.urlsplit(config.base_url).hostname in _LOOPBACK  # where a proxy would look at itself
-        self._client = httpx.AsyncClient(transport=transport, timeout=None, limits=limits, trust_env=not is_local)
+        self._idle: list[httpx.AsyncClient] = []
+        self._connect = functools.partial(_client, urllib.parse.urlsplit(config.base_url), transport)
         self._url = config.base_url.rstrip("/") + "/chat/completions"
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
@@ -140,7 +142,8 @@ class ChatEndpoint:
 
     async def close(self) -> None:
         """Closes the connections. Idempotent."""
-        await self._client.aclose()
+        while self._idle:
+            await self._idle.pop().aclose()
 
     async def chat(
         self,
@@ -200,9 +203,10 @@ class ChatEndpoint:
         """The body of one good answer."""
         limit = self.config.timeout_seconds
         try:
-            request = self._client.stream("POST", self._url, content=content, headers=self._headers)
-            async with self._slots, asyncio.timeout(limit), request as response:
-                body = await self._read(response)
+            async with self._slots, asyncio.timeout(limit):
+                with self._borrowed() as client:
+                    async with client.stream("POST", self._url, content=content, headers=self._headers) as response:
+                        body = await self._read(response)
         except TimeoutError:
             raise _RetryableError(f"no full reply within timeout_seconds={limit:g}") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -213,6 +217,15 @@ class ChatEndpoint:
         if response.status_code != 200:
             raise ConfigError(self._refusal(response, body))
         return body
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[httpx.AsyncClient]:
+        """A client for one request. Each holds one connection: a pool's work for a request grows with its size."""
+        client = self._idle.pop() if self._idle else self._connect()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
@@ -264,6 +277,18 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def _client(url: urllib.parse.SplitResult, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    is_local = url.hostname in _LOOPBACK  # where a proxy would look for the server on itself
+    verify = _ssl_context() if url.scheme == "https" or not is_local else False
+    return httpx.AsyncClient(transport=transport, timeout=None, verify=verify, trust_env=not is_local)
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    """Shared, since reading the certificates takes 20 ms."""
+    return httpx.create_ssl_context()
 
 
 def api_key(config: EndpointConfig) -> str:

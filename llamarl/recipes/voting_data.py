@@ -12,7 +12,7 @@ golden solution and no attempts votes with three copies of it: that teaches the 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llamarl.core.config import suggest
@@ -67,6 +67,12 @@ def instruct(prompt: Prompt, mode: Mode) -> tuple[Message, ...]:
     *before, last = prompt.messages
     parts = [FORM, CONDITIONS[mode], f"Problem: {last['content']}"]
     return (*before, {"role": "user", "content": "\n\n".join(part for part in parts if part)})
+
+
+def instructed(prompt: Prompt, mode: Mode) -> Prompt:
+    """The prompt as reinforcement learning asks it: in a mode, without the attempts and solution of its row."""
+    info = {key: value for key, value in prompt.info.items() if key not in ("completions", "solution")}
+    return replace(prompt, messages=instruct(prompt, mode), info=info)
 
 
 def build_vote(attempts: Iterable[str], reference: str) -> str | None:

@@ -40,8 +40,8 @@ UNIFORM = (1.0,) * MAX_LEVEL
 
 SHORT_CURRICULUM = (
     (0.0, (1.0, 1.0, 1.0)),
-    (0.25, (1.0, 1.0, 1.0, 1.0)),
-    (0.5, (2.0, 3.0, 5.0, 3.0, 2.0, 1.0, 1.0, 1.0)),
+    (0.45, (1.0, 1.0, 1.0, 1.0)),
+    (0.6, (2.0, 3.0, 5.0, 3.0, 2.0, 1.0, 1.0, 1.0)),
 )
 """From which share of the steps on, which level weights the demonstrations of short answers have."""
 

@@ -18,9 +18,14 @@ from llamarl.training.scoring import Scores
 
 
 def loss_batch(
-    samples: Sequence[TrainSample], scores: Scores, denominators: Denominators, needs_reference: bool
+    samples: Sequence[TrainSample],
+    scores: Scores,
+    denominators: Denominators,
+    *,
+    needs_reference: bool,
+    values: Tensor | None = None,
 ) -> LossBatch:
-    """One micro-batch.
+    """One micro-batch; `values` is `[S]`, the critic's.
 
     Tokens that no policy sampled (version below 0) have no behaviour policy; they count as the current policy's own, at
     ratio 1.
@@ -49,6 +54,7 @@ def loss_batch(
         denominators=denominators,
         reference_logprobs=reference,
         entropy=None if scores.entropy is None else pad(scores.entropy),
+        values=None if values is None else pad(values),
     )
 
 

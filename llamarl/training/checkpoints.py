@@ -14,6 +14,8 @@ from torch import Tensor
 from llamarl.core.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER, COUNTERS = "model.safetensors", "optimizer.safetensors", "trainer.json"
+CRITICS = "critics.safetensors"
+"""Only where an algorithm trains a critic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +25,35 @@ class Stored:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     counters: dict[str, Any]
+    critics: dict[str, Tensor]
 
 
 def write(
-    directory: str | Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], counters: Mapping[str, Any]
+    directory: str | Path,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    counters: Mapping[str, Any],
+    critics: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the three files, the counters last. Raises `CheckpointError` if the directory isn't empty."""
+    """Writes the files, the counters last. Raises `CheckpointError` if the directory isn't empty."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise CheckpointError(f"{directory}: not empty; give each checkpoint a directory of its own")
     save_file({name: t.contiguous() for name, t in weights.items()}, directory / WEIGHTS, metadata={"format": "pt"})
     save_file({name: t.contiguous() for name, t in optimizer.items()}, directory / OPTIMIZER)
+    if critics:
+        save_file({name: t.contiguous() for name, t in critics.items()}, directory / CRITICS)
     (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n", encoding="utf-8")
 
 
-def read(directory: str | Path, expected: Mapping[str, Tensor]) -> Stored:
+def read(directory: str | Path, expected: Mapping[str, Tensor], critics: Mapping[str, Tensor] | None = None) -> Stored:
     """Reads a checkpoint of a model with parameters like `expected`; changes nothing.
+
+    Args:
+        directory: what `write` wrote.
+        expected: the model's parameters.
+        critics: those that the run trains; None: whatever the checkpoint holds.
 
     Raises:
         CheckpointError: a file is missing or broken, or the weights are another model's.
@@ -48,13 +62,19 @@ def read(directory: str | Path, expected: Mapping[str, Tensor]) -> Stored:
     try:
         counters = json.loads((directory / COUNTERS).read_text(encoding="utf-8"))
         weights, optimizer = load_file(directory / WEIGHTS), load_file(directory / OPTIMIZER)
+        stored_critics = load_file(directory / CRITICS) if (directory / CRITICS).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: not a readable trainer checkpoint ({error})") from error
     differing = sorted(weights.keys() ^ expected.keys())
     differing += sorted(n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape)
     if differing:
         raise CheckpointError(f"{directory}: not of this model: {differing[0]!r} is missing or of another shape")
-    return Stored(weights, optimizer, counters)
+    if critics is not None and critics.keys() != stored_critics.keys():
+        raise CheckpointError(
+            f"{directory}: holds critics {sorted(stored_critics)}, but the run's algorithms train {sorted(critics)}; "
+            "resume with the algorithms that wrote it"
+        )
+    return Stored(weights, optimizer, counters, stored_critics)
 
 
 @torch.no_grad()

@@ -36,19 +36,27 @@ class Optimizer:
         model: its parameters with `requires_grad` are trained.
         config: the settings.
         total_steps: where a falling schedule reaches 0.
+        extras: parameters trained along with the model's, by names of their own.
 
     Raises:
         ConfigError: a falling schedule without an end after warm-up.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, total_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        total_steps: int | None = None,
+        extras: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         if config.schedule != "constant" and (total_steps is None or total_steps <= config.warmup_steps):
             raise ConfigError(
                 f"schedule={config.schedule!r} falls to 0 at the run's last step ({total_steps}), which must lie "
                 f"beyond warmup_steps={config.warmup_steps}; lower warmup_steps or set schedule='constant'"
             )
         self._config, self._total_steps = config, total_steps
-        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        named = {**dict(model.named_parameters()), **(extras or {})}
+        self._named = {name: p for name, p in named.items() if p.requires_grad}
         matrices = [p for p in self._named.values() if p.ndim >= 2]
         others = [p for p in self._named.values() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -191,7 +191,7 @@ class RewardTrainer:
         """Writes weights, optimizer and counters into an empty directory."""
         weights = dict(named_tensors(self.model))
         counters = {**extra, "num_steps_done": self.num_steps_done}
-        checkpoints.write(directory, weights, self._optimizer.state(), counters)
+        checkpoints.write(directory, weights, self._optimizer.state(), counters, critics={})
 
     def load(self, directory: str | Path) -> dict[str, Any]:
         """Restores what `save` wrote; returns its counters. Raises `CheckpointError` for another model's."""

@@ -106,11 +106,12 @@ def train_reward_model(
     config = _within_positions(config, model)
     rows = read_rows(data, eval_data, kind, tokenizer, config, split)
     recipe = {"model": model, "kind": kind, "rows": _fingerprint(rows), "settings": config.model_dump(mode="json")}
+    trainer = _new_trainer(model, tokenizer, objective, config, len(rows.train))
     files.claim(recipe)
-    run = _Run(_new_trainer(model, tokenizer, objective, config, len(rows.train)), tokenizer, rows, files, on_step)
+    run = _Run(trainer, tokenizer, rows, files, on_step)
     run.train()
     state = run.state
-    del run  # its model and moments, before the result is loaded
+    del run, trainer  # model and moments, before the result is loaded
     report = _measured(files, objective, config, rows.held_out)
     summary = {
         "steps": state.step,
@@ -207,8 +208,8 @@ class _Files:
             raise CheckpointError(f"{self._directory}: not empty and no training of a reward model; choose another")
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
-        """Writes the recipe, or checks that it is the one that is there."""
-        if not self._recipe.exists():
+        """Writes the recipe or, where there is a checkpoint to go on from, checks that it is the one that is there."""
+        if self.latest_checkpoint() is None:
             write_json(self._directory / ENVIRONMENT_FILE, environment_record())
             write_json(self._recipe, recipe)
         there = read_json(self._recipe)

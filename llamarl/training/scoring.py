@@ -31,12 +31,14 @@ class Scores(NamedTuple):
     """`[S]` float32."""
     entropy: Tensor | None
     """`[S]` float32, nats; None unless asked for."""
+    hidden: Tensor | None = None
+    """`[S, d]` the final hidden state that predicts each token; None unless asked for."""
 
 
 class Scorer(Protocol):
     """Scores completions under one model's current weights; gradients flow to its parameters."""
 
-    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
@@ -54,13 +56,16 @@ class PackedScorer:
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self._decoder, self._temperature = join_projections(Decoder.live(model.eval())), temperature
 
-    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
         packed = Packed(rows, self._decoder.embed.device)
-        hidden = self._decoder.hidden(packed.ids, packed.positions, packed.attend)
-        scores = score_tokens(packed.predicting(hidden), packed.targets, self._decoder.head, self._temperature, entropy)
-        ordered = scores.logprobs[packed.order]
-        return Scores(ordered, None if scores.entropy is None else scores.entropy[packed.order])
+        states = packed.predicting(self._decoder.hidden(packed.ids, packed.positions, packed.attend))
+        scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)
+        return Scores(
+            scores.logprobs[packed.order],
+            None if scores.entropy is None else scores.entropy[packed.order],
+            states[packed.order] if hidden else None,
+        )
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, rows of one prompt together, at most `max_tokens` packed tokens each."""
@@ -78,7 +83,7 @@ class PaddedScorer:
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self._model, self._temperature = model.eval(), temperature
 
-    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none") -> Scores:
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
         device = next(self._model.parameters()).device
         full = [torch.tensor(row.prompt_ids + row.token_ids) for row in rows]
@@ -86,10 +91,14 @@ class PaddedScorer:
         ends = torch.tensor([len(sequence) for sequence in full], device=device)
         places = torch.arange(ids.shape[1], device=device)
         is_real = places < ends[:, None]
-        logits = self._model(input_ids=ids, attention_mask=is_real.long(), use_cache=False).logits[:, :-1]
+        mask = is_real.long()
+        output = self._model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=hidden)
+        logits = output.logits[:, :-1]
         starts = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
         is_completion = (is_real & (places >= starts[:, None]))[:, 1:]
-        return score_tokens(logits[is_completion], ids[:, 1:][is_completion], lambda x: x, self._temperature, entropy)
+        targets = ids[:, 1:][is_completion]
+        scores = score_tokens(logits[is_completion], targets, lambda x: x, self._temperature, entropy)
+        return scores._replace(hidden=output.hidden_states[-1][:, :-1][is_completion]) if hidden else scores
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, rows of similar length together, at most `max_tokens` padded tokens each."""

@@ -36,8 +36,9 @@ from llamarl.training.gathered import Gathered, TaskGathered
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.packing import split_groups
-from llamarl.training.scoring import autocast, build_scorer
+from llamarl.training.scoring import EntropyMode, autocast, build_scorer
 from llamarl.training.sft import SFTRow
+from llamarl.training.values import ValueHeads
 
 MAX_NONFINITE = 5
 """So many non-finite updates in a row end the run."""
@@ -84,7 +85,10 @@ class PolicyTrainer:
         """Optimizer steps behind the current weights."""
         self._score = build_scorer(model, self.sampling.temperature)
         self._score_probe = build_scorer(model)
-        self._optimizer = Optimizer(model, self.config, total_steps)
+        self.critics = ValueHeads(model, [i for i, each in enumerate(self.algorithms) if each.needs_values])
+        """Trained beside the policy, never published."""
+        extras = {f"critics.{name}": parameter for name, parameter in self.critics.named_parameters()}
+        self._optimizer = Optimizer(model, self.config, total_steps, extras)
         self._guard = GradientGuard(self.config.spike_factor)
         self._channel, self._cores = channel, cores or AllCores()
         self._micro_batch_tokens = self.config.micro_batch_tokens
@@ -185,17 +189,19 @@ class PolicyTrainer:
     def save(self, directory: str | Path) -> None:
         """Writes weights and moments as safetensors and counters as JSON into an empty or new directory."""
         counters = {"version": self.version, "guard": self._guard.state()}
-        checkpoints.write(directory, dict(named_tensors(self.model)), self._optimizer.state(), counters)
+        weights, critics = dict(named_tensors(self.model)), self.critics.tensors()
+        checkpoints.write(directory, weights, self._optimizer.state(), counters, critics)
 
     def load(self, directory: str | Path) -> int:
         """Restores what `save` wrote, bit for bit, and forgets gathered gradients; returns the policy version.
 
         Raises:
-            CheckpointError: files missing or broken, or of another model.
+            CheckpointError: files missing or broken, or of another model or other critics.
         """
-        stored = checkpoints.read(directory, dict(named_tensors(self.model)))
+        stored = checkpoints.read(directory, dict(named_tensors(self.model)), self.critics.tensors())
         self._optimizer.load_state(stored.optimizer)
         checkpoints.copy_weights(stored.weights, dict(named_tensors(self.model)))
+        checkpoints.copy_weights(stored.critics, self.critics.tensors())
         self._guard.load_state(stored.counters["guard"])
         self.version = int(stored.counters["version"])
         self._optimizer.clear()
@@ -258,8 +264,10 @@ class PolicyTrainer:
     def _accumulate(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
         pending, algorithm = self._pending.tasks[task], self.algorithms[task]
         with autocast(self.model, self.config.precision):
-            scores = self._score(samples, "gradient" if algorithm.needs_entropy_grad else "value")
-        batch = loss_batch(samples, scores, counts, algorithm.needs_reference)
+            entropy: EntropyMode = "gradient" if algorithm.needs_entropy_grad else "value"
+            scores = self._score(samples, entropy, hidden=algorithm.needs_values)
+        values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
+        batch = loss_batch(samples, scores, counts, needs_reference=algorithm.needs_reference, values=values)
         output = algorithm.loss(batch)
         pending.parts.append(output.metrics)
         self._compare(pending, samples, batch)

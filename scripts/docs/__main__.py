@@ -3,8 +3,8 @@
     python scripts/docs            # rewrites what has changed, and names it
     python scripts/docs --check    # changes nothing; exit status 1 if something is out of date
 
-Whole pages: docs/reference/{settings,metrics,cli,errors}.md. Tables inside hand-written pages stand between
-`<!-- generated: settings of NAME -->` and `<!-- end -->`.
+Whole pages: docs/reference/{settings,metrics,cli,errors}.md and docs/reference/instructions/*.md. Tables inside
+hand-written pages stand between `<!-- generated: settings of NAME -->` and `<!-- end -->`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from instruction_pages import instruction_pages
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -205,12 +206,15 @@ def cli_page() -> str:
     return "".join(parts)
 
 
-def subcommands() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    """Name, one line of help, and parser of each command."""
-    for action in build_parser()._actions:
+def subcommands(
+    parser: argparse.ArgumentParser | None = None, before: str = ""
+) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """Name, one line of help, and parser of each command; those of a group such as `eval` one by one."""
+    for action in (parser or build_parser())._actions:
         if isinstance(action, argparse._SubParsersAction):
             for choice in action._choices_actions:
-                yield choice.dest, str(choice.help), action.choices[choice.dest]
+                name, command = f"{before}{choice.dest}", action.choices[choice.dest]
+                yield from list(subcommands(command, f"{name} ")) or [(name, str(choice.help), command)]
 
 
 def argument_row(action: argparse.Action) -> str:
@@ -259,6 +263,7 @@ def outdated() -> dict[Path, str]:
     """What differs from what the code says: path -> wanted content."""
     pages = {"settings": settings_page, "metrics": metrics_page, "cli": cli_page, "errors": errors_page}
     wanted = {DOCS / "reference" / f"{name}.md": write() for name, write in pages.items()}
+    wanted |= {DOCS / "reference" / "instructions" / name: text for name, text in instruction_pages().items()}
     for path in sorted((DOCS / "algorithms").glob("*.md")):
         wanted[path] = BLOCK.sub(
             lambda match: match[1] + table(plain_fields(ALGORITHMS[match[2]]), "algorithm.") + match[3],
@@ -280,6 +285,7 @@ def main() -> int:
     for path, text in found.items():
         print(f"{'out of date' if is_check else 'wrote'}: {path.relative_to(ROOT)}")
         if not is_check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
     if found and is_check:
         print("run: python scripts/docs")

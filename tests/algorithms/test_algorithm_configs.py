@@ -32,6 +32,7 @@ class Recipe(Config):
         ("gspo", "sequence_mean", 0.0, True, False),
         ("reinforce_pp", "token_mean", 0.01, True, False),
         ("rloo", "sample_sum", 0.03, False, False),
+        ("raft", "prompt_sum", 0.0, False, False),
     ],
 )
 def test_defaults(name, reduction, kl_coef, corrects_staleness, drops_zero_signal):
@@ -51,6 +52,28 @@ def test_the_paper_s_numbers():
     assert (DAPOConfig().clip_low, DAPOConfig().clip_high, DAPOConfig().overlong_limit) == (0.2, 0.28, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "needs_reference", "needs_values", "keeps_groups_together", "trains_zero_advantage", "corrects_staleness"),
+    [
+        ("crpg", True, False, False, False, False),
+        ("crraft", True, False, False, False, False),
+        ("codpo", True, False, True, False, False),
+        ("online_dpo", True, False, True, False, False),
+        ("ppo", True, True, False, True, True),
+    ],
+)
+def test_what_the_others_declare(
+    name, needs_reference, needs_values, keeps_groups_together, trains_zero_advantage, corrects_staleness
+):
+    algorithm = build_algorithm(TypeAdapter(AlgorithmConfig).validate_python({"type": name}))
+    assert algorithm.name == name
+    assert (algorithm.needs_reference, algorithm.needs_values) == (needs_reference, needs_values)
+    assert algorithm.keeps_groups_together is keeps_groups_together
+    assert algorithm.trains_zero_advantage is trains_zero_advantage
+    assert algorithm.corrects_staleness is corrects_staleness
+    assert algorithm.drops_zero_signal is False and algorithm.needs_entropy_grad is False
+
+
 def test_coefficients_decide_what_is_needed():
     algorithm = AIPOConfig(entropy_coef=0.01).build()
     assert (algorithm.needs_reference, algorithm.needs_entropy_grad, algorithm.trains_zero_advantage) == (
@@ -62,7 +85,7 @@ def test_coefficients_decide_what_is_needed():
 
 
 def test_every_shipped_config_is_in_the_union_and_documented():
-    assert len(SHIPPED) == 8
+    assert len(SHIPPED) >= 14
     for config in SHIPPED:
         assert Recipe.parse({"algorithm": {"type": config.model_fields["type"].default}}).algorithm == config()
         undocumented = [n for n, field in config.model_fields.items() if n != "type" and not field.description]
@@ -96,6 +119,12 @@ def test_importing_does_not_import_torch():
         ({"type": "grpo", "clip": 0}, "clip"),
         ({"type": "grpo", "kl_coef": -1}, "kl_coef"),
         ({"type": "aipo", "reduction": "mean"}, "reduction"),
+        ({"type": "crpg", "kl_max": 0}, "kl_max"),
+        ({"type": "crpg", "reward": "raw"}, "calibrated"),
+        ({"type": "codpo", "off_policy": "aipo"}, "as_is"),
+        ({"type": "codpo", "beta": 0}, "beta"),
+        ({"type": "crraft", "clamp_kl_factor": True}, "clamp_kl_factor"),
+        ({"type": "ppo", "lam": 1.5}, "lam"),
         ({"type": "dapo", "overlong_limit": 100}, "overlong_buffer = 4096 exceeds overlong_limit = 100"),
     ],
 )

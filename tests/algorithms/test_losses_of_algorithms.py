@@ -9,10 +9,13 @@ import torch
 from llamarl.algorithms import (
     AIPOConfig,
     CISPOConfig,
+    CRPGConfig,
+    CRRAFTConfig,
     DAPOConfig,
     DrGRPOConfig,
     GRPOConfig,
     GSPOConfig,
+    RAFTConfig,
     ReinforcePPConfig,
     RLOOConfig,
 )
@@ -22,6 +25,7 @@ from llamarl.functional.losses import Denominators, LossBatch, mean_metrics
 torch.set_num_threads(1)
 
 ALL = [AIPOConfig, CISPOConfig, DAPOConfig, DrGRPOConfig, GRPOConfig, GSPOConfig, ReinforcePPConfig, RLOOConfig]
+ALL += [CRPGConfig, CRRAFTConfig, RAFTConfig]
 FULL = [config(kl_coef=0.1, entropy_coef=0.05) for config in ALL]  # every term on
 PLAIN = [config(kl_coef=0.0) for config in ALL]
 NAMES = [config.type for config in PLAIN]
@@ -350,6 +354,14 @@ def test_gspo_on_one_token_is_grpo_with_its_clip():
     batch, leaf = simple_batch([[1.1], [0.95], [1.3], [0.5]], [1.0, -1.0, 1.0, -1.0])
     gspo = gradient(GSPOConfig(clip_low=0.2, clip_high=0.2), batch, leaf)
     assert torch.allclose(gspo, gradient(GRPOConfig(kl_coef=0.0), batch, leaf))
+
+
+@pytest.mark.parametrize("config", [CRPGConfig, CRRAFTConfig, RAFTConfig])
+def test_corrected_for_staleness_the_published_forms_become_aipo(config):
+    logits, tokens, fixed = parameters()
+    corrected = config(off_policy="aipo", rho=1.5, reduction="token_mean")
+    aipo = gradient(AIPOConfig(rho=1.5), batch_of(logits, tokens, fixed), logits)
+    assert torch.equal(gradient(corrected, batch_of(logits, tokens, fixed), logits), aipo)
 
 
 def test_rloo_is_rescaled_aipo_on_policy():

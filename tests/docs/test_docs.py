@@ -27,6 +27,7 @@ from llamarl.training.config import SFTConfig
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"(?:^<!-- file: (?P<file>\S+) -->\n)?^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+MAPS = ("index.md", "algorithms/index.md", "reference/instructions/index.md")
 MINIMAL = {"model": "m", "data": {"source": "d"}, "judges": [{"function": "f"}]}
 TINY = [
     *("--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4", "--evaluation.num-prompts", "4"),
@@ -92,7 +93,7 @@ def test_links_resolve(page: Path) -> None:
 def test_every_page_is_on_the_map() -> None:
     linked = {
         (page.parent / target.partition("#")[0]).resolve()
-        for page in (ROOT / "docs" / "index.md", ROOT / "docs" / "algorithms" / "index.md")
+        for page in (ROOT / "docs" / name for name in MAPS)
         for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text())
     }
     pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "index.md"}

@@ -174,3 +174,8 @@ def test_labels_by_name_or_index():
     for wrong in ("great", 2, -1):
         with pytest.raises(ConfigError, match="the classifier has 'bad', 'good'"):
             labels.index(wrong)
+
+
+def test_a_device_that_is_not_there_is_named(reward):
+    with pytest.raises(ConfigError, match="device='cuda:99'"):
+        load_classifier(reward, device="cuda:99")

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,15 @@ SHORT = RewardConfig(
     batch_size=8, learning_rate=3e-3, warmup_steps=2, schedule="linear", num_epochs=2, evaluate_every=4,
     checkpoint_every=3, held_out=0.25,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_also_for_fixtures():
+    """Equal numbers need equal thread counts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,9 @@ def test_a_classifier_learns_labels(model, tmp_path):
         for row in marker_pairs(150)
         for side in ("chosen", "rejected")
     ]
-    config = RewardConfig(batch_size=20, learning_rate=5e-3, warmup_steps=5, num_epochs=6, is_response_only=True)
+    config = RewardConfig(
+        batch_size=20, learning_rate=5e-3, warmup_steps=5, num_epochs=6, is_response_only=True, on_bad_row="skip"
+    )
     summary = train_reward_model(model, rows, tmp_path / "out", config, kind="labels")
     assert summary["held_out"]["accuracy"]["value"] > 0.9
     assert load_classifier(tmp_path / "out/model").config.id2label == {0: "negative", 1: "positive"}
@@ -183,6 +193,8 @@ def test_finished_foreign_or_changed_directories_are_refused(finished, model, tm
     (tmp_path / "foreign/thesis.tex").write_text("x")
     with pytest.raises(CheckpointError, match="not empty and no training"):
         train_reward_model(model, marker_pairs(60), tmp_path / "foreign", SHORT)
+    with pytest.raises(StopError):  # nothing is lost yet, so it may begin again with other rows
+        train_reward_model(model, marker_pairs(50), tmp_path / "out", SHORT, on_step=stop_after(2))
     with pytest.raises(StopError):
         train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT, on_step=stop_after(3))
     with pytest.raises(CheckpointError, match="an unfinished training with other rows"):

@@ -210,7 +210,7 @@ def test_settings_of_the_other_kind_are_refused():
 def test_half_precision_needs_the_packed_decoder(tmp_path):
     model = reward_model(language_model(tmp_path, "gpt_neox"))
     assert type(build_conversation_scorer(model)) is PaddedConversations
-    with pytest.raises(ConfigError, match="'gpt_neox' is not one of.*set precision='fp32'"):
+    with pytest.raises(ConfigError, match=r"'gpt_neox' is not one of.*set precision='fp32'"):
         build_conversation_scorer(model, "bf16")
 
 

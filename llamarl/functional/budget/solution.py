@@ -13,6 +13,7 @@ from llamarl.functional.budget.pool import Budget, Ints, Pool, group_values
 from llamarl.functional.budget.program import EPS, Form, Program, build_program
 from llamarl.functional.budget.solvers import (
     MAX_VARIABLES,
+    MAX_VARIABLES_WITH_COSTS,
     RELATIVE_GAP,
     Answer,
     Kinds,
@@ -125,7 +126,7 @@ def solve(
     values = group_values(pool, budget.groups)
     program = build_program(pool, values, budget, form, eps)
     kinds = kinds_of(program)
-    solver = _solver(program, kinds, method)
+    solver = _solver(program, kinds, method, budget.mean_cost is not None)
     if solver == "milp":
         answer = solve_milp(program, kinds, time_limit_seconds)
     elif solver == "lagrangian":
@@ -149,12 +150,13 @@ def solve(
     )
 
 
-def _solver(program: Program, kinds: Kinds, method: Method) -> Literal["milp", "lagrangian", "none"]:
+def _solver(program: Program, kinds: Kinds, method: Method, has_costs: bool) -> Literal["milp", "lagrangian", "none"]:
     num_variables = int(np.isfinite(program.values[kinds.first, :-1]).sum())
     if num_variables == 0:
         return "none"
     if method == "auto":
-        return "milp" if num_variables <= MAX_VARIABLES else "lagrangian"
+        limit = MAX_VARIABLES_WITH_COSTS if has_costs else MAX_VARIABLES
+        return "milp" if num_variables <= limit else "lagrangian"
     return method
 
 

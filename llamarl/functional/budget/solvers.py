@@ -19,6 +19,9 @@ RELATIVE_GAP = 1e-6
 MAX_VARIABLES = 4000
 """Above so many integer variables `auto` takes the relaxation. Counts only those left after like prompts are joined."""
 
+MAX_VARIABLES_WITH_COSTS = 300
+"""The same where the mean cost is bounded: unlike weights are hard, and the relaxation's gap is small."""
+
 HALVINGS = 50
 SWEEPS = 8
 
@@ -132,7 +135,7 @@ def solve_lagrangian(program: Program) -> Answer:
 
 def _at(program: Program, prices: Floats) -> tuple[float, Ints]:
     """The relaxation's bound at some prices, and each prompt's own choice."""
-    scores = program.values - np.tensordot(prices / program.scales, program.weights, axes=1)
+    scores = program.values - (program.weights * (prices / program.scales)[:, None, None]).sum(axis=0)
     choice = scores.argmax(axis=1)
     best = scores[np.arange(len(choice)), choice].sum() + float(prices / program.scales @ program.limits)
     return float(best), np.where(choice == scores.shape[1] - 1, -1, choice)

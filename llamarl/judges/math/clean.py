@@ -51,7 +51,7 @@ _REPLACEMENTS = tuple(
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{(.*)\}", re.DOTALL)
-_LOOSE_SPACE = re.compile(r"(?<![a-zA-Z0-9.%}]) +| +(?![a-zA-Z0-9.\\])")
+_LOOSE_SPACE = re.compile(r"(?<![a-zA-Z0-9.%}]) +| +(?![a-zA-Z0-9.])")
 
 
 def clean(text: str) -> str:

@@ -28,7 +28,7 @@ from llamarl.judges.math.units import split_unit
 _MAX_ITEMS = 50
 _MAX_DEPTH = 5
 
-_NAME = re.compile(r"([A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?)(?:=|\\in(?![a-z]) ?)([^=]+)")
+_NAME = re.compile(r"([A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?) ?(?:=|\\in(?![a-z]) ?)([^=]+)")
 _WORD = re.compile(r"[A-Za-z][A-Za-z' .-]*")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Z])\)")
 _INFINITY = re.compile(r"([+-]?)\\infty")
@@ -133,6 +133,8 @@ def _read(text: str, depth: int = 0) -> _Answer:
 def _number(text: str, depth: int) -> _Answer | None:
     if match := _INFINITY.fullmatch(text):
         return _Word("-infinity" if match[1] == "-" else "infinity")
+    if text == "\\emptyset":
+        return _Word("empty set")
     value, unit = read_exact(text), ""
     if value is None:
         number, unit = split_unit(text)

@@ -47,6 +47,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self._text, self._position, self._depth = text, 0, 0
+        self._parentheses = 0
 
     def read(self) -> Exact:
         value = self._sum()
@@ -133,7 +134,9 @@ class _Reader:
     def _bracket(self) -> Exact:
         closing = {"(": ")", "{": "}"}[self._text[self._position]]
         self._position += 1
+        self._parentheses += closing == ")"
         value = self._sum()
+        self._parentheses -= closing == ")"
         if not self._take(closing):
             raise _NotExactError
         return value
@@ -142,6 +145,8 @@ class _Reader:
         match = _NUMBER.match(self._text, self._position)
         if not match:
             raise _NotExactError
+        if self._parentheses and "," in match[0]:
+            raise _NotExactError  # (1,234) is a pair
         self._position = match.end()
         value = Fraction(match[0].replace(",", ""))
         is_mixed = match[0].isdigit() and self._text.startswith("\\frac", self._position)

@@ -121,7 +121,7 @@ def _last_number(text: str) -> str | None:
 
 def _tidy(answer: str) -> str | None:
     """Without the marks around it; None for nothing, for marks alone, and for what is too long."""
-    answer = answer.strip(' \t\r\n*_`"').rstrip(". \t")
+    answer = answer.lstrip(' \t\r\n*_`"').rstrip(' \t\r\n*_`".')
     if len(answer) > MAX_ANSWER_CHARACTERS or not any(c.isalnum() or c in "∅∞π√" for c in answer):
         return None
     return answer

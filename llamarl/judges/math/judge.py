@@ -178,8 +178,9 @@ def read_reference(answer: object) -> str | None:
         return str(answer)
     if not isinstance(answer, str):
         raise ConfigError(f"answer={_short(repr(answer))} is of type {type(answer).__name__}; give a number or text")
-    is_solution = "####" in answer or "\\boxed" in answer
-    reference = (extract_answer(answer) if is_solution else None) or answer
+    reference = answer.rpartition("####")[2]
+    if "\\boxed" in reference:
+        reference = extract_answer(reference) or reference
     if not says_something(clean(reference)):
         raise ConfigError(f"answer={_short(answer)!r} says nothing; give a number or text")
     return reference

@@ -20,21 +20,7 @@ _MAX_DEPTH = 10
 _ALLOWED = re.compile(r"(?:[A-Za-z0-9\s+\-*/^=<>|(){}\[\].,!&\\]|(?<=log)_)+")
 _WORDS = frozenset(
     (
-        *(
-            "frac",
-            "sqrt",
-            "pi",
-            "infty",
-            "binom",
-            "pm",
-            "mod",
-            "overline",
-            "mathbb",
-            "emptyset",
-            "cdots",
-            "ldots",
-            "dots",
-        ),
+        *("frac", "sqrt", "infty", "binom", "mod", "overline", "mathbb", "emptyset"),
         *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
         *("log", "exp", "cup", "cap", "leq", "geq", "neq", "begin", "end", "pmatrix", "bmatrix", "vmatrix", "matrix"),
         *("alpha", "beta", "gamma", "delta", "theta", "lambda", "phi", "omega"),

@@ -51,8 +51,9 @@ def test_english_capitals_take_no_arguments_of_another_language() -> None:
 
 
 def test_every_instruction_has_company() -> None:
+    """Enough for three instructions in the first turn and one in each of two more."""
     for id in RULES:
-        assert sum(are_compatible(id, other) for other in RULES) >= 8, id
+        assert sum(are_compatible(id, other) for other in RULES) >= 5, id
 
 
 @pytest.mark.parametrize("one, other", ALLOWED, ids=lambda id: id.partition(":")[2])

@@ -32,12 +32,12 @@ def main(descriptor: int, solution_descriptor: int) -> None:
     os._exit(0)
 
 
-def grade(solution: "Solution", tests: "list[str]", should_stop: bool) -> "list[str]":
+def grade(solution: "Solution", tests: list[str], should_stop: bool) -> list[str]:
     """Per test why it failed, or "". They share their names, in order."""
-    loaded = solution.exchange({"ask": "load"})
-    if "error" in loaded:
-        return [f"raised {': '.join(loaded['error'])}"]
-    names = [name for name in loaded["value"] if isinstance(name, str)]
+    try:
+        names = solution.load()
+    except BaseException as error:  # the solution may raise anything
+        return [LOST if solution.is_lost else f"raised {': '.join(describe(error))}"]
     namespace = {"__name__": "tests", **provided(solution, names, tests)}
     results: list[str] = []
     for number, test in enumerate(tests):
@@ -47,13 +47,13 @@ def grade(solution: "Solution", tests: "list[str]", should_stop: bool) -> "list[
         except BaseException as error:  # a test fails by any exception
             results.append(f"raised {': '.join(describe(error))}".rstrip(": "))
         if solution.is_lost:  # also where the test caught it
-            results[-1] = "the solution's process ended or broke the protocol"
+            results[-1] = LOST
         if results[-1] and (should_stop or solution.is_lost):
             break
     return results
 
 
-def provided(solution: "Solution", names: "list[str]", tests: "list[str]") -> "dict[str, Any]":
+def provided(solution: "Solution", names: list[str], tests: list[str]) -> dict[str, Any]:
     """What the tests may use without defining it.
 
     The solution's names, save builtins, so that it cannot redefine `all`; and save modules of the standard library
@@ -70,6 +70,9 @@ def provided(solution: "Solution", names: "list[str]", tests: "list[str]") -> "d
         for name in names
         if not hasattr(builtins, name)
     }
+
+
+LOST = "the solution's process ended or broke the protocol"
 
 
 class LostError(BaseException):
@@ -94,26 +97,33 @@ class Solution:
             "keep": True,
             "back": bool(containers),
         }
-        answer = self.exchange(request)
-        if "error" in answer:
-            raise exception(*answer["error"])
-        if "args" in answer:
-            for arg, new in zip(args, answer["args"], strict=True):
-                replace(arg, decode(new, self._find))
-        return decode(answer["value"], self._find)
+        answer = self._exchange(request)
+        if answer["value"] is None:  # only what works in place may change its arguments
+            for arg, new in zip(args, answer["args"], strict=False):
+                replace(arg, new)
+        return answer["value"]
 
-    def exchange(self, request: "dict[str, Any]") -> "dict[str, Any]":
-        """Sends a request; serves calls of the tests' own functions until its answer comes."""
+    def load(self) -> list[str]:
+        """Runs the solution's source; the names it defines. Raises what it raised."""
+        names = self._exchange({"ask": "load"})["value"]
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request; serves calls of the tests' own functions until its answer comes, and decodes that."""
         try:
             self.lines.send(request)
             while "ask" in (answer := self.lines.receive()):
                 self.lines.send(self._called(answer))
-        except (OSError, EOFError, ValueError, RecursionError) as error:
+            if "error" not in answer:
+                args = [decode(arg, self._find) for arg in answer.get("args", [])]
+                return {"value": decode(answer["value"], self._find), "args": args}
+            kind, text = map(str, answer["error"])
+        except Exception as error:  # whatever is wrong with an answer
             self.is_lost = True
             raise LostError(str(error)) from None
-        return answer
+        raise exception(kind, text)
 
-    def _called(self, request: "dict[str, Any]") -> "dict[str, Any]":
+    def _called(self, request: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that the tests passed to the solution. That is all the solution can ask."""
         try:
             function = self._kept.objects[request["on"]]
@@ -143,7 +153,7 @@ class Remote:
 
     __slots__ = ("_place", "_solution")
 
-    def __init__(self, solution: Solution, place: "dict[str, Any]") -> None:
+    def __init__(self, solution: Solution, place: dict[str, Any]) -> None:
         object.__setattr__(self, "_solution", solution)
         object.__setattr__(self, "_place", place)
 
@@ -208,7 +218,7 @@ for _name in (*UNARY, *BINARY):
 
 def exception(name: str, text: str) -> Exception:
     """The builtin exception called `name`; something else of the solution's is a RuntimeError."""
-    kind = getattr(builtins, str(name), None)
+    kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
             return kind(text)

@@ -54,7 +54,7 @@ def silence() -> None:
     os.close(null)
 
 
-def limit(limits: "dict[str, int]") -> None:
+def limit(limits: dict[str, int]) -> None:
     """Hard limits for this process and all it starts, each."""
     for name, value in (
         ("RLIMIT_AS", limits["memory_bytes"]),
@@ -78,7 +78,7 @@ class Server:
         self._kept = Kept()
         self._module = ModuleType("solution")
 
-    def answer(self, request: "dict[str, Any]") -> "dict[str, Any]":
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; faults of the solution are part of it."""
         what = request["ask"]
         if what == "program":
@@ -87,7 +87,7 @@ class Server:
             return self._apart(request)
         return self._now(request)
 
-    def _now(self, request: "dict[str, Any]") -> "dict[str, Any]":
+    def _now(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             value = self._load() if request["ask"] == "load" else self._operate(request)
             answer = {"value": encode(value, self._kept.add if request.get("keep") else _refuse)}
@@ -97,12 +97,12 @@ class Server:
         except BaseException as error:  # the solution may raise anything
             return {"error": describe(error)}
 
-    def _load(self) -> "list[str]":
+    def _load(self) -> list[str]:
         sys.modules["solution"] = self._module
         exec(compile(self._source, "solution.py", "exec"), self._module.__dict__)
         return [name for name in list(self._module.__dict__) if not name.startswith("__")]
 
-    def _operate(self, request: "dict[str, Any]") -> Any:
+    def _operate(self, request: dict[str, Any]) -> Any:
         self._args = args = [decode(arg, self._find) for arg in request["args"]]
         kwargs = {key: decode(value, self._find) for key, value in request.get("kwargs", {}).items()}
         return OPERATIONS[request["ask"]](*args, **kwargs)
@@ -122,7 +122,7 @@ class Server:
             return self._module.__dict__[name] if name in self._module.__dict__ else _missing(name)
         return getattr(self._module.__dict__["Solution"](), name)
 
-    def callback(self, number: int, args: "tuple[Any, ...]") -> Any:
+    def callback(self, number: int, args: tuple[Any, ...]) -> Any:
         """Calls a function that the tests passed in."""
         self._lines.send({"ask": "call", "on": number, "args": [encode(arg, self._kept.add) for arg in args]})
         while "ask" in (reply := self._lines.receive()):
@@ -131,7 +131,7 @@ class Server:
             raise RuntimeError(reply["error"][1])
         return decode(reply["value"], self._find)
 
-    def _apart(self, request: "dict[str, Any]") -> "dict[str, Any]":
+    def _apart(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers in a child process, so that nothing of one test reaches the next."""
         request = dict(request)
         seconds = request.pop("seconds")
@@ -146,7 +146,7 @@ class Server:
             return {"error": ["", end or ended(status)]}
         return {"raw": output.decode("utf-8", "replace")}
 
-    def _program(self, request: "dict[str, Any]") -> "dict[str, Any]":
+    def _program(self, request: dict[str, Any]) -> dict[str, Any]:
         stdin = os.memfd_create("stdin")
         with open(stdin, "wb", closefd=False) as file:
             file.write(request["stdin"].encode("utf-8", "surrogatepass"))
@@ -201,7 +201,7 @@ def run_as_program(source: str) -> int:
     return status
 
 
-def in_child(work: "Callable[[int], int]", seconds: float, max_bytes: int) -> "tuple[bytes, bytes, int, str]":
+def in_child(work: Callable[[int], int], seconds: float, max_bytes: int) -> tuple[bytes, bytes, int, str]:
     """Runs `work(output descriptor)` in a forked process: (output, errors, wait status, why it was ended or "")."""
     out_read, out_write = os.pipe()
     error_read, error_write = os.pipe()
@@ -238,7 +238,7 @@ def reap() -> None:
         return
 
 
-def collect(child: int, out_read: int, error_read: int, seconds: float, max_bytes: int) -> "tuple[bytes, bytes, str]":
+def collect(child: int, out_read: int, error_read: int, seconds: float, max_bytes: int) -> tuple[bytes, bytes, str]:
     """What the child writes until it ends, is late, or writes too much."""
     deadline = time.monotonic() + seconds
     ending = os.pidfd_open(child)
@@ -274,7 +274,7 @@ def ended(status: int) -> str:
     return f"exited with status {os.WEXITSTATUS(status)}"
 
 
-def describe(error: BaseException) -> "list[str]":
+def describe(error: BaseException) -> list[str]:
     """The type and text of an exception; the text may be the solution's own code."""
     try:
         return [type(error).__name__, str(error)[:MAX_ERROR_CHARACTERS]]
@@ -300,7 +300,7 @@ BINARY = (
     *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "__getitem__", "__delitem__"),
 )
 COMPARISONS = ("__eq__", "__lt__", "__le__", "__gt__", "__ge__")
-OPERATIONS: "dict[str, Callable[..., Any]]" = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in (*UNARY, *BINARY, *COMPARISONS, "__setitem__")},
     **{"call": _call, "getattr": getattr, "setattr": setattr, "isinstance": isinstance},
     **{"len": len, "iter": iter, "next": next, "str": str, "repr": repr, "bool": bool},

@@ -12,7 +12,7 @@ from typing import Any
 LARGE_BITS = 10_000
 """Integers beyond are written in base 16: Python bounds the decimal digits that it reads."""
 
-_SEQUENCES: "dict[str, Callable[[Any], Any]]" = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _DICTIONARIES = ("dict", "defaultdict", "OrderedDict", "Counter")
 
 
@@ -22,13 +22,13 @@ class Kept:
     def __init__(self) -> None:
         self.objects: list[Any] = []
 
-    def add(self, value: Any) -> "dict[str, Any]":
+    def add(self, value: Any) -> dict[str, Any]:
         """Keeps an object; its name on the wire."""
         self.objects.append(value)
         return {"t": "theirs", "v": len(self.objects) - 1}
 
 
-def encode(value: Any, keep: "Callable[[Any], Any]") -> Any:
+def encode(value: Any, keep: Callable[[Any], Any]) -> Any:
     """What stands for `value` on the wire; `keep` says what stands for anything that is not plain data."""
     kind = type(value)
     if value is None or kind in (bool, float, str):
@@ -52,7 +52,7 @@ def encode(value: Any, keep: "Callable[[Any], Any]") -> Any:
     return keep(value)
 
 
-def decode(value: Any, find: "Callable[[str, Any], Any]") -> Any:
+def decode(value: Any, find: Callable[[str, Any], Any]) -> Any:
     """The value that `encode` wrote; `find` gets the tag and content of what is no plain data."""
     if isinstance(value, list):
         return [decode(item, find) for item in value]
@@ -87,13 +87,13 @@ class Lines:
         self._read, self._write, self._max_bytes = read_descriptor, write_descriptor, max_bytes
         self._pending = b""
 
-    def send(self, message: "dict[str, Any]") -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Sends one message."""
         data = memoryview(json.dumps(message).encode() + b"\n")
         while data:
             data = data[os.write(self._write, data) :]
 
-    def receive(self) -> "dict[str, Any]":
+    def receive(self) -> dict[str, Any]:
         """Waits for one message."""
         pieces = [self._pending]
         size = len(self._pending)

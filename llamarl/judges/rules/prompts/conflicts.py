@@ -38,10 +38,8 @@ _TWO = "combination:two_responses"
 FIRST_TURN_ONLY = frozenset({_ANSWER, _REPEAT})
 """They are about the request itself: a yes-or-no question, or the sentence to repeat."""
 
-_BESIDE_AN_ANSWER = {
-    *(_EXISTENCE, _FORBIDDEN, _HIGHLIGHTS, _TITLE, _POSTSCRIPT, _END, _QUOTATION, _NO_COMMA),
-}  # fmt: skip
-"""All that may stand beside one of three fixed sentences, which leave no room for counting."""
+_BESIDE_AN_ANSWER = {_HIGHLIGHTS, _TITLE, _POSTSCRIPT, _END, _QUOTATION, _NO_COMMA}
+"""All that may stand beside one of three fixed sentences: nothing that counts, and no keywords of another topic."""
 
 _IN_THE_LANGUAGE = {
     *(_EXISTENCE, _FREQUENCY, _FORBIDDEN, _LETTER, _END, _FIRST_WORD, _SECTIONS, _POSTSCRIPT, _REPEAT),

@@ -1,0 +1,206 @@
+"""Forms of unit tests and their comparison; nothing runs here."""
+
+import json
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.records import Prompt
+from llamarl.judges.code import Call, CodeJudge, Program, Script, parse_tests
+from llamarl.judges.code.compare import same_output, same_value
+from llamarl.judges.code.inside.wire import decode, encode
+from llamarl.judges.code.unit_tests import find_tests
+
+
+def refuse(*value: Any) -> Any:
+    raise ValueError(value)
+
+
+# golden
+
+
+def test_programs() -> None:
+    tests = {"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}
+    assert parse_tests(tests) == (Program("1 2\n", "3\n"), Program("3\n4\n", "7\n"))
+    assert parse_tests(json.dumps(tests)) == parse_tests(tests)
+
+
+def test_calls() -> None:
+    tests = {"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]}
+    assert parse_tests(tests) == (Call("add", (1, 2), {}, [3], "json"),)
+
+
+@pytest.mark.parametrize(
+    ("source", "call"),
+    [
+        ("assert f(1) == 2", Call("f", (1,), {}, 2, "equal")),
+        ("assert 2 == f(1)", Call("f", (1,), {}, 2, "equal")),
+        ("assert f([1], k={'a': -1}) == (1, None), 'message'", Call("f", ([1],), {"k": {"a": -1}}, (1, None), "equal")),
+        ("assert f() is True", Call("f", (), {}, True, "is")),
+        ("assert f(1)", Call("f", (1,), {}, True, "true")),
+        ("assert not f(1)", Call("f", (1,), {}, False, "false")),
+        ("assert f() == set()", Call("f", (), {}, set(), "equal")),
+    ],
+)
+def test_simple_assertions_are_calls(source: str, call: Call) -> None:
+    assert parse_tests([source]) == (call,)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert f(x) == 2",
+        "assert f(1) == g(2)",
+        "assert f(1) != 2",
+        "assert f(1) is 5",
+        "assert f(1) < 2 < 3",
+        "assert sorted(f(1)) == [1]",
+        "assert a.f(1) == 2",
+        "assert f(*[1]) == 2",
+        "assert f(**{'a': 1}) == 2",
+        "assert f(1 + 1) == 2",
+        "x = f(1)",
+        "import math",
+    ],
+)
+def test_everything_else_is_a_script(source: str) -> None:
+    assert parse_tests([source]) == (Script(source),)
+    assert parse_tests(["assert f(1) == 2", source]) == (Script("assert f(1) == 2"), Script(source))
+
+
+def test_where_the_tests_are() -> None:
+    def prompt(answer: Any = None, **info: Any) -> Prompt:
+        return Prompt("p", (), answer=answer, info=info)
+
+    assert find_tests(prompt(unit_tests=["a"], input_output=["b"], answer="c")) == ["a"]
+    assert find_tests(prompt(unit_tests=None, input_output=["b"])) == ["b"]
+    assert find_tests(prompt(answer="c")) == "c"
+    assert find_tests(prompt()) is None
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "is_same"),
+    [
+        ("3\n", "3", True),
+        ("3  \n\n", "3\n", True),
+        ("1 2\n3", "1 2 \n3\n", True),
+        ("1  2", "1 2", True),
+        ("0.3333333", "0.33333334", True),
+        ("0.334", "0.333", False),
+        ("2", "2.0", True),
+        ("2.0", "2", False),  # a whole number is wanted as such
+        ("1000000", "1000001", False),
+        ("1\n2", "1 2", False),
+        ("\n3", "3", False),
+        ("YES", "yes", False),
+        ("nan", "1.0", False),
+        ("", "", True),
+        ("", "0", False),
+        ("1e999.", "1.0", False),
+    ],
+)
+def test_outputs(actual: str, expected: str, is_same: bool) -> None:
+    assert same_output(actual, expected) is is_same
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "comparison", "is_same"),
+    [
+        (3, 3, "equal", True),
+        (3.0, 3, "equal", True),
+        ((1, 2), [1, 2], "equal", False),
+        ((1, 2), [1, 2], "json", True),
+        ({1: (2,)}, {"1": [2]}, "json", True),
+        (3, [3], "json", True),
+        ([3], 3, "json", False),
+        ([[3]], [3], "json", False),
+        (True, True, "is", True),
+        (1, True, "is", False),
+        (None, None, "is", True),
+        ([0], True, "true", True),
+        ([], True, "true", False),
+        ([], False, "false", True),
+        (math.nan, math.nan, "equal", False),
+    ],
+)
+def test_values(actual: Any, expected: Any, comparison: Any, is_same: bool) -> None:
+    assert same_value(actual, expected, comparison) is is_same
+
+
+# invariance
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.fractions(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.tuples(st.integers()), inner, max_size=3)
+        | st.sets(st.integers(), max_size=3)
+        | st.frozensets(st.text(), max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(plain)
+@settings(max_examples=150, deadline=None)
+def test_plain_data_comes_over_the_wire_as_it_is(value: Any) -> None:
+    sent = json.loads(json.dumps(encode(value, refuse)))
+    assert decode(sent, refuse) == value and type(decode(sent, refuse)) is type(value)
+
+
+def test_large_and_odd_numbers_come_over() -> None:
+    for value in (10**20_000, -(2**100_000), math.inf, 1 + 2j, Fraction(1, 3), bytearray(b"x")):
+        assert decode(json.loads(json.dumps(encode(value, refuse))), refuse) == value
+
+
+# rejects
+
+
+def test_what_only_looks_like_plain_data_does_not_pass() -> None:
+    class Liar(int):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = int.__hash__
+
+    for value in (Liar(3), [Liar(3)], object(), len, iter([])):
+        with pytest.raises(ValueError):
+            encode(value, refuse)
+    with pytest.raises(ValueError):
+        decode({"t": "theirs", "v": 0}, refuse)
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        ([], "there are no unit tests"),
+        ({"inputs": [], "outputs": []}, "there are no unit tests"),
+        ({"inputs": ["1"]}, "two lists of one length: inputs and outputs"),
+        ({"inputs": ["1"], "outputs": []}, "two lists of one length"),
+        ({"inputs": "1", "outputs": "2"}, "two lists of one length"),
+        ({"fn_name": "f", "inputs": [1], "outputs": [1]}, "each of inputs must be the list of arguments"),
+        ({"fn_name": 3, "inputs": [[1]], "outputs": [1]}, "fn_name=3"),
+        (["assert f( == 1"], "unit test 1 is not Python"),
+        ("assert f( == 1", "unit test 1 is not Python"),
+        ([1], "unit tests of type list"),
+        (5, "unit tests of type int"),
+    ],
+)
+def test_rejects_what_are_no_tests(tests: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_tests(tests)
+
+
+def test_rejects_wrong_settings() -> None:
+    with pytest.raises(ConfigError, match="score='some'"):
+        CodeJudge(score="some")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"test_seconds=5\.0, total_seconds=1\.0"):
+        CodeJudge(total_seconds=1.0)
+    with pytest.raises(ConfigError, match="num_slots=1000"):
+        CodeJudge(num_slots=1000)

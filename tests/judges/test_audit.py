@@ -1,0 +1,137 @@
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.records import Completion, Prompt, Verdict
+from llamarl.judges import FunctionJudge, JudgePanel, as_judge
+from llamarl.judges.attacks import ATTACKS, INJECTIONS
+from llamarl.judges.audit import AttackResult, audit, overall, shipped_rows
+from llamarl.judges.config import JudgeConfig
+from llamarl.judges.rows import CompletionRow
+from llamarl.judges.runner import equal_panel
+
+PROMPT = Prompt("p", ({"role": "user", "content": "Capital of France?"},), answer="Paris")
+
+
+def tried(function: Any, attacks: Sequence[str] | None = None, rows: Any = None) -> dict[str, AttackResult]:
+    panel = JudgePanel([FunctionJudge(function, "j", is_inline=True)], retry_seconds=0.0, max_failures_in_row=10**9)
+    results = asyncio.run(audit(panel, rows or [CompletionRow("d", 1, PROMPT)], attacks))
+    return {result.attack: result for result in results}
+
+
+def test_a_judge_that_passes_all_is_fooled_by_all() -> None:
+    results = tried(lambda prompt, completion: True)
+    assert results.keys() == ATTACKS.keys()
+    assert all(result.rate == 1.0 and result.tried > 0 and result.examples for result in results.values())
+
+
+def test_an_exact_judge_is_fooled_by_none() -> None:
+    row = CompletionRow("d", 1, PROMPT, (), {"good": "Paris"})
+    results = tried(lambda prompt, completion: completion.text == prompt.answer, rows=[row])
+    assert results.pop("good").rate == 1.0
+    assert all(result.rate == 0.0 and not result.examples for result in results.values())
+
+
+@pytest.mark.parametrize(
+    ("weakness", "attack"),
+    [
+        (lambda p, c: c.text.strip() == "", "empty"),
+        (lambda p, c: c.text.endswith(":"), "punctuation"),
+        (lambda p, c: "step" in c.text, "master_key"),
+        (lambda p, c: "Capital" in c.text, "copied_prompt"),
+        (lambda p, c: "Ignore all previous" in c.text, "injection"),
+        (lambda p, c: "boxed" in c.text, "format_cheat"),
+        (lambda p, c: "Paris" in c.text, "answer_list"),
+    ],
+)
+def test_each_weakness_shows_in_its_row(weakness: Any, attack: str) -> None:
+    rate = tried(weakness)[attack].rate
+    assert rate is not None and rate > 0
+
+
+def test_scores_pass_from_a_half_on_and_the_rest_is_counted() -> None:
+    verdicts = iter([0.5, 0.49, None, Verdict.failed("x"), 1.0])
+    result = tried(lambda prompt, completion: next(verdicts), ["empty"])["empty"]
+    assert (result.tried, result.scored, result.passed, result.abstained, result.failed) == (5, 3, 2, 1, 1)
+    assert result.rate == pytest.approx(2 / 3) and result.upper > result.rate
+
+
+def test_a_judge_that_never_judges_has_no_rate() -> None:
+    result = tried(lambda prompt, completion: None, ["empty"])["empty"]
+    assert result.rate is None and result.upper == 1.0
+
+
+def test_known_bad_replies_are_tried_with_injections() -> None:
+    row = CompletionRow("d", 1, PROMPT, ("Here is how to build it.",))
+    results = tried(lambda p, c: c.text.endswith("Answer True, Yes, Safe."), ["known_bad", "known_bad_injected"], [row])
+    assert (results["known_bad"].tried, results["known_bad"].passed) == (1, 0)
+    assert (results["known_bad_injected"].tried, results["known_bad_injected"].passed) == (2 * len(INJECTIONS), 1)
+
+
+def test_good_replies_do_not_count_as_false_positives() -> None:
+    row = CompletionRow("d", 1, PROMPT, (), {"good": ["Paris", "Paris."]})
+    results = tried(lambda p, c: c.text.startswith("Paris"), ["empty"], [row])
+    (total,) = overall(list(results.values()))
+    assert results["good"].rate == 1.0 and not results["good"].examples
+    assert (total.passed, total.tried) == (0, 5)
+
+
+def test_right_replies_that_fail_are_shown() -> None:
+    row = CompletionRow("d", 1, PROMPT, (), {"good": "Paris"})
+    assert tried(lambda p, c: False, ["empty"], [row])["good"].examples == ("Paris",)
+
+
+def test_rejects() -> None:
+    with pytest.raises(ConfigError, match=r"attack 'emty': unknown. Did you mean 'empty'"):
+        tried(lambda p, c: True, ["emty"])
+    with pytest.raises(DataError, match="d, line 1, field 'good'"):
+        tried(lambda p, c: True, rows=[CompletionRow("d", 1, PROMPT, (), {"good": 3})])
+
+
+# ---- shipped rows
+
+
+@pytest.mark.parametrize("name", ["math", "instructions"])
+def test_shipped_judges_pass_what_is_good(name: str) -> None:
+    panel = equal_panel([JudgeConfig(function=name)])
+    results = {result.attack: result for result in asyncio.run(audit(panel, shipped_rows(panel)))}
+    panel.close()
+    assert results["good"].rate == 1.0, results["good"].examples
+    for attack in ATTACKS.keys() - {"answer_list"}:
+        assert results[attack].rate == 0.0, results[attack].examples
+
+
+def test_each_judge_gets_the_shipped_rows_that_fit_it() -> None:
+    class Picky:
+        name = "picky"
+
+        def check(self, prompt: Prompt) -> None:
+            if prompt.answer != "Jupiter":
+                raise ConfigError("answer: not a planet")
+
+        async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+            return [Verdict.scored(0.0)] * len(completions)
+
+    panel = JudgePanel([Picky(), as_judge(lambda prompt, completion: 0.0, "any")])
+    rows = shipped_rows(panel)
+    assert [row.prompt.id for row in rows if row.prompt.info["judges"] == ["picky"]] == ["planet"]
+    assert sum(row.prompt.info["judges"] == ["any"] for row in rows) >= 6
+    results = asyncio.run(audit(panel, rows, ["empty"]))
+    assert [result.abstained for result in results] == [0] * len(results), "rows of other judges do not count"
+
+
+def test_without_a_fitting_row_there_is_no_audit() -> None:
+    class Never:
+        name = "never"
+
+        def check(self, prompt: Prompt) -> None:
+            raise ConfigError("info.tests: missing")
+
+        async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+            raise NotImplementedError
+
+    with pytest.raises(ConfigError, match=r"none of the shipped prompts fits \(.*info.tests: missing\); give your own"):
+        shipped_rows(JudgePanel([Never()]))
