@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+VISIBLY_ABOVE_ONE = 1.001
+"""KL factors up to this count as 1: at the reference, rounding alone moves them."""
+
+
 class OnPolicyConfig(PolicyGradientConfig):
     """Settings of algorithms whose published form has no ratio: one step per batch, sampled by the policy it trains."""
 
@@ -32,8 +36,10 @@ class OnPolicyConfig(PolicyGradientConfig):
 
     def score_objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
         """`A log policy`, every weight 1; with `aipo` weighted by `sg(min(r, rho))`."""
-        low, high = (1.0, 1.0) if self.off_policy == "none" else (0.0, self.rho)
-        return weighted_objective(batch.logprobs, log_ratios, batch.advantages, low=low, high=high)
+        if self.off_policy == "aipo":
+            return weighted_objective(batch.logprobs, log_ratios, batch.advantages, high=self.rho)
+        nowhere = batch.mask & ~batch.mask
+        return Objective(batch.advantages[:, None] * batch.logprobs, is_low=nowhere, is_high=nowhere)
 
 
 class KLBoundConfig(Config):
@@ -92,7 +98,7 @@ def kl_metrics(groups: Sequence[Group], config: KLBoundConfig) -> dict[str, floa
             "calibrated_reward/mean": [config.calibrated(sample) for sample in samples],
             "kl/mean": divergences,
             "kl_factor/zero_frac": [kl_factor(kl, config.kl_max) == 0.0 for kl in divergences],
-            "kl_factor/above_one_frac": [kl_factor(kl, config.kl_max) > 1.0 for kl in divergences],
+            "kl_factor/above_one_frac": [kl_factor(kl, config.kl_max) > VISIBLY_ABOVE_ONE for kl in divergences],
         }
     )
 

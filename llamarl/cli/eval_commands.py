@@ -178,7 +178,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     """`llamarl eval compare`."""
     from rich.console import Console
 
-    from llamarl.evals.compare import ComparisonTable, compare, write_comparison
+    from llamarl.evals.comparison import ComparisonTable, compare, write_comparison
 
     comparison = compare(arguments.first, arguments.second)
     files = write_comparison(arguments.out, comparison) if arguments.out else []
@@ -197,7 +197,7 @@ def _evaluate(
     """Replies, verdicts, results, table and figure."""
     from rich.console import Console
 
-    from llamarl.evals.evaluate import evaluate, generation_record
+    from llamarl.evals.evaluation import evaluate, generation_record
     from llamarl.evals.groups import Bootstrap
     from llamarl.evals.tables import ResultsTable
     from llamarl.evals.verdicts import MODES, GraderSettings
@@ -250,6 +250,8 @@ def _settle(arguments: argparse.Namespace) -> None:
             setattr(arguments, name, used.get(name))
         elif name not in used:
             raise ConfigError(f"--{name.replace('_', '-')} does nothing with {who}; leave it out")
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers {arguments.workers}: give at least 1")
     if arguments.seed is None:
         arguments.seed = GRADER_SEED if arguments.grade else SAMPLING_SEED
 

@@ -29,6 +29,9 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl resume runs/NAME                            go on after a crash or Ctrl-C
   llamarl view runs/NAME                              how it goes or went
   llamarl export runs/NAME model/                     a Hugging Face checkpoint
+  llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
+  llamarl judge audit --judge rewards.py:reward       can your judge be cheated?
+  llamarl eval multi-if --data builtin --model m --out results
 """
 
 

@@ -1,6 +1,6 @@
 """Reads and checks everything that can be wrong with a run before anything starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from llamarl.core.errors import DataError
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import read_prompts
-from llamarl.judges.config import build_judge
+from llamarl.judges.config import build_panel
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
@@ -27,6 +27,8 @@ class PreparedTask:
     skipped_rows: Sequence[Any]
     baselines: Mapping[str, Completion]
     """By prompt id, where the algorithm may fall back on `info.baseline`."""
+    paying: Mapping[str, float]
+    """Weights of the judges whose scores make the reward, by name."""
 
     @property
     def algorithm(self) -> AlgorithmConfig:
@@ -107,8 +109,6 @@ def prepare(recipe: Recipe) -> Prepared:
     tasks = [_prepare_task(recipe, task, tokenizer) for task in recipe.all_tasks]
     prepared = Prepared(recipe, tasks, tokenizer, config.max_position_embeddings, limits)
     _check_lengths(prepared)
-    for task in tasks:
-        _check_judges(task)
     return prepared
 
 
@@ -128,7 +128,8 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer) -> Pre
     assert task.algorithm is not None
     uses_baseline = getattr(task.algorithm.build(), "uses_baseline", False)
     baselines = _baselines(tokenizer, prompts) if uses_baseline else {}
-    return PreparedTask(task, prompts, held_out, rows.skipped, baselines)
+    paying = _check_judges(task, [*prompts, *held_out])
+    return PreparedTask(task, prompts, held_out, rows.skipped, baselines, paying)
 
 
 def _of_task(name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -193,10 +194,12 @@ def _check_lengths(prepared: Prepared) -> None:
             )
 
 
-def _check_judges(task: PreparedTask) -> None:
-    """Builds every judge once and lets those that can look at each prompt before the run."""
-    for config in task.config.judges:
-        check = getattr(build_judge(config), "check", None)
-        if check is not None:
-            for prompt in (*task.prompts, *task.held_out):
-                check(prompt)
+def _check_judges(config: TaskConfig, prompts: Iterable[Prompt]) -> dict[str, float]:
+    """Builds the judges once and lets those that can look at each prompt; returns the weights of those that pay."""
+    panel = build_panel(config.judges)
+    try:
+        panel.check(prompts)
+    finally:
+        panel.close()
+    pairs = zip(panel.judges, config.judges, strict=True)
+    return {judge.name: each.weight for judge, each in pairs if each.role == "reward"}

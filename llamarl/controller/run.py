@@ -38,7 +38,6 @@ from llamarl.data import PromptStream
 from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
-from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.models.checkpoint import load_model
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
@@ -307,14 +306,9 @@ def _run_task(recipe: Recipe, task: PreparedTask, ledger: Ledger) -> RunTask:
         config.prompts_per_step or 1,
         config.samples_per_prompt or 1,
         weight=1.0 if config.weight is None else config.weight,
-        watch=HackingWatch(recipe.watch, _paying(config.judges)),
+        watch=HackingWatch(recipe.watch, task.paying),
         baselines=task.baselines,
     )
-
-
-def _paying(judges: Sequence[JudgeConfig]) -> dict[str, float]:
-    """Weights of the judges whose scores make the reward, by name."""
-    return {build_judge(judge).name: judge.weight for judge in judges if judge.role == "reward"}
 
 
 def _evaluation(prepared: Prepared) -> Evaluation | None:

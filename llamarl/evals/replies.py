@@ -8,10 +8,11 @@ A line is handed to the operating system whole, so killing the process loses no 
 waited for every few seconds.
 """
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -145,33 +146,41 @@ class ReplyStore:
         self.close()
 
     def append(self, reply: Reply) -> None:
-        """Writes the line; from here on a kill of this process cannot lose it, and soon a power cut cannot either."""
-        try:
+        """Writes the line; from here on a kill of this process cannot lose it, and soon a power cut cannot either.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        with self._explained():
             self._file.append(_line(reply))
-        except OSError as error:
-            raise DataError(
-                f"{self._file.path}: cannot be written ({error.strerror}); make room and run the same again"
-            ) from error
         self._is_synced = False
         if time.monotonic() - self._last_sync >= SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        """Waits until the disk has what was appended."""
+        """Waits until the disk has what was appended. Raises `DataError` where it refuses."""
         if self._is_synced:
             return
         self._is_synced, self._last_sync = True, time.monotonic()
-        descriptor = os.open(self._file.path, os.O_RDONLY)
+        with self._explained(), open(self._file.path, "rb") as file:
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self._file.path}: cannot be written ({error.strerror}); mend that and run the same again"
+            ) from error
 
     def close(self) -> None:
         """Syncs, closes, and lets the directory go."""
-        self.sync()
-        self._file.close()
-        self._lock.close()
+        try:
+            self.sync()
+        finally:
+            self._file.close()
+            self._lock.close()
 
 
 def _line(reply: Reply) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def run_conversations(
     Raises:
         ConfigError: a wrong setting; `out` was begun with other settings or is in use; the model refuses requests.
         DataError: two conversations have the same key, or a turn on file was the answer to another question.
-        EndpointError: nothing but failures for so long that going on is pointless.
+        EndpointError: all turns failed, or so many one after another that going on is pointless.
     """
     return asyncio.run(
         hold_conversations(
@@ -136,6 +136,11 @@ class _Run:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+        if self.failed and not self.has_answered:
+            raise EndpointError(
+                f"all {len(self.places)} turns failed, the first with: {next(iter(self.failed.values())).error}; "
+                "mend the cause and run the same again"
+            )
         return [self.store.finished.get(place) or self.failed[place] for place in self.places]
 
     async def _work(self) -> None:

@@ -55,7 +55,7 @@ class RewardModel(LocalModelJudge):
             cut_penalty: subtracted from r where the token limit cut the text; for a baseline, where
                 `info["baseline_finish_reason"]` is `length`.
             device: where the model runs, such as `cuda`.
-            dtype: `float32`, `bfloat16` or `float16`.
+            dtype: `float32`, `bfloat16` or `float16`; the halves round scores to two or three digits.
             max_tokens: longest prompt with completion; None: what the model's positions allow. Longer ones fail.
             batch_tokens: most tokens of one forward pass, padding included.
             name: in verdicts and metrics.

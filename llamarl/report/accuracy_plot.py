@@ -60,7 +60,7 @@ def plot_comparison(comparison: Mapping[str, Any], path: str | Path) -> Path:
     """Draws the differences of two evaluations, by language and turn.
 
     Args:
-        comparison: of `evals.compare.compare`.
+        comparison: of `evals.comparison.compare`.
         path: of the PNG.
 
     Returns:

@@ -29,6 +29,24 @@ GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/lr"
 GRAD_SPIKE = "train/grad_spike"
 SKIPPED_NONFINITE = "train/skipped_nonfinite"
+VALUE_LOSS = "train/value_loss"
+VALUE_MEAN = "train/value/mean"
+RETURN_MEAN = "train/return/mean"
+PAIR_MARGIN = "train/pair/margin"
+PAIR_ACCURACY = "train/pair/accuracy"
+PAIR_CHOSEN = "train/pair/chosen_logprob"
+KEPT = "algorithm/kept_frac"
+SKIPPED_PROMPTS = "algorithm/skipped_prompts"
+FALLBACK = "algorithm/fallback_frac"
+VIOLATIONS = "algorithm/violation_rate"
+UNJUDGED = "algorithm/unjudged_frac"
+CALIBRATED_REWARD = "algorithm/calibrated_reward/mean"
+REGULARIZED_REWARD = "algorithm/regularized_reward/mean"
+BEST_REWARD = "algorithm/best_reward/mean"
+REWARD_GAP = "algorithm/reward_gap/mean"
+SEQUENCE_KL = "algorithm/kl/mean"
+KL_FACTOR_ZERO = "algorithm/kl_factor/zero_frac"
+KL_FACTOR_ABOVE_ONE = "algorithm/kl_factor/above_one_frac"
 TRAIN_TOKENS = "train/tokens"
 TRAIN_SAMPLES = "train/samples"
 SAMPLES_WITHOUT_SIGNAL = "train/samples_without_signal"
@@ -104,6 +122,36 @@ METRICS: dict[str, Metric] = {
         "samples without signal", "Those of them that were skipped: their advantage is 0 and so is their gradient."
     ),
     SKIPPED_NONFINITE: Metric("skipped updates", "Updates refused for a non-finite loss or gradient.", "", "down"),
+    VALUE_LOSS: Metric("critic's error", "Mean squared error of the critic over trained tokens.", "", "down"),
+    VALUE_MEAN: Metric("value", "Mean of the critic's values over trained tokens."),
+    RETURN_MEAN: Metric("return", "Mean return, which the critic is to predict, over trained tokens."),
+    PAIR_MARGIN: Metric(
+        "pair margin", "Mean over pairs of beta x (log-ratio of the better - of the worse).", "nats", "up"
+    ),
+    PAIR_ACCURACY: Metric("pair accuracy", "Share of pairs whose margin is above 0.", "", "up"),
+    PAIR_CHOSEN: Metric(
+        "log-prob of the better", "Mean over pairs of the better sample's log-prob per token.", "nats", "up"
+    ),
+    KEPT: Metric("kept", "Share that trains upwards: of judged samples with crpg, else of judged prompts.", "", "up"),
+    SKIPPED_PROMPTS: Metric("prompts skipped", "Judged prompts of the step from which nothing trains.", "prompts"),
+    FALLBACK: Metric("fallbacks", "Share of judged prompts that train on their baseline response.", "", "down"),
+    VIOLATIONS: Metric("violations", "Share of judged samples that break a constraint.", "", "down"),
+    UNJUDGED: Metric("unjudged", "Share of all samples that could not be judged, and so left the loss.", "", "down"),
+    CALIBRATED_REWARD: Metric(
+        "calibrated reward", "Mean over judged samples, whether they keep to the constraints or not.", "", "up"
+    ),
+    REGULARIZED_REWARD: Metric(
+        "regularised reward", "Mean over judged samples; the baseline that crpg subtracts.", "", "up"
+    ),
+    BEST_REWARD: Metric("best reward", "Mean over judged prompts of their best sample's reward.", "", "up"),
+    REWARD_GAP: Metric("reward gap", "Mean over pairs of the better sample's reward minus the worse one's."),
+    SEQUENCE_KL: Metric(
+        "KL of completions",
+        "Mean over judged samples of a completion's KL to the reference, as `kl` counts it.",
+        "nats",
+    ),
+    KL_FACTOR_ZERO: Metric("beyond the KL bound", "Share of judged samples whose KL is at least `kl_max`.", "", "down"),
+    KL_FACTOR_ABOVE_ONE: Metric("KL factor above 1", "Share of judged samples with a clearly negative KL estimate."),
     TIME_STEP: Metric("step", "Wall time from one optimizer step to the next.", "s", "down"),
     TIME_GENERATE: Metric("generate", "Time of the step in which the busiest generator had work.", "s"),
     TIME_JUDGE: Metric("judge", "Time of the step in which judging was under way.", "s"),

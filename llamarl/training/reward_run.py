@@ -210,8 +210,8 @@ class _Files:
     def claim(self, recipe: Mapping[str, Any]) -> None:
         """Writes the recipe or, where there is a checkpoint to go on from, checks that it is the one that is there."""
         if self.latest_checkpoint() is None:
-            write_json(self._directory / ENVIRONMENT_FILE, environment_record())
             write_json(self._recipe, recipe)
+            write_json(self._directory / ENVIRONMENT_FILE, environment_record())
         there = read_json(self._recipe)
         for name in recipe:
             if there.get(name) != recipe[name]:

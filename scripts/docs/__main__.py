@@ -38,6 +38,7 @@ ALGORITHMS: dict[str, type[BaseModel]] = {
 AREAS = {
     "rollout": "What was sampled: the step's batch, whose tokens may be older than the step.",
     "train": "The loss and the update.",
+    "algorithm": "What the algorithm made of the batch, for those that say so. Unjudged samples leave all but one.",
     "judge": "The judges, since the step before. `NAME` is the judge's name.",
     "eval": "The held-out prompts. These keys come in records of their own.",
     "data": "Prompts by fate, since the start of the run.",

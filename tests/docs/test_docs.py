@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -232,7 +233,7 @@ def test_generated_pages_are_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every key that tiny runs write: asynchronous AIPO, and GRPO with its reference model."""
+    """Every key that tiny runs write: asynchronous AIPO, GRPO with its reference model, and the rest side by side."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keys: set[str] = set()
@@ -240,8 +241,21 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         directory = tmp_path_factory.mktemp(name) / "run"
         train(Recipe.load(recipe_path("demo"), [*TINY, "--schedule.steps", "2", "--algorithm.type", name]), directory)
         keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
+    directory = tmp_path_factory.mktemp("tasks") / "run"
+    train(Recipe.parse(one_task_each(["crpg", "codpo", "crraft", "raft", "ppo"])), directory)
+    lines = read_metrics(directory / "metrics.jsonl")
+    keys |= {re.sub(r"^task/\w+/", "", key) for record in lines for key in record}
     torch.set_num_threads(threads)
     return keys - {"step", "time"}
+
+
+def one_task_each(algorithms: list[str]) -> dict[str, Any]:
+    """A run whose tasks are the demo's, each with another algorithm."""
+    plain = Recipe.load(recipe_path("demo"), [*TINY, "--schedule.steps", "2", "--schedule.max-staleness", "0"])
+    values = plain.model_dump(mode="json", exclude={"data", "judges", "algorithm", "tasks"})
+    source = {"data": plain.data, "judges": plain.judges, "held_out": plain.evaluation.source}
+    tasks = [{"name": name, "algorithm": {"type": name}, **source} for name in algorithms]
+    return {**values, "evaluation": {"num_prompts": 4}, "tasks": tasks}
 
 
 def test_every_metric_of_a_run_is_explained(written: set[str]) -> None:
@@ -278,8 +292,15 @@ def test_the_summary_s_fields_are_explained() -> None:
     assert [field.name for field in fields(RunSummary) if f"`{field.name}`" not in page] == []
 
 
-@pytest.mark.parametrize("config", ["aipo", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce_pp", "rloo"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("aipo", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce_pp", "rloo"),
+        *("ppo", "raft", "online_dpo", "crpg", "codpo", "crraft"),
+    ],
+)
 def test_every_algorithm_explains_what_it_logs(config: str) -> None:
     page = (ROOT / "docs" / "algorithms" / f"{config}.md").read_text()
-    for key in ("loss", "ratio/mean", "ppo_kl", "clip_frac/low", "clip_frac/high", "entropy", "kl_ref"):
+    clips = () if config in ("online_dpo", "codpo") else ("clip_frac/low", "clip_frac/high")
+    for key in ("loss", "ratio/mean", "ppo_kl", *clips, "entropy", "kl_ref"):
         assert f"| `train/{key}` |" in page, key

@@ -179,6 +179,7 @@ REFUSED = {
     "no object": (("--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--extra", "[1]"), "--extra"),
     "no JSON": (("--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--extra", "{"), "--extra"),
     "no address": (("--endpoint", "nowhere", "--model", "m"), "--endpoint: base_url"),
+    "nobody grades": (("--model", "m", "--workers", "0"), "--workers 0"),
     "nobody in flight": (("--model", "m", "--max-in-flight", "0"), "--max-in-flight 0"),
 }
 

@@ -130,6 +130,15 @@ def test_a_file_is_no_directory(tmp_path):
         ReplyStore(tmp_path / "file", SETTINGS)
 
 
+def test_a_file_that_vanishes_is_named(tmp_path):
+    store = ReplyStore(tmp_path, SETTINGS)
+    store.append(Reply("a", 1, "yes"))
+    (tmp_path / "responses.jsonl").unlink()
+    with pytest.raises(DataError, match=r"responses\.jsonl: cannot be written \(No such file"):
+        store.close()
+    ReplyStore(tmp_path, SETTINGS).close()
+
+
 HOLD = """
 import sys
 from pathlib import Path

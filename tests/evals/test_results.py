@@ -4,7 +4,7 @@ import pytest
 from released_rows import small_set
 
 from llamarl.core.errors import DataError
-from llamarl.evals.evaluate import evaluate, generation_record
+from llamarl.evals.evaluation import evaluate, generation_record
 from llamarl.evals.groups import Bootstrap
 from llamarl.evals.replies import Reply
 from llamarl.evals.results import MISSING, build_results, read_results

@@ -18,7 +18,7 @@ import functools
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError, DataError
@@ -36,6 +36,12 @@ CodeScore = Literal["all", "fraction"]
 class CodeJudge:
     """Scores a program by the unit tests that it passes, in a sandbox. May be called from any event loop."""
 
+    version = "1"
+    """Changes with every change of a verdict."""
+    cost_class = "free"
+    has_deadline = True
+    """Each call ends by itself, whatever the solution does; waiting for a free slot is not its fault."""
+
     def __init__(
         self,
         *,
@@ -44,7 +50,7 @@ class CodeJudge:
         test_seconds: float = 5.0,
         total_seconds: float = 30.0,
         tolerance: float = 1e-6,
-        limits: Limits | None = None,
+        limits: Limits | Mapping[str, int] | None = None,
         num_slots: int | None = None,
         python: str | None = None,
         unsafe_no_sandbox: bool = False,
@@ -58,7 +64,7 @@ class CodeJudge:
             test_seconds: wall clock of one test.
             total_seconds: of all tests of a completion.
             tolerance: for numbers with a decimal point on standard output.
-            limits: of each process inside.
+            limits: of each process inside (`Limits`), or some of its fields.
             num_slots: sandboxes at the same time; default: one per processor.
             python: interpreter for solutions, without packages; default: this one's base or the system's.
             unsafe_no_sandbox: run solutions with your own rights, unprotected. Every verdict says so.
@@ -78,7 +84,8 @@ class CodeJudge:
         self.name = name
         self._score, self._block, self._python, self._is_unsafe = score, block, python, unsafe_no_sandbox
         self._seconds = (test_seconds, total_seconds)
-        self._tolerance, self._limits, self._num_slots = tolerance, limits or Limits(), num_slots
+        self._tolerance, self._num_slots = tolerance, num_slots
+        self._limits = limits if isinstance(limits, Limits) else Limits.parse(limits or {})
 
     @property
     def is_sandboxed(self) -> bool:

@@ -25,8 +25,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, JudgeError
 
 FIRST_UID = 60_706
@@ -41,6 +42,7 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYT
 _NAMESPACES = ("--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
 _INSIDE = Path(__file__).with_name("inside")
 _PACKAGE = "llamarl.judges.code.inside"
+_NEEDED = {"solution": ("wire", "solution"), "grader": ("wire", "solution", "grader")}
 
 
 class SandboxError(JudgeError):
@@ -66,20 +68,33 @@ class Limits:
     cpu_seconds: int = 60
     files: int = 64
 
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"limits.{name}={getattr(self, name)!r}; give a positive whole number")
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, int]) -> "Limits":
+        """The limits with these fields. Raises `ConfigError` for one that there is not."""
+        for name in fields:
+            if name not in cls.__slots__:
+                raise ConfigError(f"no limits.{name}.{suggest(str(name), list(cls.__slots__))}")
+        return cls(**fields)
+
     def as_message(self) -> dict[str, int]:
         """For the processes inside."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def program(role: str, *arguments: int) -> str:
+def program(role: Literal["solution", "grader"], *arguments: int) -> str:
     """The text that Python runs inside: the modules of `inside/`, then `main` of one of them."""
     call = f"sys.modules[{_PACKAGE + '.' + role!r}].main({', '.join(map(str, arguments))})"
-    return f"{_modules()}\n{call}\n"
+    return f"{_modules(_NEEDED[role])}\n{call}\n"
 
 
 @functools.cache
-def _modules() -> str:
-    sources = {f"{_PACKAGE}.{name}": (_INSIDE / f"{name}.py").read_text() for name in ("wire", "solution", "grader")}
+def _modules(names: tuple[str, ...]) -> str:
+    sources = {f"{_PACKAGE}.{name}": (_INSIDE / f"{name}.py").read_text() for name in names}
     return (
         "import sys, types\n"
         f"for name, source in {sources!r}.items():\n"

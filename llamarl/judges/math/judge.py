@@ -49,6 +49,12 @@ class _Undecided:
 class MathJudge:
     """Scores 1 for the reference answer, else 0."""
 
+    version = "1"
+    """Changes with every change of a verdict."""
+    cost_class = "free"
+    has_deadline = True
+    """Each call ends by itself, whatever the answer is."""
+
     def __init__(
         self,
         *,

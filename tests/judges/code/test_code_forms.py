@@ -204,3 +204,7 @@ def test_rejects_wrong_settings() -> None:
         CodeJudge(total_seconds=1.0)
     with pytest.raises(ConfigError, match="num_slots=1000"):
         CodeJudge(num_slots=1000)
+    with pytest.raises(ConfigError, match=r"no limits.memory. Did you mean 'memory_bytes'"):
+        CodeJudge(limits={"memory": 1})
+    with pytest.raises(ConfigError, match=r"limits.files=0; give a positive whole number"):
+        CodeJudge(limits={"files": 0})

@@ -339,7 +339,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_sandbox_that_does_not_start_is_a_failed_verdict(judge: CodeJudge) -> None:
-    starved = CodeJudge(limits=Limits(file_bytes=0), num_slots=1)
+    starved = CodeJudge(limits=Limits(file_bytes=1 << 70), num_slots=1)
     for tests in (["assert f() == 1"], ["x = 1\nassert f() == x"], {"inputs": [""], "outputs": [""]}):
         (verdict,) = judged(starved, tests, "def f(): return 1")
         assert verdict.status is Status.FAILED and "a sandbox did not start" in verdict.reason, verdict

@@ -6,15 +6,20 @@ the solution's reach. An object of the solution's own class comes back as a `Rem
 whatever its `__eq__` says, and no comparison with plain data is ever asked of it.
 """
 
+from __future__ import annotations  # and TYPE_CHECKING: every run would pay for importing `typing`
+
 import ast
 import builtins
 import importlib
 import os
 import sys
-from typing import Any
 
 from llamarl.judges.code.inside.solution import BINARY, MAX_REQUEST_BYTES, UNARY, describe, limit, silence
 from llamarl.judges.code.inside.wire import Kept, Lines, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main(descriptor: int, solution_descriptor: int) -> None:
@@ -32,7 +37,7 @@ def main(descriptor: int, solution_descriptor: int) -> None:
     os._exit(0)
 
 
-def grade(solution: "Solution", tests: list[str], should_stop: bool) -> list[str]:
+def grade(solution: Solution, tests: list[str], should_stop: bool) -> list[str]:
     """Per test why it failed, or "". They share their names, in order."""
     try:
         names = solution.load()
@@ -53,7 +58,7 @@ def grade(solution: "Solution", tests: list[str], should_stop: bool) -> list[str
     return results
 
 
-def provided(solution: "Solution", names: list[str], tests: list[str]) -> dict[str, Any]:
+def provided(solution: Solution, names: list[str], tests: list[str]) -> dict[str, Any]:
     """What the tests may use without defining it.
 
     The solution's names, save builtins, so that it cannot redefine `all`; and save modules of the standard library

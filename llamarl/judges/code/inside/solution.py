@@ -9,6 +9,8 @@ change what it answers, and it does not know which answer is wanted.
     call and the other operations                                -> {"value": ...} or {"error": [type, text]}
 """
 
+from __future__ import annotations  # and TYPE_CHECKING: every run would pay for importing `typing`
+
 import atexit
 import builtins
 import operator
@@ -18,11 +20,14 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 from llamarl.judges.code.inside.wire import Kept, Lines, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 MAX_REQUEST_BYTES = 64 << 20
 MAX_ERROR_CHARACTERS = 300

@@ -4,10 +4,15 @@ None, bool, int, float, str and lists are JSON's own; the other plain types are 
 The exact type counts: an instance of a subclass, or of any other class, stays where it is and travels as a reference.
 """
 
+from __future__ import annotations  # and TYPE_CHECKING: every run would pay for importing `typing`
+
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 LARGE_BITS = 10_000
 """Integers beyond are written in base 16: Python bounds the decimal digits that it reads."""

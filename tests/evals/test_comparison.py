@@ -6,9 +6,9 @@ from released_rows import small_set
 from rich.console import Console
 
 from llamarl.core.errors import DataError
-from llamarl.evals.compare import ComparisonTable, compare, write_comparison
+from llamarl.evals.comparison import ComparisonTable, compare, write_comparison
 from llamarl.evals.conversations import read_conversations
-from llamarl.evals.evaluate import evaluate
+from llamarl.evals.evaluation import evaluate
 from llamarl.evals.groups import Bootstrap
 from llamarl.evals.replies import Reply
 from llamarl.evals.results import read_results

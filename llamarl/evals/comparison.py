@@ -118,7 +118,8 @@ def _compare_mode(
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """Rates of both and their differences, over the turns that both have."""
-    both = [place for place in a if place in b]
+    languages = {key: language for language, each in keys.items() for key in each}
+    both = [place for place in a if place in b and place[0] in languages]
     if not both:
         raise DataError("the two evaluations have no turn in common; evaluate the same conversations")
     lengths = {key: 0 for key, _ in both}
@@ -129,7 +130,6 @@ def _compare_mode(
     counts = {
         name: scores.count([each[place] for place in both], lengths, num_turns) for name, each in (("a", a), ("b", b))
     }
-    languages = {key: language for language, each in keys.items() for key in each}
     groups = group_rates(counts, [languages[key] for key in lengths], num_turns, bootstrap)
     return grouped_tree({name: _tree(pair["a"], pair["b"]) for name, pair in groups.items()})
 
