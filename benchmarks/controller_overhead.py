@@ -32,12 +32,12 @@ from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
+    Assignment,
     Completion,
     GenerationRequest,
     Prompt,
     Sample,
     StepResult,
-    TrainSample,
     Verdict,
     WeightManifest,
     WeightProof,
@@ -86,7 +86,9 @@ class IdleTrainer(Executor):
 
     version = 0
 
-    def train(self, samples: Sequence[TrainSample], watched_groups: Sequence[int] = ()) -> StepResult:
+    def train(
+        self, assignments: Sequence[Assignment], watched_groups: Sequence[int], weights: Sequence[float]
+    ) -> StepResult:
         """One more."""
         self.version += 1
         return StepResult(self.version, {"train/loss": 0.0, "train/grad_norm": 1.0})

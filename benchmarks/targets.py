@@ -54,6 +54,7 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 TRL, HF, MODEL, SYNC = "x TRL", "x HF generate", "x the model", "x synchronous"
+RELEASED = "x the released grader"
 HEAD = "headlines"
 
 TARGETS = (
@@ -91,6 +92,16 @@ TARGETS = (
     ),
     at_most(0.02, "controller, in-process", "of a 0.17 s step", "controller_overhead", HEAD, "inprocess full share"),
     at_most(10.0, "controller over Monarch", "ms a step", "controller_overhead", HEAD, "monarch full ms"),
+    at_least(5.0, "grading, replies of a few lines", RELEASED, "grading", HEAD, "short speed-up"),
+    at_least(5.0, "grading, replies of 1,500 characters", RELEASED, "grading", HEAD, "long speed-up"),
+    at_least(
+        0.9,
+        "evaluation through an endpoint",
+        "of the server's rate",
+        "endpoint_throughput",
+        HEAD,
+        "least evaluation/bare",
+    ),
     at_most(1.2, "peak memory of the demo", "GB", "startup", HEAD, "demo peak GB"),
     at_most(0.3, "import llamarl", "s", "startup", HEAD, "import llamarl s"),
     at_most(0.3, "llamarl --help", "s", "startup", HEAD, "llamarl --help s"),

@@ -3,8 +3,8 @@
     python -m experiments.cgpo_hacking             # six arms, three seeds
 
 World: the demo's format task and its 0.34M policy. Raters compared pairs of answers and liked the wished-for keyword,
-the more often the better, with a little regard for the rest (`utility`); a reward model was trained on their choices. So
-it knows something true, that the keyword belongs in, and something false, that more of it is better.
+the more often the better, with some regard for the rest (`utility`); a reward model was trained on their choices. So it
+knows something true, that the keyword belongs in, and something false, that more of it is better.
 
     ppo, crpg free            the reward model alone
     crpg, codpo, crraft, raft with four judges as constraints: count, case, end, vocabulary (raft ignores them)
@@ -28,7 +28,7 @@ from llamarl.training.reward_run import train_reward_model
 
 HERE = Path(__file__).parent
 POLICY = HERE.parent / "llamarl" / "tasks" / "assets" / "format"
-NUM_PAIRS = 4096
+NUM_PAIRS = 8192
 KEYWORD_LIKING = 0.5
 """How much a rater likes each further keyword, beside 1 for all that was asked."""
 NOISE = 0.3
@@ -47,9 +47,9 @@ ARMS: dict[str, dict[str, Any]] = {
 LEARNING_RATES = {"codpo": 1e-4}
 
 
-def answer(rng: random.Random, wanted: Constraints) -> str:
-    """An answer of any length, with the keyword any number of times."""
-    words = [wanted.keyword if rng.random() < 0.35 else rng.choice(WORDS) for _ in range(rng.randint(1, 9))]
+def answer(rng: random.Random, wanted: Constraints, num_words: int) -> str:
+    """An answer with the keyword any number of times."""
+    words = [wanted.keyword if rng.random() < 0.3 else rng.choice(WORDS) for _ in range(num_words)]
     text = " ".join(words)
     return (text.upper() if rng.random() < 0.5 else text) + rng.choice(".!")
 
@@ -62,12 +62,13 @@ def utility(wanted: Constraints, text: str) -> float:
 
 
 def pairs(seed: int) -> list[dict[str, Any]]:
-    """Compared answers, in TRL's format."""
+    """Compared answers of equal length, in TRL's format: the raters never saw that longer could be worse."""
     task, rows = FormatTask(seed), []
     for index in range(NUM_PAIRS):
         prompt, rng = task.prompt(index), random.Random(derive_seed("raters", seed, index))
         wanted = Constraints(**prompt.info)
-        one, other = answer(rng, wanted), answer(rng, wanted)
+        num_words = rng.randint(1, 6)
+        one, other = answer(rng, wanted, num_words), answer(rng, wanted, num_words)
         gap = utility(wanted, one) - utility(wanted, other) + rng.gauss(0, NOISE)
         if one != other:
             chosen, rejected = (one, other) if gap > 0 else (other, one)
@@ -92,7 +93,7 @@ def world(folder: Path, seed: int) -> Path:
         write_jsonl(directory / "pairs.jsonl", pairs(seed))
         write_jsonl(directory / "train.jsonl", prompts(seed, "train", 1024))
         write_jsonl(directory / "heldout.jsonl", prompts(seed, "heldout", 128))
-        config = RewardConfig(num_epochs=2, learning_rate=1e-3, on_bad_row="skip", seed=seed)
+        config = RewardConfig(num_epochs=3, learning_rate=1e-3, on_bad_row="skip", seed=seed)
         train_reward_model(str(POLICY), directory / "pairs.jsonl", directory / "reward", config)
     return directory
 

@@ -1,4 +1,4 @@
-"""eval multi-if, eval ifeval, eval compare: how well a model follows instructions."""
+"""eval multi-if, eval ifeval, eval compare: how well a model follows instructions. `eval_budget` has eval budget."""
 
 import argparse
 import json
@@ -85,6 +85,10 @@ llamarl eval ifeval --data google/IFEval --grade input_response_data.jsonl --out
     compare.add_argument("second", metavar="B", help="another one, on the same data")
     compare.add_argument("--out", metavar="DIR", help="where comparison.json and comparison.png are written")
 
+    from llamarl.cli.eval_budget import add_budget  # which uses the options of this module
+
+    add_budget(benchmarks)
+
 
 def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks take."""
@@ -99,7 +103,7 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     who.add_argument("--grade", metavar="FILE", help='grade these replies: lines of {"key", "turn", "response"}')
-    _add_generation_options(parser.add_argument_group("how it answers"))
+    add_generation_options(parser.add_argument_group("how it answers"))
     grading = parser.add_argument_group("grading")
     grading.add_argument(
         "--mode",
@@ -116,7 +120,7 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     add_view_options(parser)
 
 
-def _add_generation_options(group: "argparse._ArgumentGroup") -> None:
+def add_generation_options(group: "argparse._ArgumentGroup") -> None:
     """Sampling as in the released Multi-IF script, and how to ask. Defaults: see `DEFAULTS`."""
     group.add_argument("--max-tokens", type=int, metavar="N", help="token limit of a reply (default 1024)")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default 0.6)")
@@ -227,6 +231,8 @@ def _evaluate(
         print_json({"out": str(out), **results})
         return 0
     Console().print(ResultsTable(results))
+    if graded is None and results["failures"]["turns"]:
+        print("the same command again asks the failed turns once more")
     print(f"everything is in {out}; the figure is {out / 'accuracy.png'}")
     return 0
 
@@ -271,7 +277,7 @@ def _hold(arguments: argparse.Namespace, conversations: "Conversations", out: Pa
 
     replies = run_conversations(
         conversations,
-        _chat(arguments),
+        build_chat(arguments),
         out,
         max_in_flight=arguments.max_in_flight,
         seed=arguments.seed,
@@ -282,7 +288,8 @@ def _hold(arguments: argparse.Namespace, conversations: "Conversations", out: Pa
     return {(reply.key, reply.turn): reply for reply in replies}
 
 
-def _chat(arguments: argparse.Namespace) -> "Chat":
+def build_chat(arguments: argparse.Namespace) -> "Chat":
+    """Who answers: `model` natively, or behind `endpoint`."""
     from llamarl.core.sampling import Sampling
     from llamarl.evals.chats import EndpointChat, NativeChat
     from llamarl.models.endpoint import ChatEndpoint, EndpointConfig

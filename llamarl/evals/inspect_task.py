@@ -7,6 +7,9 @@ A metric's name is its place in `results.json`: `pooled/turns/1/strict/conversat
 A sample that Inspect gives up is in no denominator, none of its turns.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -190,9 +193,11 @@ def _scorer(mode: Mode, sentence_splitter: SentenceSplitter | None) -> Scorer:
 def _score(conversation: Conversation, verdicts: Sequence[TurnVerdict]) -> Score:
     """The value is the conversation's own mean over turns; NaN, which Inspect leaves out, where nothing is gradable."""
     num_turns = len(conversation.turns)
-    row = scores.count(verdicts, {conversation.key: num_turns}, num_turns)[0]
+    found = scores.rates(scores.count(verdicts, {conversation.key: num_turns}, num_turns)[0], num_turns)
+    overalls = [scores.or_none(value) for path, value in found.items() if path[-1] == "overall"]
+    graded = [value for value in overalls if value is not None]
     return Score(
-        value=float(scores.rates(row, num_turns)["mean_over_turns",]),
+        value=sum(graded) / len(graded) if graded else math.nan,
         explanation="\n".join(_missed(conversation, verdicts)) or "everything is followed",
         metadata={
             "language": conversation.language,

@@ -100,6 +100,9 @@ def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
         raise ConfigError(f"judges: {names}; give each a different 'name'")
     pairs = list(zip(names, configs, strict=True))
     weights = {name: config.weight for name, config in pairs}
-    timeouts = {name: None if config.isolation == "process" else config.timeout_seconds for name, config in pairs}
+    timeouts = {
+        judge.name: None if getattr(judge, "has_deadline", config.isolation == "process") else config.timeout_seconds
+        for judge, config in zip(judges, configs, strict=True)
+    }
     roles = {name: config.role for name, config in pairs}
     return JudgePanel(judges, weights, roles=roles, timeout_seconds=timeouts, **options)

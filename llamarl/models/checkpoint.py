@@ -222,7 +222,7 @@ _LOADING = threading.RLock()
 def quiet() -> Iterator[Any]:
     """The transformers module, imported on first use and silent (no progress bars, errors only) inside the block.
 
-    One block at a time: transformers changes global state while it loads, so two threads that load at once lose weights.
+    One block at a time: transformers changes global state while it loads, and two threads at once would lose weights.
     """
     import transformers
 

@@ -66,6 +66,7 @@ HELD_OUT_COUNT = "eval/reward/count"
 HELD_OUT_LENGTH = "eval/response_len/mean"
 HELD_OUT_SATISFIED = "eval/satisfied_frac"
 UNSCORED = "judge/unscored_frac"
+SATISFIED = "judge/satisfied_frac"
 DEGRADED = "judge/is_degraded"
 WATCH_REPETITION = "watch/repetition"
 WATCH_ALARMS = "watch/alarms"
@@ -183,6 +184,9 @@ METRICS: dict[str, Metric] = {
         "alarms", "Signs of reward hacking that hold now (docs/guides/reward-hacking.md).", "", "down"
     ),
     UNSCORED: Metric("unscored", "Share of the last 256 samples that have no reward.", "", "down"),
+    SATISFIED: Metric(
+        "satisfied", "Share of samples that meet every constraint judge, over those whose constraints were judged.", "", "up"
+    ),
     DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
     NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),

@@ -131,7 +131,7 @@ class PolicyTrainer:
         started = time.perf_counter()
         parts = [assignments] if isinstance(assignments, Assignment) else list(assignments)
         self._check_tasks(len(parts), weights)
-        shares = weights or [part.num_prompts / max(1, sum(p.num_prompts for p in parts)) for part in parts]
+        shares = weights or _shares(parts)
         for part, algorithm in zip(parts, self.algorithms, strict=True):
             check_references(part.samples, algorithm)
         for task, (part, weight) in enumerate(zip(parts, shares, strict=True)):
@@ -324,6 +324,12 @@ class PolicyTrainer:
         config: Any = self.model.config
         ids = probe_ids(config.vocab_size)
         return tuple(self._score_probe([SFTRow(ids[:1], ids[1:])]).logprobs.tolist())
+
+
+def _shares(assignments: Sequence[Assignment]) -> list[float]:
+    """Each task's share of the prompts; a lone task weighs 1."""
+    total = sum(assignment.num_prompts for assignment in assignments)
+    return [a.num_prompts / total if total else 1.0 for a in assignments]
 
 
 def _count(assignment: Assignment, max_tokens: int) -> Denominators:

@@ -24,6 +24,7 @@ from llamarl.recipes import recipe_path
 from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.training.config import SFTConfig
+from llamarl.training.reward_config import RewardConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -108,7 +109,7 @@ def test_every_page_is_on_the_map() -> None:
 def test_recipes_parse(block: Block) -> None:
     """A block that names a model is a whole recipe; any other is laid over a minimal one."""
     values = tomllib.loads(block.text)
-    Recipe.parse(values if "model" in values and "data" in values else merge(MINIMAL, values))
+    Recipe.parse(values if "model" in values and values.keys() & {"data", "tasks"} else merge(MINIMAL, values))
 
 
 @pytest.mark.parametrize("block", of_kind("bash", "console"), ids=str)
@@ -125,8 +126,8 @@ def check_command(words: list[str]) -> None:
     assert arguments.takes_overrides or not rest, rest
     if rest:
         overrides = parse_overrides(rest)
-        is_sft = words[0] == "sft"
-        model, base = (SFTConfig, {}) if is_sft else (Recipe, MINIMAL)
+        others = {"sft": SFTConfig, "reward": RewardConfig}
+        model, base = (others[words[0]], {}) if words[0] in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 
 
@@ -251,9 +252,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def one_task_each(algorithms: list[str]) -> dict[str, Any]:
     """A run whose tasks are the demo's, each with another algorithm."""
-    plain = Recipe.load(recipe_path("demo"), [*TINY, "--schedule.steps", "2", "--schedule.max-staleness", "0"])
+    room = ["--sampling.max-tokens", "48"]  # so that some answers are right, and there are pairs
+    plain = Recipe.load(recipe_path("demo"), [*TINY, *room, "--schedule.steps", "2", "--schedule.max-staleness", "0"])
     values = plain.model_dump(mode="json", exclude={"data", "judges", "algorithm", "tasks"})
-    source = {"data": plain.data, "judges": plain.judges, "held_out": plain.evaluation.source}
+    judges = [*plain.judges, plain.judges[0].model_copy(update={"name": "kept", "role": "constraint"})]
+    source = {"data": plain.data, "judges": judges, "held_out": plain.evaluation.source}
     tasks = [{"name": name, "algorithm": {"type": name}, **source} for name in algorithms]
     return {**values, "evaluation": {"num_prompts": 4}, "tasks": tasks}
 

@@ -40,4 +40,8 @@ def evaluate(kind, place, out, max_in_flight=4, progress=None):
 
 if __name__ == "__main__":
     kind, place, out, num = sys.argv[1:]
+    if kind == "native":
+        import torch
+
+        torch.set_num_threads(1)
     evaluate(kind, place, out, progress=PrintedProgress(int(num) if kind == "native" else None))

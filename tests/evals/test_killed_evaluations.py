@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from child_evaluation import TALKS, evaluate
 from fake_server import FakeServer, Reply
 from scripted_chats import build_talker
@@ -69,6 +70,8 @@ def test_an_evaluation_of_a_server_goes_on_where_it_was_stopped(tmp_path, with_s
 
 
 def test_an_evaluation_of_a_checkpoint_goes_on_where_it_was_killed(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model = build_talker(tmp_path / "model")
     stop("native", model, tmp_path / "killed", signal.SIGKILL, after=5)
     tear(tmp_path / "killed")
@@ -77,3 +80,4 @@ def test_an_evaluation_of_a_checkpoint_goes_on_where_it_was_killed(tmp_path):
     resumed = evaluate("native", model, tmp_path / "killed")
     assert texts(resumed) == texts(evaluate("native", model, tmp_path / "whole"))
     assert all(before[reply.key, reply.turn] == reply for reply in resumed if (reply.key, reply.turn) in before)
+    torch.set_num_threads(threads)

@@ -5,7 +5,6 @@ scripts             this process <--socket--> grader <--socket--> solution      
 """
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamarl.judges.code.compare import same_output, same_value
-from llamarl.judges.code.inside.wire import decode, encode
+from llamarl.judges.code.inside.wire import decode, encode, unpack
 from llamarl.judges.code.sandbox import (
     START_SECONDS,
     Limits,
@@ -21,15 +20,14 @@ from llamarl.judges.code.sandbox import (
     SolutionEndedError,
     command,
     new_nonce,
-    parse_message,
     program,
     slot_uid,
 )
 from llamarl.judges.code.unit_tests import Call, Program, Script, Test
 
 MAX_RESULT_BYTES = 16 << 20
-_ESCAPED = 8
-"""A byte of output has at most this many in JSON."""
+_OVERHEAD_BYTES = 4096
+"""Of a message, beside what the solution wrote or returned."""
 _GRACE_SECONDS = 1.0
 """After a test's time, for the process inside to say that it was late."""
 
@@ -79,7 +77,7 @@ def _run(setup: Setup, session: Session, tests: Sequence[Test], deadline: float)
     def exchange(request: dict[str, Any], seconds: float) -> dict[str, Any]:
         end = min(deadline, time.monotonic() + seconds)
         session.send(request, end)
-        return session.receive(end, _ESCAPED * setup.limits.output_bytes + 4096)
+        return session.receive(end, setup.limits.output_bytes + _OVERHEAD_BYTES)
 
     results: list[str] = []
     try:
@@ -100,7 +98,9 @@ def _run_one(setup: Setup, test: Test, exchange: Callable[[dict[str, Any], float
         answer = exchange({"ask": "program", "stdin": test.stdin, "seconds": seconds}, seconds + _GRACE_SECONDS)
         if answer.get("end"):
             return str(answer["end"])
-        return "" if same_output(str(answer.get("output", "")), test.stdout, setup.tolerance) else "wrong output"
+        output = answer.get("output")
+        text = output.decode("utf-8", "replace") if isinstance(output, bytes) else ""
+        return "" if same_output(text, test.stdout, setup.tolerance) else "wrong output"
     assert isinstance(test, Call)
     request = {
         "ask": "call",
@@ -108,17 +108,22 @@ def _run_one(setup: Setup, test: Test, exchange: Callable[[dict[str, Any], float
         "kwargs": {key: encode(value, _refuse) for key, value in test.kwargs.items()},
     }
     if test.comparison != "json":  # assertions share the module's state, as they would in one script
-        return _judge_call(exchange(request, seconds), test, setup)
+        return _judge_call(exchange(request, seconds), test)
     answer = exchange({**request, "seconds": seconds}, seconds + _GRACE_SECONDS)
-    raw = answer.get("raw")
-    return _judge_call(parse_message(raw.encode()) if isinstance(raw, str) else answer, test, setup)
+    packed = answer.get("packed")
+    return _judge_call(_unpacked(packed) if isinstance(packed, bytes) else answer, test)
 
 
-def _judge_call(answer: dict[str, Any], call: Call, setup: Setup) -> str:
+def _unpacked(answer: bytes) -> dict[str, Any]:
+    try:
+        return unpack(answer)
+    except ValueError as error:
+        raise SolutionEndedError(f"answered nonsense ({error})") from None
+
+
+def _judge_call(answer: dict[str, Any], call: Call) -> str:
     if failure := _failure(answer):
         return failure
-    if len(json.dumps(answer)) > setup.limits.output_bytes:
-        return f"returned more than {setup.limits.output_bytes} bytes"
     try:
         value = decode(answer["value"], _refuse)
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):

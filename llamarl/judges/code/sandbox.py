@@ -12,7 +12,6 @@ Where that cannot be had, `find_python` raises: nothing runs unprotected unless 
 """
 
 import functools
-import json
 import os
 import secrets
 import shutil
@@ -29,6 +28,7 @@ from typing import Any, Literal
 
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, JudgeError
+from llamarl.judges.code.inside.wire import Frames
 
 FIRST_UID = 60_706
 """Users 60706 to 61183 belong to nobody on systems that follow systemd's division."""
@@ -146,7 +146,8 @@ class Session:
             ours: this side's end of the socket, which the session closes.
             theirs: ends that the process gets; the caller closes its copies.
         """
-        self._connection, self._pending = ours, b""
+        self._connection, self._deadline = ours, 0.0
+        self._frames = Frames(self._read, self._write, 0)
         try:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 arguments,
@@ -169,29 +170,31 @@ class Session:
 
     def send(self, message: Mapping[str, Any], deadline: float) -> None:
         """Sends one message. Raises `SolutionEndedError` past the deadline or where nobody reads."""
+        self._deadline = deadline
         try:
-            self._connection.settimeout(max(deadline - time.monotonic(), 1e-6))
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
+            self._frames.send(dict(message))
         except OSError as error:
             raise _ending(error) from None
 
     def receive(self, deadline: float, max_bytes: int) -> dict[str, Any]:
         """The next message. Raises `SolutionEndedError` at the deadline, at the end, and for what is no message."""
-        pieces, size = [self._pending], len(self._pending)
-        while b"\n" not in pieces[-1]:
-            try:
-                self._connection.settimeout(max(deadline - time.monotonic(), 1e-6))
-                piece = self._connection.recv(1 << 16)
-            except OSError as error:
-                raise _ending(error) from None
-            size += len(piece)
-            if not piece:
-                raise SolutionEndedError("ended its process early")
-            if size > max_bytes:
-                raise SolutionEndedError("answered too much")
-            pieces.append(piece)
-        line, _, self._pending = b"".join(pieces).partition(b"\n")
-        return parse_message(line)
+        self._deadline, self._frames.max_bytes = deadline, max_bytes
+        try:
+            return self._frames.receive()
+        except EOFError:
+            raise SolutionEndedError("ended its process early") from None
+        except OSError as error:
+            raise _ending(error) from None
+        except ValueError as error:
+            raise SolutionEndedError(f"answered nonsense or too much ({error})") from None
+
+    def _read(self, size: int) -> bytes:
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-6))
+        return self._connection.recv(size)
+
+    def _write(self, data: bytes) -> int:
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-6))
+        return self._connection.send(data)
 
     def wait_ready(self, start: Mapping[str, Any], deadline: float) -> None:
         """Sends the first message and waits for its nonce. Raises `SandboxError`: nothing of the solution ran yet."""
@@ -235,17 +238,6 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # gone, or a kernel that does not list them
         return []
-
-
-def parse_message(line: bytes) -> dict[str, Any]:
-    """A message from inside: an object in JSON, or `SolutionEndedError`."""
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict):
-        raise SolutionEndedError("answered nonsense")
-    return message
 
 
 def _ending(error: OSError) -> SolutionEndedError:

@@ -171,7 +171,7 @@ def _items(text: str, depth: int) -> _Answer | None:
     if len(text) > 2 and text[-1] in _BRACKETS.get(text[0], "") and _is_one_bracket(text):
         kind, inner = ("set", text[1:-1]) if text[0] == "{" else (text[0] + text[-1], text[1:-1])
     parts = _split(inner)
-    if len(parts) > _MAX_ITEMS or (len(parts) < 2 and text[0] != "{"):
+    if len(parts) > _MAX_ITEMS or (len(parts) < 2 and not text.startswith("{")):
         return None
     return _Items(kind, tuple(_read(part, depth + 1) for part in parts))
 

@@ -1,5 +1,6 @@
 """Forms of unit tests and their comparison; nothing runs here."""
 
+import contextlib
 import json
 import math
 from fractions import Fraction
@@ -13,12 +14,17 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
 from llamarl.judges.code import Call, CodeJudge, Program, Script, parse_tests
 from llamarl.judges.code.compare import same_output, same_value
-from llamarl.judges.code.inside.wire import decode, encode
+from llamarl.judges.code.inside.wire import Frames, decode, encode, pack, unpack
 from llamarl.judges.code.unit_tests import find_tests
 
 
 def refuse(*value: Any) -> Any:
     raise ValueError(value)
+
+
+def sent(value: Any) -> Any:
+    """What arrives at the other side."""
+    return unpack(pack({"value": value}))["value"]
 
 
 # golden
@@ -150,13 +156,13 @@ plain = st.recursive(
 @given(plain)
 @settings(max_examples=150, deadline=None)
 def test_plain_data_comes_over_the_wire_as_it_is(value: Any) -> None:
-    sent = json.loads(json.dumps(encode(value, refuse)))
-    assert decode(sent, refuse) == value and type(decode(sent, refuse)) is type(value)
+    got = decode(sent(encode(value, refuse)), refuse)
+    assert got == value and type(got) is type(value)
 
 
 def test_large_and_odd_numbers_come_over() -> None:
     for value in (10**20_000, -(2**100_000), math.inf, 1 + 2j, Fraction(1, 3), bytearray(b"x")):
-        assert decode(json.loads(json.dumps(encode(value, refuse))), refuse) == value
+        assert decode(sent(encode(value, refuse)), refuse) == value
 
 
 # rejects
@@ -174,6 +180,42 @@ def test_what_only_looks_like_plain_data_does_not_pass() -> None:
             encode(value, refuse)
     with pytest.raises(ValueError):
         decode({"t": "theirs", "v": 0}, refuse)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"n", b"l1:n", b"m1:s1:an?", b"m1:s1:ai;", b"m1:s1:aix;", b"m1:s1:as99:x", b"m999999999:n", b"m1:l0:n"),
+        *(b"m1:s1:a" + b"l1:" * 100_000, b"m-1:", b"m0:n", b"m1:s1:as1:\xff", b"q" * 50, b"m1:s1:ad1..2;", b"m1:s:n"),
+    ],
+)
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        unpack(data)
+
+
+@pytest.mark.parametrize("data", [b"5", b"x:", b"-1:", b"9999:", b"1" * 30, b"1:n", b"3:m0:"])
+def test_frames_are_bounded(data: bytes) -> None:
+    stream = bytearray(data)
+
+    def read(size: int) -> bytes:
+        piece = bytes(stream[:2])
+        del stream[:2]
+        return piece
+
+    frames = Frames(read, len, max_bytes=100)
+    if data == b"3:m0:":
+        assert frames.receive() == {}
+    else:
+        with pytest.raises((ValueError, EOFError)):
+            frames.receive()
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(unpack(data), dict)
 
 
 @pytest.mark.parametrize(

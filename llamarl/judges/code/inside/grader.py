@@ -15,7 +15,7 @@ import os
 import sys
 
 from llamarl.judges.code.inside.solution import BINARY, MAX_REQUEST_BYTES, UNARY, describe, limit, silence
-from llamarl.judges.code.inside.wire import Kept, Lines, decode, encode
+from llamarl.judges.code.inside.wire import Frames, Kept, decode, descriptor_frames, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def main(descriptor: int, solution_descriptor: int) -> None:
     """Runs the tests that come over `descriptor` and answers there."""
     descriptor = os.dup(descriptor)
-    lines = Lines(descriptor, descriptor, MAX_REQUEST_BYTES)
+    lines = descriptor_frames(descriptor, MAX_REQUEST_BYTES)
     start = lines.receive()
     silence()
     limit(start["limits"])
-    solution = Solution(Lines(solution_descriptor, solution_descriptor, start["limits"]["output_bytes"]))
+    solution = Solution(descriptor_frames(solution_descriptor, start["limits"]["output_bytes"]))
     solution.lines.send({key: start[key] for key in ("source", "limits", "nonce")})
     lines.send({"ready": solution.lines.receive()["ready"]})
     results = grade(solution, start["tests"], start["should_stop"])
@@ -87,7 +87,7 @@ class LostError(BaseException):
 class Solution:
     """The solution's process, as asked by this one."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Frames) -> None:
         self.lines = lines
         self.is_lost = False
         self._kept = Kept()

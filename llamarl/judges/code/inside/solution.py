@@ -5,7 +5,7 @@ change what it answers, and it does not know which answer is wanted.
 
     ready    <- {"source", "limits", "nonce"}                     -> {"ready": nonce}
     load     runs the source as a module                         -> {"value": names} or {"error": [type, text]}
-    program  runs the source as a program on a standard input    -> {"output", "error", "status", "end"}
+    program  runs the source as a program on a standard input    -> {"output", "end"}
     call and the other operations                                -> {"value": ...} or {"error": [type, text]}
 """
 
@@ -17,12 +17,11 @@ import operator
 import os
 import resource
 import select
-import signal
 import sys
 import time
 from types import ModuleType
 
-from llamarl.judges.code.inside.wire import Kept, Lines, decode, encode
+from llamarl.judges.code.inside.wire import Frames, Kept, decode, descriptor_frames, encode, pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,12 +30,13 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES = 64 << 20
 MAX_ERROR_CHARACTERS = 300
+SIGKILL = 9
 
 
 def main(descriptor: int) -> None:
     """Serves requests from `descriptor` until it closes."""
     descriptor = os.dup(descriptor)
-    lines = Lines(descriptor, descriptor, MAX_REQUEST_BYTES)
+    lines = descriptor_frames(descriptor, MAX_REQUEST_BYTES)
     start = lines.receive()
     silence()
     limit(start["limits"])
@@ -78,7 +78,7 @@ def limit(limits: dict[str, int]) -> None:
 class Server:
     """Answers requests about one solution."""
 
-    def __init__(self, lines: Lines, source: str, max_output_bytes: int) -> None:
+    def __init__(self, lines: Frames, source: str, max_output_bytes: int) -> None:
         self._lines, self._source, self._max_output_bytes = lines, source, max_output_bytes
         self._kept = Kept()
         self._module = ModuleType("solution")
@@ -143,13 +143,12 @@ class Server:
 
         def work(output: int) -> int:
             silence()
-            Lines(-1, output, 0).send(self._now(request))
+            with open(output, "wb", closefd=False) as file:
+                file.write(pack(self._now(request)))
             return 0
 
         output, _, status, end = in_child(work, seconds, self._max_output_bytes)
-        if end or status or not output.endswith(b"\n"):
-            return {"error": ["", end or ended(status)]}
-        return {"raw": output.decode("utf-8", "replace")}
+        return {"error": ["", end or ended(status)]} if end or status or not output else {"packed": output}
 
     def _program(self, request: dict[str, Any]) -> dict[str, Any]:
         stdin = os.memfd_create("stdin")
@@ -167,7 +166,7 @@ class Server:
         last_line = error.decode("utf-8", "replace").strip().rpartition("\n")[2][:MAX_ERROR_CHARACTERS]
         if not end and status:
             end = f"raised {last_line}" if last_line else ended(status)
-        return {"output": output.decode("utf-8", "replace"), "end": end}
+        return {"output": output, "end": end}
 
 
 class Callback:
@@ -224,7 +223,7 @@ def in_child(work: Callable[[int], int], seconds: float, max_bytes: int) -> tupl
     output, errors, end = collect(child, out_read, error_read, seconds, max_bytes)
     for kill in (os.killpg, os.kill):
         try:
-            kill(child, signal.SIGKILL)
+            kill(child, SIGKILL)
         except OSError:
             continue
     _, status = os.waitpid(child, 0)
@@ -275,6 +274,8 @@ def collect(child: int, out_read: int, error_read: int, seconds: float, max_byte
 def ended(status: int) -> str:
     """How a process ended, in words."""
     if os.WIFSIGNALED(status):
+        import signal
+
         return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
     return f"exited with status {os.WEXITSTATUS(status)}"
 
