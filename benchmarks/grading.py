@@ -15,7 +15,8 @@ needs NLTK's Punkt data for them.
 
 Both load their language profiles in the warm-up round. Ours also remembers the n-grams of words; it forgets them before
 each round, so that no reply gains by the round before. A worker process imports the package and loads the profiles
-itself, which takes seconds: few replies don't gain by workers.
+itself, which takes seconds: few replies don't gain by workers. The copies that workers share out repeat their words, so
+replies per second of those rows compare with each other only.
 """
 
 import json

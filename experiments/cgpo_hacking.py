@@ -1,13 +1,13 @@
 """Do constraints stop reward hacking? A reward model that can be cheated, with and without a mixture of judges.
 
-    python -m experiments.cgpo_hacking             # six arms, three seeds
+    python -m experiments.cgpo_hacking             # five arms, three seeds
 
 World: the demo's format task and its 0.34M policy. Raters compared pairs of answers and liked the wished-for keyword,
 the more often the better, with some regard for the rest (`utility`); a reward model was trained on their choices. So it
 knows something true, that the keyword belongs in, and something false, that more of it is better.
 
     ppo, crpg free            the reward model alone
-    crpg, codpo, crraft, raft with four judges as constraints: count, case, end, vocabulary (raft ignores them)
+    crpg, codpo, crraft       with four judges as constraints: count, case, end, vocabulary
 
 `format`, the exact checker, watches all arms and pays none: its pass rate is the true reward.
 """
@@ -42,7 +42,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "crpg": {"type": "crpg", "kl_max": KL_MAX},
     "codpo": {"type": "codpo"},
     "crraft": {"type": "crraft", "kl_max": KL_MAX},
-    "raft": {"type": "raft"},
 }
 LEARNING_RATES = {"codpo": 1e-4}
 
@@ -110,7 +109,7 @@ def arm(folder: Path, name: str, seed: int) -> Recipe:
         {"function": "format", "role": "watch"},
         {"function": f"{HERE / 'constraints.py'}:all_constraints", "role": "watch"},
     ]
-    role = "watch" if "free" in name or name in ("ppo", "raft") else "constraint"
+    role = "watch" if "free" in name or name == "ppo" else "constraint"
     judges += [{"function": f"{HERE / 'constraints.py'}:{part}", "role": role} for part in CONSTRAINTS]
     return Recipe.parse(
         {
@@ -125,6 +124,7 @@ def arm(folder: Path, name: str, seed: int) -> Recipe:
             "trainer": {"learning_rate": LEARNING_RATES.get(name, 2e-4), "warmup_steps": 10},
             "guard": {"reward_fraction": 0.0},
             "seed": seed,
+            "threads": 1,
         }
     )
 

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from llamarl.core.errors import ConfigError
 if TYPE_CHECKING:
     from llamarl.core.records import Prompt
     from llamarl.evals.budget import BudgetPlan
-    from llamarl.evals.budget_samples import Ask, Attempt
+    from llamarl.evals.budget_samples import AnswerFunction, Ask, Attempt, Reading
     from llamarl.evals.chats import Chat
+    from llamarl.evals.replies import Reply
 
 SIZES = (1, 2, 4, 8)
 INSTRUCTED, CHAIN_MODES = ("plain", "voting", "adaptive"), ("S", "L", "A")
@@ -98,30 +99,24 @@ def run_budget(arguments: argparse.Namespace) -> int:
     """`llamarl eval budget`."""
     from rich.console import Console
 
-    from llamarl.evals.budget import BudgetPlan, budget_results
-    from llamarl.evals.budget_samples import read_problems
+    from llamarl.evals.budget import budget_results
+    from llamarl.evals.budget_samples import assess, read_problems
     from llamarl.evals.budget_table import BudgetTable
-    from llamarl.evals.groups import Bootstrap
     from llamarl.report.files import write_json
     from llamarl.report.frontier_plot import plot_frontier
 
     models = _models(arguments)
     asks = {name: _ask(how, arguments.data) for name, how in _pairs("--ask", arguments.ask, models).items()}
     _settle(arguments, models)
-    baselines = arguments.baseline or [next(iter(models))]
-    for name in baselines:
-        _check_name("--baseline", name, models)
-    plan = BudgetPlan(
-        tuple(dict.fromkeys(baselines)),
-        _sizes("--votes", arguments.votes),
-        _sizes("--best-of", arguments.best_of),
-        Bootstrap(arguments.seed),
-    )
-    _check_samples(arguments, plan)
+    plan, reading = _plan(arguments, models), _reading(arguments)
     problems = read_problems(
         arguments.data, limit=arguments.limit, split=arguments.split, on_bad_row=arguments.on_bad_row
     )
-    attempts = {name: _attempts(arguments, problems, name, where, asks.get(name)) for name, where in models.items()}
+    reading.check(problems)
+    attempts = {
+        name: assess(problems, _replies(arguments, problems, name, where, asks.get(name)), reading)
+        for name, where in models.items()
+    }
     results = budget_results(problems, attempts, plan)
     results["settings"] = _record(arguments, models) | {"skipped_rows": [str(row) for row in problems.skipped]}
     out = Path(arguments.out)
@@ -221,7 +216,16 @@ def _sizes(option: str, text: str | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split(","))
 
 
-def _check_samples(arguments: argparse.Namespace, plan: "BudgetPlan") -> None:
+def _plan(arguments: argparse.Namespace, models: Mapping[str, str | None]) -> "BudgetPlan":
+    """What is compared; settles the number of samples."""
+    from llamarl.evals.budget import BudgetPlan
+    from llamarl.evals.groups import Bootstrap
+
+    baselines = dict.fromkeys(arguments.baseline or [next(iter(models))])
+    for name in baselines:
+        _check_name("--baseline", name, models)
+    votes, best_of = _sizes("--votes", arguments.votes), _sizes("--best-of", arguments.best_of)
+    plan = BudgetPlan(tuple(baselines), votes, best_of, Bootstrap(arguments.seed))
     if arguments.samples_per_prompt is None:
         arguments.samples_per_prompt = plan.num_needed
     if arguments.samples_per_prompt < plan.num_needed:
@@ -231,22 +235,21 @@ def _check_samples(arguments: argparse.Namespace, plan: "BudgetPlan") -> None:
         )
     if arguments.samples_per_prompt > 1 and not arguments.temperature:
         raise ConfigError("--temperature 0: all samples of a problem would be equal; give a temperature above 0")
+    return plan
 
 
-def _attempts(
+def _replies(
     arguments: argparse.Namespace, problems: "Sequence[Prompt]", name: str, where: str | None, ask: "Ask | None"
-) -> "dict[str, list[Attempt]]":
-    """One model's samples, judged."""
+) -> "dict[str, list[Reply]]":
+    """One model's samples."""
     from rich.console import Console
 
-    from llamarl.data.groups import load_group_function
-    from llamarl.evals.budget_samples import assess, sample
+    from llamarl.evals.budget_samples import sample
     from llamarl.evals.progress import make_progress
 
-    group, answer = load_group_function(arguments.groups), _answer_function(arguments.answers)
     if not arguments.quiet:
         Console(stderr=True).print(f"{name}:", style="bold", highlight=False)
-    replies = sample(
+    return sample(
         problems,
         _chat(arguments, where),
         Path(arguments.out) / "samples" / name,
@@ -258,7 +261,6 @@ def _attempts(
         strip_thinking=arguments.strip_thinking,
         progress=make_progress(quiet=arguments.quiet, plain=arguments.plain),
     )
-    return assess(problems, replies, arguments.judge, group, answer)
 
 
 def _chat(arguments: argparse.Namespace, where: str | None) -> "Chat":
@@ -266,15 +268,17 @@ def _chat(arguments: argparse.Namespace, where: str | None) -> "Chat":
     return eval_commands.build_chat(argparse.Namespace(**vars(arguments) | mine))
 
 
-def _answer_function(spec: str) -> Callable[[str], str | None]:
+def _reading(arguments: argparse.Namespace) -> "Reading":
+    """Judge, groups and answers."""
     from llamarl.core.loading import load_object
-    from llamarl.evals.budget_samples import stated_answer, whole_answer
+    from llamarl.data.groups import load_group_function
+    from llamarl.evals.budget_samples import Reading, stated_answer, whole_answer
 
-    shipped = {"stated": stated_answer, "whole": whole_answer}
+    spec, shipped = arguments.answers, {"stated": stated_answer, "whole": whole_answer}
     if ":" not in spec and spec not in shipped:
         raise ConfigError(f"--answers {spec!r}: choose stated or whole, or name a function of a text, module:function")
-    found: Callable[[str], str | None] = shipped[spec] if spec in shipped else load_object(spec)
-    return found
+    answer: AnswerFunction = shipped[spec] if spec in shipped else load_object(spec)
+    return Reading(arguments.judge, load_group_function(arguments.groups), answer)
 
 
 def _record(arguments: argparse.Namespace, models: Mapping[str, str | None]) -> dict[str, Any]:

@@ -166,36 +166,48 @@ class _WholePrompts:
         await self._chat.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How replies are judged and measured."""
+
+    judge: str
+    """A judge's name, `module:function`, `file.py:function`, or a TOML file of judges."""
+    group: GroupFunction
+    answer: AnswerFunction
+
+    def check(self, problems: Sequence[Prompt]) -> None:
+        """Checks, before anything is asked, that the judge exists and the problems hold what it needs.
+
+        Raises:
+            ConfigError: names judge or problem, and what is missing.
+        """
+        panel = build_panel(read_judges(self.judge))
+        try:
+            panel.check(problems)
+        finally:
+            panel.close()
+
+
 def assess(
-    problems: Sequence[Prompt],
-    replies: Mapping[str, Sequence[Reply]],
-    judge: str,
-    group: GroupFunction,
-    answer: AnswerFunction,
+    problems: Sequence[Prompt], replies: Mapping[str, Sequence[Reply]], reading: Reading
 ) -> dict[str, list[Attempt]]:
-    """Judges and measures a model's replies.
+    """A model's samples by problem: judged, and measured.
 
     Args:
         problems: with reference answers where the judge needs them.
         replies: of `sample`.
-        judge: a judge's name, `module:function`, `file.py:function`, or a TOML file of judges.
-        group: of a response.
-        answer: what a text votes for.
+        reading: how.
 
     Raises:
         ConfigError, DataError, JudgeError: there is no such judge, a problem lacks what it needs, or it broke.
     """
-    return asyncio.run(_assess(problems, replies, judge, group, answer))
+    return asyncio.run(_assess(problems, replies, reading))
 
 
 async def _assess(
-    problems: Sequence[Prompt],
-    replies: Mapping[str, Sequence[Reply]],
-    judge: str,
-    group: GroupFunction,
-    answer: AnswerFunction,
+    problems: Sequence[Prompt], replies: Mapping[str, Sequence[Reply]], reading: Reading
 ) -> dict[str, list[Attempt]]:
-    panel = build_panel(read_judges(judge))
+    panel = build_panel(read_judges(reading.judge))
     texts = {id: tuple(reply.response for reply in each if reply.response is not None) for id, each in replies.items()}
     rows = [CompletionRow("problems", line, each, texts[each.id]) for line, each in enumerate(problems, start=1)]
     try:
@@ -208,7 +220,7 @@ async def _assess(
         found[problem.id] = [
             Attempt(problem.id, number, None, problem=reply.error or "no reply")
             if reply.response is None
-            else _judged(_measured(problem, number, reply, reply.response, group, answer), next(verdicts))
+            else _judged(_measured(problem, number, reply, reply.response, reading), next(verdicts))
             for number, reply in enumerate(replies[problem.id])
         ]
     return found
@@ -222,9 +234,7 @@ def _judged(attempt: Attempt, verdict: Sample) -> Attempt:
     return replace(attempt, is_right=verdict.reward >= CORRECT_FROM and verdict.is_satisfied is not False)
 
 
-def _measured(
-    problem: Prompt, number: int, reply: Reply, text: str, group: GroupFunction, answer: AnswerFunction
-) -> Attempt:
+def _measured(problem: Prompt, number: int, reply: Reply, text: str, reading: Reading) -> Attempt:
     """What can be told without the judge."""
     is_cut = reply.finish_reason == "length"
     completion = replace(text_completion(text), finish_reason="length" if is_cut else "stop")
@@ -232,8 +242,8 @@ def _measured(
         problem.id,
         number,
         None,
-        answer(text),
-        group(problem, completion),
+        reading.answer(text),
+        reading.group(problem, completion),
         num_answers_in(text),
         reply.prompt_tokens,
         reply.completion_tokens,

@@ -11,7 +11,7 @@ from llamarl.evals.budget import AXES
 from llamarl.evals.tables import Rate, fraction
 from llamarl.report.text import one_line
 
-LABELS = {"answers": "answers", "completion_tokens": "tokens", "total_tokens": "with prompt"}
+LABELS = {"answers": "answers", "completion_tokens": "tokens", "total_tokens": "+ prompt"}
 
 
 class BudgetTable:
@@ -37,7 +37,7 @@ class BudgetTable:
 
 def _points(results: Mapping[str, Any]) -> Table:
     """Models, votes and best-of-k, a row each."""
-    table = _table("", "accuracy", "answers", "tokens", "with\nprompt", "groups")
+    table = _table("", "accuracy", *LABELS.values(), "groups")
     for name, model in results["models"].items():
         shares = ", ".join(f"{group} {found['share']:.1%}" for group, found in model["groups"].items())
         table.add_row(name, fraction(model["accuracy"], with_interval=True), *_budget(model), shares)
@@ -58,7 +58,7 @@ def _budget(point: Mapping[str, Any]) -> Iterator[str]:
 
 def _gains(name: str, results: Mapping[str, Any]) -> Table:
     """Each model beside the baseline's votes, at the model's own mean budget."""
-    table = _table(f"{name}'s votes against", "at equal", "budget", "votes", "model", "gain")
+    table = _table(f"gain over {name}", "at equal", "budget", "votes", "model", "gain")
     for model, by_axis in results["baselines"][name]["gain"].items():
         found = results["models"][model]
         for axis, gain in by_axis.items():
@@ -74,7 +74,7 @@ def _gains(name: str, results: Mapping[str, Any]) -> Table:
 
 
 def _areas(name: str, baseline: Mapping[str, Any]) -> Table:
-    table = _table("area under the frontier", "over", "from", "to", "votes", "models", "gain")
+    table = _table("area", "under", "from", "to", "votes", "models", "gain")
     for axis, area in baseline["area"].items():
         if area["difference"] is not None:
             sides = [fraction(area[side]) for side in ("self_consistency", "models")]
@@ -134,7 +134,7 @@ def _notes(results: Mapping[str, Any]) -> Iterator[Text]:
 
 
 def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for index, header in enumerate(headers):
         is_text = index == 0 or header in ("", "groups")
         table.add_column(header, justify="left" if is_text else "right", vertical="bottom", no_wrap=header != "groups")

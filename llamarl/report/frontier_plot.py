@@ -53,9 +53,9 @@ def _draw_frontier(axes: "Axes", results: Mapping[str, Any], axis: str) -> None:
         votes, best = (_points(baseline[kind].values(), axis) for kind in ("self_consistency", "best_of"))
         if votes:
             is_known = True
-            x, y, low, high = (list(column) for column in zip(*votes, strict=True))
-            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.6, label=f"{name}: votes")
+            budgets, values, lows, highs = (list(column) for column in zip(*votes, strict=True))
+            axes.fill_between(budgets, lows, highs, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(budgets, values, "o-", color=colour, markersize=4, linewidth=1.6, label=f"{name}: votes")
             for k, (left, top, *_) in zip(baseline["self_consistency"], votes, strict=True):
                 axes.annotate(
                     k, (left, top), (0, -11), textcoords="offset points", fontsize=7.5, color=colour, ha="center"
@@ -64,8 +64,9 @@ def _draw_frontier(axes: "Axes", results: Mapping[str, Any], axis: str) -> None:
             axes.plot(
                 [p[0] for p in best], [p[1] for p in best], ":", color=GREY, linewidth=1.4, label=f"{name}: best of k"
             )
-        if corners := baseline["area"][axis]["frontier"]:
-            axes.plot(*zip(*corners, strict=True), "--", color=GREY, linewidth=1, label="frontier of the models")
+    corners = next(iter(results["baselines"].values()))["area"][axis]["frontier"]
+    if corners:
+        axes.plot(*zip(*corners, strict=True), "--", color=GREY, linewidth=1, label="frontier of the models")
     for (name, model), colour in zip(results["models"].items(), cycle(MODEL_COLOURS), strict=False):
         for x, y, low, high in _points([model], axis):
             is_known = True

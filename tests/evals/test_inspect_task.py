@@ -3,6 +3,8 @@
 import gc
 import json
 import math
+import subprocess
+import sys
 from importlib import resources
 from itertools import pairwise
 
@@ -54,16 +56,9 @@ def scripted(kind, wrap=str, seen=None):
 
 
 def run(tmp_path, model, epochs=1, **arguments):
-    """The log of `inspect eval llamarl/multi_if`, found through its entry point."""
-    arguments = {"sentence_splitter": "rules"} | arguments
-    (log,) = inspect_eval(
-        "llamarl/multi_if",
-        model,
-        task_args=arguments,
-        epochs=epochs,
-        log_dir=str(tmp_path / "logs"),
-        display="none",
-    )
+    """The log of the task."""
+    task = multi_if(**{"sentence_splitter": "rules"} | arguments)
+    (log,) = inspect_eval(task, model, epochs=epochs, log_dir=str(tmp_path / "logs"), display="none")
     gc.collect()  # streams that Inspect leaves open warn now, while these warnings are ignored, and not in other tests
     assert log.status == "success", log.error
     return log
@@ -92,6 +87,32 @@ def at(tree, path):
     for name in path.split("/"):
         tree = tree[name]
     return tree["value"]
+
+
+NAMED = """
+from inspect_ai import eval
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
+
+def answer(messages, tools, tool_choice, config):
+    output = ModelOutput.from_content("mockllm", "No")
+    output.usage = ModelUsage()
+    return output
+
+if __name__ == "__main__":
+    model = get_model("mockllm/model", custom_outputs=answer)
+    arguments = {"languages": "en,fr", "turns": 1, "mode": "fixed"}
+    (log,) = eval("llamarl/multi_if", model, task_args=arguments, log_dir="logs", display="none")
+    print(log.status, log.eval.task, len(log.samples))
+"""
+
+
+def test_inspect_finds_the_task_by_its_name(tmp_path):
+    """In a fresh interpreter and folder, as `inspect eval llamarl/multi_if` would: through the entry point."""
+    (tmp_path / "named.py").write_text(NAMED)
+    done = subprocess.run([sys.executable, "named.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    languages = [each.language for each in CONVERSATIONS]
+    expected = f"success llamarl/multi_if {languages.count('en') + languages.count('fr')}"
+    assert done.stdout.splitlines()[-1:] == [expected], done.stderr[-2000:]
 
 
 def test_rates_are_those_of_llamarl_eval(tmp_path):

@@ -1,0 +1,120 @@
+import json
+
+import pytest
+from fake_server import FakeServer, Reply
+
+from llamarl.cli.main import main
+from llamarl.models.tiny import build_tiny
+
+QUIET = ("--quiet", "--votes", "1,3", "--best-of", "3")
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [{"id": f"p{n}", "problem": f"What is {n} + 1?", "answer": str(n + 1), "level": n % 2} for n in range(4)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments):
+    return main(["eval", "budget", *map(str, arguments)])
+
+
+def voter(body):
+    """Votes where the prompt is about voting; every third sample of a plain answer is wrong."""
+    question = body["messages"][-1]["content"]
+    number = int(question.rpartition("What is ")[2].split()[0])
+    if "[TRIAL]" in question:
+        return Reply("\n".join(f"[TRIAL] \\boxed{{{number + 1}}} [/TRIAL]" for _ in range(3)), usage=(30, 12))
+    return Reply(f"\\boxed{{{number + (body['seed'] % 3 > 0)}}}", usage=(10, 4))
+
+
+def test_a_server_asked_for_votes(tmp_path, data, capsys):
+    arguments = ("--data", data, "--endpoint-model", "org/m", "--ask", "org-m=adaptive", "--out", tmp_path / "out")
+    with FakeServer(voter) as server:
+        assert run(*arguments, "--endpoint", server.base_url, *QUIET) == 0
+        assert "long 100.0%" in capsys.readouterr().out
+        assert run(*arguments, "--endpoint", server.base_url, *QUIET, "--json") == 0
+        assert len(server.reader.requests) == 4 * 3  # everything is on file
+    results = json.loads(capsys.readouterr().out)
+    model = results["models"]["org-m"]
+    assert model["accuracy"]["value"] == 1
+    spent = {axis: rate["value"] for axis, rate in model["budget"].items()}
+    assert spent == {"answers": 3, "completion_tokens": 12, "prompt_tokens": 30, "total_tokens": 42}
+    assert list(model["levels"]) == ["0", "1"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and {line["answer"] for line in lines if line["prompt_id"] == "p2"} == {"3"}
+    assert (tmp_path / "out" / "frontier.png").exists()
+
+
+def test_failures_are_counted_and_asked_again(tmp_path, data, capsys):
+    is_up = False
+
+    def unsteady(body):
+        return voter(body) if is_up or "What is 2" not in body["messages"][-1]["content"] else Reply(body=b"")
+
+    arguments = ("--data", data, "--endpoint-model", "m", "--max-retries", "0", "--out", tmp_path / "out", *QUIET)
+    with FakeServer(unsteady) as server:
+        assert run(*arguments, "--endpoint", server.base_url) == 0
+        shown = capsys.readouterr().out
+        assert "1 problems left out" in shown
+        assert "3 samples in no number" in shown
+        is_up = True
+        assert run(*arguments, "--endpoint", server.base_url) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_checkpoints_on_the_chain(tmp_path, capsys):
+    model = build_tiny("llama", tmp_path / "model", max_position_embeddings=256)
+    models = ("--model", f"a={model}", "--model", f"b={model}", "--ask", "a=S", "--baseline", "b")
+    out = ("--data", "builtin", "--limit", "3", "--max-tokens", "4", "--out", tmp_path / "out")
+    assert run(*models, *out, *QUIET, "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert list(results["baselines"]) == ["b"]
+    assert list(results["baselines"]["b"]["gain"]) == ["a"]
+    assert results["settings"]["judge"] == "chain"
+    settings = json.loads((tmp_path / "out" / "samples" / "a" / "settings.json").read_text())
+    assert settings["chat"]["sampling"]["max_tokens"] == 4
+
+
+HERE = ("--endpoint", "http://127.0.0.1:1/v1", "--endpoint-model", "m")
+REFUSED = {
+    "nobody answers": ((), "who answers?"),
+    "a server without a name": (("--endpoint", "http://127.0.0.1:1/v1"), "belong together"),
+    "a model without a name": (("--model", "DIR"), "write NAME=DIR"),
+    "a name twice": (("--model", "a=x", "--model", "a=y"), "a name of its own"),
+    "a name with a slash": (("--model", "a/b=x"), "write NAME=DIR"),
+    "a name taken": (("--model", "m=x", *HERE), "has that name already"),
+    "an unknown baseline": ((*HERE, "--baseline", "n"), "--baseline n: no model"),
+    "an unknown model asked": ((*HERE, "--ask", "n=plain"), "--ask n: no model"),
+    "asked nohow": ((*HERE, "--ask", "m"), "write NAME=HOW"),
+    "asked otherwise": ((*HERE, "--ask", "m=nicely"), "choose from plain, voting, adaptive"),
+    "a chain's mode elsewhere": ((*HERE, "--ask", "m=S"), "choose from plain"),
+    "no sizes": ((*HERE, "--votes", "1,x"), "--votes 1,x"),
+    "no votes": ((*HERE, "--votes", "0"), "--votes 0"),
+    "too few samples": ((*HERE, "--samples-per-prompt", "4"), "ask for 8"),
+    "greedy votes": ((*HERE, "--temperature", "0"), "all samples of a problem would be equal"),
+    "a template for a server": ((*HERE, "--chat-template", "x"), "does nothing with an endpoint alone"),
+    "a key for a checkpoint": (("--model", "a=x", "--api-key-env", "K"), "does nothing with checkpoints alone"),
+    "no answers": ((*HERE, "--answers", "best"), "choose stated or whole"),
+    "no groups": ((*HERE, "--groups", "llamarl.data.groups:nothing"), "nothing"),
+    "no problems": ((*HERE, "--limit", "0"), "limit=0"),
+    "no judge": ((*HERE, "--judge", "nobody"), "nobody"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_before_anything_is_asked(tmp_path, data, capsys, name):
+    arguments, message = REFUSED[name]
+    assert run("--data", data, "--out", tmp_path / "out", "--quiet", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_problem_without_an_answer_is_refused_at_once(tmp_path, capsys):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"id": "p", "prompt": "1 + 1"}\n')
+    assert run("--data", path, "--out", tmp_path / "out", "--quiet", *HERE) == 2
+    assert "'p'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
