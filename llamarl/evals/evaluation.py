@@ -49,7 +49,12 @@ def evaluate(
     """
     settings = settings or GraderSettings()
     texts = texts_of(replies)
-    if not any(place in texts for place in places_of(conversations)):
+    places = set(places_of(conversations))
+    if not places & texts.keys():
+        if places & replies.keys():
+            raise DataError(
+                f"none of the {len(replies)} replies holds a response; each is a failure, so nothing can be graded"
+            )
         raise DataError(
             f"none of the {len(replies)} replies belongs to a turn of {conversations.source}; do keys and turns match?"
         )

@@ -14,6 +14,8 @@ from llamarl.report.text import one_line
 WIDE = 116
 """Columns from which intervals are shown."""
 WEAKEST = 5
+REASONS = 3
+"""Reasons of failures that are shown; all are in `results.json`."""
 
 Rate = Mapping[str, Any]
 """`{"value", "low", "high"}`."""
@@ -47,6 +49,11 @@ def fraction(rate: Rate, *, with_interval: bool = False) -> str:
     return f"{rate['value']:.3f} ±{half.lstrip('0')}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 turn`, `2 turns`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def percent(rate: Rate) -> str:
     """`12.3`; a dash where there is no value."""
     return "–" if rate["value"] is None else f"{rate['value']:.1f}"
@@ -56,8 +63,11 @@ def notes(results: Mapping[str, Any]) -> Iterator[Text]:
     """What a reader must know beside the numbers."""
     failures, truncation = results["failures"], results["truncation"]
     if failures["turns"]:
-        reasons = ", ".join(f"{count}× {one_line(reason, 160)}" for reason, count in failures["by_reason"].items())
-        yield Text(f"{failures['turns']} turns without a reply, in no denominator: {reasons}", style="yellow")
+        reasons = list(failures["by_reason"].items())
+        listed = ", ".join(f"{count}× {one_line(reason, 160)}" for reason, count in reasons[:REASONS])
+        more = f", and {counted(len(reasons) - REASONS, 'more reason')}" if len(reasons) > REASONS else ""
+        turns = counted(failures["turns"], "turn")
+        yield Text(f"{turns} without a reply, in no denominator: {listed}{more}", style="yellow")
     if truncation["rate"] is not None:
         style = "yellow" if truncation["rate"] > 0.01 else ""
         yield Text(f"{truncation['rate']:.1%} of replies cut at the token limit", style=style)
@@ -70,7 +80,10 @@ def notes(results: Mapping[str, Any]) -> Iterator[Text]:
             verb = "left out" if mode == "fixed" else "counted as not followed"
             first = ungradable[0]
             where = f"{first['key']}, turn {first['turn']}: {one_line(first['reason'], 100)}"
-            yield Text(f"{mode}: {len(ungradable)} ungradable instructions {verb}, the first: {where}", style="yellow")
+            yield Text(
+                f"{mode}: {counted(len(ungradable), 'ungradable instruction')} {verb}, the first: {where}",
+                style="yellow",
+            )
     yield Text(_grader_line(results), style="dim")
 
 
@@ -126,9 +139,8 @@ def _four_accuracies(found: Mapping[str, Any], is_wide: bool) -> Table:
 
 def _weakest(found: Mapping[str, Any]) -> Iterator[Text]:
     """The instruction types that fail most, over all turns."""
-    types: Sequence[tuple[str, float]] = sorted(
-        ((id, turns["all"]["strict"]) for id, turns in found["instructions"].items()), key=lambda item: item[1]
-    )
+    rates = ((id, turns["all"]["strict"]) for id, turns in found["instructions"].items())
+    types: Sequence[tuple[str, float]] = sorted((item for item in rates if item[1] < 1.0), key=lambda item: item[1])
     if types:
         yield Text("fails most: " + ", ".join(f"{id} {value:.2f}" for id, value in types[:WEAKEST]), style="dim")
 

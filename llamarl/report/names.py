@@ -185,7 +185,9 @@ METRICS: dict[str, Metric] = {
     ),
     UNSCORED: Metric("unscored", "Share of the last 256 samples that have no reward.", "", "down"),
     SATISFIED: Metric(
-        "satisfied", "Share of samples that meet every constraint judge, over those whose constraints were judged.", "", "up"
+        "satisfied",
+        "Share of samples that meet every constraint judge, over those whose constraints were judged.",
+        better="up",
     ),
     DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),

@@ -40,6 +40,7 @@ AREAS = {
     "train": "The loss and the update.",
     "algorithm": "What the algorithm made of the batch, for those that say so. Unjudged samples leave all but one.",
     "judge": "The judges, since the step before. `NAME` is the judge's name.",
+    "watch": "The reward-hacking watch ([how it rings](../guides/reward-hacking.md)).",
     "eval": "The held-out prompts. These keys come in records of their own.",
     "data": "Prompts by fate, since the start of the run.",
     "weights": "The weight channel.",

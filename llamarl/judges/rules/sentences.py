@@ -70,7 +70,7 @@ def load_punkt() -> tuple[Callable[[str], int], Callable[[str], list[str]]]:
     except LookupError:
         raise ConfigError(
             f"sentence_splitter='punkt': NLTK's data 'punkt_tab' is missing; run: {PUNKT_COMMAND} "
-            "(or choose sentence_splitter='rules', which is recorded with the results)"
+            "(or choose sentence_splitter='rules', on the command line --sentence-splitter rules; results record it)"
         ) from None
     return (lambda text: len(punkt.tokenize(text))), nltk.word_tokenize
 
