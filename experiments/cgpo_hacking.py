@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.common import Curves, Experiment, last
+from experiments.common import Curves, Experiment, curve, last
 from llamarl.controller.recipe import Recipe
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
@@ -130,9 +130,10 @@ def arm(folder: Path, name: str, seed: int) -> Recipe:
 
 
 def measure(records: Curves) -> Mapping[str, float]:
-    """Of held-out prompts, at the end."""
+    """Of held-out prompts, at the end; the proxy as what it gained, since arms score it over different baselines."""
+    proxy = list(curve(records, "eval/judge/reward_model/mean").values())
     return {
-        "proxy": last(records, "eval/judge/reward_model/mean"),
+        "proxy gain": proxy[-1] - proxy[0],
         "true": last(records, "eval/judge/format/pass_rate"),
         "all constraints": last(records, "eval/judge/all_constraints/pass_rate"),
         "length": last(records, "eval/response_len/mean"),

@@ -19,6 +19,11 @@ Those of CGPO keep to constraints and near the reference:
     codpo          preference, and likelihood     a pair                        prompts
     crraft         likelihood of the best kept    calibrated reward             prompts
 
+Under an inference budget:
+
+    ibpo           likelihood of what a program   1                             prompts
+                   picks under the budget
+
 Importing this package does not import torch.
 """
 
@@ -37,6 +42,7 @@ from llamarl.algorithms.dapo import DAPO, DAPOConfig
 from llamarl.algorithms.dr_grpo import DrGRPO, DrGRPOConfig
 from llamarl.algorithms.grpo import GRPO, GRPOConfig
 from llamarl.algorithms.gspo import GSPO, GSPOConfig
+from llamarl.algorithms.ibpo import IBPO, IBPOConfig
 from llamarl.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
 from llamarl.algorithms.ppo import PPO, PPOConfig
 from llamarl.algorithms.raft import RAFT, RAFTConfig
@@ -54,6 +60,7 @@ AlgorithmConfig = Annotated[
     | DAPOConfig
     | DrGRPOConfig
     | GRPOConfig
+    | IBPOConfig
     | GSPOConfig
     | OnlineDPOConfig
     | PPOConfig
@@ -79,6 +86,7 @@ __all__ = [
     "DAPO",
     "GRPO",
     "GSPO",
+    "IBPO",
     "PPO",
     "RAFT",
     "RLOO",
@@ -94,6 +102,7 @@ __all__ = [
     "DrGRPOConfig",
     "GRPOConfig",
     "GSPOConfig",
+    "IBPOConfig",
     "OnlineDPO",
     "OnlineDPOConfig",
     "PPOConfig",

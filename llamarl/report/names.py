@@ -209,6 +209,22 @@ _JUDGE_METRICS = {
     "error_rate": Metric("failed", "Share of all verdicts that failed.", better="down"),
     "latency_p95": Metric("latency p95", "95th percentile of the judge's calls, each on one group.", "s", "down"),
 }
+_BUDGET = re.compile(r"algorithm/(?P<what>used|slack|sampled|margin)/(?P<group>.+)$")
+_BUDGET_METRICS = {
+    "used": Metric("trained share", "Share of the group among the responses that train (or its mean cost)."),
+    "slack": Metric("slack", "What the group's cap leaves unused."),
+    "sampled": Metric("sampled share", "Share of the group among all judged responses."),
+    "margin": Metric("margin", "Mean margin of the group over prompts with every group."),
+}
+_SOLVER_METRICS = {
+    "algorithm/rejected_frac": Metric("rejected", "Share of prompts that train nothing under the budget."),
+    "algorithm/one_sided_frac": Metric("one-sided", "Share of prompts whose responses are all of one group."),
+    "algorithm/malformed_frac": Metric("malformed", "Share of responses that belong to no group.", better="down"),
+    "algorithm/solver_seconds": Metric("solver", "Time of the budget program.", "s", "down"),
+    "algorithm/solver_gap": Metric("solver gap", "Relative distance to the optimum that is not ruled out.", "", "down"),
+    "algorithm/is_fallback": Metric("fallback", "1 where the solver ran out of time.", better="down"),
+}
+"""Of runs under an inference budget."""
 _TASK = re.compile(r"task/(?P<name>[^/]+)/(?P<rest>.+)$")
 _DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
@@ -225,4 +241,7 @@ def describe(name: str) -> Metric:
         what = _JUDGE_METRICS[match["what"]]
         title = f"{'held-out, ' if match['eval'] else ''}{match['name']}: {what.title}"
         return Metric(title, what.meaning, what.unit, what.better)
-    return METRICS.get(name, Metric(name, ""))
+    if match := _BUDGET.match(name):
+        what = _BUDGET_METRICS[match["what"]]
+        return Metric(f"{match['group']}: {what.title}", what.meaning, what.unit, what.better)
+    return METRICS.get(name) or _SOLVER_METRICS.get(name) or Metric(name, "")
