@@ -57,7 +57,7 @@ the same command again goes on where a killed one stopped
     multi_if.add_argument(
         "--turns", default="3", metavar="N", help="the first N turns, 1 to 3; 1,2 means 2 (default 3)"
     )
-    _add_evaluation_options(multi_if)
+    _add_evaluation_options(multi_if, "official")
 
     ifeval = add_command(
         benchmarks,
@@ -72,7 +72,7 @@ llamarl eval ifeval --data google/IFEval --grade input_response_data.jsonl --out
     ifeval.add_argument(
         "--data", required=True, metavar="DATA", help="Google's input_data.jsonl, a table of its columns, or a Hub id"
     )
-    _add_evaluation_options(ifeval)
+    _add_evaluation_options(ifeval, "google")
 
     compare = add_command(
         benchmarks,
@@ -90,8 +90,8 @@ llamarl eval ifeval --data google/IFEval --grade input_response_data.jsonl --out
     add_budget(benchmarks)
 
 
-def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """What both benchmarks take."""
+def _add_evaluation_options(parser: argparse.ArgumentParser, released: str) -> None:
+    """What both benchmarks take; `released` is the mode of the benchmark's own grader."""
     parser.add_argument("--out", metavar="DIR", help="where everything is written (default: under runs/)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N conversations only")
     parser.add_argument(
@@ -107,14 +107,14 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     grading = parser.add_argument_group("grading")
     grading.add_argument(
         "--mode",
-        choices=["official", "fixed", "both"],
+        choices=[released, "fixed", "both"],
         default="both",
         help="the released grader's verdicts, the repaired ones, or both side by side (default)",
     )
     grading.add_argument(
         "--sentence-splitter",
         choices=["punkt", "rules"],
-        help="of official mode: NLTK's Punkt model (default), or our rules, which come close without its data",
+        help=f"of {released} mode: NLTK's Punkt model (default), or our rules, which come close without its data",
     )
     grading.add_argument("--workers", type=int, default=1, metavar="N", help="processes that grade (default 1)")
     add_view_options(parser)
@@ -204,12 +204,13 @@ def _evaluate(
     from llamarl.evals.evaluation import evaluate, generation_record
     from llamarl.evals.groups import Bootstrap
     from llamarl.evals.tables import ResultsTable
-    from llamarl.evals.verdicts import MODES, GraderSettings
+    from llamarl.evals.verdicts import IFEVAL_MODES, MODES, GraderSettings
 
     _settle(arguments)
     out = _out_directory(arguments, benchmark)
     seed = arguments.seed if graded is not None else GRADER_SEED
-    modes = MODES if arguments.mode == "both" else (arguments.mode,)
+    both = IFEVAL_MODES if benchmark == "ifeval" else MODES
+    modes = both if arguments.mode == "both" else (arguments.mode,)
     settings = GraderSettings(modes, arguments.sentence_splitter, seed)
     for mode in modes:
         settings.grader(mode)  # what is missing shows now, not after hours of generation

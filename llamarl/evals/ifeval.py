@@ -1,8 +1,6 @@
 """IFEval's own form of replies: lines of `{"prompt", "response"}`, known by the prompt's text.
 
-The questions are read by `read_conversations`. They are graded by Multi-IF's checkers, which the results name; on
-English text these differ from Google's only for quotation marks other than `"` (they count), for a reply of nothing but
-blanks (it may follow an instruction in official mode), and where a reply is not in English.
+The questions are read by `read_conversations`, and graded in the rules' `google` mode.
 """
 
 from collections.abc import Mapping, Sequence

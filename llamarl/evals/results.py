@@ -44,6 +44,9 @@ CHECKERS = {
     "official": "as released with Multi-IF (facebookresearch/Multi-IF), verdict by verdict; from those that Google "
     "released with IFEval they differ in number_words and number_sentences (by language), quotation (further pairs of "
     "marks) and a reply of blanks only",
+    "google": "as Google released them with IFEval: those of Multi-IF, but in any language number_words counts runs "
+    "of word characters and number_sentences splits as English; quotation takes straight marks only; and a reply of "
+    "blanks only follows nothing",
     "fixed": "those released with Multi-IF, with their defects repaired",
 }
 """Which checkers a mode uses, in words, for the record."""

@@ -25,6 +25,8 @@ from llamarl.judges.rules.tools import SentenceSplitter
 from llamarl.report.files import encode, read_jsonl
 
 MODES: tuple[Mode, ...] = ("official", "fixed")
+IFEVAL_MODES: tuple[Mode, ...] = ("google", "fixed")
+"""Each benchmark's grader as released, and repaired."""
 CHUNK = 16
 """Conversations that a process grades at a time."""
 
@@ -54,13 +56,13 @@ class GraderSettings:
 
     modes: tuple[Mode, ...] = MODES
     sentence_splitter: SentenceSplitter | None = None
-    """Of official mode, `punkt` (default) or `rules`; fixed mode always has its own."""
+    """`punkt` (default) or `rules`; fixed mode always has its own."""
     seed: int | None = 0
-    """Of official mode's language detection; None draws anew on each call."""
+    """Of langdetect, which fixed mode does without; None draws anew on each call."""
 
     def grader(self, mode: Mode) -> Grader:
         """The grader of one mode. Raises what `Grader` raises."""
-        splitter = self.sentence_splitter if mode == "official" else None
+        splitter = None if mode == "fixed" else self.sentence_splitter
         return Grader(mode, sentence_splitter=splitter, seed=self.seed)
 
 

@@ -187,7 +187,7 @@ class _Marks:
             points.append((rate["value"], y))
             if rate["low"] is not None:
                 axes.plot([rate["low"], rate["high"]], [y, y], color=colour, linewidth=1.3, alpha=0.65, zorder=2)
-            face = colour if mode == "official" else "white"
+            face = "white" if mode == "fixed" else colour
             axes.plot(rate["value"], y, "o", color=colour, markerfacecolor=face, markersize=5, zorder=3)
             if len(self.modes) == 1:
                 _label(axes, rate, y)
@@ -236,7 +236,7 @@ def _draw_title(figure: "Figure", title: str, results: Mapping[str, Any]) -> Non
     from matplotlib.lines import Line2D
 
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-    faces = {"official": INK, "fixed": "white"}
+    faces = {"official": INK, "google": INK, "fixed": "white"}
     dots = [
         Line2D([], [], marker="o", color=INK, markerfacecolor=faces[mode], linewidth=0) for mode in results["modes"]
     ]

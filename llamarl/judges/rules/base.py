@@ -8,8 +8,9 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError
 from llamarl.judges.rules.text import Text
 
-Mode = Literal["official", "fixed"]
-"""`official`: the verdicts of the released Multi-IF grader, its defects included. `fixed`: those defects repaired."""
+Mode = Literal["official", "google", "fixed"]
+"""`official`: the verdicts of the released Multi-IF grader, its defects included. `google`: those of the IFEval that it
+descends from, which are the same but for three rules and replies of blanks. `fixed`: the defects repaired."""
 
 RELATIONS = ("less than", "at least")
 
@@ -37,6 +38,10 @@ class Rule:
         """The released grader's verdict."""
         raise NotImplementedError
 
+    def google(self, text: Text) -> bool:
+        """The verdict of Google's IFEval; by default the released one."""
+        return self.official(text)
+
     def fixed(self, text: Text) -> bool:
         """The repaired verdict; by default the released one."""
         return self.official(text)
@@ -45,9 +50,11 @@ class Rule:
         """Whether the text follows the instruction.
 
         Raises:
-            JudgeError: this text is too long for a keyword that is a regular expression (official mode only).
+            JudgeError: this text is too long for a keyword that is a regular expression (never in fixed mode).
         """
-        return self.official(text) if self.mode == "official" else self.fixed(text)
+        if self.mode == "fixed":
+            return self.fixed(text)
+        return self.google(text) if self.mode == "google" else self.official(text)
 
 
 class Arguments:
@@ -72,7 +79,7 @@ class Arguments:
     def limit(self, name: str, relation: str = "relation") -> "Limit":
         """A number with its relation, `less than` or `at least`."""
         # The released grader compares with whatever number of capital words it is given, a negative one too.
-        is_signed = name == "capital_frequency" and self.mode == "official"
+        is_signed = name == "capital_frequency" and self.mode != "fixed"
         number = self.count(name, minimum=-(2**63) if is_signed else 0)
         return Limit(self.choice(relation, RELATIONS), number)
 

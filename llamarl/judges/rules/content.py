@@ -48,9 +48,9 @@ class Postscript(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        self.marker = arguments.text("postscript_marker", can_be_blank=self.mode == "official").strip()
+        self.marker = arguments.text("postscript_marker", can_be_blank=self.mode != "fixed").strip()
         self._pattern: Pattern | None = None
-        if self.marker not in _POSTSCRIPTS and self.mode == "official":
+        if self.marker not in _POSTSCRIPTS and self.mode != "fixed":
             self._pattern = compile_pattern(self.id, "postscript_marker", self.marker.lower(), ignore_case=False)
 
     def describe(self) -> str:
@@ -131,9 +131,9 @@ class MultipleSections(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        self.splitter = arguments.text("section_spliter", can_be_blank=self.mode == "official").strip()
+        self.splitter = arguments.text("section_spliter", can_be_blank=self.mode != "fixed").strip()
         self.num_sections = arguments.count("num_sections")
-        keyword = self.splitter if self.mode == "official" else re.escape(self.splitter)
+        keyword = self.splitter if self.mode != "fixed" else re.escape(self.splitter)
         self._pattern = compile_pattern(
             self.id, "section_spliter", keyword, before=r"\s?", after=r"\s?\d+\s?", ignore_case=False
         )

@@ -18,7 +18,7 @@ class ResponseLanguage(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        codes = tuple(NAMES) if self.mode == "official" else (*NAMES, "zh")
+        codes = tuple(NAMES) if self.mode != "fixed" else (*NAMES, "zh")
         self.language = arguments.choice("language", codes)
 
     def describe(self) -> str:
@@ -57,7 +57,7 @@ class RepeatPrompt(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        self.request = arguments.text("prompt_to_repeat", can_be_blank=self.mode == "official")
+        self.request = arguments.text("prompt_to_repeat", can_be_blank=self.mode != "fixed")
         if not self.request:
             raise arguments.error("prompt_to_repeat", self.request, "a text that is not empty")
 
@@ -77,7 +77,7 @@ class EndPhrase(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        self.phrase = arguments.text("end_phrase", can_be_blank=self.mode == "official").strip()
+        self.phrase = arguments.text("end_phrase", can_be_blank=self.mode != "fixed").strip()
 
     def describe(self) -> str:
         """One sentence."""
@@ -105,6 +105,10 @@ class Quotation(Rule):
     def official(self, text: Text) -> bool:
         """Straight, curly or corner marks."""
         return _is_quoted(text.raw, _QUOTES)
+
+    def google(self, text: Text) -> bool:
+        """Straight marks only."""
+        return _is_quoted(text.raw, _QUOTES[:1])
 
     def fixed(self, text: Text) -> bool:
         """Also angular, low and white corner marks."""

@@ -8,13 +8,13 @@ Strict judges the reply as it is. Loose lets an instruction pass if any of eight
 without its first line, without its last, without both; each as it is and without stars.
 
 An instruction whose arguments make no sense is ungradable. The released grader draws random arguments then, or stops;
-here its position is named with the reason, and the verdict is False in official mode, None (excluded) in fixed mode.
+here its position is named with the reason, and the verdict is None (excluded) in fixed mode, False in the others.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.judges.rules.base import Mode, Rule
@@ -96,7 +96,7 @@ class Checklist:
         return strict, (strict and bool(texts)) or any(rule.check(text) for text in texts.values() if text is not whole)
 
     def _without_verdict(self) -> tuple[bool | None, bool | None]:
-        return (False, False) if self._tools.mode == "official" else (None, None)
+        return (None, None) if self._tools.mode == "fixed" else (False, False)
 
 
 class Grader:
@@ -108,19 +108,20 @@ class Grader:
         """Loads what the mode needs.
 
         Args:
-            mode: `official` reproduces the released Multi-IF grader; `fixed` repairs its defects.
-            sentence_splitter: `punkt` (default of official mode; needs NLTK and its data) or `rules` (ours). With
+            mode: `official` reproduces the released Multi-IF grader, `google` IFEval's; `fixed` repairs their defects.
+            sentence_splitter: `punkt` (default but for fixed mode; needs NLTK and its data) or `rules` (ours). With
                 `rules`, number_sentences and capital_word_frequency are only close to the released verdicts.
-            seed: of language detection, official mode; None draws anew on each call, as the released grader does.
+            seed: of language detection by langdetect (not in fixed mode); None draws anew on each call, as the released
+                grader does.
 
         Raises:
             ConfigError: no such mode or splitter, or NLTK's data is missing (names the command that gets it).
             MissingDependencyError: a package is missing; names the extra.
         """
-        if mode not in ("official", "fixed"):
-            raise ConfigError(f"mode={mode!r}; choose 'official' or 'fixed'")
+        if mode not in get_args(Mode):
+            raise ConfigError(f"mode={mode!r}; choose 'official', 'google' or 'fixed'")
         self.mode: Mode = mode
-        self._tools = RuleTools(mode, sentence_splitter or ("punkt" if mode == "official" else "rules"), seed)
+        self._tools = RuleTools(mode, sentence_splitter or ("rules" if mode == "fixed" else "punkt"), seed)
 
     def record(self) -> dict[str, str]:
         """Mode, detector, seed, splitter and package versions: what to write beside every score."""

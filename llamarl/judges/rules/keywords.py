@@ -16,7 +16,7 @@ class Existence(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        self.keywords = arguments.texts("keywords", can_be_blank=self.mode == "official")
+        self.keywords = arguments.texts("keywords", can_be_blank=self.mode != "fixed")
         self._finders = [_finder(self, "keywords", keyword) for keyword in self.keywords]
 
     def describe(self) -> str:
@@ -35,14 +35,14 @@ class Frequency(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        keyword = arguments.text("keyword", can_be_blank=self.mode == "official")
+        keyword = arguments.text("keyword", can_be_blank=self.mode != "fixed")
         if not keyword:
             raise arguments.error("keyword", keyword, "a text that is not empty")
         self.keyword = keyword.strip()
         self.limit = arguments.limit("frequency")
         self._finder: Pattern | None = None
         with contextlib.suppress(*INVALID):  # the released grader fails every reply then
-            self._finder = Pattern(self.keyword if self.mode == "official" else re.escape(self.keyword))
+            self._finder = Pattern(self.keyword if self.mode != "fixed" else re.escape(self.keyword))
 
     def describe(self) -> str:
         """One sentence."""
@@ -60,7 +60,7 @@ class ForbiddenWords(Rule):
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
-        self.words = arguments.texts("forbidden_words", can_be_blank=self.mode == "official")
+        self.words = arguments.texts("forbidden_words", can_be_blank=self.mode != "fixed")
         self._finders = [_forbidden(self, word) for word in self.words]
 
     def describe(self) -> str:
@@ -88,9 +88,9 @@ class LetterFrequency(Rule):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
         letter = arguments.text("letter")
-        allowed = "one letter from a to z" if self.mode == "official" else "one character"
+        allowed = "one letter from a to z" if self.mode != "fixed" else "one character"
         is_single = len(letter) == len(letter.lower()) == 1
-        if not is_single or (self.mode == "official" and not "a" <= letter.lower() <= "z"):
+        if not is_single or (self.mode != "fixed" and not "a" <= letter.lower() <= "z"):
             raise arguments.error("letter", letter, allowed)
         self.letter = letter.lower()
         self.limit = arguments.limit("let_frequency", "let_relation")
@@ -106,7 +106,7 @@ class LetterFrequency(Rule):
 
 def _finder(rule: Rule, name: str, keyword: str) -> Pattern:
     """In official mode the keyword is a regular expression, in fixed mode it means itself."""
-    return compile_pattern(rule.id, name, keyword if rule.mode == "official" else re.escape(keyword.strip()))
+    return compile_pattern(rule.id, name, keyword if rule.mode != "fixed" else re.escape(keyword.strip()))
 
 
 def _forbidden(rule: Rule, word: str) -> Pattern:

@@ -38,6 +38,10 @@ class NumberOfWords(Rule):
         counters = dict.fromkeys(_EAST_ASIAN, lambda: text.num_east_asian_words)
         return _holds(self.limit, text, text.num_runs, {**counters, "th": lambda: text.num_thai_words})
 
+    def google(self, text: Text) -> bool:
+        """Runs of word characters, in any language."""
+        return self.limit.holds(text.num_runs)
+
     def fixed(self, text: Text) -> bool:
         """One counter for all scripts."""
         return self.limit.holds(text.num_words)
@@ -61,6 +65,10 @@ class NumberOfSentences(Rule):
         counters = dict.fromkeys(_EAST_ASIAN, lambda: count_east_asian_sentences(text.raw))
         counters |= {"hi": lambda: count_hindi_sentences(text.raw), "th": lambda: text.num_thai_sentences}
         return _holds(self.limit, text, text.num_sentences, counters)
+
+    def google(self, text: Text) -> bool:
+        """One splitter, made for English, in any language."""
+        return self.limit.holds(text.num_sentences)
 
     def fixed(self, text: Text) -> bool:
         """One splitter for all scripts."""
@@ -97,7 +105,7 @@ class ParagraphFirstWord(Rule):
         super().__init__(arguments)
         self.num_paragraphs = arguments.count("num_paragraphs")
         self.nth_paragraph = arguments.count("nth_paragraph", minimum=1, maximum=self.num_paragraphs)
-        self.first_word = arguments.text("first_word", can_be_blank=self.mode == "official").lower()
+        self.first_word = arguments.text("first_word", can_be_blank=self.mode != "fixed").lower()
 
     def describe(self) -> str:
         """One sentence."""

@@ -20,7 +20,7 @@ PACKAGES = ("langdetect", "lingua-language-detector", "emoji", "nltk", "pythainl
 
 
 class RuleTools:
-    """The tools of one mode. Official mode loads all at once; fixed mode loads lingua for the rules that need it."""
+    """The tools of one mode. Fixed mode loads lingua for the rules that need it; the others load all at once."""
 
     def __init__(self, mode: Mode, sentence_splitter: SentenceSplitter, seed: int | None) -> None:
         """See `Grader`."""
@@ -34,14 +34,14 @@ class RuleTools:
         else:
             self.count_sentences = functools.partial(count_by_rules, is_any_script=mode == "fixed")
             self.tokens = word_tokens
-        if mode == "official":
+        if mode != "fixed":
             emoji_characters()
             self.load_language()
         self.has_thai = mode == "official" and all(map(importlib.util.find_spec, ("pythainlp", "pycrfsuite")))
 
     @functools.cached_property
     def _detector(self) -> Langdetect | Lingua:
-        return Langdetect(self.seed) if self.mode == "official" else Lingua()
+        return Lingua() if self.mode == "fixed" else Langdetect(self.seed)
 
     def load_language(self) -> None:
         """Loads the language detector. Raises `MissingDependencyError` where its package is missing."""
@@ -67,8 +67,8 @@ class RuleTools:
         """What a verdict depends on, for the record of a result."""
         return {
             "mode": self.mode,
-            "language_detector": "langdetect" if self.mode == "official" else "lingua",
-            "language_seed": str(self.seed) if self.mode == "official" else "",
+            "language_detector": "lingua" if self.mode == "fixed" else "langdetect",
+            "language_seed": "" if self.mode == "fixed" else str(self.seed),
             "sentence_splitter": self.sentence_splitter,
             "thai": "pythainlp" if self.has_thai else "rules",
             **_versions(),

@@ -92,7 +92,7 @@ def test_wrong_instructions_can_be_refused(grader: Grader) -> None:
 
 
 def test_modes_and_splitters_are_checked() -> None:
-    with pytest.raises(ConfigError, match="mode='strict'; choose 'official' or 'fixed'"):
+    with pytest.raises(ConfigError, match="mode='strict'; choose 'official', 'google' or 'fixed'"):
         Grader("strict")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="sentence_splitter='spacy'; choose 'punkt' or 'rules'"):
         Grader("fixed", sentence_splitter="spacy")  # type: ignore[arg-type]
