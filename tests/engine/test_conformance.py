@@ -33,7 +33,7 @@ def on(*names: str):
         async def main(name):
             engine = make(name)
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(240):  # a deadline against hanging, not a measure of speed
                     await scenario(engine)
             finally:
                 await engine.close()
