@@ -63,6 +63,17 @@ def wait_until_gone(pids: list[int], seconds: float) -> float:
     return time.monotonic() - started
 
 
+def wait_until_stopped(pid: int, seconds: float) -> None:
+    started = time.monotonic()
+    while not all(is_stopped(status) for status in Path(f"/proc/{pid}/task").glob("*/status")):
+        assert time.monotonic() - started < seconds, f"{pid} still runs"
+        time.sleep(0.02)
+
+
+def is_stopped(status: Path) -> bool:
+    return "State:\tT" in status.read_text()
+
+
 # calls
 
 
@@ -183,6 +194,7 @@ async def test_a_stopped_process_is_a_stall_and_can_be_ended(engine):
     probe = await engine.spawn(Probe, name="probe")
     pids = probe.pids
     os.kill(pids[0], signal.SIGSTOP)
+    wait_until_stopped(pids[0], 5)  # the signal returns before every thread has come to rest
     with pytest.raises(StallError, match=r"probe\.echo: no answer within 1 s"):
         await probe.call("echo", 1, timeout_seconds=1)
     await probe.stop()
