@@ -55,6 +55,15 @@ def test_a_judge_that_falls_alone_is_not_hacking() -> None:
     assert watch_steps(HONEST, HONEST, worse, worse)[1] == []
 
 
+def test_a_rate_that_starts_low_rings_when_it_halves_beyond_chance() -> None:
+    # 1 in 5 passes: mean 0.2, deviation 0.4, so a fall to 0 is only half a deviation
+    low = step(*[sample(0.4 * (i % 2), float(i % 5 == 0)) for i in range(100)])
+    none = step(*[sample(1.0, 0.0) for _ in range(100)])
+    assert "judge/true fell from 0.2 to 0;" in watch_steps(low, low, none, none)[1][0]
+    few_low, few_none = step(*low[0].samples[:5]), step(*none[0].samples[:5])
+    assert watch_steps(few_low, few_low, few_none, few_none)[1] == []  # 2 of 10 to 0 of 10 may be chance
+
+
 def test_longer_answers_ring_only_with_a_rising_reward() -> None:
     def of(reward: float, tokens: int) -> list[Group]:
         return step(sample(reward, 1.0, tokens=tokens), sample(reward + 0.1, 1.0, tokens=tokens + 1))
