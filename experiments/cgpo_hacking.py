@@ -137,7 +137,6 @@ def measure(records: Curves) -> Mapping[str, float]:
         "true": last(records, "eval/judge/format/pass_rate"),
         "all constraints": last(records, "eval/judge/all_constraints/pass_rate"),
         "length": last(records, "eval/response_len/mean"),
-        "alarms": last(records, "watch/alarms"),
     }
 
 
