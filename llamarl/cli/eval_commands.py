@@ -63,7 +63,7 @@ the same command again goes on where a killed one stopped
         benchmarks,
         "ifeval",
         run_ifeval,
-        help="instruction following in one turn (IFEval), by Multi-IF's checkers",
+        help="instruction following in one turn (IFEval), by Google's checkers and the repaired ones",
         examples="""
 llamarl eval ifeval --data input_data.jsonl --model DIR
 llamarl eval ifeval --data google/IFEval --grade input_response_data.jsonl --out OUT
