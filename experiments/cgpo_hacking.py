@@ -28,13 +28,13 @@ from llamarl.training.reward_run import train_reward_model
 
 HERE = Path(__file__).parent
 POLICY = HERE.parent / "llamarl" / "tasks" / "assets" / "format"
-NUM_PAIRS = 8192
+NUM_PAIRS = 32768
 KEYWORD_LIKING = 0.5
 """How much a rater likes each further keyword, beside 1 for all that was asked."""
 NOISE = 0.3
 """Standard deviation of a rater's mood."""
 KL_MAX = 30.0
-STEPS = 150
+STEPS = 240
 CONSTRAINTS = ("count", "case", "end", "vocabulary")
 ARMS: dict[str, dict[str, Any]] = {
     "ppo": {"type": "ppo"},
@@ -60,14 +60,28 @@ def utility(wanted: Constraints, text: str) -> float:
     return KEYWORD_LIKING * keywords + sum(parts.values()) / len(parts)
 
 
+def edited(rng: random.Random, wanted: Constraints, text: str) -> str:
+    """The answer with one word put in the place of another: the keyword, if it wasn't that."""
+    words = text[:-1].split(" ")
+    place = rng.randrange(len(words))
+    is_keyword = words[place].lower() == wanted.keyword
+    word = rng.choice([w for w in WORDS if w != wanted.keyword]) if is_keyword else wanted.keyword
+    words[place] = word.upper() if text.isupper() else word
+    return " ".join(words) + text[-1]
+
+
 def pairs(seed: int) -> list[dict[str, Any]]:
-    """Compared answers of equal length, in TRL's format: the raters never saw that longer could be worse."""
+    """Compared answers of equal length, in TRL's format: the raters never saw that longer could be worse.
+
+    Half of the pairs are an answer and an edit of it, as raters are shown them to find out what one word is worth.
+    """
     task, rows = FormatTask(seed), []
     for index in range(NUM_PAIRS):
         prompt, rng = task.prompt(index), random.Random(derive_seed("raters", seed, index))
         wanted = Constraints(**prompt.info)
         num_words = rng.randint(1, 6)
-        one, other = answer(rng, wanted, num_words), answer(rng, wanted, num_words)
+        one = answer(rng, wanted, num_words)
+        other = edited(rng, wanted, one) if index % 2 else answer(rng, wanted, num_words)
         gap = utility(wanted, one) - utility(wanted, other) + rng.gauss(0, NOISE)
         if one != other:
             chosen, rejected = (one, other) if gap > 0 else (other, one)
@@ -92,7 +106,9 @@ def world(folder: Path, seed: int) -> Path:
         write_jsonl(directory / "pairs.jsonl", pairs(seed))
         write_jsonl(directory / "train.jsonl", prompts(seed, "train", 1024))
         write_jsonl(directory / "heldout.jsonl", prompts(seed, "heldout", 128))
-        config = RewardConfig(num_epochs=3, learning_rate=1e-3, on_bad_row="skip", seed=seed)
+        config = RewardConfig(
+            num_epochs=2, learning_rate=2e-3, warmup_steps=20, schedule="linear", on_bad_row="skip", seed=seed
+        )
         train_reward_model(str(POLICY), directory / "pairs.jsonl", directory / "reward", config)
     return directory
 
@@ -118,10 +134,10 @@ def arm(folder: Path, name: str, seed: int) -> Recipe:
             "judges": judges,
             "algorithm": algorithm,
             "sampling": {"max_tokens": 48},
-            "schedule": {"steps": STEPS, "max_staleness": 0, "evaluate_every": 25, "checkpoint_every": 0},
+            "schedule": {"steps": STEPS, "max_staleness": 0, "evaluate_every": 40, "checkpoint_every": 0},
             "evaluation": {"source": str(directory / "heldout.jsonl"), "num_prompts": 128},
             "generator": {"slots": 128},
-            "trainer": {"learning_rate": LEARNING_RATES.get(name, 2e-4), "warmup_steps": 10},
+            "trainer": {"learning_rate": LEARNING_RATES.get(name, 2e-4), "warmup_steps": 10, "schedule": "linear"},
             "guard": {"reward_fraction": 0.0},
             "seed": seed,
             "threads": 1,
