@@ -43,7 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "codpo": {"type": "codpo"},
     "crraft": {"type": "crraft", "kl_max": KL_MAX},
 }
-LEARNING_RATES = {"codpo": 1e-4}
+LEARNING_RATE = 2e-4
 
 
 def answer(rng: random.Random, wanted: Constraints, num_words: int) -> str:
@@ -133,11 +133,11 @@ def arm(folder: Path, name: str, seed: int) -> Recipe:
             "data": {"source": str(directory / "train.jsonl")},
             "judges": judges,
             "algorithm": algorithm,
-            "sampling": {"max_tokens": 48},
+            "sampling": {"max_tokens": 48, "temperature": 0.8},
             "schedule": {"steps": STEPS, "max_staleness": 0, "evaluate_every": 40, "checkpoint_every": 0},
             "evaluation": {"source": str(directory / "heldout.jsonl"), "num_prompts": 128},
             "generator": {"slots": 128},
-            "trainer": {"learning_rate": LEARNING_RATES.get(name, 2e-4), "warmup_steps": 10, "schedule": "linear"},
+            "trainer": {"learning_rate": LEARNING_RATE, "warmup_steps": 10},
             "guard": {"reward_fraction": 0.0},
             "seed": seed,
             "threads": 1,
