@@ -39,9 +39,9 @@ def num_steps(latency: int, staleness: int, is_quick: bool) -> int:
     return 2 * (staleness + 2) + steady
 
 
-def run_in_process(latency: int, staleness: int, threads: int, engine: str, is_quick: bool) -> Measured:
+def run_in_process(latency: int, staleness: int, threads: int, engine: str, steps: int) -> Measured:
     """One run, in a fresh interpreter."""
-    arguments = [str(x) for x in (latency, staleness, threads, num_steps(latency, staleness, is_quick))]
+    arguments = [str(x) for x in (latency, staleness, threads, steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "benchmarks.asynchrony", "--one-run", engine, *arguments]
     result = subprocess.run(
@@ -136,7 +136,8 @@ def main() -> None:
     def runner(latency: int, staleness: int, threads: int) -> Any:
         def run() -> Measured:
             benchmark.note(f"judge {latency} s, staleness {staleness}, {threads} threads")
-            return run_in_process(latency, staleness, threads, options.engine, options.quick)
+            steps = num_steps(latency, staleness, options.quick)
+            return run_in_process(latency, staleness, threads, options.engine, steps)
 
         return run
 

@@ -1,32 +1,49 @@
-"""A model server of known speed, for `endpoint_throughput`: a process of its own that computes nothing.
+"""A model server of known speed, for `endpoint_throughput` and `llm_judge`: a process of its own, computing nothing.
 
     with ChatServer(parallelism=32, latency_seconds=0.1) as server:
         server.base_url          # no more than 32 / 0.1 = 320 replies a second leave it
 
 A request waits for one of `parallelism` places and keeps it for its latency, drawn from 0.5 to 1.5 times the mean by a
-hash of the request. Every reply is the same 1,500 characters.
+hash of the request. The reply is a judge's where the request asks as one, a token among 20 with their log-probs or a
+JSON verdict, and else always the same 1,500 characters.
 """
 
 import asyncio
 import json
+import math
 import random
 import subprocess
 import sys
 import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 TEXT = "A reply of known length. " * 60
+VERDICT = json.dumps({"reason": "It is brief, and says what was asked for. " * 3, "score": 8, "passed": True})
+WORD = "Yes"
+TOKENS = [{"token": WORD, "logprob": math.log(0.9)}, *({"token": f"t{i}", "logprob": -6.0 - i} for i in range(19))]
 
 
-def response() -> bytes:
-    """Header and body of every answer."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": TEXT}}
-    usage = {"prompt_tokens": 100, "completion_tokens": 300}
+def response(text: str, num_tokens: int, **choice: Any) -> bytes:
+    """Header and body of an answer."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, **choice}
+    usage = {"prompt_tokens": 100, "completion_tokens": num_tokens}
     body = json.dumps({"object": "chat.completion", "choices": [choice], "usage": usage}).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+REPLY = response(TEXT, 300)
+TOKEN_REPLY = response(WORD, 1, logprobs={"content": [{**TOKENS[0], "top_logprobs": TOKENS}]})
+JSON_REPLY = response(VERDICT, 40)
+
+
+def reply_to(body: bytes) -> bytes:
+    """The answer to a request."""
+    if b'"top_logprobs"' in body:
+        return TOKEN_REPLY
+    return JSON_REPLY if b'"response_format"' in body else REPLY
 
 
 async def read_message(reader: asyncio.StreamReader) -> bytes | None:
@@ -41,13 +58,13 @@ async def read_message(reader: asyncio.StreamReader) -> bytes | None:
 
 async def serve(parallelism: int, latency_seconds: float) -> None:
     """Prints the port, and answers until it is killed."""
-    places, answer = asyncio.Semaphore(parallelism), response()
+    places = asyncio.Semaphore(parallelism)
 
     async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (body := await read_message(reader)) is not None:
             async with places:
                 await asyncio.sleep(latency_seconds * random.Random(zlib.crc32(body)).uniform(0.5, 1.5))
-            writer.write(answer)
+            writer.write(reply_to(body))
 
     server = await asyncio.start_server(on_connection, "127.0.0.1", 0, limit=1 << 20, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -30,6 +30,7 @@ from llamarl.controller.reporter import Reporter
 from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
+from llamarl.core.group_judge import GroupJudge
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
     Assignment,
@@ -98,7 +99,7 @@ class IdleTrainer(Executor):
         return WeightManifest(self.version, {})
 
 
-class IdleJudge(Executor):
+class IdleJudge(GroupJudge):
     """Odd samples are right."""
 
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion], task: str) -> tuple[Sample, ...]:

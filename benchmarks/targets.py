@@ -74,6 +74,7 @@ TARGETS = (
     at_least(0.75, "training, 7.5M", "of the product rate", "training", HEAD, "large share of product rate"),
     at_most(1.1, "asynchronous step, 1 s judge, K = 4", MODEL, "asynchrony", HEAD, "J=1 K=4 step / model"),
     at_least(1.0, "asynchronous step, instant judge, K = 1", SYNC, "asynchrony", HEAD, "J=0 K=1 speed-up"),
+    at_most(1.1, "asynchronous step, 1 s judge, K = 4", "x instant", "judging_overlap", HEAD, "K=4 slow / instant"),
     at_least(
         0.45,
         "weight sync through the arena, publish and fetch",
@@ -102,6 +103,16 @@ TARGETS = (
         HEAD,
         "least evaluation/bare",
     ),
+    *(
+        at_least(0.9, f"LLM judge, {n} in flight", "of the server's rate", "llm_judge", HEAD, f"least, {n} in flight")
+        for n in (16, 32, 64)
+    ),
+    at_most(0.5, "faults of 30 %: shift of the mean reward", "points of 100", "judge_faults", HEAD, "shift, points"),
+    at_most(0.0, "of these, faults that became a score", "", "judge_faults", HEAD, "invented scores"),
+    at_most(0.0, "of these, other samples lost", "", "judge_faults", HEAD, "lost samples"),
+    at_most(25.0, "sandbox over bare Python, p50", "ms", "sandbox", HEAD, "program over bare, p50 ms"),
+    at_least(20.0, "sandbox, two cores", "runs/s", "sandbox", HEAD, "runs/s"),
+    at_most(0.0, "left behind by 1,000 sandboxes", "", "sandbox", HEAD, "left behind"),
     at_most(1.2, "peak memory of the demo", "GB", "startup", HEAD, "demo peak GB"),
     at_most(0.3, "import llamarl", "s", "startup", HEAD, "import llamarl s"),
     at_most(0.3, "llamarl --help", "s", "startup", HEAD, "llamarl --help s"),

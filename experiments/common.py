@@ -5,6 +5,7 @@ own below `experiments/runs/`, so a killed experiment goes on with the runs it l
 """
 
 import argparse
+import fcntl
 import math
 import shutil
 import statistics
@@ -26,6 +27,8 @@ from llamarl.report.metrics import read_metrics
 HERE = Path(__file__).parent
 Curves = list[Mapping[str, Any]]
 """The records of a run's `metrics.jsonl`."""
+WORLDS = HERE / "runs" / "worlds"
+"""Checkpoints and data that runs start from, made once each; `--fresh` leaves them."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#333333", "#8A8A8A")
 
 
@@ -68,12 +71,13 @@ class Experiment:
     Args:
         name: of `results/NAME.json` and `results/NAME.png`.
         description: for `--help`.
+        module: where its command is, below `experiments`, if not in the module of that name.
     """
 
-    def __init__(self, name: str, description: str | None) -> None:
+    def __init__(self, name: str, description: str | None, module: str | None = None) -> None:
         self.name = name
         self.parser = argparse.ArgumentParser(
-            prog=f"python -m experiments.{name}",
+            prog=f"python -m experiments.{module or name}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -185,10 +189,27 @@ class Experiment:
         for axis in list(axes.flat)[len(panels) :]:
             axis.set_visible(False)
         axes.flat[0].legend(fontsize=8, frameon=False)
-        name = self.name if self.options.steps is None else f"runs/{self.name}-try/figure"
-        path = HERE / ("results" if self.options.steps is None else "") / f"{name}.png"
-        figure.savefig(path, dpi=150)
-        print(f"figure: {path}")
+        figure.savefig(self.figure_path, dpi=150)
+        print(f"figure: {self.figure_path}")
+
+    @property
+    def figure_path(self) -> Path:
+        """Where the figure goes; that of a short try stays with its runs."""
+        is_try = self.options.steps is not None
+        return self.folder / "figure.png" if is_try else HERE / "results" / f"{self.name}.png"
+
+
+def made_once(directory: Path, make: Callable[[Path], object]) -> Path:
+    """The directory that `make` fills. Several processes make it once; a killed one leaves nothing half done."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            draft = directory.with_suffix(".part")
+            shutil.rmtree(draft, ignore_errors=True)
+            make(draft)
+            draft.rename(directory)
+    return directory
 
 
 def curve(records: Curves, metric: str, smooth: int = 1) -> dict[int, float]:

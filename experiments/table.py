@@ -20,15 +20,20 @@ BLOCK = re.compile(r"(<!-- experiment: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 def table(result: Mapping[str, Any]) -> str:
     """One row per arm: each number's mean over seeds with its 95 % interval."""
     arms = result["arms"]
-    names = list(next(iter(arms.values())))
+    names = list(max(arms.values(), key=len))
     lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for arm, numbers in arms.items():
-        cells = (f"{n['mean']:.3f} ± {n['half_width']:.3f}" for n in (numbers[name] for name in names))
+        cells = (cell(numbers[name]) if name in numbers else "" for name in names)
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     seeds = min(number["seeds"] for numbers in arms.values() for number in numbers.values())
     commit = str((result["environment"].get("git") or {}).get("commit", "unknown"))[:7]
     lines += ["", f"{seeds} seeds, mean and 95 % interval (Student's t); {result['date'][:10]}, commit {commit}."]
     return "\n".join(lines) + "\n"
+
+
+def cell(number: Mapping[str, float]) -> str:
+    """A mean with its interval."""
+    return f"{number['mean']:.3f} ± {number['half_width']:.3f}"
 
 
 def written(page: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamarl.core.errors import ExecutorLostError, StallError
+from llamarl.core.group_judge import GroupJudge
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
     Assignment,
@@ -227,7 +228,7 @@ class ScriptedTrainer(Executor):
 
 
 @dataclass
-class ScriptedJudge(Executor):
+class ScriptedJudge(GroupJudge):
     """Verdict by `decide(prompt, completion)`, after `seconds(prompt)`."""
 
     decide: Callable[[Prompt, Completion], Verdict] = lambda prompt, completion: Verdict.scored(1.0)

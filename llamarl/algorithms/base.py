@@ -54,6 +54,11 @@ class PolicyGradient(Generic[C]):
     corrects_staleness: bool = True
     """Whether the objective weighs or clips by policy / behaviour. Without it, train with `max_staleness = 0`."""
 
+    learns_by_heart: bool = False
+    """Whether completions train whoever sampled them, under whatever prompt: no probability of theirs is read."""
+    assigns_in_thread: bool = False
+    """Whether `assign` takes so long that it runs beside the loop. It is still called for one batch at a time."""
+
     def __init__(self, config: C) -> None:
         self.config = config
         self.needs_reference = config.kl_coef > 0

@@ -9,14 +9,17 @@ with Inference Aware Optimization", Yu, Xu et al. 2025, arXiv 2501.17974.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from llamarl.algorithms.base import PolicyGradient, judged, reward_of, train_sample
 from llamarl.algorithms.constrained import OnPolicyConfig
-from llamarl.core.records import Assignment, Group, Sample
+from llamarl.algorithms.running_values import RunningValues
+from llamarl.core.errors import DataError
+from llamarl.core.records import Assignment, Group, Prompt, Sample
 from llamarl.data.groups import load_group_function
 from llamarl.functional.losses import LossBatch, Reduction
 from llamarl.functional.ratios import Objective
@@ -24,7 +27,10 @@ from llamarl.functional.ratios import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llamarl.functional.budget import Budget, Pool, Solution
+    from llamarl.functional.budget import Budget, Form, Pool, Solution
+
+Judged = Sequence[tuple[Group, Sequence[Sample]]]
+"""Groups and their judged samples."""
 
 
 class IBPOConfig(OnPolicyConfig):
@@ -35,6 +41,8 @@ class IBPOConfig(OnPolicyConfig):
     """The log-prob of the whole completion, over the prompts of the batch, rejected ones included."""
     q_plus: float = Field(default=0.5, ge=0.0, le=1.0)
     """Largest share of responses of the group `long` among those that train."""
+    q_plus_field: str | None = None
+    """The prompts' field that holds their own q_plus; prompts of one budget share a program. None: one for all."""
     groups: str = "llamarl.judges.voting:group"
     """The function that tells a response's group: `short`, `long`, or None where its form is invalid."""
     caps: dict[str, float] = Field(default_factory=dict)
@@ -43,6 +51,11 @@ class IBPOConfig(OnPolicyConfig):
     """Bound on the mean tokens of the responses that train; None: only shares are bounded."""
     correct_from: float = 1.0
     """A response of at least this reward, whose constraints are met, is correct."""
+    worth: Literal["margin", "correctness"] = "margin"
+    """What a right response is worth: the margin of its group; or, for ablations only, 1 like any other."""
+    running_values: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Where a prompt lacks a group, its value comes from the earlier epochs' mean, in which an epoch fades by this
+    factor; 0: it is the batch's mean."""
     form: Literal["accepted", "prompts"] = "accepted"
     """What shares are of (`functional.budget`): responses that train, or prompts of the batch."""
     time_limit_seconds: float = Field(default=5.0, gt=0.0)
@@ -55,78 +68,165 @@ class IBPOConfig(OnPolicyConfig):
                 raise ValueError(f"caps.{group} = {cap}: give shares, 0 to 1, of groups other than short and long")
         return self
 
-    @property
-    def budget(self) -> "Budget":
+    def budget(self, q_plus: float) -> "Budget":
         """Groups and bounds."""
         from llamarl.functional.budget import Budget
 
-        return Budget({"long": self.q_plus, **self.caps}, ("short",), self.mean_tokens)
+        return Budget({"long": q_plus, **self.caps}, ("short",), self.mean_tokens)
 
     def build(self) -> "IBPO":
         """The algorithm with these settings."""
         return IBPO(self)
 
 
+class Part(NamedTuple):
+    """The prompts under one budget, and what their program made of them."""
+
+    q_plus: float
+    pool: "Pool"
+    solution: "Solution"
+    accepted: Sequence[tuple[Group, Sample]]
+
+
 class IBPO(PolicyGradient[IBPOConfig]):
     """Maximum likelihood on the responses that the budget program accepts, solved once over the whole step's pool."""
 
     name = "ibpo"
+    assigns_in_thread = True
 
     def __init__(self, config: IBPOConfig) -> None:
         super().__init__(config)
         self.corrects_staleness = config.off_policy != "none"
+        self.learns_by_heart = config.off_policy == "none"
         self._group_of = load_group_function(config.groups)
+        self._running = RunningValues(config.running_values)
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Raises `DataError`, naming the prompt, where one lacks its own budget or has none between 0 and 1."""
+        for prompt in prompts:
+            self._q_plus(prompt)
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
         """At most one sample of each group, with advantage 1: none of a prompt that is not accepted."""
-        from llamarl.functional.budget import solve
-
         batch = judged(groups)
-        responses = [(index, sample) for index, (_, samples) in enumerate(batch) for sample in samples]
-        pool = self._pool(batch, responses)
-        budget = self.config.budget
-        limit = self.config.time_limit_seconds
-        solution = solve(pool, budget, form=self.config.form, time_limit_seconds=limit)
-        chosen = [response for response, z in zip(responses, solution.accepted, strict=True) if z]
-        samples = tuple(train_sample(sample, batch[index][0], 1.0) for index, sample in chosen)
-        return Assignment(samples, num_prompts=len(batch), metrics=budget_metrics(pool, solution))
+        parts = [self._solved(q_plus, members) for q_plus, members in self._by_budget(batch)]
+        samples = tuple(train_sample(sample, group, 1.0) for part in parts for group, sample in part.accepted)
+        metrics = budget_metrics(parts, self.config.form)
+        for part in parts if self.config.q_plus_field else ():
+            own = budget_metrics([part], self.config.form)
+            metrics |= {f"budget/{part.q_plus:g}/{name}": value for name, value in own.items()}
+        return Assignment(samples, num_prompts=len(batch), metrics=metrics)
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
         """`log policy`, or its importance-weighted form."""
         return self.config.score_objective(batch, log_ratios)
 
-    def _pool(self, batch: Sequence[tuple[Group, Sequence[Sample]]], responses: Sequence[tuple[int, Sample]]) -> "Pool":
+    def state(self) -> dict[str, Any]:
+        """What it remembers of earlier steps, for a checkpoint."""
+        return {"running_values": self._running.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self._running.restore(state.get("running_values", {}))
+
+    def _q_plus(self, prompt: Prompt) -> float:
+        field = self.config.q_plus_field
+        if field is None:
+            return self.config.q_plus
+        value = prompt.info.get(field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+            found = f"is {value!r}" if field in prompt.info else "is missing"
+            raise DataError(
+                f"prompt {prompt.id!r}: the field {field!r} {found}, but algorithm.q_plus_field takes each prompt's "
+                "budget from it; give the row a number from 0 to 1, or set algorithm.q_plus for all"
+            )
+        return float(value)
+
+    def _by_budget(self, batch: Judged) -> list[tuple[float, Judged]]:
+        """The prompts of each budget, the smallest budget first."""
+        if self.config.q_plus_field is None:
+            return [(self.config.q_plus, batch)]
+        parts: dict[float, list[tuple[Group, Sequence[Sample]]]] = {}
+        for group, samples in batch:
+            parts.setdefault(self._q_plus(group.prompt), []).append((group, samples))
+        return sorted(parts.items())
+
+    def _solved(self, q_plus: float, batch: Judged) -> Part:
+        from llamarl.functional.budget import solve
+
+        pool, budget, config = self._pool(batch), self.config.budget(q_plus), self.config
+        known: dict[Hashable, Mapping[str, float]] = {}
+        if config.running_values:
+            known = {index: self._running.of(group.prompt.id) for index, (group, _) in enumerate(batch)}
+            self._remember(batch, pool, budget.groups)
+        solution = solve(
+            pool,
+            budget,
+            form=config.form,
+            time_limit_seconds=config.time_limit_seconds,
+            worth=config.worth,
+            known=known,
+        )
+        responses = ((group, sample) for group, samples in batch for sample in samples)
+        accepted = [response for response, z in zip(responses, solution.accepted, strict=True) if z]
+        return Part(q_plus, pool, solution, accepted)
+
+    def _remember(self, batch: Judged, pool: "Pool", groups: Sequence[str]) -> None:
+        from llamarl.functional.budget import group_values
+
+        found = group_values(pool, groups)
+        for (group, _), counts, values in zip(batch, found.counts, found.values, strict=True):
+            seen = {name: float(v) for name, n, v in zip(groups, counts, values, strict=True) if n}
+            self._running.update(group.prompt.id, group.epoch, seen)
+
+    def _pool(self, batch: Judged) -> "Pool":
+        """The responses; costs only where tokens are bounded, or else the shortest right ones would train."""
         from llamarl.functional.budget import Pool
 
+        responses = [(index, sample) for index, (_, samples) in enumerate(batch) for sample in samples]
+        costs = [float(len(sample.completion.token_ids)) for _, sample in responses]
         return Pool(
             prompts=[index for index, _ in responses],
             groups=[self._group_of(batch[index][0].prompt, sample.completion) for index, sample in responses],
             correct=[reward_of(s) >= self.config.correct_from and s.is_satisfied is not False for _, s in responses],
-            costs=self._costs(responses),
+            costs=None if self.config.mean_tokens is None else costs,
         )
 
-    def _costs(self, responses: Sequence[tuple[int, Sample]]) -> list[float] | None:
-        """Tokens, where they are bounded. Elsewhere the earliest right response of a group trains, of any length."""
-        if self.config.mean_tokens is None:
-            return None
-        return [float(len(sample.completion.token_ids)) for _, sample in responses]
 
-
-def budget_metrics(pool: "Pool", solution: "Solution") -> dict[str, float]:
-    """What the program spent, on what, and how it was solved; a value that is unknown is left out.
+def budget_metrics(parts: Sequence[Part], form: "Form") -> dict[str, float]:
+    """What the programs spent, on what, and how they were solved; a value that is unknown is left out.
 
     `used/G` is the share of a capped group among the trained samples (or the prompts, by the form), `slack/G` what its
     cap leaves; `used/mean_cost` and `slack/mean_cost` are tokens. `sampled/G` is a group's share of all judged
     responses, `margin/G` its mean margin over prompts with every group. `rejected_frac` and `one_sided_frac` (prompts
     that lack a group) are over prompts, `malformed_frac` over responses. The solver's are `solver_seconds`,
-    `solver_gap` to the optimum, and `is_fallback`.
+    `solver_gap` to the optimum, relative to it, and `is_fallback`. All are over the prompts of all parts together.
     """
-    prompts, size = max(1, solution.num_prompts), max(1, len(pool))
-    values = {"rejected_frac": solution.num_rejected / prompts, "one_sided_frac": solution.num_one_sided / prompts}
-    values |= {"malformed_frac": pool.groups.count(None) / size, "solver_seconds": solution.seconds}
-    values |= {"solver_gap": solution.gap, "is_fallback": float(solution.is_fallback)}
-    for name, spent in solution.spending.items():
-        values |= {f"used/{name}": spent.used, f"slack/{name}": spent.slack}
-    for group, margin in solution.mean_margins.items():
-        values |= {f"sampled/{group}": pool.groups.count(group) / size, f"margin/{group}": margin}
+    pools, solutions = [part.pool for part in parts], [part.solution for part in parts]
+    prompts, size = max(1, sum(s.num_prompts for s in solutions)), max(1, sum(map(len, pools)))
+    bound = sum(abs(s.bound) for s in solutions)
+    values = {
+        "rejected_frac": sum(s.num_rejected for s in solutions) / prompts,
+        "one_sided_frac": sum(s.num_one_sided for s in solutions) / prompts,
+        "malformed_frac": sum(pool.groups.count(None) for pool in pools) / size,
+        "solver_seconds": sum(s.seconds for s in solutions),
+        "solver_gap": sum(s.gap for s in solutions) / max(1.0, bound),
+        "is_fallback": float(any(s.is_fallback for s in solutions)),
+    }
+    counted = [s.num_prompts if form == "prompts" else sum(s.num_accepted.values()) for s in solutions]
+    for name in solutions[0].spending if solutions else ():
+        values[f"used/{name}"] = _mean([s.spending[name].used for s in solutions], counted)
+        values[f"slack/{name}"] = _mean([s.spending[name].slack for s in solutions], counted)
+    two_sided = [s.num_prompts - s.num_one_sided for s in solutions]
+    for group in solutions[0].mean_margins if solutions else ():
+        values[f"sampled/{group}"] = sum(pool.groups.count(group) for pool in pools) / size
+        values[f"margin/{group}"] = _mean([s.mean_margins[group] for s in solutions], two_sided)
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """The weighted mean; the plain one where nothing weighs."""
+    if not any(weights):
+        return fmean(values)
+    pairs = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
+    return fmean([value for value, _ in pairs], [weight for _, weight in pairs])

@@ -38,6 +38,7 @@ class RAFT(PolicyGradient[RAFTConfig]):
     def __init__(self, config: RAFTConfig) -> None:
         super().__init__(config)
         self.corrects_staleness = config.off_policy != "none"
+        self.learns_by_heart = config.off_policy == "none"
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
         """The sample of highest reward of each group, the first of equals, with advantage 1."""

@@ -144,9 +144,10 @@ def describe_solution(pool: "Pool", solution: "Solution", form: str) -> str:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """`llamarl budget build-sv` and `build-asv`."""
+    from llamarl.data.asks import Mode, instructed
     from llamarl.data.jsonl import write_jsonl
     from llamarl.data.prompts import read_prompts
-    from llamarl.recipes.voting_data import Mode, build_asv, build_sv, instructed, recorded_attempts
+    from llamarl.recipes.voting_data import build_asv, build_sv, recorded_attempts
 
     prompts = read_prompts(arguments.data)
     attempts = recorded_attempts if arguments.model is None else _sampled_attempts(arguments, prompts)
@@ -176,9 +177,9 @@ def _sampled_attempts(arguments: argparse.Namespace, prompts: "Sequence[Prompt]"
     from llamarl.core.records import GenerationRequest
     from llamarl.core.sampling import Sampling
     from llamarl.core.seeds import sample_seed
+    from llamarl.data.asks import instruct
     from llamarl.generation.executor import GeneratorConfig, build_batcher
     from llamarl.models.checkpoint import load_model, load_tokenizer
-    from llamarl.recipes.voting_data import instruct
 
     if arguments.samples < 1:
         raise ConfigError(f"--samples {arguments.samples}: give at least 1")

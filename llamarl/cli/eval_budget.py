@@ -13,13 +13,15 @@ from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from llamarl.core.records import Prompt
+    from llamarl.data.asks import Ask
     from llamarl.evals.budget import BudgetPlan
-    from llamarl.evals.budget_samples import AnswerFunction, Ask, Attempt, Reading
+    from llamarl.evals.budget_samples import AnswerFunction, Attempt, Reading
     from llamarl.evals.chats import Chat
     from llamarl.evals.replies import Reply
 
 SIZES = (1, 2, 4, 8)
-INSTRUCTED, CHAIN_MODES = ("plain", "voting", "adaptive"), ("S", "L", "A")
+CHAIN_MODES = {"S": "short", "L": "long", "A": "adaptive"}
+"""Functions of `llamarl.tasks.chain` by what a prompt of it reads."""
 DATA_DEFAULTS = {
     "builtin": ("chain", "llamarl.tasks.chain:group", "whole"),
     "": ("math", "llamarl.judges.voting:group", "stated"),
@@ -169,21 +171,11 @@ def _check_name(option: str, name: str, models: Mapping[str, Any]) -> None:
 
 def _ask(how: str, data: str) -> "Ask":
     """How a model is asked."""
-    if how in INSTRUCTED:
-        from llamarl.recipes.voting_data import instructed
+    from llamarl.data.asks import SHIPPED, load_ask
+    from llamarl.tasks import chain
 
-        return lambda prompt: instructed(prompt, how)  # type: ignore[arg-type]
-    if how in CHAIN_MODES and data == "builtin":
-        from llamarl.tasks.chain import with_mode
-
-        return lambda prompt: with_mode(prompt, how)  # type: ignore[arg-type]
-    if ":" in how:
-        from llamarl.core.loading import load_object
-
-        function: Ask = load_object(how)
-        return function
-    known = [*INSTRUCTED, *(CHAIN_MODES if data == "builtin" else ())]
-    raise ConfigError(f"--ask {how!r}: choose from {', '.join(known)}, or name a function, module:function")
+    modes = {mode: getattr(chain, name) for mode, name in CHAIN_MODES.items()} if data == "builtin" else {}
+    return load_ask(how, {**SHIPPED, **modes})
 
 
 def _settle(arguments: argparse.Namespace, models: Mapping[str, str | None]) -> None:

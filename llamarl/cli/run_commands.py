@@ -91,7 +91,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = Recipe.load(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         plan = prepare(recipe).describe()
-        print_json({"recipe": recipe.model_dump(mode="json"), "plan": plan})
+        print_json({"recipe": recipe.record(), "plan": plan})
         return 0
     with live_view(arguments, Path(arguments.recipe).stem) as view:
         summary, reporter = train(recipe, arguments.run_dir, live=view)

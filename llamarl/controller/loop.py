@@ -8,11 +8,14 @@
     _issue        prompts           requests              the staleness budget       newer weights, drops
     collect (g)   completions       judging tasks         generator g                its own decode steps
     _judge        one group         a ready group, drop   judge, reference           they, or their deadline
-    _train        a batch           a version, metrics    B ready groups             _judge
+    judging       groups to judge   judged samples        the judge                  its judges
+    _next_batch   ready groups      an assigned batch     B ready groups             _judge
+    _train        a batch           a version, metrics    _next_batch                it, while the step before trains
     sync          a version         generators serving it each generator             between two decode steps
 
 A run of several tasks does this for all of them at once: each has its own prompts, judges, algorithm and staleness
-account, and every step trains a batch of each. Every wait has a deadline except `_issue`'s, which `_train`'s covers.
+account, and every step trains a batch of each. Every wait has a deadline except those of `_issue` and `_next_batch`,
+which `_train`'s covers.
 Samples pass through here as records; weights never do. `core.protocols` are the only types known of the other side;
 `WorkBuffer` holds the staleness bound.
 """
@@ -20,25 +23,37 @@ Samples pass through here as records; weights never do. `core.protocols` are the
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from llamarl.controller.buffer import Ticket, WorkBuffer
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
+from llamarl.controller.judging import JudgeQueue
 from llamarl.controller.metrics import batch_metrics, by_task, mean_reward
 from llamarl.controller.observer import Observer, StepRecord
 from llamarl.controller.pool import GeneratorPool, Member, Work
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
-from llamarl.core.errors import JudgeError
+from llamarl.core.errors import JudgeError, StallError
 from llamarl.core.protocols import ExecutorHandle
-from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample, StepResult, WeightManifest
+from llamarl.core.records import (
+    Assignment,
+    Completion,
+    GenerationRequest,
+    Group,
+    Prompt,
+    Sample,
+    StepResult,
+    WeightManifest,
+)
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
 
+T = TypeVar("T")
+
 POLL_SECONDS = 2.0
-"""How long one `collect` call waits at the generator."""
+"""How long one `collect` call waits at a generator or the judge."""
 
 SaveCheckpoint = Callable[[int, float], Awaitable[None]]
 """`(version, mean reward)`: writes a checkpoint of the trainer."""
@@ -51,6 +66,15 @@ class Evaluation:
     prompts: Sequence[Prompt]
     sampling: Sampling
     samples_per_prompt: int = 1
+
+
+class Batch(NamedTuple):
+    """What one step trains on."""
+
+    groups: Mapping[str, list[Group]]
+    """By task; none at all once the run is to end."""
+    assignments: list[Assignment]
+    """Of each task, in order."""
 
 
 class Controller:
@@ -96,12 +120,14 @@ class Controller:
         self._trainer, self._judge, self._reference, self._pool = trainer, judge, reference, pool
         self._observer, self._guard, self._pulse = observer, guard, pulse
         self.version = version
+        self._judging = JudgeQueue(judge, schedule.judge_seconds)
         for task in tasks:
             task.open(schedule, version)
         self._next_index = version * sum(task.prompts_per_step for task in tasks)
         self._next_evaluation_key = -1
+        self._max_forms = max((len(task.forms) for task in tasks), default=1) or 1
         self._is_stopping = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._syncing: asyncio.Task[None] | None = None
 
@@ -116,6 +142,8 @@ class Controller:
             StallError, ExecutorLostError, JudgeError, CollapseError: why the run could not go on.
         """
         await self._pool.start(await self._publish())
+        self._background(self._judging.submit())
+        self._background(self._judging.collect(POLL_SECONDS))
         for member in self._pool.members:
             self._background(self._pool.collect(member, POLL_SECONDS))
         main = asyncio.create_task(self._evaluate_and_train(evaluation, save))
@@ -133,14 +161,14 @@ class Controller:
         self._is_stopping = True
         self._pulse.beat()
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def _background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Runs `work` beside the main task; if it fails, the run fails with its error."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._watch)
         return task
 
-    def _watch(self, task: "asyncio.Task[None]") -> None:
+    def _watch(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not self._failure.done():
             self._failure.set_exception(error)
@@ -191,13 +219,21 @@ class Controller:
             task.buffer.restart(ticket.index, version)
             self._ledger.issue(epoch, prompt.id)
 
-        request = self._request(ticket.index, epoch, prompt, task.samples_per_prompt, self.sampling)
-        return Work(request, lambda done: self._judge_later(task, ticket, done), restart)
+        requests = self._requests(ticket.index, epoch, prompt, task.asked(prompt), self.sampling)
+        return Work(requests, lambda done: self._judge_later(task, ticket, done), restart)
 
-    def _request(self, key: int, epoch: int, prompt: Prompt, samples: int, sampling: Sampling) -> GenerationRequest:
-        """The generation request of a prompt; its seeds depend on run seed, epoch, prompt and sample only."""
-        seeds = tuple(sample_seed(self.seed, epoch, prompt.id, i) for i in range(samples))
-        return GenerationRequest(key, self._encode(prompt), seeds, sampling, priority=key)
+    def _requests(
+        self, index: int, epoch: int, prompt: Prompt, asked: Sequence[tuple[Prompt, int]], sampling: Sampling
+    ) -> list[GenerationRequest]:
+        """The generation requests of a prompt; their seeds depend on run seed, epoch, prompt and sample only."""
+        requests, num_samples = [], 0
+        for place, (form, samples) in enumerate(asked):
+            numbers = range(num_samples, num_samples + samples)
+            seeds = tuple(sample_seed(self.seed, epoch, prompt.id, i) for i in numbers)
+            key = index * self._max_forms + place
+            requests.append(GenerationRequest(key, self._encode(form), seeds, sampling, priority=index))
+            num_samples += samples
+        return requests
 
     def _judge_later(self, task: RunTask, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
         self._background(self._judge_group(task, ticket, completions))
@@ -205,6 +241,9 @@ class Controller:
     async def _judge_group(self, task: RunTask, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
         """Judges one group as soon as it is generated; it becomes ready, or is dropped with its reason."""
         prompt = ticket.prompt
+        if task.forms:
+            trained_ids = self._encode(prompt)
+            completions = tuple(replace(completion, prompt_ids=trained_ids) for completion in completions)
         samples, logprobs, baseline = await asyncio.gather(
             self._judged_samples(task, prompt, completions),
             self._reference_logprobs(task, completions),
@@ -232,10 +271,7 @@ class Controller:
         self, task: RunTask, prompt: Prompt, completions: Sequence[Completion]
     ) -> tuple[Sample, ...]:
         with self._observer.span("judge", "judge"):
-            samples: tuple[Sample, ...] = await self._judge.call(
-                "judge_group", prompt, completions, task.name, timeout_seconds=self.schedule.judge_seconds
-            )
-        return samples
+            return await self._judging.judged(prompt, completions, task.name)
 
     async def _reference_logprobs(
         self, task: RunTask, completions: Sequence[Completion]
@@ -257,14 +293,15 @@ class Controller:
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
         """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""
         schedule, record = self.schedule, None
+        upcoming = self._background(self._next_batch())
         while self.version < schedule.steps:
             started = asyncio.get_running_loop().time()
-            with self._observer.span("trainer", "wait"):
-                batches = await self._pulse.wait_for(self._next_batches, self._describe_pending, schedule.stall_seconds)
+            batch = await self._awaited(upcoming)
             waited = asyncio.get_running_loop().time() - started
-            if not any(batches.values()):
-                break  # the stream ended, or somebody asked to stop
-            record = await self._step(batches, waited)
+            if self._is_stopping or not any(batch.groups.values()):
+                break  # somebody asked to stop, or the stream ended
+            upcoming = self._background(self._next_batch())
+            record = await self._step(batch, waited)
             self._observer.on_step(record)
             self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
             if record.metrics.get("judge/is_degraded"):
@@ -286,10 +323,30 @@ class Controller:
                 "judged, so the run stopped with a checkpoint; mend the judges, then resume"
             )
 
-    async def _step(self, batches: Mapping[str, list[Group]], waited: float) -> StepRecord:
-        groups = [group for batch in batches.values() for group in batch]
+    async def _next_batch(self) -> Batch:
+        """The next batch and its assignments: prepared as soon as its groups are ready, whatever the trainer does."""
+        groups = await self._pulse.wait_for(self._take_groups, self._describe_pending)
+        assignments = [await self._assigned(self.tasks[name], taken) for name, taken in groups.items()]
+        return Batch(groups, assignments)
+
+    async def _assigned(self, task: RunTask, groups: Sequence[Group]) -> Assignment:
+        if getattr(task.algorithm, "assigns_in_thread", False):
+            return await asyncio.to_thread(task.assign, groups)
+        return task.assign(groups)
+
+    async def _awaited(self, upcoming: "asyncio.Task[Batch]") -> Batch:
+        """The batch, before the deadline."""
+        limit = self.schedule.stall_seconds
+        with self._observer.span("trainer", "wait"):
+            done, _ = await asyncio.wait([upcoming], timeout=limit)
+        if not done:
+            raise StallError(f"no progress for {limit:g} s while waiting for {self._describe_pending()}")
+        return upcoming.result()
+
+    async def _step(self, batch: Batch, waited: float) -> StepRecord:
+        batches, assignments = batch
+        groups = [group for taken in batches.values() for group in taken]
         watched = self._observer.watched(self.version + 1, groups)
-        assignments = [self.tasks[name].algorithm.assign(batch) for name, batch in batches.items()]
         rollouts = batch_metrics(batches, assignments, self.version) | {"time/wait_batch": waited}
         with self._observer.span("trainer", "train"):
             result: StepResult = await self._trainer.call(
@@ -358,7 +415,10 @@ class Controller:
         self._next_evaluation_key = keys.stop
         answers: dict[int, asyncio.Future[tuple[Completion, ...]]] = {key: loop.create_future() for key in keys}
         works = [
-            Work(self._request(key, -1, prompt, evaluation.samples_per_prompt, evaluation.sampling), done.set_result)
+            Work(
+                self._requests(key, -1, prompt, [(prompt, evaluation.samples_per_prompt)], evaluation.sampling),
+                done.set_result,
+            )
             for (key, done), prompt in zip(answers.items(), evaluation.prompts, strict=True)
         ]
         while works:
@@ -378,8 +438,8 @@ class Controller:
     def _task_of(self, prompt: Prompt) -> RunTask:
         return next(iter(self.tasks.values())) if len(self.tasks) == 1 else self.tasks[prompt.task]
 
-    def _next_batches(self) -> dict[str, list[Group]] | None:
-        """A batch of every task, none at all once the run is to end, or None while one must wait."""
+    def _take_groups(self) -> dict[str, list[Group]] | None:
+        """A batch's groups of every task, none at all once the run is to end, or None while one must wait."""
         if self._is_stopping:
             return {}
         if not all(task.buffer.has_batch for task in self.tasks.values()):

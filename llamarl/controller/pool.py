@@ -20,14 +20,27 @@ from llamarl.core.records import Completion, GenerationRequest, WeightManifest, 
 LOST = (ExecutorLostError, StallError, WeightSyncError)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
-    """One request with what to do about it."""
+    """Requests that are done together, with what to do then."""
 
-    request: GenerationRequest
+    requests: Sequence[GenerationRequest]
     on_done: Callable[[tuple[Completion, ...]], None]
+    """Called with all completions, in the order of the requests."""
     on_restart: Callable[[int], None] = lambda version: None
-    """Called with the served version when the work starts over."""
+    """Called with the served version when the work starts over, as a whole."""
+    answers: dict[int, tuple[Completion, ...]] = field(default_factory=dict)
+    """By key, of those requests that are answered already."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request is answered."""
+        return len(self.answers) == len(self.requests)
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """Of work that is done."""
+        return tuple(completion for request in self.requests for completion in self.answers[request.key])
 
 
 @dataclass(slots=True)
@@ -39,11 +52,33 @@ class Member:
     version: int | None = None
     """The policy version it has proved to serve; None while it may not serve."""
     works: dict[int, Work] = field(default_factory=dict)
+    """Unfinished work, by the key of each of its requests."""
     proof: WeightProof | None = None
     working: AbstractContextManager[None] | None = None
     """The open timeline span while it has work."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the generator is being replaced."""
+
+    @property
+    def unfinished(self) -> list[Work]:
+        """Each work once, oldest first."""
+        return list(dict.fromkeys(self.works.values()))
+
+    def add(self, works: Sequence[Work]) -> None:
+        """Takes work on."""
+        self.works.update((request.key, work) for work in works for request in work.requests)
+
+    def take(self, key: int, completions: tuple[Completion, ...]) -> Work | None:
+        """One request is answered; returns the work that this completes."""
+        work = self.works.get(key)
+        if work is None:
+            return None
+        work.answers[key] = completions
+        if not work.is_done:
+            return None
+        for request in work.requests:
+            del self.works[request.key]
+        return work
 
 
 class GeneratorPool:
@@ -52,7 +87,7 @@ class GeneratorPool:
     Args:
         spawn: starts the generator called `name` and returns its handle.
         names: one per generator.
-        capacity: unfinished requests a generator is given at most.
+        capacity: unfinished works a generator is given at most.
         pulse: told of every change.
         timeout_seconds: deadline of every call to a generator.
         budget: of restarts, shared by the whole run.
@@ -82,20 +117,21 @@ class GeneratorPool:
         await self.sync(manifest)
 
     def with_room(self) -> Member | None:
-        """The least busy generator that serves and may take another request."""
-        able = [m for m in self.members if m.version is not None and len(m.works) < self._capacity]
-        return min(able, key=lambda member: len(member.works), default=None)
+        """The least busy generator that serves and may take more work."""
+        able = [member for member in self.members if member.version is not None and self.room(member) > 0]
+        return max(able, key=self.room, default=None)
 
     def room(self, member: Member) -> int:
-        """Requests `member` may still take."""
-        return self._capacity - len(member.works)
+        """Works `member` may still take."""
+        return self._capacity - len(member.unfinished)
 
     async def submit(self, member: Member, works: Sequence[Work]) -> None:
         """Hands work to a generator. If it turns out lost, its collecting task starts the work over."""
-        member.works.update((work.request.key, work) for work in works)
+        member.add(works)
         self._mark(member)
+        requests = [request for work in works for request in work.requests]
         with contextlib.suppress(*LOST):  # the collecting task meets the same loss and recovers all work
-            await member.handle.call("submit", [w.request for w in works], timeout_seconds=self._timeout)
+            await member.handle.call("submit", requests, timeout_seconds=self._timeout)
 
     async def sync(self, manifest: WeightManifest) -> None:
         """Brings every generator to the manifest's version, each between two of its decode steps."""
@@ -111,10 +147,11 @@ class GeneratorPool:
             except LOST as error:
                 await self._replace(member, handle, error)
                 continue
+            if member.handle is not handle:
+                continue  # replaced meanwhile: all its work starts over
             for key, completions in finished:
-                work = member.works.pop(key, None)
-                if work is not None:
-                    work.on_done(completions)
+                if work := member.take(key, completions):
+                    work.on_done(work.completions)
             if finished:
                 self._mark(member)
                 self._pulse.beat()
@@ -159,7 +196,7 @@ class GeneratorPool:
             while member.version is None:
                 self._budget.spend(member.name, cause)
                 self._observer.on_message(
-                    f"{member.name} lost ({cause}); starting it again; {len(member.works)} requests start over"
+                    f"{member.name} lost ({cause}); starting it again; {len(member.unfinished)} prompts start over"
                 )
                 await handle.stop()
                 try:
@@ -167,7 +204,8 @@ class GeneratorPool:
                     await self._update(member)
                 except LOST as error:
                     cause = error
-            works, version = list(member.works.values()), member.version
+            works, version = member.unfinished, member.version
         for work in works:
+            work.answers.clear()
             work.on_restart(version)
         await self.submit(member, works)

@@ -1,15 +1,17 @@
 """Reads and checks everything that can be wrong with a run before anything starts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llamarl.algorithms import AlgorithmConfig
 from llamarl.controller.recipe import Recipe, TaskConfig
+from llamarl.controller.task import Form
 from llamarl.core.errors import DataError
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import read_prompts
+from llamarl.data.asks import load_ask
 from llamarl.judges.config import build_panel
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.template_check import check_template
@@ -29,6 +31,8 @@ class PreparedTask:
     """By prompt id, where the algorithm may fall back on `info.baseline`."""
     paying: Mapping[str, float]
     """Weights of the judges whose scores make the reward, by name."""
+    forms: Sequence[Form]
+    """How training prompts are asked, if not as they stand."""
 
     @property
     def algorithm(self) -> AlgorithmConfig:
@@ -45,6 +49,7 @@ class PreparedTask:
             "skipped_rows": len(self.skipped_rows),
             "epochs": round(steps * size / len(self.prompts), 3),
             "completions_per_step": size * samples,
+            **({"coverage": {form.name: form.samples for form in self.forms}} if self.forms else {}),
             "algorithm": self.algorithm.type,
             "judges": [judge.name or judge.function for judge in self.config.judges],
             "weight": self.config.weight,
@@ -126,10 +131,13 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer) -> Pre
     if recipe.tasks:
         prompts, held_out = _of_task(task.name, prompts), _of_task(task.name, held_out)
     assert task.algorithm is not None
-    uses_baseline = getattr(task.algorithm.build(), "uses_baseline", False)
-    baselines = _baselines(tokenizer, prompts) if uses_baseline else {}
+    algorithm = task.algorithm.build()
+    if hasattr(algorithm, "check_prompts"):
+        algorithm.check_prompts(prompts)
+    baselines = _baselines(tokenizer, prompts) if getattr(algorithm, "uses_baseline", False) else {}
     paying = _check_judges(task, [*prompts, *held_out])
-    return PreparedTask(task, prompts, held_out, rows.skipped, baselines, paying)
+    forms = [Form(form.ask, load_ask(form.ask), form.samples) for form in task.coverage]
+    return PreparedTask(task, prompts, held_out, rows.skipped, baselines, paying, forms)
 
 
 def _of_task(name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -183,15 +191,24 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
 
 
 def _check_lengths(prepared: Prepared) -> None:
-    """No prompt may be so long that its completion cannot fit the model's positions."""
+    """No prompt, in whatever form, may be so long that its completion cannot fit the model's positions."""
     room = prepared.max_positions - prepared.recipe.sampling.max_tokens
-    for prompt in [*(prompt for task in prepared.tasks for prompt in task.prompts), *prepared.held_out]:
+    for name, prompt in _asked(prepared):
         if (length := len(encode_prompt(prepared.tokenizer, prompt))) > room:
             raise DataError(
-                f"prompt {prompt.id!r} has {length} tokens; with sampling.max_tokens="
+                f"prompt {prompt.id!r}{name} has {length} tokens; with sampling.max_tokens="
                 f"{prepared.recipe.sampling.max_tokens} the model's {prepared.max_positions} positions leave {room}; "
                 "shorten the prompt, lower sampling.max_tokens, or drop the row"
             )
+
+
+def _asked(prepared: Prepared) -> Iterator[tuple[str, Prompt]]:
+    """Every prompt as it stands, and in each form that it is asked in."""
+    yield from (("", prompt) for prompt in prepared.held_out)
+    for task in prepared.tasks:
+        for prompt in task.prompts:
+            yield "", prompt
+            yield from ((f" asked as {form.name}", form.ask(prompt)) for form in task.forms)
 
 
 def _check_judges(config: TaskConfig, prompts: Iterable[Prompt]) -> dict[str, float]:

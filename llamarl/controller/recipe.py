@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from llamarl.algorithms import AIPOConfig, AlgorithmConfig
 from llamarl.controller.guard import GuardConfig
@@ -14,10 +14,11 @@ from llamarl.controller.watch import WatchConfig
 from llamarl.core.config import Config, models_in, read_toml, suggest
 from llamarl.core.errors import ConfigError
 from llamarl.core.sampling import Sampling
+from llamarl.data.asks import load_ask
 from llamarl.data.prompts import BadRowPolicy
 from llamarl.data.rows import RowFormat
 from llamarl.generation.executor import GeneratorConfig
-from llamarl.judges.config import JudgeConfig
+from llamarl.judges.config import JudgeConfig, beside
 from llamarl.training.config import TrainerConfig
 
 
@@ -70,6 +71,25 @@ class ReportConfig(Config):
     """Also log to this trackio project (extra `trackio`)."""
 
 
+class CoverageConfig(Config):
+    """One form in which every training prompt is asked.
+
+    The completions of all forms are one group, learnt under the prompt as it stands.
+    """
+
+    ask: str
+    """`plain`, `voting` or `adaptive` instructions, or a function of a prompt that returns the prompt to ask:
+    `module:function` or `path/to/file.py:function`."""
+    samples: int = Field(ge=1)
+    """Completions of each prompt in this form."""
+
+    @field_validator("ask")
+    @classmethod
+    def _is_known(cls, ask: str) -> str:
+        load_ask(ask)
+        return ask
+
+
 class TaskConfig(Config):
     """One of several tasks that a run trains together: its own prompts, judges and algorithm."""
 
@@ -83,7 +103,9 @@ class TaskConfig(Config):
     prompts_per_step: int | None = Field(default=None, ge=1)
     """Its groups in one optimizer step; None: `schedule.prompts_per_step`."""
     samples_per_prompt: int | None = Field(default=None, ge=1)
-    """None: `schedule.samples_per_prompt`."""
+    """None: `schedule.samples_per_prompt`, or the sum over `coverage`."""
+    coverage: tuple[CoverageConfig, ...] = ()
+    """Ask each training prompt in these forms, instead of as it stands."""
     weight: float | None = Field(default=None, ge=0.0)
     """Factor of its gradient in the step's sum; None: its share of the step's prompts."""
     held_out: str | None = None
@@ -108,6 +130,8 @@ class Recipe(Config):
     algorithm: AlgorithmConfig = Field(default_factory=AIPOConfig)
     tasks: tuple[TaskConfig, ...] = ()
     """Several tasks trained together, one optimizer step for the weighted sum of their gradients."""
+    coverage: tuple[CoverageConfig, ...] = ()
+    """Ask each training prompt in these forms, instead of as it stands (algorithms `ibpo` and `raft`)."""
     sampling: Sampling = Field(default_factory=Sampling)
     schedule: Schedule = Field(default_factory=Schedule)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -132,16 +156,28 @@ class Recipe(Config):
         elif self.data is None or not self.judges:
             missing = "data" if self.data is None else "judges"
             raise ValueError(f"{missing}: required, but not given (a run of several tasks lists them under `tasks`)")
+        if "samples_per_prompt" in self.schedule.model_fields_set and not self.tasks:
+            _check_group_size("schedule.", self.schedule.samples_per_prompt, self.coverage)
         for task in self.all_tasks:
-            algorithm = task.algorithm or self.algorithm
-            if self.schedule.max_staleness > 0 and not algorithm.build().corrects_staleness:
-                raise ValueError(
-                    f"algorithm.type={algorithm.type!r} has no off-policy correction, but schedule.max_staleness="
-                    f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or use 'aipo'"
-                )
+            self._check_algorithm(task)
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
         return self
+
+    def _check_algorithm(self, task: TaskConfig) -> None:
+        config = task.algorithm or self.algorithm
+        algorithm = config.build()
+        if task.coverage and not getattr(algorithm, "learns_by_heart", False):
+            raise ValueError(
+                f"coverage: algorithm.type={config.type!r} as it is set weighs or clips by the probabilities that its "
+                "completions were sampled with, but under coverage these are of another prompt; use ibpo or raft with "
+                'off_policy = "none", or leave coverage out'
+            )
+        if self.schedule.max_staleness > 0 and not algorithm.corrects_staleness and not task.coverage:
+            raise ValueError(
+                f"algorithm.type={config.type!r} has no off-policy correction, but schedule.max_staleness="
+                f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or use 'aipo'"
+            )
 
     def _check_tasks(self) -> None:
         names = [task.name for task in self.tasks]
@@ -151,9 +187,13 @@ class Recipe(Config):
             ("data", self.data),
             ("judges", self.judges),
             ("evaluation.source", self.evaluation.source),
+            ("coverage", self.coverage),
         ):
             if given:
                 raise ValueError(f"{field}: given beside `tasks`; move it into the task it belongs to")
+        for index, task in enumerate(self.tasks):
+            if task.samples_per_prompt is not None:
+                _check_group_size(f"tasks.{index}.", task.samples_per_prompt, task.coverage)
         if not any(task.weight is None or task.weight > 0 for task in self.tasks):
             raise ValueError("tasks: every weight is 0, so nothing would be learnt; give one a positive weight")
 
@@ -163,7 +203,11 @@ class Recipe(Config):
         assert self.tasks or self.data is not None
         tasks = self.tasks or (
             TaskConfig.model_construct(
-                name="default", data=self.data, judges=self.judges, held_out=self.evaluation.source
+                name="default",
+                data=self.data,
+                judges=self.judges,
+                held_out=self.evaluation.source,
+                coverage=self.coverage,
             ),
         )
         sizes = [task.prompts_per_step or self.schedule.prompts_per_step for task in tasks]
@@ -172,12 +216,21 @@ class Recipe(Config):
                 update={
                     "algorithm": task.algorithm or self.algorithm,
                     "prompts_per_step": size,
-                    "samples_per_prompt": task.samples_per_prompt or self.schedule.samples_per_prompt,
+                    "samples_per_prompt": sum(form.samples for form in task.coverage)
+                    or task.samples_per_prompt
+                    or self.schedule.samples_per_prompt,
                     "weight": size / sum(sizes) if task.weight is None else task.weight,
                 }
             )
             for task, size in zip(tasks, sizes, strict=True)
         )
+
+    def record(self) -> dict[str, Any]:
+        """Every setting as plain values, from which `parse` makes the same recipe."""
+        values = self.model_dump(mode="json")
+        if self.coverage:
+            values["schedule"]["samples_per_prompt"] = self.all_tasks[0].samples_per_prompt
+        return values
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -191,6 +244,15 @@ class Recipe(Config):
         values = merge(values, parse_overrides(overrides))
         _locate_files(values, path.parent)
         return cls.parse(values, source=str(path))
+
+
+def _check_group_size(prefix: str, samples: int, coverage: Sequence[CoverageConfig]) -> None:
+    total = sum(form.samples for form in coverage)
+    if coverage and samples != total:
+        raise ValueError(
+            f"{prefix}samples_per_prompt={samples}, but coverage asks for {total} samples of each prompt; leave "
+            "samples_per_prompt out, or change one of them"
+        )
 
 
 def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
@@ -272,19 +334,26 @@ def _locate_files(values: dict[str, Any], folder: Path) -> None:
     for table in (values, *tasks):
         places.append((table.get("data"), "source"))
         algorithm = table.get("algorithm")
-        if isinstance(algorithm, dict) and isinstance(algorithm.get("factory"), str):
-            algorithm["factory"] = _located_object(algorithm["factory"], folder)
+        if isinstance(algorithm, dict):
+            _locate_object(algorithm, "factory", folder)
+            _locate_object(algorithm, "groups", folder)
+        for form in table.get("coverage", []):
+            if isinstance(form, dict):
+                _locate_object(form, "ask", folder)
         for judge in table.get("judges", []):
-            if isinstance(judge, dict) and isinstance(judge.get("function"), str):
-                judge["function"] = _located_object(judge["function"], folder)
+            if isinstance(judge, dict):
+                judge |= beside(judge, folder, Path())
     for place, key in places:
         if isinstance(place, dict) and isinstance(place.get(key), str):
             place[key] = _located(place[key], folder)
 
 
-def _located_object(spec: str, folder: Path) -> str:
-    file, _, name = spec.rpartition(":")
-    return f"{_located(file, folder)}:{name}" if file.endswith(".py") else spec
+def _locate_object(table: dict[str, Any], key: str, folder: Path) -> None:
+    if not isinstance(table.get(key), str):
+        return
+    file, _, name = table[key].rpartition(":")
+    if file.endswith(".py"):
+        table[key] = f"{_located(file, folder)}:{name}"
 
 
 def _located(name: str, folder: Path) -> str:

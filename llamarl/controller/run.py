@@ -14,12 +14,13 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from llamarl.controller.canaries import canaries_watched
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
@@ -108,7 +109,7 @@ def resume(
 
 def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool) -> tuple[RunSummary, Reporter]:
     recipe = prepared.recipe
-    write_json(directory / RECIPE_FILE, recipe.model_dump(mode="json"))
+    write_json(directory / RECIPE_FILE, recipe.record())
     write_json(directory / ENVIRONMENT_FILE, environment_record())
     if prepared.skipped_rows:
         write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
@@ -147,6 +148,8 @@ async def _attempt(
             tasks = [_run_task(recipe, task, ledger) for task in prepared.tasks]
             for task in tasks:
                 task.watch.restore(state.get("watch", {}).get(task.name, {}))
+                if task.name in state.get("algorithm", {}):
+                    task.algorithm.restore(state["algorithm"][task.name])  # type: ignore[attr-defined]
             controller = Controller(
                 schedule=recipe.schedule,
                 tasks=tasks,
@@ -164,10 +167,14 @@ async def _attempt(
                 version=version,
             )
             save = functools.partial(_save, store, trainer, reporter, guard, tasks)
+            has_canaries = any(judge.canaries for task in prepared.tasks for judge in task.config.judges)
+            seconds = recipe.schedule.judge_seconds
+            canaries = canaries_watched(executors.judge, reporter, timeout_seconds=seconds)
             with _first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()
                 try:
-                    await controller.run(_evaluation(prepared), save)
+                    async with canaries if has_canaries else nullcontext():
+                        await controller.run(_evaluation(prepared), save)
                 finally:
                     summary = reporter.summary()
                     write_summary(directory, summary)
@@ -193,6 +200,7 @@ async def _save(
                 **reporter.state(),
                 "guard": guard.state(),
                 "watch": {task.name: task.watch.state() for task in tasks},
+                "algorithm": {t.name: t.algorithm.state() for t in tasks if hasattr(t.algorithm, "state")},
             }
             (folder / STATE_FILE).write_text(json.dumps(state))
             await asyncio.to_thread(store.commit, version, folder, reward)
@@ -308,6 +316,7 @@ def _run_task(recipe: Recipe, task: PreparedTask, ledger: Ledger) -> RunTask:
         weight=1.0 if config.weight is None else config.weight,
         watch=HackingWatch(recipe.watch, task.paying),
         baselines=task.baselines,
+        forms=task.forms,
     )
 
 

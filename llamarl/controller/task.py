@@ -1,13 +1,25 @@
 """One task of a run, as the loop sees it: what to ask, how to learn from the answers, and how far it has come."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from llamarl.controller.buffer import WorkBuffer
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.protocols import Algorithm
-from llamarl.core.records import Completion, Prompt
+from llamarl.core.records import Assignment, Completion, Group, Prompt
+from llamarl.data.asks import Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One of the ways in which every prompt of a task is asked."""
+
+    name: str
+    """For messages."""
+    ask: Ask
+    samples: int
+    """Completions of each prompt in this form."""
 
 
 @dataclass
@@ -22,17 +34,34 @@ class RunTask:
     prompts_per_step: int
     """Groups in one optimizer step."""
     samples_per_prompt: int
+    """Over all forms."""
     weight: float = 1.0
     """Factor of its gradient in the step's sum."""
     watch: HackingWatch = field(default_factory=lambda: HackingWatch(WatchConfig(), {}))
     """Rings when the reward rises and what it stands for falls."""
     baselines: Mapping[str, Completion] = field(default_factory=dict)
     """By prompt id: a response that is not sampled, which the algorithm may fall back on."""
+    forms: Sequence[Form] = ()
+    """How each prompt is asked, if not as it stands. What comes back is learnt under the prompt as it stands."""
 
     def open(self, schedule: Schedule, version: int) -> None:
         """Starts the account of what is under way, at policy version `version`."""
         self.buffer = WorkBuffer(self.prompts_per_step, schedule.max_staleness, schedule.lookahead, version)
         self.num_issued = 0
+
+    def asked(self, prompt: Prompt) -> list[tuple[Prompt, int]]:
+        """The prompts that stand for this one, and how many completions of each make up its group."""
+        if not self.forms:
+            return [(prompt, self.samples_per_prompt)]
+        return [(form.ask(prompt), form.samples) for form in self.forms]
+
+    def assign(self, groups: Sequence[Group]) -> Assignment:
+        """What the algorithm makes of a batch. Under a prompt that nobody asked, no policy sampled its tokens."""
+        assignment = self.algorithm.assign(groups)
+        if not self.forms:
+            return assignment
+        samples = (replace(sample, versions=(-1,) * len(sample.versions)) for sample in assignment.samples)
+        return replace(assignment, samples=tuple(samples))
 
     @property
     def progress(self) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Message, Prompt, Sample
+from llamarl.data.asks import Ask
 from llamarl.data.groups import GroupFunction
 from llamarl.data.prompts import BadRowPolicy, PromptData, raw_rows, read_prompts
 from llamarl.data.rows import RowError
@@ -37,8 +38,6 @@ NUM_BUILTIN = 256
 CORRECT_FROM = 1.0
 """Of a reward: as in IBPO."""
 
-Ask = Callable[[Prompt], Prompt]
-"""The problem as a model is asked it: with its instructions, or in its mode."""
 AnswerFunction = Callable[[str], str | None]
 """What a text answers, and so votes for; None: no vote."""
 

@@ -8,6 +8,7 @@ from llamarl.judges.function import FunctionJudge, to_verdict
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import as_judge, load_judge
 from llamarl.judges.trl import TRLJudge, from_verl
+from llamarl.judges.verifiers import VerifiersJudge
 from llamarl.judges.worker import ProcessJudge
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "JudgePanel",
     "ProcessJudge",
     "TRLJudge",
+    "VerifiersJudge",
     "as_judge",
     "build_judge",
     "build_panel",

@@ -1,4 +1,4 @@
-"""Does a judge agree with labels? Pure numbers.
+"""Does a judge agree with labels? Pure numbers. How far its scores are probabilities: `functional.preference`.
 
 Labels are 1 (should pass) and 0. Undefined quantities (a precision without positives, say) are None.
 """
@@ -6,6 +6,18 @@ Labels are 1 (should pass) and 0. Undefined quantities (a precision without posi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from llamarl.core.records import Verdict
+
+PASS_SCORE = 0.5
+"""From here on a verdict passes that only scores."""
+
+
+def passes(verdict: Verdict) -> bool | None:
+    """Whether a verdict lets the completion pass; None where it was not judged."""
+    if verdict.score is None:
+        return None
+    return verdict.score >= PASS_SCORE if verdict.passed is None else verdict.passed
 
 
 @dataclass(frozen=True)
@@ -62,15 +74,6 @@ class Confusion:
         return _ratio((self.agreement or 0.0) - by_chance, 1 - by_chance)
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Scores of one interval."""
-
-    count: int
-    mean_score: float
-    share_positive: float
-
-
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
     """Probability that a positive scores above a negative, ties counted half; None without both kinds.
 
@@ -106,27 +109,6 @@ def ranks(values: Sequence[float]) -> list[float]:
             result[place] = (start + end) / 2 + 1
         start = end + 1
     return result
-
-
-def reliability_bins(scores: Sequence[float], labels: Sequence[bool], num_bins: int = 10) -> list[Bin]:
-    """Scores in [0, 1] against the share of positives, in bins of equal width; empty bins are left out."""
-    members: dict[int, list[tuple[float, bool]]] = {}
-    for score, label in zip(scores, labels, strict=True):
-        members.setdefault(min(int(score * num_bins), num_bins - 1), []).append((score, label))
-    return [
-        Bin(len(pairs), math.fsum(s for s, _ in pairs) / len(pairs), sum(label for _, label in pairs) / len(pairs))
-        for _, pairs in sorted(members.items())
-    ]
-
-
-def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
-    """Mean over all scores of |mean score - share of positives| of their bin.
-
-    Reference: Naeini et al., Obtaining well calibrated probabilities using Bayesian binning, 2015.
-    """
-    total = sum(each.count for each in bins)
-    gaps = math.fsum(each.count * abs(each.mean_score - each.share_positive) for each in bins)
-    return gaps / total if total else None
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -18,6 +18,8 @@ SCHEMA: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 """Of a JSON verdict; the reason comes first, so that it is not made up for the score."""
+MAX_MASS = 1.05
+"""Probabilities that sum to more are none; a little is rounding."""
 MAX_CHARACTERS = 20_000
 REASON_CHARACTERS = 500
 _YES, _NO = frozenset({"true", "yes", "pass", "passed"}), frozenset({"false", "no", "fail", "failed"})
@@ -34,7 +36,8 @@ def token_verdict(
 
     Spellings of a word (case, surrounding space) are summed. Where only one of the words is listed, the other is less
     likely than every listed token and than all that the list leaves over; the smaller of these bounds stands for it.
-    Where neither is listed, the verdict has failed.
+    Where neither is listed, or the listed ones are no distribution (servers that report 0 for every token), the
+    verdict has failed.
 
     Reference: Xu et al., The Perfect Blend: Redefining RLHF with Mixture of Judges, https://arxiv.org/abs/2409.20370.
 
@@ -46,6 +49,9 @@ def token_verdict(
     """
     if not logprobs:
         return Verdict.failed("the server reports no log-probs; it must support top_logprobs, or use way='json'")
+    probabilities = [math.exp(logprob) for logprob in logprobs.values()]
+    if math.fsum(probabilities) > MAX_MASS:
+        return Verdict.failed(f"the listed probabilities sum to {math.fsum(probabilities):.3g}: these are no log-probs")
     passes, violates = _mass(logprobs, positive), _mass(logprobs, negative)
     if passes is None and violates is None:
         listed = ", ".join(repr(token) for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True)[:5])
@@ -55,7 +61,6 @@ def token_verdict(
     mass = (passes or 0.0) + (violates or 0.0)
     if mass < min_mass or mass == 0.0:
         return Verdict.failed(f"both words together have probability {mass:.2g}, below min_mass={min_mass:g}")
-    probabilities = [math.exp(logprob) for logprob in logprobs.values()]
     bound = min(*probabilities, max(0.0, 1.0 - math.fsum(probabilities)))
     passes, violates = bound if passes is None else passes, bound if violates is None else violates
     reason = f"P({_words(positive)})={passes:.3g}, P({_words(negative)})={violates:.3g}"

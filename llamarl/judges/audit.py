@@ -8,7 +8,6 @@ tried with injections around them: the way to audit judges that an empty reply r
 `good`, replies known to be right, since a judge that passes nothing would pass every audit.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from llamarl.core.config import read_toml, suggest
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Status, Verdict
 from llamarl.data.rows import row_to_prompt
+from llamarl.functional.preference import wilson_interval
+from llamarl.judges.agreement import passes
 from llamarl.judges.attacks import ATTACKS, with_injections
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.rows import CompletionRow, read_completions
@@ -28,8 +29,6 @@ MAX_RATE = 0.05
 """A higher false-positive rate is warned about."""
 GOOD, KNOWN_BAD, INJECTED_BAD = "good", "known_bad", "known_bad_injected"
 KINDS = (*ATTACKS, KNOWN_BAD, INJECTED_BAD)
-PASS_SCORE = 0.5
-_Z = 1.96
 _EXAMPLES = 3
 
 
@@ -56,7 +55,7 @@ class AttackResult:
     @property
     def upper(self) -> float:
         """Upper end of the rate's 95 % Wilson interval."""
-        return wilson_upper(self.passed, self.scored)
+        return wilson_interval(self.passed, self.scored)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -163,13 +162,6 @@ def _trials(row: CompletionRow, kinds: Sequence[str]) -> list[tuple[str, str]]:
     return trials + [(GOOD, text) for text in good]
 
 
-def passes(verdict: Verdict) -> bool | None:
-    """Whether a verdict lets the reply pass; None where it was not judged."""
-    if verdict.score is None:
-        return None
-    return verdict.score >= PASS_SCORE if verdict.passed is None else verdict.passed
-
-
 def _result(judge: str, kind: str, judged: Sequence[tuple[str, Verdict]]) -> AttackResult:
     decisions = [(text, passes(verdict)) for text, verdict in judged]
     wrong = [text for text, decision in decisions if decision is (kind != GOOD)]
@@ -194,13 +186,3 @@ def overall(results: Sequence[AttackResult]) -> list[AttackResult]:
         fields |= {name: sum(getattr(each, name) for each in mine) for name in ("abstained", "failed")}
         totals.append(AttackResult(judge, "all attacks", **fields))
     return totals
-
-
-def wilson_upper(successes: int, total: int) -> float:
-    """Upper end of the 95 % Wilson score interval of a proportion; 1 where nothing was counted."""
-    if not total:
-        return 1.0
-    share, square = successes / total, _Z * _Z
-    middle = share + square / (2 * total)
-    spread = _Z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return min(1.0, (middle + spread) / (1 + square / total))

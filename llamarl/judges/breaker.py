@@ -1,5 +1,6 @@
 """Stops asking a server that does not answer."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -7,13 +8,15 @@ from collections.abc import Callable
 class CircuitBreaker:
     """Opens after `max_failures` failures in a row; while open, lets one try through every `seconds`.
 
-    The first success closes it. A try that never reports back (its caller was cancelled) holds nothing up.
+    The first success closes it. A try that failed while others succeeded does not count: failing takes longer than
+    succeeding, so of many tries at once the failures come last, and in a row, however well the server is. A try that
+    never reports back (its caller was cancelled) holds nothing up.
     """
 
     def __init__(self, max_failures: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_failures, self._seconds, self._clock = max_failures, seconds, clock
         self._failures = 0
-        self._next_try = 0.0
+        self._next_try, self._last_success = 0.0, -math.inf
 
     @property
     def is_open(self) -> bool:
@@ -31,9 +34,11 @@ class CircuitBreaker:
 
     def succeeded(self) -> None:
         """A try succeeded."""
-        self._failures = 0
+        self._failures, self._last_success = 0, self._clock()
 
-    def failed(self) -> None:
-        """A try failed."""
+    def failed(self, started: float) -> None:
+        """A try failed that began at `started`, by the breaker's clock."""
+        if started <= self._last_success:
+            return
         self._failures += 1
         self._next_try = self._clock() + self._seconds

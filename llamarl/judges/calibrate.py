@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamarl.core.records import Status, Verdict
-from llamarl.judges.agreement import Bin, Confusion, auroc, expected_calibration_error, reliability_bins, spearman
-from llamarl.judges.audit import passes
+from llamarl.functional.preference import Bin, calibration_error, reliability
+from llamarl.judges.agreement import Confusion, auroc, passes, spearman
 from llamarl.judges.panel import JudgePanel, quantile
 from llamarl.judges.rows import CompletionRow, labels_of
 from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
@@ -90,7 +90,7 @@ def compare(
     scores = [verdict.score for verdict, _ in pairs if verdict.score is not None]
     should = [label >= label_threshold for _, label in pairs]
     varies = len(set(scores)) > 1
-    bins = reliability_bins(scores, should) if all(0.0 <= score <= 1.0 for score in scores) else []
+    bins = reliability(scores, should) if all(0.0 <= score <= 1.0 for score in scores) else []
     seconds = [verdict.seconds for verdict in verdicts]
     card = judge_card(judge)
     return Calibration(
@@ -101,7 +101,7 @@ def compare(
         confusion=Confusion.of([passes(verdict) is True for verdict, _ in pairs], should),
         auroc=auroc(scores, should) if varies else None,
         spearman=spearman(scores, [label for _, label in pairs]),
-        calibration_error=expected_calibration_error(bins),
+        calibration_error=calibration_error(bins) if bins else None,
         bins=tuple(bins),
         cost=sum(verdict.cost for verdict in verdicts),
         seconds_p50=quantile(seconds, 0.5),
@@ -146,8 +146,8 @@ def _reliability(axes: "Axes", result: Calibration) -> None:
     if result.bins:
         sizes = [20 + 280 * each.count / result.scored for each in result.bins]
         axes.scatter(
-            [each.mean_score for each in result.bins],
-            [each.share_positive for each in result.bins],
+            [each.predicted for each in result.bins],
+            [each.observed for each in result.bins],
             sizes,
             color=BLUE,
             alpha=0.8,

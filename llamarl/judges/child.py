@@ -24,6 +24,7 @@ from llamarl.judges.channel import Channel
 from llamarl.judges.function import FunctionJudge
 from llamarl.judges.resolve import as_judge, load_judge
 from llamarl.judges.trl import TRLJudge
+from llamarl.judges.verifiers import VerifiersJudge
 
 PARENT_POLL_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -71,15 +72,17 @@ def _build(start: dict[str, Any]) -> Judge:
         judge = load_judge(start["spec"], start["name"], settings=start["settings"], is_inline=True)
     else:
         judge = as_judge(ForkingPickler.loads(start["pickled"]), start["name"], is_inline=True)
-    if isinstance(judge, FunctionJudge | TRLJudge):
+    if isinstance(judge, FunctionJudge | TRLJudge | VerifiersJudge):
         judge.is_inline = True
+    if hasattr(judge, "load"):
+        judge.load()
     return judge
 
 
 def _answer(runner: asyncio.Runner, judge: Judge, prompt: Any, completions: Any) -> bytes:
     try:
         verdicts = runner.run(judge.judge(prompt, completions))
-        metrics = judge.metrics() if isinstance(judge, TRLJudge) else {}
+        metrics = judge.metrics() if isinstance(judge, TRLJudge | VerifiersJudge) else {}
         return _encoded(verdicts=[dataclasses.asdict(verdict) for verdict in verdicts], metrics=metrics)
     except (Exception, SystemExit) as error:  # the border to the judge's code
         return _encoded(error=describe(error))

@@ -19,6 +19,7 @@ from pydantic import Field
 from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Judge
+from llamarl.judges.canary import CanaryWatch, read_canaries
 from llamarl.judges.combine import Role
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import load_judge
@@ -44,6 +45,11 @@ class JudgeConfig(Config):
     """`process` for functions that may hang or crash: they are killed at the deadline."""
     workers: int = Field(default=2, ge=1)
     """Processes, where isolation is `process`."""
+    canaries: str | None = None
+    """File of rows with `completion` and `label` (true: must pass). A wrong verdict on one ends the run at its start,
+    and rings later. None: no canaries."""
+    canaries_every: int = Field(default=256, ge=1)
+    """Judged groups between two looks at the canaries."""
 
 
 def read_judges(spec: str) -> list[JudgeConfig]:
@@ -61,22 +67,23 @@ def read_judges(spec: str) -> list[JudgeConfig]:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{spec}: judges: not a list of tables; write [[judges]]")
     folder = Path(spec).parent
-    return [JudgeConfig.parse(_beside(table, folder), source=spec) for table in tables]
+    return [JudgeConfig.parse(beside(table, folder), source=spec) for table in tables]
 
 
-def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with the names of files that stand in the folder made full paths."""
+def beside(values: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
+    """A judge's values with full paths in place of the names of files that stand in one of the folders."""
 
     def located(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         name, colon, attribute = value.partition(":")
-        return f"{(folder / name).resolve()}{colon}{attribute}" if name and (folder / name).is_file() else value
+        found = [folder / name for folder in folders if name and (folder / name).is_file()]
+        return f"{found[0].resolve()}{colon}{attribute}" if found else value
 
-    found = {key: located(value) for key, value in values.items()}
+    full = {key: located(value) for key, value in values.items()}
     if isinstance(values.get("settings"), Mapping):
-        found["settings"] = {key: located(value) for key, value in values["settings"].items()}
-    return found
+        full["settings"] = {key: located(value) for key, value in values["settings"].items()}
+    return full
 
 
 def build_judge(config: JudgeConfig) -> Judge:
@@ -105,4 +112,9 @@ def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
         for judge, config in zip(judges, configs, strict=True)
     }
     roles = {name: config.role for name, config in pairs}
-    return JudgePanel(judges, weights, roles=roles, timeout_seconds=timeouts, **options)
+    canaries = {
+        name: CanaryWatch(read_canaries(config.canaries), config.canaries_every)
+        for name, config in pairs
+        if config.canaries is not None
+    }
+    return JudgePanel(judges, weights, roles=roles, timeout_seconds=timeouts, canaries=canaries, **options)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llamarl.core.protocols import Executor
+from llamarl.core.group_judge import GroupJudge
 from llamarl.core.records import Completion, Prompt, Sample
 from llamarl.judges.config import JudgeConfig, build_panel
 from llamarl.judges.panel import JudgePanel
 
 
-class JudgeExecutor(Executor):
+class JudgeExecutor(GroupJudge):
     """Hosts one `JudgePanel` for each task of the run; calls interleave, so slow judges of different groups overlap.
 
     Example:
@@ -30,16 +30,20 @@ class JudgeExecutor(Executor):
         self._judges, self._options = judges, options
 
     def setup(self) -> None:
-        """Loads the judges. Raises `ConfigError` for one that is wrong."""
+        """Loads the judges and their models. Raises `ConfigError` for one that is wrong."""
+        super().setup()
         judges = self._judges
         by_task = judges if isinstance(judges, Mapping) else {"": judges}
         self.panels = {
             name: each if isinstance(each, JudgePanel) else build_panel(each, **self._options)
             for name, each in by_task.items()
         }
+        for panel in self.panels.values():
+            panel.load()
 
     def teardown(self) -> None:
         """Ends the judges' worker processes."""
+        super().teardown()
         for panel in self.panels.values():
             panel.close()
 
@@ -52,6 +56,11 @@ class JudgeExecutor(Executor):
         """
         panel = next(iter(self.panels.values())) if len(self.panels) == 1 else self.panels[task]
         return await panel.judge_group(prompt, completions)
+
+    async def check_canaries(self, during_run: bool = False) -> list[str]:
+        """What the judges of all tasks got wrong of their canaries (`JudgePanel.check_canaries`)."""
+        found = [await panel.check_canaries(during_run=during_run) for panel in self.panels.values()]
+        return [problem for problems in found for problem in problems]
 
     async def status(self) -> dict[str, float | None]:
         """The panels' metrics since the last call, those of several tasks under `task/<name>/`.

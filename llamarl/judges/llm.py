@@ -12,8 +12,9 @@ It asks a template's question (`templates`) about each completion and reads the 
     probability   one token; the probability of a negative word against that of a positive word (as CGPO does)
     json          {"reason", "score", "passed"}; an answer that cannot be read is asked for once more
 
-What cannot be judged is a failed verdict with the reason: no answer after the endpoint's retries, an answer that cannot
-be read, a server that failed so often that it is left alone for a while (`breaker_failures`), money spent (`max_cost`).
+What cannot be judged is a failed verdict with the reason: no answer after the endpoint's retries or within
+`deadline_seconds`, an answer that cannot be read, a server that failed so often that it is left alone for a while
+(`breaker_failures`), money spent (`max_cost`).
 """
 
 import asyncio
@@ -70,6 +71,9 @@ class LLMJudgeConfig(EndpointConfig):
     """Dollars per million answered tokens."""
     max_cost: float | None = Field(default=None, gt=0.0)
     """Dollars after which every further verdict fails; requests in flight may exceed it a little."""
+    deadline_seconds: float = Field(default=300.0, gt=0.0)
+    """For one verdict: its turn among the requests in flight, all tries and pauses; later it fails, alone. The deadline
+    of the judge's groups (`timeout_seconds` of the recipe's judge) does not apply."""
     breaker_failures: int = Field(default=8, ge=1)
     """After so many requests in a row without a usable reply, verdicts fail at once, ..."""
     breaker_seconds: float = Field(default=30.0, gt=0.0)
@@ -96,6 +100,9 @@ class _Counters:
 
 class LLMJudge:
     """Asks a model about each completion. Requests in flight are bounded by `max_concurrency`."""
+
+    has_deadline = True
+    """Of each verdict: one request that hangs must not fail the group, whose other verdicts are there."""
 
     def __init__(
         self,
@@ -137,6 +144,7 @@ class LLMJudge:
         self._endpoint: ChatEndpoint | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cache = VerdictCache(config.cache) if config.cache else None
+        self._clock = clock
         self._breaker = CircuitBreaker(config.breaker_failures, config.breaker_seconds, clock)
         self._counters = _Counters()
 
@@ -194,21 +202,26 @@ class LLMJudge:
         return self.template.render(self.way, prompt, text, self.config.criteria)
 
     async def _judge_text(self, prompt: Prompt, text: str) -> Verdict:
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), self._clock()
         try:
             messages = self._messages(prompt, text)
         except ConfigError as error:
             return Verdict.failed(str(error))
-        if self._cache is None:
-            verdict = await self._ask(messages)
-        else:
-            verdict = await self._cached(self._cache, messages)
+        seconds = self.config.deadline_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                work = self._ask(messages) if self._cache is None else self._cached(self._cache, messages)
+                verdict = await work
+        except TimeoutError:
+            self._breaker.failed(begun)
+            verdict = Verdict.failed(f"no answer within deadline_seconds={seconds:g}")
         return dataclasses.replace(verdict, seconds=time.perf_counter() - started)
 
     async def _cached(self, cache: VerdictCache, messages: list[Message]) -> Verdict:
         """A broken cache costs money, not verdicts."""
         config = self.config
-        options = (self.way, config.extra, config.max_tokens, config.top_logprobs, config.min_mass)
+        words = (self.template.positive, self.template.negative)
+        options = (self.way, words, config.extra, config.max_tokens, config.top_logprobs, config.min_mass)
         key = content_key(config.model, self.version, self._range, messages, options)
         with contextlib.suppress(sqlite3.Error):
             found = await run_in_thread(functools.partial(cache.get, key))
@@ -236,10 +249,11 @@ class LLMJudge:
             self._counters.blocked += 1
             return Verdict.failed(problem), 0.0, None
         self._counters.requests += 1
+        begun = self._clock()
         try:
             reply = await self._chat(messages)
         except EndpointError as error:
-            self._breaker.failed()
+            self._breaker.failed(begun)
             return Verdict.failed(str(error)), 0.0, None
         except ConfigError as error:  # the server refused this one request; others may be fine
             return Verdict.failed(str(error)), 0.0, None

@@ -16,13 +16,21 @@ class LocalModelJudge:
     """Base of `RewardModel` and `ClassifierJudge`. A group is one batch; one forward pass at a time.
 
     Args:
-        classifier: loads on first use, where the judge runs.
+        classifier: loads where the judge runs, by `load` or on first use.
         name: in verdicts and metrics.
     """
+
+    version = "1"
+    """Changes with every change of a verdict by the same checkpoint."""
+    cost_class = "local"
 
     def __init__(self, classifier: LazyClassifier, name: str) -> None:
         self.name = name
         self._classifier = classifier
+
+    def load(self) -> None:
+        """Loads the model now. Raises `CheckpointError` or `ConfigError` where it cannot be had."""
+        self._classifier.load()
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion: failed where the model cannot score it."""

@@ -11,6 +11,7 @@ is broken, and the panel raises.
 """
 
 import asyncio
+import functools
 import math
 import random
 from collections import deque
@@ -22,6 +23,7 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError, JudgeError, describe
 from llamarl.core.protocols import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
+from llamarl.judges.canary import CanaryWatch
 from llamarl.judges.combine import ROLES, Role, check_weights, mixture
 
 
@@ -40,6 +42,7 @@ class JudgePanel:
         max_failures_in_row: int = 64,
         max_unscored: float = 0.2,
         unscored_window: int = 256,
+        canaries: Mapping[str, CanaryWatch] | None = None,
         jitter: random.Random | None = None,
     ) -> None:
         """Describes the panel; judges are shared, not copied.
@@ -56,11 +59,12 @@ class JudgePanel:
             max_failures_in_row: after so many failed samples without a scored one, the judge counts as broken.
             max_unscored: share of samples without a reward above which the panel `is_degraded`.
             unscored_window: number of last samples that this share is taken of.
+            canaries: by judge name, completions whose verdict is known (`check_canaries`).
             jitter: randomness of the pauses.
 
         Raises:
-            ConfigError: no judge, equal names, a weight, role or time-out for a judge that is not there, a bad weight
-                or role, nothing that makes a reward.
+            ConfigError: no judge, equal names, a weight, role, time-out or canaries for a judge that is not there, a
+                bad weight or role, nothing that makes a reward.
         """
         names = [judge.name for judge in judges]
         if not names or len(set(names)) < len(names):
@@ -68,6 +72,7 @@ class JudgePanel:
         _check_names("weights", weights or {}, names)
         if isinstance(timeout_seconds, Mapping):
             _check_names("timeout_seconds", timeout_seconds, names)
+        _check_names("canaries", canaries or {}, names)
         self.judges = tuple(judges)
         self.roles = _roles(names, roles or {})
         self.constraints = tuple(name for name in names if self.roles[name] == "constraint")
@@ -78,6 +83,7 @@ class JudgePanel:
         self._timeouts = _by_name(timeout_seconds, names)
         self._max_retries, self._retry_seconds = max_retries, retry_seconds
         self._max_failures, self._max_unscored = max_failures_in_row, max_unscored
+        self._canaries = dict(canaries or {})
         self._jitter = jitter or random.Random()
         self._tallies = {name: Tally() for name in names}
         self._unscored: deque[bool] = deque(maxlen=unscored_window)
@@ -96,6 +102,34 @@ class JudgePanel:
             for judge in checked:
                 if judge.name in chosen:
                     _check_prompt(judge, prompt)
+        for judge in checked:
+            for canary in self._canaries[judge.name].canaries if judge.name in self._canaries else ():
+                _check_prompt(judge, canary.prompt, f"{canary.place}: ")
+
+    def load(self) -> None:
+        """Loads models now (of judges with a `load` method), so that the first group's deadline has no share in it."""
+        for judge in self.judges:
+            if hasattr(judge, "load"):
+                judge.load()
+
+    async def check_canaries(self, *, during_run: bool = False) -> list[str]:
+        """Lets the judges that have canaries judge them. Counts in no metric but `judge/<name>/canary_error_rate`.
+
+        Args:
+            during_run: only those judges that have judged enough groups since the last time, and only what went wrong
+                since; a judge that fails now is known by other signs.
+
+        Returns:
+            A sentence on each canary that got a wrong verdict, or none.
+        """
+        found: list[str] = []
+        for judge in self.judges:
+            watch = self._canaries.get(judge.name)
+            if watch is None or (during_run and not watch.is_due):
+                continue
+            wrong, unjudged = await watch.look(judge.name, functools.partial(self._verdicts, judge))
+            found += wrong if during_run else [*wrong, *unjudged]
+        return found
 
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
         """One sample per completion, in order.
@@ -113,6 +147,8 @@ class JudgePanel:
             by_name = {judge.name: verdict for judge, verdict in zip(self.judges, verdicts, strict=True)}
             reward, is_satisfied = mixture(by_name, self.weights, self.constraints)
             samples.append(Sample(completion, by_name, reward, is_satisfied=is_satisfied))
+        for watch in self._canaries.values():
+            watch.num_groups += 1
         self._unscored.extend(sample.reward is None for sample in samples)
         self._satisfied.extend(sample.is_satisfied for sample in samples if sample.is_satisfied is not None)
         self._raise_if_broken()
@@ -132,7 +168,8 @@ class JudgePanel:
         """`judge/<name>/...` since the last call and `judge/unscored_frac` of the window; None: nothing to count.
 
         With constraints also `judge/<name>/violation_rate` of each and `judge/satisfied_frac`, the share of samples
-        that meet all of them, of those where it can be told.
+        that meet all of them, of those where it can be told. With canaries `judge/<name>/canary_error_rate`, the share
+        judged wrongly when they were last looked at, of those judged.
         """
         metrics: dict[str, float | None] = {"judge/unscored_frac": self.unscored_fraction}
         if self.constraints:
@@ -143,6 +180,8 @@ class JudgePanel:
             values = {**(judge.metrics() if hasattr(judge, "metrics") else {}), **tally.metrics()}
             if judge.name in self.constraints:
                 values["violation_rate"] = tally.violation_rate
+            if judge.name in self._canaries:
+                values["canary_error_rate"] = self._canaries[judge.name].error_rate
             metrics |= {f"judge/{judge.name}/{key}": value for key, value in values.items()}
             self._tallies[judge.name] = tally.restarted()
         return metrics
@@ -167,6 +206,12 @@ class JudgePanel:
             return [Verdict.abstained("the row names other judges")] * len(completions)
         clock = asyncio.get_running_loop().time
         started = clock()
+        verdicts = await self._verdicts(judge, prompt, completions)
+        self._tallies[judge.name].add(verdicts, clock() - started)
+        return verdicts
+
+    async def _verdicts(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        """One per completion, whatever the judge does."""
         try:
             work = self._with_retries(judge, prompt, completions)
             verdicts: list[Verdict] = await self._before_deadline(work, self._timeouts[judge.name])
@@ -177,10 +222,7 @@ class JudgePanel:
             problem = describe(error)
         if problem:
             verdicts = [Verdict.failed(problem)] * len(completions)
-        if judge.name in self.constraints:
-            verdicts = [_decided(verdict) for verdict in verdicts]
-        self._tallies[judge.name].add(verdicts, clock() - started)
-        return verdicts
+        return [_decided(verdict) for verdict in verdicts] if judge.name in self.constraints else verdicts
 
     async def _with_retries(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         for attempt in range(self._max_retries):
@@ -291,13 +333,13 @@ def _nonsense(verdicts: Any, count: int) -> str:
     return "" if len(verdicts) == count else f"returned {len(verdicts)} verdicts for {count} completions"
 
 
-def _check_prompt(judge: Any, prompt: Prompt) -> None:
+def _check_prompt(judge: Any, prompt: Prompt, where: str = "") -> None:
     try:
         judge.check(prompt)
     except (ConfigError, DataError) as error:
         place = f"prompt {prompt.id!r}"  # some judges name it themselves
         problem = str(error).removeprefix(f"{place}: ")
-        raise ConfigError(f"{place} (task {prompt.task!r}), judge '{judge.name}': {problem}") from None
+        raise ConfigError(f"{where}{place} (task {prompt.task!r}), judge '{judge.name}': {problem}") from None
 
 
 def _roles(names: Sequence[str], given: Mapping[str, Role]) -> dict[str, Role]:

@@ -1,7 +1,7 @@
 """Judges by name: `module:function`, `path/to/file.py:function`, or the bare name of a shipped task judge.
 
 load_judge("my_package.rewards:concise")
-load_judge("rewards.py:accuracy_reward")      # TRL- and verl-style functions are known by their parameters
+load_judge("rewards.py:accuracy_reward")      # functions for TRL, verl and verifiers are known by their parameters
 load_judge("format")                          # short for llamarl.tasks.format:judge
 load_judge("llm", settings={"base_url": ..., "model": ..., "template": "safety"})
 
@@ -20,6 +20,7 @@ from llamarl.core.loading import load_object
 from llamarl.core.protocols import Judge
 from llamarl.judges.function import FunctionJudge
 from llamarl.judges.trl import TRLJudge, from_verl
+from llamarl.judges.verifiers import VerifiersJudge, is_reward_function, is_rubric
 
 TASKS = "llamarl.tasks"
 
@@ -47,13 +48,15 @@ def load_judge(
 
 
 def as_judge(target: Any, name: str | None = None, *, is_inline: bool = False, source: str = "judge") -> Judge:
-    """A judge from a judge (returned as it is) or from a function of ours, TRL's or verl's shape."""
+    """A judge from a judge (returned as it is), a function of ours, TRL's, verl's or verifiers' shape, or a rubric."""
     if isinstance(target, type):
         raise ConfigError(f"{source} is a class; give an instance of it or a function")
     if isinstance(target, Judge):
         if name is not None and name != target.name:
             raise ConfigError(f"{source} is a judge named {target.name!r}; it cannot be renamed to {name!r}")
         return target
+    if is_rubric(target):
+        return VerifiersJudge(target, name, is_inline=is_inline)
     if not callable(target):
         raise ConfigError(f"{source} is a {type(target).__name__}; name a function of (prompt, completion)")
     return _wrapper(target, source)(target, name, is_inline=is_inline)
@@ -105,12 +108,15 @@ def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
         return TRLJudge
     if {"solution_str", "ground_truth"} <= names:
         return from_verl
+    if is_reward_function(signature):
+        return VerifiersJudge
     try:
         signature.bind(None, None)
     except TypeError:
         raise ConfigError(
             f"{source}: {signature} is no judge's signature; take (prompt, completion), or TRL's keywords "
-            "(completions, **kwargs), or verl's (data_source, solution_str, ground_truth, extra_info)"
+            "(completions, **kwargs), or verl's (data_source, solution_str, ground_truth, extra_info), or verifiers' "
+            "(completion, answer, state, ...)"
         ) from None
     return FunctionJudge
 

@@ -29,7 +29,8 @@ MAX_IN_FLIGHT = 16
 
 def equal_panel(configs: Sequence[JudgeConfig]) -> JudgePanel:
     """The judges side by side: every verdict counts the same, whatever role and weight a recipe gives them."""
-    return build_panel([config.model_copy(update={"role": "reward", "weight": 1.0}) for config in configs])
+    plain = {"role": "reward", "weight": 1.0, "canaries": None}
+    return build_panel([config.model_copy(update=plain) for config in configs])
 
 
 async def close_panel(panel: JudgePanel) -> None:
@@ -69,6 +70,7 @@ async def judge_rows(
         on_done(len(results), _num_failed(results.values()))
 
     check_rows(panel, rows)
+    panel.load()
     await _for_each(range(len(rows)), judge, max_in_flight)
     return [results[number] for number in range(len(rows))]
 
@@ -129,6 +131,7 @@ async def judge_file(
 
     try:
         on_done(len(done), 0)
+        panel.load()
         await _for_each([number for number in range(len(rows)) if number not in done], judge, max_in_flight)
     finally:
         log.close()

@@ -90,7 +90,7 @@ class TRLJudge:
         is_text = self.form == "text" or (self.form == "auto" and bool(prompt.info.get(TEXT_PROMPT)))
         keywords: dict[str, Any] = {name: [value] * count for name, value in _columns(prompt).items()}
         keywords |= {
-            "prompts": [_prompt_text(prompt) if is_text else [dict(m) for m in prompt.messages] for _ in completions],
+            "prompts": [prompt_text(prompt) if is_text else [dict(m) for m in prompt.messages] for _ in completions],
             "completions": [c.text if is_text else [{"role": "assistant", "content": c.text}] for c in completions],
             "completion_ids": [list(completion.token_ids) for completion in completions],
             "trainer_state": SimpleNamespace(global_step=_newest_version(completions)),
@@ -147,7 +147,7 @@ def _columns(prompt: Prompt) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if name not in (*RESERVED, TEXT_PROMPT)}
 
 
-def _prompt_text(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """The prompt's own text; of several messages, their contents line by line."""
     return "\n".join(str(message.get("content", "")) for message in prompt.messages)
 

@@ -98,7 +98,7 @@ class ProcessJudge:
         return [self._verdict(answer) for answer in answers]
 
     def metrics(self) -> dict[str, float]:
-        """Means of what a TRL function logged in the workers since the last call."""
+        """Means of what a TRL function or a rubric logged in the workers since the last call."""
         logged, self._logged = self._logged, []
         names = {name for record in logged for name in record}
         by_name = {name: [record[name] for record in logged if name in record] for name in names}

@@ -147,7 +147,7 @@ class Labels:
 
 
 class LazyClassifier:
-    """A classifier checkpoint that loads where and when it is first used. Picklable; safe to call from any thread.
+    """A classifier checkpoint that loads where it is first used, or asked to. Picklable; safe to call from any thread.
 
     Args:
         path: directory or Hub id.
@@ -191,6 +191,10 @@ class LazyClassifier:
             if self._labels is None:
                 self._labels = _read_labels(self.path)
             return self._labels
+
+    def load(self) -> None:
+        """Loads it now. Raises `CheckpointError` or `ConfigError` where it cannot be had."""
+        self._load()
 
     def encode(
         self, prompt: Sequence[Message], text: str, tools: Sequence[Mapping[str, Any]] | None = None

@@ -125,11 +125,11 @@ class ChatEndpoint:
         self._rng, self._sleep = rng or random.Random(), sleep
         self._slots = asyncio.Semaphore(config.max_concurrency)
         self._idle: list[httpx.AsyncClient] = []
-        self._connect = functools.partial(_client, urllib.parse.urlsplit(config.base_url), transport)
-        self._url = config.base_url.rstrip("/") + "/chat/completions"
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        self._url = httpx.URL(config.base_url.rstrip("/") + "/chat/completions")
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
-            self._headers["Authorization"] = f"Bearer {self._key}"
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._connect = functools.partial(_client, self._url, headers, transport)
 
     def __repr__(self) -> str:
         return f"ChatEndpoint({self.config.base_url!r}, model={self.config.model!r})"
@@ -205,7 +205,7 @@ class ChatEndpoint:
         try:
             async with self._slots, asyncio.timeout(limit):
                 with self._borrowed() as client:
-                    async with client.stream("POST", self._url, content=content, headers=self._headers) as response:
+                    async with client.stream("POST", self._url, content=content) as response:
                         body = await self._read(response)
         except TimeoutError:
             raise _RetryableError(f"no full reply within timeout_seconds={limit:g}") from None
@@ -279,10 +279,12 @@ def well_formed(text: str) -> str:
     return text
 
 
-def _client(url: urllib.parse.SplitResult, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    is_local = url.hostname in _LOOPBACK  # where a proxy would look for the server on itself
+def _client(
+    url: httpx.URL, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport | None
+) -> httpx.AsyncClient:
+    is_local = url.host in _LOOPBACK  # where a proxy would look for the server on itself
     verify = _ssl_context() if url.scheme == "https" or not is_local else False
-    return httpx.AsyncClient(transport=transport, timeout=None, verify=verify, trust_env=not is_local)
+    return httpx.AsyncClient(headers=headers, transport=transport, timeout=None, verify=verify, trust_env=not is_local)
 
 
 @functools.cache

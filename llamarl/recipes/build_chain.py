@@ -2,10 +2,11 @@
 
     python -m llamarl.recipes.build_chain DIR --seed 0
 
-    DIR/model            Hugging Face checkpoint: long answers right at every level, short ones up to three operations
-    DIR/sft.jsonl        demonstrations, for `llamarl sft`
-    DIR/train.jsonl      prompts of mode A, three quarters of them hard
-    DIR/heldout.jsonl    other prompts of mode A, all levels alike
+    DIR/model              Hugging Face checkpoint: long answers right at every level, short ones up to three operations
+    DIR/sft.jsonl          demonstrations, for `llamarl sft`
+    DIR/train.jsonl        prompts of mode A, three quarters of them hard
+    DIR/conditioned.jsonl  the same problems, each under a stated budget of 0.25, 0.5 or 0.75, in turn
+    DIR/heldout.jsonl      other prompts of mode A, all levels alike
 
 takes some minutes on one CPU core. Equal arguments give equal bytes on one machine; another CPU may round differently.
 """
@@ -28,6 +29,8 @@ from llamarl.training.sft import SFTRow, SFTTrainer
 
 BATCH_SIZE = 128
 NUM_TRAIN, NUM_HELDOUT, NUM_SFT = 4096, 1024, 20_000
+BUDGETS = (0.25, 0.5, 0.75)
+"""Stated in the conditioned prompts."""
 
 
 def build_chain(
@@ -46,7 +49,7 @@ def build_chain(
     """
     directory = Path(directory)
     task, tokenizer = ChainTask(seed), chain_tokenizer()
-    trainer = SFTTrainer(new_model(_model_config(tokenizer), seed), _settings(steps, seed))
+    trainer = SFTTrainer(new_model(chain_model_config(tokenizer), seed), _settings(steps, seed))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums split over threads round differently
     try:
@@ -61,6 +64,7 @@ def build_chain(
     rows = (task.demonstration(index, index / NUM_SFT) for index in range(NUM_SFT))
     write_jsonl(directory / "sft.jsonl", ({"messages": _chat(*pair)} for pair in rows))
     write_prompts(directory / "train.jsonl", NUM_TRAIN, seed)
+    write_prompts(directory / "conditioned.jsonl", NUM_TRAIN, seed, budgets=BUDGETS)
     write_prompts(directory / "heldout.jsonl", NUM_HELDOUT, seed, "heldout", level_weights=UNIFORM)
     return directory
 
@@ -86,7 +90,8 @@ def chain_tokenizer() -> Tokenizer:
     )
 
 
-def _model_config(tokenizer: Tokenizer) -> Any:
+def chain_model_config(tokenizer: Tokenizer) -> Any:
+    """Shape of the checkpoint."""
     return new_config(
         "llama",
         vocab_size=tokenizer.vocab_size,

@@ -12,36 +12,16 @@ golden solution and no attempts votes with three copies of it: that teaches the 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Message, Prompt
+from llamarl.core.records import Prompt
 from llamarl.core.seeds import derive_seed
+from llamarl.data.asks import Mode, instruct
 from llamarl.judges.math.equality import answers_equal
 from llamarl.judges.math.judge import read_reference
 from llamarl.judges.voting import CONSENSUS, MAX_TRIALS, consensus, plurality, read_vote, write_vote
-
-Mode = Literal["plain", "voting", "adaptive"]
-"""What a prompt asks for: one answer, a vote, or a vote where the problem is hard."""
-
-FORM = (
-    "Solve the problem below. If two steps or fewer are enough, be brief. Otherwise give each step a heading "
-    "`## Step N:` and explain it in a sentence or two. Finish every solution with a line of its own:\n"
-    "The final answer is $\\boxed{...}$."
-)
-VOTE = (
-    "Give up to eight different solutions, and never refer back to an earlier one. Write each between [TRIAL] and "
-    "[/TRIAL]. As soon as three of them agree on an answer, stop: this is the final answer. If no answer comes up "
-    "three times, choose the most plausible one. State the final answer once more after the last [/TRIAL]."
-)
-CONDITIONS: dict[Mode, str] = {
-    "plain": "",
-    "voting": VOTE,
-    "adaptive": f"If the problem is easy, solve it once, without any tags. If it is medium or hard: {VOTE}",
-}
-"""What stands between the form and the problem."""
 
 Kind = Literal["voting", "short"]
 
@@ -54,25 +34,6 @@ class Built:
     """For `llamarl sft`: `messages`, and for information `id`, `group` and `num_trials`."""
     counts: Mapping[str, int]
     """Prompts by outcome: `voting`, `short`, and the reasons for leaving one out."""
-
-
-def instruct(prompt: Prompt, mode: Mode) -> tuple[Message, ...]:
-    """The prompt's messages, the last one wrapped in the instructions of a mode.
-
-    Raises:
-        ConfigError: no such mode.
-    """
-    if mode not in CONDITIONS:
-        raise ConfigError(f"mode {mode!r}:{suggest(mode, list(CONDITIONS))}")
-    *before, last = prompt.messages
-    parts = [FORM, CONDITIONS[mode], f"Problem: {last['content']}"]
-    return (*before, {"role": "user", "content": "\n\n".join(part for part in parts if part)})
-
-
-def instructed(prompt: Prompt, mode: Mode) -> Prompt:
-    """The prompt as reinforcement learning asks it: in a mode, without the attempts and solution of its row."""
-    info = {key: value for key, value in prompt.info.items() if key not in ("completions", "solution")}
-    return replace(prompt, messages=instruct(prompt, mode), info=info)
 
 
 def build_vote(attempts: Iterable[str], reference: str) -> str | None:

@@ -196,10 +196,6 @@ METRICS: dict[str, Metric] = {
 }
 """Every fixed metric name. Judges, the watch and tasks make further ones, see `describe`."""
 
-_JUDGE = re.compile(
-    r"(?P<eval>eval/)?judge/(?P<name>.+)/"
-    r"(?P<what>count|mean|pass_rate|violation_rate|abstain_rate|error_rate|latency_p95)$"
-)
 _JUDGE_METRICS = {
     "count": Metric("verdicts", "Scored verdicts of the judge since the step before, evaluation included.", "verdicts"),
     "mean": Metric("mean", "Mean score over the judge's scored verdicts.", better="up"),
@@ -208,7 +204,18 @@ _JUDGE_METRICS = {
     "abstain_rate": Metric("abstained", "Share of all verdicts that abstained."),
     "error_rate": Metric("failed", "Share of all verdicts that failed.", better="down"),
     "latency_p95": Metric("latency p95", "95th percentile of the judge's calls, each on one group.", "s", "down"),
+    "canary_error_rate": Metric(
+        "canaries misjudged",
+        "Share of the judge's canaries that it judged wrongly when last tried, of those it judged.",
+        better="down",
+    ),
+    "requests": Metric("requests", "Questions that an LLM judge put to its server.", "requests"),
+    "retries": Metric("retries", "Further tries of those that were answered in the end.", "requests", "down"),
+    "cost": Metric("cost", "What an LLM judge's answers cost, at the prices of its settings.", "dollars", "down"),
+    "blocked": Metric("blocked", "Questions not put: the server was down, or the money was spent.", "requests", "down"),
+    "cache_hit_rate": Metric("cache hits", "Share of an LLM judge's questions that its cache answered."),
 }
+_JUDGE = re.compile(rf"(?P<eval>eval/)?judge/(?P<name>.+)/(?P<what>{'|'.join(_JUDGE_METRICS)})$")
 _BUDGET = re.compile(r"algorithm/(?P<what>used|slack|sampled|margin)/(?P<group>.+)$")
 _BUDGET_METRICS = {
     "used": Metric("trained share", "Share of the group among the responses that train (or its mean cost)."),
@@ -225,6 +232,7 @@ _SOLVER_METRICS = {
     "algorithm/is_fallback": Metric("fallback", "1 where the solver ran out of time.", better="down"),
 }
 """Of runs under an inference budget."""
+_OF_BUDGET = re.compile(r"algorithm/budget/(?P<budget>[^/]+)/(?P<rest>.+)$")
 _TASK = re.compile(r"task/(?P<name>[^/]+)/(?P<rest>.+)$")
 _DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
@@ -234,6 +242,9 @@ def describe(name: str) -> Metric:
     if match := _TASK.match(name):
         inner = describe(match["rest"])
         return Metric(f"{match['name']}: {inner.title}", inner.meaning, inner.unit, inner.better)
+    if match := _OF_BUDGET.match(name):
+        inner = describe(f"algorithm/{match['rest']}")
+        return Metric(f"q+ {match['budget']}: {inner.title}", inner.meaning, inner.unit, inner.better)
     if match := _DRIFT.match(name):
         meaning = "Move since the first steps, in standard deviations of single samples then."
         return Metric(f"{match['signal']}: drift", meaning, "standard deviations")

@@ -8,7 +8,8 @@ state, and the operations, filled up to eight with dots.
     at once     short     5
     in steps    long      <think>2615</think>5        the state after each operation
 
-The mode says what is allowed: `S` short, `L` long, `A` either. A small model learns long answers at every level, and
+The mode says what is allowed: `S` short, `L` long, `A` either, and then one more digit may state a budget, the share of
+long answers that is wanted, in eighths: `A3cafb....4`. A small model learns long answers at every level, and
 short ones up to three or four operations; further than that a short answer is a guess, right one time in eight. So it
 is known which prompts are worth a long answer. Operations have unequal frequencies, which grades the levels.
 """
@@ -18,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -75,9 +77,13 @@ class Chain:
         """Whether it belongs to the held-out fifth, by hash: no seed ever shows it in the training split."""
         return derive_seed("chain-split", self.start, self.operations) % 5 == 0
 
-    def request(self, mode: Mode) -> str:
-        """The user's message."""
-        return f"{mode}{self.start}{self.operations.ljust(MAX_LEVEL, '.')}"
+    def request(self, mode: Mode, budget: float | None = None) -> str:
+        """The user's message.
+
+        Raises:
+            ConfigError: the budget is no eighth between 0 and 1.
+        """
+        return f"{mode}{self.start}{self.operations.ljust(MAX_LEVEL, '.')}{_budget_symbol(budget)}"
 
     def response(self, is_long: bool) -> str:
         """The right answer, at once or in steps."""
@@ -140,9 +146,33 @@ class ChainTask:
 
 
 def with_mode(prompt: Prompt, mode: Mode) -> Prompt:
-    """The same problem in another mode; id and answer stay."""
-    chain = Chain(prompt.info["start"], prompt.info["operations"])
-    return replace(prompt, messages=({"role": "user", "content": chain.request(mode)},))
+    """The same problem in another mode, without a budget; id and answer stay."""
+    return replace(prompt, messages=({"role": "user", "content": _chain_of(prompt).request(mode)},))
+
+
+def short(prompt: Prompt) -> Prompt:
+    """The same problem, to be answered at once."""
+    return with_mode(prompt, "S")
+
+
+def long(prompt: Prompt) -> Prompt:
+    """The same problem, to be answered in steps."""
+    return with_mode(prompt, "L")
+
+
+def adaptive(prompt: Prompt) -> Prompt:
+    """The same problem, to be answered either way."""
+    return with_mode(prompt, "A")
+
+
+def with_budget(prompt: Prompt, q_plus: float) -> Prompt:
+    """The same problem in mode A under a stated budget, which `info.budget` holds too; id and answer stay.
+
+    Raises:
+        ConfigError: `q_plus` is no eighth between 0 and 1.
+    """
+    message = {"role": "user", "content": _chain_of(prompt).request("A", q_plus)}
+    return replace(prompt, messages=(message,), info={**prompt.info, "budget": q_plus})
 
 
 def judge(prompt: Prompt, completion: Completion) -> Verdict:
@@ -171,9 +201,16 @@ def write_prompts(
     split: str = "train",
     mode: Mode = "A",
     level_weights: Sequence[float] = LEVEL_WEIGHTS,
+    budgets: Sequence[float] = (),
 ) -> int:
-    """Writes the first `count` prompts as JSON Lines in the package's row format; returns how many."""
-    return write_jsonl(path, ChainTask(seed, split, level_weights).prompts(count, mode))
+    """Writes the first `count` prompts as JSON Lines in the package's row format; returns how many.
+
+    With `budgets` each prompt states one of them, in turn, and has mode A.
+    """
+    prompts = ChainTask(seed, split, level_weights).prompts(count, mode)
+    if budgets:
+        prompts = [with_budget(prompt, q_plus) for prompt, q_plus in zip(prompts, cycle(budgets), strict=False)]
+    return write_jsonl(path, prompts)
 
 
 def _read(text: str) -> re.Match[str] | None:
@@ -186,6 +223,18 @@ def _level(rng: random.Random, weights: Sequence[float]) -> int:
 
 def _draw(rng: random.Random, level: int) -> Chain:
     return Chain(rng.randrange(NUM_STATES), "".join(rng.choices(OPERATIONS, FREQUENCIES, k=level)))
+
+
+def _chain_of(prompt: Prompt) -> Chain:
+    return Chain(prompt.info["start"], prompt.info["operations"])
+
+
+def _budget_symbol(q_plus: float | None) -> str:
+    if q_plus is None:
+        return ""
+    if q_plus * 8 not in range(9):
+        raise ConfigError(f"budget: got {q_plus}; give an eighth, such as 0.25, 0.5 or 0.75")
+    return str(int(q_plus * 8))
 
 
 def _prompt(chain: Chain, mode: Mode, identifier: str) -> Prompt:

@@ -4,19 +4,20 @@
     python scripts/docs --check    # changes nothing; exit status 1 if something is out of date
 
 Whole pages: docs/reference/{settings,metrics,cli,errors}.md and docs/reference/instructions/*.md. Tables inside
-hand-written pages stand between `<!-- generated: settings of NAME -->` and `<!-- end -->`.
+hand-written pages stand between `<!-- generated: settings of NAME -->` and `<!-- end -->`: of algorithms and judges.
 """
 
 import argparse
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from instruction_pages import instruction_pages
+from judge_settings import judge_settings
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -123,7 +124,7 @@ def annotation_text(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {len(arguments)} {annotation_text(arguments[0])}s"
     if origin is dict:
-        return f"table of {annotation_text(arguments[1])}"
+        return f"table of {annotation_text(arguments[1])}s" if annotation_text(arguments[1]) else "table"
     return " or ".join(annotation_text(argument) for argument in arguments if argument is not NoneType)
 
 
@@ -264,13 +265,16 @@ def one_line(text: str | None) -> str:
 def outdated() -> dict[Path, str]:
     """What differs from what the code says: path -> wanted content."""
     pages = {"settings": settings_page, "metrics": metrics_page, "cli": cli_page, "errors": errors_page}
-    wanted = {DOCS / "reference" / f"{name}.md": write() for name, write in pages.items()}
+    wanted = {DOCS / "reference" / f"{name}.md": page() for name, page in pages.items()}
     wanted |= {DOCS / "reference" / "instructions" / name: text for name, text in instruction_pages().items()}
-    for path in sorted((DOCS / "algorithms").glob("*.md")):
-        wanted[path] = BLOCK.sub(
-            lambda match: match[1] + table(plain_fields(ALGORITHMS[match[2]]), "algorithm.") + match[3],
-            path.read_text(encoding="utf-8"),
-        )
+    tables: dict[str, Callable[[str], str]] = {
+        "algorithms": lambda name: table(plain_fields(ALGORITHMS[name]), "algorithm."),
+        "judges": lambda name: table(judge_settings(name), ""),
+    }
+    for folder, write in tables.items():
+        for path in sorted((DOCS / folder).glob("*.md")):
+            text = path.read_text(encoding="utf-8")
+            wanted[path] = BLOCK.sub(lambda match, write=write: match[1] + write(match[2]) + match[3], text)
     return {
         path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     }

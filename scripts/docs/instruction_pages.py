@@ -1,6 +1,6 @@
 """Writes docs/reference/instructions/: a page for each checkable instruction, and their index.
 
-What an instruction means, and how the two modes judge it, is said here by hand; its arguments are checked against the
+What an instruction means, and how the modes judge it, is said here by hand; its arguments are checked against the
 shipped conversations, its example pair is taken from them, and its company from the conflict table.
 """
 
@@ -30,8 +30,10 @@ class Page:
     arguments: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Name -> (values, meaning)."""
     modes: str = SAME
-    """Where the released grader's verdicts differ from the repaired ones."""
+    """Where the verdicts of the grader released with Multi-IF differ from the repaired ones."""
     languages: str = ALL_LANGUAGES
+    google: str = ""
+    """Where those of Google's grader differ from both; empty where they are the official ones."""
 
 
 PAGES: Mapping[str, Page] = {
@@ -89,6 +91,7 @@ PAGES: Mapping[str, Page] = {
         "danda, `!` and `?` end a sentence; in Chinese and Japanese every full stop does, that of `3.5` included, and "
         "so does every line break. Fixed mode has one splitter for all scripts, knows abbreviations, and does not "
         "count pieces without a letter, such as a list number.",
+        google="Google mode has NLTK's English model for every language, so a Chinese text is mostly one sentence.",
     ),
     "length_constraints:number_paragraphs": Page(
         "The reply has exactly so many paragraphs, divided by three asterisks, `***`. Blank lines do not divide. An "
@@ -102,6 +105,7 @@ PAGES: Mapping[str, Page] = {
         "is two words and a Hindi word is cut at its vowel signs: 13 words count as 20. Texts taken for Chinese or "
         "Japanese count by character. A short Chinese text that langdetect takes for Korean counts as a few long "
         "words. In fixed mode marks belong to words, an apostrophe joins, and each Han or Kana character is a word.",
+        google="Google mode counts runs of letters in every language: a Chinese sentence is one word or a few.",
     ),
     "length_constraints:nth_paragraph_first_word": Page(
         "The reply has exactly so many paragraphs, divided by blank lines, and a given one of them starts with a given "
@@ -171,6 +175,7 @@ PAGES: Mapping[str, Page] = {
         "The reply as a whole stands in double quotation marks: the first and the last character are a pair.",
         modes="Official mode knows straight and curly marks and corner brackets. Fixed mode also knows guillemets, low "
         "marks and white corner brackets.",
+        google="Google mode knows the straight mark alone.",
     ),
     "change_case:capital_word_frequency": Page(
         "Fewer words than a number are in capitals, or at least that many. Single letters count: English `I`, and `A` "
@@ -207,10 +212,13 @@ INTRODUCTION = (
     "The 25 instructions of IFEval and Multi-IF, graded by program. `llamarl eval multi-if` and `llamarl eval ifeval` "
     "grade replies by them, the judge `instructions` rewards completions by them, and `llamarl data instructions` "
     'writes prompts that ask for them. In data an instruction is `{"id": ..., "kwargs": {...}}`.',
-    "Each is judged in one of two modes. **Official** gives the verdicts of the released Multi-IF grader, its defects "
-    "included: take it to compare with published numbers. **Fixed** repairs the defects: take it to train.",
-    "An instruction whose arguments are missing or make no sense is *ungradable*: false in official mode, left out in "
-    "fixed mode, and named in the results. An empty reply follows nothing; in fixed mode neither does a blank one.",
+    "Each is judged in one of three modes. **Official** gives the verdicts of the grader released with Multi-IF, its "
+    "defects included: take it to compare with that benchmark's published numbers. **Google** gives those of the "
+    "IFEval that it grew from: take it to compare with IFEval's. It differs from official mode in three instructions, "
+    "whose pages say how. **Fixed** repairs the defects: take it to train.",
+    "An instruction whose arguments are missing or make no sense is *ungradable*: left out in fixed mode, false in the "
+    "others, and named in the results. An empty reply follows nothing; in google and fixed mode neither does a blank "
+    "one.",
     "*Strict* grading takes the reply as it is. *Loose* grading also accepts it without its first line, its last line "
     "or both, and without asterisks.",
 )
@@ -251,6 +259,8 @@ def instruction_page(id: str, example: Example) -> str:
     page = PAGES[id]
     if set(page.arguments) != set(example.instruction["kwargs"]):
         raise SystemExit(f"scripts/docs: {id}: PAGES names {set(page.arguments)}, the rule takes another set")
+    if bool(page.google) != ("google" in vars(RULES[id])):
+        raise SystemExit(f"scripts/docs: {id}: PAGES and the rule disagree on whether google mode has its own verdict")
     rows = [f"| `{name}` | {values} | {meaning} |" for name, (values, meaning) in page.arguments.items()]
     table = "\n".join(["| argument | values | meaning |", "|---|---|---|", *rows]) if rows else "None."
     alone = [other for other in RULES if other != id and other in CONFLICTS[id]]
@@ -261,7 +271,7 @@ def instruction_page(id: str, example: Example) -> str:
         f"## Example\n\n```json\n{json.dumps(example.instruction, ensure_ascii=False)}\n```\n\n"
         f"Followed:\n\n```text\n{example.follows}\n```\n\nNot followed:\n\n```text\n{example.breaks}\n```\n\n"
         f"From conversation `{example.key}` of the set that the package ships.\n\n"
-        f"## Official and fixed mode\n\n{wrapped(page.modes)}\n\n"
+        f"## Modes\n\n{wrapped(f'{page.modes} {page.google}'.strip())}\n\n"
         f"## Languages\n\n{page.languages}\n\n"
         f"## Company\n\n{wrapped(f'Generated prompts never put it beside {company}.')}\n"
     )

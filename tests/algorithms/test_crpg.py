@@ -100,6 +100,18 @@ def test_off_policy_weighs_by_the_truncated_ratio():
     assert torch.allclose(leaf.grad, weight * torch.tensor([[-0.25, -0.25], [0.25, 0.0]]))
 
 
+def test_the_gradient_of_two_prompts_by_hand():  # cgpo P3, P4: from judged samples to log-probs, over both prompts
+    groups = group_of((1.0, True, 5.0), (1.0, False)), group_of((0.5, True), (1.0, True, 10.0), index=1)
+    # R~: (1 - 5/10) * 1 = 0.5; violated 0; (1 - 0) * 0.5 = 0.5; (1 - 10/10) * 1 = 0; mean 0.25
+    expected = [0.25, -0.25, 0.25, -0.25]
+    found = advantages(CRPGConfig(reward="as_is"), *groups)
+    assert found == expected
+    batch, leaf = batch_of(found, lengths=(2, 2, 2, 2))
+    CRPGConfig().build().loss(batch).loss.backward()
+    # ascent on (1/4) sum A log pi: every token of a completion gets -A / 4, and nothing for the log-prob in its KL
+    assert torch.equal(leaf.grad, -torch.tensor(expected)[:, None].expand(4, 2) / 4)
+
+
 # invariance
 
 

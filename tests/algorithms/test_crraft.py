@@ -99,6 +99,24 @@ def test_the_gradient_is_the_weight_over_the_prompts(config):  # cgpo D6: 5 prom
     assert torch.allclose(leaf.grad, -torch.tensor([[0.9], [0.4]]) * mask / 5)
 
 
+def test_the_gradient_of_two_prompts_by_hand():  # cgpo P6: one prompt trains, the other contributes 0 and counts
+    groups = group_of((0.2, True), (0.8, True, 2.0), (0.9, False)), group_of((0.5, False), (0.6, True, 11.0), index=1)
+    assignment = assigned(*groups, reward="as_is")
+    assert places(assignment.samples) == [1] and assignment.num_prompts == 2
+    leaf = torch.full((1, 2), -1.0).requires_grad_()
+    batch = LossBatch(
+        logprobs=leaf,
+        behavior_logprobs=leaf.detach(),
+        mask=torch.ones(1, 2, dtype=torch.bool),
+        advantages=torch.tensor([s.advantage for s in assignment.samples]),
+        weights=torch.ones(1),
+        groups=torch.tensor([0]),
+        denominators=Denominators.count([2], [0], prompts=assignment.num_prompts, max_tokens=2),
+    )
+    CRRAFTConfig().build().loss(batch).loss.backward()
+    assert torch.allclose(leaf.grad, torch.tensor([[-0.4, -0.4]]))  # 0.8 over 2 prompts, upwards
+
+
 # invariance
 
 

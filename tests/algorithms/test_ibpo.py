@@ -1,7 +1,11 @@
+import json
+import math
+
 import pytest
 import torch
 
 from llamarl.algorithms.ibpo import IBPO, IBPOConfig
+from llamarl.algorithms.running_values import RunningValues
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, Group, Prompt, Sample
 from llamarl.functional.losses import Denominators, LossBatch
@@ -18,12 +22,18 @@ def sample(text, reward, satisfied=True):
     return Sample(Completion((1,), ids, (-0.5,) * len(ids), (0,) * len(ids), text, "stop"), {}, reward, None, satisfied)
 
 
-def batch(*prompts):
-    """Per prompt, (text, reward) pairs."""
+def batch(*prompts, epoch=0, budgets=None):
+    """Per prompt, (text, reward) pairs; per prompt, the budget in its field `q`."""
+    infos = [{}] * len(prompts) if budgets is None else [{"q": budget} for budget in budgets]
     return [
-        Group(Prompt(f"p{index}", ()), tuple(sample(*pair) for pair in pairs), index=10 + index)
-        for index, pairs in enumerate(prompts)
+        Group(Prompt(f"p{index}", (), info=info), tuple(sample(*pair) for pair in pairs), index=10 + index, epoch=epoch)
+        for index, (pairs, info) in enumerate(zip(prompts, infos, strict=True))
     ]
+
+
+def is_long(found):
+    """By group index."""
+    return {s.group: len(s.token_ids) > 1 for s in found.samples}
 
 
 EASY = [(SHORT, 1.0), (LONG, 1.0)]
@@ -66,6 +76,101 @@ def test_the_loss_is_the_negative_log_prob_of_the_accepted_over_all_prompts():
     assert out.loss.item() == pytest.approx(2.0)
     out.loss.backward()
     assert logprobs.grad.tolist() == (-mask.float() / 3).tolist()  # P6: supervised fine-tuning times 1/n
+
+
+# each prompt's own budget
+
+
+def test_prompts_of_one_budget_share_a_program():
+    # four hard prompts under 0.5 whose short answer is right too, now and then; four under 0: one program each
+    hard = [(SHORT, 1.0), (SHORT, 0.0), (LONG, 1.0), (LONG, 1.0)]
+    prompts, budgets = [hard] * 8, [0.5, 0, 0.5, 0, 0.5, 0, 0.5, 0]
+    found = ibpo(q_plus_field="q", q_plus=1.0).assign(batch(*prompts, budgets=budgets))
+    assert is_long(found) == {10: True, 12: True, 14: False, 16: False, 11: False, 13: False, 15: False, 17: False}
+    metrics = found.metrics
+    assert metrics["budget/0.5/used/long"] == 0.5 and metrics["budget/0/used/long"] == 0.0
+    assert metrics["used/long"] == 0.25 and metrics["slack/long"] == 0.0  # of the mean budget, 0.25
+    assert metrics["sampled/long"] == 0.5 and metrics["margin/long"] == metrics["budget/0/margin/long"] == 0.5
+    assert metrics["rejected_frac"] == 0.0 and metrics["solver_seconds"] > metrics["budget/0/solver_seconds"]
+
+
+def test_metrics_over_all_budgets_weigh_each_by_what_it_counts():
+    # q 1: three hard prompts, all accepted long, margin 1; q 0: an easy one, short, margin 0, and one with no answer
+    found = ibpo(q_plus_field="q").assign(
+        batch(HARD, HARD, HARD, EASY, [(SHORT, 0.0)], budgets=[1.0, 1.0, 1.0, 0.0, 0.0])
+    )
+    assert found.metrics["used/long"] == pytest.approx(3 / 4)
+    assert found.metrics["margin/long"] == pytest.approx(3 / 4)  # over the four prompts that have both groups
+    assert found.metrics["rejected_frac"] == pytest.approx(1 / 5) == found.metrics["one_sided_frac"]
+    assert found.metrics["budget/0/rejected_frac"] == 0.5 and found.num_prompts == 5
+
+
+def test_one_budget_for_all_in_a_field_is_that_budget():
+    prompts = [EASY, HARD, HARD, HARD]
+    one, other = ibpo(q_plus=0.5), ibpo(q_plus_field="q", q_plus=0.0)
+    plain, own = one.assign(batch(*prompts)), other.assign(batch(*prompts, budgets=[0.5] * 4))
+    assert plain.samples == own.samples
+    shared = plain.metrics.keys() - {"solver_seconds"}
+    assert {key: own.metrics[key] for key in shared} == {key: plain.metrics[key] for key in shared}
+
+
+@pytest.mark.parametrize(
+    "info", [{}, {"q": None}, {"q": "0.5"}, {"q": True}, {"q": 1.25}, {"q": -0.5}, {"q": math.nan}]
+)
+def test_prompts_without_a_budget_of_their_own_are_named(info):
+    prompts = [Prompt("fine", (), info={"q": 0.5}), Prompt("x7", (), info=info)]
+    with pytest.raises(DataError, match=r"prompt 'x7': the field 'q' (is missing|is ).*number from 0 to 1"):
+        ibpo(q_plus_field="q").check_prompts(prompts)
+    ibpo().check_prompts(prompts)
+
+
+# what is maximised
+
+
+def test_correctness_alone_sends_every_prompt_with_a_right_short_answer_to_short():
+    lucky = [(SHORT, 1.0), *[(SHORT, 0.0)] * 7, *[(LONG, 1.0)] * 4]  # margin of long 7/8
+    for worth, is_bought in (("margin", True), ("correctness", False)):
+        found = ibpo(q_plus=1.0, worth=worth).assign(batch(lucky, HARD))
+        assert is_long(found) == {10: is_bought, 11: True}
+
+
+# values of earlier epochs
+
+
+def test_a_group_that_a_prompt_lacks_has_its_value_of_earlier_epochs():
+    algorithm = ibpo(q_plus=1.0, running_values=0.5)
+    first = algorithm.assign(batch(EASY, HARD))  # short is always right on p0, never on p1
+    assert is_long(first) == {10: False, 11: True}
+    # now both lack short answers. By the batch's mean of them, 1/2, long is worth 1 - 1/2 on both; by their own memory
+    # 1 - 1 = 0 on p0 and 1 - 0 = 1 on p1. There is room for one beside the short answer of p2.
+    later = batch([(LONG, 1.0)], [(LONG, 1.0)], [(SHORT, 1.0), (SHORT, 0.0)], epoch=1)
+    assert is_long(ibpo(q_plus=0.5).assign(later)) == {10: True, 12: False}  # the earlier of equals
+    algorithm.config = algorithm.config.model_copy(update={"q_plus": 0.5})
+    assert is_long(algorithm.assign(later)) == {11: True, 12: False}
+
+
+def test_epochs_fade_and_count_once():
+    values = RunningValues(0.75)
+    values.update("p", 0, {"short": 1.0})
+    values.update("p", 0, {"short": 0.0, "long": 1.0})  # the same epoch again, after a resume
+    assert values.of("p") == {"short": 1.0}
+    values.update("p", 1, {"short": 0.0, "long": 0.5})
+    assert values.of("p") == {"short": 0.75, "long": 0.5}  # 0.75 x 1 + 0.25 x 0
+    assert values.of("unknown") == {}
+    again = RunningValues(0.75)
+    again.restore(json.loads(json.dumps(values.state())))
+    again.update("p", 1, {"short": 1.0})
+    assert again.of("p") == values.of("p")
+
+
+def test_memory_goes_into_a_checkpoint():
+    algorithm, other = (ibpo(running_values=0.5) for _ in range(2))
+    algorithm.assign(batch(EASY, HARD))
+    other.restore(json.loads(json.dumps(algorithm.state())))
+    assert other.state() == algorithm.state() != ibpo().state()
+    off = ibpo()
+    off.assign(batch(EASY))
+    assert off.state() == {"running_values": {}}
 
 
 # defined outcomes
@@ -119,6 +224,12 @@ def test_without_a_cap_and_with_one_right_sample_each_it_is_rejection_sampling()
     "values", [{"q_plus": 1.5}, {"q_plus": -0.1}, {"caps": {"long": 0.5}}, {"caps": {"tool": 2.0}}, {"mean_tokens": 0}]
 )
 def test_budgets_out_of_range(values):
+    with pytest.raises(ConfigError):
+        IBPOConfig.parse(values)
+
+
+@pytest.mark.parametrize("values", [{"worth": "reward"}, {"running_values": 1.0}, {"running_values": -0.1}])
+def test_settings_out_of_range(values):
     with pytest.raises(ConfigError):
         IBPOConfig.parse(values)
 

@@ -2,137 +2,24 @@
 
 import asyncio
 import random
+import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
 
-from llamarl.controller.guard import CollapseGuard, GuardConfig
-from llamarl.controller.ledger import Ledger
-from llamarl.controller.loop import Controller, Evaluation
-from llamarl.controller.pool import GeneratorPool
-from llamarl.controller.pulse import Pulse
-from llamarl.controller.restarts import RestartBudget, RevivingHandle
-from llamarl.controller.schedule import Schedule
+from llamarl.controller.guard import GuardConfig
+from llamarl.controller.loop import Evaluation
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
-from llamarl.core.errors import CollapseError, ExecutorLostError, JudgeError, StallError
-from llamarl.core.protocols import Executor
-from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, TrainSample, Verdict
+from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
+from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, Verdict
 from llamarl.core.sampling import Sampling
-from llamarl.testing import (
-    DirectEngine,
-    RecordingObserver,
-    ScriptedGenerator,
-    ScriptedJudge,
-    ScriptedTrainer,
-    run_virtual,
-)
-
-PROMPTS = [Prompt(id=f"p{i}", messages=({"role": "user", "content": str(i)},)) for i in range(40)]
-
-
-class MeanBaseline:
-    name = "mean"
-    needs_reference = needs_entropy_grad = trains_zero_advantage = drops_zero_signal = False
-    corrects_staleness = True
-
-    def assign(self, groups: list[Group]) -> Assignment:
-        samples = (
-            TrainSample(c.prompt_ids, c.token_ids, c.logprobs, c.versions, s.reward, group=g.index)
-            for g in groups
-            for s in g.samples
-            if s.reward is not None
-            for c in [s.completion]
-        )
-        return Assignment(tuple(samples), len(groups), {"groups": len(groups)})
-
-    def loss(self, batch: Any) -> Any:
-        raise AssertionError("the trainer's side; never called by the loop")
-
-
-class ScriptedReference(Executor):
-    """Says -1 of every token; keeps the rows that it was asked about."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-
-    async def logprobs(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, ...]]:
-        self.rows += rows
-        return [(-1.0,) * len(tokens) for _, tokens in rows]
-
-
-@dataclass
-class Rig:
-    """A run on scripted executors, with whatever a test wants to look at afterwards."""
-
-    schedule: Schedule
-    generator: Callable[[], ScriptedGenerator] = ScriptedGenerator
-    judge: ScriptedJudge = field(default_factory=ScriptedJudge)
-    trainer: ScriptedTrainer = field(default_factory=ScriptedTrainer)
-    num_generators: int = 1
-    prompts: list[Prompt] = field(default_factory=lambda: PROMPTS)
-    algorithm: MeanBaseline = field(default_factory=MeanBaseline)
-    tasks: list[RunTask] = field(default_factory=list)
-    reference: ScriptedReference | None = None
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    capacity: int = 8
-    ledger: Ledger = field(default_factory=lambda: Ledger(":memory:"))
-    observer: RecordingObserver = field(default_factory=RecordingObserver)
-    engine: DirectEngine = field(default_factory=DirectEngine)
-    saved: list[int] = field(default_factory=list)
-
-    async def run(self, evaluation: Evaluation | None = None) -> None:
-        pulse, self.budget = Pulse(), RestartBudget(self.schedule.max_restarts)
-        pool = GeneratorPool(
-            lambda name: self.engine.spawn(self.generator, name=name),
-            [f"generator-{i}" for i in range(self.num_generators)],
-            capacity=self.capacity,
-            pulse=pulse,
-            timeout_seconds=self.schedule.call_seconds,
-            budget=self.budget,
-            observer=self.observer,
-        )
-
-        async def save(version: int, reward: float) -> None:
-            self.saved.append(version)
-
-        self.controller = Controller(
-            schedule=self.schedule,
-            tasks=self.tasks or [self.only_task()],
-            encode=lambda prompt: (int(prompt.id[1:]),),
-            sampling=Sampling(max_tokens=8),
-            trainer=await self.engine.spawn(lambda: self.trainer, name="trainer"),
-            judge=await RevivingHandle(
-                "judge", lambda: self.engine.spawn(lambda: self.judge, name="judge"), self.budget, self.observer
-            ).start(),
-            reference=self.reference and await self.engine.spawn(lambda: self.reference, name="reference"),
-            pool=pool,
-            ledger=self.ledger,
-            observer=self.observer,
-            guard=CollapseGuard(self.guard),
-            pulse=pulse,
-            seed=1,
-        )
-        await self.controller.run(evaluation, save)
-
-    def only_task(self) -> RunTask:
-        size, samples = self.schedule.prompts_per_step, self.schedule.samples_per_prompt
-        return RunTask("only", iter([(0, prompt) for prompt in self.prompts]), self.algorithm, size, samples)
-
-    def trained(self) -> list[str]:
-        return [group.prompt.id for record in self.observer.steps for group in record.groups]
-
-    def staleness(self) -> list[int]:
-        return [int(record.metrics["rollout/staleness/max"]) for record in self.observer.steps]
-
-
-def small(**changes: Any) -> Schedule:
-    return Schedule(**{"steps": 5, "prompts_per_step": 4, "samples_per_prompt": 2, "checkpoint_every": 2, **changes})
+from llamarl.testing import RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer, run_virtual
 
 
 def test_synchronous_run_trains_prompts_in_order_with_fresh_tokens() -> None:
@@ -176,6 +63,75 @@ def test_no_trained_token_is_older_than_the_bound(seed: int, bound: int, generat
         for group in record.groups:
             for sample in group.samples:
                 assert list(sample.completion.versions) == sorted(sample.completion.versions)
+
+
+@pytest.mark.parametrize(("bound", "is_ahead"), [(0, False), (1, True)])
+def test_the_next_batch_is_assigned_while_the_trainer_works(bound: int, is_ahead: bool) -> None:
+    class Noting(MeanBaseline):
+        def assign(self, groups: list[Group]) -> Assignment:
+            times.append(asyncio.get_running_loop().time())
+            return super().assign(groups)
+
+    times: list[float] = []
+    rig = Rig(small(steps=3, max_staleness=bound), algorithm=Noting(), trainer=ScriptedTrainer(seconds_per_step=100.0))
+    run_virtual(rig.run())
+    assert len(times) == 3 and times[0] == 2.0
+    assert (times[1] < 100.0) == (times[2] < 200.0) == is_ahead
+    assert max(rig.staleness()) == bound and len(set(rig.trained())) == 12
+
+
+def test_an_algorithm_that_takes_long_does_not_hold_up_the_loop() -> None:
+    entered, may_leave = threading.Event(), threading.Event()
+
+    class Slow(MeanBaseline):
+        assigns_in_thread = True
+
+        def assign(self, groups: list[Group]) -> Assignment:
+            entered.set()
+            assert may_leave.wait(60.0), "the loop stood still"
+            return super().assign(groups)
+
+    async def main() -> None:
+        async def release() -> None:
+            while not entered.is_set():
+                await asyncio.sleep(0.001)
+            may_leave.set()
+
+        await asyncio.gather(rig.run(), release())
+
+    rig = Rig(
+        small(steps=2),
+        algorithm=Slow(),
+        generator=lambda: ScriptedGenerator(seconds_per_token=0.0),
+        trainer=ScriptedTrainer(seconds_per_step=0.0),
+    )
+    asyncio.run(main())
+    assert len(rig.observer.steps) == 2
+
+
+def test_a_batch_that_cannot_be_assigned_ends_the_run_with_its_error() -> None:
+    class Broken(MeanBaseline):
+        def assign(self, groups: list[Group]) -> Assignment:
+            if groups[0].prompt.id == "p4":
+                raise DataError("no such group")
+            return super().assign(groups)
+
+    rig = Rig(small(max_staleness=1), algorithm=Broken(), trainer=ScriptedTrainer(seconds_per_step=100.0))
+    with pytest.raises(DataError, match="no such group"):
+        run_virtual(rig.run())
+
+
+def test_a_stop_leaves_the_batch_prepared_ahead_untrained() -> None:
+    class Stopping(RecordingObserver):
+        def on_step(self, record: Any) -> None:
+            super().on_step(record)
+            if record.version == 2:
+                rig.controller.stop()
+
+    rig = Rig(small(max_staleness=1), observer=Stopping(), trainer=ScriptedTrainer(seconds_per_step=100.0))
+    run_virtual(rig.run())
+    assert len(rig.observer.steps) == 2 and rig.saved == [2, 2]
+    assert rig.ledger.counts()["trained"] == 8 and rig.ledger.counts()["finished"] >= 4
 
 
 def test_a_long_completion_is_overtaken_and_mixes_versions() -> None:
@@ -265,12 +221,12 @@ def test_a_killed_judge_is_replaced_and_judges_again() -> None:
 
     run_virtual(main())
     assert len(rig.trained()) == 20 and rig.budget.used == 1
-    assert rig.observer.messages == ["judge lost (judge died during judge_group); starting it again"]
+    assert rig.observer.messages == ["judge lost (judge died during collect); starting it again"]
 
 
 def test_a_judge_that_hangs_is_named() -> None:
     rig = Rig(small(judge_seconds=50.0), judge=ScriptedJudge(seconds=lambda p: 10**9 if p.id == "p3" else 0.0))
-    with pytest.raises(StallError, match=r"judge\.judge_group: no answer within 50 s"):
+    with pytest.raises(StallError, match=r"judge: prompt 'p3' not judged within 50 s"):
         run_virtual(rig.run())
 
 

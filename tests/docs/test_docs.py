@@ -20,7 +20,9 @@ from llamarl.controller.recipe import Recipe, merge, parse_overrides
 from llamarl.controller.run import train
 from llamarl.core import errors
 from llamarl.core.config import models_in
+from llamarl.judges.resolve import SHIPPED
 from llamarl.recipes import recipe_path
+from llamarl.report import names
 from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.training.config import SFTConfig
@@ -307,3 +309,17 @@ def test_every_algorithm_explains_what_it_logs(config: str) -> None:
     clips = () if config in ("online_dpo", "codpo") else ("clip_frac/low", "clip_frac/high")
     for key in ("loss", "ratio/mean", "ppo_kl", *clips, "entropy", "kl_ref"):
         assert f"| `train/{key}` |" in page, key
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_shipped_judge_has_a_page_of_the_same_form(name: str) -> None:
+    page = (ROOT / "docs" / "judges" / f"{name}.md").read_text()
+    headings = re.findall(r"^## (.+)$", page, re.M)
+    for heading in ("The verdict", "Settings", "Cost", "Try it", "Known holes", "What it logs"):
+        assert heading in headings, heading
+    assert f"<!-- generated: settings of {name} -->\n| setting |" in page
+
+
+def test_every_metric_of_a_judge_is_explained_on_a_judge_s_page() -> None:
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "judges").glob("*.md"))
+    assert [what for what in names._JUDGE_METRICS if f"| `judge/NAME/{what}` |" not in text] == []

@@ -99,6 +99,21 @@ def test_the_variant_counts_prompts_and_may_skip_a_negative_margin():
     assert solution.spending["long"].used == 0.5
 
 
+def test_correctness_alone_counts_right_answers_and_gives_ties_to_the_short():
+    # a: short right once in four, long always: margin 3/4. b: long alone is right. All may be long.
+    pool = pool_of("SsssLL", "sL")
+    assert chosen(solve(pool, Budget.share(1.0))) == [4, 7]
+    solution = solve(pool, Budget.share(1.0), worth="correctness")
+    assert chosen(solution) == [0, 7] and solution.objective == pytest.approx(2.001)
+    assert solution.mean_margins["long"] == pytest.approx(0.875)  # margins are reported all the same
+
+
+def test_known_values_decide_where_a_group_is_missing():
+    pool = pool_of("L", "L", "Ss")
+    assert chosen(solve(pool, HALF)) == [0, 2]  # like prompts: the earlier one
+    assert chosen(solve(pool, HALF, known={0: {"short": 1.0}, 1: {"short": 0.0}})) == [1, 2]
+
+
 # defined outcomes
 
 
@@ -281,6 +296,7 @@ def test_a_bound_on_costs_needs_costs():
     [
         ({"form": "density"}, "form = 'density'"),
         ({"method": "simplex"}, "method = 'simplex'"),
+        ({"worth": "reward"}, "worth = .reward."),
         ({"eps": 0.0}, "eps = 0.0"),
         ({"eps": 1.0}, "eps = 1.0"),
         ({"time_limit_seconds": 0.0}, "time_limit_seconds = 0.0"),

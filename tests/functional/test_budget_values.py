@@ -50,6 +50,15 @@ def test_a_missing_group_has_its_mean_over_the_pool_never_zero():
     assert math.isnan(found.mean_margin("long"))
 
 
+def test_a_value_known_from_before_comes_ahead_of_the_pools_mean_but_not_of_the_pools_own():
+    pool = Pool(["a", "a", "b", "c"], ["short", "long", "long", "long"], [True, False, True, True])
+    found = group_values(pool, TWO, {"a": {"short": 0.0, "long": 0.0}, "b": {"short": 0.25}, "c": {}})
+    # a keeps what the pool says; b has the known 1/4; c the pool's mean of short, 1
+    assert found.values.tolist() == [[1.0, 0.0], [0.25, 1.0], [1.0, 1.0]]
+    assert found.margins[:, 1].tolist() == [-1.0, 0.75, 0.0]
+    assert found.counts.tolist() == [[1, 1], [0, 1], [0, 1]]
+
+
 def test_a_group_that_no_prompt_saw_has_no_value_and_the_only_other_no_margin():
     found = values_of([("a", "long", True), ("b", "long", False)])
     assert found.margins[:, 1].tolist() == [0.0, 0.0]

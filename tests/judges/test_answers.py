@@ -50,6 +50,7 @@ def test_an_unlisted_word_gets_its_bound() -> None:
         ({"Yesterday": ln(0.9)}, "neither"),
         ({"Yes": ln(0.001), "Well": ln(0.9)}, "both words together have probability 0.001, below min_mass=0.01"),
         ({"Yes": -math.inf, "No": -math.inf}, "probability 0"),
+        ({"Yes": 0.0, "No": 0.0, "Well": 0.0}, "the listed probabilities sum to 3: these are no log-probs"),
     ],
 )
 def test_what_decides_nothing_fails(listed: dict[str, float], reason: str) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from tiny_classifiers import classifier, completion, prompt
 
-from llamarl.core.errors import ConfigError
+from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.core.records import Status
 from llamarl.judges.classifier import ClassifierJudge
+from llamarl.judges.config import JudgeConfig
+from llamarl.judges.executor import JudgeExecutor
 from llamarl.models.checkpoint import load_classifier, load_tokenizer
 from llamarl.models.classifier import PaddedClassifier, conversation_ids, text_ids
 
@@ -83,6 +85,23 @@ def test_batches_and_pickling_change_nothing(path):
     whole = [verdict.score for verdict in judge(ClassifierJudge(path))]
     for model in (ClassifierJudge(path, batch_tokens=1), pickle.loads(pickle.dumps(ClassifierJudge(path)))):
         assert [verdict.score for verdict in judge(model)] == pytest.approx(whole, abs=1e-6)
+
+
+def test_an_executor_loads_the_model_before_the_first_group(path):
+    executor = JudgeExecutor([JudgeConfig(function="classifier", settings={"model": path}, timeout_seconds=60.0)])
+    executor.setup()
+    (model,) = executor.panels[""].judges
+    loaded = model._classifier._loaded
+    assert loaded is not None
+    asyncio.run(executor.judge_group(prompt(), [completion("yes")]))
+    assert model._classifier._loaded is loaded
+    assert ClassifierJudge(path)._classifier._loaded is None, "not by being described"
+
+
+def test_a_checkpoint_that_is_gone_ends_the_start(tmp_path):
+    config = JudgeConfig(function="classifier", settings={"model": str(tmp_path / "none")})
+    with pytest.raises(CheckpointError, match="no such directory"):
+        JudgeExecutor([config]).setup()
 
 
 # rejects

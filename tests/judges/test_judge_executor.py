@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamarl.core.errors import ConfigError, JudgeError
+from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt
 from llamarl.engine.inprocess import InProcessEngine
 from llamarl.judges import (
@@ -17,7 +17,6 @@ from llamarl.judges import (
     ProcessJudge,
     build_judge,
     build_panel,
-    check_canaries,
     text_completion,
 )
 
@@ -154,29 +153,3 @@ def test_two_judges_of_one_name_are_refused(rewards: str) -> None:
 def test_rejects_configs(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         JudgeConfig.parse(values)
-
-
-# ---- canaries
-
-
-def canary(function: Any, *answers: str) -> None:
-    asyncio.run(check_canaries(FunctionJudge(function, "j"), [(PROMPT, answer) for answer in answers]))
-
-
-def test_a_judge_that_knows_right_answers_passes() -> None:
-    canary(lambda prompt, completion: completion.text == prompt.answer, "4", "4")
-    canary(lambda prompt, completion: None if completion.text == "?" else 0.5, "4", "?")
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda prompt, completion: 0.0, "judge 'j' on the right answer '4' to prompt 'p'"),
-        (lambda prompt, completion: False, "score=0.0, passed=False"),
-        (lambda prompt, completion: 1 / 0, "ZeroDivisionError"),
-        (lambda prompt, completion: None, "abstained from all 1 right answers"),
-    ],
-)
-def test_a_judge_that_scores_everything_zero_is_found_at_the_start(function: Any, message: str) -> None:
-    with pytest.raises(JudgeError, match=message):
-        canary(function, "4")

@@ -14,7 +14,7 @@ from fake_server import FakeServer, Reply, ScriptedTransport, transport
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt, Status, Verdict
-from llamarl.judges import JudgePanel, load_judge, text_completion
+from llamarl.judges import JudgeConfig, JudgePanel, build_panel, load_judge, text_completion
 from llamarl.judges.llm import LLMJudge
 from llamarl.testing import run_virtual
 
@@ -121,6 +121,35 @@ def test_equal_texts_are_asked_about_once() -> None:
 def test_a_fault_is_a_failed_verdict(fault: Reply) -> None:
     (verdict,) = ask(judge(fault, max_retries=2), "Paris")
     assert verdict.status is Status.FAILED and verdict.score is None and verdict.reason
+
+
+def test_a_request_that_hangs_fails_alone() -> None:
+    """In a panel as recipes build it, whose own deadline of 60 s would fail the group."""
+    scripted = transport(lambda body: Reply(hangs=True) if "Rome" in str(body["messages"]) else YES)
+    settings = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "template": "factuality", "transport": scripted}
+    panel = build_panel([JudgeConfig(function="llm", settings={**settings, "deadline_seconds": 200.0})])
+    completions = [text_completion(text) for text in ("Paris", "Rome", "Paris!")]
+    samples = run_virtual(panel.judge_group(PROMPT, completions))
+    assert [sample.reward for sample in samples] == pytest.approx([0.75, None, 0.75])
+    assert samples[1].verdicts["factuality"].reason == "no answer within deadline_seconds=200"
+    assert len(scripted.requests) == 4  # the second try on Rome, at 120 s, ends with the deadline
+
+
+def test_many_hanging_requests_leave_the_others_their_verdicts() -> None:
+    """A quarter of 128 completions hangs; they fail together and last, and the server is not taken for dead."""
+
+    async def main() -> list[list[Verdict]]:
+        script = transport(lambda body: Reply(hangs=True) if "slow" in str(body["messages"]) else YES)
+        made = judge(script, clock=asyncio.get_running_loop().time, max_concurrency=64)
+        texts = [f"{'slow' if number % 4 == 0 else 'quick'} {number}" for number in range(128)]
+        rounds = []
+        for _ in range(2):
+            rounds.append(await made.judge(PROMPT, [text_completion(text) for text in texts]))
+        return rounds
+
+    for verdicts in run_virtual(main()):
+        statuses = [verdict.status for verdict in verdicts]
+        assert statuses == [Status.FAILED if number % 4 == 0 else Status.SCORED for number in range(128)]
 
 
 def test_faults_that_pass_leave_no_trace() -> None:
@@ -252,9 +281,11 @@ def test_what_would_change_the_answer_changes_the_key(tmp_path: Path) -> None:
         ask(judge(scripted, str(template), cache=path), "a")
     ask(judge(scripted, str(template), cache=path), "b")
     ask(judge(scripted, str(template), cache=path, model="other"), "a")
+    template.write_text('version = "2"\n' + text.replace('["False"]', '["False", "No"]'))
+    ask(judge(scripted, str(template), cache=path), "a")
     ask(judge(scripted, cache=path), "a")
     ask(judge(scripted, cache=path, way="json"), "a")
-    assert len(scripted.requests) == 6
+    assert len(scripted.requests) == 7
 
 
 def test_failed_verdicts_are_not_cached(tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ def test_other_exceptions_fail_at_once_without_a_retry() -> None:
     ("answer", "reason"),
     [
         ([HALF[0]] * 3, "returned 3 verdicts for 4 completions"),
+        ([HALF[0]] * 8, "returned 8 verdicts for 4 completions"),  # two for each
+        ([], "returned 0 verdicts for 4 completions"),
+        ("good", "returned str; a judge returns a list of Verdict"),
         ([1.0] * 4, "returned list; a judge returns a list of Verdict"),
         (None, "returned NoneType"),
     ],

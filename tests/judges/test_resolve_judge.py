@@ -6,6 +6,7 @@ import pytest
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Judge
 from llamarl.judges import FunctionJudge, TRLJudge, as_judge, load_judge
+from llamarl.judges.runner import judge_card
 
 REWARDS = """
 from llamarl.core.records import Verdict
@@ -127,6 +128,16 @@ def test_shipped_judges_go_by_their_bare_name() -> None:
     assert load_judge("format").name == "format"
     with pytest.raises(ConfigError, match=r"no shipped judge 'fromat'. Did you mean 'format'\?.*'file.py:function'"):
         load_judge("fromat")
+
+
+@pytest.mark.parametrize(
+    ("name", "cost_class"),
+    [("instructions", "free"), ("math", "free"), ("code", "free"), ("classifier", "local"), ("reward_model", "local")],
+)
+def test_shipped_judges_have_a_version_and_a_cost_class(name: str, cost_class: str) -> None:
+    settings = {"model": "no/such"} if cost_class == "local" else {}
+    card = judge_card(load_judge(name, settings=settings))
+    assert (card["judge"], card["cost_class"]) == (name, cost_class) and card["version"]
 
 
 def test_a_file_runs_once_and_files_of_one_name_stay_apart(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_classifiers import classifier, completion, prompt
 
 from llamarl.core.errors import CheckpointError, ConfigError
-from llamarl.core.records import Prompt, Status
+from llamarl.core.records import Completion, Prompt, Status
 from llamarl.functional.preference import calibrated_reward
 from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.panel import JudgePanel
@@ -104,6 +104,13 @@ def test_scores_do_not_depend_on_the_group_or_the_batch(path, order, batch_token
     whole = dict(zip(TEXTS, scores(RewardModel(path), prompt()), strict=True))
     model = RewardModel(path, batch_tokens=batch_tokens)
     assert scores(model, prompt(), order) == pytest.approx([whole[text] for text in order], abs=1e-5)
+
+
+def test_the_policy_s_tokens_do_not_matter(path):
+    """Its tokenizer may be another: only the text counts."""
+    theirs = [Completion((7, 7), (999_999, 5), (-1.0, -1.0), (3, 3), text, "stop") for text in TEXTS]
+    found = [verdict.score for verdict in judge(RewardModel(path), prompt(), theirs)]
+    assert found == scores(RewardModel(path), prompt())
 
 
 def test_a_baseline_is_scored_once_and_then_stays(path):

@@ -8,17 +8,33 @@ from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import train
 from llamarl.core.errors import ConfigError
 from llamarl.generation.int8 import check_int8
+from llamarl.models.checkpoint import new_model, save_model
 from llamarl.recipes import recipe_names, recipe_path
+from llamarl.recipes.build_chain import chain_model_config, chain_tokenizer
+from llamarl.tasks.chain import write_prompts
 
 TWO_STEPS = [
-    *("--schedule.steps", "2", "--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4"),
+    *("--schedule.steps", "2", "--schedule.prompts-per-step", "4"),
     *("--evaluation.num-prompts", "4", "--sampling.max-tokens", "16", "--generator.slots", "16"),
 ]
+FEW = ["--schedule.samples-per-prompt", "4"]
+FEW_OF_EACH_FORM = ["--coverage.0.samples", "2", "--coverage.1.samples", "2"]
+
+
+def write_chain(directory: Path) -> None:
+    """What `build_chain` makes in some minutes, with an untrained model."""
+    tokenizer = chain_tokenizer()
+    save_model(new_model(chain_model_config(tokenizer), 0), tokenizer, directory / "model")
+    write_prompts(directory / "train.jsonl", 16)
+    write_prompts(directory / "heldout.jsonl", 16, split="heldout")
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_shipped_recipe_trains(tmp_path: Path, name: str) -> None:
-    recipe = Recipe.load(recipe_path(name), TWO_STEPS)
+def test_a_shipped_recipe_trains(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "ibpo":
+        write_chain(tmp_path / "chain")
+        monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load(recipe_path(name), [*TWO_STEPS, *(FEW_OF_EACH_FORM if name == "ibpo" else FEW)])
     if recipe.generator.precision == "int8":
         try:
             check_int8("cpu")

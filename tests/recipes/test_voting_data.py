@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
+from llamarl.data.asks import instruct, instructed
 from llamarl.judges.voting import consensus, read_vote
 from llamarl.models.tiny import char_tokenizer
 from llamarl.recipes.voting_data import (
@@ -11,8 +12,6 @@ from llamarl.recipes.voting_data import (
     build_short,
     build_sv,
     build_vote,
-    instruct,
-    instructed,
     recorded_attempts,
 )
 from llamarl.training.sft_data import read_sft_rows

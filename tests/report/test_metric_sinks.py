@@ -157,4 +157,5 @@ def test_every_mean_and_share_names_its_denominator() -> None:
 def test_describe_knows_judges_and_passes_on_unknown_names() -> None:
     assert describe("judge/a/b/pass_rate").title == "a/b: pass rate"
     assert describe("judge/x/latency_p95").unit == "s"
+    assert describe("algorithm/budget/0.25/used/long").title == "q+ 0.25: long: trained share"
     assert describe("my/own").title == "my/own"

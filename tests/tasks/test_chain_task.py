@@ -11,9 +11,13 @@ from llamarl.tasks.chain import (
     UNIFORM,
     Chain,
     ChainTask,
+    adaptive,
     group,
     judge,
+    long,
     permutations,
+    short,
+    with_budget,
     with_mode,
     write_prompts,
 )
@@ -137,12 +141,41 @@ def test_a_mode_changes_the_request_only():
     assert replace(long, messages=prompt.messages) == prompt
 
 
+def test_modes_have_functions_of_their_own():
+    prompt = ChainTask(0).prompt(3, "A")
+    for ask, mode in ((short, "S"), (long, "L"), (adaptive, "A")):
+        assert ask(prompt) == with_mode(prompt, mode)
+        assert ask(with_budget(prompt, 0.25)).messages == with_mode(prompt, mode).messages
+
+
+def test_a_budget_is_one_more_digit_in_eighths():
+    prompt = ChainTask(0).prompt(3, "S")
+    asked = with_budget(prompt, 0.75)
+    assert asked.messages[0]["content"] == "A" + prompt.messages[0]["content"][1:] + "6"
+    assert asked.info == {**prompt.info, "budget": 0.75} and (asked.id, asked.answer) == (prompt.id, prompt.answer)
+    assert [with_budget(prompt, q).messages[0]["content"][-1] for q in (0, 0.125, 0.5, 1.0)] == ["0", "1", "4", "8"]
+    assert with_budget(asked, 0.25).messages[0]["content"] == asked.messages[0]["content"][:-1] + "2"
+
+
+def test_prompts_are_written_with_budgets_in_turn(tmp_path):
+    assert write_prompts(tmp_path / "p.jsonl", 7, budgets=(0.25, 0.5, 0.75)) == 7
+    plain, found = ChainTask(0).prompts(7), read_prompts(tmp_path / "p.jsonl")
+    assert [prompt.info["budget"] for prompt in found] == [0.25, 0.5, 0.75, 0.25, 0.5, 0.75, 0.25]
+    assert [adaptive(prompt).messages for prompt in found] == [prompt.messages for prompt in plain]
+
+
 def test_written_prompts_are_read_back(tmp_path):
     assert write_prompts(tmp_path / "p.jsonl", 20, 1, "heldout", "S", UNIFORM) == 20
     assert list(read_prompts(tmp_path / "p.jsonl")) == ChainTask(1, "heldout", UNIFORM).prompts(20, "S")
 
 
 # rejects
+
+
+@pytest.mark.parametrize("q_plus", [0.3, 1.125, -0.125, 0.0625])
+def test_budgets_that_have_no_symbol(q_plus):
+    with pytest.raises(ConfigError, match=f"budget: got {q_plus}; give an eighth"):
+        with_budget(ChainTask(0).prompt(0), q_plus)
 
 
 def test_settings_out_of_range():

@@ -20,7 +20,7 @@ the program printed there may differ in detail. SciPy is imported when the first
 """
 
 from llamarl.functional.budget.pool import Budget, GroupValues, Pool, group_values
-from llamarl.functional.budget.program import Form, Program, build_program
+from llamarl.functional.budget.program import Form, Program, Worth, build_program
 from llamarl.functional.budget.solution import Solution, Spending, Status, solve
 from llamarl.functional.budget.solvers import Method
 
@@ -34,6 +34,7 @@ __all__ = [
     "Solution",
     "Spending",
     "Status",
+    "Worth",
     "build_program",
     "group_values",
     "solve",

@@ -91,7 +91,8 @@ class GroupValues:
     counts: Ints
     """`[P, G]` responses behind each value."""
     values: Floats
-    """`[P, G]` share of correct responses. An unseen group has its mean over the pool, or NaN if no prompt saw it."""
+    """`[P, G]` share of correct responses. An unseen group has what was known before, else its mean over the pool; NaN
+    where there is neither."""
     margins: Floats
     """`[P, G]` value minus the mean value of the other groups; 0 where there is no other, NaN without a value."""
 
@@ -106,17 +107,21 @@ class GroupValues:
         return float(margins.mean()) if len(margins) else math.nan
 
 
-def group_values(pool: Pool, groups: Sequence[str]) -> GroupValues:
+def group_values(
+    pool: Pool, groups: Sequence[str], known: Mapping[Hashable, Mapping[str, float]] | None = None
+) -> GroupValues:
     """What each group is worth on each prompt.
 
         V_j^g = mean_k{ c_jk : g_jk = g },   m_j^g = V_j^g - mean_{h != g} V_j^h
 
-    With two groups the margins of a prompt are opposite numbers. A group that a prompt has no response of is given its
-    mean over all responses of the pool, never 0: an easy prompt without a short sample would buy budget.
+    With two groups the margins of a prompt are opposite numbers. A group that a prompt has no response of is given the
+    value known from before, or else its mean over all responses of the pool; never 0: an easy prompt without a short
+    sample would buy budget.
 
     Args:
         pool: the responses.
         groups: every group that may occur.
+        known: values in [0, 1] of prompts of the pool, by group, for groups that a prompt has no response of.
 
     Raises:
         DataError: a response of a group that is not among `groups`.
@@ -132,7 +137,11 @@ def group_values(pool: Pool, groups: Sequence[str]) -> GroupValues:
     counts: Ints = np.bincount(cells, minlength=size).reshape(shape)
     sums = np.bincount(cells, weights=correct, minlength=size).astype(np.float64).reshape(shape)
     values = _divided(sums, counts)
-    values = np.where(counts > 0, values, _divided(sums.sum(axis=0), counts.sum(axis=0)))
+    fills = np.broadcast_to(_divided(sums.sum(axis=0), counts.sum(axis=0)), shape).copy()
+    for prompt, of_prompt in (known or {}).items():
+        row = prompts[prompt]
+        fills[row] = [of_prompt.get(group, fill) for group, fill in zip(groups, fills[row], strict=True)]
+    values = np.where(counts > 0, values, fills)
     return GroupValues(tuple(prompts), tuple(groups), prompt_of, group_of, counts, values, _margins(values))
 
 

@@ -20,6 +20,9 @@ Form = Literal["accepted", "prompts"]
 """What a bound is a share of. `accepted`: the accepted responses; prompts that a free group solves are always accepted.
 `prompts`: all prompts of the pool, and any may be skipped; its optimum is that of a greedy rule."""
 
+Worth = Literal["margin", "correctness"]
+"""What a correct response is worth: the margin of its group, or 1 like every other."""
+
 EPS = 1e-3
 """Default bonus of a free group, so that equal margins go to it."""
 
@@ -70,7 +73,12 @@ class Program:
 
 
 def build_program(
-    pool: Pool, values: GroupValues, budget: Budget, form: Form = "accepted", eps: float = EPS
+    pool: Pool,
+    values: GroupValues,
+    budget: Budget,
+    form: Form = "accepted",
+    eps: float = EPS,
+    worth: Worth = "margin",
 ) -> Program:
     """The program of a pool.
 
@@ -80,13 +88,16 @@ def build_program(
         budget: the bounds.
         form: what the bounds are shares of.
         eps: bonus of free groups, in (0, 1) and smaller than any real difference between margins.
+        worth: what is maximised.
 
     Raises:
-        ConfigError: an unknown form, or an eps out of range.
+        ConfigError: an unknown form or worth, or an eps out of range.
         DataError: a bound on the mean cost, but the pool has no costs.
     """
     if form not in get_args(Form):
         raise ConfigError(f"form = {form!r}; choose one of: {', '.join(get_args(Form))}")
+    if worth not in get_args(Worth):
+        raise ConfigError(f"worth = {worth!r}; choose one of: {', '.join(get_args(Worth))}")
     if not 0 < eps < 1:
         raise ConfigError(f"eps = {eps!r}; give a small positive number such as {EPS}")
     if budget.mean_cost is not None and pool.costs is None:
@@ -94,12 +105,13 @@ def build_program(
     responses = _cheapest_correct(pool, values)
     exists, num_free = responses >= 0, len(budget.free)
     forced: Bools = np.asarray(exists[:, :num_free].any(axis=1)) & (form == "accepted")
-    worth = values.margins + np.where(np.arange(len(budget.groups)) < num_free, eps, 0.0)
+    plain = values.margins if worth == "margin" else np.ones_like(values.margins)
+    worths = plain + np.where(np.arange(len(budget.groups)) < num_free, eps, 0.0)
     costs, bounds = _costs(pool, budget, responses), np.array(_bounds(budget))
     weights = np.where(exists, costs - bounds[:, None, None] if form == "accepted" else costs, 0.0)
     return Program(
         responses=responses,
-        values=np.column_stack([np.where(exists, worth, -np.inf), np.where(forced, -np.inf, 0.0)]),
+        values=np.column_stack([np.where(exists, worths, -np.inf), np.where(forced, -np.inf, 0.0)]),
         weights=np.concatenate([weights, np.zeros((*weights.shape[:2], 1))], axis=2),
         limits=np.zeros(len(bounds)) if form == "accepted" else _totals(budget, len(forced)),
     )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from llamarl.core.errors import ConfigError
 from llamarl.functional.budget.pool import Budget, Ints, Pool, group_values
-from llamarl.functional.budget.program import EPS, Form, Program, build_program
+from llamarl.functional.budget.program import EPS, Form, Program, Worth, build_program
 from llamarl.functional.budget.solvers import (
     MAX_VARIABLES,
     MAX_VARIABLES_WITH_COSTS,
@@ -98,6 +98,8 @@ def solve(
     eps: float = EPS,
     time_limit_seconds: float = 5.0,
     method: Method = "auto",
+    worth: Worth = "margin",
+    known: Mapping[Hashable, Mapping[str, float]] | None = None,
 ) -> Solution:
     """Chooses the responses to imitate.
 
@@ -112,6 +114,8 @@ def solve(
         eps: bonus of free groups; equal margins go to them.
         time_limit_seconds: of the exact solver, > 0.
         method: the solver.
+        worth: what is maximised over the accepted responses.
+        known: values by prompt and group, for prompts without a response of the group (`group_values`).
 
     Raises:
         ConfigError: a setting is out of range.
@@ -123,8 +127,8 @@ def solve(
         raise ConfigError(f"time_limit_seconds = {time_limit_seconds!r}; give a positive number")
     load_solver()
     started = time.perf_counter()
-    values = group_values(pool, budget.groups)
-    program = build_program(pool, values, budget, form, eps)
+    values = group_values(pool, budget.groups, known)
+    program = build_program(pool, values, budget, form, eps, worth)
     kinds = kinds_of(program)
     solver = _solver(program, kinds, method, budget.mean_cost is not None)
     if solver == "milp":

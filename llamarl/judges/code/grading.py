@@ -15,12 +15,13 @@ from llamarl.judges.code.compare import same_output, same_value
 from llamarl.judges.code.inside.wire import decode, encode, unpack
 from llamarl.judges.code.sandbox import (
     START_SECONDS,
+    Interpreter,
     Limits,
+    Role,
     Session,
     SolutionEndedError,
-    command,
     new_nonce,
-    program,
+    no_reference,
     slot_uid,
 )
 from llamarl.judges.code.unit_tests import Call, Program, Script, Test
@@ -36,7 +37,7 @@ _GRACE_SECONDS = 1.0
 class Setup:
     """How solutions are run."""
 
-    python: str
+    python: Interpreter
     limits: Limits
     test_seconds: float
     total_seconds: float
@@ -45,9 +46,20 @@ class Setup:
     should_stop: bool
     """At the first test that fails."""
 
-    def arguments(self, code: str, uid: int | None) -> list[str]:
-        """The command for `code`."""
-        return command(self.python, code, uid=uid, limits=self.limits, is_unsafe=self.is_unsafe)
+    def session(
+        self, role: Role, *arguments: int, user: int, ours: socket.socket, theirs: Sequence[socket.socket]
+    ) -> Session:
+        """Starts a process, as the `user`-th of those that belong to nobody (`Session`)."""
+        return Session(
+            self.python,
+            role,
+            *arguments,
+            uid=slot_uid(user),
+            limits=self.limits,
+            is_unsafe=self.is_unsafe,
+            ours=ours,
+            theirs=theirs,
+        )
 
     def start(self, source: str) -> dict[str, Any]:
         """The first message to a solution's process."""
@@ -64,7 +76,7 @@ def grade(setup: Setup, source: str, tests: Sequence[Test], slot: int) -> list[s
         return _grade_script(setup, source, [test.source for test in tests if isinstance(test, Script)], slot)
     ours, theirs = socket.socketpair()
     with theirs:
-        session = Session(setup.arguments(program("solution", 0), slot_uid(2 * slot)), ours, [theirs])
+        session = setup.session("solution", 0, user=2 * slot, ours=ours, theirs=[theirs])
     with session:
         session.wait_ready(setup.start(source), time.monotonic() + START_SECONDS)
         deadline = time.monotonic() + setup.total_seconds
@@ -104,8 +116,8 @@ def _run_one(setup: Setup, test: Test, exchange: Callable[[dict[str, Any], float
     assert isinstance(test, Call)
     request = {
         "ask": "call",
-        "args": [{"t": "name", "v": test.name}, *(encode(arg, _refuse) for arg in test.args)],
-        "kwargs": {key: encode(value, _refuse) for key, value in test.kwargs.items()},
+        "args": [{"t": "name", "v": test.name}, *(encode(arg, no_reference) for arg in test.args)],
+        "kwargs": {key: encode(value, no_reference) for key, value in test.kwargs.items()},
     }
     if test.comparison != "json":  # assertions share the module's state, as they would in one script
         return _judge_call(exchange(request, seconds), test)
@@ -125,7 +137,7 @@ def _judge_call(answer: dict[str, Any], call: Call) -> str:
     if failure := _failure(answer):
         return failure
     try:
-        value = decode(answer["value"], _refuse)
+        value = decode(answer["value"], no_reference)
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return "returned no plain data"
     return "" if same_value(value, call.expected, call.comparison) else "wrong value"
@@ -139,22 +151,17 @@ def _failure(answer: dict[str, Any]) -> str:
     return f"raised {kind}: {text}" if kind else str(text)
 
 
-def _refuse(*value: Any) -> Any:
-    raise ValueError(f"{value!r} is no plain data")
-
-
 def _grade_script(setup: Setup, source: str, tests: list[str], slot: int) -> list[str]:
     ours, theirs = socket.socketpair()
     grader_end, solution_end = socket.socketpair()
     with contextlib.ExitStack() as stack:
         for end in (theirs, grader_end, solution_end):
             stack.enter_context(end)
-        code = program("grader", 0, grader_end.fileno())
-        grader = Session(setup.arguments(code, slot_uid(2 * slot + 1)), ours, [theirs, grader_end])
+        connection = grader_end.fileno()
+        grader = setup.session("grader", 0, connection, user=2 * slot + 1, ours=ours, theirs=[theirs, grader_end])
         stack.enter_context(grader)
         unconnected = socket.socket(socket.AF_UNIX)  # the solution's only socket leads to the grader
-        arguments = setup.arguments(program("solution", 0), slot_uid(2 * slot))
-        stack.enter_context(Session(arguments, unconnected, [solution_end]))
+        stack.enter_context(setup.session("solution", 0, user=2 * slot, ours=unconnected, theirs=[solution_end]))
         for end in (theirs, grader_end, solution_end):
             end.close()  # so that the end of a process is seen on the other side
         start = {**setup.start(source), "tests": tests, "should_stop": setup.should_stop}

@@ -5,6 +5,7 @@
     files       /usr read-only, /tmp of bounded size, nothing else: no /proc, no /etc, no home, no file of the run
     network     none, and none of the host's processes, shared memory or semaphores
     secrets     an empty environment; one socket, to the process that asks
+    kernel      calls that no namespace divides, or that only attacks need, are refused (`refusals`)
     limits      memory, processor time, file size, open files, processes; the wall clock is the caller's
     end         killing the first process inside ends all others, whatever they are
 
@@ -22,13 +23,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, JudgeError
-from llamarl.judges.code.inside.wire import Frames
+from llamarl.judges.code.inside.wire import Frames, decode, encode
+from llamarl.judges.code.refusals import open_refusals
 
 FIRST_UID = 60_706
 """Users 60706 to 61183 belong to nobody on systems that follow systemd's division."""
@@ -37,11 +39,12 @@ START_SECONDS = 20.0
 """A sandbox must be ready within this time; later it counts as not started."""
 KILL_SECONDS = 10.0
 
-_PYTHON_FLAGS = ("-S", "-s", "-B", "-X", "utf8")
+PYTHON_FLAGS = ("-S", "-s", "-B", "-X", "utf8")
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 _NAMESPACES = ("--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
 _INSIDE = Path(__file__).with_name("inside")
 _PACKAGE = "llamarl.judges.code.inside"
+Role = Literal["solution", "grader"]
 _NEEDED = {"solution": ("wire", "solution"), "grader": ("wire", "solution", "grader")}
 
 
@@ -86,35 +89,54 @@ class Limits:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def program(role: Literal["solution", "grader"], *arguments: int) -> str:
-    """The text that Python runs inside: the modules of `inside/`, then `main` of one of them."""
-    call = f"sys.modules[{_PACKAGE + '.' + role!r}].main({', '.join(map(str, arguments))})"
-    return f"{_modules(_NEEDED[role])}\n{call}\n"
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python for solutions."""
+
+    path: str
+    compiled: Mapping[str, str] = field(default_factory=dict)
+    """The modules of `inside/` as this interpreter compiles them, marshalled, in base64; those that are not here travel
+    as text, and every run pays for their compilation (4 ms)."""
+
+    def program(self, role: Role, *arguments: int) -> str:
+        """What it runs inside: the modules of `inside/`, then `main` of one of them."""
+        codes = {f"{_PACKAGE}.{name}": self.compiled.get(name, "") or _source(name) for name in _NEEDED[role]}
+        call = f"sys.modules[{_PACKAGE + '.' + role!r}].main({', '.join(map(str, arguments))})"
+        return f"codes = {codes!r}\n{_LOADER}{call}\n"
+
+
+_LOADER = """\
+import binascii, marshal, sys, types
+for name, code in codes.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    code = compile(code, name, 'exec') if ' ' in code else marshal.loads(binascii.a2b_base64(code))
+    exec(code, module.__dict__)
+"""
 
 
 @functools.cache
-def _modules(names: tuple[str, ...]) -> str:
-    sources = {f"{_PACKAGE}.{name}": (_INSIDE / f"{name}.py").read_text() for name in names}
-    return (
-        "import sys, types\n"
-        f"for name, source in {sources!r}.items():\n"
-        "    module = sys.modules[name] = types.ModuleType(name)\n"
-        "    exec(compile(source, name, 'exec'), module.__dict__)"
-    )
+def _source(name: str) -> str:
+    return (_INSIDE / f"{name}.py").read_text()
 
 
-def command(python: str, code: str, *, uid: int | None, limits: Limits, is_unsafe: bool) -> list[str]:
-    """What to execute so that `python` runs `code` in a sandbox, as user `uid` where given."""
-    inner = [python, *_PYTHON_FLAGS, "-c", code]
+def command(
+    python: str, code: str, *, uid: int | None, limits: Limits, is_unsafe: bool, filter_descriptor: int | None = None
+) -> list[str]:
+    """What to execute so that `python` runs `code` in a sandbox, as user `uid` where given.
+
+    From `filter_descriptor` bubblewrap reads which system calls to refuse.
+    """
+    inner = [python, *PYTHON_FLAGS, "-c", code]
     if is_unsafe:
         return inner
     identity = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"] if uid else []
+    refusals = ["--seccomp", str(filter_descriptor)] if filter_descriptor is not None else []
     return [
         *identity,
         *("bwrap", *_NAMESPACES, "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
         *_system(python),
         *("--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.file_bytes), "--tmpfs", "/tmp"),
-        *("--remount-ro", "/", "--chdir", "/tmp", "--", *inner),
+        *("--remount-ro", "/", "--chdir", "/tmp", *refusals, "--", *inner),
     ]
 
 
@@ -138,23 +160,49 @@ def slot_uid(slot: int) -> int | None:
 class Session:
     """One running process inside a sandbox, and the socket to it. A context manager: leaving it kills everything."""
 
-    def __init__(self, arguments: Sequence[str], ours: socket.socket, theirs: Sequence[socket.socket]) -> None:
+    def __init__(
+        self,
+        python: Interpreter,
+        role: Role,
+        *arguments: int,
+        uid: int | None,
+        limits: Limits,
+        is_unsafe: bool,
+        ours: socket.socket,
+        theirs: Sequence[socket.socket],
+    ) -> None:
         """Starts a process whose standard input and output are the first of `theirs`; it inherits the others.
 
         Args:
-            arguments: `command`.
+            python: runs it.
+            role: which process of `inside/`; `arguments` are those of its `main`.
+            arguments: see above.
+            uid: its user, where this process may choose it.
+            limits: of its sandbox.
+            is_unsafe: without a sandbox.
             ours: this side's end of the socket, which the session closes.
             theirs: ends that the process gets; the caller closes its copies.
         """
+        code = python.program(role, *arguments)
+        with open_refusals() as descriptor:
+            words = command(
+                python.path, code, uid=uid, limits=limits, is_unsafe=is_unsafe, filter_descriptor=descriptor
+            )
+            inherited = [end.fileno() for end in theirs[1:]] + ([] if descriptor is None else [descriptor])
+            self._start(words, ours, theirs[0], inherited)
+
+    def _start(
+        self, arguments: Sequence[str], ours: socket.socket, theirs: socket.socket, inherited: Sequence[int]
+    ) -> None:
         self._connection, self._deadline = ours, 0.0
         self._frames = Frames(self._read, self._write, 0)
         try:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 arguments,
-                stdin=theirs[0].fileno(),
-                stdout=theirs[0].fileno(),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
-                pass_fds=[end.fileno() for end in theirs[1:]],
+                pass_fds=inherited,
                 env=_ENVIRONMENT,
                 start_new_session=True,
             )
@@ -252,7 +300,7 @@ def new_nonce() -> str:
 
 
 @functools.cache
-def find_python(python: str | None, is_unsafe: bool) -> str:
+def find_python(python: str | None, is_unsafe: bool) -> Interpreter:
     """The interpreter for solutions, after a trial run in a sandbox.
 
     Args:
@@ -263,7 +311,7 @@ def find_python(python: str | None, is_unsafe: bool) -> str:
         ConfigError: no sandbox can be had here, or no interpreter runs in one.
     """
     if is_unsafe:
-        return python or sys.executable
+        return Interpreter(python or sys.executable)
     needed = ["bwrap", "setpriv"] if os.geteuid() == 0 else ["bwrap"]
     missing = [name for name in needed if shutil.which(name) is None]
     if missing:
@@ -271,8 +319,7 @@ def find_python(python: str | None, is_unsafe: bool) -> str:
     complaints = []
     for candidate in [python] if python else _interpreters():
         try:
-            _try(candidate)
-            return candidate
+            return _tried(candidate)
         except SandboxError as error:
             complaints.append(f"{candidate}: {error}")
     raise ConfigError(f"code judge: no sandbox runs here ({'; '.join(complaints)}); {_REMEDY}")
@@ -290,26 +337,44 @@ def _interpreters() -> list[str]:
     return list(dict.fromkeys([base, *map(os.path.realpath, system)]))
 
 
-_TRIAL = "import os, sys\ndef look():\n    return os.getuid(), os.listdir('/'), list(sys.version_info[:2])\n"
+_TRIAL = """
+import binascii, marshal, os, sys
+def compiled(name, text):
+    code = compile(text, name, 'exec', optimize=2)
+    return binascii.b2a_base64(marshal.dumps(code), newline=False).decode()
+def look(sources):
+    codes = {name: compiled(name, text) for name, text in sources.items()}
+    return os.getuid(), os.listdir('/'), list(sys.version_info[:2]), codes
+"""
+_MAX_TRIAL_BYTES = 1 << 20
 
 
-def _try(python: str) -> None:
-    """A first run. Raises `SandboxError` where it fails, or where it sees what it should not."""
+def _tried(python: str) -> Interpreter:
+    """The interpreter after a first run. Raises `SandboxError` where it fails, or where it sees what it should not."""
     limits, uid, deadline = Limits(), slot_uid(0), time.monotonic() + START_SECONDS
     ours, theirs = socket.socketpair()
     with theirs:
-        arguments = command(python, program("solution", 0), uid=uid, limits=limits, is_unsafe=False)
-        session = Session(arguments, ours, [theirs])
+        session = Session(
+            Interpreter(python), "solution", 0, uid=uid, limits=limits, is_unsafe=False, ours=ours, theirs=[theirs]
+        )
     with session:
         start = {"source": _TRIAL, "limits": limits.as_message(), "nonce": new_nonce()}
         session.wait_ready(start, deadline)
-        request = {"ask": "call", "args": [{"t": "name", "v": "look"}], "keep": True}
+        sources = {name: _source(name) for name in _NEEDED["grader"]}
+        request = {"ask": "call", "args": [{"t": "name", "v": "look"}, encode(sources, no_reference)]}
         try:
             session.send({"ask": "load"}, deadline)
-            session.receive(deadline, limits.output_bytes)
+            session.receive(deadline, _MAX_TRIAL_BYTES)
             session.send(request, deadline)
-            seen = session.receive(deadline, limits.output_bytes)["value"]["v"]
-        except (SolutionEndedError, KeyError) as error:
+            answer = session.receive(deadline, _MAX_TRIAL_BYTES)
+            user, files, version, compiled = decode(answer["value"], no_reference)
+        except (SolutionEndedError, KeyError, ValueError) as error:
             raise SandboxError(f"the trial run failed: {error}") from None
-    if seen[0] == 0 or {"etc", "home", "root", "proc"} & set(seen[1]) or seen[2] < [3, 10]:
-        raise SandboxError(f"the trial run saw user {seen[0]}, files {seen[1]}, Python {seen[2]}")
+    if user == 0 or {"etc", "home", "root", "proc"} & set(files) or version < [3, 10]:
+        raise SandboxError(f"the trial run saw user {user}, files {files}, Python {version}")
+    return Interpreter(python, compiled)
+
+
+def no_reference(*value: Any) -> Any:
+    """Where only plain data may stand: raises ValueError."""
+    raise ValueError(f"{value!r} is no plain data")

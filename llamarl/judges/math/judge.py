@@ -20,6 +20,7 @@ import asyncio
 import functools
 import math
 import numbers
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -27,6 +28,7 @@ from typing import Literal, get_args
 from llamarl.core.errors import ConfigError, MissingDependencyError
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.canary import text_completion
+from llamarl.judges.function import with_seconds
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import compare_answers, is_numeral, says_something
 from llamarl.judges.math.extract import Found, extract_answer, find_answer, last_final_answer
@@ -111,7 +113,7 @@ class MathJudge:
             return [Verdict.failed(str(error))] * len(completions)
         if reference is None:
             return [Verdict.abstained("the row has no answer")] * len(completions)
-        first = await run_in_thread(lambda: [self._read(reference, completion.text) for completion in completions])
+        first = await run_in_thread(lambda: [self._look(reference, completion.text) for completion in completions])
         looks = [self._calculate(look) if isinstance(look, _Undecided) else _settled(look) for look in first]
         return list(await asyncio.gather(*looks))
 
@@ -133,6 +135,11 @@ class MathJudge:
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_workers"}
+
+    def _look(self, reference: str, text: str) -> Verdict | _Undecided:
+        started = time.perf_counter()
+        look = self._read(reference, text)
+        return with_seconds(look, time.perf_counter() - started) if isinstance(look, Verdict) else look
 
     def _read(self, reference: str, text: str) -> Verdict | _Undecided:
         """The verdict as far as reading decides it."""

@@ -25,6 +25,10 @@ Score = Literal["fraction", "all"]
 class InstructionJudge:
     """Scores a completion by the instructions that it follows strictly; it passes if it follows all."""
 
+    version = "1"
+    """Changes with every change of a verdict."""
+    cost_class = "free"
+
     def __init__(
         self,
         mode: Mode = "fixed",
@@ -36,9 +40,9 @@ class InstructionJudge:
         """Prepares the judge; packages and models load with `check` or the first call.
 
         Args:
-            mode: of the checkers (`Grader`).
+            mode: `official` and `google` give the verdicts of the released graders, `fixed` repairs their defects.
             score: `fraction` of the instructions followed, or 1 only for `all` of them.
-            sentence_splitter: of the checkers (`Grader`).
+            sentence_splitter: `rules` (ours) or `punkt` (NLTK's); default: `rules` in fixed mode, else `punkt`.
             name: in verdicts and metrics.
         """
         if score not in ("fraction", "all"):

@@ -20,7 +20,7 @@ from llamarl.core.records import Prompt, Status, Verdict
 from llamarl.judges import text_completion
 from llamarl.judges.code import CodeJudge, Limits, SandboxError
 from llamarl.judges.code.grading import Setup, grade
-from llamarl.judges.code.sandbox import FIRST_UID, command, program
+from llamarl.judges.code.sandbox import FIRST_UID, Interpreter, command, find_python
 from llamarl.judges.code.unit_tests import parse_tests
 
 
@@ -351,7 +351,7 @@ def test_a_sandbox_that_does_not_start_is_a_failed_verdict(judge: CodeJudge) -> 
 def test_an_interpreter_that_is_gone_is_a_failed_verdict() -> None:
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
-    setup = Setup("/nonexistent/bin/python3", Limits(), 1.0, 2.0, 0.0, False, True)
+    setup = Setup(Interpreter("/nonexistent/bin/python3"), Limits(), 1.0, 2.0, 0.0, False, True)
     with pytest.raises(SandboxError, match="a sandbox did not start"):
         grade(setup, "x = 1", parse_tests(["assert f() == 1"]), slot=0)
 
@@ -392,7 +392,14 @@ def test_the_command_drops_the_user_first_and_shows_nothing_of_the_run() -> None
     assert "/proc" not in words and words[-2:] == ["-c", "CODE"]
     elsewhere = command("/opt/py/bin/python3", "CODE", uid=None, limits=Limits(), is_unsafe=False)
     assert elsewhere[0] == "bwrap" and "/opt/py" in elsewhere
-    assert "def main" in program("solution", 0)
+
+
+def test_what_runs_inside_is_compiled_once_and_fits_an_argument(judge: CodeJudge) -> None:
+    text = Interpreter("/usr/bin/python3").program("grader", 0, 7)
+    assert "def main" in text and text.endswith(".grader'].main(0, 7)\n")
+    compiled = find_python(None, False).program("grader", 0, 7)
+    assert "def main" not in compiled
+    assert max(len(text.encode()), len(compiled)) < 100_000  # Linux refuses an argument of 131,072 bytes
 
 
 def test_the_judge_travels_and_is_used_from_many_loops(judge: CodeJudge) -> None:

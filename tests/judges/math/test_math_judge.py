@@ -49,6 +49,7 @@ def test_verdicts() -> None:
         "no answer found",
         "no answer found",
     ]
+    assert all(verdict.seconds > 0 for verdict in verdicts)
 
 
 @pytest.mark.parametrize(

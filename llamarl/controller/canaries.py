@@ -1,0 +1,48 @@
+"""Judges tried on completions of known worth: before the run, which a wrong verdict ends, and while it goes on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from llamarl.controller.observer import Observer
+from llamarl.core.errors import JudgeError, LlamaRLError
+from llamarl.core.protocols import ExecutorHandle
+
+MAX_SHOWN = 4
+"""Sentences of one look."""
+
+
+@asynccontextmanager
+async def canaries_watched(
+    judge: ExecutorHandle, observer: Observer, *, poll_seconds: float = 2.0, timeout_seconds: float = 600.0
+) -> AsyncIterator[None]:
+    """Has the judges look at their canaries now, and whenever they are due until the end of the block.
+
+    Args:
+        judge: a `JudgeExecutor`.
+        observer: is told of wrong verdicts.
+        poll_seconds: pause between two questions whether they are due.
+        timeout_seconds: of one look.
+
+    Raises:
+        JudgeError: at the start, naming the first canaries that got a wrong verdict, or none.
+    """
+    if problems := await judge.call("check_canaries", timeout_seconds=timeout_seconds):
+        shown = "; ".join(problems[:MAX_SHOWN])
+        raise JudgeError(f"canaries: {len(problems)} got a wrong verdict or none before the first step: {shown}")
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(poll_seconds)
+            try:
+                found = await judge.call("check_canaries", True, timeout_seconds=timeout_seconds)
+            except LlamaRLError as error:
+                found = [f"not looked at: {error}"]
+            for problem in found[:MAX_SHOWN]:
+                observer.on_message(f"canary: {problem}")
+
+    task = asyncio.get_running_loop().create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()

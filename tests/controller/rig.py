@@ -1,0 +1,119 @@
+"""A run on scripted executors, for tests of the loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamarl.controller.guard import CollapseGuard, GuardConfig
+from llamarl.controller.ledger import Ledger
+from llamarl.controller.loop import Controller, Evaluation
+from llamarl.controller.pool import GeneratorPool
+from llamarl.controller.pulse import Pulse
+from llamarl.controller.restarts import RestartBudget, RevivingHandle
+from llamarl.controller.schedule import Schedule
+from llamarl.controller.task import RunTask
+from llamarl.core.protocols import Executor
+from llamarl.core.records import Assignment, Group, Prompt, TrainSample
+from llamarl.core.sampling import Sampling
+from llamarl.testing import DirectEngine, RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer
+
+PROMPTS = [Prompt(id=f"p{i}", messages=({"role": "user", "content": str(i)},)) for i in range(40)]
+
+
+class MeanBaseline:
+    name = "mean"
+    needs_reference = needs_entropy_grad = trains_zero_advantage = drops_zero_signal = False
+    corrects_staleness = True
+
+    def assign(self, groups: list[Group]) -> Assignment:
+        samples = (
+            TrainSample(c.prompt_ids, c.token_ids, c.logprobs, c.versions, s.reward, group=g.index)
+            for g in groups
+            for s in g.samples
+            if s.reward is not None
+            for c in [s.completion]
+        )
+        return Assignment(tuple(samples), len(groups), {"groups": len(groups)})
+
+    def loss(self, batch: Any) -> Any:
+        raise AssertionError("the trainer's side; never called by the loop")
+
+
+class ScriptedReference(Executor):
+    """Says -1 of every token; keeps the rows that it was asked about."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    async def logprobs(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, ...]]:
+        self.rows += rows
+        return [(-1.0,) * len(tokens) for _, tokens in rows]
+
+
+@dataclass
+class Rig:
+    """A run on scripted executors, with whatever a test wants to look at afterwards."""
+
+    schedule: Schedule
+    generator: Callable[[], ScriptedGenerator] = ScriptedGenerator
+    judge: ScriptedJudge = field(default_factory=ScriptedJudge)
+    trainer: ScriptedTrainer = field(default_factory=ScriptedTrainer)
+    num_generators: int = 1
+    prompts: list[Prompt] = field(default_factory=lambda: PROMPTS)
+    algorithm: MeanBaseline = field(default_factory=MeanBaseline)
+    tasks: list[RunTask] = field(default_factory=list)
+    reference: ScriptedReference | None = None
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    capacity: int = 8
+    ledger: Ledger = field(default_factory=lambda: Ledger(":memory:"))
+    observer: RecordingObserver = field(default_factory=RecordingObserver)
+    engine: DirectEngine = field(default_factory=DirectEngine)
+    saved: list[int] = field(default_factory=list)
+
+    async def run(self, evaluation: Evaluation | None = None) -> None:
+        pulse, self.budget = Pulse(), RestartBudget(self.schedule.max_restarts)
+        pool = GeneratorPool(
+            lambda name: self.engine.spawn(self.generator, name=name),
+            [f"generator-{i}" for i in range(self.num_generators)],
+            capacity=self.capacity,
+            pulse=pulse,
+            timeout_seconds=self.schedule.call_seconds,
+            budget=self.budget,
+            observer=self.observer,
+        )
+
+        async def save(version: int, reward: float) -> None:
+            self.saved.append(version)
+
+        self.controller = Controller(
+            schedule=self.schedule,
+            tasks=self.tasks or [self.only_task()],
+            encode=lambda prompt: (int(prompt.messages[0]["content"]),),
+            sampling=Sampling(max_tokens=8),
+            trainer=await self.engine.spawn(lambda: self.trainer, name="trainer"),
+            judge=await RevivingHandle(
+                "judge", lambda: self.engine.spawn(lambda: self.judge, name="judge"), self.budget, self.observer
+            ).start(),
+            reference=self.reference and await self.engine.spawn(lambda: self.reference, name="reference"),
+            pool=pool,
+            ledger=self.ledger,
+            observer=self.observer,
+            guard=CollapseGuard(self.guard),
+            pulse=pulse,
+            seed=1,
+        )
+        await self.controller.run(evaluation, save)
+
+    def only_task(self) -> RunTask:
+        size, samples = self.schedule.prompts_per_step, self.schedule.samples_per_prompt
+        return RunTask("only", iter([(0, prompt) for prompt in self.prompts]), self.algorithm, size, samples)
+
+    def trained(self) -> list[str]:
+        return [group.prompt.id for record in self.observer.steps for group in record.groups]
+
+    def staleness(self) -> list[int]:
+        return [int(record.metrics["rollout/staleness/max"]) for record in self.observer.steps]
+
+
+def small(**changes: Any) -> Schedule:
+    return Schedule(**{"steps": 5, "prompts_per_step": 4, "samples_per_prompt": 2, "checkpoint_every": 2, **changes})

@@ -1,0 +1,37 @@
+from llamarl.judges.breaker import CircuitBreaker
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_it_opens_after_failures_in_a_row_and_lets_one_try_through() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(2, 30.0, clock)
+    breaker.failed(started=0.0)
+    assert breaker.allows() and not breaker.is_open
+    breaker.failed(started=0.0)
+    assert breaker.is_open and not breaker.allows()
+    clock.now = 30.0
+    assert [breaker.allows() for _ in range(3)] == [True, False, False]
+    breaker.succeeded()
+    assert [breaker.allows() for _ in range(3)] == [True] * 3
+
+
+def test_failures_of_tries_that_others_overtook_do_not_count() -> None:
+    """16 tries begin at 0; half of them succeed at 1, the others give up at 300: the server is not down."""
+    clock = Clock()
+    breaker = CircuitBreaker(8, 30.0, clock)
+    clock.now = 1.0
+    for _ in range(8):
+        breaker.succeeded()
+    clock.now = 300.0
+    for _ in range(8):
+        breaker.failed(started=0.0)
+    assert not breaker.is_open
+    for _ in range(8):  # these began after the last success
+        breaker.failed(started=2.0)
+    assert breaker.is_open
