@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"q+ {budget:.2f}": {"q_plus": budget} for budget in BUDGETS},
     "on-policy": {"q_plus": 0.5},
 }
-STEPS, PROMPTS_PER_STEP = 40, 48
+STEPS, PROMPTS_PER_STEP = 100, 48
 SFT_STEPS, BATCH_SIZE = 500, 96
 NUM_PROBLEMS = 800
 VOTES = (1, 3, 5, 7, 9)

@@ -19,9 +19,6 @@ from llamarl.functional.ratios import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
-BASELINE_WEIGHT = 0.5
-"""R_calib of the baseline response: sigmoid(0)."""
-
 
 class CRRAFTConfig(OnPolicyConfig, KLBoundConfig):
     """Settings of CRRAFT."""
@@ -57,7 +54,7 @@ class CRRAFT(PolicyGradient[CRRAFTConfig]):
             if best is not None:
                 samples.append(train_sample(best, group, self.config.calibrated(best)))
             elif group.baseline is not None and _is_good(group.baseline):
-                samples.append(train_sample(group.baseline, group, BASELINE_WEIGHT))
+                samples.append(train_sample(group.baseline, group, self.config.calibrated(group.baseline)))
         own = {"skipped_prompts": float(len(batch) - len(samples)), **means({"fallback_frac": fallbacks})}
         own |= {"kept_frac": len(samples) / len(batch)} if batch else {}
         metrics = {**own, **constraint_metrics(groups), **kl_metrics(groups, self.config)}

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from llamarl.controller.buffer import Ticket, WorkBuffer
 from llamarl.controller.guard import CollapseGuard
-from llamarl.controller.ledger import Ledger
 from llamarl.controller.judging import JudgeQueue
+from llamarl.controller.ledger import Ledger
 from llamarl.controller.metrics import batch_metrics, by_task, mean_reward
 from llamarl.controller.observer import Observer, StepRecord
 from llamarl.controller.pool import GeneratorPool, Member, Work

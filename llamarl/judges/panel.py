@@ -76,6 +76,12 @@ class JudgePanel:
         self.judges = tuple(judges)
         self.roles = _roles(names, roles or {})
         self.constraints = tuple(name for name in names if self.roles[name] == "constraint")
+        for judge in judges:
+            if judge.name in self.constraints and not getattr(judge, "can_pass", True):
+                raise ConfigError(
+                    f"judges: {judge.name!r} is a constraint, but only scores; give it a threshold from which on a "
+                    "completion passes"
+                )
         weights = dict.fromkeys(names, 1.0) | dict(weights or {})
         self.weights = {name: weight for name, weight in weights.items() if self.roles[name] == "reward"}
         if self.weights or not self.constraints:

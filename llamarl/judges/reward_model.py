@@ -69,6 +69,7 @@ class RewardModel(LocalModelJudge):
         super().__init__(LazyClassifier(model, **options, max_tokens=max_tokens, batch_tokens=batch_tokens), name)
         self._is_calibrated, self._baseline = calibrated, baseline
         self._threshold, self._cut_penalty = threshold, cut_penalty
+        self.can_pass = threshold is not None
         self._frozen: dict[bytes, float] = {}
 
     def check(self, prompt: Prompt) -> None:

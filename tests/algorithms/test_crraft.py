@@ -50,6 +50,13 @@ def test_truth_table(judged, baseline, place, weight):  # cgpo P6
     assert assignment.metrics["fallback_frac"] == float(place == 90)
 
 
+@pytest.mark.parametrize(("reward", "weight"), [("calibrated", 0.5), ("constant", 1.0), ("as_is", 0.25)])
+def test_the_baseline_weighs_what_its_reward_says(reward, weight):
+    baseline = sample_of((0.25 if reward == "as_is" else 0.0, True), 90)
+    (sample,) = assigned(group_of((1.0, False), baseline=baseline), reward=reward).samples
+    assert sample.advantage == pytest.approx(weight)
+
+
 def test_metrics_by_hand():
     groups = (
         group_of((0.0, True, 1.0), (0.0, False, 3.0)),

@@ -98,6 +98,12 @@ def test_a_threshold_passes(path):
 # invariance
 
 
+def test_a_constraint_needs_a_threshold() -> None:
+    with pytest.raises(ConfigError, match="'rm' is a constraint, but only scores; give it a threshold"):
+        JudgePanel([RewardModel("anywhere", name="rm")], roles={"rm": "constraint"})
+    JudgePanel([RewardModel("anywhere", name="rm", threshold=0.5)], roles={"rm": "constraint"})
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(TEXTS), st.integers(1, 200))
 def test_scores_do_not_depend_on_the_group_or_the_batch(path, order, batch_tokens):
