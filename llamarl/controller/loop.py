@@ -287,8 +287,16 @@ class Controller:
         return logprobs
 
     async def _judged_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
+        """The prompt's baseline response with its verdicts; judged once a run, unless a judge failed."""
         completion = task.baselines.get(prompt.id)
-        return None if completion is None else (await self._judged_samples(task, prompt, [completion]))[0]
+        if completion is None:
+            return None
+        if prompt.id not in task.judged_baselines:
+            (sample,) = await self._judged_samples(task, prompt, [completion])
+            if sample.reward is None:
+                return sample
+            task.judged_baselines[prompt.id] = sample
+        return task.judged_baselines[prompt.id]
 
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
         """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""

@@ -7,7 +7,7 @@ from llamarl.controller.buffer import WorkBuffer
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.protocols import Algorithm
-from llamarl.core.records import Assignment, Completion, Group, Prompt
+from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample
 from llamarl.data.asks import Ask
 
 
@@ -41,6 +41,8 @@ class RunTask:
     """Rings when the reward rises and what it stands for falls."""
     baselines: Mapping[str, Completion] = field(default_factory=dict)
     """By prompt id: a response that is not sampled, which the algorithm may fall back on."""
+    judged_baselines: dict[str, Sample] = field(default_factory=dict)
+    """Of these, what the judges said; it does not change during a run."""
     forms: Sequence[Form] = ()
     """How each prompt is asked, if not as it stands. What comes back is learnt under the prompt as it stands."""
 

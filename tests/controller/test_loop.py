@@ -362,6 +362,25 @@ def test_a_baseline_is_judged_with_its_group() -> None:
     assert judged == [None] * 3 + [Sample(baseline, {"scripted": Verdict.scored(8.0)}, 8.0)] + [None] * 4
 
 
+def test_a_baseline_is_judged_once_a_run_unless_its_judge_failed() -> None:
+    baseline = Completion((20,), (5, 6), (0.0, 0.0), (-1, -1), "baseline", "stop")
+    asked: list[str] = []
+
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        if completion.text == "baseline":
+            asked.append(completion.text)
+            return Verdict.failed("busy") if len(asked) == 1 else Verdict.scored(8.0)
+        return Verdict.scored(1.0)
+
+    stream = iter([(epoch, replace(PROMPTS[20], task="b")) for epoch in range(4)])
+    tasks = two_tasks(baselines={"p20": baseline}, stream=stream)
+    rig = Rig(small(steps=4), tasks=tasks, judge=ScriptedJudge(decide=decide))
+    run_virtual(rig.run())
+    assert asked == ["baseline"] * 2  # a failed verdict is asked for again, a given one is not
+    judged = [group.baseline for record in rig.observer.steps for group in record.groups if group.prompt.task == "b"]
+    assert [sample.reward for sample in judged if sample is not None] == [None, 8.0, 8.0, 8.0]
+
+
 def test_an_alarm_of_the_watch_is_said_and_may_stop_the_run() -> None:
     def decide(prompt: Prompt, completion: Completion) -> Verdict:
         is_late = completion.oldest_version >= 2
