@@ -92,7 +92,11 @@ class Judge(Protocol):
 
 
 class Algorithm(Protocol):
-    """One RL algorithm: `assign` on the controller's side, `loss` on the trainer's."""
+    """One RL algorithm: `assign` on the controller's side, `loss` on the trainer's.
+
+    It may also have `learns_by_heart` (its samples may come from other forms of the prompt), `assigns_in_thread`,
+    `check_prompts(prompts)`, and `state()` with `restore(state)`, which checkpoints keep.
+    """
 
     name: str
     needs_reference: bool
