@@ -40,7 +40,8 @@ class JudgeConfig(Config):
     weight: float = Field(default=1.0, ge=0.0)
     """In the weighted mean of the reward judges; a judge of weight 0 only watches."""
     timeout_seconds: float = Field(default=60.0, gt=0.0)
-    """With threads for a whole group, with processes for one completion."""
+    """With threads for a whole group, with processes for one completion. `math`, `code` and `llm` have deadlines of
+    their own, in their settings."""
     isolation: Literal["thread", "process"] = "thread"
     """`process` for functions that may hang or crash: they are killed at the deadline."""
     workers: int = Field(default=2, ge=1)
