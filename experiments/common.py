@@ -122,7 +122,9 @@ class Experiment:
                 recipe = recipe.model_copy(
                     update={"schedule": recipe.schedule.model_copy(update={"steps": self.options.steps})}
                 )
-            train(recipe, directory)
+            summary, _ = train(recipe, directory)
+            if summary.steps < recipe.schedule.steps:
+                raise SystemExit(f"{name}, seed {seed}: stopped at step {summary.steps}; the same command goes on")
             write_json(mark, {"arm": name, "seed": seed, "seconds": round(time.monotonic() - started, 1)})
         curves = [dict(record) for record in read_metrics(directory / "metrics.jsonl")]
         numbers = measure(curves)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGES = (HERE / "README.md", HERE.parent / "docs" / "guides" / "reward-hacking.md")
+GUIDES = HERE.parent / "docs" / "guides"
+PAGES = (HERE / "README.md", GUIDES / "reward-hacking.md", GUIDES / "reason-under-a-budget.md")
 BLOCK = re.compile(r"(<!-- experiment: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

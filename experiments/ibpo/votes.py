@@ -2,10 +2,10 @@
 
     python -m experiments.ibpo.votes              # four runs a seed, three seeds
 
-World: `llamarl.tasks.methods`. Whether a method works on a problem is luck that nobody can foresee or learn; how often
-one works depends on the problem's kind, which the prompt shows and nothing explains. A short answer tries one method, a
-long one five, and the most frequent value counts. On kinds of level 1 every method works and on those of level 5 none
-does, so there a vote is wasted. A 0.1M policy is taught both forms, half and half on every kind.
+World: `llamarl.tasks.trials`. Whether a trial is right is luck that nobody can foresee or learn; how often one is
+depends on the problem's kind, which the prompt shows and nothing explains. A short answer is one trial, a long one
+five, and the most frequent value counts. On kinds of level 1 every trial is right and on those of level 5 one in
+eight, a guess: there a vote is wasted. A 0.1M policy is taught both forms, half and half on every kind.
 
     q+ .25, .50, .75     IBPO; every problem sampled 8 times short and 4 times long
     on-policy            q+ .50; every problem sampled 12 times as the policy likes
@@ -34,14 +34,14 @@ import torch
 from experiments.common import COLOURS, WORLDS, Curves, Done, Experiment, made_once
 from experiments.ibpo.policy import Policy, best_gain, spread, trained
 from llamarl.controller.recipe import Recipe
-from llamarl.core.records import Prompt
+from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.evals.budget import BudgetPlan, budget_results
 from llamarl.evals.budget_curves import frontier, interpolated
 from llamarl.evals.budget_samples import Attempt
 from llamarl.models.checkpoint import new_config, new_model, save_model
 from llamarl.models.tiny import char_tokenizer
-from llamarl.tasks import methods
+from llamarl.tasks import trials
 from llamarl.training.config import SFTConfig
 from llamarl.training.sft import SFTRow, sft
 
@@ -50,8 +50,8 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"q+ {budget:.2f}": {"q_plus": budget} for budget in BUDGETS},
     "on-policy": {"q_plus": 0.5},
 }
-STEPS, PROMPTS_PER_STEP = 100, 48
-SFT_STEPS, BATCH_SIZE = 500, 96
+STEPS, PROMPTS_PER_STEP = 40, 64
+SFT_STEPS, BATCH_SIZE = 400, 96
 NUM_PROBLEMS = 800
 VOTES = (1, 3, 5, 7, 9)
 NUM_SHORT, NUM_OTHERS = 16, 4
@@ -62,7 +62,7 @@ NUM_ORDERS = 8
 
 def build(directory: Path, seed: int) -> None:
     """Teaches a new policy both forms, and writes its prompts."""
-    tokenizer = char_tokenizer("plain", methods.METHODS + methods.METHODS.upper() + "0123456789[,]")
+    tokenizer = char_tokenizer("plain", trials.KINDS + "SLA0123456789:.")
     config = new_config(
         "llama",
         vocab_size=tokenizer.vocab_size,
@@ -79,17 +79,17 @@ def build(directory: Path, seed: int) -> None:
     settings = SFTConfig(
         num_steps=SFT_STEPS, batch_size=BATCH_SIZE, learning_rate=3e-3, warmup_steps=50, schedule="linear", seed=seed
     )
-    shown = map(methods.MethodsTask(seed).demonstration, range(SFT_STEPS * BATCH_SIZE))
+    shown = map(trials.TrialsTask(seed).demonstration, range(SFT_STEPS * BATCH_SIZE))
     rows = [SFTRow.of_pair(str(prompt.messages[0]["content"]), text, tokenizer) for prompt, text in shown]
     model = new_model(config, seed)
     sft(model, rows, settings)
     save_model(model.eval(), tokenizer, directory / "model")
-    methods.write_prompts(directory / "train.jsonl", STEPS * PROMPTS_PER_STEP, seed)
+    trials.write_prompts(directory / "train.jsonl", STEPS * PROMPTS_PER_STEP, seed)
 
 
 def world(seed: int) -> Path:
     """The checkpoint of a seed with its prompts, made once."""
-    return made_once(WORLDS / f"methods-{seed}", partial(build, seed=seed))
+    return made_once(WORLDS / f"trials-{seed}", partial(build, seed=seed))
 
 
 def arm(name: str, seed: int) -> Recipe:
@@ -100,16 +100,16 @@ def arm(name: str, seed: int) -> Recipe:
 def recipe(directory: Path, seed: int, algorithm: Mapping[str, Any], is_covered: bool) -> Recipe:
     """What all arms share; with each form asked for, or as many samples as the policy likes."""
     coverage = [
-        {"ask": "llamarl.tasks.methods:short", "samples": 8},
-        {"ask": "llamarl.tasks.methods:long", "samples": 4},
+        {"ask": "llamarl.tasks.trials:short", "samples": 8},
+        {"ask": "llamarl.tasks.trials:long", "samples": 4},
     ]
     return Recipe.parse(
         {
             "model": str(directory / "model"),
             "data": {"source": str(directory / "train.jsonl")},
-            "judges": [{"function": "methods"}],
-            "algorithm": {"type": "ibpo", "groups": "llamarl.tasks.methods:group", **algorithm},
-            "sampling": {"max_tokens": methods.MAX_TOKENS},
+            "judges": [{"function": "trials"}],
+            "algorithm": {"type": "ibpo", "groups": "llamarl.tasks.trials:group", **algorithm},
+            "sampling": {"max_tokens": trials.MAX_TOKENS},
             "coverage": coverage if is_covered else [],
             "schedule": {
                 "steps": STEPS,
@@ -120,33 +120,33 @@ def recipe(directory: Path, seed: int, algorithm: Mapping[str, Any], is_covered:
             },
             "evaluation": {"num_prompts": 0},
             "generator": {"slots": 256},
-            "trainer": {"learning_rate": 2e-3, "warmup_steps": 5, "schedule": "linear"},
+            "trainer": {"learning_rate": 1e-3, "warmup_steps": 5, "schedule": "linear"},
             "seed": seed,
             "threads": 1,
         }
     )
 
 
-def attempts(checkpoint: Path, problems: Sequence[Prompt], mode: methods.Mode, count: int) -> dict[str, list[Attempt]]:
+def attempts(checkpoint: Path, problems: Sequence[Prompt], mode: trials.Mode, count: int) -> dict[str, list[Attempt]]:
     """A policy's samples, by problem."""
-    asked = [methods.with_mode(problem, mode) for problem in problems]
-    found = Policy(checkpoint, methods.MAX_TOKENS).answers(asked, count, seed=0)
+    asked = [trials.with_mode(problem, mode) for problem in problems]
+    found = Policy(checkpoint, trials.MAX_TOKENS).answers(asked, count, seed=0)
     return {
-        problem.id: [attempt(problem, number, completion) for number, completion in enumerate(completions)]
+        problem.id: [attempt(problem, mode, number, completion) for number, completion in enumerate(completions)]
         for problem, completions in zip(problems, found, strict=True)
     }
 
 
-def attempt(problem: Prompt, number: int, completion: Any) -> Attempt:
-    """One sample: what it answers, whether that is right, what it cost."""
-    said, group = methods.answer(problem, completion.text), methods.group(problem, completion)
+def attempt(problem: Prompt, mode: trials.Mode, number: int, completion: Completion) -> Attempt:
+    """One sample: what it comes to, whether that is right, what it cost. Modes differ in luck, policies don't."""
+    said = trials.answer(problem, completion.text, place=100 * "SLA".index(mode) + number)
     return Attempt(
         problem.id,
         number,
-        is_right=methods.judge(problem, completion).passed,
+        is_right=said == int(problem.answer),
         answer=None if said is None else str(said),
-        group=group,
-        num_answers=methods.NUM_TRIALS if group == "long" else 1,
+        group=trials.group(problem, completion),
+        num_answers=trials.num_trials(problem, completion.text) or 1,
         prompt_tokens=len(completion.prompt_ids),
         completion_tokens=len(completion.token_ids),
     )
@@ -154,7 +154,7 @@ def attempt(problem: Prompt, number: int, completion: Any) -> Attempt:
 
 def measured(seed: int, runs: Mapping[str, Path]) -> dict[str, Any]:
     """Everything about one seed: `eval budget`'s results, and the votes that stop early."""
-    problems = methods.MethodsTask(derive_seed("measure", seed), "heldout").prompts(NUM_PROBLEMS)
+    problems = trials.TrialsTask(derive_seed("measure", seed), "heldout").prompts(NUM_PROBLEMS)
     taught = world(seed) / "model"
     found = {
         "short": attempts(taught, problems, "S", NUM_SHORT),
@@ -203,7 +203,7 @@ def numbers(results: Mapping[str, Any], name: str) -> dict[str, float]:
     models, model = results["models"], results["models"][name]
     answers, accuracy = model["budget"]["answers"]["value"], model["accuracy"]["value"]
     short, long = models["short"]["accuracy"]["value"], models["long"]["accuracy"]["value"]
-    share = (answers - 1) / (methods.NUM_TRIALS - 1)
+    share = (answers - 1) / (trials.NUM_TRIALS - 1)
     votes = results["baselines"]["short"]["gain"][name]
     return {
         "share": sum(part["share"] for group, part in model["groups"].items() if group == "long"),
@@ -299,7 +299,7 @@ def opponents(seeds: Iterable[Mapping[str, Any]], grid: Sequence[float]) -> list
     for results in seeds:
         models = results["models"]
         short, long = models["short"]["accuracy"]["value"], models["long"]["accuracy"]["value"]
-        shares = [(answers - 1) / (methods.NUM_TRIALS - 1) for answers in grid]
+        shares = [(answers - 1) / (trials.NUM_TRIALS - 1) for answers in grid]
         best = [short + best_gain(*level_gains(models), share) for share in shares]
         lines.setdefault(("random: one or five", "--"), []).append([short + s * (long - short) for s in shares])
         lines.setdefault(("stopping early", "-."), []).append([early(results, answers) for answers in grid])

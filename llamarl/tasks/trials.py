@@ -1,20 +1,20 @@
-"""The methods task: whether a method works is luck, so that a vote over several methods is worth its price, sometimes.
+"""The trials task: a trial succeeds by luck that nobody can foresee or learn, so a vote over several can be worth it.
 
-A problem has a kind, one of twenty, and a number; its answer is one of eight values. There are 26 methods, `a` to `z`.
-A method that works on a problem gives the answer, any other a wrong value, scattered. Nothing in the problem says which
-methods work on it, so none can be learnt; how many work depends on the kind, and so does what a vote is worth. A
-completion repeats the kind and names methods. The judge tries them, and the value that most of them give is the answer.
+A problem has a kind, one of twenty, and a number; its answer is one of eight values. A trial gives the answer or a
+wrong value, scattered: how often which depends on the kind, and so does what a vote is worth. A completion only says
+how often to try. The judge tries, and the value that comes up most is the answer.
 
     answer     group    text
-    a trial    short    Kk
-    a vote     long     K[k,c,x,a,q]
+    a trial    short    K.
+    a vote     long     K:.....
 
     level, of four kinds each            1       2       3       4       5
-    chance that a method works           1.000   0.750   0.550   0.400   0.125
-    chance that a vote of five is right  1.00    0.97    0.82    0.61    0.12
+    chance that a trial is right         1.000   0.750   0.550   0.400   0.125
+    chance that a vote of five is right  1.000   0.968   0.823   0.611   0.125
 
 A prompt reads `A4071K`: the mode (`S` a trial, `L` a vote, `A` either), the number, the kind. The level of a kind is
-written nowhere; only outcomes tell it.
+written nowhere; only outcomes tell it. Luck belongs to the problem and to the place of a completion among those that
+are judged together: two equal completions differ in luck, and equal calls of the judge give equal verdicts.
 """
 
 import random
@@ -32,22 +32,20 @@ from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
 
 KINDS = "BCDEFGHIJKMNOPQRTUVW"
-METHODS = "abcdefghijklmnopqrstuvwxyz"
 NUM_VALUES = 8
 NUM_NUMBERS = 10_000
 NUM_TRIALS = 5
 """Of a vote."""
 CHANCES = (1.0, 0.75, 0.55, 0.4, 0.125)
-"""That a method works, by level: 1, 2, ... The last is that of a guess."""
-MAX_TOKENS = 2 * NUM_TRIALS + 3
+"""That a trial is right, by level: 1, 2, ... The last is that of a guess."""
+MAX_TOKENS = NUM_TRIALS + 3
 """Of a vote, its end token included; a trial takes three."""
 
 Mode = Literal["S", "L", "A"]
 """Short, long, or either."""
 SPLITS = ("train", "heldout")
 
-_SHORT = re.compile(r"([A-Z])([a-z])")
-_LONG = re.compile(rf"([A-Z])\[([a-z](?:,[a-z]){{{NUM_TRIALS - 1}}})\]")
+_FORM = re.compile(rf"([A-Z])(\.|:\.{{{NUM_TRIALS}}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +63,19 @@ class Problem:
     @property
     def answer(self) -> int:
         """The right value."""
-        return derive_seed("methods-answer", self.kind, self.number) % NUM_VALUES
+        return derive_seed("trials-answer", self.kind, self.number) % NUM_VALUES
 
     @property
     def is_heldout(self) -> bool:
         """Whether it belongs to the held-out fifth, by hash: no seed ever shows it in the training split."""
-        return derive_seed("methods-split", self.kind, self.number) % 5 == 0
+        return derive_seed("trials-split", self.kind, self.number) % 5 == 0
 
-    def outcome(self, method: str) -> int:
-        """The value that a method gives, always the same."""
-        rng = random.Random(derive_seed("methods-outcome", self.kind, self.number, method))
+    def outcomes(self, place: int, count: int) -> list[int]:
+        """The values of `count` trials of the completion at a place."""
+        rng = random.Random(derive_seed("trials-luck", self.kind, self.number, place))
+        return [self._outcome(rng) for _ in range(count)]
+
+    def _outcome(self, rng: random.Random) -> int:
         if rng.random() < CHANCES[self.level - 1]:
             return self.answer
         return (self.answer + rng.randrange(1, NUM_VALUES)) % NUM_VALUES
@@ -83,19 +84,19 @@ class Problem:
         """The user's message."""
         return f"{mode}{self.number:04}{self.kind}"
 
-    def response(self, methods: Sequence[str]) -> str:
-        """A trial of one method, or a vote."""
-        return f"{self.kind}{methods[0]}" if len(methods) == 1 else f"{self.kind}[{','.join(methods)}]"
+    def response(self, is_long: bool) -> str:
+        """A vote, or one trial."""
+        return f"{self.kind}:{'.' * NUM_TRIALS}" if is_long else f"{self.kind}."
 
 
 @cache
 def levels() -> dict[str, int]:
     """The level of each kind."""
-    kinds = random.Random(derive_seed("methods-levels", 1)).sample(KINDS, len(KINDS))
+    kinds = random.Random(derive_seed("trials-levels", 1)).sample(KINDS, len(KINDS))
     return {kind: index % len(CHANCES) + 1 for index, kind in enumerate(kinds)}
 
 
-class MethodsTask:
+class TrialsTask:
     """Prompts and demonstrations, each a function of (seed, split, index): random access, no state.
 
     Args:
@@ -110,29 +111,28 @@ class MethodsTask:
 
     def prompt(self, index: int, mode: Mode = "A") -> Prompt:
         """The prompt at `index` >= 0, of any kind. Its id is unique in the split."""
-        rng = random.Random(derive_seed("methods", self.seed, self.split, index))
+        rng = random.Random(derive_seed("trials", self.seed, self.split, index))
         problem = _draw(rng)
         while problem.is_heldout != (self.split == "heldout"):
             problem = _draw(rng)
-        return _prompt(problem, mode, f"methods-{self.split}-{self.seed}-{index}")
+        return _prompt(problem, mode, f"trials-{self.split}-{self.seed}-{index}")
 
     def prompts(self, count: int, mode: Mode = "A") -> list[Prompt]:
         """The first `count` prompts."""
         return [self.prompt(index, mode) for index in range(count)]
 
     def demonstration(self, index: int) -> tuple[Prompt, str]:
-        """A prompt of either split in any mode, and different methods; in mode A half of them a vote."""
-        rng = random.Random(derive_seed("methods-demonstration", self.seed, index))
+        """A prompt of either split in any mode and a valid answer; in mode A half of them are votes."""
+        rng = random.Random(derive_seed("trials-demonstration", self.seed, index))
         mode: Mode = rng.choice(get_args(Mode))
         is_long = mode == "L" or (mode == "A" and rng.random() < 0.5)
-        methods, problem = rng.sample(METHODS, NUM_TRIALS if is_long else 1), _draw(rng)
-        return _prompt(problem, mode, f"methods-demonstration-{self.seed}-{index}"), problem.response(methods)
+        problem = _draw(rng)
+        return _prompt(problem, mode, f"trials-demonstration-{self.seed}-{index}"), problem.response(is_long)
 
 
 def with_mode(prompt: Prompt, mode: Mode) -> Prompt:
     """The same problem in another mode; id and answer stay."""
-    request = Problem(prompt.info["kind"], prompt.info["number"]).request(mode)
-    return replace(prompt, messages=({"role": "user", "content": request},))
+    return replace(prompt, messages=({"role": "user", "content": _problem_of(prompt).request(mode)},))
 
 
 def short(prompt: Prompt) -> Prompt:
@@ -145,32 +145,40 @@ def long(prompt: Prompt) -> Prompt:
     return with_mode(prompt, "L")
 
 
-def judge(prompt: Prompt, completion: Completion) -> Verdict:
-    """Tries the methods and scores 1 if their vote is right, else 0. Abstains from prompts of other tasks."""
-    if not {"kind", "number"} <= prompt.info.keys():
-        return Verdict.abstained("not a prompt of the methods task")
-    said = answer(prompt, completion.text)
-    if said is None:
-        return Verdict.scored(0.0, passed=False, reason="malformed")
-    is_right = said == int(prompt.answer)
-    return Verdict.scored(float(is_right), passed=is_right, reason="" if is_right else f"came to {said}")
+class TrialsJudge:
+    """Tries as often as a completion says, and scores 1 if the vote is right, else 0. Abstains from other tasks."""
+
+    name = "trials"
+
+    async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion; each has the luck of its place."""
+        if not {"kind", "number"} <= prompt.info.keys():
+            return [Verdict.abstained("not a prompt of the trials task") for _ in completions]
+        return [
+            _verdict(prompt, answer(prompt, completion.text, place)) for place, completion in enumerate(completions)
+        ]
+
+
+judge = TrialsJudge()
+"""For recipes: `function = "trials"`."""
 
 
 def group(prompt: Prompt, completion: Completion) -> str | None:
     """`long` for a vote, `short` for one trial; None for anything else."""
-    methods = _methods(prompt, completion.text)
-    if methods is None:
-        return None
-    return "short" if len(methods) == 1 else "long"
+    count = num_trials(prompt, completion.text)
+    return None if count is None else "short" if count == 1 else "long"
 
 
-def answer(prompt: Prompt, text: str) -> int | None:
-    """What a completion answers: the value that most of its methods give, the earliest of equals. None if malformed."""
-    methods = _methods(prompt, text)
-    if methods is None:
-        return None
-    problem = Problem(prompt.info["kind"], prompt.info["number"])
-    return vote([problem.outcome(method) for method in methods])
+def num_trials(prompt: Prompt, text: str) -> int | None:
+    """How often a completion tries; None for another form, or another kind."""
+    match = _FORM.fullmatch(text)
+    return match[2].count(".") if match and match[1] == prompt.info["kind"] else None
+
+
+def answer(prompt: Prompt, text: str, place: int) -> int | None:
+    """What the completion at a place comes to; None if malformed."""
+    count = num_trials(prompt, text)
+    return None if count is None else vote(_problem_of(prompt).outcomes(place, count))
 
 
 def vote(values: Sequence[int]) -> int:
@@ -180,13 +188,18 @@ def vote(values: Sequence[int]) -> int:
 
 def write_prompts(path: str | Path, count: int, seed: int = 0, split: str = "train", mode: Mode = "A") -> int:
     """Writes the first `count` prompts as JSON Lines in the package's row format; returns how many."""
-    return write_jsonl(path, MethodsTask(seed, split).prompts(count, mode))
+    return write_jsonl(path, TrialsTask(seed, split).prompts(count, mode))
 
 
-def _methods(prompt: Prompt, text: str) -> list[str] | None:
-    """The methods that a completion names; None for another form, or another kind."""
-    match = _SHORT.fullmatch(text) or _LONG.fullmatch(text)
-    return match[2].split(",") if match and match[1] == prompt.info["kind"] else None
+def _verdict(prompt: Prompt, said: int | None) -> Verdict:
+    if said is None:
+        return Verdict.scored(0.0, passed=False, reason="malformed")
+    is_right = said == int(prompt.answer)
+    return Verdict.scored(float(is_right), passed=is_right, reason="" if is_right else f"came to {said}")
+
+
+def _problem_of(prompt: Prompt) -> Problem:
+    return Problem(prompt.info["kind"], prompt.info["number"])
 
 
 def _draw(rng: random.Random) -> Problem:
@@ -198,6 +211,6 @@ def _prompt(problem: Problem, mode: Mode, identifier: str) -> Prompt:
         id=identifier,
         messages=({"role": "user", "content": problem.request(mode)},),
         answer=str(problem.answer),
-        task="methods",
+        task="trials",
         info={"kind": problem.kind, "number": problem.number, "level": problem.level},
     )
