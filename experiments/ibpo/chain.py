@@ -216,6 +216,11 @@ def budget_of(arm: str) -> float | None:
     return float(arm.rpartition(" ")[2]) if arm.startswith(("q+", "conditioned")) else None
 
 
+def family(arm: str) -> str:
+    """The arm without its budget."""
+    return arm if budget_of(arm) is None else arm.rpartition(" ")[0]
+
+
 def claims(rows: Sequence[Done]) -> list[str]:
     """What the issue claims of each row, over its seeds, and what came out."""
     found = []
@@ -244,8 +249,8 @@ def plot(experiment: Experiment, rows: Sequence[Done], levels: Sequence[Mapping[
     for label, style, best in (("spent at random", "--", False), ("spent on the best levels (oracle)", "-", True)):
         values = [fmean(allocated(table, share, best) for table in tables) for share in shares]
         left.plot(shares, values, style, color="#8A8A8A", label=f"{label}, sft")
-    for colour, name in zip(COLOURS, dict.fromkeys(row.arm.split(" ")[0] for row in rows), strict=False):
-        arms = dict.fromkeys(row.arm for row in rows if row.arm.split(" ")[0] == name)
+    for colour, name in zip(COLOURS, dict.fromkeys(family(row.arm) for row in rows), strict=False):
+        arms = dict.fromkeys(row.arm for row in rows if family(row.arm) == name)
         means = [mean_of([row for row in rows if row.arm == arm]) for arm in arms]
         mine = [row.numbers for row in rows if row.arm in arms]
         left.plot([n["share"] for n in mine], [n["accuracy"] for n in mine], ".", color=colour, alpha=0.5)
