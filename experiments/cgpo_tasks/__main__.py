@@ -1,10 +1,9 @@
 """Three tasks whose rewards conflict: one run of CGPO against PPO on a blended reward at five weightings.
 
-    python -m experiments.cgpo_tasks             # ten arms, three seeds
+    python -m experiments.cgpo_tasks             # six arms, three seeds
 
     ppo W          reward of every answer to every prompt = (1 - W) check + W style
     crpg           each task by itself: format and sums held to their checker, chat paid by style within four limits
-    ... slow       at half the learning rate
 
 `check` is the task's exact checker (of a chat: all four limits), `style` the probability that raters prefer the answer
 to the prompt's baseline, by one reward model trained on their choices. All arms see the same prompts, as many samples
@@ -29,8 +28,6 @@ STEPS = 100
 KL_MAX = 40.0
 PPO: Mapping[str, Any] = {"type": "ppo", "kl_coef": 0.002}
 LEARNING_RATE = 8e-4
-SLOW = ("crpg", "ppo 0.1", "ppo 0.25", "ppo 0.5")
-"""Arms that also run at half the rate."""
 CHECKS = {"format": "format", "sums": f"{JUDGES}:sums", "chat": f"{JUDGES}:chat"}
 LIMITS = ("topic", "end", "length", "fresh")
 
@@ -93,7 +90,7 @@ def recipe(directory: Path, arm: str, seed: int) -> Recipe:
             "evaluation": {"num_prompts": 128, "samples_per_prompt": 3},
             "generator": {"slots": 192},
             "trainer": {
-                "learning_rate": LEARNING_RATE / (2 if arm.endswith("slow") else 1),
+                "learning_rate": LEARNING_RATE,
                 "warmup_steps": 10,
                 "schedule": "linear",
             },
@@ -157,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = Experiment("cgpo_tasks", __doc__)
     experiment.start()
-    arms = ["crpg", *(f"ppo {weight}" for weight in WEIGHTS), *(f"{arm} slow" for arm in SLOW)]
+    arms = ["crpg", *(f"ppo {weight}" for weight in WEIGHTS)]
     runs = experiment.run({arm: partial(in_world, arm) for arm in arms}, measure)
     found = fronts(runs)
     for each in found:

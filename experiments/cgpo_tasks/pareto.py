@@ -60,10 +60,5 @@ def draw(runs: Sequence[Done], panels: Mapping[str, str], x: str, path: Path) ->
 
 
 def looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and mark of each arm: by algorithm, paler at half the rate."""
-    colours = {("ppo", False): COLOURS[0], ("ppo", True): COLOURS[5], ("crpg", False): COLOURS[1]}
-    kinds = {arm: arm.split()[0] for arm in arms}
-    return {
-        arm: (colours.get((kind, arm.endswith("slow")), COLOURS[3]), "o" if kind == "ppo" else "*")
-        for arm, kind in kinds.items()
-    }
+    """Colour and mark of each arm, by its algorithm."""
+    return {arm: (COLOURS[0], "o") if arm.startswith("ppo") else (COLOURS[1], "*") for arm in arms}

@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "conditioned": {"q_plus": 0.5, "q_plus_field": "budget"},
 }
 STEPS = 30
-TOLD_STEPS = 200
+TOLD_STEPS = 250
 """Of fine-tuning on demonstrations under stated budgets."""
 PER_LEVEL, NUM_ANSWERS = 128, 4
 """Held-out problems of each level, and answers to each."""
@@ -259,9 +259,13 @@ def plot(experiment: Experiment, rows: Sequence[Done], levels: Sequence[Mapping[
             runs = [each["levels"] for each in levels if each["arm"] == arm]
             line = [fmean(run[level]["share"] for run in runs) for level in range(8)]
             right.plot(range(1, 9), line, ":" if name == "conditioned" else "-", marker=".", color=colour)
-            right.annotate(arm, (8.1, line[-1]), fontsize=7, color=colour, va="center", annotation_clip=False)
+            if name != "conditioned":
+                right.annotate(arm, (8.1, line[-1]), fontsize=7, color=colour, va="center", annotation_clip=False)
     left.set(xlabel="share of long answers, held-out", ylabel="accuracy", title="Where the budget goes")
-    right.set(xlabel="level", ylabel="share of long answers", title="By difficulty", xlim=(1, 9.6))
+    right.set(
+        xlabel="level", ylabel="share of long answers", title="By difficulty (dotted: conditioned)", xlim=(0.8, 9.2)
+    )
+    right.set_xticks(range(1, 9))
     for budget in BUDGETS:
         left.axvline(budget, color="#E4E4E4", zorder=0)
     left.legend(fontsize=8, frameon=False)

@@ -8,8 +8,8 @@ state, and the operations, filled up to eight with dots.
     at once     short     5
     in steps    long      <think>2615</think>5        the state after each operation
 
-The mode says what is allowed: `S` short, `L` long, `A` either, and then one more digit may state a budget, the share of
-long answers that is wanted, in eighths: `A3cafb....4`. A small model learns long answers at every level, and
+The mode says what is allowed: `S` short, `L` long, `A` either. A digit in its place allows either under a budget, the
+share of long answers that is wanted, in eighths: `43cafb....`. A small model learns long answers at every level, and
 short ones up to three or four operations; further than that a short answer is a guess, right one time in eight. So it
 is known which prompts are worth a long answer. Operations have unequal frequencies, which grades the levels.
 """
@@ -78,12 +78,13 @@ class Chain:
         return derive_seed("chain-split", self.start, self.operations) % 5 == 0
 
     def request(self, mode: Mode, budget: float | None = None) -> str:
-        """The user's message.
+        """The user's message: under a mode, or under a budget.
 
         Raises:
             ConfigError: the budget is no eighth between 0 and 1.
         """
-        return f"{mode}{self.start}{self.operations.ljust(MAX_LEVEL, '.')}{_budget_symbol(budget)}"
+        first = mode if budget is None else _budget_symbol(budget)
+        return f"{first}{self.start}{self.operations.ljust(MAX_LEVEL, '.')}"
 
     def response(self, is_long: bool) -> str:
         """The right answer, at once or in steps."""
@@ -166,7 +167,7 @@ def adaptive(prompt: Prompt) -> Prompt:
 
 
 def with_budget(prompt: Prompt, q_plus: float) -> Prompt:
-    """The same problem in mode A under a stated budget, which `info.budget` holds too; id and answer stay.
+    """The same problem, either way under a stated budget, which `info.budget` holds too; id and answer stay.
 
     Raises:
         ConfigError: `q_plus` is no eighth between 0 and 1.
@@ -205,7 +206,7 @@ def write_prompts(
 ) -> int:
     """Writes the first `count` prompts as JSON Lines in the package's row format; returns how many.
 
-    With `budgets` each prompt states one of them, in turn, and has mode A.
+    With `budgets` each prompt states one of them, in turn, in place of the mode.
     """
     prompts = ChainTask(seed, split, level_weights).prompts(count, mode)
     if budgets:
@@ -229,9 +230,7 @@ def _chain_of(prompt: Prompt) -> Chain:
     return Chain(prompt.info["start"], prompt.info["operations"])
 
 
-def _budget_symbol(q_plus: float | None) -> str:
-    if q_plus is None:
-        return ""
+def _budget_symbol(q_plus: float) -> str:
     if q_plus * 8 not in range(9):
         raise ConfigError(f"budget: got {q_plus}; give an eighth, such as 0.25, 0.5 or 0.75")
     return str(int(q_plus * 8))

@@ -27,7 +27,7 @@ def test_a_short_build_is_repeatable_and_complete(tmp_path):
     assert len(read_prompts(first / "heldout.jsonl")) == NUM_HELDOUT
     conditioned = read_prompts(first / "conditioned.jsonl")
     assert len(conditioned) == NUM_TRAIN and {prompt.info["budget"] for prompt in conditioned} == set(BUDGETS)
-    assert max(len(tokenizer.encode_chat(prompt.messages)) for prompt in conditioned) == 13
+    assert max(len(tokenizer.encode_chat(prompt.messages)) for prompt in conditioned) == 12
 
 
 def test_every_text_of_the_task_is_one_token_per_character_or_tag():

@@ -148,13 +148,13 @@ def test_modes_have_functions_of_their_own():
         assert ask(with_budget(prompt, 0.25)).messages == with_mode(prompt, mode).messages
 
 
-def test_a_budget_is_one_more_digit_in_eighths():
+def test_a_budget_is_a_digit_in_place_of_the_mode():
     prompt = ChainTask(0).prompt(3, "S")
     asked = with_budget(prompt, 0.75)
-    assert asked.messages[0]["content"] == "A" + prompt.messages[0]["content"][1:] + "6"
+    assert asked.messages[0]["content"] == "6" + prompt.messages[0]["content"][1:]
     assert asked.info == {**prompt.info, "budget": 0.75} and (asked.id, asked.answer) == (prompt.id, prompt.answer)
-    assert [with_budget(prompt, q).messages[0]["content"][-1] for q in (0, 0.125, 0.5, 1.0)] == ["0", "1", "4", "8"]
-    assert with_budget(asked, 0.25).messages[0]["content"] == asked.messages[0]["content"][:-1] + "2"
+    assert [with_budget(prompt, q).messages[0]["content"][0] for q in (0, 0.125, 0.5, 1.0)] == ["0", "1", "4", "8"]
+    assert with_budget(asked, 0.25).messages[0]["content"] == "2" + asked.messages[0]["content"][1:]
 
 
 def test_prompts_are_written_with_budgets_in_turn(tmp_path):
