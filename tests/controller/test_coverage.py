@@ -375,6 +375,6 @@ def test_a_prompt_without_its_budget_is_refused_at_the_start(world: Path) -> Non
 
 def test_conditioned_prompts_are_the_same_problems(world: Path) -> None:
     plain, conditioned = (read_prompts(world / f"{name}.jsonl") for name in ("train", "conditioned"))
-    assert [prompt.messages[0]["content"] + "26"[i % 2] for i, prompt in enumerate(plain)] == [
+    assert ["26"[i % 2] + prompt.messages[0]["content"][1:] for i, prompt in enumerate(plain)] == [
         prompt.messages[0]["content"] for prompt in conditioned
     ]
