@@ -49,7 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no margins": {"q_plus": 0.5, "worth": "correctness"},
     "conditioned": {"q_plus": 0.5, "q_plus_field": "budget"},
 }
-STEPS = 30
+STEPS = 60
 TOLD_STEPS = 250
 """Of fine-tuning on demonstrations under stated budgets."""
 PER_LEVEL, NUM_ANSWERS = 128, 4

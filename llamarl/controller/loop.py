@@ -22,14 +22,15 @@ Samples pass through here as records; weights never do. `core.protocols` are the
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from llamarl.controller.buffer import Ticket, WorkBuffer
+from llamarl.controller.evaluation import Evaluation, Evaluator
+from llamarl.controller.groups import Asker, GroupMaker
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.judging import JudgeQueue
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.metrics import batch_metrics, by_task, mean_reward
+from llamarl.controller.metrics import batch_metrics, by_task
 from llamarl.controller.observer import Observer, StepRecord
 from llamarl.controller.pool import GeneratorPool, Member, Work
 from llamarl.controller.pulse import Pulse
@@ -37,18 +38,8 @@ from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
 from llamarl.core.errors import JudgeError, StallError
 from llamarl.core.protocols import ExecutorHandle
-from llamarl.core.records import (
-    Assignment,
-    Completion,
-    GenerationRequest,
-    Group,
-    Prompt,
-    Sample,
-    StepResult,
-    WeightManifest,
-)
+from llamarl.core.records import Assignment, Completion, Group, Prompt, StepResult, WeightManifest
 from llamarl.core.sampling import Sampling
-from llamarl.core.seeds import sample_seed
 
 T = TypeVar("T")
 
@@ -57,15 +48,6 @@ POLL_SECONDS = 2.0
 
 SaveCheckpoint = Callable[[int, float], Awaitable[None]]
 """`(version, mean reward)`: writes a checkpoint of the trainer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Held-out prompts and how to answer them."""
-
-    prompts: Sequence[Prompt]
-    sampling: Sampling
-    samples_per_prompt: int = 1
 
 
 class Batch(NamedTuple):
@@ -114,18 +96,18 @@ class Controller:
         seed: int = 0,
         version: int = 0,
     ) -> None:
-        self.schedule, self.sampling, self.seed = schedule, sampling, seed
+        self.schedule, self.sampling = schedule, sampling
         self.tasks = {task.name: task for task in tasks}
-        self._encode, self._ledger = encode, ledger
-        self._trainer, self._judge, self._reference, self._pool = trainer, judge, reference, pool
+        self._trainer, self._judge, self._pool, self._ledger = trainer, judge, pool, ledger
         self._observer, self._guard, self._pulse = observer, guard, pulse
         self.version = version
         self._judging = JudgeQueue(judge, schedule.judge_seconds)
+        self._asker = Asker(encode, seed, max(max(1, len(task.forms)) for task in tasks))
+        self._maker = GroupMaker(self._judging, encode, observer, reference, schedule.call_seconds)
+        self._evaluator = Evaluator(self.tasks, self._asker, self._maker, pool, pulse, schedule.stall_seconds)
         for task in tasks:
             task.open(schedule, version)
         self._next_index = version * sum(task.prompts_per_step for task in tasks)
-        self._next_evaluation_key = -1
-        self._max_forms = max((len(task.forms) for task in tasks), default=1) or 1
         self._is_stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -219,21 +201,8 @@ class Controller:
             task.buffer.restart(ticket.index, version)
             self._ledger.issue(epoch, prompt.id)
 
-        requests = self._requests(ticket.index, epoch, prompt, task.asked(prompt), self.sampling)
+        requests = self._asker.requests(ticket.index, epoch, prompt, task.asked(prompt), self.sampling)
         return Work(requests, lambda done: self._judge_later(task, ticket, done), restart)
-
-    def _requests(
-        self, index: int, epoch: int, prompt: Prompt, asked: Sequence[tuple[Prompt, int]], sampling: Sampling
-    ) -> list[GenerationRequest]:
-        """The generation requests of a prompt; their seeds depend on run seed, epoch, prompt and sample only."""
-        requests, num_samples = [], 0
-        for place, (form, samples) in enumerate(asked):
-            numbers = range(num_samples, num_samples + samples)
-            seeds = tuple(sample_seed(self.seed, epoch, prompt.id, i) for i in numbers)
-            key = index * self._max_forms + place
-            requests.append(GenerationRequest(key, self._encode(form), seeds, sampling, priority=index))
-            num_samples += samples
-        return requests
 
     def _judge_later(self, task: RunTask, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
         self._background(self._judge_group(task, ticket, completions))
@@ -241,18 +210,9 @@ class Controller:
     async def _judge_group(self, task: RunTask, ticket: Ticket, completions: tuple[Completion, ...]) -> None:
         """Judges one group as soon as it is generated; it becomes ready, or is dropped with its reason."""
         prompt = ticket.prompt
-        if task.forms:
-            trained_ids = self._encode(prompt)
-            completions = tuple(replace(completion, prompt_ids=trained_ids) for completion in completions)
-        samples, logprobs, baseline = await asyncio.gather(
-            self._judged_samples(task, prompt, completions),
-            self._reference_logprobs(task, completions),
-            self._judged_baseline(task, prompt),
-        )
-        samples = tuple(replace(s, reference_logprobs=known) for s, known in zip(samples, logprobs, strict=True))
-        group = Group(prompt, samples, ticket.index, ticket.epoch, baseline)
+        group = await self._maker.made(task, prompt, completions, ticket.index, ticket.epoch)
         rewards = group.rewards
-        if len(rewards) < min(2, len(samples)):
+        if len(rewards) < min(2, len(group.samples)):
             reason = "unscored"
         elif task.algorithm.drops_zero_signal and len(set(rewards)) == 1:
             reason = "no_signal"
@@ -266,37 +226,6 @@ class Controller:
             self._ledger.finish(ticket.epoch, prompt.id)
         self._observer.on_group(group, dropped=reason)
         self._pulse.beat()
-
-    async def _judged_samples(
-        self, task: RunTask, prompt: Prompt, completions: Sequence[Completion]
-    ) -> tuple[Sample, ...]:
-        with self._observer.span("judge", "judge"):
-            return await self._judging.judged(prompt, completions, task.name)
-
-    async def _reference_logprobs(
-        self, task: RunTask, completions: Sequence[Completion]
-    ) -> Sequence[tuple[float, ...] | None]:
-        """Of each completion, per token; None where the task's algorithm needs none."""
-        if self._reference is None or not task.algorithm.needs_reference:
-            return [None] * len(completions)
-        rows = [(completion.prompt_ids, completion.token_ids) for completion in completions]
-        with self._observer.span("reference", "score"):
-            logprobs: list[tuple[float, ...]] = await self._reference.call(
-                "logprobs", rows, timeout_seconds=self.schedule.call_seconds
-            )
-        return logprobs
-
-    async def _judged_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
-        """The prompt's baseline response with its verdicts; judged once a run, unless a judge failed."""
-        completion = task.baselines.get(prompt.id)
-        if completion is None:
-            return None
-        if prompt.id not in task.judged_baselines:
-            (sample,) = await self._judged_samples(task, prompt, [completion])
-            if sample.reward is None:
-                return sample
-            task.judged_baselines[prompt.id] = sample
-        return task.judged_baselines[prompt.id]
 
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
         """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""
@@ -367,10 +296,10 @@ class Controller:
         self.version = result.version
         self._ledger.commit_step(self.version, [(group.epoch, group.prompt.id) for group in groups])
         await self._synced()
+        proofs = [member.proof for member in self._pool.members if member.proof is not None]
         manifest = await self._publish()
         self._syncing = self._background(self._pool.sync(manifest))
         judged = await self._judge_status()
-        proofs = [member.proof for member in self._pool.members if member.proof is not None]
         trained = {**result.metrics, **by_task(list(self.tasks), result.task_metrics)}
         metrics = {**rollouts, **trained, **judged, **self._look(batches)}
         return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(groups), proofs, result.logprobs)
@@ -407,44 +336,9 @@ class Controller:
         if evaluation is None:
             return
         await self._synced()
-        groups = await self._answer(evaluation)
-        if mean_reward(groups) is None:
-            raise JudgeError(
-                f"version {self.version}: no completion of the {len(groups)} held-out prompts could be judged; "
-                f"first reason: {_first_reason(groups)}"
-            )
+        groups = await self._evaluator.groups(evaluation, self.version)
         await self._judge_status()  # the next step's judge metrics are of training prompts only
         self._observer.on_evaluation(self.version, groups)
-
-    async def _answer(self, evaluation: Evaluation) -> list[Group]:
-        """One judged group per held-out prompt, in order; each generator gets as many at once as it has room for."""
-        loop, limit = asyncio.get_running_loop(), self.schedule.stall_seconds
-        keys = range(self._next_evaluation_key, self._next_evaluation_key - len(evaluation.prompts), -1)
-        self._next_evaluation_key = keys.stop
-        answers: dict[int, asyncio.Future[tuple[Completion, ...]]] = {key: loop.create_future() for key in keys}
-        works = [
-            Work(
-                self._requests(key, -1, prompt, [(prompt, evaluation.samples_per_prompt)], evaluation.sampling),
-                done.set_result,
-            )
-            for (key, done), prompt in zip(answers.items(), evaluation.prompts, strict=True)
-        ]
-        while works:
-            member = await self._pulse.wait_for(
-                self._pool.with_room, lambda: "a generator with room for evaluation", limit
-            )
-            room = self._pool.room(member)
-            await self._pool.submit(member, works[:room])
-            works = works[room:]
-
-        async def judged(key: int, prompt: Prompt) -> Group:
-            completions = await asyncio.wait_for(answers[key], limit)
-            return Group(prompt, await self._judged_samples(self._task_of(prompt), prompt, completions), key, -1)
-
-        return await asyncio.gather(*(judged(key, p) for key, p in zip(keys, evaluation.prompts, strict=True)))
-
-    def _task_of(self, prompt: Prompt) -> RunTask:
-        return next(iter(self.tasks.values())) if len(self.tasks) == 1 else self.tasks[prompt.task]
 
     def _take_groups(self) -> dict[str, list[Group]] | None:
         """A batch's groups of every task, none at all once the run is to end, or None while one must wait."""
@@ -465,8 +359,3 @@ def _pending(buffer: WorkBuffer) -> str:
         f"batch {buffer.next_version}: {buffer.num_ready} of {buffer.batch_groups} groups are ready, "
         f"{len(waiting)} pending: {', '.join(waiting[:8]) or 'none'}"
     )
-
-
-def _first_reason(groups: Sequence[Group]) -> str:
-    reasons = (v.reason for group in groups for sample in group.samples for v in sample.verdicts.values() if v.reason)
-    return next(reasons, "no judge gave one")

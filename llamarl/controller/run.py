@@ -22,9 +22,10 @@ import torch
 
 from llamarl.controller.canaries import canaries_watched
 from llamarl.controller.checkpoints import CheckpointStore
+from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.loop import Controller, Evaluation
+from llamarl.controller.loop import Controller
 from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.prepare import Prepared, PreparedTask, encode_prompt, generator_names, prepare
 from llamarl.controller.pulse import Pulse
@@ -286,7 +287,7 @@ def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
     """
     total = recipe.threads or len(os.sched_getaffinity(0))
     if recipe.engine == "inprocess":
-        return SharedCores(total, _set_threads), {}
+        return SharedCores(total, _set_threads, is_split=not recipe.schedule.is_synchronous), {}
     return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // (1 + recipe.num_generators)))}
 
 
@@ -296,7 +297,13 @@ def _set_threads(count: int) -> None:
 
 
 def _capacity(recipe: Recipe) -> int:
-    """Requests given to one generator: enough to keep its slots full, few enough that they start soon."""
+    """Prompts given to one generator: enough to keep its slots full, few enough that they start soon.
+
+    A synchronous step is handed out as a whole: what is decoded together then doesn't depend on the clock, and the run
+    repeats bit for bit.
+    """
+    if recipe.schedule.is_synchronous:
+        return -(-sum(task.prompts_per_step or 1 for task in recipe.all_tasks) // recipe.num_generators)
     fewest = min(task.samples_per_prompt or 1 for task in recipe.all_tasks)
     per_slotful = -(-recipe.generator.slots // fewest)
     return max(1, per_slotful + (per_slotful + 1) // 2)

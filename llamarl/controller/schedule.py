@@ -32,6 +32,11 @@ class Schedule(Config):
     max_restarts: int = Field(default=3, ge=0)
     """Executors replaced in one run before a loss is final."""
 
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether every step waits for its own groups: nothing is generated while the trainer works."""
+        return self.max_staleness == 0
+
     @model_validator(mode="after")
     def _check_lookahead(self) -> "Schedule":
         if self.lookahead is not None and self.lookahead > self.max_staleness:

@@ -26,10 +26,16 @@ class Cores:
         set_threads: sets the calling thread's number of compute threads. For torch, whose setting is per thread but is
             overwritten by a thread's first query, pass `lambda n: (torch.get_num_threads(), torch.set_num_threads(n))`.
         weights: by name; 1 where absent.
+        is_split: False gives everybody all cores all the time: sums are then taken in the same order whatever the
+            clock says, which work that hardly overlaps can afford.
     """
 
     def __init__(
-        self, total: int, set_threads: Callable[[int], object], weights: Mapping[str, float] | None = None
+        self,
+        total: int,
+        set_threads: Callable[[int], object],
+        weights: Mapping[str, float] | None = None,
+        is_split: bool = True,
     ) -> None:
         if total < 1:
             raise ConfigError(f"cores: must be at least 1, got {total}")
@@ -38,12 +44,14 @@ class Cores:
                 raise ConfigError(f"cores: the weight of {name!r} must be above 0, got {weight}")
         self.total = total
         self._set_threads = set_threads
-        self._weights = dict(weights or {})
+        self._weights, self._is_split = dict(weights or {}), is_split
         self._active: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def share(self, name: str) -> int:
         """Cores for `name` while it computes beside those who compute now; at least 1."""
+        if not self._is_split:
+            return self.total
         with self._lock:
             active = {other for other, times in self._active.items() if times > 0} | {name}
         mine = self._weights.get(name, 1.0) / sum(self._weights.get(other, 1.0) for other in active)

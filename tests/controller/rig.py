@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import CollapseGuard, GuardConfig
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.loop import Controller, Evaluation
+from llamarl.controller.loop import Controller
 from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.restarts import RestartBudget, RevivingHandle

@@ -10,8 +10,8 @@ import pytest
 import torch
 from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
 
+from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.loop import Evaluation
 from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import resume, train

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
 
+from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import GuardConfig
-from llamarl.controller.loop import Evaluation
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
-from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, Verdict
+from llamarl.core.records import Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.testing import RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer, run_virtual
 
@@ -257,6 +257,36 @@ def test_evaluation_runs_before_and_after_on_the_same_seeds() -> None:
         g.samples[0].completion.token_ids[0] for g in after
     ]
     assert {v for g in after for v in g.samples[0].completion.versions} == {5}
+
+
+def test_an_evaluation_may_take_long_while_answers_keep_coming_and_no_longer() -> None:
+    schedule, held_out = small(stall_seconds=60.0), Evaluation(PROMPTS[-6:], Sampling(max_tokens=4))
+
+    def one_by_one(request: GenerationRequest, sample: int) -> int:
+        return 50 * (1 + (-request.key - 1) % 6) if request.key < 0 else 1
+
+    slow = Rig(schedule, generator=lambda: ScriptedGenerator(length=one_by_one))
+    run_virtual(slow.run(held_out))  # the last answer takes 300 s, 50 s more than the one before
+    assert len(slow.observer.evaluations) == 2
+    silent = Rig(
+        schedule,
+        generator=lambda: ScriptedGenerator(length=lambda request, i: 10**6 if request.prompt_ids == (39,) else 1),
+    )
+    with pytest.raises(StallError, match="1 of 6 held-out answers"):
+        run_virtual(silent.run(held_out))
+
+
+def test_held_out_prompts_are_shared_out_evenly() -> None:
+    generators: list[ScriptedGenerator] = []
+
+    def generator() -> ScriptedGenerator:
+        generators.append(ScriptedGenerator())
+        return generators[-1]
+
+    rig = Rig(small(steps=1, max_staleness=0), generator=generator, num_generators=2, capacity=2)
+    run_virtual(rig.run(Evaluation(PROMPTS[-5:], Sampling(max_tokens=4))))
+    first = [[request.prompt_ids[0] for request in g.submitted if request.key < 0] for g in generators]
+    assert [prompts[: len(prompts) // 2] for prompts in first] == [[35, 37, 39], [36, 38]]  # before and after
 
 
 def test_held_out_prompts_that_nobody_can_judge_stop_the_run_at_once() -> None:

@@ -18,6 +18,12 @@ def test_golden_who_is_alone_gets_all_and_two_split_by_weight():
     assert granted == [8, 6, 2, 8]
 
 
+def test_cores_that_are_not_split_are_everybodys():
+    cores = Cores(8, lambda _: None, {"trainer": 3.0}, is_split=False)
+    with cores.using("generator") as adjust, cores.using("trainer"):
+        assert adjust() == cores.share("trainer") == 8
+
+
 def test_everybody_has_at_least_one():
     cores = Cores(2, lambda _: None)
     with cores.using("a"), cores.using("b"), cores.using("c") as adjust:
