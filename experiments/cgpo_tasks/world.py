@@ -20,8 +20,8 @@ from llamarl.core.records import Message, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
 from llamarl.functional.preference import calibrated_reward
-from llamarl.models.checkpoint import new_config, new_model, new_tokenizer, save_model
-from llamarl.models.templates import STYLES
+from llamarl.models.checkpoint import new_model, save_model
+from llamarl.models.tiny import piece_tokenizer, tiny_config
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.tasks.format import WORDS, FormatTask
 from llamarl.training.config import SFTConfig
@@ -166,49 +166,30 @@ def word_tokenizer() -> Tokenizer:
 
     Texts get a space in front and lose it again, so that a word is the same token wherever it stands.
     """
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Rules
+    from tokenizers import decoders, normalizers
 
-    style = STYLES["plain"]
-    words = [
-        *WORDS,
-        *(w.upper() for w in WORDS),
-        *WARM,
-        "write",
-        "words",
-        "with",
-        "upper",
-        "end",
-        "chat",
-        "about",
-        "and",
-    ]
-    tokens = ["<pad>", "<unk>", style.eos, *style.specials, *"0123456789", *" +-.,!", *(f" {word}" for word in words)]
-    rules = Rules(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
-    rules.normalizer = normalizers.Prepend(" ")
-    rules.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[\s\S]"), "isolated")
-    rules.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": style.eos}
-    return new_tokenizer(
-        rules, style.template, extra_special_tokens=list(style.specials), padding_side="left", **special
+    others = ("write", "words", "with", "upper", "end", "chat", "about", "and")
+    words = [*WORDS, *(w.upper() for w in WORDS), *WARM, *others]
+    return piece_tokenizer(
+        [*"0123456789", *" +-.,!", *(f" {word}" for word in words)],
+        r" ?[A-Za-z]+|[\s\S]",
+        normalizer=normalizers.Prepend(" "),
+        decoder=decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
     )
 
 
 def build_policy(directory: Path, seed: int) -> None:
     """Teaches a 0.3M-parameter Llama all three tasks by imperfect demonstrations."""
     tokenizer = word_tokenizer()
-    config = new_config(
+    config = tiny_config(
         "llama",
-        vocab_size=tokenizer.vocab_size,
+        tokenizer,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=3,
+        num_key_value_heads=3,
         max_position_embeddings=96,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_ids[0],
     )
     settings = SFTConfig(
         num_steps=SFT_STEPS,

@@ -7,8 +7,8 @@ depends on the problem's kind, which the prompt shows and nothing explains. A sh
 five, and the most frequent value counts. On kinds of level 1 every trial is right and on those of level 5 one in
 eight, a guess: there a vote is wasted. A 0.1M policy is taught both forms, half and half on every kind.
 
-    q+ .25, .50, .75     IBPO; every problem sampled 8 times short and 4 times long
-    on-policy            q+ .50; every problem sampled 12 times as the policy likes
+    q+ .25, .50, .75     IBPO; every problem sampled 16 times short and 16 times long
+    on-policy            q+ .50; every problem sampled 32 times as the policy likes
 
 The opponents answer the same problems with the taught policy, and nothing is learnt. At the mean number of answers of
 each arm, straight lines between their points:
@@ -39,8 +39,8 @@ from llamarl.core.seeds import derive_seed
 from llamarl.evals.budget import BudgetPlan, budget_results
 from llamarl.evals.budget_curves import frontier, interpolated
 from llamarl.evals.budget_samples import Attempt
-from llamarl.models.checkpoint import new_config, new_model, save_model
-from llamarl.models.tiny import char_tokenizer
+from llamarl.models.checkpoint import new_model, save_model
+from llamarl.models.tiny import char_tokenizer, tiny_config
 from llamarl.tasks import trials
 from llamarl.training.config import SFTConfig
 from llamarl.training.sft import SFTRow, sft
@@ -50,11 +50,11 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"q+ {budget:.2f}": {"q_plus": budget} for budget in BUDGETS},
     "on-policy": {"q_plus": 0.5},
 }
-STEPS, PROMPTS_PER_STEP = 40, 64
+STEPS, PROMPTS_PER_STEP = 100, 64
 SFT_STEPS, BATCH_SIZE = 400, 96
-NUM_PROBLEMS = 800
+NUM_PROBLEMS = 2000
 VOTES = (1, 3, 5, 7, 9)
-NUM_SHORT, NUM_OTHERS = 16, 4
+NUM_SHORT, NUM_OTHERS = 16, 8
 """Samples of each held-out problem: short ones that vote, and of every other policy."""
 NUM_ORDERS = 8
 """In which short samples arrive one by one."""
@@ -63,18 +63,15 @@ NUM_ORDERS = 8
 def build(directory: Path, seed: int) -> None:
     """Teaches a new policy both forms, and writes its prompts."""
     tokenizer = char_tokenizer("plain", trials.KINDS + "SLA0123456789:.")
-    config = new_config(
+    config = tiny_config(
         "llama",
-        vocab_size=tokenizer.vocab_size,
+        tokenizer,
         hidden_size=64,
         intermediate_size=160,
         num_hidden_layers=2,
         num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=64,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_ids[0],
     )
     settings = SFTConfig(
         num_steps=SFT_STEPS, batch_size=BATCH_SIZE, learning_rate=3e-3, warmup_steps=50, schedule="linear", seed=seed
@@ -100,8 +97,8 @@ def arm(name: str, seed: int) -> Recipe:
 def recipe(directory: Path, seed: int, algorithm: Mapping[str, Any], is_covered: bool) -> Recipe:
     """What all arms share; with each form asked for, or as many samples as the policy likes."""
     coverage = [
-        {"ask": "llamarl.tasks.trials:short", "samples": 8},
-        {"ask": "llamarl.tasks.trials:long", "samples": 4},
+        {"ask": "llamarl.tasks.trials:short", "samples": 16},
+        {"ask": "llamarl.tasks.trials:long", "samples": 16},
     ]
     return Recipe.parse(
         {
@@ -114,7 +111,7 @@ def recipe(directory: Path, seed: int, algorithm: Mapping[str, Any], is_covered:
             "schedule": {
                 "steps": STEPS,
                 "prompts_per_step": PROMPTS_PER_STEP,
-                "samples_per_prompt": 12,
+                "samples_per_prompt": 32,
                 "max_staleness": 0,
                 "checkpoint_every": 0,
             },

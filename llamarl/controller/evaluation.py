@@ -90,15 +90,17 @@ class Evaluator:
 
     async def _keeps_answering(self, answers: Collection["asyncio.Future[tuple[Completion, ...]]"]) -> None:
         """Until all are there. Raises `StallError` once no more came for as long as a stall may last."""
-
         left = len(answers)
 
         def fewer() -> int | None:
             count = sum(not answer.done() for answer in answers)
             return count if count < left else None
 
+        def what() -> str:
+            return f"{left} of {len(answers)} held-out answers"
+
         while left:
-            left = await self._pulse.wait_for(fewer, lambda: f"{left} of {len(answers)} held-out answers", self._limit)
+            left = await self._pulse.wait_for(fewer, what, self._limit)
 
     def _all_serving(self) -> list[Member] | None:
         members = self._pool.members

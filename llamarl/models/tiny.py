@@ -28,12 +28,29 @@ FAMILIES = {
 
 def char_tokenizer(style: str = "plain", alphabet: str = ALPHABET) -> Tokenizer:
     """A tokenizer with one token per character, `<pad>` = 0 and `<unk>` = 1, in one of `templates.STYLES`."""
+    return piece_tokenizer(alphabet, r"[\s\S]", style)
+
+
+def piece_tokenizer(
+    pieces: Iterable[str], pattern: str, style: str = "plain", normalizer: Any = None, decoder: Any = None
+) -> Tokenizer:
+    """A tokenizer whose tokens are given: text is split where `pattern` matches, and unknown pieces are `<unk>`.
+
+    Args:
+        pieces: the tokens after the special ones.
+        pattern: regular expression of a piece.
+        style: one of `templates.STYLES`.
+        normalizer: of the `tokenizers` library; None: text stays as it is.
+        decoder: of the `tokenizers` library; None: pieces are joined.
+    """
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Rules
 
-    rules = Rules(models.WordLevel(_numbered([*_specials(style), *alphabet]), unk_token="<unk>"))
-    rules.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    rules.decoder = decoders.Fuse()
+    rules = Rules(models.WordLevel(_numbered([*_specials(style), *pieces]), unk_token="<unk>"))
+    rules.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    rules.decoder = decoder or decoders.Fuse()
+    if normalizer is not None:
+        rules.normalizer = normalizer
     return _with_style(rules, style)
 
 

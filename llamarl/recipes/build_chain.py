@@ -20,8 +20,8 @@ import torch
 
 from llamarl.core.records import Message, Prompt
 from llamarl.data.jsonl import write_jsonl
-from llamarl.models.checkpoint import new_config, new_model, new_tokenizer, save_model
-from llamarl.models.templates import STYLES
+from llamarl.models.checkpoint import new_model, save_model
+from llamarl.models.tiny import piece_tokenizer, tiny_config
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.tasks.chain import OPERATIONS, UNIFORM, ChainTask, write_prompts
 from llamarl.training.config import SFTConfig
@@ -71,39 +71,20 @@ def build_chain(
 
 def chain_tokenizer() -> Tokenizer:
     """One token per character of the task, `<think>` and `</think>` among them; in the `plain` chat style."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Rules
-
-    style = STYLES["plain"]
-    tokens = ["<pad>", "<unk>", style.eos, *style.specials, "<think>", "</think>", *"0123456789", *OPERATIONS, *".SLA"]
-    rules = Rules(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
-    rules.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?think>|[\s\S]"), "isolated")
-    rules.decoder = decoders.Fuse()
-    return new_tokenizer(
-        rules,
-        style.template,
-        extra_special_tokens=list(style.specials),
-        padding_side="left",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token=style.eos,
-    )
+    return piece_tokenizer(["<think>", "</think>", *"0123456789", *OPERATIONS, *".SLA"], r"</?think>|[\s\S]")
 
 
 def chain_model_config(tokenizer: Tokenizer) -> Any:
     """Shape of the checkpoint."""
-    return new_config(
+    return tiny_config(
         "llama",
-        vocab_size=tokenizer.vocab_size,
+        tokenizer,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=64,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_ids[0],
     )
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from llamarl.models.checkpoint import new_config, new_model, save_model
-from llamarl.models.tiny import char_tokenizer
+from llamarl.models.checkpoint import new_model, save_model
+from llamarl.models.tiny import char_tokenizer, tiny_config
 from llamarl.tasks.format import FormatTask
 from llamarl.training.config import SFTConfig
 from llamarl.training.sft import SFTRow, sft
@@ -37,18 +37,15 @@ def build_demo(
         The checkpoint's directory.
     """
     tokenizer = char_tokenizer("plain")
-    config = new_config(
+    config = tiny_config(
         "llama",
-        vocab_size=tokenizer.vocab_size,
+        tokenizer,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=3,
+        num_key_value_heads=3,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_ids[0],
     )
     settings = SFTConfig(
         num_steps=steps,
