@@ -95,3 +95,14 @@ class Gathered:
         if len(self.tasks) == 1:
             return ()
         return tuple(task.metrics() | {"train/grad_norm": task.grad_norm} for task in self.tasks)
+
+
+def in_runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `3, 7 to 9`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)

@@ -32,7 +32,7 @@ from llamarl.models.decoder import named_tensors, probe_ids
 from llamarl.training import checkpoints
 from llamarl.training.batches import check_references, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
-from llamarl.training.gathered import Gathered, TaskGathered
+from llamarl.training.gathered import Gathered, TaskGathered, in_runs
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.packing import split_groups
@@ -310,7 +310,7 @@ class PolicyTrainer:
     def _report(self, health: Health, pending: Gathered) -> None:
         """Says what is wrong, and with whose samples; ends the run where it does not stop."""
         text = f"step {self.version}: {health} gradient, norm {pending.grad_norm:.4g}; the micro-batch of groups "
-        text += f"{', '.join(map(str, pending.suspects))} brought it"
+        text += f"{in_runs(pending.suspects)} brought it"
         _log.warning(text)
         if self._guard.nonfinite_in_a_row >= MAX_NONFINITE:
             self._optimizer.clear()
