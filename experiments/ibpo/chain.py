@@ -118,7 +118,7 @@ def recipe(model: Path, prompts: Path, seed: int, algorithm: Mapping[str, Any]) 
             "schedule": {"steps": STEPS, "prompts_per_step": 128, "max_staleness": 0, "checkpoint_every": 0},
             "evaluation": {"num_prompts": 0},
             "generator": {"slots": 256},
-            "trainer": {"learning_rate": 6e-4, "warmup_steps": 10, "betas": (0.9, 0.98), "schedule": "linear"},
+            "trainer": {"learning_rate": 3e-4, "warmup_steps": 10, "betas": (0.9, 0.98), "schedule": "linear"},
             "seed": seed,
             "threads": 1,
         }
