@@ -24,10 +24,10 @@ from llamarl.controller.recipe import Recipe
 
 JUDGES = "experiments.cgpo_tasks.judges"
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
-STEPS = 100
+STEPS = 150
 KL_MAX = 40.0
 PPO: Mapping[str, Any] = {"type": "ppo", "kl_coef": 0.002}
-LEARNING_RATE = 8e-4
+LEARNING_RATE = 4e-4
 CHECKS = {"format": "format", "sums": f"{JUDGES}:sums", "chat": f"{JUDGES}:chat"}
 LIMITS = ("topic", "end", "length", "fresh")
 
