@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamarl.core.errors import StallError
+from llamarl.core.errors import JudgeError, StallError
 from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Completion, Prompt, Sample
 
@@ -44,9 +44,12 @@ class JudgeQueue:
         self._keys = itertools.count()
         self._asked: dict[int, _Asked] = {}
         self._unsent = asyncio.Event()
+        self._broken: JudgeError | None = None
 
     async def judged(self, prompt: Prompt, completions: Sequence[Completion], task: str) -> Samples:
-        """The judged samples of one group. Raises `StallError` at its deadline."""
+        """The judged samples of one group. Raises `StallError` at its deadline, `JudgeError` once judges are broken."""
+        if self._broken is not None:
+            raise self._broken
         key = next(self._keys)
         answer: asyncio.Future[Samples] = asyncio.get_running_loop().create_future()
         self._asked[key] = _Asked(prompt, completions, task, answer)
@@ -76,9 +79,13 @@ class JudgeQueue:
         """Runs for ever: gives each group its samples."""
         while True:
             expected = [key for key, asked in self._asked.items() if asked.is_submitted]
-            finished, unknown = await self._judge.call(
-                "collect", expected, poll_seconds, timeout_seconds=poll_seconds + self._timeout
-            )
+            try:
+                finished, unknown = await self._judge.call(
+                    "collect", expected, poll_seconds, timeout_seconds=poll_seconds + self._timeout
+                )
+            except JudgeError as error:
+                self._give_up(error)
+                raise
             for key, samples in finished:
                 asked = self._asked.pop(key, None)
                 if asked is not None and not asked.answer.done():
@@ -87,3 +94,10 @@ class JudgeQueue:
                 if asked is not None:
                     asked.is_submitted = False
                     self._unsent.set()
+
+    def _give_up(self, error: JudgeError) -> None:
+        """The judges are broken: whoever waits for them need not wait for the deadline."""
+        self._broken = error
+        for asked in self._asked.values():
+            if not asked.answer.done():
+                asked.answer.set_exception(error)

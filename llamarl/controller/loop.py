@@ -108,7 +108,9 @@ class Controller:
         for task in tasks:
             task.open(schedule, version)
         self._next_index = version * sum(task.prompts_per_step for task in tasks)
-        self._is_stopping = False
+        self._is_stopping = self._is_over = False
+        self._judge_error: JudgeError | None = None
+        self._unsaved: StepRecord | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._syncing: asyncio.Task[None] | None = None
@@ -121,7 +123,8 @@ class Controller:
             save: called when a checkpoint is due, and after the last step.
 
         Raises:
-            StallError, ExecutorLostError, JudgeError, CollapseError: why the run could not go on.
+            StallError, ExecutorLostError, JudgeError, CollapseError: why the run could not go on. Where only the judges
+                broke, there is a checkpoint of the last step.
         """
         await self._pool.start(await self._publish())
         self._background(self._judging.submit())
@@ -133,6 +136,7 @@ class Controller:
             await asyncio.wait([main, self._failure], return_when=asyncio.FIRST_COMPLETED)
             (main if main.done() else self._failure).result()
         finally:
+            self._is_over = True
             unfinished = [main, *self._tasks]
             for task in unfinished:
                 task.cancel()
@@ -144,7 +148,7 @@ class Controller:
         self._pulse.beat()
 
     def _background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Runs `work` beside the main task; if it fails, the run fails with its error."""
+        """Runs `work` beside the main task. If it fails, so does the run: at once, or for a judge after the step."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._watch)
@@ -152,14 +156,24 @@ class Controller:
 
     def _watch(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not self._failure.done():
+        if self._is_over:
+            return
+        error = StallError("a part of the loop was cancelled") if task.cancelled() else task.exception()
+        if isinstance(error, JudgeError):
+            self._judge_error = self._judge_error or error
+            self.stop()
+        elif error and not self._failure.done():
             self._failure.set_exception(error)
 
     async def _evaluate_and_train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
-        if self.version == 0:
-            await self._evaluate(evaluation)
-        self._background(self._issue())
-        await self._train(evaluation, save)
+        try:
+            if self.version == 0:
+                await self._evaluate(evaluation)
+            self._background(self._issue())
+            await self._train(evaluation, save)
+        except JudgeError:
+            await self._save(save)  # nothing is wrong with the steps taken
+            raise
 
     async def _issue(self) -> None:
         """Starts groups as soon as the staleness budget and a generator have room."""
@@ -238,27 +252,36 @@ class Controller:
             if self._is_stopping or not any(batch.groups.values()):
                 break  # somebody asked to stop, or the stream ended
             upcoming = self._background(self._next_batch())
-            record = await self._step(batch, waited)
+            self._unsaved = record = await self._step(batch, waited)
             self._observer.on_step(record)
             self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
             if record.metrics.get("judge/is_degraded"):
                 self._is_stopping = True
-            if self.version < schedule.steps:
-                if save and schedule.checkpoint_every and self.version % schedule.checkpoint_every == 0:
-                    await save(self.version, record.reward)
+            if self.version < schedule.steps and not self._is_stopping:
+                if schedule.checkpoint_every and self.version % schedule.checkpoint_every == 0:
+                    await self._save(save)
                 if schedule.evaluate_every and self.version % schedule.evaluate_every == 0:
                     await self._evaluate(evaluation)
+        await self._save(save)
+        if self._judge_error is not None:
+            raise self._judge_error
         if record is None:
             return  # a finished run was resumed, or stopped before its first step
-        if not self._is_stopping:
-            await self._evaluate(evaluation)
-        if save:
-            await save(self.version, record.reward)
         if record.metrics.get("judge/is_degraded"):
             raise JudgeError(
                 f"version {self.version}: {record.metrics['judge/unscored_frac']:.0%} of the last samples could not be "
                 "judged, so the run stopped with a checkpoint; mend the judges, then resume"
             )
+        if evaluation is not None and not self._is_stopping:
+            await self._evaluate(evaluation)
+            self._unsaved = record  # the checkpoint also holds what the evaluation found
+            await self._save(save)
+
+    async def _save(self, save: SaveCheckpoint | None) -> None:
+        """A checkpoint of the newest step, unless it has one."""
+        record, self._unsaved = self._unsaved, None
+        if save and record:
+            await save(self.version, record.reward)
 
     async def _next_batch(self) -> Batch:
         """The next batch and its assignments: prepared as soon as its groups are ready, whatever the trainer does."""

@@ -5,11 +5,12 @@ It compares the last `window` steps with the first. An alarm goes up when
     a judge falls    reward up by one standard deviation, while a judge that does not pay falls by one, or by half
     length drifts    mean length moved by one standard deviation and by half, while the reward rose
     phrases repeat   the share of repeated phrases rose by 0.2
-    one dominates    one of several paying judges makes more than 0.9 of the reward's variance, and did not before
+    one dominates    one of several paying judges makes more than 0.9 of the reward's variance, and did not before,
+                     since its own variance rose (and not because the others' rewards are earned by now)
 
-Standard deviations are those of single samples in the first window: of steps' means they would be tiny, and every run
-would ring. A fall by half must be beyond chance; it is there for rates that start low. Judges of role `watch` and
-`constraint` don't pay; the watch is only as good as they are.
+Standard deviations are those of single samples in the first window, at least 0.05 for a judge: of steps' means they
+would be tiny, and every run would ring. A fall must be beyond chance; by half, it counts for rates that start low.
+Judges of role `watch` and `constraint` don't pay; the watch is only as good as they are.
 """
 
 import math
@@ -27,6 +28,12 @@ PHRASE_WORDS = 4
 REPETITION_RISE = 0.2
 LENGTH_RATIO = 1.5
 DOMINANT_SHARE = 0.9
+DOMINANT_RISE = 1.5
+"""Of the dominant judge's own variance."""
+LEAST_DEVIATION = 0.05
+"""Of a judge's scores: where all passed, one violation is no collapse."""
+CHANCE_ERRORS = 4.0
+"""Standard errors that a fall must exceed."""
 SAMPLES_SHOWN = 5
 
 
@@ -114,7 +121,8 @@ class HackingWatch:
         if self._num_steps < 2 * self.config.window:
             return {**metrics, "watch/alarms": 0.0}, []
         now = _merged(self._recent)
-        drifts = {name: self._drift(name, now) for name in self._first if self._first[name].count and now[name].count}
+        known = [name for name in self._first if self._first[name].count and name in now and now[name].count]
+        drifts = {name: self._drift(name, now) for name in known}
         texts = self._complaints(now, drifts)
         begun = [
             Alarm(version, name, f"step {version}: {text}; look at {self._worst(name, groups)}")
@@ -161,8 +169,8 @@ class HackingWatch:
 
     def _drift(self, name: str, now: Signals) -> float:
         """How far a signal moved since the first window, in standard deviations of single samples then."""
-        first = self._first[name]
-        return (now[name].mean - first.mean) / max(math.sqrt(first.variance), 1e-3)
+        first, least = self._first[name], LEAST_DEVIATION if name.startswith("judge/") else 1e-3
+        return (now[name].mean - first.mean) / max(math.sqrt(first.variance), least)
 
     def _complaints(self, now: Signals, drifts: Mapping[str, float]) -> dict[str, str]:
         found, limit = {}, self.config.threshold
@@ -172,7 +180,8 @@ class HackingWatch:
             return f"from {self._first[name].mean:.3g} to {now[name].mean:.3g}"
 
         for name, drift in drifts.items():
-            if name.startswith("judge/") and reward_rose and (drift <= -limit or _halved(self._first[name], now[name])):
+            is_low = drift <= -limit or now[name].mean <= self._first[name].mean / 2
+            if name.startswith("judge/") and reward_rose and is_low and _fell(self._first[name], now[name]):
                 found[name] = f"reward rose {moved('reward')} while {name} fell {moved(name)}"
         ratio = now["length"].mean / max(self._first["length"].mean, 1.0)
         if reward_rose and abs(drifts["length"]) >= limit and not 1 / LENGTH_RATIO < ratio < LENGTH_RATIO:
@@ -180,7 +189,8 @@ class HackingWatch:
         if now["repetition"].mean - self._first["repetition"].mean >= REPETITION_RISE:
             found["repetition"] = f"the share of repeated phrases went {moved('repetition')}"
         name, share = _dominant(now)
-        if name and share > DOMINANT_SHARE and _dominant(self._first)[1] <= DOMINANT_SHARE:
+        has_grown = bool(name) and now[name].variance > DOMINANT_RISE * self._first.get(name, Moments()).variance
+        if has_grown and share > DOMINANT_SHARE and _dominant(self._first)[1] <= DOMINANT_SHARE:
             found[name] = (
                 f"{share:.0%} of the reward's variance now comes from the judge {name.removeprefix('paid/')!r}"
             )
@@ -211,10 +221,10 @@ def repetition(text: str) -> float:
     return 1.0 - len(phrases) / total if total else 0.0
 
 
-def _halved(first: Moments, now: Moments) -> bool:
-    """Whether a mean fell to half or less, by four standard errors."""
+def _fell(first: Moments, now: Moments) -> bool:
+    """Whether a mean fell beyond chance."""
     error = math.sqrt(first.variance / first.count + now.variance / now.count)
-    return first.mean > 0.0 and now.mean <= first.mean / 2 and first.mean - now.mean >= 4.0 * error
+    return first.mean - now.mean > CHANCE_ERRORS * error
 
 
 def _dominant(signals: Signals) -> tuple[str, float]:

@@ -10,6 +10,7 @@ role = "constraint"
 settings = {base_url = "http://127.0.0.1:8000/v1", model = "judge", template = "safety"}
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,8 @@ class JudgeConfig(Config):
     """`reward`: its score counts; `constraint`: it must pass, its score counts nowhere; `watch`: it is only logged."""
     weight: float = Field(default=1.0, ge=0.0)
     """In the weighted mean of the reward judges; a judge of weight 0 only watches."""
+    share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Of the groups that it sees; below 1 for a judge that only watches and costs much."""
     timeout_seconds: float = Field(default=60.0, gt=0.0)
     """With threads for a whole group, with processes for one completion. `math`, `code` and `llm` have deadlines of
     their own, in their settings."""
@@ -78,7 +81,7 @@ def beside(values: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
         if not isinstance(value, str):
             return value
         name, colon, attribute = value.partition(":")
-        found = [folder / name for folder in folders if name and (folder / name).is_file()]
+        found = [folder / name for folder in folders if name and os.path.isfile(folder / name)]  # also of long texts
         return f"{found[0].resolve()}{colon}{attribute}" if found else value
 
     full = {key: located(value) for key, value in values.items()}
@@ -113,9 +116,12 @@ def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
         for judge, config in zip(judges, configs, strict=True)
     }
     roles = {name: config.role for name, config in pairs}
+    shares = {name: config.share for name, config in pairs}
     canaries = {
         name: CanaryWatch(read_canaries(config.canaries), config.canaries_every)
         for name, config in pairs
         if config.canaries is not None
     }
-    return JudgePanel(judges, weights, roles=roles, timeout_seconds=timeouts, canaries=canaries, **options)
+    return JudgePanel(
+        judges, weights, roles=roles, shares=shares, timeout_seconds=timeouts, canaries=canaries, **options
+    )

@@ -7,11 +7,12 @@
 Judges reward, constrain or only watch (`roles`); `combine` says how their verdicts make a sample's reward and whether
 it is satisfied. A judge that is late, raises or answers nonsense yields failed verdicts, never numbers; a sample with a
 failed verdict of a weighted judge has no reward. `JudgeError` is retried first. A judge that fails 64 samples in a row
-is broken, and the panel raises.
+is broken: the panel raises, unless the judge only watches.
 """
 
 import asyncio
 import functools
+import logging
 import math
 import random
 from collections import deque
@@ -23,8 +24,11 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError, JudgeError, describe
 from llamarl.core.protocols import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
+from llamarl.core.seeds import derive_seed
 from llamarl.judges.canary import CanaryWatch
 from llamarl.judges.combine import ROLES, Role, check_weights, mixture
+
+_log = logging.getLogger(__name__)
 
 
 class JudgePanel:
@@ -36,6 +40,7 @@ class JudgePanel:
         weights: Mapping[str, float] | None = None,
         *,
         roles: Mapping[str, Role] | None = None,
+        shares: Mapping[str, float] | None = None,
         timeout_seconds: float | Mapping[str, float | None] | None = 60.0,
         max_retries: int = 2,
         retry_seconds: float = 0.5,
@@ -52,6 +57,8 @@ class JudgePanel:
             weights: of reward judges by name, at least 0, default 1; a judge of weight 0 only watches.
             roles: by judge name, default `reward`. Without any reward judge the reward is 1 where every constraint is
                 met, else 0.
+            shares: of the groups that a judge sees, by name, default 1; it abstains from the others. Less is for judges
+                that only watch.
             timeout_seconds: deadline of one judge on one group, retries included; or by judge name. None: the judge
                 has its own (`ProcessJudge`).
             max_retries: further attempts after a `JudgeError`.
@@ -63,8 +70,8 @@ class JudgePanel:
             jitter: randomness of the pauses.
 
         Raises:
-            ConfigError: no judge, equal names, a weight, role, time-out or canaries for a judge that is not there, a
-                bad weight or role, nothing that makes a reward.
+            ConfigError: no judge, equal names, a weight, role, share, time-out or canaries for a judge that is not
+                there, a bad weight, role or share, nothing that makes a reward.
         """
         names = [judge.name for judge in judges]
         if not names or len(set(names)) < len(names):
@@ -73,6 +80,7 @@ class JudgePanel:
         if isinstance(timeout_seconds, Mapping):
             _check_names("timeout_seconds", timeout_seconds, names)
         _check_names("canaries", canaries or {}, names)
+        _check_names("shares", shares or {}, names)
         self.judges = tuple(judges)
         self.roles = _roles(names, roles or {})
         self.constraints = tuple(name for name in names if self.roles[name] == "constraint")
@@ -86,6 +94,13 @@ class JudgePanel:
         self.weights = {name: weight for name, weight in weights.items() if self.roles[name] == "reward"}
         if self.weights or not self.constraints:
             check_weights(self.weights)
+        self._shares = {name: share for name, share in (shares or {}).items() if share < 1.0}
+        for name in self._shares:
+            if self._decides(name):
+                raise ConfigError(
+                    f"judges: {name!r} sees a share of {self._shares[name]:g}, but decides about every sample; use "
+                    "role 'watch' or a share of 1"
+                )
         self._timeouts = _by_name(timeout_seconds, names)
         self._max_retries, self._retry_seconds = max_retries, retry_seconds
         self._max_failures, self._max_unscored = max_failures_in_row, max_unscored
@@ -94,13 +109,14 @@ class JudgePanel:
         self._tallies = {name: Tally() for name in names}
         self._unscored: deque[bool] = deque(maxlen=unscored_window)
         self._satisfied: list[bool] = []
+        self._broken: set[str] = set()
 
     def check(self, prompts: Iterable[Prompt]) -> None:
         """Asks the judges that can tell (those with a `check` method) whether the prompts hold what they need.
 
         Raises:
             ConfigError: naming the prompt, its task, the judge and what is missing.
-            DataError: a row names a judge that the panel lacks.
+            DataError: a row names a judge that the panel lacks, or only such as decide nothing.
         """
         checked = [judge for judge in self.judges if hasattr(judge, "check")]
         for prompt in prompts:
@@ -140,18 +156,21 @@ class JudgePanel:
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
         """One sample per completion, in order.
 
-        Where the row names its judges (`prompt.info["judges"]`), the others abstain.
+        Where the row names its judges (`prompt.info["judges"]`), the others abstain; if it names constraints only, its
+        reward is whether they are met.
 
         Raises:
-            JudgeError: a judge failed its last 64 samples.
-            DataError: the row names a judge that the panel lacks.
+            JudgeError: a judge that decides something failed its last 64 samples.
+            DataError: the row names a judge that the panel lacks, or only such as decide nothing.
         """
         chosen = self._chosen(prompt)
+        weights = {name: weight for name, weight in self.weights.items() if weight and name in chosen}
+        constraints = [name for name in self.constraints if name in chosen]
         columns = await asyncio.gather(*(self._ask(judge, prompt, completions, chosen) for judge in self.judges))
         samples = []
         for completion, *verdicts in zip(completions, *columns, strict=True):
             by_name = {judge.name: verdict for judge, verdict in zip(self.judges, verdicts, strict=True)}
-            reward, is_satisfied = mixture(by_name, self.weights, self.constraints)
+            reward, is_satisfied = mixture(by_name, weights, constraints)
             samples.append(Sample(completion, by_name, reward, is_satisfied=is_satisfied))
         for watch in self._canaries.values():
             watch.num_groups += 1
@@ -203,13 +222,23 @@ class JudgePanel:
         wanted = frozenset(prompt.info.get("judges") or self._tallies)
         for name in wanted - self._tallies.keys():
             raise DataError(f"prompt {prompt.id!r}: no judge {name!r}.{suggest(str(name), list(self._tallies))}")
+        if not any(self._decides(name) for name in wanted):
+            raise DataError(
+                f"prompt {prompt.id!r}: its judges {sorted(wanted)} only watch; name one that rewards or constrains too"
+            )
         return wanted
+
+    def _decides(self, name: str) -> bool:
+        """Whether anything depends on what the judge says."""
+        return self.roles[name] == "constraint" or bool(self.weights.get(name))
 
     async def _ask(
         self, judge: Judge, prompt: Prompt, completions: Sequence[Completion], chosen: frozenset[str]
     ) -> list[Verdict]:
         if judge.name not in chosen:
             return [Verdict.abstained("the row names other judges")] * len(completions)
+        if not _is_drawn(self._shares.get(judge.name, 1.0), judge.name, prompt, completions):
+            return [Verdict.abstained("not drawn")] * len(completions)
         clock = asyncio.get_running_loop().time
         started = clock()
         verdicts = await self._verdicts(judge, prompt, completions)
@@ -224,6 +253,10 @@ class JudgePanel:
             problem = _nonsense(verdicts, len(completions))
         except _DeadlineError as error:
             problem = str(error)
+        except asyncio.CancelledError:
+            if (current := asyncio.current_task()) is None or current.cancelling():
+                raise  # somebody ends the run
+            problem = "cancelled itself"  # an HTTP client that gives up, say
         except Exception as error:  # the border to the judge: its fault is recorded, not raised
             problem = describe(error)
         if problem:
@@ -254,10 +287,15 @@ class JudgePanel:
 
     def _raise_if_broken(self) -> None:
         for name, tally in self._tallies.items():
-            if tally.failures_in_row >= self._max_failures:
-                raise JudgeError(
-                    f"judge '{name}' failed its last {tally.failures_in_row} samples; last: {tally.last_failure}"
-                )
+            if tally.failures_in_row < self._max_failures:
+                self._broken.discard(name)
+                continue
+            text = f"judge '{name}' failed its last {tally.failures_in_row} samples; last: {tally.last_failure}"
+            if self._decides(name):
+                raise JudgeError(text)
+            if name not in self._broken:
+                self._broken.add(name)
+                _log.warning("%s; it only watches, so the run goes on without it", text)
 
 
 @dataclass
@@ -317,6 +355,14 @@ class Tally:
     def restarted(self) -> "Tally":
         """Zeros, but for what tells a broken judge."""
         return Tally(failures_in_row=self.failures_in_row, last_failure=self.last_failure)
+
+
+def _is_drawn(share: float, name: str, prompt: Prompt, completions: Sequence[Completion]) -> bool:
+    """Whether a judge sees this group: by a hash of it, so that a run that is repeated draws the same."""
+    if share >= 1.0:
+        return True
+    texts = "\x1f".join(completion.text for completion in completions)
+    return derive_seed("judge sees", name, prompt.id, texts) % 2**32 < share * 2**32
 
 
 def quantile(values: Collection[float], share: float) -> float | None:

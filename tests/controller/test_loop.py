@@ -130,7 +130,7 @@ def test_a_stop_leaves_the_batch_prepared_ahead_untrained() -> None:
 
     rig = Rig(small(max_staleness=1), observer=Stopping(), trainer=ScriptedTrainer(seconds_per_step=100.0))
     run_virtual(rig.run())
-    assert len(rig.observer.steps) == 2 and rig.saved == [2, 2]
+    assert len(rig.observer.steps) == 2 and rig.saved == [2]
     assert rig.ledger.counts()["trained"] == 8 and rig.ledger.counts()["finished"] >= 4
 
 
@@ -222,6 +222,29 @@ def test_a_killed_judge_is_replaced_and_judges_again() -> None:
     run_virtual(main())
     assert len(rig.trained()) == 20 and rig.budget.used == 1
     assert rig.observer.messages == ["judge lost (judge died during collect); starting it again"]
+
+
+@pytest.mark.parametrize(("last_good", "steps"), [(14, 3), (19, 5)], ids=["between checkpoints", "final evaluation"])
+def test_judges_that_break_cost_no_step(last_good: int, steps: int) -> None:
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        trained = len(rig.trained())
+        if trained >= 20 or int(prompt.id[1:]) > last_good:
+            raise JudgeError("judge 'x' failed its last 64 samples")
+        return Verdict.scored(1.0)
+
+    rig = Rig(small(max_staleness=0, checkpoint_every=0), judge=ScriptedJudge(decide=decide))
+    with pytest.raises(JudgeError, match="failed its last 64 samples"):
+        run_virtual(rig.run(Evaluation(PROMPTS[:2], Sampling(max_tokens=4))))
+    assert rig.saved == [steps] and len(rig.observer.steps) == steps
+
+
+def test_a_part_of_the_loop_that_is_cancelled_ends_the_run() -> None:
+    class Cancelled(ScriptedGenerator):
+        async def collect(self, timeout_seconds: float) -> Any:
+            raise asyncio.CancelledError
+
+    with pytest.raises(StallError, match="was cancelled"):
+        run_virtual(Rig(small(), generator=Cancelled).run())
 
 
 def test_a_judge_that_hangs_is_named() -> None:

@@ -22,8 +22,10 @@ def step(*samples: Sample) -> list[Group]:
     return [Group(Prompt("p7", ({"role": "user", "content": "?"},)), samples)]
 
 
-HONEST = step(sample(0.0, 1.0), sample(0.4, 0.0), sample(0.0, 1.0), sample(0.4, 1.0))  # reward 0.2 +- 0.2, true 3/4
-CHEATING = step(sample(1.0, 0.0), sample(0.9, 0.0), sample(1.0, 0.0), sample(0.9, 1.0))  # reward 0.95, true 1/4
+# reward 0.2 +- 0.2, true 3/4
+HONEST = step(*[sample(0.0, 1.0), sample(0.4, 0.0), sample(0.0, 1.0), sample(0.4, 1.0)] * 8)
+# reward 0.95, true 1/4
+CHEATING = step(*[sample(1.0, 0.0), sample(0.9, 0.0), sample(1.0, 0.0), sample(0.9, 1.0)] * 8)
 
 
 def watch_steps(*steps: list[Group], watch: HackingWatch | None = None) -> tuple[dict[str, float], list[str]]:
@@ -37,8 +39,8 @@ def watch_steps(*steps: list[Group], watch: HackingWatch | None = None) -> tuple
 def test_a_judge_that_falls_while_the_reward_rises_rings_once_and_names_samples() -> None:
     metrics, texts = watch_steps(HONEST, HONEST, CHEATING, CHEATING, CHEATING)
     assert texts == [
-        "step 4: reward rose from 0.2 to 0.95 while judge/true fell from 0.75 to 0.25; look at 'p7' sample 2, "
-        "'p7' sample 0, 'p7' sample 1, 'p7' sample 3"
+        "step 4: reward rose from 0.2 to 0.95 while judge/true fell from 0.75 to 0.25; look at 'p7' sample 30, "
+        "'p7' sample 28, 'p7' sample 26, 'p7' sample 24, 'p7' sample 22"
     ]
     assert metrics["watch/alarms"] == 1.0
     assert metrics["watch/reward/drift"] == pytest.approx(0.75 / 0.2)
@@ -64,6 +66,14 @@ def test_a_rate_that_starts_low_rings_when_it_halves_beyond_chance() -> None:
     assert watch_steps(few_low, few_low, few_none, few_none)[1] == []  # 2 of 10 to 0 of 10 may be chance
 
 
+def test_one_violation_where_there_was_none_is_no_collapse() -> None:
+    clean = step(*[sample(0.4 * (i % 2), 1.0) for i in range(320)])
+    once = step(*[sample(1.0, float(i > 0)) for i in range(320)])
+    often = step(*[sample(1.0, float(i % 10 > 0)) for i in range(320)])
+    assert watch_steps(clean, clean, once, once)[1] == []
+    assert "judge/true fell from 1 to 0.9;" in watch_steps(clean, clean, often, often)[1][0]
+
+
 def test_longer_answers_ring_only_with_a_rising_reward() -> None:
     def of(reward: float, tokens: int) -> list[Group]:
         return step(sample(reward, 1.0, tokens=tokens), sample(reward + 0.1, 1.0, tokens=tokens + 1))
@@ -81,9 +91,13 @@ def test_one_paying_judge_of_two_taking_over_rings() -> None:
     def both(proxy: float, style: float) -> list[Group]:
         return step(sample(0.0, 1.0, style=0.0), sample(proxy, 1.0, style=style))
 
-    watch = HackingWatch(CONFIG, {"proxy": 1.0, "style": 1.0})
-    _, texts = watch_steps(both(0.1, 0.1), both(0.1, 0.1), both(0.1, 0.0), both(0.1, 0.0), watch=watch)
-    assert "100% of the reward's variance now comes from the judge 'proxy'" in texts[0]
+    def watch() -> HackingWatch:
+        return HackingWatch(CONFIG, {"proxy": 1.0, "style": 1.0})
+
+    even, taken_over, earned = both(0.1, 0.1), both(0.9, 0.1), both(0.1, 0.0)
+    _, texts = watch_steps(even, even, taken_over, taken_over, watch=watch())
+    assert "99% of the reward's variance now comes from the judge 'proxy'" in texts[0]
+    assert watch_steps(even, even, earned, earned, watch=watch())[1] == []  # style is all earned by now
 
 
 def test_restored_from_its_state_it_goes_on_as_if_never_interrupted() -> None:

@@ -190,6 +190,53 @@ def test_a_judge_that_fails_64_samples_in_a_row_raises() -> None:
     assert run_virtual(main()) == 64
 
 
+def test_a_judge_that_cancels_itself_has_failed() -> None:
+    async def client() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(1))
+        task.cancel()
+        await task
+
+    class Client(Scripted):
+        async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+            await client()
+            raise AssertionError
+
+    for timeout in (None, 10.0):
+        (sample, *_) = judged(Client("http"), timeout_seconds=timeout)
+        assert sample.reward is None and sample.verdicts["http"].reason == "cancelled itself"
+
+
+def test_a_judge_that_watches_sees_its_share_of_groups_and_the_same_ones_again() -> None:
+    def seen() -> list[str]:
+        watches = Scripted("watches", HALF[0])
+        panel = JudgePanel(
+            [Scripted("pays", HALF[0]), watches], roles={"watches": "watch"}, shares={"watches": 0.25, "pays": 1.0}
+        )
+        prompts = [Prompt(f"p{i}", PROMPT.messages) for i in range(200)]
+        groups = [run_virtual(panel.judge_group(prompt, FOUR)) for prompt in prompts]
+        assert all(sample.reward == 1.0 for group in groups for sample in group)
+        chosen = [p.id for p, g in zip(prompts, groups, strict=True) if g[0].verdicts["watches"].score is not None]
+        assert len(chosen) == watches.calls
+        return chosen
+
+    assert 30 < len(seen()) < 70 and seen() == seen()
+
+
+def test_a_broken_judge_that_only_watches_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    pays = Scripted("pays", Verdict.scored(1.0))
+    watches, weighs_nothing = (Scripted(name, RuntimeError("boom")) for name in ("watches", "weighs nothing"))
+    panel = JudgePanel(
+        [pays, watches, weighs_nothing], weights={"weighs nothing": 0.0}, roles={"watches": "watch"}, max_retries=0
+    )
+    for _ in range(40):
+        samples = run_virtual(panel.judge_group(PROMPT, FOUR))
+        assert [sample.reward for sample in samples] == [1.0] * 4
+    assert [record.getMessage()[:32] for record in caplog.records] == [
+        "judge 'watches' failed its last ",
+        "judge 'weighs nothing' failed it",
+    ]
+
+
 def test_one_scored_sample_ends_the_row_of_failures_but_abstaining_does_not() -> None:
     def rounds(between: Verdict) -> None:
         script = [Verdict.failed("x")] * 10 + [between] + [Verdict.failed("x")] * 10
@@ -216,6 +263,22 @@ def test_a_row_that_names_its_judges_makes_the_others_abstain() -> None:
     (sample, *_) = run_virtual(JudgePanel([a, b]).judge_group(prompt, FOUR))
     assert (a.calls, sample.reward) == (0, 0.0)
     assert sample.verdicts["a"] == Verdict.abstained("the row names other judges")
+
+
+def test_a_row_that_names_constraints_only_is_rewarded_for_meeting_them() -> None:
+    panel = JudgePanel(
+        [Scripted("pays", Verdict.scored(3.0)), Scripted("holds", HALF * 2), Scripted("other", HALF[1])],
+        roles={"holds": "constraint", "other": "constraint"},
+    )
+    row = Prompt("p", PROMPT.messages, info={"judges": ["holds"]})
+    samples = run_virtual(panel.judge_group(row, FOUR))
+    assert [(sample.reward, sample.is_satisfied) for sample in samples] == [(1.0, True), (0.0, False)] * 2
+
+
+def test_a_row_whose_judges_decide_nothing_is_a_data_error() -> None:
+    panel = JudgePanel([Scripted("pays", HALF[0]), Scripted("sees", HALF[0])], roles={"sees": "watch"})
+    with pytest.raises(DataError, match=r"prompt 'p': its judges \['sees'\] only watch"):
+        panel.check([Prompt("p", PROMPT.messages, info={"judges": ["sees"]})])
 
 
 def test_a_row_that_names_an_unknown_judge_is_a_data_error() -> None:
@@ -308,6 +371,7 @@ def test_thirty_percent_faults_leave_no_bias() -> None:
         ({"judges": ["a"], "timeout_seconds": {"b": 1.0}}, "timeout_seconds: no judge named 'b'"),
         ({"judges": ["a"], "weights": {"a": 0.0}}, "at least one judge needs a positive weight"),
         ({"judges": ["a"], "weights": {"a": -1.0}}, "got -1.0"),
+        ({"judges": ["a"], "shares": {"a": 0.5}}, "'a' sees a share of 0.5, but decides about every sample"),
     ],
 )
 def test_rejects_panels_that_cannot_work(options: dict[str, Any], message: str) -> None:
