@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from llamarl.controller.observer import Observer
-from llamarl.core.errors import JudgeError, describe
+from llamarl.core.errors import JudgeError, LlamaRLError, describe
 from llamarl.core.protocols import ExecutorHandle
 
 MAX_SHOWN = 4
@@ -37,7 +37,7 @@ async def canaries_watched(
             try:
                 found = await judge.call("check_canaries", True, timeout_seconds=timeout_seconds)
             except Exception as error:  # or nobody would hear that nobody looks any more
-                found = [f"not looked at: {describe(error)}"]
+                found = [f"not looked at: {error if isinstance(error, LlamaRLError) else describe(error)}"]
             for problem in found[:MAX_SHOWN]:
                 observer.on_message(f"canary: {problem}")
 
