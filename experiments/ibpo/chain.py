@@ -18,6 +18,7 @@ Then each answers held-out problems, level by level. Over levels weighted as in 
     accuracy    in the adaptive mode
     random      of the same share of long answers of the sft checkpoint, spent on every level alike
     oracle      of the same share, spent on the levels that gain most
+    own oracle  the same with the policy's own short and long answers: what its skill would allow by now
 """
 
 import json
@@ -151,12 +152,13 @@ def with_ask(problem: Prompt, ask: str) -> Prompt:
     return chain.with_budget(problem, float(ask))
 
 
-def numbers(forms: Table, own: Sequence[Row]) -> dict[str, float]:
+def numbers(forms: Table, own: Sequence[Row], own_forms: Table) -> dict[str, float]:
     """What a policy does beside what other allocations of its share would do.
 
     Args:
         forms: short and long answers of the sft checkpoint, `S` and `L`.
-        own: the policy's.
+        own: the policy's, in the form that it likes.
+        own_forms: its short and long ones.
     """
     share, short, long = mean(own, "share"), mean(forms["S"], "accuracy"), mean(forms["L"], "accuracy")
     return {
@@ -164,6 +166,7 @@ def numbers(forms: Table, own: Sequence[Row]) -> dict[str, float]:
         "accuracy": mean(own, "accuracy"),
         "random": (1 - share) * short + share * long,
         "oracle": short + best_gain(level_gains(forms), WEIGHTS, share),
+        "own oracle": mean(own_forms["S"], "accuracy") + best_gain(level_gains(own_forms), WEIGHTS, share),
         "tokens": mean(own, "tokens"),
     }
 
@@ -190,13 +193,15 @@ def examined(directory: Path, seed: int, asks: Sequence[str]) -> Table:
 def results(experiment: Experiment, runs: Sequence[Done]) -> tuple[list[Done], list[dict[str, Any]]]:
     """A row for each policy and budget, the untrained ones first; and the levels behind each."""
     forms = {seed: examined(world(seed), seed, ("S", "L", "A")) for seed in dict.fromkeys(run.seed for run in runs)}
-    found = [(Done("sft", seed, 0.0, [], {}), table["A"]) for seed, table in forms.items()]
+    found = [(Done("sft", seed, 0.0, [], {}), table["A"], table) for seed, table in forms.items()]
     for run in runs:
         asks = [f"{budget:.2f}" for budget in BUDGETS] if run.arm == "conditioned" else ["A"]
-        table = examined(experiment.folder / f"{run.arm}-{run.seed}", run.seed, asks)
-        found += [(named(run, ask), table[ask]) for ask in asks]
-    rows = [replace(done, numbers={**done.numbers, **numbers(forms[done.seed], own)}) for done, own in found]
-    levels = [{"arm": done.arm, "seed": done.seed, "levels": own} for done, own in found]
+        table = examined(experiment.folder / f"{run.arm}-{run.seed}", run.seed, ("S", "L", *asks))
+        found += [(named(run, ask), table[ask], table) for ask in asks]
+    rows = [
+        replace(done, numbers={**done.numbers, **numbers(forms[done.seed], own, table)}) for done, own, table in found
+    ]
+    levels = [{"arm": done.arm, "seed": done.seed, "levels": own} for done, own, _ in found]
     return rows, [*levels, *({"arm": "forms", "seed": seed, "levels": table} for seed, table in forms.items())]
 
 
@@ -229,6 +234,7 @@ def claims(rows: Sequence[Done]) -> list[str]:
         gaps = {
             "minus random": [100 * (n["accuracy"] - n["random"]) for n in mine],
             "minus oracle": [100 * (n["accuracy"] - n["oracle"]) for n in mine],
+            "minus own oracle": [100 * (n["accuracy"] - n["own oracle"]) for n in mine],
         }
         if (budget := budget_of(name)) is not None:
             gaps = {"share minus q+": [100 * (n["share"] - budget) for n in mine], **gaps}
