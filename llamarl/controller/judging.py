@@ -36,11 +36,12 @@ class JudgeQueue:
 
     Args:
         judge: a running `judges.executor.JudgeExecutor`.
-        timeout_seconds: deadline of one group, and of a call.
+        timeout_seconds: deadline of one group.
+        call_seconds: deadline of a call; a judge that answers none is silent.
     """
 
-    def __init__(self, judge: ExecutorHandle, timeout_seconds: float) -> None:
-        self._judge, self._timeout = judge, timeout_seconds
+    def __init__(self, judge: ExecutorHandle, timeout_seconds: float, call_seconds: float) -> None:
+        self._judge, self._timeout, self._call_seconds = judge, timeout_seconds, call_seconds
         self._keys = itertools.count()
         self._asked: dict[int, _Asked] = {}
         self._unsent = asyncio.Event()
@@ -71,7 +72,7 @@ class JudgeQueue:
             self._unsent.clear()
             new = {key: asked for key, asked in self._asked.items() if not asked.is_submitted}
             groups = [(key, asked.prompt, asked.completions, asked.task) for key, asked in new.items()]
-            await self._judge.call("submit", groups, timeout_seconds=self._timeout)
+            await self._judge.call("submit", groups, timeout_seconds=self._call_seconds)
             for asked in new.values():
                 asked.is_submitted = True
 
@@ -81,7 +82,7 @@ class JudgeQueue:
             expected = [key for key, asked in self._asked.items() if asked.is_submitted]
             try:
                 finished, unknown = await self._judge.call(
-                    "collect", expected, poll_seconds, timeout_seconds=poll_seconds + self._timeout
+                    "collect", expected, poll_seconds, timeout_seconds=poll_seconds + self._call_seconds
                 )
             except JudgeError as error:
                 self._give_up(error)

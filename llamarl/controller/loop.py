@@ -101,7 +101,7 @@ class Controller:
         self._trainer, self._judge, self._pool, self._ledger = trainer, judge, pool, ledger
         self._observer, self._guard, self._pulse = observer, guard, pulse
         self.version = version
-        self._judging = JudgeQueue(judge, schedule.judge_seconds)
+        self._judging = JudgeQueue(judge, schedule.judge_seconds, schedule.call_seconds)
         self._asker = Asker(encode, seed, max(max(1, len(task.forms)) for task in tasks))
         self._maker = GroupMaker(self._judging, encode, observer, reference, schedule.call_seconds)
         self._evaluator = Evaluator(self.tasks, self._asker, self._maker, pool, pulse, schedule.stall_seconds)
@@ -361,7 +361,19 @@ class Controller:
         await self._synced()
         groups = await self._evaluator.groups(evaluation, self.version)
         await self._judge_status()  # the next step's judge metrics are of training prompts only
-        self._observer.on_evaluation(self.version, groups)
+        self._observer.on_evaluation(self.version, groups, self._held_out_metrics(groups))
+
+    def _held_out_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """What algorithms find worth knowing of held-out answers."""
+        found: dict[str, dict[str, float]] = {}
+        for name, task in self.tasks.items():
+            own = [group for group in groups if len(self.tasks) == 1 or group.prompt.task == name]
+            if own and hasattr(task.algorithm, "held_out_metrics"):
+                values = task.algorithm.held_out_metrics(own)
+                found[name] = {f"eval/algorithm/{key}": value for key, value in values.items()}
+        if len(self.tasks) == 1:
+            return next(iter(found.values()), {})
+        return by_task(list(found), list(found.values()))
 
     def _take_groups(self) -> dict[str, list[Group]] | None:
         """A batch's groups of every task, none at all once the run is to end, or None while one must wait."""

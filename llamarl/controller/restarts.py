@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamarl.controller.observer import Observer
-from llamarl.core.errors import ExecutorLostError
+from llamarl.core.errors import ExecutorLostError, StallError
 from llamarl.core.protocols import ExecutorHandle
 
 
@@ -28,7 +28,7 @@ class RestartBudget:
 
 
 class RevivingHandle:
-    """A handle whose executor is replaced when it is lost, and the call repeated: for stateless executors (judges).
+    """A handle whose executor is replaced when it is lost or silent, and the call repeated: for what keeps nothing.
 
     Args:
         name: of the executor.
@@ -62,7 +62,7 @@ class RevivingHandle:
             assert handle is not None, "start comes before any call"
             try:
                 return await handle.call(method, *args, rank=rank, timeout_seconds=timeout_seconds)
-            except ExecutorLostError as error:
+            except (ExecutorLostError, StallError) as error:  # silent is as good as dead
                 await self._replace(handle, error)
 
     async def stop(self) -> None:

@@ -26,7 +26,8 @@ class Schedule(Config):
     stall_seconds: float = Field(default=600.0, gt=0.0)
     """A wait for work longer than this ends the run with the names of the pending prompts."""
     call_seconds: float = Field(default=300.0, gt=0.0)
-    """An executor that answers no call within this counts as lost."""
+    """An executor that answers no call within this counts as lost and is replaced; a trainer that doesn't ends the run,
+    since its next try would take as long."""
     judge_seconds: float = Field(default=600.0, gt=0.0)
     """Deadline for judging one group."""
     max_restarts: int = Field(default=3, ge=0)

@@ -49,7 +49,7 @@ class Rig:
 
         spawn = lambda: self.engine.spawn(lambda: self.judge, name="judge")  # noqa: E731
         handle = await Handle("judge", spawn, RestartBudget(1), self.observer).start()
-        self.queue = JudgeQueue(handle, self.timeout_seconds)
+        self.queue = JudgeQueue(handle, self.timeout_seconds, self.timeout_seconds)
         serving = asyncio.gather(self.queue.submit(), self.queue.collect(2.0))
         done = asyncio.gather(*work)
         await asyncio.wait([serving, done], return_when=asyncio.FIRST_COMPLETED)

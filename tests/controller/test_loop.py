@@ -224,6 +224,22 @@ def test_a_killed_judge_is_replaced_and_judges_again() -> None:
     assert rig.observer.messages == ["judge lost (judge died during collect); starting it again"]
 
 
+def test_a_silent_judge_is_replaced_and_judges_again() -> None:
+    class Silent(ScriptedJudge):
+        is_silent = True
+
+        async def submit(self, groups: Any) -> None:
+            if Silent.is_silent:
+                Silent.is_silent = False
+                await asyncio.sleep(10**9)
+            await super().submit(groups)
+
+    rig = Rig(small(judge_seconds=1000.0, call_seconds=100.0), judge=Silent())
+    run_virtual(rig.run())
+    assert len(rig.trained()) == 20 and rig.budget.used == 1
+    assert "judge.submit: no answer within" in rig.observer.messages[0]
+
+
 @pytest.mark.parametrize(("last_good", "steps"), [(14, 3), (19, 5)], ids=["between checkpoints", "final evaluation"])
 def test_judges_that_break_cost_no_step(last_good: int, steps: int) -> None:
     def decide(prompt: Prompt, completion: Completion) -> Verdict:
