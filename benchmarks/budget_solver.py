@@ -3,8 +3,8 @@
     python -m benchmarks.budget_solver
 
 Pools of random difficulties, half of the responses long. `share` bounds the share of long ones: prompts with the same
-counts are alike, and few kinds remain. `tokens` bounds the mean tokens: no two prompts are alike, so that this is the
-hard case; the relaxation solves it, and `gap` is the largest share of the optimum that it may have lost.
+counts are alike, and few kinds remain. `tokens` bounds the mean tokens too: no two prompts are alike, so that this is
+the hard case; the relaxation solves it, and `gap` is the largest share of the optimum that it may have lost.
 """
 
 import random
@@ -16,7 +16,7 @@ from llamarl.functional.budget import Budget, Method, Pool, Solution, solve
 
 SAMPLES = 8
 SIZES = (1024, 4096, 16384)
-BUDGETS = {"share": Budget.share(0.4), "tokens": Budget({"long": 1.0}, mean_cost=300.0)}
+BUDGETS = {"share": Budget.share(0.4), "tokens": Budget({"long": 0.5}, mean_cost=300.0)}
 CONTENDERS: dict[str, tuple[str, Method]] = {
     "share, auto": ("share", "auto"),
     "share, lagrangian": ("share", "lagrangian"),

@@ -257,6 +257,7 @@ class RecordingObserver:
         self.steps: list[Any] = []
         self.groups: list[tuple[Group, str | None]] = []
         self.evaluations: list[tuple[int, list[Group]]] = []
+        self.held_out_metrics: list[Mapping[str, float]] = []
         self.messages: list[str] = []
 
     @contextlib.contextmanager
@@ -276,9 +277,10 @@ class RecordingObserver:
         """Kept in `steps`."""
         self.steps.append(record)
 
-    def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
-        """Kept in `evaluations`."""
+    def on_evaluation(self, version: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
+        """Kept in `evaluations` and `held_out_metrics`."""
         self.evaluations.append((version, list(groups)))
+        self.held_out_metrics.append(metrics)
 
     def on_message(self, text: str) -> None:
         """Kept in `messages`."""

@@ -51,7 +51,7 @@ class KLBoundConfig(Config):
     """KL estimate of a completion: the sum over its tokens (the paper's), or their mean, with `kl_max` per token."""
     reward: Literal["calibrated", "as_is", "constant"] = "calibrated"
     """What the judged reward is. `calibrated`: a margin over the baseline response, through a sigmoid (the paper's).
-    `as_is`: at least 0, used unchanged. `constant`: only the constraints count."""
+    `as_is`: at least 0, used unchanged. `constant`: only the constraints count; for tasks where no judge pays."""
 
     def calibrated(self, sample: Sample) -> float:
         """R_calib of a judged sample.

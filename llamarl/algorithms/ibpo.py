@@ -8,6 +8,7 @@ long answer, easy ones a short answer, and the policy learns the share. "Think S
 with Inference Aware Optimization", Yu, Xu et al. 2025, arXiv 2501.17974.
 """
 
+import logging
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import fmean
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llamarl.functional.budget import Budget, Form, Pool, Solution
+
+_log = logging.getLogger(__name__)
 
 Judged = Sequence[tuple[Group, Sequence[Sample]]]
 """Groups and their judged samples."""
@@ -100,6 +103,7 @@ class IBPO(PolicyGradient[IBPOConfig]):
         self.learns_by_heart = config.off_policy == "none"
         self._group_of = load_group_function(config.groups)
         self._running = RunningValues(config.running_values)
+        self._warned: set[str] = set()
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Raises `DataError`, naming the prompt, where one lacks its own budget or has none between 0 and 1."""
@@ -115,7 +119,21 @@ class IBPO(PolicyGradient[IBPOConfig]):
         for part in parts if self.config.q_plus_field else ():
             own = budget_metrics([part], self.config.form)
             metrics |= {f"budget/{part.q_plus:g}/{name}": value for name, value in own.items()}
+        self._warn(parts)
         return Assignment(samples, num_prompts=len(batch), metrics=metrics)
+
+    def held_out_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """What the policy spends where nobody asks for a form: `sampled/G`, `malformed_frac`; also by stated budget."""
+        kinds = [(group.prompt, self._group_of(group.prompt, s.completion)) for group in groups for s in group.samples]
+        metrics = self._shares([kind for _, kind in kinds])
+        field = self.config.q_plus_field
+        parts: dict[float, list[str | None]] = {}
+        for prompt, kind in kinds:
+            if field is not None and field in prompt.info:
+                parts.setdefault(self._q_plus(prompt), []).append(kind)
+        for q_plus, part in sorted(parts.items()):
+            metrics |= {f"budget/{q_plus:g}/{name}": value for name, value in self._shares(part).items()}
+        return metrics
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
         """`log policy`, or its importance-weighted form."""
@@ -141,6 +159,12 @@ class IBPO(PolicyGradient[IBPOConfig]):
                 "budget from it; give the row a number from 0 to 1, or set algorithm.q_plus for all"
             )
         return float(value)
+
+    def _shares(self, kinds: Sequence[str | None]) -> dict[str, float]:
+        names = self.config.budget(self.config.q_plus).groups
+        return {f"sampled/{name}": kinds.count(name) / len(kinds) for name in names} | {
+            "malformed_frac": kinds.count(None) / len(kinds)
+        }
 
     def _by_budget(self, batch: Judged) -> list[tuple[float, Judged]]:
         """The prompts of each budget, the smallest budget first."""
@@ -187,10 +211,53 @@ class IBPO(PolicyGradient[IBPOConfig]):
         costs = [float(len(sample.completion.token_ids)) for _, sample in responses]
         return Pool(
             prompts=[index for index, _ in responses],
-            groups=[self._group_of(batch[index][0].prompt, sample.completion) for index, sample in responses],
+            groups=[self._group(batch[index][0].prompt, sample) for index, sample in responses],
             correct=[reward_of(s) >= self.config.correct_from and s.is_satisfied is not False for _, s in responses],
             costs=None if self.config.mean_tokens is None else costs,
         )
+
+    def _group(self, prompt: Prompt, sample: Sample) -> str | None:
+        """Raises `DataError`, naming the prompt, for a group without a cap."""
+        group, known = self._group_of(prompt, sample.completion), ["short", "long", *self.config.caps]
+        if group is not None and group not in known:
+            raise DataError(
+                f"group function {self.config.groups!r} gave a completion of prompt {prompt.id!r} the group {group!r}, "
+                f"which is not in the budget; return one of {', '.join(known)} or None, or set "
+                f"algorithm.caps.{group}"
+            )
+        return group
+
+    def _warn(self, parts: Sequence[Part]) -> None:
+        """Says what keeps a step from training as the budget means it: once, until a step is free of it."""
+        found = problems(parts, self.config)
+        for kind, text in found.items():
+            if kind not in self._warned:
+                _log.warning(text)
+        self._warned = set(found)
+
+
+def problems(parts: Sequence[Part], config: IBPOConfig) -> dict[str, str]:
+    """What is wrong with a step's programs, by kind: a sentence with what to do about it."""
+    pools, solutions = [part.pool for part in parts], [part.solution for part in parts]
+    prompts, rejected = sum(s.num_prompts for s in solutions), sum(s.num_rejected for s in solutions)
+    statuses, found = {s.status for s in solutions}, {}
+    if "infeasible" in statuses:
+        found["infeasible"] = (
+            f"algorithm.mean_tokens = {config.mean_tokens:g} is too low for a right short answer to every prompt that "
+            f"has one; {prompts - rejected} of {prompts} prompts train, on their cheapest. Raise it"
+        )
+    if "cheapest" in statuses:
+        found["cheapest"] = (
+            f"the budget program found nothing within algorithm.time_limit_seconds = {config.time_limit_seconds:g}; "
+            "only short answers train. Raise it"
+        )
+    if prompts and rejected == prompts:
+        malformed, right = sum(pool.groups.count(None) for pool in pools), sum(sum(pool.correct) for pool in pools)
+        found["rejected"] = (
+            f"the budget program rejects all {prompts} prompts, so that nothing trains: of {sum(map(len, pools))} "
+            f"responses {right} are right and {malformed} have no group (algorithm.groups = {config.groups!r})"
+        )
+    return found
 
 
 def budget_metrics(parts: Sequence[Part], form: "Form") -> dict[str, float]:
@@ -198,9 +265,10 @@ def budget_metrics(parts: Sequence[Part], form: "Form") -> dict[str, float]:
 
     `used/G` is the share of a capped group among the trained samples (or the prompts, by the form), `slack/G` what its
     cap leaves; `used/mean_cost` and `slack/mean_cost` are tokens. `sampled/G` is a group's share of all judged
-    responses, `margin/G` its mean margin over prompts with every group. `rejected_frac` and `one_sided_frac` (prompts
-    that lack a group) are over prompts, `malformed_frac` over responses. The solver's are `solver_seconds`,
-    `solver_gap` to the optimum, relative to it, and `is_fallback`. All are over the prompts of all parts together.
+    responses, `margin/G` its mean margin over prompts with responses of it and of another group. `rejected_frac` and
+    `one_sided_frac` (prompts with fewer than two groups) are over prompts, `malformed_frac` over responses. The
+    solver's are `solver_seconds`, `solver_gap` to the optimum, relative to it, and `is_fallback`, 1 where the cheapest
+    choice stood in. All are over the prompts of all parts together.
     """
     pools, solutions = [part.pool for part in parts], [part.solution for part in parts]
     prompts, size = max(1, sum(s.num_prompts for s in solutions)), max(1, sum(map(len, pools)))
@@ -217,10 +285,11 @@ def budget_metrics(parts: Sequence[Part], form: "Form") -> dict[str, float]:
     for name in solutions[0].spending if solutions else ():
         values[f"used/{name}"] = _mean([s.spending[name].used for s in solutions], counted)
         values[f"slack/{name}"] = _mean([s.spending[name].slack for s in solutions], counted)
-    two_sided = [s.num_prompts - s.num_one_sided for s in solutions]
     for group in solutions[0].mean_margins if solutions else ():
         values[f"sampled/{group}"] = sum(pool.groups.count(group) for pool in pools) / size
-        values[f"margin/{group}"] = _mean([s.mean_margins[group] for s in solutions], two_sided)
+        values[f"margin/{group}"] = _mean(
+            [s.mean_margins[group] for s in solutions], [s.num_compared[group] for s in solutions]
+        )
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 

@@ -1,17 +1,26 @@
 """budget: the integer program on a file, and the data that teaches voting."""
 
 import argparse
+import contextlib
+import ctypes
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
 from llamarl.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from llamarl.core.records import Prompt
     from llamarl.functional.budget import Budget, Pool, Solution
+
+SLOTS = 64
+"""Attempts that are sampled together."""
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -77,10 +86,14 @@ llamarl sft MODEL sft.jsonl OUT
     build.add_argument(
         "--data",
         required=True,
-        help="rows of prompt and answer; without --model also completions (a list of texts) or a golden solution",
+        help="rows of prompt (or problem) and answer (or solution); without --model also completions (a list of texts) "
+        "or a golden solution",
     )
     build.add_argument("--out", required=True, help="rows of messages, as llamarl sft reads them")
-    build.add_argument("--model", help="checkpoint directory or Hub id that makes the attempts")
+    build.add_argument(
+        "--model",
+        help="checkpoint directory or Hub id that makes the attempts; they are kept in attempts/ beside --out",
+    )
     build.add_argument("--samples", type=int, default=16, help="attempts per prompt with --model (default 16)")
     build.add_argument("--max-tokens", type=int, default=512, help="of an attempt (default 512)")
     build.add_argument("--temperature", type=float, default=1.0, help="of the attempts (default 1)")
@@ -88,12 +101,13 @@ llamarl sft MODEL sft.jsonl OUT
     build.add_argument(
         "--rl-prompts", metavar="FILE", help="also write the instructed prompts, as data for llamarl train"
     )
+    add_view_options(build)
     if is_adaptive:
         build.add_argument(
             "--voting-share",
             type=float,
             default=0.5,
-            help="share of votes among the prompts, from 0 to 1 (default 0.5)",
+            help="share of votes among the rows, from 0 to 1 (default 0.5)",
         )
 
 
@@ -103,15 +117,17 @@ def run_solve(arguments: argparse.Namespace) -> int:
     from llamarl.data.pools import read_pool
     from llamarl.functional.budget import solve
 
+    _check_files({"--out": arguments.out})
     budget = _budget(arguments)
     data = read_pool(arguments.data, budget.groups, arguments.cost_field)
-    solution = solve(
-        data.pool,
-        budget,
-        form=arguments.form,
-        time_limit_seconds=arguments.time_limit,
-        method=arguments.method,
-    )
+    with _silenced():
+        solution = solve(
+            data.pool,
+            budget,
+            form=arguments.form,
+            time_limit_seconds=arguments.time_limit,
+            method=arguments.method,
+        )
     marked = (dict(row) | {"z": int(z)} for row, z in zip(data.rows, solution.accepted, strict=True))
     write_jsonl(arguments.out, marked)
     if arguments.json:
@@ -120,6 +136,24 @@ def run_solve(arguments: argparse.Namespace) -> int:
         print(describe_solution(data.pool, solution, arguments.form))
         print(f"written to {arguments.out}")
     return 0
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Drops what native code prints past Python: HiGHS says some things whatever its options are.
+
+    Standard output is the whole process's, so this is only for a command that does nothing else meanwhile.
+    """
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C's own buffer, or it would follow later
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def describe_solution(pool: "Pool", solution: "Solution", form: str) -> str:
@@ -135,7 +169,9 @@ def describe_solution(pool: "Pool", solution: "Solution", form: str) -> str:
     for name, spent in solution.spending.items():
         what = "mean cost" if name == "mean_cost" else f"{name} share of {whole}"
         lines.append(f"budget     {what} {spent.used:.4g}, at most {spent.bound:.4g} (slack {spent.slack:.4g})")
-    lines.append(f"margins    {margins} (mean over prompts with every group; {solution.num_one_sided} lack one)")
+    lines.append(
+        f"margins    {margins} (means over prompts with another group too; {solution.num_one_sided} have none)"
+    )
     gap = f", at most {solution.gap:.3g} below the optimum" if solution.status in ("near_optimal", "time_limit") else ""
     lines.append(f"objective  {solution.objective:.6g}: {STATUS[solution.status]}{gap}")
     lines.append(f"solver     {solution.solver}, {solution.seconds:.3f} s")
@@ -146,10 +182,11 @@ def run_build(arguments: argparse.Namespace) -> int:
     """`llamarl budget build-sv` and `build-asv`."""
     from llamarl.data.asks import Mode, instructed
     from llamarl.data.jsonl import write_jsonl
-    from llamarl.data.prompts import read_prompts
+    from llamarl.evals.budget_samples import read_problems
     from llamarl.recipes.voting_data import build_asv, build_sv, recorded_attempts
 
-    prompts = read_prompts(arguments.data)
+    _check_files({"--out": arguments.out, "--rl-prompts": arguments.rl_prompts})
+    prompts = read_problems(arguments.data)
     attempts = recorded_attempts if arguments.model is None else _sampled_attempts(arguments, prompts)
     if arguments.is_adaptive:
         built = build_asv(prompts, attempts, arguments.voting_share, arguments.seed)
@@ -162,9 +199,11 @@ def run_build(arguments: argparse.Namespace) -> int:
         mode: Mode = "adaptive" if arguments.is_adaptive else "voting"
         write_jsonl(arguments.rl_prompts, (instructed(prompt, mode) for prompt in prompts))
     if arguments.json:
-        print_json({"prompts": len(prompts), "rows": len(built.rows), "counts": built.counts, "out": arguments.out})
+        record = {"prompts": len(prompts), "rows": len(built.rows), "counts": built.counts}
+        print_json(record | {"voting_share": built.voting_share, "out": arguments.out})
     else:
-        print(f"{len(prompts)} prompts: {_counted(built.counts)}; {len(built.rows)} rows written to {arguments.out}")
+        print(f"{len(prompts)} prompts: {_counted(built.counts)}")
+        print(f"{len(built.rows)} rows, {built.voting_share:.1%} of them votes, written to {arguments.out}")
     return 0
 
 
@@ -173,30 +212,50 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _sampled_attempts(arguments: argparse.Namespace, prompts: "Sequence[Prompt]") -> "Callable[[Prompt], list[str]]":
-    """Attempts by a model, under the plain instructions; those that the token limit cut are left out."""
-    from llamarl.core.records import GenerationRequest
+    """Attempts by a model, under the plain instructions; those that the token limit cut are left out.
+
+    They are kept beside the rows: a killed command goes on, and the other kind of rows needs no second sampling.
+    """
     from llamarl.core.sampling import Sampling
-    from llamarl.core.seeds import sample_seed
-    from llamarl.data.asks import instruct
-    from llamarl.generation.executor import GeneratorConfig, build_batcher
-    from llamarl.models.checkpoint import load_model, load_tokenizer
+    from llamarl.data.asks import SHIPPED
+    from llamarl.evals.budget_samples import sample
+    from llamarl.evals.chats import NativeChat
+    from llamarl.evals.progress import make_progress
 
     if arguments.samples < 1:
         raise ConfigError(f"--samples {arguments.samples}: give at least 1")
     sampling = Sampling.parse({"max_tokens": arguments.max_tokens, "temperature": arguments.temperature})
-    tokenizer = load_tokenizer(arguments.model)
-    generator = build_batcher(load_model(arguments.model), GeneratorConfig(), tokenizer)
-    requests = [
-        GenerationRequest(
-            key,
-            tokenizer.encode_chat(instruct(prompt, "plain")),
-            tuple(sample_seed(arguments.seed, 0, prompt.id, i) for i in range(arguments.samples)),
-            sampling,
-        )
-        for key, prompt in enumerate(prompts)
+    parts = (Path(arguments.data).stem, arguments.model, sampling.max_tokens, sampling.temperature, arguments.seed)
+    name = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-.") for part in parts)
+    replies = sample(
+        prompts,
+        NativeChat(arguments.model, sampling, slots=SLOTS),
+        Path(arguments.out).parent / "attempts" / name,
+        arguments.samples,
+        ask=SHIPPED["plain"],
+        max_in_flight=SLOTS,
+        seed=arguments.seed,
+        progress=make_progress(quiet=arguments.quiet, plain=arguments.plain),
+    )
+    return lambda prompt: [
+        r.response for r in replies[prompt.id] if r.response is not None and r.finish_reason == "stop"
     ]
-    answers = dict(zip((prompt.id for prompt in prompts), generator.generate(requests), strict=True))
-    return lambda prompt: [c.text for c in answers[prompt.id] if c.finish_reason == "stop"]
+
+
+def _check_files(paths: Mapping[str, str | None]) -> None:
+    """Raises `ConfigError` for a file, by its option, that cannot be written; makes its directory."""
+    given = {option: Path(path) for option, path in paths.items() if path is not None}
+    for option, path in given.items():
+        if path.is_dir():
+            raise ConfigError(f"{option} {path}: a directory; name a file in it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{option} {path}: no directory {path.parent} can be made ({error.strerror})") from None
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"{option} {path}: {path.parent} is not yours to write; choose another place")
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise ConfigError(f"{' and '.join(given)} name the same file; give each its own")
 
 
 STATUS = {
@@ -217,13 +276,20 @@ def _budget(arguments: argparse.Namespace) -> "Budget":
     if (arguments.mean_cost is None) != (arguments.cost_field is None):
         raise ConfigError("--cost-field names the costs and --mean-cost bounds their mean: give both or neither")
     caps = {arguments.long_group: 1.0 if arguments.q_plus is None else arguments.q_plus}
-    caps |= dict(_cap(text) for text in arguments.cap)
+    given = {} if arguments.q_plus is None else {arguments.long_group: "--q-plus"}
+    for text in arguments.cap:
+        group, cap = _cap(text)
+        if group in given:
+            raise ConfigError(f"--cap {text}: {group!r} has a cap by {given[group]} already; give one")
+        given[group], caps[group] = f"--cap {text}", cap
     return Budget(caps, tuple(arguments.short_group or ["short"]), arguments.mean_cost)
 
 
 def _cap(text: str) -> tuple[str, float]:
     group, _, value = text.partition("=")
     try:
+        if not group:
+            raise ValueError("no name")
         return group, float(value)
     except ValueError:
         raise ConfigError(f"--cap {text}: write NAME=Q, such as tool=0.1") from None

@@ -8,6 +8,9 @@ from typing import Any
 Subparsers = Any
 """What `add_subparsers` returns; argparse keeps the type private."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM."""
+
 
 def add_command(
     commands: Subparsers,

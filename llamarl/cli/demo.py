@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import INTERRUPTED, Subparsers, add_command, add_view_options, print_json
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -26,7 +26,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """`llamarl demo`."""
     from rich.console import Console
 
-    from llamarl.cli.run_commands import draw_figures, live_view
+    from llamarl.cli.run_commands import draw_figures, live_view, stopped_early
     from llamarl.controller.recipe import Recipe
     from llamarl.controller.run import train
     from llamarl.recipes import recipe_path
@@ -44,9 +44,11 @@ def run_demo(arguments: argparse.Namespace) -> int:
     with live_view(arguments, "llamarl demo") as view:
         summary, reporter = train(recipe, arguments.run_dir, live=view)
     figure = draw_figures(reporter.directory)
+    stopped = stopped_early(reporter, summary.steps)
+    status = INTERRUPTED if stopped else 0
     if arguments.json:
         print_json({"run_dir": str(reporter.directory), "figure": str(figure), **asdict(summary)})
-        return 0
+        return status
     console.print(side_by_side(list(reporter.before)[:6], list(reporter.after)[:6], width=console.width))
     before, after = summary.reward_before, summary.reward_after
     if before is not None and after is not None:
@@ -59,5 +61,5 @@ def run_demo(arguments: argparse.Namespace) -> int:
     )
     console.print(f"figure         {figure}", soft_wrap=True, highlight=False)
     console.print(f"run directory  {Path(reporter.directory)}", soft_wrap=True, highlight=False)
-    console.print(f"next           llamarl view {reporter.directory}", soft_wrap=True, highlight=False)
-    return 0
+    console.print(stopped or f"next           llamarl view {reporter.directory}", soft_wrap=True, highlight=False)
+    return status

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from llamarl.cli import eval_commands
 from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
 from llamarl.core.config import suggest
-from llamarl.core.errors import ConfigError
+from llamarl.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from llamarl.core.records import Prompt
     from llamarl.data.asks import Ask
     from llamarl.evals.budget import BudgetPlan
-    from llamarl.evals.budget_samples import AnswerFunction, Attempt, Reading
+    from llamarl.evals.budget_samples import Attempt, Reading
     from llamarl.evals.chats import Chat
     from llamarl.evals.replies import Reply
 
@@ -90,8 +90,8 @@ the same command again goes on where a killed one stopped
     what.add_argument(
         "--answers",
         metavar="FUNCTION",
-        help="what a text votes for: stated (its boxed or final answer, default), whole (all behind thoughts), or "
-        "module:function of the text",
+        help="what a text votes for: stated (its boxed or final answer, default; equal ones in any spelling agree), "
+        "whole (all behind thoughts), or module:function of the text; of these equal texts agree",
     )
     eval_commands.add_generation_options(budget.add_argument_group("how it answers"))
     add_view_options(budget)
@@ -115,10 +115,13 @@ def run_budget(arguments: argparse.Namespace) -> int:
         arguments.data, limit=arguments.limit, split=arguments.split, on_bad_row=arguments.on_bad_row
     )
     reading.check(problems)
-    attempts = {
-        name: assess(problems, _replies(arguments, problems, name, where, asks.get(name)), reading)
-        for name, where in models.items()
-    }
+    attempts = {}
+    for name, where in models.items():
+        replies = _replies(arguments, problems, name, where, asks.get(name))
+        try:
+            attempts[name] = assess(problems, replies, reading)
+        except DataError as error:
+            raise DataError(f"{error}; no reply is lost: mend it and run the same again") from error
     results = budget_results(problems, attempts, plan)
     results["settings"] = _record(arguments, models) | {"skipped_rows": [str(row) for row in problems.skipped]}
     out = Path(arguments.out)
@@ -217,7 +220,7 @@ def _plan(arguments: argparse.Namespace, models: Mapping[str, str | None]) -> "B
     for name in baselines:
         _check_name("--baseline", name, models)
     votes, best_of = _sizes("--votes", arguments.votes), _sizes("--best-of", arguments.best_of)
-    plan = BudgetPlan(tuple(baselines), votes, best_of, Bootstrap(arguments.seed))
+    plan = BudgetPlan(tuple(baselines), votes, best_of, Bootstrap(arguments.seed), arguments.answers == "stated")
     if arguments.samples_per_prompt is None:
         arguments.samples_per_prompt = plan.num_needed
     if arguments.samples_per_prompt < plan.num_needed:
@@ -262,15 +265,10 @@ def _chat(arguments: argparse.Namespace, where: str | None) -> "Chat":
 
 def _reading(arguments: argparse.Namespace) -> "Reading":
     """Judge, groups and answers."""
-    from llamarl.core.loading import load_object
     from llamarl.data.groups import load_group_function
-    from llamarl.evals.budget_samples import Reading, stated_answer, whole_answer
+    from llamarl.evals.budget_samples import Reading, load_answer_function
 
-    spec, shipped = arguments.answers, {"stated": stated_answer, "whole": whole_answer}
-    if ":" not in spec and spec not in shipped:
-        raise ConfigError(f"--answers {spec!r}: choose stated or whole, or name a function of a text, module:function")
-    answer: AnswerFunction = shipped[spec] if spec in shipped else load_object(spec)
-    return Reading(arguments.judge, load_group_function(arguments.groups), answer)
+    return Reading(arguments.judge, load_group_function(arguments.groups), load_answer_function(arguments.answers))
 
 
 def _record(arguments: argparse.Namespace, models: Mapping[str, str | None]) -> dict[str, Any]:

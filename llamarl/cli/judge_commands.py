@@ -1,7 +1,8 @@
 """judge run, judge audit, judge calibrate: judges by themselves, on completions from anywhere.
 
 Exit status: 0 everything was judged, no audit limit was exceeded; 1 some verdicts failed (the output is written all the
-same), a judge broke, or an audit found too many false positives; 2 the input is wrong; 130 interrupted.
+same), a judge broke, or an audit found too many attacks that pass or good replies that don't; 2 the input is wrong; 130
+interrupted.
 """
 
 import argparse
@@ -63,7 +64,11 @@ llamarl judge audit --judge rubric.toml --max-rate 0.01 --out audit.json
     )
     audit.add_argument("--attack", action="append", metavar="KIND", help="only this kind of attack; repeatable")
     audit.add_argument(
-        "--max-rate", type=float, default=0.05, metavar="R", help="exit status 1 above this false-positive rate (0.05)"
+        "--max-rate",
+        type=float,
+        default=0.05,
+        metavar="R",
+        help="exit status 1 if more attacks pass, or good replies don't (0.05)",
     )
     audit.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON")
 
@@ -97,16 +102,16 @@ def _add_common(parser: argparse.ArgumentParser, data: str, *, is_needed: bool =
 def run_run(arguments: argparse.Namespace) -> int:
     """`llamarl judge run`."""
     from llamarl.judges.rows import read_completions
-    from llamarl.judges.runner import judge_file, summary_of
+    from llamarl.judges.runner import job_key, judge_file, summary_of
 
     out: Path = arguments.out
     if out.resolve() == Path(arguments.data).resolve():
         raise ConfigError(f"--out {out}: is the data itself; give another file")
     configs = _configs(arguments)
     rows = read_completions(arguments.data)
-    key = [config.model_dump(mode="json") for config in configs]
 
     async def work(panel: "JudgePanel") -> Any:
+        key = job_key(configs)
         with _progress(arguments, "judging", len(rows)) as on_done:
             return await judge_file(panel, rows, out, key=key, max_in_flight=arguments.max_in_flight, on_done=on_done)
 
@@ -129,6 +134,8 @@ def run_audit(arguments: argparse.Namespace) -> int:
     from llamarl.judges.audit import audit, overall, read_audit_rows, shipped_rows
     from llamarl.report.files import write_json
 
+    if not 0.0 <= arguments.max_rate <= 1.0:
+        raise ConfigError(f"--max-rate {arguments.max_rate:g}: give a share, from 0 to 1")
     given = None if arguments.data is None else read_audit_rows(arguments.data)
 
     async def work(panel: "JudgePanel") -> Any:
@@ -145,17 +152,29 @@ def run_audit(arguments: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print_audit(results, totals)
-    too_many = [each for each in totals if each.rate is not None and each.rate > arguments.max_rate]
-    unjudged = [each for each in totals if each.rate is None]
+    good = [each for each in results if each.attack == "good"]
+    warnings = list(_audit_warnings(good, totals, arguments.max_rate))
     if not arguments.json:
-        for each in results:
-            if each.attack == "good" and each.rate is not None and each.rate < 1 - arguments.max_rate:
-                print(f"warning: judge '{each.judge}' passes only {each.rate:.1%} of the replies that should pass")
-        for each in too_many:
-            print(f"warning: judge '{each.judge}' passes {each.rate:.1%} of what deserves nothing; see the examples")
-        for each in unjudged:
-            print(f"warning: judge '{each.judge}' judged none of the attacks, so this says nothing of it")
-    return int(bool(too_many or unjudged))
+        for warning in warnings:
+            print(f"warning: {warning}")
+    return int(bool(warnings))
+
+
+def _audit_warnings(
+    good: "Sequence[AttackResult]", attacks: "Sequence[AttackResult]", max_rate: float
+) -> Iterator[str]:
+    """What speaks against trusting a judge, in a sentence each."""
+    for each in (*good, *attacks):
+        is_good = each.attack == "good"
+        if each.rate is None:
+            what = "good replies" if is_good else "attacks"
+            yield f"judge '{each.judge}' judged none of the {what}, so this says nothing of it"
+        elif is_good and each.rate < 1.0 - max_rate:
+            yield f"judge '{each.judge}' passes only {each.rate:.1%} of the replies that should pass"
+        elif not is_good and each.rate > max_rate:
+            yield f"judge '{each.judge}' passes {each.rate:.1%} of what deserves nothing; see the examples"
+        elif each.failed:
+            yield f"judge '{each.judge}' failed on {each.failed} of {each.tried} replies, which are in no rate"
 
 
 def run_calibrate(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from llamarl.cli import (
     reward_commands,
     run_commands,
 )
+from llamarl.cli.common import INTERRUPTED
 from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
 
 DESCRIPTION = """\
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         return 0

@@ -42,6 +42,7 @@ cat prompts.txt | llamarl generate MODEL -
         examples="""
 llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
 llamarl sft MODEL data.parquet OUT --reduction sequence_sum --schedule linear
+llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4
 """,
         takes_overrides=True,
     )
@@ -99,7 +100,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from llamarl.controller.recipe import describe_settings, parse_overrides
-    from llamarl.models.checkpoint import load_model, load_tokenizer, save_model
+    from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
     from llamarl.training.config import SFTConfig
     from llamarl.training.sft import SFTTrainer
     from llamarl.training.sft_data import read_sft_rows
@@ -110,8 +111,10 @@ def run_sft(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
     config = SFTConfig.parse(parse_overrides(arguments.overrides), source="sft")
+    check_target(arguments.out, arguments.model)
     tokenizer = load_tokenizer(arguments.model)
-    rows = read_sft_rows(arguments.data, tokenizer)
+    positions = getattr(load_config(arguments.model).get_text_config(), "max_position_embeddings", None)
+    rows = read_sft_rows(arguments.data, tokenizer, positions)
     if not 0 <= arguments.held_out < len(rows):
         raise ConfigError(f"--held-out {arguments.held_out}: the data has {len(rows)} rows, and some must train")
     rows, held_out = rows[: len(rows) - arguments.held_out], rows[len(rows) - arguments.held_out :]
@@ -133,6 +136,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     result = {
         "rows": len(rows),
         "steps": config.num_steps,
+        "trained_parameters": trainer.num_trained,
         "loss": loss,
         "held_out_loss_before": before,
         "held_out_loss_after": after,
@@ -142,7 +146,8 @@ def run_sft(arguments: argparse.Namespace) -> int:
         print_json(result)
     else:
         change = "" if before is None else f", held-out loss {before:.4f} -> {after:.4f}"
-        print(f"{config.num_steps} steps on {len(rows)} rows{change}; written to {arguments.out}")
+        scope = "" if config.lora is None else f" with {trainer.num_trained:,} adapter parameters"
+        print(f"{config.num_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
     return 0
 
 

@@ -1,16 +1,18 @@
 """train, resume, view, export: the life of a run directory."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import INTERRUPTED, Subparsers, add_command, add_view_options, print_json
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llamarl.controller.reporter import Reporter
     from llamarl.report.live import LiveView
 
 
@@ -95,7 +97,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         return 0
     with live_view(arguments, Path(arguments.recipe).stem) as view:
         summary, reporter = train(recipe, arguments.run_dir, live=view)
-    return _finish(arguments, reporter.directory, asdict(summary))
+    return _finish(arguments, reporter, asdict(summary))
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
@@ -104,7 +106,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
     with live_view(arguments, Path(arguments.run_dir).name) as view:
         summary, reporter = resume(arguments.run_dir, arguments.overrides, step=arguments.step, live=view)
-    return _finish(arguments, reporter.directory, asdict(summary))
+    return _finish(arguments, reporter, asdict(summary))
 
 
 def run_view(arguments: argparse.Namespace) -> int:
@@ -129,7 +131,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     """`llamarl export`."""
     from llamarl.controller.export import export_run
 
-    step = export_run(arguments.run_dir, arguments.directory, arguments.step)
+    step = export_run(
+        arguments.run_dir, arguments.directory, arguments.step, tell=lambda text: print(text, file=sys.stderr)
+    )
     if arguments.json:
         print_json({"step": step, "directory": arguments.directory})
     else:
@@ -160,16 +164,25 @@ def live_view(arguments: argparse.Namespace, title: str) -> "Iterator[LiveView |
         yield view
 
 
-def _finish(arguments: argparse.Namespace, directory: Path, summary: dict[str, Any]) -> int:
+def stopped_early(reporter: "Reporter", steps: int) -> str | None:
+    """One line on where an interrupt ended the run and how to go on; None where it came to its end."""
+    if not reporter.is_interrupted or steps >= reporter.total_steps:
+        return None
+    return f"stopped at step {steps} of {reporter.total_steps}; llamarl resume {reporter.directory}"
+
+
+def _finish(arguments: argparse.Namespace, reporter: "Reporter", summary: dict[str, Any]) -> int:
+    directory, stopped = reporter.directory, stopped_early(reporter, summary["steps"])
+    status = INTERRUPTED if stopped else 0
     figure = draw_figures(directory)
     if arguments.json:
         print_json({"run_dir": str(directory), **summary})
-        return 0
+        return status
     before, after = summary["reward_before"], summary["reward_after"]
     if before is not None and after is not None:
         print(f"held-out reward {before:.3f} -> {after:.3f}")
     print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; run directory {directory}")
     if figure:
         print(f"figure {figure}")
-    print(f"next: llamarl view {directory} | llamarl export {directory} MODEL_DIR")
-    return 0
+    print(stopped or f"next: llamarl view {directory} | llamarl export {directory} MODEL_DIR")
+    return status

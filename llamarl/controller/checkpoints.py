@@ -2,7 +2,7 @@
 
 A checkpoint is written into a fresh folder, every file is flushed to disk, a manifest with sizes and SHA-256 comes
 last, and only then the folder gets its name by rename; the `latest` pointer moves by rename too. A kill at any moment
-leaves the previous checkpoint untouched and at worst a temporary folder, which the next save removes. Loading verifies
+leaves the previous checkpoint untouched and at worst a temporary folder, which the next life removes. Loading verifies
 every byte against the manifest and falls back to the previous copy, saying so.
 
     checkpoints/step_000040/{manifest.json, trainer/...}
@@ -16,13 +16,19 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamarl.core.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+
+
+def warn(text: str) -> None:
+    """A `RuntimeWarning` at the line that called who calls this."""
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +61,20 @@ class CheckpointStore:
         Raises:
             OSError: the disk refused (full, read-only); the temporary folder is removed, older copies are untouched.
         """
-        self._remove_temporaries()
+        with self.fresh() as temporary:
+            write(temporary)
+            return self.commit(step, temporary, score)
+
+    @contextmanager
+    def fresh(self) -> Iterator[Path]:
+        """An empty temporary folder to write to, which `commit` names; gone at the end if it was not committed."""
+        self.remove_temporaries()
         temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
         temporary.mkdir()
         try:
-            write(temporary)
-            return self.commit(step, temporary, score)
-        except BaseException:
+            yield temporary
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-    def fresh(self) -> Path:
-        """An empty temporary folder for a writer in another process; `commit` names it."""
-        self._remove_temporaries()
-        temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
-        return temporary
 
     def commit(self, step: int, temporary: Path, score: float | None = None) -> Path:
         """Seals a folder from `fresh`: manifest, flush, rename, pointers, and removal of what is no longer kept."""
@@ -113,20 +117,31 @@ class CheckpointStore:
                 raise CheckpointError(f"{file}: SHA-256 differs from the manifest; the copy is damaged")
         return Checkpoint(int(manifest["step"]), path, manifest.get("score"))
 
-    def load_latest(self) -> Checkpoint:
-        """The newest checkpoint that verifies; damaged ones are skipped with a warning.
+    def load_latest(self, tell: Callable[[str], None] = warn) -> Checkpoint:
+        """The newest checkpoint that verifies.
+
+        Args:
+            tell: hears of each damaged one that is skipped; by default a `RuntimeWarning`.
 
         Raises:
-            CheckpointError: none verifies.
+            CheckpointError: there is none, or none verifies.
         """
-        problems = []
+        run_dir, problems = self.directory.parent, []
         for step in reversed(self.steps()):
             try:
                 return self.load(step)
             except CheckpointError as error:
                 problems.append(str(error))
-                warnings.warn(f"skipping a damaged checkpoint: {error}", RuntimeWarning, stacklevel=2)
-        raise CheckpointError(f"{self.directory}: no usable checkpoint" + "".join(f"\n  {p}" for p in problems))
+                tell(f"skipping a damaged checkpoint: {error}")
+        if not problems:
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint yet; `llamarl resume {run_dir}` goes on with the run, which writes "
+                "one every schedule.checkpoint_every steps and at its end"
+            )
+        raise CheckpointError(
+            f"{self.directory}: no usable checkpoint; restore one from a copy, or delete the step folders, and "
+            f"`llamarl resume {run_dir}` starts over from step 0" + "".join(f"\n  {problem}" for problem in problems)
+        )
 
     def forget_after(self, step: str) -> None:
         """Makes `step` (`best` or a number) the newest checkpoint by removing later ones.
@@ -169,9 +184,10 @@ class CheckpointStore:
         for path in self._folders():
             if path not in keep:
                 shutil.rmtree(path, ignore_errors=True)
-        self._remove_temporaries()
+        self.remove_temporaries()
 
-    def _remove_temporaries(self) -> None:
+    def remove_temporaries(self) -> None:
+        """Removes what a kill left half written."""
         for path in self.directory.glob("tmp-*"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ steps recorded: after a crash the ledger agrees with the checkpoint the run goes
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,6 +42,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -92,9 +94,25 @@ class Ledger:
         self.commit()
         self._counts = self._count()
 
-    def accounted(self) -> set[tuple[int, str]]:
-        """(epoch, prompt id) of all trained or dropped prompts: what a resumed stream must not issue again."""
-        return set(self._db.execute("SELECT epoch, prompt_id FROM prompts WHERE status IN ('trained', 'dropped')"))
+    def accounted(self, version: int | None = None) -> set[tuple[int, str]]:
+        """(epoch, prompt id) of all trained or dropped prompts: what a resumed stream must not issue again.
+
+        Args:
+            version: leaves out what happened after it was made, as `rewind` will; None: leaves nothing out.
+
+        Raises:
+            CheckpointError: no prompt trained the version: the ledger is not of this run, or older.
+        """
+        query = "SELECT epoch, prompt_id FROM prompts WHERE status IN ('trained', 'dropped')"
+        if version is None:
+            return set(self._db.execute(query))
+        trained = "SELECT COUNT(*) FROM prompts WHERE status = 'trained' AND version = ?"
+        if version > 0 and self._db.execute(trained, (version,)).fetchone() == (0,):
+            raise CheckpointError(
+                f"{self._path}: knows of no prompt that step {version} trained, so which prompts are left is unknown; "
+                "restore the file from a copy, or start a new run from `llamarl export`"
+            )
+        return set(self._db.execute(f"{query} AND version <= ?", (version,)))
 
     def counts(self) -> dict[str, int]:
         """`issued` counts every prompt ever handed out; the other states count prompts now in them."""
@@ -144,12 +162,20 @@ class Ledger:
 
 
 def read_counts(path: str | Path) -> dict[str, int]:
-    """Counts by state of a ledger that may be in use: opens it read-only."""
-    db = sqlite3.connect(f"file:{Path(path).absolute()}?mode=ro", uri=True)
+    """Counts by state of a ledger that may be in use: opens it read-only. All 0 where nothing was written yet.
+
+    Raises:
+        CheckpointError: the file is not a ledger, or cannot be read.
+    """
     try:
-        return _totals(dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall()))
-    finally:
-        db.close()
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'prompts'").fetchone():
+                return _totals({})
+            return _totals(dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall()))
+    except sqlite3.Error as error:
+        raise CheckpointError(
+            f"{path}: not a readable ledger ({error}); restore it from a copy, or move it away to see the rest"
+        ) from None
 
 
 def _totals(states: Mapping[str, int]) -> dict[str, int]:

@@ -39,8 +39,8 @@ class Observer(Protocol):
     def on_step(self, record: StepRecord) -> None:
         """An optimizer step was made and recorded in the ledger."""
 
-    def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
-        """Held-out prompts were evaluated with the weights of `version`."""
+    def on_evaluation(self, version: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
+        """Held-out prompts were answered with the weights of `version`; `metrics` are what algorithms found of them."""
 
     def on_message(self, text: str) -> None:
         """Something a person should know: a lost executor, a damaged checkpoint."""

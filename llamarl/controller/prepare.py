@@ -1,17 +1,22 @@
 """Reads and checks everything that can be wrong with a run before anything starts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from llamarl.algorithms import AlgorithmConfig
-from llamarl.controller.recipe import Recipe, TaskConfig
+from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import Form
-from llamarl.core.errors import DataError
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.protocols import Judge
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
-from llamarl.data import read_prompts
+from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
+from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.template_check import check_template
@@ -97,6 +102,13 @@ class Prepared:
         }
 
 
+class _Row(NamedTuple):
+    """A prompt and where it stands."""
+
+    prompt: Prompt
+    place: Place
+
+
 def generator_names(recipe: Recipe) -> list[str]:
     """Executor names of the generators."""
     return [f"generator-{i}" for i in range(recipe.num_generators)]
@@ -108,41 +120,91 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong, where, and what to do.
     """
+    _check_device("trainer.device", recipe.trainer.device)
+    _check_device("generator.device", recipe.generator.device)
     config = load_config(recipe.model)
+    positions = config.max_position_embeddings
+    if recipe.sampling.max_tokens >= positions:
+        raise ConfigError(
+            f"sampling.max_tokens={recipe.sampling.max_tokens}: the model has {positions} positions for a prompt and "
+            f"its completion together; set it below {positions}"
+        )
     tokenizer = load_tokenizer(recipe.model)
     limits = [f"{name}: {text}" for name, text in check_template(tokenizer, config).limits.items()]
-    tasks = [_prepare_task(recipe, task, tokenizer) for task in recipe.all_tasks]
-    prepared = Prepared(recipe, tasks, tokenizer, config.max_position_embeddings, limits)
-    _check_lengths(prepared)
-    return prepared
+    tasks = [_prepare_task(recipe, task, tokenizer, positions) for task in recipe.all_tasks]
+    return Prepared(recipe, tasks, tokenizer, positions, limits)
 
 
-def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer) -> PreparedTask:
+def _check_device(field: str, name: str) -> None:
+    """Refuses a device that is not here. It only counts devices: to claim one is up to the executors."""
+    found = ["cpu"]
+    if (accelerator := torch.accelerator.current_accelerator()) is not None:
+        count = torch.get_device_module(accelerator).device_count()
+        found += [f"{accelerator.type}:{index}" for index in range(count)]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not (device.type == "cpu" or f"{device.type}:{device.index or 0}" in found):
+        raise ConfigError(
+            f"{field}={name!r}: torch {torch.__version__} finds only {', '.join(found)} here; name one of these, or "
+            "install the torch build for your device"
+        )
+
+
+def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positions: int) -> PreparedTask:
     data = task.data
-    rows = read_prompts(
-        data.source,
-        format=data.format,
-        mapping=data.mapping,
-        split=data.split,
-        limit=data.limit,
-        on_bad_row=data.on_bad_row,
-    )
-    prompts, held_out = _hold_out(task, recipe.evaluation.num_prompts, [_with_system(row, data.system) for row in rows])
+    rows, bad = _read(data, data.source, format=data.format, split=data.split, limit=data.limit)
+    rows, held_out, bad_held_out = _hold_out(task, recipe.evaluation.num_prompts, rows)
     if recipe.tasks:
-        prompts, held_out = _of_task(task.name, prompts), _of_task(task.name, held_out)
+        rows, held_out = _of_task(task.name, rows), _of_task(task.name, held_out)
+    forms = [Form(form.ask, load_ask(form.ask), form.samples) for form in task.coverage]
+    lengths = _Lengths(tokenizer, positions, recipe.sampling.max_tokens, should_skip=data.on_bad_row == "skip")
+    rows, long = lengths.fitting(rows, forms)
+    if not rows:
+        raise DataError(f"{data.source}: no prompt is left to train; the first: {long[0]}")
+    held_out, long_held_out = lengths.fitting(held_out)
+    prompts = [row.prompt for row in rows]
     assert task.algorithm is not None
     algorithm = task.algorithm.build()
     if hasattr(algorithm, "check_prompts"):
-        algorithm.check_prompts(prompts)
+        with _naming_the_row(rows) as watched:
+            algorithm.check_prompts(watched)
     baselines = _baselines(tokenizer, prompts) if getattr(algorithm, "uses_baseline", False) else {}
-    paying = _check_judges(task, [*prompts, *held_out])
-    forms = [Form(form.ask, load_ask(form.ask), form.samples) for form in task.coverage]
-    return PreparedTask(task, prompts, held_out, rows.skipped, baselines, paying, forms)
+    paying = _check_judges(task, rows, held_out)
+    skipped = [*bad, *bad_held_out, *long, *long_held_out]
+    return PreparedTask(task, prompts, [row.prompt for row in held_out], skipped, baselines, paying, forms)
 
 
-def _of_task(name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+def _read(data: DataConfig, source: str, **options: Any) -> tuple[list[_Row], list[BadRow]]:
+    """The rows of a source, and those that are skipped."""
+    found = read_prompts(source, mapping=data.mapping, on_bad_row=data.on_bad_row, **options)
+    rows = [_Row(_with_system(prompt, data.system), place) for prompt, place in zip(found, found.places, strict=True)]
+    return rows, list(found.skipped)
+
+
+@contextmanager
+def _naming_the_row(rows: Sequence[_Row]) -> Iterator[Iterator[Prompt]]:
+    """The rows' prompts, to be looked at in turn; an error meanwhile is raised with file and line of the row."""
+    row: _Row | None = None
+
+    def prompts() -> Iterator[Prompt]:
+        nonlocal row
+        for row in rows:
+            yield row.prompt
+        row = None
+
+    try:
+        yield prompts()
+    except (ConfigError, DataError) as error:
+        if row is None:
+            raise
+        raise type(error)(f"{row.place[0]}, line {row.place[1]}: {error}") from error.__cause__
+
+
+def _of_task(name: str, rows: Sequence[_Row]) -> list[_Row]:
     """With ids that are unique over all tasks of the run."""
-    return [replace(prompt, id=f"{name}/{prompt.id}", task=name) for prompt in prompts]
+    return [_Row(replace(prompt, id=f"{name}/{prompt.id}", task=name), place) for prompt, place in rows]
 
 
 def _baselines(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> dict[str, Completion]:
@@ -156,23 +218,25 @@ def _baselines(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> dict[str, Com
     return found
 
 
-def _hold_out(task: TaskConfig, most: int, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts. Held-out rows are chosen by a hash of their id: the same in every run."""
+def _hold_out(task: TaskConfig, most: int, rows: list[_Row]) -> tuple[list[_Row], list[_Row], list[BadRow]]:
+    """Training rows, held-out rows, and bad ones of a held-out file.
+
+    Held-out rows are chosen by a hash of their id: the same in every run.
+    """
     if not most:
-        return prompts, []
+        return rows, [], []
     if task.held_out is not None:
-        rows = read_prompts(task.held_out, mapping=task.data.mapping, limit=most)
-        held_out = [_with_system(prompt, task.data.system) for prompt in rows]
-        trained = {_text(prompt) for prompt in prompts}
-        if leaked := [prompt.id for prompt in held_out if _text(prompt) in trained]:
+        held_out, bad = _read(task.data, task.held_out, limit=most)
+        trained = {_text(row.prompt) for row in rows}
+        if leaked := [row for row in held_out if _text(row.prompt) in trained]:
             raise DataError(
                 f"held-out prompts {task.held_out}: {len(leaked)} of them are also training prompts, first "
-                f"{leaked[0]!r}; remove them from one side"
+                f"{leaked[0].prompt.id!r} on line {leaked[0].place[1]}; remove them from one side"
             )
-        return prompts, held_out
-    order = sorted(range(len(prompts)), key=lambda i: derive_seed("held out", prompts[i].id))
-    chosen = set(order[: min(most, len(prompts) // 5)])
-    return [p for i, p in enumerate(prompts) if i not in chosen], [prompts[i] for i in sorted(chosen)]
+        return rows, held_out, bad
+    order = sorted(range(len(rows)), key=lambda i: derive_seed("held out", rows[i].prompt.id))
+    chosen = set(order[: min(most, len(rows) // 5)])
+    return [row for i, row in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)], []
 
 
 def _text(prompt: Prompt) -> str:
@@ -190,33 +254,76 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
     return tokenizer.encode_chat(prompt.messages, prompt.tools)
 
 
-def _check_lengths(prepared: Prepared) -> None:
+@dataclass(frozen=True, slots=True)
+class _Lengths:
     """No prompt, in whatever form, may be so long that its completion cannot fit the model's positions."""
-    room = prepared.max_positions - prepared.recipe.sampling.max_tokens
-    for name, prompt in _asked(prepared):
-        if (length := len(encode_prompt(prepared.tokenizer, prompt))) > room:
-            raise DataError(
-                f"prompt {prompt.id!r}{name} has {length} tokens; with sampling.max_tokens="
-                f"{prepared.recipe.sampling.max_tokens} the model's {prepared.max_positions} positions leave {room}; "
-                "shorten the prompt, lower sampling.max_tokens, or drop the row"
-            )
+
+    tokenizer: Tokenizer
+    positions: int
+    max_tokens: int
+    should_skip: bool
+
+    def fitting(self, rows: Sequence[_Row], forms: Sequence[Form] = ()) -> tuple[list[_Row], list[BadRow]]:
+        """The rows that fit, as they stand and in each form, and those that don't. Raises `DataError` at the first."""
+        fit, long = [], []
+        with _naming_the_row(rows) as prompts:
+            for row, prompt in zip(rows, prompts, strict=False):
+                if not (problem := self._problem(prompt, forms)):
+                    fit.append(row)
+                    continue
+                remedy = "shorten the prompt, lower sampling.max_tokens, or drop the row"
+                if not self.should_skip:
+                    raise DataError(f"{problem}; {remedy} (data.on_bad_row='skip')")
+                long.append(BadRow(*row.place, "prompt_too_long", "", problem, remedy))
+        return fit, long
+
+    def _problem(self, prompt: Prompt, forms: Sequence[Form]) -> str:
+        room = self.positions - self.max_tokens
+        for name, asked in [("", prompt), *((f" asked as {form.name}", form.ask(prompt)) for form in forms)]:
+            if (length := len(encode_prompt(self.tokenizer, asked))) > room:
+                return (
+                    f"prompt {prompt.id!r}{name} has {length} tokens; with sampling.max_tokens={self.max_tokens} the "
+                    f"model's {self.positions} positions leave {room}"
+                )
+        return ""
 
 
-def _asked(prepared: Prepared) -> Iterator[tuple[str, Prompt]]:
-    """Every prompt as it stands, and in each form that it is asked in."""
-    yield from (("", prompt) for prompt in prepared.held_out)
-    for task in prepared.tasks:
-        for prompt in task.prompts:
-            yield "", prompt
-            yield from ((f" asked as {form.name}", form.ask(prompt)) for form in task.forms)
-
-
-def _check_judges(config: TaskConfig, prompts: Iterable[Prompt]) -> dict[str, float]:
+def _check_judges(config: TaskConfig, rows: Sequence[_Row], held_out: Sequence[_Row]) -> dict[str, float]:
     """Builds the judges once and lets those that can look at each prompt; returns the weights of those that pay."""
     panel = build_panel(config.judges)
+    pairs = zip(panel.judges, config.judges, strict=True)
+    weights = {judge.name: each.weight for judge, each in pairs if each.role == "reward"}
     try:
-        panel.check(prompts)
+        if getattr(config.algorithm, "reward", None) == "calibrated":
+            _check_calibrated(config.name, [judge for judge in panel.judges if weights.get(judge.name)], rows)
+        with _naming_the_row([*rows, *held_out]) as prompts:
+            panel.check(prompts)
     finally:
         panel.close()
-    pairs = zip(panel.judges, config.judges, strict=True)
-    return {judge.name: each.weight for judge, each in pairs if each.role == "reward"}
+    return weights
+
+
+def _check_calibrated(task: str, paying: Sequence[Judge], rows: Sequence[_Row]) -> None:
+    """`reward = "calibrated"` takes what judges pay for margins over a baseline; a constraint's 0 or 1 is none."""
+    setting = f"algorithm.reward='calibrated' (task {task!r})"
+    for judge in paying:
+        if not getattr(judge, "is_calibrated", True):
+            raise ConfigError(
+                f"{setting}: judge '{judge.name}' pays raw rewards, not margins over a baseline response; set "
+                "calibrated = true in its settings and write baselines with 'llamarl reward baselines', or set "
+                "algorithm.reward='as_is' if its scores are never negative"
+            )
+    names = {judge.name for judge in paying}
+    with _naming_the_row(rows) as prompts:
+        for prompt in prompts:
+            wanted = prompt.info.get("judges")
+            if wanted and names.isdisjoint(wanted):
+                raise ConfigError(
+                    f"{setting}: prompt {prompt.id!r} names judges of which none pays, so it has no margin over a "
+                    "baseline response; put such prompts into a task with algorithm.reward='constant'"
+                )
+    if not names:
+        raise ConfigError(
+            f"{setting}: no judge pays, so there is no margin over a baseline response; set "
+            "algorithm.reward='constant', and a sample that meets every constraint counts 1"
+        )

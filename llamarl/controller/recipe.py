@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -36,7 +36,7 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, ge=1)
     """Read only so many rows."""
     on_bad_row: BadRowPolicy = "error"
-    """`skip` leaves bad rows out, counted and listed in the run directory."""
+    """`skip` leaves out bad rows and prompts that are too long, counted and listed in the run directory."""
     epochs: int | None = Field(default=None, ge=1)
     """The run ends when each prompt came so often; None: when `schedule.steps` are done."""
     system: str | None = None
@@ -173,10 +173,18 @@ class Recipe(Config):
                 "completions were sampled with, but under coverage these are of another prompt; use ibpo or raft with "
                 'off_policy = "none", or leave coverage out'
             )
+        if self.sampling.filters and not getattr(algorithm, "learns_by_heart", False):
+            name, value = next(iter(self.sampling.filters.items()))
+            raise ValueError(
+                f"sampling.{name}={value}: algorithm.type={config.type!r} as it is set takes completions for samples "
+                "of the whole policy, but a filter never draws what it cuts, and no ratio makes up for that; "
+                f'leave sampling.{name} out, or use raft or ibpo with off_policy = "none", which learn by heart'
+            )
         if self.schedule.max_staleness > 0 and not algorithm.corrects_staleness and not task.coverage:
             raise ValueError(
                 f"algorithm.type={config.type!r} has no off-policy correction, but schedule.max_staleness="
-                f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or use 'aipo'"
+                f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or "
+                f"{_correction(config)}"
             )
 
     def _check_tasks(self) -> None:
@@ -244,6 +252,13 @@ class Recipe(Config):
         values = merge(values, parse_overrides(overrides))
         _locate_files(values, path.parent)
         return cls.parse(values, source=str(path))
+
+
+def _correction(config: AlgorithmConfig) -> str:
+    """The setting with which stale samples may train."""
+    field = type(config).model_fields.get("off_policy")
+    values = [value for value in get_args(field.annotation) if value != "none"] if field else []
+    return f"algorithm.off_policy={values[0]!r}" if values else "algorithm.type='aipo'"
 
 
 def _check_group_size(prefix: str, samples: int, coverage: Sequence[CoverageConfig]) -> None:

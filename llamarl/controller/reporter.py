@@ -1,5 +1,6 @@
 """The run directory as an observer: everything the loop tells goes to files, and to the live view."""
 
+import contextlib
 import json
 import statistics
 import time
@@ -65,8 +66,10 @@ class Reporter:
             "sync_seconds": [],
             "rewards": [],
         }
+        self.is_interrupted = False
+        """Whether somebody asked the run to stop."""
         self._processes: dict[str, list[int]] = {}
-        self._version = 0
+        self._version = self._first_version = 0
         self._last_step_at = self._started_at = time.monotonic()
         self._seconds_before = 0.0
         self._is_training = False
@@ -114,7 +117,7 @@ class Reporter:
         self._rollouts.write(record.version, record.version - 1, record.groups, _by_position(record))
         self.refresh()
 
-    def on_evaluation(self, version: int, groups: Sequence[Group]) -> None:
+    def on_evaluation(self, version: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """Writes `eval/*`; the first evaluation is "before", the newest "after"."""
         reward = mean_reward(groups)
         if self._totals["reward_before"] is None:
@@ -122,7 +125,7 @@ class Reporter:
         if version > 0:
             self._totals["reward_after"], self.after = reward, groups
         self._totals["tokens"] += sum(len(s.completion.token_ids) for group in groups for s in group.samples)
-        self._sink.write(version, {"policy_version": version, **evaluation_metrics(groups)})
+        self._sink.write(version, {"policy_version": version, **evaluation_metrics(groups), **metrics})
         self._last_step_at = time.monotonic()
         self.refresh()
 
@@ -131,6 +134,17 @@ class Reporter:
         self._message = text
         log_message(self.directory, text)
         self.refresh()
+
+    def on_interrupt(self) -> None:
+        """Somebody asked the run to stop: says what it still does."""
+        self.is_interrupted = True
+        if self._version >= self.total_steps:
+            rest = "all steps are done, and the last evaluation is finished first"
+        elif self._version > self._first_version:
+            rest = "stopping after this step, with a checkpoint"
+        else:
+            rest = "stopping; a step under way is finished first, with a checkpoint"
+        self.on_message(f"{rest}; press Ctrl-C again to stop at once")
 
     # What the run asks
 
@@ -174,7 +188,8 @@ class Reporter:
     def restore(self, state: Mapping[str, Any], version: int) -> None:
         """Goes on from a checkpoint's totals; files forget what came after it."""
         self._totals |= {key: value for key, value in state.items() if key in self._totals}
-        self._seconds_before, self._version = float(self._totals["seconds"]), version
+        self._seconds_before = float(self._totals["seconds"])
+        self._version = self._first_version = version
         self._metrics_file.rewind(version)
         self._rollouts.rewind(version)
 
@@ -222,8 +237,8 @@ def _by_position(record: StepRecord) -> dict[tuple[int, int], Sequence[float]]:
 
 
 def log_message(directory: Path, text: str) -> None:
-    """Adds a line to the run's `messages.log`."""
-    with open(directory / "messages.log", "a") as file:
+    """Adds a line to the run's `messages.log`, unless the disk is full."""
+    with contextlib.suppress(OSError), open(directory / "messages.log", "a") as file:
         file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
 
 

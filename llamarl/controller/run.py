@@ -5,6 +5,8 @@ train      a new run directory, from the recipe's checkpoint
 resume     an existing run directory, from its newest good checkpoint
 
 RUN/recipe.json environment.json metrics.jsonl rollouts.jsonl timeline.jsonl ledger.sqlite checkpoints/ summary.json
+
+What a resume refuses (another algorithm's checkpoint, other data) leaves the directory as it was.
 """
 
 import asyncio
@@ -13,15 +15,17 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from llamarl.controller.canaries import canaries_watched
-from llamarl.controller.checkpoints import CheckpointStore
+from llamarl.controller.checkpoints import Checkpoint, CheckpointStore
+from llamarl.controller.directory import RECIPE_FILE, check_same_run, check_unused, held, read_recipe
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
@@ -34,7 +38,7 @@ from llamarl.controller.reporter import Reporter, log_message, read_state
 from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
-from llamarl.core.errors import CheckpointError, ConfigError, ExecutorLostError
+from llamarl.core.errors import ExecutorLostError
 from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
 from llamarl.data import PromptStream
 from llamarl.engine import build_engine
@@ -51,7 +55,6 @@ from llamarl.training.executor import TrainerExecutor
 from llamarl.training.reference import ReferenceExecutor
 from llamarl.weights import build_channel
 
-RECIPE_FILE = "recipe.json"
 STATE_FILE = "run.json"
 """Beside the trainer's files in a checkpoint: the run's totals."""
 
@@ -70,17 +73,15 @@ def train(
         The summary, also in `summary.json`, and the reporter with the evaluated groups.
 
     Raises:
-        ConfigError: `run_dir` holds something already.
+        ConfigError: `run_dir` holds something already, or cannot be written.
         LlamaRLError: why the run ended early; the run directory says where, and `resume` goes on from it.
     """
     directory = Path(run_dir) if run_dir is not None else _default_directory(recipe)
-    if directory.exists() and any(directory.iterdir()):
-        raise ConfigError(
-            f"run_dir={directory}: not empty; `llamarl resume {directory}` goes on with it, or choose another directory"
-        )
+    check_unused(directory)
     prepared = prepare(recipe)
-    directory.mkdir(parents=True, exist_ok=True)
-    return _drive(prepared, directory, live, is_resumed=False)
+    with held(directory):
+        check_unused(directory)  # another process may have come first
+        return _drive(prepared, directory, live, _Start())
 
 
 def resume(
@@ -98,59 +99,84 @@ def resume(
 
     Raises:
         CheckpointError: not a run directory, or no such checkpoint.
+        ConfigError: another process works on the run, or an override would make it another run.
     """
     directory = Path(run_dir)
-    if not (directory / RECIPE_FILE).is_file():
-        raise CheckpointError(f"{directory}: no {RECIPE_FILE}; give the directory of a llamarl run")
-    prepared = prepare(Recipe.load(directory / RECIPE_FILE, overrides))
-    if step != "latest":
-        CheckpointStore(directory / "checkpoints").forget_after(step)
-    return _drive(prepared, directory, live, is_resumed=True)
+    began = read_recipe(directory)
+    with held(directory):
+        recipe = read_recipe(directory, overrides)
+        check_same_run(began, recipe, directory)
+        return _drive(prepare(recipe), directory, live, _Start(step))
 
 
-def _drive(prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool) -> tuple[RunSummary, Reporter]:
-    recipe = prepared.recipe
-    write_json(directory / RECIPE_FILE, recipe.record())
-    write_json(directory / ENVIRONMENT_FILE, environment_record())
-    if prepared.skipped_rows:
-        write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
-    for limit in prepared.template_limits if not is_resumed else ():
-        log_message(directory, f"chat template: {limit}")
-    budget = RestartBudget(recipe.schedule.max_restarts)
+@dataclass(slots=True)
+class _Start:
+    """Where the next life of the executors begins."""
+
+    step: str | None = None
+    """None: at the recipe's checkpoint; or which of the run's checkpoints to go on from."""
+
+
+def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: _Start) -> tuple[RunSummary, Reporter]:
+    if start.step is None:
+        _write_records(prepared, directory)
+        for limit in prepared.template_limits:
+            log_message(directory, f"chat template: {limit}")
+    budget = RestartBudget(prepared.recipe.schedule.max_restarts)
     while True:
         try:
-            return asyncio.run(_attempt(prepared, directory, live, is_resumed, budget))
+            return asyncio.run(_attempt(prepared, directory, live, start, budget))
         except ExecutorLostError as error:  # the trainer: generators and judges are replaced one by one
             if budget.left <= 0:
                 raise
             budget.spend("trainer", error)
-            is_resumed = True
             log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
 
 
+def _write_records(prepared: Prepared, directory: Path) -> None:
+    write_json(directory / RECIPE_FILE, prepared.recipe.record())
+    write_json(directory / ENVIRONMENT_FILE, environment_record())
+    if prepared.skipped_rows:
+        write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
+
+
+def _checkpoint(store: CheckpointStore, step: str | None, reporter: Reporter) -> Checkpoint | None:
+    """What to go on from. None: the run wrote no checkpoint yet."""
+    if step in (None, "latest"):
+        return store.load_latest(reporter.on_message) if step and store.steps() else None
+    return store.load(store.number(step or ""))
+
+
 async def _attempt(
-    prepared: Prepared, directory: Path, live: LiveView | None, is_resumed: bool, budget: RestartBudget
+    prepared: Prepared, directory: Path, live: LiveView | None, start: _Start, budget: RestartBudget
 ) -> tuple[RunSummary, Reporter]:
     """One life of the executors: spawn, restore, loop, close."""
     recipe = prepared.recipe
     store = CheckpointStore(directory / "checkpoints")
-    checkpoint = store.load_latest() if is_resumed and store.steps() else None
-    version = checkpoint.step if checkpoint else 0
+    store.remove_temporaries()  # a disk that a dead process filled has room again
     with Ledger(directory / "ledger.sqlite") as ledger, _reporter(recipe, directory, ledger, live) as reporter:
-        ledger.rewind(version)
+        checkpoint = _checkpoint(store, start.step, reporter)
+        version = checkpoint.step if checkpoint else 0
         state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
-        reporter.restore(state, version)
+        accounted = ledger.accounted(version)
         async with _executors(prepared, reporter, budget) as executors:
             trainer = executors.trainer
             if checkpoint:
                 await trainer.call("load", str(checkpoint.path / "trainer"))
             guard = CollapseGuard(recipe.guard)
             guard.restore(state.get("guard", {}))
-            tasks = [_run_task(recipe, task, ledger) for task in prepared.tasks]
+            tasks = [_run_task(recipe, task, accounted) for task in prepared.tasks]
             for task in tasks:
                 task.watch.restore(state.get("watch", {}).get(task.name, {}))
                 if task.name in state.get("algorithm", {}):
                     task.algorithm.restore(state["algorithm"][task.name])  # type: ignore[attr-defined]
+            if start.step is not None:  # everything fits, so the directory may change
+                if checkpoint:
+                    store.forget_after(str(version))
+                _write_records(prepared, directory)
+            start.step = "latest"
+            ledger.rewind(version)
+            reporter.restore(state, version)
             controller = Controller(
                 schedule=recipe.schedule,
                 tasks=tasks,
@@ -171,7 +197,7 @@ async def _attempt(
             has_canaries = any(judge.canaries for task in prepared.tasks for judge in task.config.judges)
             seconds = recipe.schedule.judge_seconds
             canaries = canaries_watched(executors.judge, reporter, timeout_seconds=seconds)
-            with _first_interrupt(controller.stop, reporter), _ticking(reporter):
+            with first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()
                 try:
                     async with canaries if has_canaries else nullcontext():
@@ -194,19 +220,21 @@ async def _save(
     """Writes one checkpoint. A disk that refuses costs this checkpoint, not the run."""
     with reporter.span("trainer", "checkpoint"):
         try:
-            folder = await asyncio.to_thread(store.fresh)
-            (folder / "trainer").mkdir()
-            await trainer.call("save", str(folder / "trainer"))
-            state = {
-                **reporter.state(),
-                "guard": guard.state(),
-                "watch": {task.name: task.watch.state() for task in tasks},
-                "algorithm": {t.name: t.algorithm.state() for t in tasks if hasattr(t.algorithm, "state")},
-            }
-            (folder / STATE_FILE).write_text(json.dumps(state))
-            await asyncio.to_thread(store.commit, version, folder, reward)
+            with store.fresh() as folder:
+                (folder / "trainer").mkdir()
+                await trainer.call("save", str(folder / "trainer"))
+                state = {
+                    **reporter.state(),
+                    "guard": guard.state(),
+                    "watch": {task.name: task.watch.state() for task in tasks},
+                    "algorithm": {t.name: t.algorithm.state() for t in tasks if hasattr(t.algorithm, "state")},
+                }
+                (folder / STATE_FILE).write_text(json.dumps(state))
+                await asyncio.to_thread(store.commit, version, folder, reward)
         except OSError as error:
-            reporter.on_message(f"checkpoint {version} not written ({error}); the previous one stays")
+            kept = store.steps()
+            newest = f"the newest is of step {kept[-1]}" if kept else "there is none yet"
+            reporter.on_message(f"checkpoint {version} not written ({error}); {newest}")
 
 
 class Executors(NamedTuple):
@@ -309,10 +337,10 @@ def _capacity(recipe: Recipe) -> int:
     return max(1, per_slotful + (per_slotful + 1) // 2)
 
 
-def _run_task(recipe: Recipe, task: PreparedTask, ledger: Ledger) -> RunTask:
-    """What is left of a task, after what the ledger accounts for."""
+def _run_task(recipe: Recipe, task: PreparedTask, accounted: Collection[tuple[int, str]]) -> RunTask:
+    """What is left of a task, after the (epoch, prompt id) that the ledger accounts for."""
     config, prefix = task.config, f"{task.config.name}/"
-    done = [(epoch, name) for epoch, name in ledger.accounted() if not recipe.tasks or name.startswith(prefix)]
+    done = [(epoch, name) for epoch, name in accounted if not recipe.tasks or name.startswith(prefix)]
     stream = PromptStream(task.prompts, seed=recipe.seed, epochs=config.data.epochs, done=done)
     return RunTask(
         config.name,
@@ -361,17 +389,20 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
 
 
 @contextmanager
-def _first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[None]:
+def first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) finishes the step and saves; the second ends at once."""
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        reporter.on_message("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.default_int_handler)
+        reporter.on_interrupt()
         stop()
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in before:
             loop.add_signal_handler(number, on_signal)
     except (ValueError, RuntimeError, NotImplementedError):  # not the main thread, or not a platform with signals
         yield
@@ -379,8 +410,9 @@ def _first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[N
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ class Sampling(Config):
     """Sampling settings of a generator. The defaults sample the model's own distribution, as training wants.
 
     Filters apply in the order temperature, top-k, top-p, min-p. A completion's log-probs are those of the filtered,
-    renormalised distribution: the one that was really sampled.
+    renormalised distribution: the one that was really sampled. The trainer divides by the temperature too, but knows of
+    no other filter, so only algorithms that learn completions by heart train on filtered ones.
     """
 
     max_tokens: int = Field(default=256, ge=1)
@@ -26,6 +27,7 @@ class Sampling(Config):
     """A completion ends after the token that completes one of these strings; the string stays in its text."""
 
     @property
-    def is_filtered(self) -> bool:
-        """Whether a filter changes the support: then behaviour log-probs differ from the policy's own."""
-        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.temperature == 0.0
+    def filters(self) -> dict[str, float]:
+        """The settings that cut tokens: the log-probs of what is drawn then differ from the policy's own."""
+        settings = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {name: value for name, value in settings.items() if value != type(self).model_fields[name].default}

@@ -10,9 +10,10 @@ has no valid form. Recipes and commands name it: `module:function` or `path/to/f
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from llamarl.core.errors import ConfigError
+from llamarl.core.errors import ConfigError, DataError, describe
 from llamarl.core.loading import load_object
 from llamarl.core.records import Completion, Prompt
 
@@ -38,7 +39,7 @@ def thinking(prompt: Prompt, completion: Completion) -> str | None:
 
 
 def load_group_function(spec: str) -> GroupFunction:
-    """The function that `spec` names.
+    """The function that `spec` names; what it returns is checked whenever it is called.
 
     Raises:
         ConfigError: there is none of that name, or it does not take (prompt, completion).
@@ -48,4 +49,21 @@ def load_group_function(spec: str) -> GroupFunction:
         inspect.signature(function).bind(None, None)
     except (TypeError, ValueError):
         raise ConfigError(f"groups: {spec} is no function of (prompt, completion)") from None
-    return function  # type: ignore[no-any-return]
+    return partial(_checked, spec, function)
+
+
+def _checked(spec: str, function: GroupFunction, prompt: Prompt, completion: Completion) -> str | None:
+    """Raises `DataError`, naming the prompt, where a user's function fails or returns no group."""
+    try:
+        group = function(prompt, completion)
+    except Exception as error:  # the border to the user's function
+        raise DataError(
+            f"group function {spec!r} failed on a completion of prompt {prompt.id!r}: {describe(error)}; "
+            "return None for a completion that it cannot read"
+        ) from error
+    if not (group is None or (isinstance(group, str) and group)):
+        raise DataError(
+            f"group function {spec!r} gave a completion of prompt {prompt.id!r} the group {group!r:.80}; return a "
+            "group's name, or None where the form is invalid"
+        )
+    return group

@@ -117,7 +117,7 @@ def _hint(text: str) -> str:
 
 def _too_long(size: int, limit: int) -> RowError:
     problem = f"the line has {size:,} bytes, more than {limit:,}"
-    return RowError("row_too_long", "", problem, "is a line break missing? otherwise raise max_row_bytes")
+    return RowError("row_too_long", "", problem, "is a line break missing? if not, shorten it or write Parquet")
 
 
 def _skip_line(file: BinaryIO, read: bytes) -> int:

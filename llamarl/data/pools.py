@@ -1,5 +1,6 @@
 """Pools of judged responses from files: one row per response, for `llamarl budget solve`."""
 
+import contextlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ def read_pool(
     """Reads a pool from a JSONL, Parquet or CSV file, a glob, a Hub id or a list of mappings.
 
     A row is one response: `prompt` (text, number or messages; equal prompts belong together), `group` (one of `groups`,
-    or null for a malformed response) and `correct` (true or false, 1 or 0). Other fields are kept.
+    or null for a malformed response) and `correct` (true or false, 1 or 0). Other fields are kept. A CSV file holds
+    texts: `correct` and the cost are read from theirs, and an empty group is null.
 
     Args:
         source: where the rows are.
@@ -43,6 +45,8 @@ def read_pool(
         try:
             if isinstance(row, RowError):
                 raise row
+            if name.endswith(".csv"):
+                row = _from_texts(row, cost_field)
             prompts.append(_prompt(row))
             names.append(_group(row, groups))
             correct.append(_correct(row))
@@ -52,7 +56,23 @@ def read_pool(
         rows.append(row)
     if not rows:
         raise DataError(f"{source if isinstance(source, str | Path) else 'rows'}: no rows; a pool needs responses")
+    if str(source).endswith(".csv") and not any(names):
+        raise DataError(f"{source}: the column 'group' is missing or empty; write one of {', '.join(groups)} in it")
     return PoolRows(tuple(rows), Pool(prompts, names, correct, None if cost_field is None else costs))
+
+
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _from_texts(row: Mapping[str, Any], cost_field: str | None) -> dict[str, Any]:
+    """A row of CSV, in which empty values are absent, with the values that JSON would have; other texts stay."""
+    read = {**row, "group": row.get("group")}
+    if "correct" in row:
+        read["correct"] = _TRUTHS.get(row["correct"].strip().lower(), row["correct"])
+    if cost_field is not None and cost_field in row:
+        with contextlib.suppress(ValueError):
+            read[cost_field] = float(row[cost_field])
+    return read
 
 
 def _field(row: Mapping[str, Any], field: str, meaning: str) -> Any:

@@ -28,6 +28,8 @@ from llamarl.data.tables import plain_or_error, read_csv, read_parquet
 BadRowPolicy = Literal["error", "skip"]
 RawRow = tuple[str, int, dict[str, Any] | RowError]
 """Source, line, and the row or what is wrong with it."""
+Place = tuple[str, int]
+"""Source and line of a row, for messages."""
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -36,9 +38,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 class PromptData(Sequence[Prompt]):
     """Prompts with unique ids, in file order, and the rows that were skipped."""
 
-    def __init__(self, prompts: Iterable[Prompt], skipped: Iterable[BadRow] = ()) -> None:
+    def __init__(self, prompts: Iterable[Prompt], skipped: Iterable[BadRow] = (), places: Iterable[Place] = ()) -> None:
         self._prompts = tuple(prompts)
         self.skipped = tuple(skipped)
+        self.places = tuple(places)
+        """Where each prompt stands, in their order; empty where they were not read."""
 
     @property
     def skip_counts(self) -> dict[str, int]:
@@ -90,7 +94,7 @@ def read_prompts(
     _check_arguments(format, on_bad_row, mapping, limit)
     prompts: list[Prompt] = []
     skipped: list[BadRow] = []
-    seen: dict[str, tuple[str, int]] = {}
+    seen: dict[str, Place] = {}
     for name, line, row in raw_rows(source, split, max_row_bytes):
         try:
             prompts.append(_checked(name, line, row, format, mapping, seen))
@@ -102,7 +106,7 @@ def read_prompts(
             break
     if not prompts:
         raise DataError(_nothing_usable(source, skipped))
-    return PromptData(prompts, skipped)
+    return PromptData(prompts, skipped, seen.values())
 
 
 def raw_rows(
@@ -146,7 +150,7 @@ def _checked(
     row: dict[str, Any] | RowError,
     format: RowFormat,
     mapping: Mapping[str, str] | None,
-    seen: dict[str, tuple[str, int]],
+    seen: dict[str, Place],
 ) -> Prompt:
     """The row's prompt, whose id is new."""
     if isinstance(row, RowError):

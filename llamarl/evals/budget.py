@@ -31,6 +31,7 @@ from llamarl.evals.budget_curves import best_of_chance, frontier, frontier_area,
 from llamarl.evals.budget_samples import Attempt, check_attempts
 from llamarl.evals.groups import Bootstrap
 from llamarl.evals.scores import or_none
+from llamarl.judges.voting import spelled_alike
 
 AXES = ("answers", "completion_tokens", "total_tokens")
 """What a budget is counted in, where models are compared."""
@@ -56,6 +57,8 @@ class BudgetPlan:
     """Rising; a curve starts with one vote, given or not."""
     best_of: tuple[int, ...] = (1, 2, 4, 8)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    should_merge_spellings: bool = True
+    """Whether 1/2 and 0.5 are one answer of a vote, as among the trials of `judges.voting`; else equal texts are."""
 
     def __post_init__(self) -> None:
         for name in ("votes", "best_of"):
@@ -168,7 +171,7 @@ def _row(judged: Sequence[Attempt], plan: BudgetPlan | None) -> dict[Column, flo
     row: dict[Column, float] = {("accuracy",): num_right / len(judged), **{(a,): value for a, value in spent.items()}}
     if plan is None:
         return row
-    chances = majority_chances(*_tally(judged), len(judged), plan.votes[-1])
+    chances = majority_chances(*_tally(judged, plan.should_merge_spellings), len(judged), plan.votes[-1])
     found = [("self_consistency", k, chances[k - 1]) for k in plan.votes]
     found += [("best_of", k, best_of_chance(len(judged), num_right, k)) for k in plan.best_of]
     for kind, k, accuracy in found:
@@ -180,9 +183,12 @@ def _row(judged: Sequence[Attempt], plan: BudgetPlan | None) -> dict[Column, flo
     return row
 
 
-def _tally(judged: Sequence[Attempt]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _tally(judged: Sequence[Attempt], should_merge_spellings: bool = True) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Samples of each right and of each wrong answer. Equal answers with unequal verdicts count as two answers."""
-    counts = Counter((attempt.answer, attempt.is_right) for attempt in judged if attempt.answer is not None)
+    stated = [attempt.answer for attempt in judged]
+    answers = spelled_alike(stated) if should_merge_spellings else stated
+    pairs = zip(answers, (attempt.is_right for attempt in judged), strict=True)
+    counts = Counter(pair for pair in pairs if pair[0] is not None)
     right, wrong = (sorted(count for (_, r), count in counts.items() if r is is_right) for is_right in (True, False))
     return tuple(right), tuple(wrong)
 

@@ -8,13 +8,17 @@ a sample depends on the run's seed, the problem's id and the sample's number; mo
 """
 
 import asyncio
+import glob
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.errors import ConfigError, DataError, describe
+from llamarl.core.loading import load_object
 from llamarl.core.records import Message, Prompt, Sample
 from llamarl.data.asks import Ask
 from llamarl.data.groups import GroupFunction
@@ -29,7 +33,7 @@ from llamarl.judges.canary import text_completion
 from llamarl.judges.config import build_panel, read_judges
 from llamarl.judges.rows import CompletionRow
 from llamarl.judges.runner import close_panel, judge_rows
-from llamarl.judges.voting import OPEN, read_vote
+from llamarl.judges.voting import num_begun, read_vote
 from llamarl.models.endpoint import ChatReply
 
 BUILTIN = "builtin"
@@ -72,10 +76,13 @@ def read_problems(
     A column `problem` or `question` stands in for `prompt`, and `solution` with its boxed answer for `answer`.
 
     Raises:
-        DataError, ConfigError, MissingDependencyError: see `read_prompts`.
+        ConfigError: a split of what has none, or see `read_prompts`.
+        DataError, MissingDependencyError: see `read_prompts`.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}; give at least 1")
+    if split is not None and (source == BUILTIN or _is_files(source)):
+        raise ConfigError(f"split={split!r}: {source} has no splits, Hub data sets have; leave it out")
     if source == BUILTIN:
         from llamarl.tasks.chain import UNIFORM, ChainTask
 
@@ -83,6 +90,10 @@ def read_problems(
     _, _, first = next(iter(raw_rows(source, split)), ("", 0, {}))
     mapping = {} if isinstance(first, RowError) else _columns(first)
     return read_prompts(source, split=split, limit=limit, mapping=mapping or None, on_bad_row=on_bad_row)
+
+
+def _is_files(source: str) -> bool:
+    return not Path(source).is_dir() and bool(glob.glob(source, recursive=True))
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, str]:
@@ -175,16 +186,28 @@ class Reading:
     answer: AnswerFunction
 
     def check(self, problems: Sequence[Prompt]) -> None:
-        """Checks, before anything is asked, that the judge exists and the problems hold what it needs.
+        """Checks, before anything is asked, that judge and functions work and the problems hold what they need.
 
         Raises:
             ConfigError: names judge or problem, and what is missing.
+            DataError: a function fails on a text that boxes the first problem's answer.
         """
+        for problem in problems[:1]:
+            text = f"\\boxed{{{problem.answer}}}"
+            self.group(problem, text_completion(text))
+            self.answer_of(problem, text)
         panel = build_panel(read_judges(self.judge))
         try:
             panel.check(problems)
         finally:
             panel.close()
+
+    def answer_of(self, problem: Prompt, text: str) -> str | None:
+        """What a reply votes for. Raises `DataError`, naming the problem, where the function fails."""
+        try:
+            return self.answer(text)
+        except DataError as error:
+            raise DataError(f"prompt {problem.id!r}: {error}") from error
 
 
 def assess(
@@ -241,7 +264,7 @@ def _measured(problem: Prompt, number: int, reply: Reply, text: str, reading: Re
         problem.id,
         number,
         None,
-        reading.answer(text),
+        reading.answer_of(problem, text),
         reading.group(problem, completion),
         num_answers_in(text),
         reply.prompt_tokens,
@@ -252,8 +275,7 @@ def _measured(problem: Prompt, number: int, reply: Reply, text: str, reading: Re
 
 def num_answers_in(text: str) -> int:
     """Answers that were generated: the trials of a vote, begun ones of a malformed vote too; else one."""
-    vote = read_vote(text)
-    return vote.num_answers if vote.problem is None else max(1, text.count(OPEN))
+    return max(1, num_begun(text))
 
 
 def stated_answer(text: str) -> str | None:
@@ -264,6 +286,42 @@ def stated_answer(text: str) -> str | None:
 def whole_answer(text: str) -> str | None:
     """Everything behind the thoughts: for tasks whose completions are their answers."""
     return text.rpartition("</think>")[2].strip() or None
+
+
+ANSWERS: Mapping[str, AnswerFunction] = {"stated": stated_answer, "whole": whole_answer}
+"""What a text answers, by names of their own."""
+
+
+def load_answer_function(spec: str) -> AnswerFunction:
+    """The function that `spec` names; what it returns is checked whenever it is called.
+
+    Args:
+        spec: a name among `ANSWERS`, `module:function` or `path/to/file.py:function`.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not take a text.
+    """
+    if spec in ANSWERS:
+        return ANSWERS[spec]
+    if ":" not in spec:
+        raise ConfigError(f"answers {spec!r}: choose stated or whole, or name a function of a text, module:function")
+    function: Any = load_object(spec)
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        raise ConfigError(f"answers {spec!r}: no function of a text") from None
+    return partial(_checked_answer, spec, function)
+
+
+def _checked_answer(spec: str, function: AnswerFunction, text: str) -> str | None:
+    """Raises `DataError` where a user's function fails or returns no answer."""
+    try:
+        answer = function(text)
+    except Exception as error:  # the border to the user's function
+        raise DataError(f"answers {spec!r} failed on {text!r:.80}: {describe(error)}") from error
+    if not isinstance(answer, str | None):
+        raise DataError(f"answers {spec!r} made {answer!r:.80} of {text!r:.80}; return the answer as text, or None")
+    return answer
 
 
 def check_attempts(attempts: Mapping[str, Mapping[str, Sequence[Attempt]]], needed: Mapping[str, int]) -> list[str]:

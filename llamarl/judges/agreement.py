@@ -7,17 +7,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llamarl.core.protocols import Judge
 from llamarl.core.records import Verdict
 
 PASS_SCORE = 0.5
-"""From here on a verdict passes that only scores."""
+"""From here on a verdict passes that only scores; a judge of another scale has a `pass_score` of its own."""
 
 
-def passes(verdict: Verdict) -> bool | None:
+def passes(verdict: Verdict, pass_score: float = PASS_SCORE) -> bool | None:
     """Whether a verdict lets the completion pass; None where it was not judged."""
     if verdict.score is None:
         return None
-    return verdict.score >= PASS_SCORE if verdict.passed is None else verdict.passed
+    return verdict.score >= pass_score if verdict.passed is None else verdict.passed
+
+
+def pass_score_of(judge: Judge) -> float:
+    """The score from which on a verdict of this judge passes that does not say so itself."""
+    return float(getattr(judge, "pass_score", PASS_SCORE))
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,14 @@ class Confusion:
     def kappa(self) -> float | None:
         """Cohen's kappa: agreement beyond chance, `(p_o - p_e) / (1 - p_e)`; 1 is perfect, 0 is chance.
 
+        Computed from whole numbers, so that chance is 0 without rounding.
+
         Reference: Cohen, A coefficient of agreement for nominal scales, 1960.
         """
-        if not self.total:
-            return None
-        passes = (self.true_positives + self.false_positives) / self.total
-        should = (self.true_positives + self.false_negatives) / self.total
-        by_chance = passes * should + (1 - passes) * (1 - should)
-        return _ratio((self.agreement or 0.0) - by_chance, 1 - by_chance)
+        passes, fails = self.true_positives + self.false_positives, self.true_negatives + self.false_negatives
+        should, should_not = self.true_positives + self.false_negatives, self.true_negatives + self.false_positives
+        excess = self.true_positives * self.true_negatives - self.false_positives * self.false_negatives
+        return _ratio(2 * excess, passes * should_not + fails * should)
 
 
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:

@@ -18,26 +18,38 @@ SCHEMA: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 """Of a JSON verdict; the reason comes first, so that it is not made up for the score."""
+VERSION = 1
+"""Of what an answer means; part of the cache's key, so it changes with every change of a verdict made here."""
+MIN_MASS = 0.5
+"""Where most of the probability lies on other tokens, the model answered something else."""
+MIN_LETTERS = 2
+"""Of a token that begins a word: one letter begins too many others."""
 MAX_MASS = 1.05
 """Probabilities that sum to more are none; a little is rounding."""
 MAX_CHARACTERS = 20_000
 REASON_CHARACTERS = 500
 _YES, _NO = frozenset({"true", "yes", "pass", "passed"}), frozenset({"false", "no", "fail", "failed"})
 _NUMBER = re.compile(r"[-+]?\d{1,9}(\.\d{1,9})?")
+_REMEDY = (
+    "if the tokenizer splits the words, use way='json' or a template with others; if the model thinks, tell it not to"
+)
 _QUOTES = "\"'`“”‘’«»\\"
 
 
 def token_verdict(
-    logprobs: Mapping[str, float], positive: Collection[str], negative: Collection[str], min_mass: float = 0.0
+    logprobs: Mapping[str, float], positive: Collection[str], negative: Collection[str], min_mass: float = MIN_MASS
 ) -> Verdict:
     """Compares the probabilities of a positive and a negative word at one position.
 
         score = P(positive) / (P(positive) + P(negative));   violated iff P(negative) > P(positive)
 
-    Spellings of a word (case, surrounding space) are summed. Where only one of the words is listed, the other is less
-    likely than every listed token and than all that the list leaves over; the smaller of these bounds stands for it.
-    Where neither is listed, or the listed ones are no distribution (servers that report 0 for every token), the
-    verdict has failed.
+    Spellings of a word (case, surrounding space) are summed. A tokenizer may split a word: a token that begins words of
+    one side only, by `MIN_LETTERS` at least, counts for that side; one that says less (`U`, a lone space) for none.
+
+    Where only one of the words is listed, the other is less likely than every listed token and than all that the list
+    leaves over; the smaller of these bounds stands for it. The verdict has failed where neither is listed, both carry
+    less than `min_mass`, tokens that say too little could turn the verdict, or the listed ones are no distribution
+    (servers that report 0 for every token).
 
     Reference: Xu et al., The Perfect Blend: Redefining RLHF with Mixture of Judges, https://arxiv.org/abs/2409.20370.
 
@@ -52,26 +64,45 @@ def token_verdict(
     probabilities = [math.exp(logprob) for logprob in logprobs.values()]
     if math.fsum(probabilities) > MAX_MASS:
         return Verdict.failed(f"the listed probabilities sum to {math.fsum(probabilities):.3g}: these are no log-probs")
-    passes, violates = _mass(logprobs, positive), _mass(logprobs, negative)
-    if passes is None and violates is None:
-        listed = ", ".join(repr(token) for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True)[:5])
-        return Verdict.failed(
-            f"neither {_words(positive)} nor {_words(negative)} is among the likeliest tokens: {listed}"
-        )
+    passes, violates, unclear = _masses(logprobs, positive, negative)
     mass = (passes or 0.0) + (violates or 0.0)
-    if mass < min_mass or mass == 0.0:
-        return Verdict.failed(f"both words together have probability {mass:.2g}, below min_mass={min_mass:g}")
+    yes, no = _words(positive), _words(negative)
+    problem = ""
+    if passes is None and violates is None:
+        problem = f"neither {yes} nor {no} is among the likeliest tokens"
+    elif mass < min_mass or mass == 0.0:
+        problem = f"{yes} and {no} together have probability {mass:.2g}, below min_mass={min_mass:g}"
+    elif unclear > abs((passes or 0.0) - (violates or 0.0)):
+        problem = f"tokens that may begin {yes} or {no} have probability {unclear:.2g}, enough to turn the verdict"
+    if problem:
+        listed = ", ".join(repr(token) for token in sorted(logprobs, key=logprobs.__getitem__, reverse=True)[:5])
+        return Verdict.failed(f"{problem}; likeliest: {listed}; {_REMEDY}")
     bound = min(*probabilities, max(0.0, 1.0 - math.fsum(probabilities)))
     passes, violates = bound if passes is None else passes, bound if violates is None else violates
-    reason = f"P({_words(positive)})={passes:.3g}, P({_words(negative)})={violates:.3g}"
+    reason = f"P({yes})={passes:.3g}, P({no})={violates:.3g}"
     return Verdict.scored(passes / (passes + violates), passed=not violates > passes, reason=reason)
 
 
-def _mass(logprobs: Mapping[str, float], words: Collection[str]) -> float | None:
-    """Summed probability of a word's spellings; None where none is listed."""
-    wanted = {word.strip().casefold() for word in words}
-    found = [math.exp(logprob) for token, logprob in logprobs.items() if token.strip(" \t\nĠ▁").casefold() in wanted]
-    return math.fsum(found) if found else None
+def _masses(
+    logprobs: Mapping[str, float], positive: Collection[str], negative: Collection[str]
+) -> tuple[float | None, float | None, float]:
+    """Probability of the positive words, of the negative ones (None: not listed), and of what says too little."""
+    sides = [{_spelling(word) for word in words} for words in (positive, negative)]
+    found: tuple[list[float], list[float]] = ([], [])
+    unclear = 0.0
+    for token, logprob in logprobs.items():
+        text = _spelling(token)
+        begun = [number for number, words in enumerate(sides) if any(word.startswith(text) for word in words)]
+        if len(begun) == 1 and (text in sides[begun[0]] or len(text) >= MIN_LETTERS):
+            found[begun[0]].append(math.exp(logprob))
+        elif begun:
+            unclear += math.exp(logprob)
+    passes, violates = (math.fsum(each) if each else None for each in found)
+    return passes, violates, unclear
+
+
+def _spelling(text: str) -> str:
+    return text.strip(" \t\r\nĠ▁").casefold()
 
 
 def _words(words: Collection[str]) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 
 from llamarl.core.config import read_toml, suggest
 from llamarl.core.errors import ConfigError
+from llamarl.core.protocols import Judge
 from llamarl.core.records import Status, Verdict
 from llamarl.data.rows import row_to_prompt
 from llamarl.functional.preference import wilson_interval
-from llamarl.judges.agreement import passes
+from llamarl.judges.agreement import pass_score_of, passes
 from llamarl.judges.attacks import ATTACKS, with_injections
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.rows import CompletionRow, read_completions
@@ -105,7 +106,7 @@ async def audit(
 ) -> list[AttackResult]:
     """Tries attacks on the judges of a panel (`equal_panel`).
 
-    A reply passes if the verdict says so, or, where it only scores, from 0.5 on.
+    A reply passes if the verdict says so, or, where it only scores, from the judge's `pass_score` on (0.5 of most).
 
     Args:
         panel: the judges.
@@ -138,7 +139,7 @@ async def audit(
             for name in row.prompt.info.get("judges", sample.verdicts):
                 found.setdefault((name, kind), []).append((text, sample.verdicts[name]))
     return [
-        _result(judge.name, kind, found[judge.name, kind])
+        _result(judge, kind, found[judge.name, kind])
         for judge in panel.judges
         for kind in (*KINDS, GOOD)
         if (judge.name, kind) in found
@@ -162,11 +163,11 @@ def _trials(row: CompletionRow, kinds: Sequence[str]) -> list[tuple[str, str]]:
     return trials + [(GOOD, text) for text in good]
 
 
-def _result(judge: str, kind: str, judged: Sequence[tuple[str, Verdict]]) -> AttackResult:
-    decisions = [(text, passes(verdict)) for text, verdict in judged]
+def _result(judge: Judge, kind: str, judged: Sequence[tuple[str, Verdict]]) -> AttackResult:
+    decisions = [(text, passes(verdict, pass_score_of(judge))) for text, verdict in judged]
     wrong = [text for text, decision in decisions if decision is (kind != GOOD)]
     return AttackResult(
-        judge,
+        judge.name,
         kind,
         tried=len(judged),
         scored=sum(decision is not None for _, decision in decisions),

@@ -16,12 +16,17 @@ class CircuitBreaker:
     def __init__(self, max_failures: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_failures, self._seconds, self._clock = max_failures, seconds, clock
         self._failures = 0
-        self._next_try, self._last_success = 0.0, -math.inf
+        self._opened, self._next_try, self._last_success = 0.0, 0.0, -math.inf
 
     @property
     def is_open(self) -> bool:
         """Whether the last `max_failures` tries all failed."""
         return self._failures >= self._max_failures
+
+    @property
+    def open_seconds(self) -> float:
+        """For how long it has been open; 0 while closed."""
+        return self._clock() - self._opened if self.is_open else 0.0
 
     def allows(self) -> bool:
         """Whether to try now. While open, True once every `seconds`."""
@@ -41,4 +46,6 @@ class CircuitBreaker:
         if started <= self._last_success:
             return
         self._failures += 1
-        self._next_try = self._clock() + self._seconds
+        if self._failures == self._max_failures:  # tries that fail later put nothing off
+            self._opened = self._clock()
+            self._next_try = self._opened + self._seconds

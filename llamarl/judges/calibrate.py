@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamarl.core.records import Status, Verdict
 from llamarl.functional.preference import Bin, calibration_error, reliability
-from llamarl.judges.agreement import Confusion, auroc, passes, spearman
+from llamarl.judges.agreement import Confusion, auroc, pass_score_of, passes, spearman
 from llamarl.judges.panel import JudgePanel, quantile
 from llamarl.judges.rows import CompletionRow, labels_of
 from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
@@ -60,7 +60,9 @@ async def calibrate(
     max_in_flight: int = MAX_IN_FLIGHT,
     on_done: OnDone = lambda done, failed: None,
 ) -> list[Calibration]:
-    """Judges labelled completions and compares. A reply passes if the verdict says so, or with a score of at least 0.5.
+    """Judges labelled completions and compares.
+
+    A reply passes if the verdict says so, or, where it only scores, from the judge's `pass_score` on (0.5 of most).
 
     Args:
         panel: the judges (`equal_panel`).
@@ -92,13 +94,13 @@ def compare(
     varies = len(set(scores)) > 1
     bins = reliability(scores, should) if all(0.0 <= score <= 1.0 for score in scores) else []
     seconds = [verdict.seconds for verdict in verdicts]
-    card = judge_card(judge)
+    card, pass_score = judge_card(judge), pass_score_of(judge)
     return Calibration(
         **card,
         scored=len(pairs),
         abstained=sum(verdict.status is Status.ABSTAINED for verdict in verdicts),
         failed=sum(verdict.status is Status.FAILED for verdict in verdicts),
-        confusion=Confusion.of([passes(verdict) is True for verdict, _ in pairs], should),
+        confusion=Confusion.of([passes(verdict, pass_score) is True for verdict, _ in pairs], should),
         auroc=auroc(scores, should) if varies else None,
         spearman=spearman(scores, [label for _, label in pairs]),
         calibration_error=calibration_error(bins) if bins else None,

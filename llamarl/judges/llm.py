@@ -13,26 +13,28 @@ It asks a template's question (`templates`) about each completion and reads the 
     json          {"reason", "score", "passed"}; an answer that cannot be read is asked for once more
 
 What cannot be judged is a failed verdict with the reason: no answer after the endpoint's retries or within
-`deadline_seconds`, an answer that cannot be read, a server that failed so often that it is left alone for a while
-(`breaker_failures`), money spent (`max_cost`).
+`deadline_seconds`, an answer that cannot be read, money spent (`max_cost`). While a server is down (`breaker_failures`)
+questions wait for it, `deadline_seconds` at most.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 import random
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import Field, model_validator
 
 from llamarl.core.errors import ConfigError, EndpointError
 from llamarl.core.records import Completion, Message, Prompt, Status, Verdict
-from llamarl.judges.answers import SCHEMA, json_verdict, token_verdict
+from llamarl.judges.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
+from llamarl.judges.answers import VERSION as READER_VERSION
 from llamarl.judges.breaker import CircuitBreaker
 from llamarl.judges.cache import VerdictCache, content_key
 from llamarl.judges.templates import Way, load_template
@@ -41,7 +43,11 @@ from llamarl.models.endpoint import ChatEndpoint, ChatReply, EndpointConfig, api
 
 BYTES_PER_TOKEN = 3.0
 """For the cost where the server does not count tokens: on the dear side for English."""
+POLL_SECONDS = 0.5
+"""Between two looks at whether a server that was down is back."""
 ASK_AGAIN = "That was not one JSON object with reason, score and passed. Answer again: the object alone, no other text."
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class LLMJudgeConfig(EndpointConfig):
@@ -57,7 +63,7 @@ class LLMJudgeConfig(EndpointConfig):
     """Limit of a JSON answer."""
     top_logprobs: int = Field(default=20, ge=2)
     """Likeliest tokens to look for the two words among; servers allow 20, some fewer."""
-    min_mass: float = Field(default=0.01, ge=0.0, le=1.0)
+    min_mass: float = Field(default=MIN_MASS, ge=0.0, le=1.0)
     """Least probability of the two words together; below it the model answered something else: the verdict fails."""
     constrain_json: bool = True
     """Ask the server to enforce the JSON schema; off for servers that refuse `response_format`."""
@@ -70,19 +76,26 @@ class LLMJudgeConfig(EndpointConfig):
     completion_price: float = Field(default=0.0, ge=0.0)
     """Dollars per million answered tokens."""
     max_cost: float | None = Field(default=None, gt=0.0)
-    """Dollars after which every further verdict fails; requests in flight may exceed it a little."""
+    """Dollars after which every further verdict fails; requests in flight may exceed it a little. Counted by each judge
+    from its start: a resumed run, another process and another task's judge start at 0."""
     deadline_seconds: float = Field(default=300.0, gt=0.0)
-    """For one verdict: its turn among the requests in flight, all tries and pauses; later it fails, alone. The deadline
-    of the judge's groups (`timeout_seconds` of the recipe's judge) does not apply."""
+    """For one verdict: its turn among the requests in flight, waiting for a server that is down, all tries and pauses;
+    later it fails, alone. The deadline of the judge's groups (`timeout_seconds` of the recipe's judge) does not
+    apply."""
     breaker_failures: int = Field(default=8, ge=1)
-    """After so many requests in a row without a usable reply, verdicts fail at once, ..."""
-    breaker_seconds: float = Field(default=30.0, gt=0.0)
-    """... and one request is tried in each such interval."""
+    """After so many requests in a row without a usable reply, questions wait for the server, ..."""
+    breaker_seconds: float = Field(default=10.0, gt=0.0)
+    """... and one is tried in each such interval; below `deadline_seconds`."""
 
     @model_validator(mode="after")
-    def _check_cost(self) -> Self:
+    def _check_together(self) -> Self:
         if self.max_cost is not None and not self.prompt_price + self.completion_price:
             raise ValueError("max_cost: needs prompt_price and completion_price, or nothing would count")
+        if self.breaker_seconds >= self.deadline_seconds:
+            raise ValueError(
+                f"breaker_seconds={self.breaker_seconds:g}: lower it below deadline_seconds={self.deadline_seconds:g}, "
+                "or a question that waits for a server would fail before the server is tried again"
+            )
         return self
 
 
@@ -120,7 +133,7 @@ class LLMJudge:
             name: in verdicts and metrics; default: the template's.
             transport: instead of the network, for tests.
             rng: randomness of the pauses between tries.
-            sleep: waits that many seconds.
+            sleep: waits that many seconds: between tries, and for a server that is down.
             clock: seconds, for the circuit breaker.
             settings: of `LLMJudgeConfig`.
 
@@ -144,7 +157,9 @@ class LLMJudge:
         self._endpoint: ChatEndpoint | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cache = VerdictCache(config.cache) if config.cache else None
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
+        self._last_problem = ""
+        """Of the last request without a usable reply."""
         self._breaker = CircuitBreaker(config.breaker_failures, config.breaker_seconds, clock)
         self._counters = _Counters()
 
@@ -169,7 +184,7 @@ class LLMJudge:
     def metrics(self) -> dict[str, float]:
         """Since the last call: `requests`, their `retries`, `cost` in dollars, `cache_hit_rate`, `blocked`.
 
-        `blocked` counts verdicts that failed at once, since the server was down or the money spent.
+        `blocked` counts questions that were not put, since the server stayed down or the money was spent.
         """
         counted, self._counters = self._counters, _Counters()
         metrics = {
@@ -202,73 +217,106 @@ class LLMJudge:
         return self.template.render(self.way, prompt, text, self.config.criteria)
 
     async def _judge_text(self, prompt: Prompt, text: str) -> Verdict:
-        started, begun = time.perf_counter(), self._clock()
+        started = time.perf_counter()
         try:
             messages = self._messages(prompt, text)
         except ConfigError as error:
             return Verdict.failed(str(error))
-        seconds = self.config.deadline_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                work = self._ask(messages) if self._cache is None else self._cached(self._cache, messages)
-                verdict = await work
-        except TimeoutError:
-            self._breaker.failed(begun)
-            verdict = Verdict.failed(f"no answer within deadline_seconds={seconds:g}")
+        deadline = asyncio.get_running_loop().time() + self.config.deadline_seconds
+        work = self._ask if self._cache is None else functools.partial(self._cached, self._cache)
+        verdict = await work(messages, deadline)
         return dataclasses.replace(verdict, seconds=time.perf_counter() - started)
 
-    async def _cached(self, cache: VerdictCache, messages: list[Message]) -> Verdict:
-        """A broken cache costs money, not verdicts."""
-        config = self.config
-        words = (self.template.positive, self.template.negative)
-        options = (self.way, words, config.extra, config.max_tokens, config.top_logprobs, config.min_mass)
-        key = content_key(config.model, self.version, self._range, messages, options)
-        with contextlib.suppress(sqlite3.Error):
-            found = await run_in_thread(functools.partial(cache.get, key))
-            if found is not None:
-                self._counters.hits += 1
-                return found
+    async def _cached(self, cache: VerdictCache, messages: list[Message], deadline: float) -> Verdict:
+        key = self._key(messages)
+        found = await _before(deadline, functools.partial(cache.get, key))
+        if found is not None:
+            self._counters.hits += 1
+            return found
         self._counters.misses += 1
-        verdict = await self._ask(messages)
-        with contextlib.suppress(sqlite3.Error):
-            await run_in_thread(functools.partial(cache.put, key, verdict))
+        verdict = await self._ask(messages, deadline)
+        await _before(deadline, functools.partial(cache.put, key, verdict))
         return verdict
 
-    async def _ask(self, messages: list[Message]) -> Verdict:
-        verdict, cost, answer = await self._ask_once(messages)
+    def _key(self, messages: list[Message]) -> str:
+        """Of all that makes the verdict: who is asked, what (the filled template), how, and how the answer is read."""
+        config, template = self.config, self.template
+        server = (config.base_url.rstrip("/"), config.model)
+        options = (self.way, config.extra, config.max_tokens, config.top_logprobs, config.constrain_json)
+        reading = (READER_VERSION, template.positive, template.negative, config.min_mass, self._range)
+        return content_key(server, self.version, messages, options, SCHEMA, ASK_AGAIN, reading)
+
+    async def _ask(self, messages: list[Message], deadline: float) -> Verdict:
+        verdict, cost, answer = await self._ask_once(messages, deadline)
         if answer is not None and verdict.status is Status.FAILED and self.way == "json":
             again = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": ASK_AGAIN}]
-            verdict, further, _ = await self._ask_once(again)
+            verdict, further, _ = await self._ask_once(again, deadline)
             cost += further
         return dataclasses.replace(verdict, cost=cost)
 
-    async def _ask_once(self, messages: list[Message]) -> tuple[Verdict, float, str | None]:
-        """Verdict, its cost, and the answer's text where there was one."""
-        problem = self._closed()
-        if problem:
-            self._counters.blocked += 1
-            return Verdict.failed(problem), 0.0, None
-        self._counters.requests += 1
-        begun = self._clock()
-        try:
-            reply = await self._chat(messages)
-        except EndpointError as error:
-            self._breaker.failed(begun)
-            return Verdict.failed(str(error)), 0.0, None
-        except ConfigError as error:  # the server refused this one request; others may be fine
-            return Verdict.failed(str(error)), 0.0, None
-        self._breaker.succeeded()
-        self._counters.retries += reply.retries
-        return self._read(reply), self._pay(reply, messages), reply.text
+    async def _ask_once(self, messages: list[Message], deadline: float) -> tuple[Verdict, float, str | None]:
+        """Verdict, its cost, and the answer's text where there was one. `deadline` by the event loop's clock.
 
-    def _closed(self) -> str:
-        """Why not to ask now; empty if nothing speaks against it."""
-        config = self.config
-        if config.max_cost is not None and self.spent >= config.max_cost:
-            return f"max_cost={config.max_cost:g} dollars are spent"
-        if not self._breaker.allows():
-            return f"{config.base_url} failed {config.breaker_failures} times in a row and is left alone for a while"
-        return ""
+        What fails while the server is down waits with the others, and is asked again when it is back.
+        """
+        while True:
+            problem = await self._turn(deadline)
+            if problem:
+                self._counters.blocked += 1
+                return Verdict.failed(problem), 0.0, None
+            self._counters.requests += 1
+            begun = self._clock()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    reply = await self._chat(messages)
+            except TimeoutError:
+                problem = self._late()
+                if not self._breaker.is_open:  # else what the server answered before says more
+                    self._failed(begun, problem)
+                return Verdict.failed(problem), 0.0, None
+            except EndpointError as error:
+                self._failed(begun, str(error))
+                if not self._breaker.is_open:
+                    return Verdict.failed(str(error)), 0.0, None
+            except ConfigError as error:  # the server is there, and refused this one request; others may be fine
+                self._breaker.succeeded()
+                return Verdict.failed(str(error)), 0.0, None
+            else:
+                self._breaker.succeeded()
+                self._counters.retries += reply.retries
+                return self._read(reply), self._pay(reply, messages), reply.text
+
+    async def _turn(self, deadline: float) -> str:
+        """Waits while the server is down. Returns why not to ask even then; empty if nothing speaks against it."""
+        config, loop = self.config, asyncio.get_running_loop()
+        while True:
+            if config.max_cost is not None and self.spent >= config.max_cost:
+                return f"max_cost={config.max_cost:g} dollars are spent"
+            if loop.time() >= deadline:
+                return self._late()
+            if self._breaker.allows():
+                return ""
+            if self._breaker.open_seconds >= config.deadline_seconds:  # nor will it be back for this question
+                return self._late()
+            await self._sleep(min(POLL_SECONDS, deadline - loop.time()))
+
+    def _late(self) -> str:
+        late = f"no answer within deadline_seconds={self.config.deadline_seconds:g}"
+        if not self._breaker.is_open:
+            return late
+        return f"{late}: the server has been away for {self._breaker.open_seconds:.0f} s; last: {self._last_problem}"
+
+    def _failed(self, begun: float, problem: str) -> None:
+        was_open, self._last_problem = self._breaker.is_open, problem
+        self._breaker.failed(begun)
+        if self._breaker.is_open and not was_open:
+            _log.warning(
+                "judge %r: %d requests in a row failed; questions wait for the server, for %g s at most. Last: %s",
+                self.name,
+                self.config.breaker_failures,
+                self.config.deadline_seconds,
+                problem,
+            )
 
     async def _chat(self, messages: list[Message]) -> ChatReply:
         loop, config = asyncio.get_running_loop(), self.config
@@ -304,6 +352,14 @@ class LLMJudge:
         self.spent += cost
         self._counters.cost += cost
         return cost
+
+
+async def _before(deadline: float, function: Callable[[], T]) -> T | None:
+    """What a call of the cache gives; None where it fails or is late: a broken cache costs money, not verdicts."""
+    with contextlib.suppress(sqlite3.Error, TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            return await run_in_thread(function)
+    return None
 
 
 def _estimate(text: str) -> int:

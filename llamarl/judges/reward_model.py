@@ -67,9 +67,12 @@ class RewardModel(LocalModelJudge):
             raise ConfigError(f"baseline={baseline!r}; choose 'info' (info.baseline) or 'answer'")
         options = {"device": device, "dtype": dtype}
         super().__init__(LazyClassifier(model, **options, max_tokens=max_tokens, batch_tokens=batch_tokens), name)
-        self._is_calibrated, self._baseline = calibrated, baseline
+        self.is_calibrated, self._baseline = calibrated, baseline
+        """Whether scores are margins over the baseline."""
         self._threshold, self._cut_penalty = threshold, cut_penalty
         self.can_pass = threshold is not None
+        if calibrated:
+            self.pass_score = 0.0  # as good as the baseline
         self._frozen: dict[bytes, float] = {}
 
     def check(self, prompt: Prompt) -> None:
@@ -85,14 +88,14 @@ class RewardModel(LocalModelJudge):
                 f"{self._classifier.path}: a classifier of {len(labels)} labels, not a reward model, which has one; "
                 "use llamarl.judges.classifier:ClassifierJudge"
             )
-        if self._is_calibrated:
+        if self.is_calibrated:
             self._baseline_text(prompt)
 
     def _verdicts(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         self.check(prompt)
         known: dict[TokenIds, float] = {}
         zero = 0.0
-        if self._is_calibrated:
+        if self.is_calibrated:
             row = self._ids(prompt, self._baseline_text(prompt))
             known[row] = self._frozen_reward(prompt, row)
             zero = known[row] - self._penalty(prompt.info.get("baseline_finish_reason"))

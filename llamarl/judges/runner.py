@@ -6,7 +6,10 @@ OUT.partial   one line per finished row, until OUT is written whole; the same ca
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ Record = dict[str, Any]
 OnDone = Callable[[int, int], object]
 """Called with the number of rows done and of those with a failed verdict."""
 MAX_IN_FLIGHT = 16
+_MAX_HASHED_BYTES = 16 << 20
+"""Larger files are told apart by size and time of change."""
 
 
 def equal_panel(configs: Sequence[JudgeConfig]) -> JudgePanel:
@@ -48,6 +53,17 @@ def judge_card(judge: Any) -> dict[str, str]:
         "version": str(getattr(judge, "version", "")),
         "cost_class": str(getattr(judge, "cost_class", "free")),
     }
+
+
+def job_key(configs: Sequence[JudgeConfig]) -> dict[str, Any]:
+    """What tells a job of these judges from others: their settings, and a fingerprint of each local file they name.
+
+    Those are Python files, templates and other files, and directories of models; not an `llm` judge's `cache`, which
+    grows with the job. Build the judges first: modules are found where they were imported from.
+    """
+    paths = dict.fromkeys(path for config in configs for path in _local_paths(config))
+    settings = [config.model_dump(mode="json") for config in configs]
+    return {"judge settings": settings, **{path: _fingerprint(path) for path in paths}}
 
 
 async def judge_rows(
@@ -89,7 +105,7 @@ async def judge_file(
     rows: Sequence[CompletionRow],
     out: Path,
     *,
-    key: Any = None,
+    key: Mapping[str, Any] | None = None,
     max_in_flight: int = MAX_IN_FLIGHT,
     on_done: OnDone = lambda done, failed: None,
 ) -> list[Record]:
@@ -102,7 +118,7 @@ async def judge_file(
         panel: of `equal_panel`.
         rows: to judge.
         out: the file to write.
-        key: further JSON that tells this job from another one, such as the judges' settings.
+        key: further JSON that tells this job from another one, by what it is called in an error (`job_key`).
         max_in_flight: rows under way.
         on_done: see `OnDone`.
 
@@ -110,13 +126,13 @@ async def judge_file(
         The records written.
 
     Raises:
-        DataError: a row lacks what a judge needs, or `OUT.partial` belongs to another job.
+        DataError: a row lacks what a judge needs, or `OUT.partial` belongs to a job with other rows, judges or `key`.
         JudgeError: a judge failed its last 64 samples; what is done is kept.
     """
     check_rows(panel, rows)
     partial = out.with_name(out.name + ".partial")
-    cards = [judge_card(judge) for judge in panel.judges]
-    job = content_key(key, cards, [(row.prompt.id, row.prompt.messages, row.completions) for row in rows])
+    parts = {"data": [_content(row) for row in rows], "judges": [judge_card(judge) for judge in panel.judges]}
+    job = {name: content_key(part) for name, part in {**parts, **(key or {})}.items()}
     done = _read_partial(partial, job)
     log = JsonlFile(partial)
     if not done:
@@ -187,16 +203,50 @@ async def _for_each(numbers: Sequence[int], work: Callable[[int], Any], max_in_f
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-def _read_partial(path: Path, job: str) -> dict[int, list[Record]]:
+def _content(row: CompletionRow) -> list[Any]:
+    """All that a judge sees of a row."""
+    prompt = row.prompt
+    return [prompt.id, prompt.messages, prompt.answer, prompt.task, prompt.info, prompt.tools, row.completions]
+
+
+def _local_paths(config: JudgeConfig) -> list[str]:
+    """The files, and the directories of models, that a judge's function and settings name."""
+    place = config.function.rpartition(":")[0]
+    module = sys.modules.get(place)
+    values = {name: value for name, value in (config.settings or {}).items() if name != "cache"}
+    named = [place if module is None else getattr(module, "__file__", None), *values.values()]
+    return [
+        name
+        for name in named
+        if isinstance(name, str) and (os.path.isfile(name) or os.path.isfile(os.path.join(name, "config.json")))
+    ]
+
+
+def _fingerprint(path: str) -> Any:
+    """Of a file, its content; of a large one, or of the files of a directory, name, size and time of change."""
+    if os.path.isdir(path):
+        entries = (entry for entry in os.scandir(path) if entry.is_file())
+        return sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+    status = os.stat(path)
+    if status.st_size > _MAX_HASHED_BYTES:
+        return [status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _read_partial(path: Path, job: Mapping[str, str]) -> dict[int, list[Record]]:
     """Finished rows of an interrupted job by number; those with a failed verdict are to be judged again."""
     if not path.exists():
         return {}
     records = read_jsonl(path)
     if not records:
         return {}
-    if records[0].get("job") != job:
+    before = records[0].get("job")
+    if before != job:
+        before = before if isinstance(before, Mapping) else {}
+        changed = [name for name in {**before, **job} if before.get(name) != job.get(name)]
         raise DataError(
-            f"{path}: left by a job with other data, judges or settings; finish that job, or delete the file"
+            f"{path}: left by a job that differs in {', '.join(changed)}; undo the change to finish that job, or "
+            "delete the file to judge all rows anew"
         )
     finished = {record["row"]: record["records"] for record in records[1:]}
     return {number: rows for number, rows in finished.items() if not _num_failed_records([rows])}

@@ -66,7 +66,10 @@ class Template(Config):
             raise ValueError(f"max_score={self.max_score}: must be above min_score={self.min_score}")
         if self.ask_token is not None and not (self.positive and self.negative):
             raise ValueError("ask_token: needs the tokens in 'positive' and 'negative'")
-        if {word.casefold() for word in self.positive} & {word.casefold() for word in self.negative}:
+        positive, negative = ({word.strip().casefold() for word in words} for words in (self.positive, self.negative))
+        if "" in positive | negative:
+            raise ValueError("positive, negative: hold an empty word, which every answer begins with")
+        if positive & negative:
             raise ValueError("positive, negative: hold the same word")
         if self.asks(self.way) is None:
             raise ValueError(f"way={self.way!r}: needs {'ask_token' if self.way == 'probability' else 'ask_json'}")

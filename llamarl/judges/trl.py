@@ -11,7 +11,8 @@ The batch is one group: `prompts` repeats its prompt. As in TRL, prompts and com
 the data holds messages, and text where the data holds text (`form` overrides). Every key of `prompt.info`, `answer`,
 `task` and `id` arrive as columns. A function without `**kwargs` gets only the keywords that it names.
 
-verl: `from_verl(compute_score)` calls `compute_score(data_source, solution_str, ground_truth, extra_info)`.
+verl: `from_verl(compute_score)` calls `compute_score(data_source, solution_str, ground_truth, extra_info)` with those
+of the four keywords that it takes; it may be `async def`.
 """
 
 import functools
@@ -102,44 +103,80 @@ class TRLJudge:
         return {name: value for name, value in keywords.items() if name in self._keyword_names}
 
 
+VERL_KEYWORDS = ("data_source", "solution_str", "ground_truth", "extra_info")
+
+
 @dataclass(frozen=True)
 class _VerlFunction:
     compute_score: Callable[..., Any]
+    names: tuple[str, ...]
+    """Of verl's keywords, those that it takes."""
 
     def __call__(self, prompt: Prompt, completion: Completion) -> Verdict:
-        result = self.compute_score(
-            data_source=prompt.info.get("data_source", prompt.task),
-            solution_str=completion.text,
-            ground_truth=prompt.answer,
-            extra_info=prompt.info.get("extra_info", {}),
-        )
-        if not isinstance(result, Mapping):
-            return to_verdict(result)
-        if "score" not in result:
-            return Verdict.failed(f"returned a dictionary without 'score': {sorted(result)}")
-        verdict = to_verdict(result["score"])
-        return replace(
-            verdict, reason=", ".join(f"{k}={v}" for k, v in result.items() if k != "score") or verdict.reason
-        )
+        return _verl_verdict(self.compute_score(**self.keywords(prompt, completion)))
+
+    def keywords(self, prompt: Prompt, completion: Completion) -> dict[str, Any]:
+        source, extra_info = prompt.info.get("data_source", prompt.task), prompt.info.get("extra_info", {})
+        values = dict(zip(VERL_KEYWORDS, (source, completion.text, prompt.answer, extra_info), strict=True))
+        return {name: values[name] for name in self.names}
+
+
+class _AsyncVerlFunction(_VerlFunction):
+    async def __call__(self, prompt: Prompt, completion: Completion) -> Verdict:  # type: ignore[override]
+        return _verl_verdict(await self.compute_score(**self.keywords(prompt, completion)))
+
+
+def _verl_verdict(result: Any) -> Verdict:
+    if not isinstance(result, Mapping):
+        return to_verdict(result)
+    if "score" not in result:
+        return Verdict.failed(f"returned a dictionary without 'score': {sorted(result)}")
+    verdict = to_verdict(result["score"])
+    return replace(verdict, reason=", ".join(f"{k}={v}" for k, v in result.items() if k != "score") or verdict.reason)
 
 
 def from_verl(compute_score: Callable[..., Any], name: str | None = None, *, is_inline: bool = False) -> FunctionJudge:
-    """A judge from verl's `compute_score(data_source, solution_str, ground_truth, extra_info)`.
+    """A judge from verl's `compute_score(data_source, solution_str, ground_truth, extra_info)`, plain or async.
 
-    It may return a number or a dictionary with `score`; the dictionary's other entries become the verdict's reason.
+    It gets those of the four that it takes. It may return a number or a dictionary with `score`; the dictionary's other
+    entries become the verdict's reason.
+
+    Raises:
+        ConfigError: it needs another keyword.
     """
-    return FunctionJudge(_VerlFunction(compute_score), name or function_name(compute_score), is_inline=is_inline)
+    name = name or function_name(compute_score)
+    for parameter in _required(compute_score):
+        if parameter not in VERL_KEYWORDS:
+            raise ConfigError(
+                f"{name}: parameter {parameter!r} has no default, and verl's keywords are {', '.join(VERL_KEYWORDS)}; "
+                f"give it a default, or functools.partial(..., {parameter}=...)"
+            )
+    known = keyword_names(compute_score)
+    names = tuple(each for each in VERL_KEYWORDS if known is None or each in known)
+    wrapper = _AsyncVerlFunction if is_async(compute_score) else _VerlFunction
+    return FunctionJudge(wrapper(compute_score, names), name, is_inline=is_inline)
 
 
 def keyword_names(function: Callable[..., Any]) -> set[str] | None:
     """The keywords that the function takes; None where it takes any (`**kwargs`) or does not tell."""
+    parameters = _parameters(function)
+    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Names of the parameters that a call must give."""
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = _parameters(function) or []
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in optional]
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(function).parameters.values()
+        return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # builtins may have no signature
         return None
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {parameter.name for parameter in parameters}
 
 
 def _columns(prompt: Prompt) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Optimization", Yu, Xu et al. 2025, arXiv 2501.17974.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,12 +28,21 @@ CONSENSUS = 3
 """So many equal answers decide, and end the vote."""
 
 OPEN, CLOSE = "[TRIAL]", "[/TRIAL]"
-_TAG = re.compile(r"\[[ \t]{0,4}/?[ \t]{0,4}TRIAL[ \t]{0,4}\]", re.IGNORECASE)
+_BESIDE = (
+    r"(?:[^a-z\[\]<>【】\n]|(?:[a-z]|[ivx]{2,4}|st|nd|rd|th|no|nr|num|number|id|of|new|next|last|final"
+    r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|one|two|three|four|five|six|seven|eight|nine|ten"
+    r"|begin|start|open|end|close|stop)(?![a-z])){0,40}"
+)
+_TAG = re.compile(rf"(?<!\b[PE])[\[<【]{_BESIDE}TRIAL{_BESIDE}[\]>】]|[\[<【({{]/[ \t]{{0,4}}TRIAL", re.IGNORECASE)
+"""The tags and whatever looks like one: the word TRIAL in brackets, with nothing beside it but numbers, letters, and
+words of order. Other words make it a phrase, as in [trial and error], unless a slash says that it closes something;
+P[trial 1] and E[trial] are mathematics."""
+_CLOSING = re.compile(r"[^a-z0-9]*/|.*(?<![a-z])(?:end|close|stop)(?![a-z])", re.IGNORECASE)
 
 Problem = Literal["misspelled", "unopened", "nested", "unclosed", "single", "too_many", "continued"]
 """What makes a vote malformed.
 
-`misspelled`   a tag in other letters, or with spaces
+`misspelled`   a tag in other letters or brackets, with a number, or with spaces
 `unopened`     a closing tag without an opening one
 `nested`       a trial opens inside another
 `unclosed`     the last trial has no closing tag
@@ -84,6 +94,11 @@ def read_vote(text: str) -> Vote:
     return Vote(tuple(trials), answers, decided)
 
 
+def num_begun(text: str) -> int:
+    """Trials that a text begins, malformed ones too; 0 for a plain answer."""
+    return sum(not _CLOSING.match(tag[0]) for tag in _TAG.finditer(text))
+
+
 def consensus(answers: Sequence[str | None]) -> str | None:
     """The first answer that three trials agree on; None if there is none."""
     return next((answer for answer, count in _tally(answers) if count == CONSENSUS), None)
@@ -95,6 +110,16 @@ def plurality(answers: Sequence[str | None]) -> str | None:
     for answer, count in _tally(answers):
         counts[answer] = count
     return max(counts, key=lambda answer: counts[answer], default=None)
+
+
+def spelled_alike(answers: Sequence[str | None]) -> list[str | None]:
+    r"""The answers, each as the first equal one spells it: 1/2, 7, 0.5 become 1/2, 7, 1/2. None stays None."""
+    firsts: dict[str, str] = {}
+    for answer in answers:
+        if answer is not None and answer not in firsts:
+            known = dict.fromkeys(firsts.values())
+            firsts[answer] = next((other for other in known if _is_same(other, answer)), answer)
+    return [None if answer is None else firsts[answer] for answer in answers]
 
 
 def write_vote(trials: Sequence[str], answer: str) -> str:
@@ -173,14 +198,12 @@ def _count_problem(answers: Sequence[str | None]) -> Problem | None:
 
 def _tally(answers: Sequence[str | None]) -> list[tuple[str, int]]:
     """For each trial with an answer: the first trial's spelling of it, and how many trials agree so far."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     tally = []
-    for answer in answers:
-        if answer is None:
-            continue
-        known = next((other for other in seen if _is_same(other, answer)), answer)
-        seen[known] = seen.get(known, 0) + 1
-        tally.append((known, seen[known]))
+    for answer in spelled_alike(answers):
+        if answer is not None:
+            seen[answer] += 1
+            tally.append((answer, seen[answer]))
     return tally
 
 

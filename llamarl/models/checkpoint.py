@@ -155,7 +155,7 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) ->
     if not hasattr(saved, "save_pretrained"):
         raise ConfigError(f"model: {type(model).__name__} is not a transformers model; unwrap it before saving")
     _check_vocabulary(tokenizer, saved.config, str(target))
-    _check_replaceable(target)
+    check_target(target)
     draft = target.with_name(f".{target.name}.draft-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -168,6 +168,38 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) ->
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def check_target(directory: str | Path, source: str | Path | None = None) -> None:
+    """Refuses what `save_model` could not or should not write to; call it before the work whose result goes there.
+
+    Args:
+        directory: new, empty, or an earlier result of `save_model` with nothing else in it.
+        source: the checkpoint that the result is made from, which is never overwritten; Hub ids are out of reach.
+
+    Raises:
+        CheckpointError: the directory holds other files, lies below a file, may not be written, or is `source`, holds
+            it or lies in it.
+    """
+    target = Path(directory).resolve()
+    own = None if source is None else Path(source).expanduser().resolve()
+    if own is not None and own.is_dir() and (target == own or target in own.parents or own in target.parents):
+        raise CheckpointError(
+            f"{directory}: is, holds or lies in the model that the result is made from ({source}), and would overwrite "
+            "it or mix with it; choose another directory"
+        )
+    standing = next(path for path in (target, *target.parents) if path.exists())
+    if not standing.is_dir():
+        raise CheckpointError(f"{target}: {'' if standing == target else f'{standing} '}is a file; give a directory")
+    folder = target.parent if standing == target else standing  # where the finished draft takes its name
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{target}: {folder} may not be written; choose another directory or change its rights")
+    found = {file.name for file in target.iterdir()} if standing == target else set()
+    known = set(_read_json(target / EXPORT_FILE)["files"]) | {EXPORT_FILE} if EXPORT_FILE in found else set()
+    if foreign := sorted(found - known):
+        raise CheckpointError(
+            f"{target}: not empty and not an earlier export (holds {foreign[0]}); choose another directory or empty it"
+        )
 
 
 def new_config(model_type: str, **sizes: Any) -> Any:
@@ -320,19 +352,6 @@ def _check_weight_files(directory: Path) -> None:
                 raise CheckpointError(
                     f"{directory}: {name} is missing or torn ({size} bytes were saved); copy it again"
                 )
-
-
-def _check_replaceable(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise CheckpointError(f"{target}: is a file; give a directory")
-    found = {file.name for file in target.iterdir()}
-    known = set(_read_json(target / EXPORT_FILE)["files"]) | {EXPORT_FILE} if EXPORT_FILE in found else set()
-    if foreign := sorted(found - known):
-        raise CheckpointError(
-            f"{target}: not empty and not an earlier export (holds {foreign[0]}); choose another directory or empty it"
-        )
 
 
 def _write_export_file(draft: Path) -> None:

@@ -5,6 +5,7 @@ on a hard one; how often it does which is what IBPO teaches, so its demonstratio
 
     {"prompt": "What is 3 + 4?", "answer": "7", "completions": ["3 + 4 is \\boxed{7}", ...]}     attempts
     {"prompt": "What is 3 + 4?", "answer": "7", "solution": "3 + 4 is \\boxed{7}"}              a golden solution
+    {"prompt": "What is 3 + 4?", "answer": "3 + 4 is \\boxed{7}"}                              the same
 
 A vote takes attempts in order until three agree or eight are used, and is kept if its answer is right. A row with a
 golden solution and no attempts votes with three copies of it: that teaches the form only.
@@ -13,17 +14,17 @@ golden solution and no attempts votes with three copies of it: that teaches the 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data.asks import Mode, instruct
+from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import answers_equal
+from llamarl.judges.math.extract import extract_answer
 from llamarl.judges.math.judge import read_reference
 from llamarl.judges.voting import CONSENSUS, MAX_TRIALS, consensus, plurality, read_vote, write_vote
-
-Kind = Literal["voting", "short"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Built:
     """For `llamarl sft`: `messages`, and for information `id`, `group` and `num_trials`."""
     counts: Mapping[str, int]
     """Prompts by outcome: `voting`, `short`, and the reasons for leaving one out."""
+
+    @property
+    def voting_share(self) -> float:
+        """Share of votes among the rows, in [0, 1]; 0 without rows."""
+        return self.counts["voting"] / max(1, len(self.rows))
 
 
 def build_vote(attempts: Iterable[str], reference: str) -> str | None:
@@ -67,7 +73,7 @@ def build_short(attempts: Iterable[str], reference: str) -> str | None:
 
 def build_sv(prompts: Sequence[Prompt], attempts: Callable[[Prompt], Sequence[str]]) -> Built:
     """Sequential-voting demonstrations, one of each prompt where its attempts allow."""
-    return _build(prompts, attempts, lambda prompt: "voting", "voting")
+    return _build(prompts, attempts, lambda prompt: True, "voting")
 
 
 def build_asv(
@@ -78,11 +84,13 @@ def build_asv(
 ) -> Built:
     """Adaptive demonstrations, one of each prompt: a vote or a short answer, drawn regardless of its difficulty.
 
+    Only prompts that allow both kinds are kept, whichever is drawn. A vote needs more right attempts than a short
+    answer; were that asked only where a vote is drawn, the rows would teach to answer hard problems shortly.
+
     Args:
         prompts: with reference answers.
         attempts: texts for a prompt, such as `recorded_attempts`.
-        voting_share: of votes among the prompts, in [0, 1]. Prompts that allow only one kind are left out where the
-            other is drawn, so that what is kept does not depend on difficulty more than it must.
+        voting_share: of votes among the rows, in [0, 1].
         seed: decides the draws.
 
     Raises:
@@ -92,15 +100,16 @@ def build_asv(
     if not 0.0 <= voting_share <= 1.0:
         raise ConfigError(f"voting_share = {voting_share!r}; a share lies between 0 and 1")
 
-    def kind(prompt: Prompt) -> Kind:
-        draw = derive_seed("asv", seed, prompt.id) / 2**63
-        return "voting" if draw < voting_share else "short"
+    def should_vote(prompt: Prompt) -> bool:
+        return derive_seed("asv", seed, prompt.id) / 2**63 < voting_share
 
-    return _build(prompts, attempts, kind, "adaptive")
+    return _build(prompts, attempts, should_vote, "adaptive")
 
 
 def recorded_attempts(prompt: Prompt) -> list[str]:
-    """The attempts in a prompt's row: `completions` (texts, or objects with a `text`), else its golden `solution`.
+    """The attempts in a prompt's row: `completions` (texts, or objects with a `text`), else its golden solution.
+
+    That is `solution`, or an `answer` that has more than a box.
 
     Raises:
         DataError: the row has neither, or something else under these names.
@@ -108,6 +117,8 @@ def recorded_attempts(prompt: Prompt) -> list[str]:
     found = prompt.info.get("completions")
     if found is None and "solution" in prompt.info:
         found = [prompt.info["solution"]] * CONSENSUS
+    elif found is None and _is_solution(prompt.answer):
+        found = [prompt.answer] * CONSENSUS
     items = found if isinstance(found, list) else []
     texts = [item.get("text") if isinstance(item, Mapping) else item for item in items]
     known = [text for text in texts if isinstance(text, str)]
@@ -119,21 +130,29 @@ def recorded_attempts(prompt: Prompt) -> list[str]:
     return known
 
 
+def _is_solution(answer: Any) -> bool:
+    """Whether an answer has a box and says more."""
+    if not isinstance(answer, str) or "\\boxed" not in answer:
+        return False
+    return clean(answer.strip(" $.\n")) != clean(extract_answer(answer) or "")
+
+
 def _build(
     prompts: Sequence[Prompt],
     attempts: Callable[[Prompt], Sequence[str]],
-    kind_of: Callable[[Prompt], Kind],
+    should_vote: Callable[[Prompt], bool],
     mode: Mode,
 ) -> Built:
     rows, counts = [], Counter({"voting": 0, "short": 0})
     for prompt in prompts:
-        reference = _reference(prompt)
-        kind = kind_of(prompt)
-        build = build_vote if kind == "voting" else build_short
-        text = build(attempts(prompt), reference)
-        counts[kind if text is not None else f"no right {kind} answer"] += 1
-        if text is not None:
-            rows.append(_row(prompt, mode, text))
+        reference, texts = _reference(prompt), attempts(prompt)
+        vote, short = build_vote(texts, reference), build_short(texts, reference)
+        if vote is None or short is None:  # without a right attempt, or with too few for a vote
+            counts["no right voting answer"] += 1
+            continue
+        kind, text = ("voting", vote) if should_vote(prompt) else ("short", short)
+        counts[kind] += 1
+        rows.append(_row(prompt, mode, text))
     return Built(tuple(rows), dict(counts))
 
 

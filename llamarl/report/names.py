@@ -221,18 +221,23 @@ _BUDGET_METRICS = {
     "used": Metric("trained share", "Share of the group among the responses that train (or its mean cost)."),
     "slack": Metric("slack", "What the group's cap leaves unused."),
     "sampled": Metric("sampled share", "Share of the group among all judged responses."),
-    "margin": Metric("margin", "Mean margin of the group over prompts with every group."),
+    "margin": Metric("margin", "Mean margin of the group over prompts that also have another group."),
 }
 _SOLVER_METRICS = {
     "algorithm/rejected_frac": Metric("rejected", "Share of prompts that train nothing under the budget."),
-    "algorithm/one_sided_frac": Metric("one-sided", "Share of prompts whose responses are all of one group."),
+    "algorithm/one_sided_frac": Metric("one-sided", "Share of prompts whose responses are of one group or none."),
     "algorithm/malformed_frac": Metric("malformed", "Share of responses that belong to no group.", better="down"),
     "algorithm/solver_seconds": Metric("solver", "Time of the budget program.", "s", "down"),
     "algorithm/solver_gap": Metric("solver gap", "Relative distance to the optimum that is not ruled out.", "", "down"),
-    "algorithm/is_fallback": Metric("fallback", "1 where the solver ran out of time.", better="down"),
+    "algorithm/is_fallback": Metric(
+        "fallback",
+        "1 where the cheapest choice stood in for a solution.",
+        better="down",
+    ),
 }
 """Of runs under an inference budget."""
 _OF_BUDGET = re.compile(r"algorithm/budget/(?P<budget>[^/]+)/(?P<rest>.+)$")
+_HELD_OUT = re.compile(r"eval/(?P<rest>algorithm/.+)$")
 _TASK = re.compile(r"task/(?P<name>[^/]+)/(?P<rest>.+)$")
 _DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
@@ -245,6 +250,9 @@ def describe(name: str) -> Metric:
     if match := _OF_BUDGET.match(name):
         inner = describe(f"algorithm/{match['rest']}")
         return Metric(f"q+ {match['budget']}: {inner.title}", inner.meaning, inner.unit, inner.better)
+    if match := _HELD_OUT.match(name):
+        inner = describe(match["rest"])
+        return Metric(f"held-out, {inner.title}", inner.meaning, inner.unit, inner.better)
     if match := _DRIFT.match(name):
         meaning = "Move since the first steps, in standard deviations of single samples then."
         return Metric(f"{match['signal']}: drift", meaning, "standard deviations")

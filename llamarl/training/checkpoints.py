@@ -35,16 +35,28 @@ def write(
     counters: Mapping[str, Any],
     critics: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the files, the counters last. Raises `CheckpointError` if the directory isn't empty."""
+    """Writes the files, the counters last.
+
+    Raises:
+        CheckpointError: the directory isn't empty.
+        OSError: the disk refused (full, read-only); what is written so far stays.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise CheckpointError(f"{directory}: not empty; give each checkpoint a directory of its own")
-    save_file({name: t.contiguous() for name, t in weights.items()}, directory / WEIGHTS, metadata={"format": "pt"})
-    save_file({name: t.contiguous() for name, t in optimizer.items()}, directory / OPTIMIZER)
+    _save(weights, directory / WEIGHTS, {"format": "pt"})
+    _save(optimizer, directory / OPTIMIZER)
     if critics:
-        save_file({name: t.contiguous() for name, t in critics.items()}, directory / CRITICS)
+        _save(critics, directory / CRITICS)
     (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n", encoding="utf-8")
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # its only word for a disk that refuses
+        raise OSError(f"{path}: {error}") from error
 
 
 def read(directory: str | Path, expected: Mapping[str, Tensor], critics: Mapping[str, Tensor] | None = None) -> Stored:

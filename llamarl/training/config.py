@@ -1,8 +1,8 @@
 """Settings of the training side; read without torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llamarl.core.config import Config
 
@@ -42,6 +42,23 @@ class TrainerConfig(OptimizerConfig):
     """Refuse the update of a spike instead of clipping it."""
 
 
+class LoraConfig(Config):
+    """Low-rank adapters: linear layers compute `W x + (alpha / rank) B A x`, and only A and B are trained."""
+
+    rank: int = Field(ge=1)
+    """Rows of A and columns of B; 8 to 64 are usual."""
+    alpha: float = Field(default=32.0, gt=0.0)
+    """What the adapters add is scaled by `alpha / rank`."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, such as `q_proj`; empty: all but the output head."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Names from the command line, between commas."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class SFTConfig(OptimizerConfig):
     """Supervised fine-tuning. A falling schedule reaches 0 at `num_steps`."""
 
@@ -52,4 +69,6 @@ class SFTConfig(OptimizerConfig):
     reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
     """`token_mean`: each completion token of the step weighs the same. `sequence_sum`: mean over rows of their sum."""
     seed: int = 0
-    """Decides the order of the rows."""
+    """Decides the order of the rows, and the adapters' first weights."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the weights, and add them to the weights at the end; extra `lora`."""

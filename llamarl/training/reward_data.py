@@ -6,12 +6,17 @@
 
 A column `tools` goes to the chat template; others are ignored. Text is a user turn and its answer, as everywhere in
 this package. A bad row is an error that names file and line, or skipped and counted.
+
+Prompts are told apart without regard to case and spaces. The common start of two texts may hold words of their answers:
+what tells it apart ends with its last "Assistant:" or other such mark. Without one the prompt is open: it may be any
+that the texts begin with.
 """
 
 import contextlib
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +36,13 @@ from llamarl.training.reward_config import RewardConfig
 Kind = Literal["pairs", "labels"]
 Turns = list[Message]
 _WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
+_ANSWER_MARK = re.compile(
+    r"(?:^|\n)[#* \t]*(?:assistant|ai|bot|response|answer)[* \t]*:"
+    r"|\[/inst\]|<\|assistant\|>|<[|\w]+>(?:assistant|model)\b(?:<\|\w+\|>)?",
+    re.IGNORECASE,
+)
+"""Where an answer begins in texts that are whole conversations."""
+_SPACES = re.compile(r"[\s\x00-\x1f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +54,11 @@ class Example:
     lengths: tuple[int, ...]
     """Tokens of each answer, without its prompt."""
     prompt_key: str
-    """A hash of the prompt: rows with equal keys stay on one side of the split."""
+    """The prompt in lower case with single spaces: rows with equal keys stay on one side of the split."""
     target: float
     """Of a pair, its margin; of a labelled row, 1 or 0."""
+    is_open: bool = False
+    """Whether the prompt may end earlier, since it is the common start of two texts."""
 
     @property
     def key(self) -> str:
@@ -109,13 +123,13 @@ def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], 
     if share == 0.0:
         return list(examples), []
     sides: tuple[list[Example], list[Example]] = ([], [])
+    prompts = _same_prompts(examples)
     for example in examples:
-        sides[derive_seed("held out", example.prompt_key) < share * 2**63].append(example)
+        sides[derive_seed("held out", prompts[example.prompt_key]) < share * 2**63].append(example)
     if not all(sides):
-        prompts = len({example.prompt_key for example in examples})
         raise DataError(
-            f"held_out={share} of {prompts} prompts leaves {len(sides[0])} rows to train on and {len(sides[1])} "
-            "to measure on; add data, change held_out, give --eval-data, or set held_out=0"
+            f"held_out={share} of {len(set(prompts.values()))} prompts leaves {len(sides[0])} rows to train on and "
+            f"{len(sides[1])} to measure on; add data, change held_out, give --eval-data, or set held_out=0"
         )
     return sides
 
@@ -128,17 +142,45 @@ def without_leaks(
     Raises:
         DataError: there are some, with `config.on_bad_row="error"`; or nothing is left.
     """
-    known = {example.prompt_key for example in held_out}
-    clean = [example for example in train.examples if example.prompt_key not in known]
+    prompts = _same_prompts([*train.examples, *held_out])
+    known = {prompts[example.prompt_key] for example in held_out}
+    clean = [example for example in train.examples if prompts[example.prompt_key] not in known]
     num_leaks = len(train.examples) - len(clean)
     if num_leaks and config.on_bad_row == "error":
+        is_open = any(example.is_open for example in (*train.examples, *held_out))
+        doubt = "; where texts only begin alike, give both files a column 'prompt'" if is_open else ""
         raise DataError(
             f"{source}: {num_leaks} training rows have a prompt of the evaluation data, so the measured accuracy would "
-            "be too good; remove them, or set on_bad_row='skip' to leave them out of training"
+            f"be too good; remove them, or set on_bad_row='skip' to leave them out of training{doubt}"
         )
     if not clean:
         raise DataError(f"{source}: every training prompt is in the evaluation data; nothing is left to train on")
     return clean, num_leaks
+
+
+def _same_prompts(examples: Iterable[Example]) -> dict[str, str]:
+    """Each prompt's key -> one key for all that may be the same prompt.
+
+    An open prompt may be any whose words it begins with; then those are no longer told apart either.
+    """
+    is_open: dict[str, bool] = {}
+    for example in examples:
+        is_open[example.prompt_key] = example.is_open or is_open.get(example.prompt_key, False)
+    shorter: dict[str, str] = {}
+    begun: list[str] = []  # keys that the current one begins with; sorting puts them just before it
+    for key in sorted(is_open):
+        while begun and not key.startswith(begun[-1] + " "):
+            begun.pop()
+        if is_open[key]:
+            shorter |= zip([*begun[1:], key], begun, strict=False)
+        begun.append(key)
+
+    def shortest(key: str) -> str:
+        while key in shorter:
+            key = shorter[key]
+        return key
+
+    return {key: shortest(key) for key in is_open}
 
 
 def _refuse(bad: BadRow, config: RewardConfig, skipped: list[BadRow]) -> None:
@@ -188,7 +230,10 @@ class _Reader:
         if len(set(sequences)) < len(sequences):
             raise RowError("equal_answers", "", "chosen and rejected are equal", "remove the row")
         lengths = tuple(max(0, len(ids) - start) for ids in sequences)
-        return Example(sequences, lengths, _hash([prompt, tools]), target)
+        told, is_open = prompt, False
+        if "prompt" not in row and isinstance(row["chosen"], str):
+            told, is_open = _sure_start(prompt[0]["content"], answers)
+        return Example(sequences, lengths, _prompt_key(told, tools), target, is_open)
 
     def _encode(self, prompt: Turns, answer: Turns, tools: Turns | None) -> TokenIds:
         if self._config.is_response_only:
@@ -266,6 +311,25 @@ def _turns(value: Any, field: str, is_answer: bool = True) -> Turns:
         problem = f"the last message is of role {value[-1]['role']!r}"
         raise RowError("bad_messages", f"{field}[{len(value) - 1}].role", problem, "end with the assistant's")
     return value
+
+
+def _sure_start(start: str, answers: Sequence[Turns]) -> tuple[Turns, bool]:
+    """What two texts with this common start surely have in common of a prompt, and whether that is open."""
+    marks = list(_ANSWER_MARK.finditer(start))
+    if marks:
+        return [_turn("user", start[: marks[-1].end()])], False
+    if start[-1].isalnum() and any(answer[0]["content"][:1].isalnum() for answer in answers):
+        start = " ".join(start.split()[:-1]) or start  # the last word goes on in an answer, so it is the answer's
+    return [_turn("user", start)], True
+
+
+def _prompt_key(prompt: Turns, tools: Turns | None) -> str:
+    parts = [json.dumps(tools, sort_keys=True)] if tools else []
+    for turn in prompt:
+        parts += [turn["role"], turn["content"]]
+        rest = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
+        parts += [json.dumps(rest, sort_keys=True)] if rest else []
+    return _SPACES.sub(" ", " ".join(parts).casefold()).strip()
 
 
 def _turn(role: str, content: str) -> Message:

@@ -216,8 +216,9 @@ class _Files:
         for name in recipe:
             if there.get(name) != recipe[name]:
                 raise CheckpointError(
-                    f"{self._directory}: an unfinished training with other {name} ({there.get(name)}, now "
-                    f"{recipe[name]}); repeat the command that began it, or choose another directory"
+                    f"{self._directory}: an unfinished training with other {name} "
+                    f"({_changes(there.get(name), recipe[name])}); repeat the command that began it, or choose another "
+                    "directory"
                 )
 
     def latest_checkpoint(self) -> Path | None:
@@ -242,6 +243,14 @@ class _Files:
         """Draws the figure."""
         path = self._directory / FIGURE
         plot_reward_model(path, read_metrics(self.metrics), bins, answers, self._directory.name)
+
+
+def _changes(before: Any, now: Any) -> str:
+    """What it was and is; of settings, only those that differ."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return f"{before}, now {now}"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name}={before.get(name)}, now {now.get(name)}" for name in names)
 
 
 def _within_positions(config: RewardConfig, model: str) -> RewardConfig:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llamarl.core.errors import CollapseError, DataError
+from llamarl.core.errors import CollapseError, ConfigError, DataError
 from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.config import SFTConfig
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.scoring import build_scorer
+from llamarl.training.sft_lora import Adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class SFTRow:
         The answer is encoded on its own and closed with the tokenizer's end token, just as a generator would meet it.
 
         Raises:
-            DataError: the last turn is not the assistant's.
+            DataError: the last turn is not the assistant's, or is empty.
         """
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             roles = [message["role"] for message in messages]
@@ -40,7 +41,11 @@ class SFTRow:
 
     @classmethod
     def of_pair(cls, prompt: str, completion: str, tokenizer: Tokenizer) -> "SFTRow":
-        """Encodes one user turn and its answer; without a chat template the prompt is continued as plain text."""
+        """Encodes one user turn and its answer; without a chat template the prompt is continued as plain text.
+
+        Raises:
+            DataError: the completion is empty.
+        """
         return cls(tokenizer.encode_chat([{"role": "user", "content": prompt}]), _ended(tokenizer, completion))
 
 
@@ -50,20 +55,30 @@ class SFTTrainer:
     Args:
         model: a Hugging Face causal language model; dropout is switched off.
         config: the settings.
+
+    Raises:
+        ConfigError: a schedule that never ends, or adapters for layers that the model hasn't.
+        MissingDependencyError: adapters without the extra `lora`.
     """
 
     def __init__(self, model: nn.Module, config: SFTConfig) -> None:
         self.model, self.config = model, config
         self.num_steps_done = 0
-        self._score = build_scorer(model)
+        self._adapters = None if config.lora is None else Adapters(model, config.lora, config.seed)
+        self._score = build_scorer(model) if self._adapters is None else self._adapters.scorer()
         self._optimizer = Optimizer(model, config, config.num_steps)
+        self.num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        """Numbers that are trained: the model's parameters, or those of the adapters."""
 
     def step(self, rows: Sequence[SFTRow]) -> dict[str, float]:
         """One optimizer step on `rows`: `train/loss` (nats per token), `train/grad_norm`, `train/lr`, `train/tokens`.
 
         Raises:
             CollapseError: the gradient is not finite; the weights stay as they were.
+            ConfigError: the adapters have been merged.
         """
+        if self.config.lora is not None and self._adapters is None:
+            raise ConfigError("lora: the adapters are merged, and so no step may follow; make another SFTTrainer")
         tokens = sum(len(row.token_ids) for row in rows)
         divisor = tokens if self.config.reduction == "token_mean" else len(rows)
         total = 0.0
@@ -87,7 +102,7 @@ class SFTTrainer:
         return -total / sum(len(row.token_ids) for row in rows)
 
     def fit(self, rows: Sequence[SFTRow], on_step: Callable[[int, dict[str, float]], None] | None = None) -> float:
-        """Runs all `num_steps` over shuffled epochs of `rows`; returns the last step's loss.
+        """Runs all `num_steps` over shuffled epochs of `rows`, then `merge`; returns the last step's loss.
 
         Args:
             rows: the training set, any size from 1.
@@ -98,7 +113,14 @@ class SFTTrainer:
             metrics = self.step(batch)
             if on_step is not None:
                 on_step(number, metrics)
+        self.merge()
         return metrics["train/loss"]
+
+    def merge(self) -> None:
+        """Adds the adapters, where there are any, to the weights: the model is then an ordinary one, to be saved."""
+        if self._adapters is not None:
+            self._adapters.merge()
+            self._adapters, self._score = None, build_scorer(self.model)
 
     def batches(self, rows: Sequence[SFTRow]) -> Iterator[list[SFTRow]]:
         """Endless batches; every row once per epoch, in an order that depends on seed and epoch only."""
@@ -131,4 +153,6 @@ def sft(
 
 
 def _ended(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    if not text.strip():
+        raise DataError(f"the answer to learn is empty: {text!r:.40}; give it a text or drop the row")
     return (*tokenizer.encode(text), *tokenizer.eos_ids[:1])

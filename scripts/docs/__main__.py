@@ -27,7 +27,7 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
 from llamarl.report import names
-from llamarl.training.config import SFTConfig
+from llamarl.training.config import LoraConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -74,6 +74,8 @@ def settings_page() -> str:
         parts.append(f'\n### type = "{name}"\n\n{summary(model)} See [{name}](../{page}).\n\n')
         parts.append(table(plain_fields(model), "algorithm."))
     parts.append(f"\n## Settings of `llamarl sft`\n\n{summary(SFTConfig)}\n\n" + table(plain_fields(SFTConfig), ""))
+    lead = one_line(SFTConfig.model_fields["lora"].description)
+    parts.append(f"\n### lora\n\n{lead} {summary(LoraConfig)}\n\n" + table(plain_fields(LoraConfig), "lora."))
     return NOTICE + "".join(parts)
 
 

@@ -208,6 +208,41 @@ def test_one_pool_for_the_whole_step():
     assert not any(part.samples for part in apart)  # a share of one long answer alone is 1
 
 
+def test_a_step_of_three_groups_has_margins_where_two_of_them_meet(tmp_path):
+    file = tmp_path / "by.py"
+    file.write_text(
+        "def group(prompt, completion):\n    return {'5': 'short', 'T': 'tool'}.get(completion.text, 'long')\n"
+    )
+    found = IBPO(IBPOConfig(groups=f"{file}:group", caps={"tool": 0.1})).assign(batch(EASY, HARD, [("T", 1.0)]))
+    assert found.metrics["one_sided_frac"] == pytest.approx(1 / 3)
+    assert {"margin/short", "margin/long"} <= found.metrics.keys() and "margin/tool" not in found.metrics
+
+
+# warns
+
+
+def test_a_spell_without_training_is_told_once(caplog):
+    algorithm = ibpo()
+    for prompts in ([[(BROKEN, 1.0)], [(SHORT, 0.0)]], [[(BROKEN, 1.0)]], [EASY], [[(BROKEN, 0.0)]]):
+        algorithm.assign(batch(*prompts))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "rejects all 2 prompts, so that nothing trains: of 2 responses 1 are right and 1 have no group" in first
+    assert "rejects all 1 prompts" in second
+    assert caplog.records[0].name == "llamarl.algorithms.ibpo"
+
+
+def test_a_bound_on_tokens_that_no_choice_keeps_is_told(caplog):
+    found = ibpo(mean_tokens=0.5).assign(batch(EASY, HARD))
+    assert found.samples == () and found.metrics["is_fallback"] == 1.0
+    assert "algorithm.mean_tokens = 0.5 is too low" in caplog.text and "rejects all 2 prompts" in caplog.text
+
+
+def test_a_step_that_trains_as_meant_warns_of_nothing(caplog):
+    ibpo(mean_tokens=10.0).assign(batch(EASY, HARD))
+    ibpo().assign(batch())
+    assert not caplog.records
+
+
 # reduces to
 
 
@@ -246,6 +281,6 @@ def test_groups_must_be_known():
 def test_a_group_that_no_cap_names_is_refused(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def group(prompt, completion):\n    return 'tool'\n")
-    with pytest.raises(DataError, match="group 'tool' is not in the budget"):
+    with pytest.raises(DataError, match=r"prompt 'p0' the group 'tool', which is not in .*set algorithm\.caps\.tool"):
         IBPO(IBPOConfig(groups=f"{file}:group")).assign(batch(EASY))
     assert IBPO(IBPOConfig(groups=f"{file}:group", caps={"tool": 0.0})).assign(batch(EASY)).samples == ()

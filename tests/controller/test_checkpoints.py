@@ -51,8 +51,13 @@ def test_a_damaged_copy_is_skipped_with_a_word(tmp_path: Path, damage: str, name
 def test_no_usable_copy_is_an_error_that_lists_why(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     (store.save(1, writer("one")) / "state.json").unlink()
-    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match=r"no usable checkpoint\n.*state.json"):
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match=r"starts over from step 0\n.*state.json"):
         store.load_latest()
+
+
+def test_no_copy_at_all_is_an_error_that_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint yet; `llamarl resume .*` goes on"):
+        CheckpointStore(tmp_path / "checkpoints").load_latest()
 
 
 def test_a_failed_write_leaves_the_previous_copy_and_no_litter(tmp_path: Path) -> None:

@@ -367,6 +367,24 @@ def test_each_prompt_may_state_its_budget(world: Path, tmp_path: Path) -> None:
     assert {"algorithm/used/long", "algorithm/budget/0.25/used/long", "algorithm/budget/0.75/used/long"} <= names
 
 
+def test_held_out_answers_tell_what_the_policy_spends(world: Path, tmp_path: Path) -> None:
+    algorithm = {**run_recipe(world).algorithm.model_dump(), "q_plus_field": "budget"}
+    evaluation = {"source": str(world / "conditioned-heldout.jsonl"), "num_prompts": 4, "samples_per_prompt": 2}
+    chain.write_prompts(world / "conditioned-heldout.jsonl", 4, split="heldout", budgets=(0.25, 0.75))
+    schedule = {"steps": 1, "prompts_per_step": 4, "max_staleness": 0}
+    data = {"source": str(world / "conditioned.jsonl")}
+    train(run_recipe(world, data=data, algorithm=algorithm, evaluation=evaluation, schedule=schedule), tmp_path / "run")
+    before, after = (r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/reward/mean" in r)
+    for found in (before, after):
+        for part in ("", "budget/0.25/", "budget/0.75/"):
+            shares = [
+                found[f"eval/algorithm/{part}{name}"] for name in ("sampled/short", "sampled/long", "malformed_frac")
+            ]
+            assert sum(shares) == pytest.approx(1.0) and shares[2] == 0.0
+        halves = [found[f"eval/algorithm/budget/{budget}/sampled/long"] for budget in ("0.25", "0.75")]
+        assert found["eval/algorithm/sampled/long"] == pytest.approx(sum(halves) / 2)
+
+
 def test_a_prompt_without_its_budget_is_refused_at_the_start(world: Path) -> None:
     algorithm = {**run_recipe(world).algorithm.model_dump(), "q_plus_field": "budget"}
     with pytest.raises(DataError, match=r"prompt 'chain-train-0-0': the field 'budget' is missing"):

@@ -74,6 +74,30 @@ def test_no_prompt_trains_twice_in_an_epoch(moves: list[tuple[str, int]]) -> Non
     assert counts["trained"] == len(trained) and counts["issued"] == len(trained) + len(under_way)
 
 
+def test_accounted_up_to_a_version_is_what_rewinding_leaves() -> None:
+    ledger = Ledger(":memory:")
+    for prompt_id in "abc":
+        ledger.issue(0, prompt_id)
+    ledger.commit_step(1, [(0, "a")])
+    ledger.drop(0, "b", version=2, reason="no_signal")
+    ledger.commit_step(2, [(0, "c")])
+    assert ledger.accounted(1) == {(0, "a")}
+    assert ledger.accounted(0) == set()
+    ledger.rewind(1)
+    assert ledger.accounted() == {(0, "a")}
+    with pytest.raises(CheckpointError, match="no prompt that step 2 trained"):
+        ledger.accounted(2)
+
+
+def test_counts_of_an_empty_file_are_zero_and_of_a_broken_one_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "ledger of #1.sqlite"
+    path.touch()
+    assert read_counts(path) == {"issued": 0, "finished": 0, "trained": 0, "dropped": 0}
+    path.write_text("not a database" * 100)
+    with pytest.raises(CheckpointError, match="not a readable ledger"):
+        read_counts(path)
+
+
 def test_rejects_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_text("not a database, but long enough to be read as one" * 30)

@@ -1,22 +1,29 @@
 """Whole runs on the shipped tiny checkpoint: resume equals no interruption, kills lose nothing, exports load."""
 
+import asyncio
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from llamarl.controller.checkpoints import CheckpointStore
+from llamarl.controller.directory import held
 from llamarl.controller.export import export_run
-from llamarl.controller.ledger import Ledger
+from llamarl.controller.ledger import Ledger, read_counts
 from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
-from llamarl.controller.run import resume, train
+from llamarl.controller.reporter import Reporter
+from llamarl.controller.run import first_interrupt, resume, train
 from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors
@@ -157,12 +164,153 @@ def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     output, _ = child.communicate(timeout=120)
-    assert child.returncode == 0, output
+    assert child.returncode == 130, output
     assert "stopping after this step" in output
     done = CheckpointStore(run_dir / "checkpoints").load_latest().step
+    assert f"stopped at step {done} of 10000; llamarl resume {run_dir}" in output
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == done
     summary, _ = resume(run_dir, ["--schedule.steps", str(done + 1)])
     assert summary.steps == done + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_of_either_kind_ends_at_once(tmp_path: Path, number: int) -> None:
+    reporter = Reporter(tmp_path, Ledger(":memory:"), 5)
+    stops: list[str] = []
+
+    async def run() -> None:
+        with first_interrupt(lambda: stops.append("asked"), reporter):
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0.01)
+            assert stops == ["asked"] and reporter.is_interrupted
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0.01)
+            stops.append("went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(run())
+    assert stops == ["asked"] and signal.getsignal(signal.SIGTERM) is before
+    reporter.close()
+
+
+def test_an_interrupt_says_what_is_still_done(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path, Ledger(":memory:"), 5)
+    for version, says in ((0, "a step under way is finished first"), (5, "all steps are done")):
+        reporter.restore({}, version)
+        reporter.on_interrupt()
+        assert says in (tmp_path / "messages.log").read_text()
+    reporter.close()
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "four"
+    train(recipe("--schedule.steps", "4", "--schedule.max-staleness", "0"), run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(four_steps: Path, tmp_path: Path) -> Path:
+    """A copy of a run with checkpoints of steps 2 and 4."""
+    return Path(shutil.copytree(four_steps, tmp_path / "run"))
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """What a resume goes on from."""
+    names = ["recipe.json", "metrics.jsonl", *(str(p.relative_to(run_dir)) for p in run_dir.glob("checkpoints/**/*"))]
+    files = {name: (run_dir / name).read_bytes() for name in names if (run_dir / name).is_file()}
+    with Ledger(run_dir / "ledger.sqlite") as ledger:
+        return files | {"ledger": repr(sorted(ledger.accounted())).encode()}
+
+
+def test_what_the_checkpoint_refuses_leaves_the_run_as_it_was(run_dir: Path) -> None:
+    before = contents(run_dir)
+    for step in ("latest", "2"):
+        with pytest.raises(CheckpointError, match="holds critics"):
+            resume(run_dir, ["--algorithm.type", "ppo"], step=step)
+        assert contents(run_dir) == before
+    assert resume(run_dir)[0].steps == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("seed", "7", r"seed was 0, now 7"),
+        ("evaluation.num-prompts", "16", r"evaluation.num_prompts was 4, now 16"),
+        ("data.limit", "24", r"data.limit was None, now 24"),
+        ("data.system", "Be brief.", r"data.system was None, now 'Be brief.'"),
+        ("model", "elsewhere", r"model was '.*', now 'elsewhere'.* new run from `llamarl export"),
+    ],
+)
+def test_a_resume_keeps_what_its_numbers_mean(run_dir: Path, setting: str, value: str, message: str) -> None:
+    before = contents(run_dir)
+    with pytest.raises(ConfigError, match=message):
+        resume(run_dir, [f"--{setting}", value])
+    assert contents(run_dir) == before
+
+
+def test_one_process_works_on_a_run_and_others_may_look(run_dir: Path, tmp_path: Path) -> None:
+    with held(run_dir):
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} is training in it"):
+            resume(run_dir)
+        assert read_counts(run_dir / "ledger.sqlite")["trained"] == 16
+        assert export_run(run_dir, tmp_path / "model") == 4
+
+
+def test_a_damaged_checkpoint_is_named_in_the_messages(run_dir: Path) -> None:
+    (run_dir / "checkpoints" / "step_000004" / "run.json").unlink()
+    assert resume(run_dir, ["--schedule.steps", "3"])[0].steps == 3
+    assert "skipping a damaged checkpoint" in (run_dir / "messages.log").read_text()
+    assert CheckpointStore(run_dir / "checkpoints").steps() == [2, 3]
+
+
+def test_rejects_a_ledger_that_does_not_know_the_checkpoint(run_dir: Path) -> None:
+    (run_dir / "ledger.sqlite").unlink()
+    with pytest.raises(CheckpointError, match=r"ledger.sqlite: knows of no prompt that step 4 trained"):
+        resume(run_dir)
+
+
+def test_rejects_a_torn_recipe(run_dir: Path, tmp_path: Path) -> None:
+    (run_dir / "recipe.json").write_text('{"model": ')
+    for use in (lambda: resume(run_dir), lambda: export_run(run_dir, tmp_path / "model")):
+        with pytest.raises(DataError, match=r"recipe.json, line 1: not JSON"):
+            use()
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """Stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_without_room_for_a_line_ends_the_run_with_a_word(tmp_path: Path) -> None:
+    with files_of_at_most(1000), pytest.raises(CheckpointError, match=r"the disk takes no more .* make room, then"):
+        train(recipe("--schedule.steps", "1"), tmp_path)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
+    with files_of_at_most(1_000_000):  # smaller than the weights
+        summary, _ = train(recipe("--schedule.steps", "2", "--schedule.checkpoint-every", "1"), tmp_path)
+    assert summary.steps == 2
+    messages = (tmp_path / "messages.log").read_text()
+    assert "checkpoint 1 not written" in messages and "checkpoint 2 not written" in messages
+    assert "there is none yet" in messages
+    assert not list((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(CheckpointError, match="no checkpoint yet; `llamarl resume"):
+        export_run(tmp_path, tmp_path / "model")
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
+def test_rejects_a_run_directory_that_cannot_be_made(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"run_dir=.*choose another directory"):
+        train(recipe(), tmp_path / place)
 
 
 def test_rejects_a_run_directory_in_use_and_a_directory_that_is_no_run(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ BAD = {
     "not an object": (b"[1]", "not_an_object", "", "a list: [1]", "jq -c"),
     "a number": (b"3", "not_an_object", "", "a int: 3", "one complete JSON object"),
     "too deep": (b'{"prompt": ' + b"[" * 100_000, "nested_too_deep", "", "nested too deeply", "flatten"),
-    "1 MB line": (row(prompt="x" * 1_000_001), "row_too_long", "", "1,000,016 bytes", "max_row_bytes"),
+    "1 MB line": (row(prompt="x" * 1_000_001), "row_too_long", "", "1,000,016 bytes", "or write Parquet"),
     "invalid UTF-8": (b'{"prompt": "caf\xe9"}', "invalid_utf8", "", "byte 16", "save the file as UTF-8"),
     "BOM inside": (b"\xef\xbb\xbf" + row(prompt="x"), "byte_order_mark", "", "byte order mark", "remove it"),
     "NaN": (b'{"prompt": "x", "info": {"a": [1, NaN]}}', "not_finite", "info.a[1]", "nan", "write null"),

@@ -64,3 +64,37 @@ def test_unreadable_and_empty_sources(tmp_path):
         read_pool(path, GROUPS)
     with pytest.raises(DataError, match="no such file"):
         read_pool(tmp_path / "other.jsonl", GROUPS)
+
+
+def test_csv_is_read_from_its_texts(tmp_path):
+    path = tmp_path / "pool.csv"
+    path.write_text("prompt,group,correct,tokens,note\np,short,true,12,1\np,long,0,3.5,\n7,,False,1,x\np,long,1,9,\n")
+    found = read_pool(path, GROUPS, "tokens")
+    assert found.pool.groups == ["short", "long", None, "long"]
+    assert found.pool.correct == [True, False, False, True]
+    assert found.pool.costs == [12.0, 3.5, 1.0, 9.0]
+    assert found.rows[2] == {"prompt": "7", "group": None, "correct": False, "tokens": 1.0, "note": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("p,short,yes,12", r"pool.csv, line 2, field 'correct': 'yes' is neither true nor false"),
+        ("p,short,,12", r"field 'correct': not in the row"),
+        ("p,short,1,few", r"field 'tokens': 'few' is no cost"),
+        ("p,short,1,nan", r"field 'tokens': nan is no cost"),
+        ("p,Short,1,3", r"'Short' is no group. Did you mean 'short'"),
+    ],
+)
+def test_bad_texts_of_csv_are_named(row, message, tmp_path):
+    path = tmp_path / "pool.csv"
+    path.write_text(f"prompt,group,correct,tokens\n{row}\n")
+    with pytest.raises(DataError, match=message):
+        read_pool(path, GROUPS, "tokens")
+
+
+def test_csv_without_a_column_of_groups_is_refused(tmp_path):
+    path = tmp_path / "pool.csv"
+    path.write_text("prompt,correct\np,1\n")
+    with pytest.raises(DataError, match=r"pool.csv: the column 'group' is missing or empty"):
+        read_pool(path, GROUPS)

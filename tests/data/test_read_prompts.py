@@ -112,6 +112,7 @@ def test_lines_limit_blank_lines_and_a_leading_mark(tmp_path: Path) -> None:
     limited = read_prompts(str(path), limit=2)
     assert len(limited) == 2 and limited[-1] == limited[0:2][1]
     assert repr(limited) == "PromptData(2 prompts, 0 rows skipped)"
+    assert limited.places == ((str(path), 1), (str(path), 3))
 
 
 def test_the_limit_ends_reading_before_a_later_bad_row() -> None:

@@ -5,7 +5,7 @@ from scripted_chats import ScriptedChat
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
-from llamarl.evals.budget import BudgetPlan, budget_results
+from llamarl.evals.budget import BudgetPlan, _tally, budget_results
 from llamarl.evals.budget_samples import (
     Attempt,
     num_answers_in,
@@ -78,6 +78,7 @@ def value(tree, *path):
         (TRIAL % 7 + " [TRIAL] cut", 2, None),
         (TRIAL % 7, 1, None),
         ("[/TRIAL] \\boxed{7}", 1, None),
+        (" ".join(f"[TRIAL {n}] \\boxed{{7}} [/TRIAL {n}]" for n in range(8)), 8, None),  # no tag of ours
     ],
 )
 def test_answers_that_were_generated(text, count, answer):
@@ -109,6 +110,24 @@ def test_curves_by_hand():
         "total_tokens": 25,
     }  # one prompt a vote
     assert value(found["models"]["base"], "accuracy") == value(curve, "1", "accuracy")
+
+
+HALVES = ("1/2", "0.5", "\\frac{1}{2}", "\\dfrac12", " 0.50 ")
+
+
+def test_equal_answers_in_different_spellings_are_one_answer_of_a_vote():
+    answers = ["7", *HALVES[:3], "7", None]
+    voted = [Attempt("p0", n, answer != "7", answer) for n, answer in enumerate(answers)]
+    assert _tally(voted) == ((3,), (2,))
+    assert _tally(voted, should_merge_spellings=False) == ((1, 1, 1), (2,))
+    spelled = [Attempt("p0", n, n % 2 == 0, HALVES[n % 5] if n % 2 == 0 else "7", "short") for n in range(19)]
+    plain = [Attempt("p0", n, n % 2 == 0, "1/2" if n % 2 == 0 else "7", "short") for n in range(19)]
+    curves = [
+        budget_results([problem("p0")], {"base": {"p0": each}}, BudgetPlan(("base",), (1, 3, 9), (1,)))["baselines"]
+        for each in (spelled, plain)
+    ]
+    assert curves[0] == curves[1]
+    assert value(curves[0]["base"]["self_consistency"], "9", "accuracy") > 10 / 19
 
 
 def test_gain_at_equal_budget():

@@ -65,6 +65,59 @@ def test_failures_are_counted_and_asked_again(tmp_path, data, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("def ans(text): return text.no", "AttributeError"),
+        ("def ans(text): return 3", "made 3 of"),
+        ("def ans(text): return [text]", "return the answer as text, or None"),
+        ("def ans(): return ''", "no function of a text"),
+        ("ans = 3", "no function of a text"),
+    ],
+)
+def test_a_broken_answer_function_is_refused_before_anything_is_asked(tmp_path, data, capsys, function, message):
+    (tmp_path / "ans.py").write_text(function)
+    spec = f"{tmp_path / 'ans.py'}:ans"
+    assert run("--data", data, "--out", tmp_path / "out", "--quiet", *HERE, "--answers", spec) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and spec in shown
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "3"])
+def test_a_broken_group_function_is_refused_before_anything_is_asked(tmp_path, data, capsys, body):
+    (tmp_path / "grp.py").write_text(f"def grp(prompt, completion): return {body}")
+    spec = f"{tmp_path / 'grp.py'}:grp"
+    assert run("--data", data, "--out", tmp_path / "out", "--quiet", *HERE, "--groups", spec) == 2
+    shown = capsys.readouterr().err
+    assert spec in shown and "'p0'" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_function_that_fails_later_loses_no_reply(tmp_path, data, capsys):
+    function = tmp_path / "ans.py"
+    function.write_text("def ans(text): return None if '4' in text else text.no if '3' in text else text")
+    arguments = ("--data", data, "--endpoint-model", "m", "--out", tmp_path / "out", *QUIET, "--answers")
+    with FakeServer(voter) as server:
+        assert run(*arguments, f"{function}:ans", "--endpoint", server.base_url) == 2
+        shown = capsys.readouterr().err
+        assert "prompt 'p2': answers" in shown and "no reply is lost" in shown
+    replies = tmp_path / "out" / "samples" / "m" / "responses.jsonl"
+    assert len(replies.read_text().splitlines()) == 4 * 3
+
+
+def test_spellings_of_an_answer_are_one_vote(tmp_path, capsys):
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"id": "p", "prompt": "half of 1", "answer": "1/2"}\n')
+    spellings = iter([r"\frac{1}{2}", "0.5", "1/2", "7", "7"])
+    options = ("--data", path, "--quiet", "--votes", "5", "--best-of", "1", "--max-in-flight", "1", "--json")
+    with FakeServer(lambda body: Reply(rf"\boxed{{{next(spellings)}}}")) as server:
+        who = ("--endpoint", server.base_url, "--endpoint-model", "m")
+        assert run(*options, *who, "--out", tmp_path / "out") == 0
+    curve = json.loads(capsys.readouterr().out)["baselines"]["m"]["self_consistency"]
+    assert curve["5"]["accuracy"]["value"] == 1
+
+
 def test_checkpoints_on_the_chain(tmp_path, capsys):
     model = build_tiny("llama", tmp_path / "model", max_position_embeddings=256)
     models = ("--model", f"a={model}", "--model", f"b={model}", "--ask", "a=S", "--baseline", "b")
@@ -99,6 +152,7 @@ REFUSED = {
     "a key for a checkpoint": (("--model", "a=x", "--api-key-env", "K"), "does nothing with checkpoints alone"),
     "no answers": ((*HERE, "--answers", "best"), "choose stated or whole"),
     "no groups": ((*HERE, "--groups", "llamarl.data.groups:nothing"), "nothing"),
+    "a split of a file": ((*HERE, "--split", "test"), "data.jsonl has no splits"),
     "no problems": ((*HERE, "--limit", "0"), "limit=0"),
     "no judge": ((*HERE, "--judge", "nobody"), "nobody"),
 }

@@ -24,14 +24,18 @@ def test_a_share_goes_where_it_gains_most():
 
 
 def test_where_all_levels_are_alike_the_best_allocation_is_random():
-    found = chain.numbers({"S": flat(0.2), "L": flat(1.0)}, flat(0.6, 0.5, 6.0))
-    assert found == pytest.approx({"share": 0.5, "accuracy": 0.6, "random": 0.6, "oracle": 0.6, "tokens": 6.0})
+    forms, own_forms = {"S": flat(0.2), "L": flat(1.0)}, {"S": flat(0.1), "L": flat(0.9)}
+    found = chain.numbers(forms, flat(0.6, 0.5, 6.0), own_forms)
+    assert found == pytest.approx(
+        {"share": 0.5, "accuracy": 0.6, "random": 0.6, "oracle": 0.6, "own oracle": 0.5, "tokens": 6.0}
+    )
 
 
 def test_the_oracle_spends_on_hard_levels_first():
     # levels 1 and 2, weights 0.5 of 8 each, gain nothing: a share of 7/8 reaches everything that can be had
     short = [*flat(1.0)[:2], *flat(0.125)[2:]]
-    found = chain.numbers({"S": short, "L": flat(1.0)}, flat(0.5, 0.875))
+    forms = {"S": short, "L": flat(1.0)}
+    found = chain.numbers(forms, flat(0.5, 0.875), forms)
     assert found["oracle"] == pytest.approx(1.0)
     assert found["random"] == pytest.approx(0.125 * (0.125 + 0.875 * 0.125) + 0.875)
 
@@ -49,7 +53,9 @@ def test_a_stated_budget_is_demonstrated_as_a_share():
 
 def test_claims_are_gaps_in_points():
     rows = [
-        Done("q+ 0.50", seed, 0.0, [], {"share": 0.52, "accuracy": 0.7, "random": 0.6, "oracle": 0.71})
+        Done(
+            "q+ 0.50", seed, 0.0, [], {"share": 0.52, "accuracy": 0.7, "random": 0.6, "oracle": 0.71, "own oracle": 0.7}
+        )
         for seed in range(2)
     ]
     (claim,) = chain.claims(rows)
@@ -94,7 +100,7 @@ def test_early_stopping_costs_two_answers_where_all_agree():
 def test_every_arm_is_a_recipe(tmp_path):
     found = [chain.recipe(tmp_path, tmp_path, 0, algorithm) for algorithm in chain.ARMS.values()]
     found += [votes.recipe(tmp_path, 0, {"q_plus": 0.5}, is_covered) for is_covered in (True, False)]
-    assert [sum(form.samples for form in recipe.coverage) for recipe in found] == [26] * len(chain.ARMS) + [12, 0]
+    assert [sum(form.samples for form in recipe.coverage) for recipe in found] == [26] * len(chain.ARMS) + [32, 0]
 
 
 def test_a_world_is_made_once_and_whole(tmp_path):

@@ -84,5 +84,6 @@ def check_random_program(seed):
         check_solution(pool, budget, solution, form)
         assert solution.objective <= solution.bound + 1e-6 or solution.is_fallback
     if exact.status == "optimal":
-        assert quick.is_fallback or quick.objective <= exact.objective + 1e-6 <= quick.bound + 2e-6
+        assert quick.objective <= exact.objective + 1e-6 <= quick.bound + 2e-6
+    assert quick.is_fallback == exact.is_fallback
     return exact, quick

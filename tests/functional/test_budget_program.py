@@ -283,6 +283,18 @@ def test_a_large_program_goes_to_the_relaxation_and_stays_close():
     assert solution.gap <= 0.002 * solution.bound
 
 
+@pytest.mark.parametrize(("cap", "mean_cost"), [(0.3, 5.5), (0.3, 7.0), (0.3, 20.0)], ids=["cost", "both", "share"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_relaxation_stays_close_whichever_bound_binds(cap, mean_cost, seed):
+    rng = random.Random(seed)
+    pool = random_pool(rng, 60, 8, malformed=0.0, has_costs=True)
+    budget = Budget({"long": cap}, mean_cost=mean_cost)
+    exact, quick = (solve(pool, budget, method=method) for method in ("milp", "lagrangian"))
+    assert exact.status == "optimal" and quick.solver == "lagrangian"
+    assert exact.objective - 0.5 <= quick.objective <= exact.objective + 1e-6 <= quick.bound + 2e-6
+    assert quick.bound <= exact.objective + 0.7
+
+
 # rejects
 
 

@@ -34,6 +34,15 @@ def test_with_three_groups_a_margin_is_against_the_mean_of_the_others():
     assert values_of(rows, ("short", "long", "tool")).margins.tolist() == [[0.75, 0.0, -0.75]]
 
 
+def test_with_three_groups_a_prompt_of_two_has_margins_and_is_not_one_sided():
+    # a: short 1 and long 0 of 1; tool's value comes from b, 1: margins 1 - 0.5 and 0 - 1
+    rows = [("a", "short", True), ("a", "long", False), ("b", "tool", True), ("c", None, True)]
+    found = values_of(rows, ("short", "long", "tool"))
+    assert found.is_one_sided.tolist() == [False, True, True]
+    assert (found.mean_margin("short"), found.mean_margin("long")) == (0.5, -1.0)
+    assert math.isnan(found.mean_margin("tool"))  # b has nothing beside it
+
+
 def test_a_missing_group_has_its_mean_over_the_pool_never_zero():
     # short over the pool: 3 of 4 right. c has no short response: its margin of long is 1 - 0.75.
     rows = [
@@ -46,7 +55,7 @@ def test_a_missing_group_has_its_mean_over_the_pool_never_zero():
     found = values_of(rows)
     assert found.values[2].tolist() == [0.75, 1.0]
     assert found.margins[2].tolist() == [-0.25, 0.25]
-    assert found.sees_all.tolist() == [False, False, False]
+    assert found.is_one_sided.tolist() == [True, True, True]
     assert math.isnan(found.mean_margin("long"))
 
 

@@ -24,6 +24,16 @@ def test_golden_kappa_with_uneven_margins() -> None:
     assert Confusion(20, 5, 15, 10).kappa == pytest.approx(0.4)
 
 
+@given(st.tuples(*[st.integers(0, 9)] * 4))
+def test_kappa_of_chance_is_exactly_zero_and_its_formula_holds(counts: tuple[int, int, int, int]) -> None:
+    a, b, c, d = counts
+    assert Confusion(a * c, a * d, b * d, b * c).kappa in (0.0, None)  # columns in the same proportion
+    found = Confusion(a, b, c, d)
+    if found.kappa is not None:
+        chance = ((a + b) * (a + d) + (c + d) * (b + c)) / found.total**2
+        assert found.kappa == pytest.approx((found.agreement - chance) / (1 - chance))  # type: ignore[operator]
+
+
 def test_undefined_quantities_are_none() -> None:
     nothing, never_passes = Confusion(), Confusion.of([False], [True])
     assert nothing.agreement is nothing.kappa is nothing.precision is None

@@ -46,9 +46,15 @@ def test_an_unlisted_word_gets_its_bound() -> None:
     ("listed", "reason"),
     [
         ({}, "no log-probs"),
-        ({"Well": ln(0.9), "<think>": ln(0.05)}, "neither Yes nor No is among the likeliest tokens: 'Well', '<think>'"),
+        (
+            {"Well": ln(0.9), "<think>": ln(0.05)},
+            "neither Yes nor No is among the likeliest tokens; likeliest: 'Well', '<think>'",
+        ),
         ({"Yesterday": ln(0.9)}, "neither"),
-        ({"Yes": ln(0.001), "Well": ln(0.9)}, "both words together have probability 0.001, below min_mass=0.01"),
+        (
+            {"Yes": ln(0.001), "Well": ln(0.9)},
+            "Yes and No together have probability 0.001, below min_mass=0.01; likeliest: 'Well', 'Yes'",
+        ),
         ({"Yes": -math.inf, "No": -math.inf}, "probability 0"),
         ({"Yes": 0.0, "No": 0.0, "Well": 0.0}, "the listed probabilities sum to 3: these are no log-probs"),
     ],
@@ -56,6 +62,42 @@ def test_an_unlisted_word_gets_its_bound() -> None:
 def test_what_decides_nothing_fails(listed: dict[str, float], reason: str) -> None:
     verdict = token_verdict(listed, ["Yes"], ["No"], min_mass=0.01)
     assert verdict.status is Status.FAILED and reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("listed", "score"),
+    [
+        ({"Un": ln(0.93), "Safe": ln(0.05), "The": ln(0.01)}, 0.05 / 0.98),
+        ({"uns": ln(0.75), "Safe": ln(0.2)}, 0.2 / 0.95),
+        ({"Ġuns": ln(0.4), "Unsafe": ln(0.1), "Sa": ln(0.5)}, 0.5),
+        ({"Safe": ln(0.9), "U": ln(0.05)}, 0.9 / 0.95),  # P(Unsafe) has its bound: the 0.05 left over
+    ],
+)
+def test_a_token_that_begins_one_word_counts_for_it(listed: dict[str, float], score: float) -> None:
+    verdict = token_verdict(listed, ["Safe"], ["Unsafe"])
+    assert verdict.score == pytest.approx(score) and verdict.passed is (score >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [
+        ({"The": ln(0.6), "Safe": ln(0.3)}, "Safe and Unsafe together have probability 0.3, below min_mass=0.5"),
+        ({"U": ln(0.9), "Safe": ln(0.05)}, "together have probability 0.05"),  # one letter begins too many words
+        ({"▁": ln(0.9), "Safe": ln(0.05)}, "together have probability 0.05"),
+        (
+            {"U": ln(0.44), "Safe": ln(0.45), "Unsafe": ln(0.1)},
+            "may begin Safe or Unsafe have probability 0.44",
+        ),
+    ],
+)
+def test_tokens_that_do_not_tell_the_words_apart_pass_nothing(listed: dict[str, float], reason: str) -> None:
+    verdict = token_verdict(listed, ["Safe"], ["Unsafe"])
+    assert verdict.status is Status.FAILED and reason in verdict.reason and "way='json'" in verdict.reason
+
+
+def test_a_word_that_begins_the_other_decides_nothing() -> None:
+    verdict = token_verdict({"harm": ln(0.8), "harmless": ln(0.1)}, ["harmless"], ["harm"], min_mass=0.1)
+    assert verdict.status is Status.FAILED and "enough to turn" in verdict.reason
 
 
 @given(st.dictionaries(st.sampled_from(["Yes", "No", " yes", "Well", "", "\n"]), st.floats(-40, 0), min_size=1))

@@ -9,6 +9,7 @@ from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges import FunctionJudge, JudgePanel, as_judge
 from llamarl.judges.attacks import ATTACKS, INJECTIONS
 from llamarl.judges.audit import AttackResult, audit, overall, shipped_rows
+from llamarl.judges.calibrate import calibrate
 from llamarl.judges.config import JudgeConfig
 from llamarl.judges.rows import CompletionRow
 from llamarl.judges.runner import equal_panel
@@ -57,6 +58,21 @@ def test_scores_pass_from_a_half_on_and_the_rest_is_counted() -> None:
     result = tried(lambda prompt, completion: next(verdicts), ["empty"])["empty"]
     assert (result.tried, result.scored, result.passed, result.abstained, result.failed) == (5, 3, 2, 1, 1)
     assert result.rate == pytest.approx(2 / 3) and result.upper > result.rate
+
+
+def test_scores_of_another_scale_pass_from_the_judges_own_score_on() -> None:
+    class Margin:
+        name, pass_score = "margin", 0.0
+
+        async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+            return [Verdict.scored(0.1 if completion.text == "Paris" else -0.1) for completion in completions]
+
+    row = CompletionRow("d", 1, PROMPT, ("Rome",), {"good": "Paris"})
+    bad, good = asyncio.run(audit(JudgePanel([Margin()]), [row], ["known_bad"]))
+    assert (bad.rate, good.rate) == (0.0, 1.0)
+    labelled = CompletionRow("d", 1, PROMPT, ("Paris", "Rome"), {"label": [True, False]})
+    (result,) = asyncio.run(calibrate(JudgePanel([Margin()]), [labelled]))
+    assert (result.confusion.agreement, result.auroc) == (1.0, 1.0)
 
 
 def test_a_judge_that_never_judges_has_no_rate() -> None:

@@ -21,6 +21,22 @@ def test_it_opens_after_failures_in_a_row_and_lets_one_try_through() -> None:
     assert [breaker.allows() for _ in range(3)] == [True] * 3
 
 
+def test_how_long_it_has_been_open_and_late_failures_put_nothing_off() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(2, 30.0, clock)
+    assert breaker.open_seconds == 0.0
+    for clock.now in (0.0, 5.0, 20.0):  # open since 5
+        breaker.failed(started=0.0)
+    assert breaker.open_seconds == 15.0
+    clock.now = 35.0
+    assert breaker.allows()
+    breaker.failed(started=35.0)
+    clock.now = 65.0
+    assert breaker.open_seconds == 60.0 and breaker.allows()
+    breaker.succeeded()
+    assert breaker.open_seconds == 0.0
+
+
 def test_failures_of_tries_that_others_overtook_do_not_count() -> None:
     """16 tries begin at 0; half of them succeed at 1, the others give up at 300: the server is not down."""
     clock = Clock()

@@ -20,6 +20,12 @@ def soft(prompt, completion):
 def lenient(prompt, completion):
     return True
 
+def strict(prompt, completion):
+    return 0.0
+
+def half(prompt, completion):
+    return 0.0 if completion.text else "nothing to judge"
+
 def broken(prompt, completion):
     return "fine"
 
@@ -60,6 +66,18 @@ def test_run_writes_a_line_per_completion_and_judge(folder: Path, capsys: Any) -
     ]
     assert [line["score"] for line in lines if line["judge"] == "soft"] == [0.9, 0.2, 0.6, 0.2]
     assert "8 verdicts on 3 rows written to" in text
+
+
+def test_run_does_not_go_on_with_another_judge_file(folder: Path, capsys: Any) -> None:
+    rows, out = folder / "many.jsonl", folder / "out.jsonl"
+    rows.write_text(json.dumps({"prompt": "x", "answer": "4", "completion": ["4"] * 64}) + "\n")
+    arguments = ("--judge", f"{folder}/j.py:broken", "--data", rows, "--out", out, "--quiet")
+    status, _, errors = llamarl(capsys, "run", *arguments)
+    assert status == 1 and "failed its last 64 samples" in errors and not out.exists()
+    (folder / "j.py").write_text(JUDGES.replace('"fine"', "1.0"))
+    status, _, errors = llamarl(capsys, "run", *arguments)
+    assert status == 2 and f"out.jsonl.partial: left by a job that differs in {folder}/j.py; undo" in errors
+    (folder / "out.jsonl.partial").unlink()
 
 
 def test_run_says_when_verdicts_failed(folder: Path, capsys: Any) -> None:
@@ -107,6 +125,26 @@ def test_audit_warns_of_a_lenient_judge(folder: Path, capsys: Any) -> None:
     assert "warning: judge 'lenient' passes 100.0% of what deserves nothing" in text
     report = json.loads(out.read_text())
     assert report["overall"][0]["rate"] == 1.0 and {each["attack"] for each in report["attacks"]} > {"empty", "good"}
+
+
+@pytest.mark.parametrize(
+    ("judge", "warning"),
+    [
+        ("strict", "judge 'strict' passes only 0.0% of the replies that should pass"),
+        ("half", "judge 'half' failed on 3 of 18 replies, which are in no rate"),
+    ],
+)
+def test_audit_refuses_a_judge_that_passes_or_judges_too_little(
+    folder: Path, capsys: Any, judge: str, warning: str
+) -> None:
+    rows = folder / "good.jsonl"
+    good = {"good": "4"} if judge == "strict" else {}
+    texts = "".join(json.dumps({"prompt": f"{n}?", "answer": "4", "completion": "5", **good}) + "\n" for n in "abc")
+    rows.write_text(texts)
+    arguments = ("--judge", f"{folder}/j.py:{judge}", "--data", rows, "--attack", "empty", "--attack", "known_bad")
+    status, text, _ = llamarl(capsys, "audit", *arguments, "--quiet")
+    assert status == 1 and f"warning: {warning}" in text
+    assert text.count("warning") == 1
 
 
 def test_audit_is_content_with_an_exact_judge(folder: Path, capsys: Any) -> None:

@@ -1,5 +1,7 @@
 import asyncio
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ import pytest
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Prompt, Verdict
 from llamarl.judges import FunctionJudge, JudgePanel
-from llamarl.judges.config import read_judges
+from llamarl.judges.config import JudgeConfig, read_judges
 from llamarl.judges.rows import CompletionRow, labels_of, read_completions
-from llamarl.judges.runner import judge_file, summary_of
+from llamarl.judges.runner import job_key, judge_file, summary_of
 
 
 def panel(function: Any, **options: Any) -> JudgePanel:
@@ -141,14 +143,63 @@ def test_a_stopped_job_goes_on_where_it_was(tmp_path: Path) -> None:
     assert set(asked) == {f"p{n}" for n in range(10, 30)}, "the first ten were done, failed rows are asked again"
 
 
-def test_another_job_does_not_take_over(tmp_path: Path) -> None:
-    def breaks(prompt: Prompt, completion: Any) -> Any:
-        raise JudgeError("gone")
+def breaks(prompt: Prompt, completion: Any) -> Any:
+    raise JudgeError("gone")
 
+
+def left_behind(data: list[CompletionRow], out: Path, key: Any = None) -> None:
+    """Begins a job and leaves it."""
     with pytest.raises(JudgeError):
-        run(panel(breaks, max_failures_in_row=1, max_retries=0), rows(3), tmp_path / "out.jsonl")
-    with pytest.raises(DataError, match=r"out\.jsonl\.partial: left by a job with other data, judges or settings"):
-        run(panel(exact), rows(4), tmp_path / "out.jsonl")
+        run(panel(breaks, max_failures_in_row=1, max_retries=0), data, out, key=key)
+
+
+def other(row: CompletionRow, **changes: Any) -> CompletionRow:
+    return replace(row, prompt=replace(row.prompt, **changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: other(row, answer="4"),
+        lambda row: other(row, info={"baseline": "x"}),
+        lambda row: other(row, task="sums"),
+        lambda row: other(row, tools=({"name": "add"},)),
+        lambda row: replace(row, completions=("4",)),
+    ],
+)
+def test_a_job_does_not_go_on_with_other_rows(tmp_path: Path, change: Any) -> None:
+    left_behind(rows(3), tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=r"out\.jsonl\.partial: left by a job that differs in data; undo the change"):
+        run(panel(exact), [*rows(2), change(rows(3)[2])], tmp_path / "out.jsonl")
+    assert len(run(panel(exact), rows(3), tmp_path / "out.jsonl")) == 6
+
+
+def test_a_job_does_not_go_on_with_other_judges_or_files(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    files = [tmp_path / "rewards.py", tmp_path / "words.txt", tmp_path / "model/config.json", tmp_path / "big.bin"]
+    for file in files:
+        file.write_text("before")
+    os.truncate(files[3], 17 << 20)
+    settings = {"words": str(files[1]), "model": str(tmp_path / "model"), "big": str(files[3]), "text": "t" * 5000}
+    config = JudgeConfig(function=f"{files[0]}:f", settings={**settings, "cache": str(tmp_path / "cache.sqlite")})
+    key = job_key([config])
+    left_behind(rows(3), tmp_path / "out.jsonl", key)
+    (tmp_path / "cache.sqlite").write_text("grows with the job")
+    assert job_key([config]) == key
+    with pytest.raises(DataError, match="differs in judge settings;"):
+        run(panel(exact), rows(3), tmp_path / "out.jsonl", key={**key, "judge settings": []})
+    for file, name in zip(files, [*files[:2], tmp_path / "model", files[3]], strict=True):
+        unchanged = job_key([config])
+        file.write_text("after, and longer")
+        assert [part for part, value in job_key([config]).items() if value != unchanged[part]] == [str(name)]
+    with pytest.raises(DataError, match=r"differs in .*/rewards.py, .*/words.txt, .*/model, .*/big.bin; undo"):
+        run(panel(exact), rows(3), tmp_path / "out.jsonl", key=job_key([config]))
+
+
+def test_the_file_of_an_imported_module_counts() -> None:
+    import llamarl.judges.math.judge as module
+
+    assert module.__file__ in job_key([JudgeConfig(function="llamarl.judges.math.judge:MathJudge")])
 
 
 # ---- which judges
@@ -160,6 +211,8 @@ def test_judges_come_from_names_and_files(tmp_path: Path) -> None:
     many = write(
         tmp_path / "recipe.toml", 'model = "m"\n[[judges]]\nfunction = "math"\n[[judges]]\nfunction = "format"'
     )
+    long = write(tmp_path / "long.toml", f'function = "math"\nsettings = {{criteria = "{"word " * 100}"}}')
+    assert read_judges(long)[0].settings == {"criteria": "word " * 100}
     assert read_judges("math")[0].function == "math"
     assert read_judges(one)[0].function == f"{tmp_path}/rewards.py:brief"
     assert read_judges(one)[0].settings == {"cache": "new.sqlite"}

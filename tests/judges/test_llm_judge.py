@@ -4,6 +4,8 @@ import asyncio
 import json
 import math
 import pickle
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 from fake_server import FakeServer, Reply, ScriptedTransport, transport
 
-from llamarl.core.errors import ConfigError
+from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.core.records import Prompt, Status, Verdict
 from llamarl.judges import JudgeConfig, JudgePanel, build_panel, load_judge, text_completion
 from llamarl.judges.llm import LLMJudge
+from llamarl.judges.rows import CompletionRow
+from llamarl.judges.runner import judge_rows
 from llamarl.testing import run_virtual
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Capital of France?"},), answer="Paris")
@@ -208,28 +212,99 @@ def test_uncounted_tokens_are_estimated() -> None:
 # ---- a server that is down
 
 
-def test_the_breaker_opens_and_closes() -> None:
+def outage(seconds: float, **settings: Any) -> tuple[LLMJudge, ScriptedTransport]:
+    """A judge, by the running loop's clock, whose server answers 503 for that long from now."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    scripted = transport(lambda body: Reply(status=503) if loop.time() < end else YES)
+    return judge(scripted, clock=loop.time, rng=random.Random(0), **settings), scripted
+
+
+def panel_rows(panel: JudgePanel, num_rows: int) -> Any:
+    """Rows of one completion, 16 at a time, as `judge run` does it."""
+    rows = [CompletionRow("rows.jsonl", number, PROMPT, (f"text {number}",)) for number in range(num_rows)]
+    return judge_rows(panel, rows)
+
+
+def test_an_outage_costs_time_and_few_verdicts() -> None:
+    async def main() -> tuple[list[Verdict], float, int]:
+        made, scripted = outage(25.0)
+        panel = JudgePanel([made], timeout_seconds=None)
+        samples = await panel_rows(panel, 400)
+        verdicts = [sample.verdicts["factuality"] for (sample,) in samples]
+        return verdicts, asyncio.get_running_loop().time(), scripted.max_in_flight
+
+    verdicts, seconds, max_in_flight = run_virtual(main())
+    failed = [verdict for verdict in verdicts if verdict.status is Status.FAILED]
+    assert len(failed) < 8 and all("status 503" in verdict.reason for verdict in failed)  # before it opened
+    assert 25 < seconds < 60 and max_in_flight <= 16
+
+
+def test_many_questions_at_once_wait_for_the_server() -> None:
+    """A group of 128 fails together; what fails once the breaker is open is asked again."""
+
+    async def main() -> list[Verdict]:
+        made, _ = outage(60.0, max_retries=0)
+        return await made.judge(PROMPT, [text_completion(str(number)) for number in range(128)])
+
+    assert sum(verdict.status is Status.FAILED for verdict in run_virtual(main())) == 7
+
+
+def test_a_server_that_stays_away_fails_the_run_with_its_reason() -> None:
+    async def main() -> tuple[str, float]:
+        made, scripted = outage(math.inf, deadline_seconds=100.0)
+        with pytest.raises(JudgeError) as error:
+            await panel_rows(JudgePanel([made], timeout_seconds=None), 400)
+        assert len(scripted.requests) < 400
+        return str(error.value), asyncio.get_running_loop().time()
+
+    message, seconds = run_virtual(main())
+    assert re.search(r"within deadline_seconds=100: the server has been away for 1\d\d s; last: .*status 503", message)
+    assert seconds < 150
+
+
+def test_a_question_waits_no_longer_than_its_deadline() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        scripted = transport(lambda body: Reply(status=500) if loop.time() < 100 else YES)
-        made = judge(scripted, max_retries=0, breaker_failures=3, breaker_seconds=40.0, clock=loop.time)
-
-        async def one(text: str) -> Verdict:
-            return (await made.judge(PROMPT, [text_completion(text)]))[0]
-
-        for number in range(3):
-            assert "status 500" in (await one(str(number))).reason
-        assert "left alone for a while" in (await one("blocked")).reason
-        assert len(scripted.requests) == 3
-        await asyncio.sleep(50)  # half open: one try, which fails
-        assert "status 500" in (await one("probe")).reason
-        assert "left alone" in (await one("blocked")).reason
-        await asyncio.sleep(60)
-        verdicts = [await one(f"again {number}") for number in range(3)]
-        assert [verdict.passed for verdict in verdicts] == [True] * 3
+        made, _ = outage(math.inf, max_retries=0, breaker_failures=1, deadline_seconds=20.0)
+        (verdict,) = await made.judge(PROMPT, [text_completion("a")])
+        assert verdict.status is Status.FAILED and "away for 20 s" in verdict.reason and loop.time() == 20.0
+        (verdict,) = await made.judge(PROMPT, [text_completion("b")])  # its one try fails: the server is taken for gone
+        assert "away for 20 s" in verdict.reason and loop.time() == 20.0
         assert made.metrics()["blocked"] == 2
 
     run_virtual(main())
+
+
+def test_a_question_that_waits_can_be_given_up() -> None:
+    async def main() -> None:
+        made, _ = outage(30.0, max_retries=0, breaker_failures=1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await made.judge(PROMPT, [text_completion("a")])
+        (verdict,) = await made.judge(PROMPT, [text_completion("a")])
+        assert verdict.passed is True
+
+    run_virtual(main())
+
+
+def test_a_refusal_shows_that_the_server_is_back() -> None:
+    async def main() -> None:
+        replies = [Reply(status=503), Reply(status=400), YES]
+        made = judge(replies, max_retries=0, breaker_failures=1, clock=asyncio.get_running_loop().time)
+        (refused,) = await made.judge(PROMPT, [text_completion("a")])
+        assert "status 400" in refused.reason
+        before = asyncio.get_running_loop().time()
+        (verdict,) = await made.judge(PROMPT, [text_completion("b")])
+        assert verdict.passed is True and asyncio.get_running_loop().time() == before
+
+    run_virtual(main())
+
+
+def test_what_the_first_answer_cost_outlives_the_deadline_of_the_second() -> None:
+    made = judge([BAD, Reply(hangs=True)], "rubric", criteria="c", completion_price=1.0)
+    (verdict,) = ask(made, "x")
+    assert verdict.reason == "no answer within deadline_seconds=300" and verdict.cost == pytest.approx(3e-6)
 
 
 def test_refused_requests_do_not_open_the_breaker() -> None:
@@ -241,8 +316,6 @@ def test_refused_requests_do_not_open_the_breaker() -> None:
 
 def test_thirty_percent_faults_do_not_move_the_mean() -> None:
     """Of 200 texts half are right; each request is refused, dropped, garbled or never answered with odds of 30 %."""
-    import random
-
     rng = random.Random(1)
     faults = [Reply(status=429), Reply(status=503), Reply(drops=True), Reply(body=b"{"), Reply(hangs=True)]
 
@@ -285,7 +358,30 @@ def test_what_would_change_the_answer_changes_the_key(tmp_path: Path) -> None:
     ask(judge(scripted, str(template), cache=path), "a")
     ask(judge(scripted, cache=path), "a")
     ask(judge(scripted, cache=path, way="json"), "a")
-    assert len(scripted.requests) == 7
+    ask(judge(scripted, cache=path, way="json", constrain_json=False), "a")
+    ask(judge(scripted, cache=path, base_url="http://127.0.0.1:2/v1"), "a")
+    assert len(scripted.requests) == 9
+    ask(judge(scripted, cache=path, base_url="http://127.0.0.1:2/v1/"), "a")  # the same place
+    assert len(scripted.requests) == 9
+
+
+@pytest.mark.parametrize("setting", [{"top_logprobs": 5}, {"min_mass": 0.6}, {"extra": {"seed": 1}}, {"max_tokens": 9}])
+def test_settings_of_the_question_change_the_key(tmp_path: Path, setting: dict[str, Any]) -> None:
+    scripted, path = transport(YES), str(tmp_path / "judge.sqlite")
+    ask(judge(scripted, cache=path), "a")
+    ask(judge(scripted, cache=path, **setting), "a")
+    assert len(scripted.requests) == 2
+
+
+def test_an_edited_text_changes_the_key_though_its_version_does_not(tmp_path: Path) -> None:
+    scripted, path, template = transport(YES), str(tmp_path / "judge.sqlite"), tmp_path / "mine.toml"
+    for question in ("Is it right?", "Is it true?"):
+        template.write_text(
+            f'version = "1"\nway = "probability"\nuser = "{{{{completion}}}}"\nask_token = "{question}"\n'
+            'positive = ["True"]\nnegative = ["False"]\n'
+        )
+        ask(judge(scripted, str(template), cache=path), "a")
+    assert len(scripted.requests) == 2
 
 
 def test_failed_verdicts_are_not_cached(tmp_path: Path) -> None:
@@ -334,6 +430,7 @@ def test_recipes_build_it_by_name() -> None:
         ({"templat": "safety"}, r"settings: .*templat: unknown key. Did you mean 'template'\?"),
         ({"way": "guess"}, "way: .*'probability' or 'json'"),
         ({"max_cost": 1.0}, "max_cost: needs prompt_price"),
+        ({"deadline_seconds": 10.0}, "breaker_seconds=10: lower it below deadline_seconds=10"),
         ({"api_key_env": "LLAMARL_NO_SUCH_KEY"}, "'LLAMARL_NO_SUCH_KEY'.*not set"),
     ],
 )
@@ -350,6 +447,8 @@ def test_rejects_settings(settings: dict[str, Any], message: str) -> None:
         ('user = "{{completion}}"\nmax_score = 0', "max_score=0.0: must be above"),
         ('user = "{{completion}}"\nask_json = ""\nask_token = "?"', "'positive' and 'negative'"),
         ('user = "{{completion}}"\npositive = ["Yes"]\nnegative = ["yes"]\nask_json = "?"', "hold the same word"),
+        ('user = "{{completion}}"\npositive = ["Yes"]\nnegative = ["Yes "]\nask_json = "?"', "hold the same word"),
+        ('user = "{{completion}}"\npositive = [" "]\nnegative = ["No"]\nask_json = "?"', "hold an empty word"),
         ('user = "{{completion}}"', "way='json': needs ask_json"),
     ],
 )

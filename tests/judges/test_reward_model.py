@@ -10,6 +10,7 @@ from tiny_classifiers import classifier, completion, prompt
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.core.records import Completion, Prompt, Status
 from llamarl.functional.preference import calibrated_reward
+from llamarl.judges.agreement import PASS_SCORE, pass_score_of
 from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.reward_model import RewardModel
@@ -93,6 +94,11 @@ def test_a_threshold_passes(path):
     verdicts = judge(RewardModel(path, threshold=bound), prompt(), [completion(text) for text in TEXTS])
     assert [verdict.passed for verdict in verdicts] == [score >= bound for score in plain]
     assert judge(RewardModel(path), prompt(), [completion("yes")])[0].passed is None
+
+
+def test_a_margin_passes_audits_and_calibrations_from_zero_on() -> None:
+    assert pass_score_of(RewardModel("anywhere", calibrated=True)) == 0.0
+    assert pass_score_of(RewardModel("anywhere")) == PASS_SCORE
 
 
 # invariance

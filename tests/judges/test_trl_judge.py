@@ -1,4 +1,5 @@
 import asyncio
+import functools
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,34 @@ def test_a_verl_score_gets_its_four_arguments() -> None:
     verdict, seen = verl_judged(0.5)
     assert verdict.score == 0.5
     assert seen == {"source": "sums", "solution": "four", "truth": "4", "extra": {"index": 1}}
+
+
+def verl_score(function: Any) -> Verdict:
+    (prompt,) = read_prompts([{"data_source": "sums", "prompt": "2+2", "reward_model": {"ground_truth": "4"}}])
+    return asyncio.run(from_verl(function).judge(prompt, [text_completion("4")]))[0]
+
+
+def test_a_verl_function_gets_the_keywords_that_it_takes() -> None:
+    def compute_score(solution_str, ground_truth, method="strict", format_score=0.0):
+        return float(solution_str == ground_truth and method == "strict")
+
+    async def later(solution_str, ground_truth, **kwargs):
+        await asyncio.sleep(0)
+        return {"score": float(solution_str == ground_truth), "keywords": sorted(kwargs)}
+
+    assert verl_score(compute_score).score == 1.0
+    assert verl_score(functools.partial(compute_score, method="loose")).score == 0.0
+    verdict = verl_score(later)
+    assert (verdict.score, verdict.reason) == (1.0, "keywords=['data_source', 'extra_info']")
+
+
+def test_a_verl_function_that_needs_more_is_refused() -> None:
+    def compute_score(solution_str, ground_truth, method):
+        return 1.0
+
+    with pytest.raises(ConfigError, match="compute_score: parameter 'method' has no default, and verl's keywords are"):
+        from_verl(compute_score)
+    assert verl_score(functools.partial(compute_score, method="strict")).score == 1.0
 
 
 def test_a_verl_dictionary_gives_its_score_and_its_reason() -> None:

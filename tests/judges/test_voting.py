@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from llamarl.core.records import Completion, Prompt
 from llamarl.judges.canary import check_canaries, text_completion
 from llamarl.judges.math import MathJudge
-from llamarl.judges.voting import MAX_TRIALS, VotingJudge, consensus, group, plurality, read_vote, write_vote
+from llamarl.judges.voting import (
+    MAX_TRIALS,
+    VotingJudge,
+    consensus,
+    group,
+    num_begun,
+    plurality,
+    read_vote,
+    spelled_alike,
+    write_vote,
+)
 
 QUESTION = Prompt("q", ({"role": "user", "content": "What is 3 + 4?"},), answer="7")
 
@@ -60,6 +70,64 @@ def test_malformed_votes_have_no_group_and_no_answer(text, problem):
     assert (vote.problem, vote.group, vote.answer, vote.trials) == (problem, None, None, ())
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("[TRIAL 3]", "[/TRIAL 3]"),
+        ("[Trial1]", "[/Trial1]"),
+        ("[trial #3]", "[/trial #3]"),
+        ("[TRIAL_3]", "[/TRIAL_3]"),
+        ("[TRIAL-A]", "[/TRIAL-A]"),
+        ("[TRIAL A:]", "[/TRIAL A]"),
+        ("[TRIALS]", "[/TRIALS]"),
+        ("[TRIAL three]", "[/TRIAL three]"),
+        ("[TRIAL IV]", "[/TRIAL IV]"),
+        ("[TRIAL 3/8]", "[/TRIAL]"),
+        ("[TRIAL 3 of 8]", "[/TRIAL 3 of 8]"),
+        ("[TRIAL No. 3]", "[/TRIAL No. 3]"),
+        ("[3. TRIAL]", "[/3. TRIAL]"),
+        ("[3rd trial]", "[/3rd trial]"),
+        ("[THIRD TRIAL]", "[/THIRD TRIAL]"),
+        ("[TRIAL START]", "[TRIAL END]"),
+        ("[BEGIN TRIAL]", "[END TRIAL]"),
+        ("<TRIAL>", "</TRIAL>"),
+        ("<trial 3>", "</trial>"),
+        ('<trial id="3">', "</trial>"),
+        ("<|TRIAL|>", "<|/TRIAL|>"),
+        ("【TRIAL】", "【/TRIAL】"),
+        ("\\[TRIAL\\]", "\\[/TRIAL\\]"),
+        ("[ trial ]", "[/trial]"),
+        ("[TRIAL>", "[/TRIAL>"),
+        ("[TRIAL]", "{/TRIAL}"),
+        ("[TRIAL 1]", "(/TRIAL: by algebra)"),
+    ],
+)
+def test_whatever_looks_like_a_tag_makes_a_vote_malformed_and_is_counted(opening, closing):
+    text = "\n".join(rf"{opening} so \boxed{{7}} {closing}" for _ in range(8))
+    vote = read_vote(text + r" The final answer is \boxed{7}")
+    assert (vote.problem, vote.group, vote.answer) == ("misspelled", None, None)
+    assert num_begun(text) == 8
+    assert read_vote(rf"{closing} \boxed{{7}}").group is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "We proceed by trial and error. Trial 1: heads.",
+        "We find it [trial and error] quickly, or by [trial division].",
+        "[industrial] [trialogue] [a fair trial was held]",
+        "a (trial) of a (second trial), trial [1] and trial <b>two</b>",
+        r"P[trial 1] = p and E[trial] = 1, so \text{trial} + n_{trial 2} and \mathbb{E}[\text{number of trials}]",
+        "n < trial and trial > 3, or n<trials and m>3",
+        "the array [trial_count, trials per day] and <trial run>",
+        r"## Step 1: the first trial fails [1 trial in 6 succeeds]",
+    ],
+)
+def test_ordinary_words_are_no_tags(text):
+    assert read_vote(text + r" so \boxed{7}").group == "short"
+    assert num_begun(text) == 0
+
+
 def test_eight_trials_and_a_third_equal_answer_at_the_end_are_fine():
     assert read_vote(trials(*"12345678")).group == "long"
     assert read_vote(trials(*"1234567", "7")).answer == "7"  # twice is no consensus: the last trial
@@ -77,6 +145,11 @@ def test_consensus_and_plurality():
     assert consensus(["1", "2", "1", "2"]) is None
     assert plurality(["1", "2", "2", "1"]) == "1" and plurality(["1", "2", "2"]) == "2"
     assert plurality([]) is plurality([None]) is None
+
+
+def test_equal_answers_take_the_first_spelling():
+    assert spelled_alike(["1/2", "7", None, "0.5", "7.0", r"\frac12"]) == ["1/2", "7", None, "1/2", "7", "1/2"]
+    assert plurality(["7", "1/2", "0.5", "7", r"\frac{1}{2}"]) == "1/2"
 
 
 def test_a_completion_that_the_limit_cut_has_no_group():

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from llamarl.core.errors import CheckpointError, ConfigError
-from llamarl.models.checkpoint import EXPORT_FILE, load_config, load_model, load_tokenizer, new_model, save_model
+from llamarl.models.checkpoint import (
+    EXPORT_FILE,
+    check_target,
+    load_config,
+    load_model,
+    load_tokenizer,
+    new_model,
+    save_model,
+)
 from llamarl.models.tiny import FAMILIES, build_tiny, char_tokenizer, tiny_config
 
 CHAT = ({"role": "user", "content": "Hi"},)
@@ -168,6 +176,22 @@ def test_rejects_a_file_as_target(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         save_model(load_model(tiny), load_tokenizer(tiny), tmp_path / "file")
+
+
+def test_rejects_the_model_itself_and_what_lies_around_it_as_target(copy, tmp_path):
+    assert (copy / EXPORT_FILE).exists()  # it would pass as an earlier export
+    (tmp_path / "link").symlink_to(copy)
+    for target in (copy, tmp_path / "link", copy / "inside", copy.parent):
+        with pytest.raises(CheckpointError, match=r"the result is made from .*; choose another directory"):
+            check_target(target, copy)
+    check_target(copy, "owner/name")
+    check_target(copy.with_name(copy.name + "-2"), copy)
+
+
+def test_rejects_a_target_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file is a file; give a directory"):
+        check_target(tmp_path / "file/out")
 
 
 def test_rejects_a_tokenizer_of_another_model(tiny, tmp_path, copy):

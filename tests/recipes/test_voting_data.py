@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,21 +72,35 @@ def test_sv_rows_are_what_sft_reads():
     assert char_tokenizer().decode(encoded.token_ids).count("TRIAL") == 8
 
 
-def test_asv_mixes_both_kinds_at_the_given_share_whatever_the_prompt():
+def test_asv_mixes_both_kinds_at_the_given_share():
     prompts = [problem(index, completions=attempts("7", "7", "7")) for index in range(400)]
     built = build_asv(prompts, recorded_attempts, voting_share=0.25, seed=1)
     assert 70 <= built.counts["voting"] <= 130  # 100 expected, standard deviation 8.7
     assert built.counts["voting"] + built.counts["short"] == 400
     assert {row["group"] for row in built.rows} == {"long", "short"}
+    assert built.voting_share == built.counts["voting"] / 400
     assert built == build_asv(prompts, recorded_attempts, voting_share=0.25, seed=1)
     assert build_asv(prompts, recorded_attempts, voting_share=0.0).counts["voting"] == 0
     assert build_asv(prompts, recorded_attempts, voting_share=1.0).counts["short"] == 0
+
+
+@pytest.mark.parametrize("accuracy", [0.3, 0.5, 0.7, 0.9])
+def test_the_share_of_votes_does_not_depend_on_difficulty(accuracy):
+    draw = random.Random(1)
+    answers = [["7" if draw.random() < accuracy else draw.choice("345") for _ in range(16)] for _ in range(400)]
+    prompts = [problem(index, completions=attempts(*each)) for index, each in enumerate(answers)]
+    built = build_asv(prompts, recorded_attempts, voting_share=0.5)
+    assert sum(built.counts.values()) == 400
+    deviation = 0.5 / len(built.rows) ** 0.5
+    assert abs(built.voting_share - 0.5) < 3 * deviation
+    assert {row["id"] for row in built.rows} == {row["id"] for row in build_sv(prompts, recorded_attempts).rows}
 
 
 def test_a_golden_solution_votes_with_itself():
     prompt = problem(solution="3 + 4 is \\boxed{7}")
     (row,) = build_sv([prompt], recorded_attempts).rows
     assert row["num_trials"] == 3
+    assert build_sv([problem(answer="3 + 4 is \\boxed{7}")], recorded_attempts).rows == (row,)
     (short,) = build_asv([prompt], recorded_attempts, voting_share=0.0).rows
     assert short["messages"][-1]["content"] == "3 + 4 is \\boxed{7}"
 
@@ -126,6 +142,8 @@ def test_built_votes_are_well_formed_and_right(numbers):  # P7
     "info", [{}, {"completions": []}, {"completions": ["a", 3]}, {"completions": "a"}, {"solution": 7}]
 )
 def test_rows_without_attempts_are_named(info):
+    with pytest.raises(DataError, match=r"prompt 'p0': no attempts"):
+        recorded_attempts(problem(answer="$\\boxed{7}$"))  # a box alone is no solution
     with pytest.raises(DataError, match=r"prompt 'p0': no attempts; give the row 'completions'"):
         recorded_attempts(problem(**info))
 

@@ -6,7 +6,7 @@ import pytest
 from llamarl.core.errors import DataError
 from llamarl.models.tiny import char_tokenizer
 from llamarl.training.reward_config import RewardConfig
-from llamarl.training.reward_data import hold_out, read_examples, without_leaks
+from llamarl.training.reward_data import Example, hold_out, read_examples, without_leaks
 
 TOKENIZER = char_tokenizer("plain")
 STRICT, LENIENT = RewardConfig(max_tokens=200), RewardConfig(max_tokens=200, on_bad_row="skip")
@@ -229,3 +229,60 @@ def test_evaluation_prompts_in_the_training_data_are_refused_or_left_out_of_trai
     assert (len(kept), num_leaks) == (4, 2)
     with pytest.raises(DataError, match="nothing is left to train on"):
         without_leaks(read(many(2)), evaluation.examples, LENIENT, "data.jsonl")
+
+
+def implicit(*texts):
+    """Rows without a prompt column, of consecutive texts."""
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return read([{"chosen": chosen, "rejected": rejected} for chosen, rejected in pairs])
+
+
+def leaks(train, evaluation):
+    try:
+        return without_leaks(train, evaluation.examples, LENIENT, "data.jsonl")[1]
+    except DataError:
+        return len(train.examples)
+
+
+@pytest.mark.parametrize("prompt", ["WRITE 3 words", " Write  3\twords\n", "write 3 words"])
+def test_prompts_are_told_apart_without_regard_to_case_and_spaces(prompt):
+    evaluation = read([{**PAIR, "prompt": "Write 3 words"}, {**PAIR, "prompt": [user("Write 4 words")]}])
+    assert leaks(read([{**PAIR, "prompt": prompt}]), evaluation) == 1
+    assert leaks(read([{**PAIR, "prompt": "Write 3 words, please"}, {**PAIR, "prompt": "Write 3"}]), evaluation) == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "start"),
+    [
+        ("\n\nHuman: Hi\n\nAssistant: I am", "\n\nHuman: Hi\n\nAssistant: I do", "\n\nHuman: hi\n\nAssistant: You "),
+        ("### Instruction:\nadd\n### Response:\nso 4", "### Instruction:\nadd\n### Response:\nso 5", None),
+        ("[INST] add\n [/INST] so 4", "[INST] add\n [/INST] so 5", "[INST] add [/INST] but "),
+        ("<|im_start|>user\n2\n<|im_start|>assistant\nso 4", "<|im_start|>user\n2\n<|im_start|>assistant\nso 5", None),
+        ("write a word moon", "write a word mars", "Write a word "),
+        ("write a word moon", "write a word moor", "Write a word the "),
+    ],
+)
+def test_whole_texts_of_one_prompt_are_a_leak_although_their_answers_begin_alike(chosen, rejected, start):
+    start = start or chosen.rpartition("so")[0] + "but "
+    train, evaluation = implicit(chosen, rejected), implicit(f"{start}x1", f"{start}y2")
+    assert leaks(train, evaluation) == leaks(evaluation, train) == 1
+    assert hold_out_sides([*train.examples, *evaluation.examples]) == 1
+
+
+def hold_out_sides(examples):
+    """On how many sides these examples are, whatever the share."""
+    fillers = [Example(((index, 1), (index, 2)), (1, 1), f"user filler {index}", 0.0) for index in range(200)]
+    return max(
+        sum(any(example in side for example in examples) for side in hold_out([*examples, *fillers], share / 50))
+        for share in range(5, 46)
+    )
+
+
+def test_an_open_prompt_is_any_prompt_that_it_begins_with_but_no_other():
+    known = read([{**PAIR, "prompt": text} for text in ("write", "write 3 words", "write 30 words")])
+    assert leaks(known, implicit("write 3 words so moon", "write 3 words so sun")) == 2
+    assert leaks(known, implicit("read 3 words moon", "read 3 words sun")) == 0
+    three = [*known.examples[:2], *implicit("write 3 words so moon", "write 3 words so sun").examples]
+    assert hold_out_sides(three) == 1
+    with pytest.raises(DataError, match="where texts only begin alike, give both files a column 'prompt'"):
+        without_leaks(implicit("add 2 is 4", "add 2 is 5"), implicit("add 2", "add 3").examples, STRICT, "d")

@@ -199,8 +199,9 @@ def test_finished_foreign_or_changed_directories_are_refused(finished, model, tm
         train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT, on_step=stop_after(3))
     with pytest.raises(CheckpointError, match="an unfinished training with other rows"):
         train_reward_model(model, marker_pairs(59), tmp_path / "out", SHORT)
-    with pytest.raises(CheckpointError, match="an unfinished training with other settings"):
-        train_reward_model(model, marker_pairs(60), tmp_path / "out", SHORT.model_copy(update={"seed": 1}))
+    changed = SHORT.model_copy(update={"seed": 1, "num_epochs": 3})
+    with pytest.raises(CheckpointError, match=r"other settings \(num_epochs=2, now 3, seed=0, now 1\); repeat"):
+        train_reward_model(model, marker_pairs(60), tmp_path / "out", changed)
 
 
 def test_a_prompt_in_both_files_is_refused_before_anything_is_written(model, tmp_path):

@@ -1,16 +1,20 @@
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny_policies import tiny_model
 
 from llamarl.core.errors import CollapseError, ConfigError, DataError
+from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.decoder import named_tensors
 from llamarl.models.tiny import char_tokenizer
-from llamarl.training.config import SFTConfig
+from llamarl.training.config import LoraConfig, SFTConfig
 from llamarl.training.scoring import PaddedScorer
 from llamarl.training.sft import SFTRow, SFTTrainer, sft
+from llamarl.training.sft_data import read_sft_rows
 
 
 def reversals(count, seed=0):
@@ -56,7 +60,40 @@ def test_the_rate_follows_a_cosine():
     assert rates == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gpt_neox"])  # one the packed decoder knows, one it does not
+def test_merged_adapters_are_the_base_plus_scale_times_their_product(family):
+    model, name = tiny_model(family), "query_key_value" if family == "gpt_neox" else "o_proj"
+    base = dict(zip((name for name, _ in named_tensors(model)), weights(model), strict=True))
+    trainer = SFTTrainer(model, SFTConfig(learning_rate=1e-2, warmup_steps=0, lora=LoraConfig(rank=3, alpha=6.0)))
+    for batch in (reversals(4), reversals(4, seed=1)):
+        trainer.step(batch)
+    layer = next(module for path, module in model.named_modules() if path.endswith(name))
+    down, up = (each["default"].weight.detach().clone() for each in (layer.lora_A, layer.lora_B))
+    assert len(down) == 3 and up.abs().max() > 0
+    trainer.merge()
+    tensors = dict(named_tensors(model))
+    assert tensors.keys() == base.keys()
+    path = next(path for path in base if path.endswith(f"{name}.weight"))
+    torch.testing.assert_close(tensors[path], base[path] + 2.0 * up @ down)  # 2 = alpha 6 / rank 3
+
+
 # learning
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum"])
+def test_the_loss_falls_while_only_the_targets_change(reduction):
+    model, rows, losses = tiny_model(scale=1.0, hidden_size=48, intermediate_size=96, head_dim=12), reversals(12), []
+    base = dict(zip((name for name, _ in named_tensors(model)), weights(model), strict=True))
+    lora = LoraConfig(rank=8, targets=("q_proj", "down_proj"))
+    config = SFTConfig(num_steps=60, batch_size=12, learning_rate=3e-2, reduction=reduction, lora=lora)
+    trainer = SFTTrainer(model, config)
+    assert {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad} == {"q_proj", "down_proj"}
+    assert trainer.num_trained == 2 * (8 * (48 + 48) + 8 * (96 + 48))
+    trainer.fit(rows, lambda _, metrics: losses.append(metrics["train/loss"]))
+    assert losses[0] > 1.3 * losses[-1]
+    changed = {name for name, tensor in named_tensors(model) if not torch.equal(tensor, base[name])}
+    assert changed == {name for name in base if name.split(".")[-2] in ("q_proj", "down_proj")}
+    assert trainer.evaluate(rows) < losses[-2] and all(p.requires_grad for p in model.parameters())
 
 
 def test_a_toy_is_overfitted_and_the_loss_falls_on_the_way():
@@ -112,6 +149,49 @@ def test_accumulated_micro_batches_train_like_one():
     assert parts["train/grad_norm"] == pytest.approx(full["train/grad_norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_adapters_change_nothing_before_the_first_step(family):
+    base, model = tiny_model(family), tiny_model(family)
+    trainer = SFTTrainer(model, SFTConfig(lora=LoraConfig(rank=4)))
+    assert trainer.evaluate(reversals(5)) == pytest.approx(SFTTrainer(base, SFTConfig()).evaluate(reversals(5)))
+    trainer.merge()
+    assert all(torch.equal(a, b) for a, b in zip(weights(base), weights(model), strict=True))
+
+
+def test_adapters_packed_have_the_loss_and_gradient_of_the_padded_pass_and_of_the_merged_weights():
+    model, rows = tiny_model("qwen2"), reversals(6)
+    trainer = SFTTrainer(model, SFTConfig(learning_rate=1e-2, warmup_steps=0, lora=LoraConfig(rank=4)))
+    trainer.step(rows)
+
+    def gradient(scorer):
+        loss = -scorer(rows).logprobs.sum()
+        loss.backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return float(loss.detach()), found
+
+    packed, padded = gradient(trainer._score), gradient(PaddedScorer(model))
+    assert len(packed[1]) == 2 * 2 * 7 and all("lora_" in name for name in packed[1])
+    assert packed[1].keys() == padded[1].keys() and packed[0] == pytest.approx(padded[0], rel=1e-5)
+    for name, tensor in packed[1].items():
+        torch.testing.assert_close(tensor, padded[1][name], rtol=1e-3, atol=1e-4)
+    before = trainer.evaluate(rows)
+    trainer.merge()
+    assert trainer.evaluate(rows) == pytest.approx(before, rel=1e-5)
+
+
+def test_equal_seeds_give_bit_equal_adapters_and_leave_the_random_state_alone():
+    def first_weights(seed, noise):
+        torch.manual_seed(noise)
+        model, state = tiny_model(), torch.get_rng_state()
+        SFTTrainer(model, SFTConfig(seed=seed, lora=LoraConfig(rank=2)))
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+    assert torch.equal(first_weights(1, noise=3), first_weights(1, noise=4))
+    assert not torch.equal(first_weights(1, noise=3), first_weights(2, noise=3))
+
+
 # rows
 
 
@@ -149,3 +229,45 @@ def test_a_non_finite_gradient_stops_before_the_weights_change():
         SFTTrainer(model, SFTConfig()).step(reversals(4))
     pairs = list(zip(before, weights(model), strict=True))
     assert len(pairs) > 10 and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+
+
+def test_rows_that_cannot_be_learned_are_refused():
+    tokenizer = char_tokenizer("chatml")
+    for empty in ("", " \n"):
+        with pytest.raises(DataError, match="the answer to learn is empty"):
+            SFTRow.of_pair("hi", empty, tokenizer)
+    row = {"prompt": "hi", "completion": "yo"}
+    length = len(SFTRow.of_pair("hi", "yo", tokenizer).prompt_ids) + 3
+    assert len(read_sft_rows([row], tokenizer, length)) == 1
+    with pytest.raises(DataError, match=rf"rows, line 2: {length + 1} tokens .* the model has {length} positions"):
+        read_sft_rows([row, {"prompt": "hi", "completion": "you"}], tokenizer, length)
+    tokenizer.backend.chat_template = None  # an empty prompt is then no tokens at all
+    with pytest.raises(DataError, match="rows, line 1: the prompt has no tokens"):
+        read_sft_rows([{"prompt": "", "completion": "yo"}], tokenizer)
+
+
+def test_adapters_for_unknown_layers_of_rank_0_and_after_merging_are_refused():
+    with pytest.raises(ConfigError, match=r"lora\.targets: 'qkv' is none .* choose among down_proj, gate_proj"):
+        SFTTrainer(tiny_model(), SFTConfig(lora=LoraConfig(rank=1, targets=("q_proj", "qkv"))))
+    gpt2 = new_model(new_config("gpt2", vocab_size=24, n_embd=8, n_layer=1, n_head=1, n_positions=16), 0)
+    with pytest.raises(ConfigError, match="lora: GPT2LMHeadModel has no linear layers to adapt"):
+        SFTTrainer(gpt2, SFTConfig(lora=LoraConfig(rank=1)))  # its layers are of a class of their own
+    with pytest.raises(ConfigError, match=r"lora\.rank: .*greater than or equal to 1; got 0"):
+        SFTConfig.parse({"lora": {"rank": 0}})
+    trainer = SFTTrainer(tiny_model(), SFTConfig(lora=LoraConfig(rank=1)))
+    trainer.merge()
+    with pytest.raises(ConfigError, match="make another SFTTrainer"):
+        trainer.step(reversals(2))
+
+
+def test_without_peft_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from llamarl.core.errors import MissingDependencyError\n"
+        "from llamarl.training.config import LoraConfig\n"
+        "from llamarl.training.sft import Adapters\n"
+        "try: Adapters(None, LoraConfig(rank=1), 0)\n"
+        "except MissingDependencyError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "peft is not installed; run: pip install 'llamarl[lora]'\n", done.stderr

@@ -97,13 +97,17 @@ class GroupValues:
     """`[P, G]` value minus the mean value of the other groups; 0 where there is no other, NaN without a value."""
 
     @property
-    def sees_all(self) -> Bools:
-        """`[P]` whether the prompt has a response of every group."""
-        return np.asarray((self.counts > 0).all(axis=1))
+    def is_one_sided(self) -> Bools:
+        """`[P]` whether the prompt's responses are of fewer than two groups: none has a margin of its own."""
+        return np.asarray((self.counts > 0).sum(axis=1) < 2)
+
+    def compares(self, group: str) -> Bools:
+        """`[P]` whether the prompt has responses of this group and of another."""
+        return np.asarray(~self.is_one_sided & (self.counts[:, self.groups.index(group)] > 0))
 
     def mean_margin(self, group: str) -> float:
-        """Mean margin of a group over the prompts that have responses of every group; NaN if none has."""
-        margins = self.margins[self.sees_all, self.groups.index(group)]
+        """Mean margin of a group over the prompts that have responses of it and of another; NaN if none has."""
+        margins = self.margins[self.compares(group), self.groups.index(group)]
         return float(margins.mean()) if len(margins) else math.nan
 
 

@@ -32,7 +32,8 @@ Status = Literal["optimal", "near_optimal", "time_limit", "cheapest", "infeasibl
 `near_optimal`   of the relaxation: at most `gap` below the optimum
 `time_limit`     the best that was found in time: at most `gap` below the optimum
 `cheapest`       the solver found nothing in time: free groups only
-`infeasible`     no choice keeps the mean cost and accepts every prompt that a free group solves: as many as fit
+`infeasible`     no choice keeps the mean cost and accepts every prompt that a free group solves: as many as fit. Proved
+                 where `gap` is 0; else the time was too short to find one
 """
 
 
@@ -70,9 +71,11 @@ class Solution:
     num_accepted: Mapping[str, int]
     """Accepted responses by group."""
     mean_margins: Mapping[str, float]
-    """By group: mean margin over the prompts that have responses of every group. NaN if none has."""
+    """By group: mean margin over the prompts that have responses of it and of another group. NaN if none has."""
+    num_compared: Mapping[str, int]
+    """By group: so many prompts that is."""
     num_one_sided: int
-    """Prompts without a response of some group: a value of theirs is the pool's mean."""
+    """Prompts whose responses are of fewer than two groups: their margins rest on the pool's means alone."""
 
     @property
     def gap(self) -> float:
@@ -134,7 +137,7 @@ def solve(
     if solver == "milp":
         answer = solve_milp(program, kinds, time_limit_seconds)
     elif solver == "lagrangian":
-        answer = solve_lagrangian(program)
+        answer = solve_lagrangian(program, kinds, time_limit_seconds)
     else:
         answer = Answer(np.full(len(program.values), -1), 0.0)
     choice, status = _judged(program, answer)
@@ -142,7 +145,7 @@ def solve(
     return Solution(
         accepted=_accepted(len(pool), program, choice),
         objective=objective,
-        bound=objective if status == "infeasible" else answer.bound,
+        bound=objective if answer.is_infeasible else answer.bound,
         status=status,
         solver=solver,
         seconds=time.perf_counter() - started,
@@ -150,7 +153,8 @@ def solve(
         num_prompts=len(values.prompts),
         num_accepted={group: int((choice == column).sum()) for column, group in enumerate(budget.groups)},
         mean_margins={group: values.mean_margin(group) for group in budget.groups},
-        num_one_sided=int((~values.sees_all).sum()),
+        num_compared={group: int(values.compares(group).sum()) for group in budget.groups},
+        num_one_sided=int(values.is_one_sided.sum()),
     )
 
 

@@ -1,9 +1,9 @@
-"""Ways to solve a program: exactly, by a Lagrangian relaxation, and by the cheapest choice when nothing else will do.
+"""Ways to solve a program: exactly, by a relaxation, and by the cheapest choice when nothing else will do.
 
 Shape legend: P prompts, G groups, R constraints, K kinds of prompts.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,9 @@ RELATIVE_GAP = 1e-6
 MAX_VARIABLES = 4000
 """Above so many integer variables `auto` takes the relaxation. Counts only those left after like prompts are joined."""
 
-MAX_VARIABLES_WITH_COSTS = 300
-"""The same where the mean cost is bounded: unlike weights are hard, and the relaxation's gap is small."""
-
-HALVINGS = 50
-SWEEPS = 8
+MAX_VARIABLES_WITH_COSTS = 64
+"""The same where the mean cost is bounded: unlike weights are hard, and the relaxation's gap is small. On hard programs
+HiGHS also prints to the process's standard output, whatever its options are; on ones this small it was not seen to."""
 
 
 class Answer(NamedTuple):
@@ -67,21 +65,31 @@ def load_solver() -> None:
 
 
 def solve_milp(program: Program, kinds: Kinds, time_limit_seconds: float) -> Answer:
-    """The optimum by SciPy's HiGHS: one integer variable per kind and option, how many of the kind take it."""
+    """The optimum, by whole numbers of each kind's prompts."""
+    result, counts = _optimized(program, kinds, time_limit_seconds, is_integral=True)
+    bound = np.inf if result.mip_dual_bound is None else 0.0 - result.mip_dual_bound
+    if counts is None:
+        return Answer(None, bound, is_infeasible=result.status == 2, is_cut=result.status == 1)
+    choice = _dealt(kinds, np.rint(counts).astype(np.int64))
+    return Answer(repaired(program, choice), bound, is_cut=result.status == 1)
+
+
+def _optimized(
+    program: Program, kinds: Kinds, time_limit_seconds: float, is_integral: bool
+) -> tuple[Any, Floats | None]:
+    """What SciPy's HiGHS says, and `[K, G]` how many of a kind take each option; None where it found no choice."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
     values, weights = program.values[kinds.first, :-1], program.weights[:, kinds.first, :-1]
     kind, option = np.nonzero(np.isfinite(values))
-    if not len(kind):
-        return Answer(np.full(len(kinds.kind_of), -1), 0.0)
     variables = np.arange(len(kind))
     members = csr_array((np.ones(len(kind)), (kind, variables)), shape=(len(values), len(kind)))
     least = np.where(program.forced[kinds.first], kinds.sizes, 0)
     scales = program.scales[:, None]
     result = milp(
         -values[kind, option],
-        integrality=np.ones(len(kind)),
+        integrality=np.full(len(kind), int(is_integral)),
         bounds=Bounds(0, kinds.sizes[kind]),
         constraints=[
             LinearConstraint(members, least, kinds.sizes),
@@ -89,12 +97,11 @@ def solve_milp(program: Program, kinds: Kinds, time_limit_seconds: float) -> Ans
         ],
         options={"time_limit": time_limit_seconds, "mip_rel_gap": RELATIVE_GAP},
     )
-    bound = np.inf if result.mip_dual_bound is None else 0.0 - result.mip_dual_bound
     if result.x is None:
-        return Answer(None, bound, is_infeasible=result.status == 2, is_cut=result.status == 1)
-    taken = np.zeros((len(values), values.shape[1]), dtype=np.int64)
-    taken[kind, option] = np.rint(result.x)
-    return Answer(repaired(program, _dealt(kinds, taken)), bound, is_cut=result.status == 1)
+        return result, None
+    counts = np.zeros(values.shape)
+    counts[kind, option] = result.x
+    return result, counts
 
 
 def _dealt(kinds: Kinds, taken: Ints) -> Ints:
@@ -111,56 +118,30 @@ def _dealt(kinds: Kinds, taken: Ints) -> Ints:
 # ---- by relaxation --------------------------------------------------------------------------------------------------
 
 
-def solve_lagrangian(program: Program) -> Answer:
-    """A choice within the limits and a bound on the optimum, in time linear in the prompts.
+def solve_lagrangian(program: Program, kinds: Kinds, time_limit_seconds: float) -> Answer:
+    """A choice within the limits and a bound on the optimum, by one linear program.
 
-    With a price per constraint every prompt chooses for itself: max over options of value - price * weight. Prices
-    are found by bisection, one constraint after the other; then prompts are upgraded while there is room.
+    The Lagrangian charges each use of a constraint a price, and every prompt chooses for itself. At the best prices its
+    bound is the optimum of the program without whole numbers, which divides at most as many kinds as there are
+    constraints: these are rounded, made to fit, and then prompts are upgraded while there is room.
     """
-    prices = np.zeros(len(program.limits))
-    bound, choice = _at(program, prices)
-    for _ in range(SWEEPS):
-        if program.keeps(choice):
-            break
-        for row in range(len(prices)):
-            prices[row], best = _price(program, prices, row)
-            bound = min(bound, best)
-        choice = _at(program, prices)[1]
-    feasible = repaired(program, choice)
-    if feasible is None:
-        choice, num_left_out = cheapest(program)
-        feasible = None if num_left_out else choice
-    return Answer(None if feasible is None else filled(program, feasible), bound)
+    result, counts = _optimized(program, kinds, time_limit_seconds, is_integral=False)
+    if counts is None:
+        return Answer(None, np.inf, is_infeasible=result.status == 2, is_cut=result.status == 1)
+    choice = repaired(program, _dealt(kinds, _rounded(program, kinds, counts)))
+    if choice is None:  # few prompts and tight limits: small enough to be solved exactly
+        return solve_milp(program, kinds, time_limit_seconds)
+    return Answer(filled(program, choice), 0.0 - result.fun)
 
 
-def _at(program: Program, prices: Floats) -> tuple[float, Ints]:
-    """The relaxation's bound at some prices, and each prompt's own choice."""
-    scores = program.values - (program.weights * (prices / program.scales)[:, None, None]).sum(axis=0)
-    choice = scores.argmax(axis=1)
-    best = scores[np.arange(len(choice)), choice].sum() + float(prices / program.scales @ program.limits)
-    return float(best), np.where(choice == scores.shape[1] - 1, -1, choice)
-
-
-def _price(program: Program, prices: Floats, row: int) -> tuple[float, float]:
-    """The lowest price at which one constraint holds, the others' prices as they are, and the lowest bound met."""
-    bounds = [np.inf]
-
-    def holds(price: float) -> bool:
-        trial = prices.copy()
-        trial[row] = price
-        bound, choice = _at(program, trial)
-        bounds.append(bound)
-        return bool(program.used(choice)[row] <= program.ceilings[row])
-
-    if holds(0.0):
-        return 0.0, min(bounds)
-    low, high = 0.0, 1.0
-    while not holds(high) and high < 2.0**HALVINGS:
-        low, high = high, 2 * high
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high, min(bounds)
+def _rounded(program: Program, kinds: Kinds, counts: Floats) -> Ints:
+    """`[K, G]` counts without their fractions; forced prompts left over go to the options with the largest ones."""
+    whole = np.floor(counts + 1e-6)
+    left_over = np.where(program.forced[kinds.first], kinds.sizes - whole.sum(axis=1), 0).astype(np.int64)
+    for kind in np.flatnonzero(left_over):
+        largest_first = np.argsort(whole[kind] - counts[kind], kind="stable")
+        whole[kind, largest_first[: left_over[kind]]] += 1
+    return np.asarray(whole, dtype=np.int64)
 
 
 def filled(program: Program, choice: Ints) -> Ints:

@@ -2,6 +2,7 @@ r"""One spelling for answers: LaTeX noise, Unicode forms and wrappers out, mathe
 
 clean("$\dfrac{1}{2}$.")      # "\frac{1}{2}"
 clean("\text{(C)}")           # "(C)"
+clean("[42]")                 # "42": brackets around one thing are no interval
 """
 
 import re
@@ -51,6 +52,7 @@ _REPLACEMENTS = tuple(
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{(.*)\}", re.DOTALL)
+_BRACKETED = re.compile(r"\[([^\[\]()|,;]+)\]")
 _LOOSE_SPACE = re.compile(r"(?<![a-zA-Z0-9.%}]) +| +(?![a-zA-Z0-9.])")
 
 
@@ -65,6 +67,12 @@ def clean(text: str) -> str:
         text = _TEXT.sub(r" \1 ", text)
     text = re.sub(r"\s+", " ", text)
     text = _LOOSE_SPACE.sub("", text)
+    text = _without_marks(text)
+    match = _BRACKETED.fullmatch(text)
+    return _without_marks(match[1]) if match else text
+
+
+def _without_marks(text: str) -> str:
     return text.lstrip(" :;,=*_`\"'").rstrip(" :;,=*_`\"'.")
 
 

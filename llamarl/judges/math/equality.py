@@ -10,6 +10,7 @@ r"""Whether two answers are the same, decided by reading both, exactly and in bo
     tuples         item by item, in order; brackets of intervals must agree: (1, 2] is not [1, 2]
     lists, sets    in any order: {1, 2}, "2, 1", "x = 1 or x = 2", "1 \pm 1" where that is meant
     words          without regard to case; single letters with it; (C) is C
+    [42]           is 42; so is every single answer in square brackets
     x = 5          is 5; but not y = 5
 
 Equality is reflexive on answers that say something, and symmetric. It is not transitive: 50 % = 50, 50 % = 0.5.

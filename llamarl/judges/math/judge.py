@@ -51,7 +51,7 @@ class _Undecided:
 class MathJudge:
     """Scores 1 for the reference answer, else 0."""
 
-    version = "1"
+    version = "2"
     """Changes with every change of a verdict."""
     cost_class = "free"
     has_deadline = True
@@ -71,7 +71,8 @@ class MathJudge:
 
         Args:
             format: `any` form that `extract_answer` knows, or only `boxed`, or only the sentence "The final answer is
-                x." (`final_answer`, the paper's). A right answer in another form then violates the constraint.
+                x." (`final_answer`, the paper's; x may stand in brackets). A right answer in another form then violates
+                the constraint.
             use_last_number: take the last number of a text that gives its answer in no form.
             is_symbolic: ask math-verify where reading does not decide; else such answers count as wrong.
             num_workers: processes for math-verify.

@@ -92,6 +92,12 @@ def test_a_right_answer_in_the_wrong_format_is_a_violation(format: Any, right: l
     assert reason in [verdict.reason for verdict in verdicts]
 
 
+def test_the_brackets_of_the_papers_sentence_may_be_copied() -> None:
+    texts = ["[42].", "$[42]$.", "[41].", "[42] or [43].", "[42, 43]."]
+    verdicts = judged(MathJudge(format="final_answer"), "42", *(f"The final answer is {text}" for text in texts))
+    assert [verdict.passed for verdict in verdicts] == [True, True, False, False, False]
+
+
 def test_a_box_before_the_final_sentence_does_not_hide_it() -> None:
     judge = MathJudge(format="final_answer")
     first, second = judged(

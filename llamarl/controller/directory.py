@@ -1,0 +1,136 @@
+"""A run directory: worked on by one process at a time, and gone on with as the run that it is."""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llamarl.controller.recipe import Recipe
+from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.report.files import read_json
+
+RECIPE_FILE = "recipe.json"
+LOCK_FILE = ".lock"
+"""Held by the process that trains, whose id it names."""
+
+FREE_DATA_SETTINGS = frozenset({"epochs", "on_bad_row"})
+"""These change neither which prompts a run has nor which of them are held out."""
+
+
+def read_recipe(directory: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run, with `--dotted.name value` overrides.
+
+    Raises:
+        CheckpointError: not a run directory.
+        DataError: `recipe.json` is broken.
+        ConfigError: names each wrong field.
+    """
+    path = Path(directory) / RECIPE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: no {RECIPE_FILE}; give the directory of a llamarl run")
+    read_json(path)
+    return Recipe.load(path, overrides)
+
+
+def check_unused(directory: Path) -> None:
+    """Raises `ConfigError` unless the directory is absent, or empty but for a lock."""
+    try:
+        names = {path.name for path in directory.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"run_dir={directory}: {error.strerror}; choose another directory") from None
+    if names - {LOCK_FILE}:
+        raise ConfigError(
+            f"run_dir={directory}: not empty; `llamarl resume {directory}` goes on with it, or choose another directory"
+        )
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Makes the directory where absent, and holds it: the system lets it go however the process ends.
+
+    Raises:
+        ConfigError: another process holds it (names it), or it cannot be written.
+        CheckpointError: meanwhile the disk ran full.
+    """
+    import fcntl  # POSIX only
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir={directory}: cannot be written ({error.strerror}); choose another directory"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode().strip() or "unknown"
+            raise ConfigError(
+                f"run_dir={directory}: process {holder} is training in it; wait until it ends, or end it, then resume"
+            ) from None
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+            yield
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _is_full(error):
+                raise
+            raise CheckpointError(
+                f"{directory}: the disk takes no more ({error}); make room, then `llamarl resume {directory}`"
+            ) from error
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def check_same_run(then: Recipe, now: Recipe, directory: Path) -> None:
+    """What decides which prompts a run has and what its numbers mean must stay as it was.
+
+    Raises:
+        ConfigError: names each changed setting, its old and its new value.
+    """
+    old, new = _identity(then), _identity(now)
+    changes = [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{directory}: the run began with other settings, so its numbers and its ledger would no longer fit: "
+            f"{'; '.join(changes)}. Leave them as they were, or start a new run from "
+            f"`llamarl export {directory} MODEL_DIR`; if a file only moved, change its name in "
+            f"{directory / RECIPE_FILE}"
+        )
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """By dotted name, the settings that a run keeps."""
+    evaluation = recipe.evaluation
+    kept: dict[str, Any] = {
+        "model": recipe.model,
+        "seed": recipe.seed,
+        "evaluation.num_prompts": evaluation.num_prompts,
+        "evaluation.source": evaluation.source,
+        "evaluation.temperature": evaluation.temperature,
+    }
+    if recipe.data is not None:
+        kept |= _named("data.", recipe.data.model_dump())
+    for index, task in enumerate(recipe.tasks):
+        kept |= {f"tasks.{index}.name": task.name, f"tasks.{index}.held_out": task.held_out}
+        kept |= _named(f"tasks.{index}.data.", task.data.model_dump())
+    return kept
+
+
+def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in values.items() if name not in FREE_DATA_SETTINGS}

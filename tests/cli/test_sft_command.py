@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+
+from llamarl.cli.main import main
+from llamarl.models.checkpoint import load_model
+from llamarl.models.tiny import build_tiny
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return build_tiny("llama", tmp_path / "model")
+
+
+def run(model, rows, out, *words):
+    data = model.parent / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return main(["sft", str(model), str(data), str(out), *(str(word) for word in words)])
+
+
+def rows(count=8):
+    return [{"prompt": f"say {n}", "completion": "#" * (n % 5 + 1)} for n in range(count)]
+
+
+def test_an_earlier_result_is_replaced_and_its_numbers_are_printed(model, tmp_path, capsys):
+    for _ in range(2):
+        assert run(model, rows(), tmp_path / "out", "--num-steps", 2, "--held-out", 3, "--json") == 0
+    result = json.loads(capsys.readouterr().out.split("}\n")[-2] + "}")
+    assert (result["rows"], result["steps"]) == (5, 2) and result["held_out_loss_after"] > 0
+
+
+def test_adapters_from_the_command_line_give_a_checkpoint_without_them(model, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = ("--num-steps", 2, "--warmup-steps", 0, "--lora.rank", 4, "--lora.targets", "q_proj, v_proj")
+    assert run(model, rows(), tmp_path / "out", *words) == 0
+    # per layer q: 4 x 32 + 32 x 4 and v: 4 x 32 + 16 x 4, in two layers
+    assert "with 896 adapter parameters" in capsys.readouterr().out
+    tuned, base = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "out", model))
+    weights = base.state_dict()
+    differ = {name.split(".")[-2] for name, tensor in tuned.state_dict().items() if not tensor.equal(weights[name])}
+    assert differ == {"q_proj", "v_proj"}
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.linalg.matrix_rank(tuned.state_dict()[name] - weights[name], atol=1e-6) <= 4
+    load_model(tmp_path / "out")  # would refuse missing and left-over weights
+    assert tuned.lm_head.weight is tuned.model.embed_tokens.weight
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (model, tmp_path / "out"))
+    assert after.chat_template == before.chat_template and after.get_vocab() == before.get_vocab()
+    files = [{file.name for file in path.iterdir()} for path in (model, tmp_path / "out")]
+    assert files[0] == files[1]
+
+
+# rejects
+
+
+def test_the_model_itself_is_never_the_target(model, capsys):
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    assert run(model, rows(), model, "--num-steps", 1) == 1
+    assert "choose another directory" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
+def test_a_target_that_will_not_do_is_refused_before_anything_is_read(model, tmp_path, capsys):
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy/notes.txt").write_text("mine")
+    assert run(model, [{"no": "row"}], tmp_path / "busy") == 1
+    assert "not empty and not an earlier export (holds notes.txt)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "hi", "completion": "word " * 60}, "tokens .*, but the model has 256 positions; shorten or drop"),
+        ({"prompt": "hi", "completion": ""}, "the answer to learn is empty: ''; give it a text or drop the row"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named(model, row, problem, tmp_path, capsys):
+    import re
+
+    assert run(model, [*rows(2), row], tmp_path / "out") == 2
+    assert re.search(rf"rows\.jsonl, line 3: .*{problem}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_adapters_are_checked(model, tmp_path, capsys):
+    assert run(model, rows(), tmp_path / "out", "--lora.rank", 0) == 2
+    assert "lora.rank: Input should be greater than or equal to 1; got 0" in capsys.readouterr().err
+    assert run(model, rows(), tmp_path / "out", "--lora.rank", 4, "--lora.targets", "q_proj,lm_head") == 2
+    err = capsys.readouterr().err
+    assert "lora.targets: 'lm_head'" in err and "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in err

@@ -1,0 +1,192 @@
+"""What is wrong with a run is said before anything starts: which setting, or which line of which file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamarl.controller.prepare import Prepared, prepare
+from llamarl.controller.recipe import Recipe
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.tasks.demo import DEMO_CHECKPOINT
+
+CALIBRATED = {"type": "crpg"}
+JUDGES = "def pay(prompt, completion):\n    return 1.0\ndef keep(prompt, completion):\n    return True\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Ten rows without ids on every second line, of which line 9 is too long, as it stands and as it is asked."""
+    rows = [{"prompt": f"say {i}" if i != 4 else "w" * 600, "answer": i} for i in range(10)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def recipe(source: Path, **changes: Any) -> Recipe:
+    judges = source.with_name("judges.py")
+    judges.write_text(JUDGES)
+    values = {
+        "model": str(DEMO_CHECKPOINT),
+        "judges": [{"function": f"{judges}:pay"}],
+        "evaluation": {"num_prompts": 0},
+        "schedule": {"steps": 1, "max_staleness": 0},
+        "sampling": {"max_tokens": 16},
+        **changes,
+    }
+    return Recipe.parse({**values, "data": {"source": str(source), **values.get("data", {})}})
+
+
+def prepared(source: Path, **changes: Any) -> Prepared:
+    return prepare(recipe(source, **changes))
+
+
+# lengths
+
+
+def test_a_prompt_that_is_too_long_is_named_by_file_and_line(source: Path) -> None:
+    place = rf"^{source}, line 9: prompt '\w{{16}}' has \d+ tokens; .* positions leave \d+; .*on_bad_row='skip'"
+    with pytest.raises(DataError, match=place):
+        prepared(source)
+
+
+def test_long_prompts_are_skipped_and_counted_where_bad_rows_are(source: Path) -> None:
+    with source.open("a") as file:
+        file.write('\n{"answer": "no prompt"}\n')
+    found = prepared(source, data={"on_bad_row": "skip"})
+    assert [row.answer for row in found.tasks[0].prompts] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert [(row.line, row.reason) for row in found.skipped_rows] == [(20, "missing_prompt"), (9, "prompt_too_long")]
+    assert found.describe()["skipped_rows"] == 2
+
+
+def test_what_is_too_long_in_one_form_only_is_skipped_too(source: Path) -> None:
+    file = source.with_name("mine.py")
+    file.write_text(
+        "from dataclasses import replace\n"
+        "def ask(prompt):\n"
+        "    text = 'w' * (600 if prompt.answer == 7 else 6)\n"
+        "    return replace(prompt, messages=({'role': 'user', 'content': text},))\n"
+    )
+    coverage = [{"ask": f"{file}:ask", "samples": 4}]
+    found = prepared(source, data={"on_bad_row": "skip"}, coverage=coverage, algorithm={"type": "raft"})
+    assert [row.line for row in found.skipped_rows] == [9, 15]
+    assert f"asked as {file}:ask has" in found.skipped_rows[1].problem
+
+
+def test_held_out_prompts_are_skipped_like_the_others(source: Path) -> None:
+    file = source.with_name("heldout.jsonl")
+    file.write_text(json.dumps({"prompt": "held"}) + "\n" + json.dumps({"prompt": "h" * 600}) + "\n{}")
+    evaluation = {"source": str(file), "num_prompts": 4}
+    found = prepared(source, data={"on_bad_row": "skip"}, evaluation=evaluation)
+    assert len(found.held_out) == 1
+    assert [(Path(row.source).name, row.line) for row in found.skipped_rows] == [
+        *(("heldout.jsonl", 3), ("rows.jsonl", 9), ("heldout.jsonl", 2))
+    ]
+
+
+def test_data_of_long_prompts_only_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "w" * 600}))
+    with pytest.raises(DataError, match=r"no prompt is left to train; the first: .*rows\.jsonl, line 1: prompt"):
+        prepared(file, data={"on_bad_row": "skip"})
+
+
+def test_max_tokens_that_leave_no_room_at_all_are_no_fault_of_the_data(source: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^sampling\.max_tokens=5000: the model has 512 positions .* below 512"):
+        prepared(source, sampling={"max_tokens": 5000})
+
+
+# places
+
+
+def test_what_a_judge_misses_is_named_by_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n{"prompt": "3 + 3 ="}\n')
+    with pytest.raises(ConfigError, match=rf"^{file}, line 2: prompt '\w+' .*judge 'math': answer is missing"):
+        prepared(file, judges=[{"function": "math"}])
+
+
+def test_errors_about_no_row_name_none(source: Path) -> None:
+    source.write_text('{"prompt": "say 1"}')
+    with pytest.raises(ConfigError, match=r"^judges: "):
+        prepared(source, judges=[{"function": "format"}, {"function": "format"}])
+
+
+# devices
+
+
+@pytest.mark.parametrize("field", ["trainer", "generator"])
+@pytest.mark.parametrize("device", ["xpu:63", "meta", "no device"])
+def test_a_device_that_is_not_there_is_refused(source: Path, field: str, device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}\.device='{device}': torch .* finds only cpu.* here; name one"):
+        prepared(source, **{field: {"device": device}})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_the_processor_is_always_there(source: Path, device: str) -> None:
+    prepared(source, trainer={"device": device}, data={"limit": 2})
+
+
+# calibrated rewards
+
+
+def judges_of(source: Path, *names: str, **roles: str) -> list[dict[str, Any]]:
+    file = source.with_name("judges.py")
+    return [{"function": f"{file}:{name}", "role": roles.get(name, "reward")} for name in names]
+
+
+def test_a_calibrated_reward_needs_margins(source: Path) -> None:
+    raw = {"function": "reward_model", "settings": {"model": "nowhere"}}
+    with pytest.raises(ConfigError, match=r"calibrated' \(task 'default'\): judge 'reward_model' pays raw rewards"):
+        prepared(source, data={"limit": 2}, algorithm=CALIBRATED, judges=[raw])
+    watched = [*judges_of(source, "pay"), {**raw, "settings": {"model": str(DEMO_CHECKPOINT)}, "weight": 0.0}]
+    with pytest.raises(ConfigError, match="not a sequence classifier"):  # of weight 0 it may: the next check speaks
+        prepared(source, data={"limit": 2}, algorithm=CALIBRATED, judges=watched)
+
+
+@pytest.mark.parametrize("algorithm", ["crpg", "crraft"])
+def test_a_calibrated_reward_needs_a_judge_that_pays(source: Path, algorithm: str) -> None:
+    changes = {"data": {"limit": 2}, "judges": judges_of(source, "keep", keep="constraint")}
+    with pytest.raises(ConfigError, match=r"no judge pays, .*set algorithm\.reward='constant'"):
+        prepared(source, algorithm={"type": algorithm}, **changes)
+    prepared(source, algorithm={"type": algorithm, "reward": "constant"}, **changes)
+
+
+def test_a_row_of_constraints_only_has_no_margin_either(source: Path) -> None:
+    source.write_text('{"prompt": "a", "judges": ["pay", "keep"]}\n{"prompt": "b", "judges": ["keep"]}\n')
+    judges = judges_of(source, "pay", "keep", keep="constraint")
+    with pytest.raises(ConfigError, match=rf"^{source}, line 2: algorithm\.reward='calibrated'.* of which none pays"):
+        prepared(source, algorithm=CALIBRATED, judges=judges)
+    prepared(source, algorithm={**CALIBRATED, "reward": "as_is"}, judges=judges)
+
+
+# settings that do not go together
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "remedy"),
+    [
+        ("rloo", r"algorithm\.type='aipo'"),
+        ("crpg", r"algorithm\.off_policy='aipo'"),
+        ("raft", r"algorithm\.off_policy='aipo'"),
+        ("codpo", r"algorithm\.off_policy='as_is'"),
+    ],
+)
+def test_stale_samples_are_refused_with_a_setting_that_allows_them(source: Path, algorithm: str, remedy: str) -> None:
+    schedule = {"steps": 1, "max_staleness": 1}
+    with pytest.raises(ConfigError, match=rf"no off-policy correction.*; set schedule.max_staleness=0 or {remedy}"):
+        recipe(source, algorithm={"type": algorithm}, schedule=schedule)
+    name, value = remedy.replace("\\", "").removeprefix("algorithm.").replace("'", "").split("=")
+    recipe(source, algorithm={"type": algorithm, name: value}, schedule=schedule)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_filtered_samples_train_only_what_learns_by_heart(source: Path, filters: dict[str, float]) -> None:
+    ((name, value),) = filters.items()
+    with pytest.raises(ConfigError, match=rf"sampling\.{name}={value}: algorithm\.type='aipo' .*; leave"):
+        recipe(source, sampling=filters, algorithm={"type": "aipo"})
+    with pytest.raises(ConfigError, match=rf"sampling\.{name}={value}: algorithm\.type='raft'"):
+        recipe(source, sampling=filters, algorithm={"type": "raft", "off_policy": "aipo"})
+    recipe(source, sampling=filters, algorithm={"type": "raft"})
+    recipe(source, sampling={"temperature": 0.7}, algorithm={"type": "aipo"})
