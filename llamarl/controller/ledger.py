@@ -129,10 +129,12 @@ class Ledger:
     def close(self) -> None:
         """Commits and closes. Idempotent."""
         try:
-            self._db.execute("COMMIT")
+            if self._db.in_transaction:  # a commit that a full disk refused was rolled back
+                self._db.execute("COMMIT")
         except sqlite3.ProgrammingError:
             return
-        self._db.close()
+        finally:
+            self._db.close()
 
     def __enter__(self) -> Self:
         return self

@@ -137,6 +137,8 @@ class Controller:
             (main if main.done() else self._failure).result()
         finally:
             self._is_over = True
+            if self._failure.done():
+                self._failure.exception()  # heard, where the main task raised the same
             unfinished = [main, *self._tasks]
             for task in unfinished:
                 task.cancel()
