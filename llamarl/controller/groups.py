@@ -70,13 +70,18 @@ class GroupMaker:
         if task.forms:
             trained_ids = self._encode(prompt)
             completions = [replace(completion, prompt_ids=trained_ids) for completion in completions]
-        samples, logprobs, baseline = await asyncio.gather(
-            self.judged(task, prompt, completions),
-            self._reference_logprobs(task, completions),
-            self._judged_baseline(task, prompt),
-        )
-        known = (replace(s, reference_logprobs=each) for s, each in zip(samples, logprobs, strict=True))
-        return Group(prompt, tuple(known), index, epoch, baseline)
+        if self._needs_reference(task) or task.baselines:
+            samples, logprobs, baseline = await asyncio.gather(
+                self.judged(task, prompt, completions),
+                self._reference_logprobs(task, completions),
+                self._judged_baseline(task, prompt),
+            )
+            known = (replace(s, reference_logprobs=each) for s, each in zip(samples, logprobs, strict=True))
+            return Group(prompt, tuple(known), index, epoch, baseline)
+        return Group(prompt, await self.judged(task, prompt, completions), index, epoch)
+
+    def _needs_reference(self, task: RunTask) -> bool:
+        return self._reference is not None and task.algorithm.needs_reference
 
     async def judged(self, task: RunTask, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
         """The completions with their verdicts and rewards, and nothing else."""
@@ -87,7 +92,7 @@ class GroupMaker:
         self, task: RunTask, completions: Sequence[Completion]
     ) -> Sequence[tuple[float, ...] | None]:
         """Of each completion, per token; None where the task's algorithm needs none."""
-        if self._reference is None or not task.algorithm.needs_reference:
+        if self._reference is None or not self._needs_reference(task):
             return [None] * len(completions)
         rows = [(completion.prompt_ids, completion.token_ids) for completion in completions]
         with self._observer.span("reference", "score"):

@@ -216,9 +216,10 @@ class HackingWatch:
 def repetition(text: str) -> float:
     """Share of a text's four-word phrases that occurred in it before, in [0, 1)."""
     words = text.split()
+    if len(words) <= PHRASE_WORDS:
+        return 0.0
     phrases = Counter(zip(*(words[start:] for start in range(PHRASE_WORDS)), strict=False))
-    total = phrases.total()
-    return 1.0 - len(phrases) / total if total else 0.0
+    return 1.0 - len(phrases) / phrases.total()
 
 
 def _fell(first: Moments, now: Moments) -> bool:
