@@ -96,8 +96,9 @@ def is_heldout(request: str) -> bool:
 
 def draw(make: Callable[[random.Random], Any], rng: random.Random, split: str) -> Any:
     """Draws until the request is of the split."""
-    while is_heldout((found := make(rng)).request) != (split == "heldout"):
-        pass
+    found = make(rng)
+    while is_heldout(found.request) != (split == "heldout"):
+        found = make(rng)
     return found
 
 
