@@ -64,6 +64,8 @@ def describe_errors(error: ValidationError, model: type[BaseModel], source: str 
             line = f"{field}: unknown key.{suggest(str(item['loc'][-1]), _fields_at(model, item['loc'][:-1]))}"
         elif item["type"] == "missing":
             line = f"{field}: required, but not given"
+        elif item["type"] == "union_tag_not_found":
+            line = f"{field}.type: required beside other settings, but not given"
         else:
             got = "" if isinstance(item["input"], (dict, BaseModel)) else f"; got {item['input']!r}"
             line = f"{field}: {item['msg'].removeprefix('Value error, ')}{got}"

@@ -190,3 +190,11 @@ def test_filtered_samples_train_only_what_learns_by_heart(source: Path, filters:
         recipe(source, sampling=filters, algorithm={"type": "raft", "off_policy": "aipo"})
     recipe(source, sampling=filters, algorithm={"type": "raft"})
     recipe(source, sampling={"temperature": 0.7}, algorithm={"type": "aipo"})
+
+
+# the algorithm
+
+
+def test_settings_of_an_algorithm_without_its_type_ask_for_it(source: Path) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.type: required beside other settings, but not given"):
+        recipe(source, algorithm={"kl_coef": 0.1})
