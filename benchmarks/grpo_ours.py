@@ -63,7 +63,8 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
         trainer.step()
         clock.append(time.perf_counter())
         manifest = trainer.publish()
-        generator.set_weights(manifest.version, channel.fetch(manifest.version))
+        with channel.reading(manifest.version) as tensors:
+            generator.set_weights(manifest.version, tensors)
         clock.append(time.perf_counter())
         lengths = [len(answer.token_ids) for answers in completions for answer in answers]
         yield {

@@ -6,6 +6,7 @@ by a fresh one, given the newest weights, and its unfinished work starts over: s
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ from llamarl.controller.pulse import Pulse
 from llamarl.controller.restarts import RestartBudget
 from llamarl.core.errors import ExecutorLostError, StallError, WeightSyncError
 from llamarl.core.protocols import ExecutorHandle
-from llamarl.core.records import Completion, GenerationRequest, WeightManifest, WeightProof
+from llamarl.core.records import Completion, GenerationRequest, LogprobGap, WeightManifest, WeightProof
+
+_DEAR = 0.1
+"""Mean nats by which a precision may move log-probs without a warning."""
 
 LOST = (ExecutorLostError, StallError, WeightSyncError)
 
@@ -183,8 +187,20 @@ class GeneratorPool:
         self._mark(member)
         if proof.version != manifest.version:
             raise WeightSyncError(f"{member.name} serves version {proof.version}, not {manifest.version}")
+        if member.proof is None and proof.precision_cost is not None:
+            self._report_cost(member.name, proof.precision_cost)
         member.version, member.proof = proof.version, proof
         self._pulse.beat()
+
+    def _report_cost(self, name: str, cost: LogprobGap) -> None:
+        """Says, once a generator, what its precision costs; silent where it is no more than fp32's order of sums."""
+        if cost.largest < 1e-3:
+            return
+        warning = "; that is much: think of another generator.precision" if cost.mean > _DEAR else ""
+        self._observer.on_message(
+            f"{name}: its precision alone moves log-probs by {cost.mean:.2g} nats on average and {cost.largest:.2g} at "
+            f"most, so importance ratios are off by {math.expm1(cost.mean):.1%} before the policy changes{warning}"
+        )
 
     async def _replace(self, member: Member, lost: ExecutorHandle, cause: Exception) -> None:
         """A fresh generator under the same name takes over all unfinished work of the lost one."""

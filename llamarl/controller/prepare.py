@@ -78,6 +78,11 @@ class Prepared:
         return any(task.algorithm.build().needs_reference for task in self.tasks)
 
     @property
+    def probe_prompts(self) -> list[tuple[int, ...]]:
+        """Token ids of some prompts, on which generators prove their weights: the first of each task."""
+        return [encode_prompt(self.tokenizer, prompt) for task in self.tasks for prompt in task.prompts[:2]]
+
+    @property
     def held_out(self) -> list[Prompt]:
         """Of all tasks."""
         return [prompt for task in self.tasks for prompt in task.held_out]

@@ -280,6 +280,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
                     channel,
                     recipe.schedule.steps,
                     cores=cores,
+                    probe_prompts=prepared.probe_prompts,
                 ),
                 "trainer",
             ),

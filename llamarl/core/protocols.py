@@ -134,6 +134,14 @@ class WeightChannel(Protocol):
             WeightSyncError: the channel does not hold `version`, it was overwritten meanwhile, or `into` does not fit.
         """
 
+    def reading(self, version: int) -> AbstractContextManager[Mapping[str, Any]]:
+        """Lends the tensors of `version` inside the block, to be read and not written: no copy is made.
+
+        Raises:
+            WeightSyncError: the channel does not hold `version`; or, at the end of the block, it was overwritten
+                meanwhile, and what was read is of no use.
+        """
+
     def close(self) -> None:
         """Releases memory. Idempotent."""
 

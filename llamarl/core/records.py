@@ -9,7 +9,7 @@ Example:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -191,14 +191,40 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightProbe:
+    """Log-probs of likely tokens, computed by the trainer so that receivers of its weights can compare their own."""
+
+    rows: tuple[tuple[int, ...], ...]
+    """Token ids: prompts of the run, each with its greedy continuation under the run's checkpoint."""
+    at_start: tuple[float, ...]
+    """Under the run's checkpoint, before any step: of each row's tokens but the first, row after row."""
+    now: tuple[float, ...]
+    """The same tokens under the published weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobGap:
+    """Absolute differences between two sides' log-probs of the same tokens, in nats."""
+
+    mean: float
+    largest: float
+
+    @classmethod
+    def between(cls, ours: Sequence[float], theirs: Sequence[float]) -> "LogprobGap":
+        """The gap of two equally long sequences; NaN where one holds NaN."""
+        gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+        return cls(sum(gaps) / len(gaps), math.nan if any(map(math.isnan, gaps)) else max(gaps))
+
+
+@dataclass(frozen=True, slots=True)
 class WeightManifest:
     """What the trainer says it published. Small: it travels through the controller; the weights do not."""
 
     version: int
     checksums: Mapping[str, int]
     """Per tensor name (`functional.checksum`)."""
-    probe_logprobs: tuple[float, ...] = ()
-    """The trainer's log-probs of the fixed probe tokens under these weights."""
+    probe: WeightProbe | None = None
+    """What a receiver's own log-probs must agree with; None where nobody trains, as in some tests."""
     num_bytes: int = 0
     seconds: float = 0.0
 
@@ -209,9 +235,11 @@ class WeightProof:
 
     version: int
     probe_gap: float
-    """Largest absolute log-prob difference on the probe tokens."""
+    """Largest absolute log-prob difference on the probe tokens; NaN without a probe."""
     num_bytes: int
     seconds: float
+    precision_cost: LogprobGap | None = None
+    """What the receiver's precision alone costs on the probe tokens, measured before its first update."""
 
 
 @dataclass(frozen=True, slots=True)

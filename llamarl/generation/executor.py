@@ -23,16 +23,26 @@ from torch import nn
 from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError, WeightSyncError
 from llamarl.core.protocols import AllCores, Cores, Executor, WeightChannel
-from llamarl.core.records import Completion, GenerationRequest, WeightManifest, WeightProof
+from llamarl.core.records import (
+    Completion,
+    GenerationRequest,
+    LogprobGap,
+    WeightManifest,
+    WeightProbe,
+    WeightProof,
+)
 from llamarl.functional.checksum import checksum, verify
 from llamarl.generation.batcher import Batcher, Finished
 from llamarl.generation.fallback import TransformersGenerator
 from llamarl.generation.native import NativeGenerator, Precision
-from llamarl.models.decoder import probe_ids, why_unsupported
+from llamarl.models.decoder import why_unsupported
 
 _log = logging.getLogger(__name__)
 
-_PROBE_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.25, "int8": 0.5}
+_ROUNDING = 1e-4
+"""Nats that the probe may differ by whatever the precision: fp32 sums in another order."""
+_BROKEN: Mapping[Precision, float] = {"fp32": 0.01, "bf16": 0.5, "int8": 1.0}
+"""Mean nats beyond which a difference under equal weights is not rounding."""
 
 
 class GeneratorConfig(Config):
@@ -46,13 +56,8 @@ class GeneratorConfig(Config):
     """What new weights do to completions under way: `recompute` rebuilds their cache, `keep` goes on with the old."""
     device: str = "cpu"
     """Where the model runs."""
-    probe_tolerance: float | None = Field(default=None, gt=0.0)
-    """Largest accepted log-prob gap to the trainer on the probe tokens; None takes the precision's own bound."""
-
-    @property
-    def max_probe_gap(self) -> float:
-        """The bound in force."""
-        return _PROBE_TOLERANCE[self.precision] if self.probe_tolerance is None else self.probe_tolerance
+    probe_factor: float = Field(default=4.0, ge=1.0)
+    """After a weight sync, how many times the cost of the precision the probe's log-probs may be off."""
 
 
 class TextDecoder(Protocol):
@@ -86,6 +91,7 @@ class GeneratorExecutor(Executor):
         self.config, self._load_model, self._tokenizer, self._channel = config, load_model, tokenizer, channel
         self._cores: Cores = cores or AllCores()
         self._refusal: str | None = "no weights were proven yet"
+        self._precision_cost: LogprobGap | None = None
         self._finished: list[Finished] = []
         self._task: asyncio.Task[None] | None = None
         self._busy_seconds = 0.0
@@ -139,11 +145,14 @@ class GeneratorExecutor(Executor):
         start = time.monotonic()
         self._refusal = f"the update to version {manifest.version} failed"
         with self._cores.using("generator"):
+            if self._precision_cost is None and manifest.probe is not None:
+                self._precision_cost = self._measure_precision(manifest.probe)
             gap = self._take(manifest)
             self.batcher.adopt(manifest.version)
         self._refusal = None
         self._run()
-        return WeightProof(manifest.version, gap, manifest.num_bytes, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return WeightProof(manifest.version, gap, manifest.num_bytes, seconds, self._precision_cost)
 
     async def status(self) -> Mapping[str, float]:
         """Counters since setup and what is under way."""
@@ -159,33 +168,53 @@ class GeneratorExecutor(Executor):
     # Inside
 
     def _take(self, manifest: WeightManifest) -> float:
-        """Fetches, verifies, loads, verifies what is held, probes. Returns the probe gap."""
-        tensors = self._channel.fetch(manifest.version)
-        verify(manifest, manifest.version, checksum(tensors))
+        """Verifies what lies on the channel, loads it, verifies what is held, probes. Returns the probe gap."""
         backend = self.batcher.backend
-        backend.load(tensors)
-        wrong = backend.mismatches(tensors)
+        with self._channel.reading(manifest.version) as tensors:
+            verify(manifest, manifest.version, checksum(tensors))
+            backend.load(tensors)
+            wrong = backend.mismatches(tensors)
         if wrong:
             raise WeightSyncError(
                 f"weights of version {manifest.version}: {len(wrong)} tensors differ after loading ({wrong[0]}, ...)"
             )
         if self.config.precision == "fp32":
             verify(manifest, manifest.version, checksum(backend.named_views()))
-        return self._probe(manifest)
+        return self._check_probe(manifest)
 
-    def _probe(self, manifest: WeightManifest) -> float:
-        if not manifest.probe_logprobs:
+    def _check_probe(self, manifest: WeightManifest) -> float:
+        """Compares the probe's log-probs with the trainer's under the weights just taken; returns the largest gap."""
+        if manifest.probe is None:
             return math.nan
-        backend = self.batcher.backend
-        ours = backend.probe_logprobs(probe_ids(backend.vocab_size))
-        pairs = list(zip(ours, manifest.probe_logprobs, strict=True))
-        gap = max(abs(a - b) for a, b in pairs)
-        if not gap <= self.config.max_probe_gap:
+        gap, cost = LogprobGap.between(self._score(manifest.probe), manifest.probe.now), self._precision_cost
+        assert cost is not None, "measured before the first update"
+        most = LogprobGap(*(self.config.probe_factor * each + _ROUNDING for each in (cost.mean, cost.largest)))
+        if not (gap.mean <= most.mean and gap.largest <= most.largest):
             raise WeightSyncError(
-                f"weights of version {manifest.version}: the probe's log-probs differ by {gap:.3g} from the trainer's, "
-                f"more than probe_tolerance {self.config.max_probe_gap:g} ({self.config.precision})"
+                f"weights of version {manifest.version}: the probe's log-probs differ from the trainer's by "
+                f"{gap.mean:.3g} nats on average and {gap.largest:.3g} at most; {self.config.precision} alone cost "
+                f"{cost.mean:.3g} and {cost.largest:.3g}, and probe_factor={self.config.probe_factor:g} allows "
+                f"{most.mean:.3g} and {most.largest:.3g}"
             )
-        return gap
+        return gap.largest
+
+    def _measure_precision(self, probe: WeightProbe) -> LogprobGap:
+        """What this generator's precision costs, while it holds the very weights that the trainer started from.
+
+        Raises:
+            WeightSyncError: more than rounding: the two sides loaded other checkpoints, or compute another model.
+        """
+        cost = LogprobGap.between(self._score(probe), probe.at_start)
+        if not cost.mean <= _BROKEN[self.config.precision]:
+            raise WeightSyncError(
+                f"before any update, the generator's log-probs differ from the trainer's by {cost.mean:.3g} nats on "
+                f"average, which {self.config.precision} cannot explain: they hold other checkpoints, or this model is "
+                "not computed alike on both sides (please report it, with its config.json)"
+            )
+        return cost
+
+    def _score(self, probe: WeightProbe) -> list[float]:
+        return [logprob for row in probe.rows for logprob in self.batcher.backend.probe_logprobs(row)]
 
     def _run(self) -> None:
         if self.batcher.has_work and (self._task is None or self._task.done()):

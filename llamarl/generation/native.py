@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from llamarl.core.errors import ConfigError
 from llamarl.generation.batcher import Batcher
-from llamarl.generation.int8 import Int8, check_int8
-from llamarl.models.decoder import Decoder, Geometry, probe_logprobs, why_unsupported
+from llamarl.generation.int8 import Int8, check_int8, find_outliers
+from llamarl.models.decoder import Decoder, Geometry, why_unsupported
+from llamarl.models.probe import probe_logprobs
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -207,5 +208,8 @@ def fused_decoder(model: nn.Module, precision: Precision, device: torch.device |
         return Decoder.fused(model, torch.bfloat16, device)
     if precision == "int8":
         check_int8(device)
-        return Decoder.fused(model, torch.float32, device, make=Int8)
+        outliers = find_outliers(model)
+        return Decoder.fused(
+            model, torch.float32, device, make=lambda name, weight, bias: Int8(weight, bias, outliers[name])
+        )
     raise ConfigError(f"precision {precision!r} is unknown; choose fp32, bf16 or int8")

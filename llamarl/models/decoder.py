@@ -13,7 +13,7 @@ may serve as behaviour log-probs.
 Shape legend: M tokens, d hidden size, H query heads, K key/value heads, D head size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -46,8 +46,11 @@ class Quantised(Projection, Protocol):
         """Largest distance between what is held and `weight`, in units of the rounding it may have: at most 1."""
 
 
-MakeProjection = Callable[[Tensor, Tensor | None], Projection]
-"""`(weight [out, in], bias [out] or None) -> Projection`: how a fused decoder turns its matrices into maps."""
+MakeProjection = Callable[[str, Tensor, Tensor | None], Projection]
+"""`(name, weight [out, in], bias [out] or None) -> Projection`: how a fused decoder turns its matrices into maps.
+
+The name is that of the (first) linear module whose weights they are.
+"""
 
 
 @dataclass(slots=True)
@@ -181,7 +184,7 @@ class Decoder:
         model: nn.Module,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        make: MakeProjection = Dense,
+        make: MakeProjection = lambda name, weight, bias: Dense(weight, bias),
     ) -> "Decoder":
         """Runs on its own copy of the weights: q, k, v in one matrix, gate and up in another. No gradients.
 
@@ -348,7 +351,7 @@ class _Fuser:
         bias = None
         if modules[0].bias is not None:
             bias = torch.cat([m.bias.detach().to(self.device, self.dtype) for m in modules])
-        projection = self.make(weight, bias)
+        projection = self.make(next(iter(linears)), weight, bias)
         start = 0
         for name, module in linears.items():
             rows = slice(start, start := start + len(module.weight))
@@ -366,17 +369,3 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1).flatten(1)
-
-
-def probe_ids(vocab_size: int) -> tuple[int, ...]:
-    """A fixed short sequence over the vocabulary: trainer and generators compare its log-probs after each sync."""
-    return tuple((7919 * position * position + 104729 * position + 17) % vocab_size for position in range(24))
-
-
-@torch.no_grad()
-def probe_logprobs(decoder: Decoder, ids: Sequence[int]) -> tuple[float, ...]:
-    """Log-probs of `ids[1:]`, each given the ids before it, in fp32: `len(ids) - 1` numbers."""
-    tokens = torch.tensor(ids, device=decoder.embed.device)
-    hidden = decoder.hidden(tokens, torch.arange(len(tokens), device=tokens.device), causal)
-    logprobs = torch.log_softmax(decoder.head(hidden[:-1]).float(), dim=-1)
-    return tuple(logprobs.gather(1, tokens[1:, None])[:, 0].tolist())

@@ -78,7 +78,8 @@ def run(
 
         # publish: the generator takes the new weights before it draws another token
         manifest = trainer.publish()
-        generator.set_weights(manifest.version, channel.fetch(manifest.version))
+        with channel.reading(manifest.version) as tensors:
+            generator.set_weights(manifest.version, tensors)
 
         rewards = [reward for group in groups for reward in group.rewards]
         on_step({"step": result.version, "reward": sum(rewards) / len(rewards), **result.metrics})

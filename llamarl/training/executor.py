@@ -27,6 +27,7 @@ class TrainerExecutor(Executor):
         total_steps: steps of the run, for falling learning-rate schedules.
         tokenizer: goes along with `export`.
         cores: shares cores with other executors; by default torch's settings are left alone.
+        probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class TrainerExecutor(Executor):
         total_steps: int | None = None,
         tokenizer: Tokenizer | None = None,
         cores: Cores | None = None,
+        probe_prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
         builders = build_algorithms if isinstance(build_algorithms, Sequence) else (build_algorithms,)
         self._build_algorithms, self._load_model = tuple(builders), load_model
         self._channel, self._tokenizer, self._cores = channel, tokenizer, cores
+        self._probe_prompts = tuple(probe_prompts)
 
     def setup(self) -> None:
         """Loads the model.
@@ -61,6 +64,7 @@ class TrainerExecutor(Executor):
             channel=self._channel,
             total_steps=self._total_steps,
             cores=self._cores,
+            probe_prompts=self._probe_prompts,
         )
 
     def train(

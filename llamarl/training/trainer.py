@@ -16,19 +16,19 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from llamarl.core.errors import CollapseError, ConfigError
 from llamarl.core.protocols import Algorithm, AllCores, Cores, WeightChannel
-from llamarl.core.records import Assignment, StepResult, TrainSample, WeightManifest
+from llamarl.core.records import Assignment, StepResult, TrainSample, WeightManifest, WeightProbe
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum
 from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.functional.mismatch import mismatch
-from llamarl.models.decoder import named_tensors, probe_ids
+from llamarl.models.decoder import named_tensors
+from llamarl.models.probe import probe_rows
 from llamarl.training import checkpoints
 from llamarl.training.batches import check_references, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
@@ -61,6 +61,7 @@ class PolicyTrainer:
         channel: where `publish` offers the weights.
         total_steps: steps of the whole run, for falling learning-rate schedules.
         cores: shares cores with other executors; by default torch's settings are left alone.
+        probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
 
     Raises:
         ConfigError: half-precision weights, greedy sampling, no algorithm, or a schedule without an end.
@@ -76,6 +77,7 @@ class PolicyTrainer:
         channel: WeightChannel | None = None,
         total_steps: int | None = None,
         cores: Cores | None = None,
+        probe_prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self.model = model
         self.algorithms = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
@@ -93,6 +95,8 @@ class PolicyTrainer:
         self._channel, self._cores = channel, cores or AllCores()
         self._micro_batch_tokens = self.config.micro_batch_tokens
         self._pending = self._nothing()
+        self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
+        self._probe_at_start = self._score_rows()
 
     # Verbs
 
@@ -181,7 +185,7 @@ class PolicyTrainer:
         return WeightManifest(
             version=self.version,
             checksums=checksum(tensors),
-            probe_logprobs=self._probe(),
+            probe=WeightProbe(self._probe_rows, self._probe_at_start, self._score_rows()),
             num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
             seconds=time.perf_counter() - started,
         )
@@ -320,10 +324,11 @@ class PolicyTrainer:
             )
 
     @torch.no_grad()
-    def _probe(self) -> tuple[float, ...]:
-        config: Any = self.model.config
-        ids = probe_ids(config.vocab_size)
-        return tuple(self._score_probe([SFTRow(ids[:1], ids[1:])]).logprobs.tolist())
+    def _score_rows(self) -> tuple[float, ...]:
+        """Log-probs of the probe's tokens under the current weights."""
+        if not self._probe_rows:
+            return ()
+        return tuple(self._score_probe([SFTRow(row[:1], row[1:]) for row in self._probe_rows]).logprobs.tolist())
 
 
 def _shares(assignments: Sequence[Assignment]) -> list[float]:

@@ -2,7 +2,8 @@
 
     channel = build_channel("monarch")                # shared memory; "inprocess": private memory
     channel.publish(version, tensors)                 # trainer: copies them onto the channel
-    channel.fetch(version, into=mine)                 # receiver: copies them off, or raises WeightSyncError
+    with channel.reading(version) as tensors: ...     # receiver: reads them in place, or raises WeightSyncError
+    channel.fetch(version, into=mine)                 # or copies them off
     verify(manifest, version, checksum(mine))         # receiver: proves them (`functional.checksum`)
 
 A channel holds the two newest versions, so a receiver may lag one publication behind, and nothing in it waits.

@@ -1,6 +1,7 @@
 """Weights between threads of one process."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 import torch
@@ -36,6 +37,16 @@ class LocalChannel:
         if self._slots is None:
             raise WeightSyncError(f"weights of version {version} are not on the channel; nothing was published")
         return self._slots.read(version, into)
+
+    def reading(self, version: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Lends the channel's own copy of `version` inside the block: no memory is taken.
+
+        Raises:
+            WeightSyncError: `version` is not on the channel, or was overwritten before the block ended.
+        """
+        if self._slots is None:
+            raise WeightSyncError(f"weights of version {version} are not on the channel; nothing was published")
+        return self._slots.reading(version)
 
     def close(self) -> None:
         """Frees the copies. Idempotent."""

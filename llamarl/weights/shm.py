@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
 from pathlib import Path
 from uuid import uuid4
@@ -67,13 +68,15 @@ class ShmChannel:
         Raises:
             WeightSyncError: `version` is not on the channel or was overwritten meanwhile, or `into` does not fit.
         """
-        try:
-            inode = self.path.stat().st_ino
-        except FileNotFoundError:
-            raise WeightSyncError(f"weights of version {version}: nothing was published at {self.path}") from None
-        if self._attached is None or inode != self._inode:  # the first fetch, or a restarted trainer's new arena
-            self._attached, self._inode = _attach(self.path), inode
-        return self._attached.read(version, into)
+        return self._attach(version).read(version, into)
+
+    def reading(self, version: int) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Lends the arena's own tensors of `version` inside the block: no memory is taken.
+
+        Raises:
+            WeightSyncError: `version` is not on the channel, or was overwritten before the block ended.
+        """
+        return self._attach(version).reading(version)
 
     def close(self) -> None:
         """Lets go of the arena; the owner removes it. Idempotent."""
@@ -82,6 +85,15 @@ class ShmChannel:
             self._is_owner = False
             self.path.unlink(missing_ok=True)
             resource_tracker.unregister(f"/{self.name}", "shared_memory")
+
+    def _attach(self, version: int) -> Slots:
+        try:
+            inode = self.path.stat().st_ino
+        except FileNotFoundError:
+            raise WeightSyncError(f"weights of version {version}: nothing was published at {self.path}") from None
+        if self._attached is None or inode != self._inode:  # the first fetch, or a restarted trainer's new arena
+            self._attached, self._inode = _open(self.path), inode
+        return self._attached
 
     def __getstate__(self) -> dict[str, object]:
         return {"name": self.name, "_is_owner": False, "_published": None, "_attached": None, "_inode": 0}
@@ -108,7 +120,7 @@ def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
     return _map(path, layout, len(text))
 
 
-def _attach(path: Path) -> Slots:
+def _open(path: Path) -> Slots:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(_STAMPS_AT), "little")
         file.seek(_LAYOUT_AT)

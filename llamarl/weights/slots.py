@@ -6,7 +6,8 @@ The writer takes the slot that is not the newest, so readers of the newest versi
 at the stamp before and after its copy: a slot that was rewritten meanwhile is noticed, and nobody waits for anybody.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -57,19 +58,28 @@ class Slots:
         Raises:
             WeightSyncError: `version` is not held, `into` does not fit, or the slot was rewritten during the copy.
         """
+        with self.reading(version) as source:
+            if into is None:
+                into = {name: torch.empty_like(tensor) for name, tensor in source.items()}
+            _check_fit(into, source)
+            _copy(into, {name: source[name] for name in into})
+        return into
+
+    @contextmanager
+    def reading(self, version: int) -> Iterator[Mapping[str, Tensor]]:
+        """Lends the slot's own tensors inside the block, to be read and not written.
+
+        Raises:
+            WeightSyncError: `version` is not held; or, at the end of the block, the slot was rewritten meanwhile.
+        """
         slots = self._stamps.tolist()
         held = [(stamp, slot) for slot, (stamp, of) in enumerate(slots) if stamp > 0 and of == version]
         if not held:
             raise WeightSyncError(f"weights of version {version} are not on the channel; it holds {self.versions}")
         stamp, slot = max(held)
-        source = self._copies[slot]
-        if into is None:
-            into = {name: torch.empty_like(tensor) for name, tensor in source.items()}
-        _check_fit(into, source)
-        _copy(into, {name: source[name] for name in into})
+        yield self._copies[slot]
         if self._stamps[slot].tolist() != [stamp, version]:
-            raise WeightSyncError(f"weights of version {version} were overwritten while they were being copied")
-        return into
+            raise WeightSyncError(f"weights of version {version} were overwritten while they were being read")
 
 
 def check_layout(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """A weight channel that lies, for tests of those who must notice."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -47,6 +48,11 @@ class FaultyChannel:
         for name, target in into.items():
             target.detach().copy_(self._spoil(target.detach(), good[name].to(target)))
         return into
+
+    @contextmanager
+    def reading(self, version: int) -> Iterator[Mapping[str, Tensor]]:
+        """Lends what `fetch` would deliver."""
+        yield self.fetch(version)
 
     def close(self) -> None:
         """Closes the wrapped channel."""

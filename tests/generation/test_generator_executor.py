@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import math
 import pickle
 from functools import partial
 
@@ -8,10 +9,11 @@ import torch
 from tiny_generators import EOS, build, reference_logprobs, request, spell
 
 from llamarl.core.errors import ConfigError, DataError, WeightSyncError
-from llamarl.core.records import WeightManifest
+from llamarl.core.records import LogprobGap, WeightManifest, WeightProbe
 from llamarl.functional.checksum import checksum
 from llamarl.generation.executor import GeneratorConfig, GeneratorExecutor
-from llamarl.models.decoder import Decoder, named_tensors, probe_ids, probe_logprobs
+from llamarl.models.decoder import Decoder, Dense, named_tensors
+from llamarl.models.probe import probe_logprobs, probe_rows
 
 
 class Letters:
@@ -33,16 +35,27 @@ class Shelf:
     def fetch(self, version):
         return self.held[version]
 
+    def reading(self, version):
+        return contextlib.nullcontext(self.held[version])
+
     def close(self):
         self.held = {}
 
 
-def publish(channel, version, model):
+def probe_of(model, start):
+    """What a trainer says that began at the weights of `start` and now holds those of `model`."""
+    rows = probe_rows(start, [(5, 9, 11), (8, 3, 20, 4)])
+    at_start, now = (
+        tuple(x for row in rows for x in probe_logprobs(Decoder.live(each), row)) for each in (start, model)
+    )
+    return WeightProbe(rows, at_start, now)
+
+
+def publish(channel, version, model, start=None):
     """What the trainer does: offers the weights and says what they are."""
     tensors = dict(named_tensors(model))
     channel.publish(version, tensors)
-    probe = probe_logprobs(Decoder.live(model), probe_ids(model.config.vocab_size))
-    return WeightManifest(version, checksum(tensors), probe, num_bytes=123)
+    return WeightManifest(version, checksum(tensors), probe_of(model, start or build()), num_bytes=123)
 
 
 def executor(channel, config=None, load_model=build, cores=None):
@@ -209,8 +222,7 @@ class Stale(Forgetful):
 def test_a_generator_that_serves_other_weights_than_it_received_is_caught(backend, message, precision):
     async def scenario():
         channel = Shelf()
-        config = GeneratorConfig(precision=precision, probe_tolerance=0.2 if precision == "bf16" else None)
-        generator = executor(channel, config)
+        generator = executor(channel, GeneratorConfig(precision=precision))
         generator.batcher.backend = backend(generator.batcher.backend)
         with pytest.raises(WeightSyncError, match=message):
             await generator.update_weights(publish(channel, 1, build(seed=1)))
@@ -222,8 +234,8 @@ def test_a_probe_of_other_weights_is_caught():
     async def scenario():
         channel = Shelf()
         manifest, other = publish(channel, 0, build(seed=0)), publish(Shelf(), 0, build(seed=1))
-        lying = WeightManifest(0, manifest.checksums, other.probe_logprobs)
-        with pytest.raises(WeightSyncError, match=r"more than probe_tolerance 0\.0001"):
+        lying = WeightManifest(0, manifest.checksums, other.probe)
+        with pytest.raises(WeightSyncError, match=r"fp32 alone cost .*, and probe_factor=4 allows 0\.0001\d* and"):
             await executor(channel).update_weights(lying)
 
     asyncio.run(scenario())
@@ -236,9 +248,66 @@ def test_a_good_update_is_accepted_at_every_precision(precision):
         generator = executor(channel, GeneratorConfig(precision=precision))
         for version in range(2):
             proof = await generator.update_weights(publish(channel, version, build(seed=version)))
-            assert proof.probe_gap < generator.config.max_probe_gap / 2
+            assert proof.probe_gap < 2 * proof.precision_cost.largest + 1e-5
         await generator.submit([request(0)])
         assert len((await collect_all(generator, 1))[0]) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [("fp32", 0.0, 1e-5), ("bf16", 1e-4, 0.1), ("int8", 1e-4, 0.1)]
+)
+def test_what_a_precision_costs_is_measured_once_before_any_update(precision, least, most):
+    async def scenario():
+        channel = Shelf()
+        generator = executor(channel, GeneratorConfig(precision=precision))
+        costs = []
+        for version in range(2):
+            proof = await generator.update_weights(publish(channel, version, build(seed=version)))
+            costs.append(proof.precision_cost)
+        assert costs[0] is costs[1] and least <= costs[0].mean <= costs[0].largest
+        assert costs[0].mean <= most
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_sides_that_started_from_other_checkpoints_are_told_apart_from_rounding(precision):
+    async def scenario():
+        generator = executor(channel := Shelf(), GeneratorConfig(precision=precision), partial(build, seed=7))
+        with pytest.raises(WeightSyncError, match=rf"before any update.*{precision} cannot explain: they hold other"):
+            await generator.update_weights(publish(channel, 0, build()))
+
+    asyncio.run(scenario())
+
+
+def test_a_gap_is_the_mean_and_the_largest_difference_and_nan_is_seen():
+    assert LogprobGap.between([-1.0, -2.0, 0.0], [-1.5, -2.0, -1.0]) == LogprobGap(0.5, 1.0)
+    gap = LogprobGap.between([-1.0, math.nan, 0.0], [-1.5, -2.0, -1.0])
+    assert math.isnan(gap.mean) and math.isnan(gap.largest)
+
+
+class StaleHead(Forgetful):
+    """Computes with a copy of the tied output head that updates never reach, as servers that pack it do."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        inner.decoder.head = Dense(inner.decoder.embed.clone())
+
+    def load(self, tensors):
+        self.inner.load(tensors)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_tied_head_left_out_of_an_update_is_caught(precision):
+    async def scenario():
+        channel = Shelf()
+        generator = executor(channel, GeneratorConfig(precision=precision))
+        generator.batcher.backend = StaleHead(generator.batcher.backend)
+        await generator.update_weights(publish(channel, 0, build()))  # the head is the checkpoint's own: all is well
+        with pytest.raises(WeightSyncError, match="probe"):
+            await generator.update_weights(publish(channel, 1, build(seed=1)))
 
     asyncio.run(scenario())
 
@@ -328,7 +397,9 @@ def test_unsupported_models_run_on_the_fallback_and_say_why(caplog):
         tensors = dict(named_tensors(model))
         channel.publish(0, tensors)
         backend = generator.batcher.backend
-        manifest = WeightManifest(0, checksum(tensors), backend.probe_logprobs(probe_ids(backend.vocab_size)))
+        rows = probe_rows(model)
+        logprobs = backend.probe_logprobs(rows[0])
+        manifest = WeightManifest(0, checksum(tensors), WeightProbe(rows, logprobs, logprobs))
         assert (await generator.update_weights(manifest)).probe_gap == 0.0
         await generator.submit([request(0)])
         (completion, _) = (await collect_all(generator, 1))[0]

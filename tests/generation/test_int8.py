@@ -3,7 +3,7 @@ import torch
 from tiny_generators import EOS, build, reference_logprobs, request, spell
 
 from llamarl.core.errors import ConfigError
-from llamarl.generation.int8 import Int8, check_int8, quantise_rows
+from llamarl.generation.int8 import Int8, check_int8, find_outliers, quantise_rows
 from llamarl.generation.native import NativeGenerator
 from llamarl.models.decoder import named_tensors
 
@@ -35,6 +35,37 @@ def test_error_is_that_of_the_rounding(rows):
 def test_a_row_does_not_depend_on_its_neighbours():
     projection, x = Int8(random(96, 128)), random(64, 128, seed=1)
     assert torch.equal(projection(x)[:1], projection(x[:1]))
+
+
+def test_outliers_stay_in_float32_and_leave_the_others_their_levels():
+    weight, x = random(96, 128), random(64, 128, seed=1)
+    x[:, [7, 100]] *= 100
+    exact = x @ weight.t()
+    plain, kept = Int8(weight)(x), Int8(weight, outliers=torch.tensor([7, 100]))(x)
+    assert (kept - exact).square().mean() < (plain - exact).square().mean() / 100
+    # by hand: channel 1 is exact, and 3 and -1 of the others are levels 127 and -42 of 3/127
+    projection = Int8(torch.tensor([[127.0, 0.3, 127.0]]), outliers=torch.tensor([1]))
+    expected = (127 * 127 - 127 * 42) * (3 / 127) + 1000 * 0.3
+    assert projection(torch.tensor([[3.0, 1000.0, -1.0]])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_written_outliers_are_compared_as_they_are():
+    old, new = random(12, 16), random(12, 16, seed=1)
+    projection = Int8(old, outliers=torch.tensor([3, 5]))
+    projection.write(slice(None), new)
+    assert projection.gap(slice(None), new) <= 1.0
+    projection.kept[2, 1] = old[2, 5]
+    assert projection.gap(slice(None), new) > 1.0
+
+
+def test_outliers_are_the_channels_that_carry_most_on_any_text():
+    model = build(hidden_size=64, intermediate_size=96)
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[[3, 40]] *= 100
+    found = find_outliers(model)
+    assert set(found["model.layers.1.self_attn.k_proj"].tolist()) == {3, 40}
+    assert len(found["model.layers.0.mlp.down_proj"]) == 3
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_writing_rows_replaces_them_and_gap_tells():

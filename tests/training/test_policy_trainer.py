@@ -13,7 +13,8 @@ from llamarl.core.errors import CheckpointError, CollapseError, ConfigError, Dat
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum, verify
 from llamarl.functional.losses import LossOutput
-from llamarl.models.decoder import Decoder, named_tensors, probe_ids, probe_logprobs
+from llamarl.models.decoder import Decoder, named_tensors
+from llamarl.models.probe import probe_logprobs
 from llamarl.training.config import TrainerConfig
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.scoring import PaddedScorer
@@ -199,7 +200,7 @@ def test_models_unknown_to_the_decoder_train_too(batch):
     before = weights_of(trainer)
     assert not trainer.train(step_of(batch)).is_skipped
     assert not are_equal(weights_of(trainer), before)
-    assert len(trainer.publish().probe_logprobs) == 23
+    assert len(trainer.publish().probe.now) == 4 + 16 - 1
 
 
 def test_bf16_computes_close_to_fp32_and_keeps_fp32_weights(batch):
@@ -335,8 +336,10 @@ def test_published_weights_prove_themselves(batch):
     verify(manifest, 1, checksum(received))
     receiver = tiny_model(seed=5)
     receiver.load_state_dict({**received, "lm_head.weight": received["model.embed_tokens.weight"]})
-    probe = probe_logprobs(Decoder.live(receiver), probe_ids(24))
-    assert manifest.probe_logprobs == pytest.approx(probe, abs=1e-5)
+    probe = manifest.probe
+    assert probe.now == pytest.approx(probe_logprobs(Decoder.live(receiver), probe.rows[0]), abs=1e-5)
+    assert probe.at_start == pytest.approx(probe_logprobs(Decoder.live(tiny_model()), probe.rows[0]), abs=1e-5)
+    assert probe.at_start != probe.now
     assert manifest.num_bytes == sum(t.nbytes for t in received.values()) and manifest.version == 1
 
 
