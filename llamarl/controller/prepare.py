@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llamarl.algorithms import AlgorithmConfig
+from llamarl.controller.memory import describe_memory, plan_memory
 from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import Form
 from llamarl.core.errors import ConfigError, DataError
@@ -21,6 +22,11 @@ from llamarl.judges.config import build_panel
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
+from llamarl.training.memory import total_memory
+
+
+_PROMPTS_MEASURED = 256
+"""Of each task, for the length of the longest prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,8 @@ class Prepared:
     recipe: Recipe
     tasks: Sequence[PreparedTask]
     tokenizer: Tokenizer
+    model_config: Any
+    """The policy's transformers config."""
     max_positions: int
     template_limits: Sequence[str]
     """What the chat template cannot do, in words."""
@@ -81,6 +89,14 @@ class Prepared:
     def probe_prompts(self) -> list[tuple[int, ...]]:
         """Token ids of some prompts, on which generators prove their weights: the first of each task."""
         return [encode_prompt(self.tokenizer, prompt) for task in self.tasks for prompt in task.prompts[:2]]
+
+    def plan_memory(self) -> dict[str, int]:
+        """Bytes that the run takes, by part; from the lengths of each task's first prompts."""
+        prompts = [prompt for task in self.tasks for prompt in task.prompts[:_PROMPTS_MEASURED]]
+        longest = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
+        return plan_memory(
+            self.recipe, self.model_config, longest_prompt=longest, needs_reference=self.needs_reference
+        )
 
     @property
     def held_out(self) -> list[Prompt]:
@@ -104,6 +120,7 @@ class Prepared:
             "engine": self.recipe.engine,
             "template_limits": list(self.template_limits),
             "executors": [*executors, *generator_names(self.recipe)],
+            "memory": describe_memory(self.plan_memory(), total_memory(self.recipe.trainer.device)),
         }
 
 
@@ -137,7 +154,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = load_tokenizer(recipe.model)
     limits = [f"{name}: {text}" for name, text in check_template(tokenizer, config).limits.items()]
     tasks = [_prepare_task(recipe, task, tokenizer, positions) for task in recipe.all_tasks]
-    return Prepared(recipe, tasks, tokenizer, positions, limits)
+    return Prepared(recipe, tasks, tokenizer, config, positions, limits)
 
 
 def _check_device(field: str, name: str) -> None:

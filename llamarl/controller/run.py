@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,15 +197,29 @@ async def _attempt(
             has_canaries = any(judge.canaries for task in prepared.tasks for judge in task.config.judges)
             seconds = recipe.schedule.judge_seconds
             canaries = canaries_watched(executors.judge, reporter, timeout_seconds=seconds)
+            measured: dict[str, int] | None = None
             with first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()
                 try:
                     async with canaries if has_canaries else nullcontext():
                         await controller.run(_evaluation(prepared), save)
+                    measured = await _measure_memory(executors, recipe.schedule.call_seconds)
                 finally:
-                    summary = reporter.summary()
+                    planned = prepared.plan_memory()
+                    summary = replace(reporter.summary(), memory_planned=planned, memory_measured=measured)
                     write_summary(directory, summary)
         return summary, reporter
+
+
+async def _measure_memory(executors: "Executors", timeout_seconds: float) -> dict[str, int]:
+    """Bytes that trainer and generators hold, by part."""
+    trainer = await executors.trainer.call("memory", timeout_seconds=timeout_seconds)
+    statuses = [await m.handle.call("status", timeout_seconds=timeout_seconds) for m in executors.pool.members]
+    return {
+        **{f"trainer {part}": size for part, size in trainer.items()},
+        "generator weights": sum(int(status["weight_bytes"]) for status in statuses),
+        "generator cache": sum(int(status["cache_bytes"]) for status in statuses),
+    }
 
 
 async def _save(

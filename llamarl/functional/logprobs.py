@@ -51,6 +51,13 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     _check(logits, temperature)
     scaled = _scaled(logits, temperature)
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        # a vocabulary's table is far larger than any cache: the fewer passes over it, the better
+        log_normalizer = scaled.logsumexp(-1)
+        probabilities = (scaled - log_normalizer[:, None]).exp_()
+        mean = torch.linalg.vecdot(probabilities, scaled)
+        if not bool(mean.isnan().any()):  # 0 * -inf
+            return log_normalizer - mean
     finite = scaled.masked_fill(scaled.isneginf(), 0.0)
     return scaled.logsumexp(-1) - (scaled.softmax(-1) * finite).sum(-1)
 

@@ -38,6 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.dtype != torch.float32 or x.dim() != 2 or x.shape[0] < _MIN_ROWS or not x.is_cpu or not is_onednn_faster():
         return False
+    if torch.is_autocast_enabled("cpu"):  # who asked for half precision must get it, and oneDNN runs it anyway
+        return False
     rows = x.shape[0]
     return rows <= _MANY_ROWS or rows % _COMMON == 0 or rows * weight.numel() >= _WORTH_BUILDING
 

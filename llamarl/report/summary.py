@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -41,6 +41,10 @@ class RunSummary:
     """Prompts none of whose samples could be judged."""
     peak_memory_bytes: int | None = None
     """See `peak_memory_bytes`."""
+    memory_planned: Mapping[str, int] | None = None
+    """Bytes by part, as `--dry-run` shows them; their sum is what the peak should be near."""
+    memory_measured: Mapping[str, int] | None = None
+    """Bytes that the executors said they held at the end, by part; activations of the largest micro-batch."""
 
 
 def write_summary(run_dir: str | Path, summary: RunSummary) -> Path:

@@ -25,8 +25,9 @@ class OptimizerConfig(Config):
     """Applied to matrices only, never to norms and biases."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """A larger gradient is scaled down to this norm."""
-    micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient. None takes
+    what fits an eighth of the device's memory, at most 16384."""
 
 
 class TrainerConfig(OptimizerConfig):

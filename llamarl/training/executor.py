@@ -80,6 +80,10 @@ class TrainerExecutor(Executor):
         """Offers the current weights on the weight channel."""
         return self._trainer.publish()
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of what training holds, by part."""
+        return self._trainer.memory()
+
     def save(self, directory: str) -> None:
         """Writes weights, optimizer and counters into an empty directory."""
         self._trainer.save(directory)

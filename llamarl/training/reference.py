@@ -8,6 +8,7 @@ from torch import nn
 from llamarl.core.protocols import AllCores, Cores, Executor
 from llamarl.core.sampling import Sampling
 from llamarl.training.config import TrainerConfig
+from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.scoring import autocast, build_scorer
 from llamarl.training.sft import SFTRow
 
@@ -46,7 +47,7 @@ class ReferenceExecutor(Executor):
         """
         scored = [SFTRow(tuple(prompt), tuple(tokens)) for prompt, tokens in rows]
         found: dict[int, tuple[float, ...]] = {}
-        for part in self._score.split(scored, self._config.micro_batch_tokens):
+        for part in self._score.split(scored, micro_batch_tokens(self._model, self._config)):
             with self._cores.using("reference"), autocast(self._model, self._config.precision):
                 logprobs = self._score([scored[index] for index in part]).logprobs
             sizes = [len(scored[index].token_ids) for index in part]

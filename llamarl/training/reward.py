@@ -25,6 +25,7 @@ from llamarl.functional.losses import Metrics, mean_metrics
 from llamarl.functional.preference import bradley_terry_loss, centering_penalty
 from llamarl.models.decoder import named_tensors
 from llamarl.training import checkpoints
+from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.reward_config import RewardConfig
 from llamarl.training.reward_data import Example, Kind
@@ -203,7 +204,8 @@ class RewardTrainer:
         return stored.counters
 
     def _parts(self, examples: Sequence[Example]) -> list[list[int]]:
-        return split_groups([example.sequences for example in examples], self.config.micro_batch_tokens)
+        most = micro_batch_tokens(self.model, self.config)
+        return split_groups([example.sequences for example in examples], most)
 
     def _refuse_nonfinite(self, what: str, value: float) -> None:
         if not math.isfinite(value):

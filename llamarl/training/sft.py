@@ -13,6 +13,7 @@ from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.config import SFTConfig
+from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.scoring import build_scorer
 from llamarl.training.sft_lora import Adapters
@@ -82,7 +83,7 @@ class SFTTrainer:
         tokens = sum(len(row.token_ids) for row in rows)
         divisor = tokens if self.config.reduction == "token_mean" else len(rows)
         total = 0.0
-        for part in self._score.split(rows, self.config.micro_batch_tokens):
+        for part in self._score.split(rows, micro_batch_tokens(self.model, self.config)):
             logprob_sum = self._score([rows[index] for index in part]).logprobs.sum()
             (-logprob_sum / divisor).backward()  # type: ignore[no-untyped-call]
             total -= float(logprob_sum.detach())
@@ -97,7 +98,7 @@ class SFTTrainer:
     @torch.no_grad()
     def evaluate(self, rows: Sequence[SFTRow]) -> float:
         """Mean loss over the completion tokens of held-out rows, nats per token."""
-        parts = self._score.split(rows, self.config.micro_batch_tokens)
+        parts = self._score.split(rows, micro_batch_tokens(self.model, self.config))
         total = sum(float(self._score([rows[index] for index in part]).logprobs.sum()) for part in parts)
         return -total / sum(len(row.token_ids) for row in rows)
 

@@ -14,7 +14,8 @@ moments and counters are the whole state.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from llamarl.training.batches import check_references, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs
 from llamarl.training.guards import GradientGuard, Health
+from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.packing import split_groups
 from llamarl.training.scoring import EntropyMode, autocast, build_scorer
@@ -93,7 +95,9 @@ class PolicyTrainer:
         self._optimizer = Optimizer(model, self.config, total_steps, extras)
         self._guard = GradientGuard(self.config.spike_factor)
         self._channel, self._cores = channel, cores or AllCores()
-        self._micro_batch_tokens = self.config.micro_batch_tokens
+        self._first_micro_batch_tokens = micro_batch_tokens(model, self.config)
+        self._micro_batch_tokens = self._first_micro_batch_tokens
+        self._most_activations = _Largest()
         self._pending = self._nothing()
         self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
         self._probe_at_start = self._score_rows()
@@ -190,6 +194,16 @@ class PolicyTrainer:
             seconds=time.perf_counter() - started,
         )
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of what training holds, by part; activations are those of the largest micro-batch so far."""
+        weights = sum(tensor.nbytes for _, tensor in named_tensors(self.model))
+        return {
+            "weights": weights,
+            "gradients": weights,
+            "moments": sum(tensor.nbytes for tensor in self._optimizer.state().values()),
+            "activations": self._most_activations.num_bytes,
+        }
+
     def save(self, directory: str | Path) -> None:
         """Writes weights and moments as safetensors and counters as JSON into an empty or new directory."""
         counters = {"version": self.version, "guard": self._guard.state()}
@@ -255,7 +269,7 @@ class PolicyTrainer:
 
     def _halve_micro_batches(self, error: torch.OutOfMemoryError) -> None:
         tokens = self._micro_batch_tokens
-        if tokens * 2**MAX_HALVINGS <= self.config.micro_batch_tokens:
+        if tokens * 2**MAX_HALVINGS <= self._first_micro_batch_tokens:
             raise ConfigError(
                 f"trainer.micro_batch_tokens={tokens} is still too much for this device's memory ({error}); lower it, "
                 "sampling.max_tokens, or set trainer.precision='bf16'"
@@ -267,7 +281,7 @@ class PolicyTrainer:
 
     def _accumulate(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
         pending, algorithm = self._pending.tasks[task], self.algorithms[task]
-        with autocast(self.model, self.config.precision):
+        with autocast(self.model, self.config.precision), self._most_activations.measured(self.model, samples):
             entropy: EntropyMode = "gradient" if algorithm.needs_entropy_grad else "value"
             scores = self._score(samples, entropy, hidden=algorithm.needs_values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
@@ -329,6 +343,34 @@ class PolicyTrainer:
         if not self._probe_rows:
             return ()
         return tuple(self._score_probe([SFTRow(row[:1], row[1:]) for row in self._probe_rows]).logprobs.tolist())
+
+
+class _Largest:
+    """The most bytes that a forward pass left for its backward pass, counted where a micro-batch is a new largest."""
+
+    def __init__(self) -> None:
+        self.num_bytes = self._num_tokens = 0
+
+    @contextmanager
+    def measured(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
+        """Counts the tensors saved inside the block, each storage once and weights not at all."""
+        num_tokens = sum(len(sample.token_ids) for sample in samples)
+        if num_tokens <= self._num_tokens:
+            yield
+            return
+        self._num_tokens = num_tokens
+        held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in held:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            yield
+        self.num_bytes = max(self.num_bytes, sum(sizes.values()))
 
 
 def _shares(assignments: Sequence[Assignment]) -> list[float]:

@@ -1,0 +1,89 @@
+"""What a run takes of memory, part by part: planned from the model's config, measured from what the executors hold.
+
+A run needs its weights many times over. Per parameter of the policy in float32, with one bf16 generator:
+
+    trainer    weights 4, gradients 4, AdamW's moments 8       channel    two versions 8       generator    2
+
+and beside them a generator's cache, and the activations and logits of one micro-batch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llamarl.controller.recipe import Recipe
+from llamarl.models.checkpoint import count_parameters
+from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
+from llamarl.weights.slots import NUM_SLOTS
+
+_FLOAT = 4
+_WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0}
+_PROGRAM = 450 * 2**20
+"""Python, torch and their libraries in one process."""
+
+
+def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_reference: bool) -> dict[str, int]:
+    """Bytes by part, of the whole run.
+
+    Args:
+        recipe: the run.
+        config: the policy's transformers config.
+        longest_prompt: tokens of the longest prompt.
+        needs_reference: whether a frozen copy of the first policy scores completions.
+    """
+    weights = _FLOAT * count_parameters(config)
+    trainer, generator = recipe.trainer, recipe.generator
+    micro_batch = trainer.micro_batch_tokens or default_micro_batch_tokens(config, trainer.device)
+    step_tokens = sum(
+        (task.prompts_per_step or 1) * (longest_prompt + (task.samples_per_prompt or 1) * recipe.sampling.max_tokens)
+        for task in recipe.all_tasks
+    )
+    tokens = min(micro_batch, step_tokens)
+    processes = 1 if recipe.engine == "inprocess" else 3 + recipe.num_generators + needs_reference
+    return {
+        "program": processes * _PROGRAM,
+        "trainer weights": weights,
+        "trainer gradients": weights,
+        "trainer moments": 2 * weights,
+        "reference weights": weights * needs_reference,
+        "weight channel": NUM_SLOTS * weights,
+        "generator weights": recipe.num_generators * generator_bytes(config, generator.precision),
+        "generator cache": recipe.num_generators * _cache_bytes(recipe, config, longest_prompt),
+        "activations of a micro-batch": tokens * activation_bytes(config),
+        "logits of a micro-batch": logits_bytes(config, tokens),
+    }
+
+
+def generator_bytes(config: Any, precision: str) -> int:
+    """Bytes of a generator's own copy of the weights; embeddings and the output head stay in float32 beside int8."""
+    total = count_parameters(config)
+    wide = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    if precision == "int8":
+        return int(wide * _FLOAT + (total - wide) * _WEIGHT_BYTES["int8"])
+    return int(total * _WEIGHT_BYTES[precision])
+
+
+def _cache_bytes(recipe: Recipe, config: Any, longest_prompt: int) -> int:
+    """Keys and values of all slots that one step can fill, each as long as the longest completion may get."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    number = 2 if recipe.generator.precision == "bf16" else _FLOAT
+    per_token = 2 * number * config.num_hidden_layers * kv_heads * head_dim
+    return recipe.generator.slots * (longest_prompt + recipe.sampling.max_tokens) * per_token
+
+
+def describe_memory(parts: Mapping[str, int], total: int) -> dict[str, str]:
+    """The parts in GB, the largest first; together; and whether that fits `total` bytes."""
+    needed = sum(parts.values())
+    if needed <= total:
+        verdict = "fits"
+    else:
+        verdict = (
+            "more than there is: lower trainer.micro_batch_tokens or generator.slots, set generator.precision to bf16, "
+            "or take a smaller model"
+        )
+    sizes = {part: size for part, size in sorted(parts.items(), key=lambda item: -item[1]) if size}
+    return {
+        **{part: f"{size / 1e9:.2f} GB" for part, size in sizes.items()},
+        "together": f"{needed / 1e9:.2f} GB of {total / 1e9:.1f} GB: {verdict}",
+    }

@@ -1,0 +1,75 @@
+"""What training takes of memory, from a model's config alone: the default size of a micro-batch follows from it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llamarl.training.config import OptimizerConfig
+from llamarl.training.scoring import MAX_LOGITS
+
+LARGEST_MICRO_BATCH = 16384
+_SMALLEST = 256
+_SHARE = 8
+"""A micro-batch may take one part in so many of the device's memory: weights, gradients, moments and a generator's copy
+take the rest."""
+_FLOAT = 4
+
+
+def activation_bytes(config: Any) -> int:
+    """Bytes that the forward pass of one packed token leaves for the backward pass, in float32.
+
+    Of each layer with hidden size d, MLP width f, H query and K key/value heads of size D:
+
+        4 d                    both inputs of the norms, both outputs
+        5 H D + 8 K D          q, k, v; rotated; laid out by row for attention; attention's output
+        4 f                    gate, up, silu(gate), their product
+
+    Args:
+        config: a transformers config. Families that the packed decoder doesn't know take somewhat more.
+    """
+    d, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or d // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "intermediate_size", None) or 4 * d
+    per_layer = 4 * d + (5 * heads + 8 * kv_heads) * head_dim + 4 * width
+    return _FLOAT * (config.num_hidden_layers * per_layer + 2 * d)
+
+
+def logits_bytes(config: Any, num_tokens: int) -> int:
+    """Bytes of the logits of so many tokens, with their gradient; beyond `MAX_LOGITS` they are made in pieces."""
+    return 2 * _FLOAT * min(num_tokens * config.vocab_size, MAX_LOGITS)
+
+
+def default_micro_batch_tokens(config: Any, device: torch.device | str) -> int:
+    """The largest power of two of tokens whose activations and logits fit in an eighth of the device's memory.
+
+    It depends on the model and the machine, not on what is free at the moment, so that runs repeat. Between 256 and
+    16384.
+    """
+    room = total_memory(device) // _SHARE
+    tokens = LARGEST_MICRO_BATCH
+    while tokens > _SMALLEST and tokens * activation_bytes(config) + logits_bytes(config, tokens) > room:
+        tokens //= 2
+    return tokens
+
+
+def micro_batch_tokens(model: nn.Module, config: OptimizerConfig) -> int:
+    """What `config` sets, or the default for this model where it lies."""
+    if config.micro_batch_tokens is not None:
+        return config.micro_batch_tokens
+    return default_micro_batch_tokens(model.config, next(model.parameters()).device)
+
+
+def total_memory(device: torch.device | str) -> int:
+    """Bytes of memory of a device; on a CPU of the machine, or what its control group allows."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 16 * 2**30
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such group, or "max"
+        return total
