@@ -8,6 +8,10 @@ from typing import Any
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Message
 
+MAX_RENDERED_CHARACTERS = 1 << 24
+"""A chat template that makes a longer text of one conversation is refused."""
+ERROR_CHARACTERS = 500
+
 
 class Tokenizer:
     """What the rest of the package needs of a Hugging Face tokenizer. Picklable; equal fingerprints encode equally.
@@ -17,10 +21,15 @@ class Tokenizer:
     Args:
         backend: a fast Hugging Face tokenizer.
         end_ids: further ids that end a completion, from the model's generation config.
+        chat_template_args: variables of the chat template for every text it renders, such as
+            `{"enable_thinking": False}`.
     """
 
-    def __init__(self, backend: Any, end_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, backend: Any, end_ids: Sequence[int] = (), chat_template_args: Mapping[str, Any] | None = None
+    ) -> None:
         self.backend = backend
+        self.chat_template_args = dict(chat_template_args or {})
         self.end_ids: tuple[int, ...] = tuple(end_ids)
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *self.end_ids)))
@@ -57,8 +66,10 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of vocabulary, rules, chat template and end ids, the same in every process."""
+        """A hash of vocabulary, rules, chat template with its arguments, and end ids, the same in every process."""
         parts = [self.backend.backend_tokenizer.to_str(), self.backend.chat_template, self.bos_id, self.eos_ids]
+        if self.chat_template_args:
+            parts.append(self.chat_template_args)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def encode_chat(
@@ -88,24 +99,33 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The text the chat template makes of `messages`. Raises `ConfigError` if it refuses them or is missing."""
-        # the template engine's errors are Jinja's, and anything a template's expressions may raise
-        from jinja2 import TemplateError
+        """The text the chat template makes of `messages`.
 
+        Raises:
+            ConfigError: the template refuses them, fails on them, or is missing.
+        """
         if not self.has_chat_template:
             raise ConfigError(
                 "this tokenizer has no chat template; put a chat_template.jinja beside its tokenizer.json"
             )
         try:
-            return self.backend.apply_chat_template(  # type: ignore[no-any-return]
+            text: str = self.backend.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=None if tools is None else [dict(tool) for tool in tools],
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
+                **self.chat_template_args,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # a template is a program of the checkpoint's: its expressions may raise anything
             roles = [message.get("role") for message in messages]
-            raise ConfigError(f"the chat template refuses messages of roles {roles}: {error}") from error
+            problem = str(error)[:ERROR_CHARACTERS] or type(error).__name__
+            raise ConfigError(f"the chat template refuses messages of roles {roles}: {problem}") from error
+        if len(text) > MAX_RENDERED_CHARACTERS:
+            raise ConfigError(
+                f"the chat template makes {len(text)} characters of {len(messages)} messages, over the limit of "
+                f"{MAX_RENDERED_CHARACTERS}; use the template that belongs to the model"
+            )
+        return text
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of plain text, without any token the tokenizer would add. Never call it on decoded completions."""
