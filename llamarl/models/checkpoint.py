@@ -154,7 +154,7 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) ->
 
     Args:
         model: a transformers model; tied weights are stored once.
-        tokenizer: goes along with its chat template.
+        tokenizer: goes along with its chat template, which gets `chat_template_args` as defaults.
         directory: new, empty, or an earlier result of this function with nothing else in it.
 
     Raises:
@@ -172,7 +172,7 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) ->
     try:
         with quiet():
             saved.save_pretrained(draft, safe_serialization=True)
-            tokenizer.backend.save_pretrained(draft)
+            tokenizer.with_default_args().backend.save_pretrained(draft)
         _write_export_file(draft)
         _swap_in(draft, target)
     finally:

@@ -50,7 +50,9 @@ def rope_parameters(file: Path, parameters: Mapping[str, Any], head_dim: int) ->
         found = [float(factor) for factor in factors["rope_freqs.weight"].reshape(-1)]
         scaled = {**parameters, **_LLAMA3, "original_max_position_embeddings": _LLAMA3_POSITIONS, "factor": max(found)}
         wanted = _llama3_factors(scaled["rope_theta"], head_dim, max(found))
-        if len(found) == len(wanted) and all(map(lambda a, b: math.isclose(a, b, rel_tol=1e-3), found, wanted)):
+        if len(found) == len(wanted) and all(
+            math.isclose(a, b, rel_tol=1e-3) for a, b in zip(found, wanted, strict=True)
+        ):
             return scaled
     raise CheckpointError(
         f"{file}: scales its rotary embedding ({kind if kind != 'none' else min(factors)}) in a way that is lost when "

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from llamarl.core.errors import ConfigError
 
@@ -35,12 +35,24 @@ def _from_text(value: Any) -> Any:
 
 def _without_own(value: dict[str, Any]) -> dict[str, Any]:
     if taken := sorted(OWN_VARIABLES & set(value)):
-        raise ValueError(f"{taken[0]} is no argument to choose: messages, tools and what is made of them come from rows")
+        raise ValueError(f"{taken[0]} is not to be chosen: messages, tools and what is made of them are given")
     return value
 
 
 ChatTemplateArgs = Annotated[dict[str, Any], BeforeValidator(_from_text), AfterValidator(_without_own)]
 """Type of the setting: a table, or its JSON text."""
+
+
+_SETTING: TypeAdapter[dict[str, Any]] = TypeAdapter(ChatTemplateArgs)
+
+
+def parse_template_args(value: Any) -> dict[str, Any]:
+    """The setting's value, from a table or JSON text; None: no arguments. Raises `ConfigError`."""
+    try:
+        return {} if value is None else _SETTING.validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"chat_template_args: {problem}; got {value!r}") from None
 
 
 def check_template_args(template: Any, args: Mapping[str, Any]) -> None:
@@ -59,3 +71,28 @@ def check_template_args(template: Any, args: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, sorted(words), n=1, cutoff=0.8)
             hint = f"did you mean {close[0]!r}?" if close else "leave it out, or use a template that reads it"
             raise ConfigError(f"chat_template_args.{name}: the model's chat template has no such variable; {hint}")
+
+
+def with_defaults(template: Any, args: Mapping[str, Any]) -> Any:
+    """The template with `args` written into it, for whoever renders it without giving them.
+
+    Args:
+        template: Jinja text, or several by name.
+        args: the arguments.
+    """
+    if not isinstance(template, str):
+        return {name: with_defaults(text, args) for name, text in template.items()}
+    lines = [
+        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
+        for name, value in args.items()
+    ]
+    return "".join(lines) + template  # the template engine drops a line break behind a block
+
+
+def _literal(value: Any) -> str:
+    """A plain value as Jinja writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -52,6 +52,9 @@ _CHATS: dict[str, tuple[Message, ...]] = {
     ),
 }
 
+THINKING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""What opens and closes a block of thoughts, by family."""
+_THOUGHTS = re.compile("|".join(rf"{re.escape(a)}.*?(?:{re.escape(b)}\s*|\Z)" for a, b in THINKING_TAGS), re.DOTALL)
 _OF_HISTORY = ("thinking_dropped", "history_rewritten")
 """Limits of conversations with more than one answer."""
 
@@ -215,4 +218,4 @@ def _texts(chat: Sequence[Message]) -> list[str]:
 
 
 def _without_thinking(text: str) -> str:
-    return re.sub(r"<think>.*?(</think>\s*|\Z)|\[THINK\].*?(\[/THINK\]\s*|\Z)", "", text, flags=re.DOTALL)
+    return _THOUGHTS.sub("", text)

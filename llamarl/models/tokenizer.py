@@ -1,12 +1,14 @@
 """A tokenizer with its chat template: messages in, token ids out, and back."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Message
+from llamarl.models.template_args import with_defaults
 
 MAX_RENDERED_CHARACTERS = 1 << 24
 """A chat template that makes a longer text of one conversation is refused."""
@@ -72,6 +74,14 @@ class Tokenizer:
             parts.append(self.chat_template_args)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def with_default_args(self) -> "Tokenizer":
+        """One whose chat template needs no arguments to render as this one does."""
+        if not self.chat_template_args:
+            return self
+        backend = copy.deepcopy(self.backend)
+        backend.chat_template = with_defaults(backend.chat_template, self.chat_template_args)
+        return Tokenizer(backend, self.end_ids)
+
     def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> tuple[int, ...]:
@@ -102,12 +112,41 @@ class Tokenizer:
         """The text the chat template makes of `messages`.
 
         Raises:
-            ConfigError: the template refuses them, fails on them, or is missing.
+            ConfigError: the template refuses them, fails on them, leaves out what they call, or is missing.
         """
         if not self.has_chat_template:
             raise ConfigError(
                 "this tokenizer has no chat template; put a chat_template.jinja beside its tokenizer.json"
             )
+        text = self._render(messages, tools, add_generation_prompt)
+        if any(message.get("tool_calls") for message in messages):
+            self._refuse_lost_calls(messages, tools, add_generation_prompt, text)
+        return text
+
+    def _refuse_lost_calls(
+        self, messages: Sequence[Message], tools: Any, add_generation_prompt: bool, text: str
+    ) -> None:
+        """Raises `ConfigError` where `text` shows nothing of the messages' tool calls, or arguments quoted twice."""
+        silent = [{name: value for name, value in message.items() if name != "tool_calls"} for message in messages]
+        try:
+            without = self._render(silent, tools, add_generation_prompt)
+        except ConfigError:  # a message that needs its calls shows them
+            without = ""
+        if text == without:
+            raise ConfigError(
+                "the chat template leaves out the messages' tool_calls; use a template that shows them, or write the "
+                "calls into the content"
+            )
+        for arguments in _argument_texts(messages):
+            if json.dumps(arguments, ensure_ascii=False) in text:
+                raise ConfigError(
+                    f"the chat template quotes the arguments of a tool call again, since they are text: "
+                    f"{arguments[:60]!r}; give them as an object"
+                )
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, add_generation_prompt: bool
+    ) -> str:
         try:
             text: str = self.backend.apply_chat_template(
                 [dict(message) for message in messages],
@@ -135,3 +174,13 @@ class Tokenizer:
         """Text of `ids`; special tokens left out unless asked for."""
         # the fast backend itself: transformers' wrapper around it takes many times as long
         return self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special)  # type: ignore[no-any-return]
+
+
+def _argument_texts(messages: Sequence[Message]) -> Iterator[str]:
+    """Arguments of tool calls that are JSON text instead of an object."""
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call) if isinstance(call, Mapping) else {}
+            arguments = function.get("arguments") if isinstance(function, Mapping) else None
+            if isinstance(arguments, str):
+                yield arguments
