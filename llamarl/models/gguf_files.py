@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llamarl.core.errors import CheckpointError, MissingDependencyError
 
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -50,9 +52,7 @@ def rope_parameters(file: Path, parameters: Mapping[str, Any], head_dim: int) ->
         found = [float(factor) for factor in factors["rope_freqs.weight"].reshape(-1)]
         scaled = {**parameters, **_LLAMA3, "original_max_position_embeddings": _LLAMA3_POSITIONS, "factor": max(found)}
         wanted = _llama3_factors(scaled["rope_theta"], head_dim, max(found))
-        if len(found) == len(wanted) and all(
-            math.isclose(a, b, rel_tol=1e-3) for a, b in zip(found, wanted, strict=True)
-        ):
+        if np.shape(found) == np.shape(wanted) and np.allclose(found, wanted, rtol=1e-3):
             return scaled
     raise CheckpointError(
         f"{file}: scales its rotary embedding ({kind if kind != 'none' else min(factors)}) in a way that is lost when "
