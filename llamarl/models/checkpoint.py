@@ -31,6 +31,8 @@ EXPORT_FILE = "llamarl_export.json"
 
 GGUF_SUFFIX = ".gguf"
 ERROR_CHARACTERS = 500
+MAX_COUNT = 100_000
+"""Most layers, heads, labels or experts of a model."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _FROM_HUB = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -139,6 +141,8 @@ def load_tokenizer(path: str | Path, chat_template_args: Mapping[str, Any] | Non
     config = _config_of(source) if has_config else None
     with quiet() as transformers, _explained(source, "tokenizer"):
         backend = transformers.AutoTokenizer.from_pretrained(source.directory, **source.options)
+        if not isinstance(backend.model_max_length, int | float):
+            raise CheckpointError(f"{source}: model_max_length={backend.model_max_length!r} is no number")
         check_template_args(backend.chat_template, chat_template_args or {})
         tokenizer = Tokenizer(backend, _end_ids(source, config), chat_template_args)
     if config is not None:
@@ -306,6 +310,7 @@ def _load(auto_class: str, source: Source, config: Any, dtype: str) -> tuple[Any
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: unknown number format {dtype!r}; choose one of: {', '.join(DTYPES)}")
     _check_weight_files(source)
+    _refuse_oversized(source, config, auto_class)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "config": config, **source.options}
     with quiet() as transformers, _explained(source, "weights"), contextlib.ExitStack() as stack:
         if source.gguf_file is None:
@@ -323,16 +328,47 @@ def _load(auto_class: str, source: Source, config: Any, dtype: str) -> tuple[Any
     return model, report
 
 
+def _refuse_oversized(source: Source, config: Any, auto_class: str) -> None:
+    """Raises `CheckpointError` before memory is taken for many more numbers than the files can hold."""
+    with quiet() as transformers, _explained(source, "weights"), torch.device("meta"):
+        skeleton = getattr(transformers, auto_class).from_config(config)
+    wanted = sum(parameter.numel() for parameter in skeleton.parameters())
+    is_packed = source.gguf_file is not None
+    files = [source.directory / str(source.gguf_file)] if is_packed else source.directory.glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
+    if wanted > size * (8 if is_packed else 2):  # numbers of a bit, or of half a byte
+        raise CheckpointError(
+            f"{source}: the weights don't fit the config, which describes {wanted:,} numbers; the files have {size:,} "
+            "bytes; use the config the weights were saved with"
+        )
+
+
 def _config_of(source: Source) -> Any:
     if source.gguf_file is None:
-        _refuse_quantized(source, _read_json(source.directory / "config.json"))
+        values = _read_json(source.directory / "config.json")
+        _refuse_quantized(source, values)
+        _refuse_counts(source, values)
     with quiet() as transformers, _explained(source, "config"):
         config = transformers.AutoConfig.from_pretrained(source.directory, **source.options)
         if source.gguf_file is not None and config.get_text_config().rope_parameters is not None:
             head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
             file = source.directory / source.gguf_file
             config.rope_parameters = rope_parameters(file, config.rope_parameters, head_dim)
+    text_config = config.get_text_config()
+    for name in ("max_position_embeddings", "sliding_window"):
+        value = getattr(text_config, name, None)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise CheckpointError(f"{source}: config: {name}={value!r} is no positive integer")
     return config
+
+
+def _refuse_counts(source: Source, values: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` for counts of layers, labels or experts that would take for ever to build."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _refuse_counts(source, value)
+        elif name.startswith("num_") and isinstance(value, int) and not 0 <= value <= MAX_COUNT:
+            raise CheckpointError(f"{source}: config: {name}={value} is not between 0 and {MAX_COUNT}")
 
 
 def _refuse_quantized(source: Source, values: Mapping[str, Any]) -> None:
@@ -355,7 +391,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.parent}: no {file.name}; is this the directory of a Hugging Face checkpoint?"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error}); copy or download it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: holds {type(values).__name__}, not an object; copy or download it again")
