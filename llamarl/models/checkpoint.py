@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from llamarl.core.errors import CheckpointError, ConfigError
-from llamarl.models.gguf_files import require_gguf, rope_parameters
+from llamarl.models.gguf_files import require_gguf, rope_parameters, without_invented
 from llamarl.models.template_args import check_template_args
 from llamarl.models.tokenizer import Tokenizer
 
@@ -131,6 +131,8 @@ def load_tokenizer(path: str | Path, chat_template_args: Mapping[str, Any] | Non
         ConfigError: an argument that the chat template doesn't read.
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
+    from tokenizers import Tokenizer as Rules
+
     source = resolve(path)
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if source.gguf_file is None and not any((source.directory / name).exists() for name in files):
@@ -141,6 +143,10 @@ def load_tokenizer(path: str | Path, chat_template_args: Mapping[str, Any] | Non
     config = _config_of(source) if has_config else None
     with quiet() as transformers, _explained(source, "tokenizer"):
         backend = transformers.AutoTokenizer.from_pretrained(source.directory, **source.options)
+        if source.gguf_file is not None and (rules := without_invented(backend, source.directory / source.gguf_file)):
+            template, names = backend.chat_template, backend.special_tokens_map
+            backend = transformers.PreTrainedTokenizerFast(tokenizer_object=Rules.from_str(rules), **names)
+            backend.chat_template = template
         if not isinstance(backend.model_max_length, int | float):
             raise CheckpointError(f"{source}: model_max_length={backend.model_max_length!r} is no number")
         check_template_args(backend.chat_template, chat_template_args or {})

@@ -1,10 +1,12 @@
-"""What transformers leaves out when it reads a GGUF file. The only module that imports gguf.
+"""What transformers leaves out when it reads a GGUF file, or invents. The only module that imports gguf.
 
-transformers unpacks the weights, and rebuilds config and tokenizer from the file's metadata, but it takes every rotary
-embedding for an unscaled one. Llama 3.1 and later divide its frequencies by factors that the file holds as a tensor;
-these become the config's `rope_type = "llama3"` again, and any other scaling is refused rather than forgotten.
+transformers unpacks the weights, and rebuilds config and tokenizer from the file's metadata. But it takes every rotary
+embedding for an unscaled one: Llama 3.1 and later divide its frequencies by factors that the file holds as a tensor;
+these become the config's `rope_type = "llama3"` again, and any other scaling is refused rather than forgotten. And it
+gives byte-level vocabularies GPT-2's end token where they have none, such as Llama 3's.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +60,25 @@ def rope_parameters(file: Path, parameters: Mapping[str, Any], head_dim: int) ->
         f"{file}: scales its rotary embedding ({kind if kind != 'none' else min(factors)}) in a way that is lost when "
         "a GGUF file is read; take the model's safetensors checkpoint"
     )
+
+
+def without_invented(backend: Any, file: Path) -> str | None:
+    """The rules of a tokenizer (JSON of the `tokenizers` library) without tokens that the file lacks; None: it has all.
+
+    Args:
+        backend: the Hugging Face tokenizer that transformers made.
+        file: the GGUF file.
+    """
+    from gguf import GGUFReader
+
+    tokens = GGUFReader(file).get_field("tokenizer.ggml.tokens")
+    assert tokens is not None
+    count = len(tokens.data)
+    if all(index < count for index in backend.added_tokens_decoder):
+        return None
+    rules = json.loads(backend.backend_tokenizer.to_str())
+    rules["added_tokens"] = [token for token in rules["added_tokens"] if token["id"] < count]
+    return json.dumps(rules)
 
 
 def _llama3_factors(theta: float, head_dim: int, factor: float) -> list[float]:
