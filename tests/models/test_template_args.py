@@ -17,7 +17,9 @@ def test_arguments_reach_every_text_and_the_fingerprint():
     assert silent.fingerprint != plain.fingerprint
 
 
-@pytest.mark.parametrize("value", [False, True, None, 3, -0.5, "it's \"so\"\n\\ é🙂 {{ x }}", [1, None], {"a": {"b": None}}])
+@pytest.mark.parametrize(
+    "value", [False, True, None, 3, -0.5, 'it\'s "so"\n\\ é🙂 {{ x }}', [1, None], {"a": {"b": None}}]
+)
 def test_a_saved_template_renders_alike_without_arguments_and_still_takes_others(value):
     tokenizer = released_tokenizer("qwen3", SHOWS, note=value)
     saved = tokenizer.with_default_args()
@@ -45,7 +47,12 @@ def test_a_table_or_its_json_text():
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [("enable_thinking", "give a JSON object"), ("[1]", "dictionary"), (3, "dictionary"), ({"tools": []}, "tools is not")],
+    [
+        ("enable_thinking", "give a JSON object"),
+        ("[1]", "dictionary"),
+        (3, "dictionary"),
+        ({"tools": []}, "tools is not"),
+    ],
 )
 def test_rejects_what_is_no_table_or_not_to_be_chosen(value, problem):
     with pytest.raises(ConfigError, match=f"chat_template_args: .*{problem}"):

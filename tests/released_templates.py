@@ -9,9 +9,10 @@ from llamarl.models.tokenizer import Tokenizer
 CHATML = (
     "{% set has_system = messages[0].role == 'system' %}"
     "<|im_start|>system\n{{ messages[0].content if has_system else 'You are a helpful model.' }}"
-    "{% if tools %}\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>{% endif %}<|im_end|>\n"
+    "{% if tools %}{{ '\n<tools>' }}{% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}{{ '\n</tools>' }}"
+    "{% endif %}<|im_end|>\n"
     "{% for m in (messages[1:] if has_system else messages) %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}\n<tool_call>\n"
+    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>\n' }}"
     "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}\n</tool_call>{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
