@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json
 from llamarl.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ llamarl sft MODEL sft.jsonl OUT
     build.add_argument("--samples", type=int, default=16, help="attempts per prompt with --model (default 16)")
     build.add_argument("--max-tokens", type=int, default=512, help="of an attempt (default 512)")
     build.add_argument("--temperature", type=float, default=1.0, help="of the attempts (default 1)")
+    add_template_args(build, "with --model: ")
     build.add_argument("--seed", type=int, default=0, help="equal seeds give equal rows (default 0)")
     build.add_argument(
         "--rl-prompts", metavar="FILE", help="also write the instructed prompts, as data for llamarl train"
@@ -221,15 +222,18 @@ def _sampled_attempts(arguments: argparse.Namespace, prompts: "Sequence[Prompt]"
     from llamarl.evals.budget_samples import sample
     from llamarl.evals.chats import NativeChat
     from llamarl.evals.progress import make_progress
+    from llamarl.models.template_args import parse_template_args
 
     if arguments.samples < 1:
         raise ConfigError(f"--samples {arguments.samples}: give at least 1")
     sampling = Sampling.parse({"max_tokens": arguments.max_tokens, "temperature": arguments.temperature})
-    parts = (Path(arguments.data).stem, arguments.model, sampling.max_tokens, sampling.temperature, arguments.seed)
+    template_args = parse_template_args(arguments.chat_template_args)
+    parts = [Path(arguments.data).stem, arguments.model, sampling.max_tokens, sampling.temperature, arguments.seed]
+    parts += [f"{name}={value}" for name, value in template_args.items()]
     name = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-.") for part in parts)
     replies = sample(
         prompts,
-        NativeChat(arguments.model, sampling, slots=SLOTS),
+        NativeChat(arguments.model, sampling, chat_template_args=template_args, slots=SLOTS),
         Path(arguments.out).parent / "attempts" / name,
         arguments.samples,
         ask=SHIPPED["plain"],

@@ -41,6 +41,15 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def add_template_args(parser: Any, prefix: str = "") -> None:
+    """The option `--chat-template-args`, read by `models.template_args.parse_template_args`."""
+    parser.add_argument(
+        "--chat-template-args",
+        metavar="JSON",
+        help=f"""{prefix}arguments of the chat template, such as '{{"enable_thinking": false}}'""",
+    )
+
+
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
     print(json.dumps(value, indent=2, default=str))

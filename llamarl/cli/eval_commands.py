@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DEFAULTS = {
     "max_in_flight": 16,
 }
 """Options that say how replies are made."""
-NATIVE_DEFAULTS = {"chat_template": None, "precision": "fp32", "device": "cpu"}
+NATIVE_DEFAULTS = {"chat_template": None, "chat_template_args": None, "precision": "fp32", "device": "cpu"}
 ENDPOINT_DEFAULTS = {"api_key_env": None, "timeout": 120.0, "max_retries": 5, "extra": None}
 
 
@@ -144,6 +144,7 @@ def add_generation_options(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--max-in-flight", type=int, metavar="N", help="conversations at once (default 16)")
     group.add_argument("--chat-template", metavar="NAME", help="native: a .jinja file or a style's name")
+    add_template_args(group, "native: ")
     group.add_argument("--precision", choices=["fp32", "bf16", "int8"], help="native: number format (default fp32)")
     group.add_argument("--device", metavar="DEVICE", help="native: where the model runs (default cpu)")
     group.add_argument("--api-key-env", metavar="VARIABLE", help="endpoint: environment variable that holds the key")
@@ -294,6 +295,7 @@ def build_chat(arguments: argparse.Namespace) -> "Chat":
     from llamarl.core.sampling import Sampling
     from llamarl.evals.chats import EndpointChat, NativeChat
     from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
+    from llamarl.models.template_args import parse_template_args
 
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop")
     sampling = Sampling.parse({name: getattr(arguments, name) for name in names})
@@ -304,6 +306,7 @@ def build_chat(arguments: argparse.Namespace) -> "Chat":
             arguments.model,
             sampling,
             chat_template=arguments.chat_template,
+            chat_template_args=parse_template_args(arguments.chat_template_args),
             precision=arguments.precision,
             slots=arguments.max_in_flight,
             device=arguments.device,

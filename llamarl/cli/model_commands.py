@@ -4,8 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json
 from llamarl.core.errors import ConfigError
+
+MODEL_HELP = "checkpoint directory in Hugging Face format, a GGUF file (extra gguf), or a Hub id"
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -21,9 +23,10 @@ llamarl generate MODEL "2 + 2 =" --samples 4 --temperature 0.7 --json
 cat prompts.txt | llamarl generate MODEL -
 """,
     )
-    generate.add_argument("model", help="checkpoint directory in Hugging Face format, or a Hub id")
+    generate.add_argument("model", help=MODEL_HELP)
     generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="user messages; - reads one a line from stdin")
     generate.add_argument("--system", help="a system message before each prompt")
+    add_template_args(generate)
     generate.add_argument("--samples", type=int, default=1, help="completions of each prompt (default 1)")
     generate.add_argument("--max-tokens", type=int, default=256, help="token limit of a completion (default 256)")
     generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
@@ -41,16 +44,19 @@ cat prompts.txt | llamarl generate MODEL -
         help="fine-tune a checkpoint on examples",
         examples="""
 llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
-llamarl sft MODEL data.parquet OUT --reduction sequence_sum --schedule linear
+llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear
 llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4
 """,
         takes_overrides=True,
     )
-    sft.add_argument("model", nargs="?", help="checkpoint directory in Hugging Face format, or a Hub id")
+    sft.add_argument("model", nargs="?", help=MODEL_HELP)
     sft.add_argument(
-        "data", nargs="?", help="rows of {messages} or {prompt, completion}: JSONL, Parquet, CSV or Hub id"
+        "data",
+        nargs="?",
+        help="rows of {messages, tools?} or {prompt, completion, tools?}: JSONL, Parquet, CSV, a glob or a Hub id",
     )
     sft.add_argument("out", nargs="?", help="where the fine-tuned checkpoint goes: new, empty, or an earlier export")
+    add_template_args(sft)
     sft.add_argument("--held-out", type=int, default=0, metavar="N", help="keep N rows to measure the loss on")
     sft.add_argument("--list-settings", action="store_true", help="print every setting with its default")
 
@@ -62,13 +68,14 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from llamarl.core.seeds import sample_seed
     from llamarl.generation.executor import GeneratorConfig, build_batcher
     from llamarl.models.checkpoint import load_model, load_tokenizer
+    from llamarl.models.template_args import parse_template_args
 
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
     sampling = Sampling.parse({name: getattr(arguments, name) for name in names} | {"stop": tuple(arguments.stop)})
     if arguments.samples < 1:
         raise ConfigError(f"--samples {arguments.samples}: give at least 1")
     texts = _prompt_texts(arguments.prompts)
-    tokenizer = load_tokenizer(arguments.model)
+    tokenizer = load_tokenizer(arguments.model, parse_template_args(arguments.chat_template_args))
     slots = min(64, len(texts) * arguments.samples)
     config = GeneratorConfig.parse({"precision": arguments.precision, "slots": slots})
     generator = build_batcher(load_model(arguments.model), config, tokenizer)
@@ -101,25 +108,35 @@ def run_sft(arguments: argparse.Namespace) -> int:
 
     from llamarl.controller.recipe import describe_settings, parse_overrides
     from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
+    from llamarl.models.template_args import parse_template_args
+    from llamarl.models.template_check import check_template
     from llamarl.training.config import SFTConfig
     from llamarl.training.sft import SFTTrainer
-    from llamarl.training.sft_data import read_sft_rows
+    from llamarl.training.sft_data import encode_chats, read_chats
 
     if arguments.list_settings:
         print(describe_settings(SFTConfig))
         return 0
     if arguments.out is None:
         raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
-    config = SFTConfig.parse(parse_overrides(arguments.overrides), source="sft")
+    values = parse_overrides(arguments.overrides)
+    template_args = parse_template_args(values.pop("chat_template_args", arguments.chat_template_args))
+    config = SFTConfig.parse(values, source="sft")
     check_target(arguments.out, arguments.model)
-    tokenizer = load_tokenizer(arguments.model)
-    positions = getattr(load_config(arguments.model).get_text_config(), "max_position_embeddings", None)
-    rows = read_sft_rows(arguments.data, tokenizer, positions)
+    tokenizer, model_config = load_tokenizer(arguments.model, template_args), load_config(arguments.model)
+    template, chats = check_template(tokenizer, model_config), read_chats(arguments.data)
+    notes: list[str] = []
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    rows = encode_chats(chats, tokenizer, positions, tell=notes.append)
+    limits = template.met_by((messages[:-1], tools) for _, (messages, tools) in chats)
+    notes += [f"chat template: {limit}" for limit in limits]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if not 0 <= arguments.held_out < len(rows):
         raise ConfigError(f"--held-out {arguments.held_out}: the data has {len(rows)} rows, and some must train")
     rows, held_out = rows[: len(rows) - arguments.held_out], rows[len(rows) - arguments.held_out :]
-    model = load_model(arguments.model)
-    trainer = SFTTrainer(model, config)
+    model, total_steps = load_model(arguments.model), config.total_steps(len(rows))
+    trainer = SFTTrainer(model, config, total_steps)
     before = trainer.evaluate(held_out) if held_out else None
     columns = (
         TextColumn("{task.description}"),
@@ -129,17 +146,18 @@ def run_sft(arguments: argparse.Namespace) -> int:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=arguments.json) as progress:
-        bar = progress.add_task("sft", total=config.num_steps, loss=float("nan"))
+        bar = progress.add_task("sft", total=total_steps, loss=float("nan"))
         loss = trainer.fit(rows, lambda n, metrics: progress.update(bar, completed=n, loss=metrics["train/loss"]))
     after = trainer.evaluate(held_out) if held_out else None
     save_model(model, tokenizer, arguments.out)
     result = {
         "rows": len(rows),
-        "steps": config.num_steps,
+        "steps": total_steps,
         "trained_parameters": trainer.num_trained,
         "loss": loss,
         "held_out_loss_before": before,
         "held_out_loss_after": after,
+        "notes": notes,
         "directory": arguments.out,
     }
     if arguments.json:
@@ -147,7 +165,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     else:
         change = "" if before is None else f", held-out loss {before:.4f} -> {after:.4f}"
         scope = "" if config.lora is None else f" with {trainer.num_trained:,} adapter parameters"
-        print(f"{config.num_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
+        print(f"{total_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
     return 0
 
 

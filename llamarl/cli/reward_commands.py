@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _add_train(actions: Subparsers) -> None:
         examples="""
 llamarl reward train pairs.jsonl --model MODEL --out rewards/helpful --learning-rate 1e-5
 llamarl reward train owner/name --model MODEL --out OUT --eval-data held-out.parquet --on-bad-row skip
-llamarl reward train labelled.jsonl --labels --model MODEL --out OUT
+llamarl reward train labelled.jsonl --labels --model MODEL --out OUT --num-steps 200
 llamarl reward train --list-settings
 """,
         takes_overrides=True,
@@ -46,7 +47,9 @@ llamarl reward train --list-settings
         help="rows of {chosen, rejected, prompt?, margin?}, or with --labels {prompt, completion, label}: JSONL, "
         "Parquet, CSV, a glob or a Hub id",
     )
-    train.add_argument("--model", help="causal language model to start from, or an earlier reward model")
+    train.add_argument(
+        "--model", help="causal language model to start from (a directory, GGUF file or Hub id), or a reward model"
+    )
     train.add_argument("--out", help="directory of the training: new, empty, or one that was killed")
     train.add_argument("--eval-data", metavar="DATA", help="held-out rows (default: a share of the prompts of DATA)")
     train.add_argument("--labels", action="store_true", help="rows carry labels: train a classifier of two labels")
@@ -70,6 +73,7 @@ llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --ma
     baselines.add_argument("--data", required=True, help="prompts: JSONL, Parquet, CSV, a glob or a Hub id")
     baselines.add_argument("--out", required=True, help="JSONL file: the same rows with info.baseline")
     baselines.add_argument("--split", help="split of a Hub data set (default train)")
+    add_template_args(baselines)
     baselines.add_argument("--max-tokens", type=int, default=256, help="token limit of a response (default 256)")
     baselines.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
     baselines.add_argument("--seed", type=int, default=0, help="equal seeds give equal responses (default 0)")
@@ -104,6 +108,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             eval_data=arguments.eval_data,
             split=arguments.split,
             on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
+            tell=lambda note: print(f"note: {note}", file=sys.stderr),
         )
     if arguments.json:
         print_json(summary)
@@ -144,12 +149,13 @@ def _respond(arguments: argparse.Namespace, prompts: "Sequence[Prompt]", samplin
     from llamarl.core.seeds import sample_seed
     from llamarl.generation.executor import GeneratorConfig, build_batcher
     from llamarl.models.checkpoint import load_model, load_tokenizer
+    from llamarl.models.template_args import parse_template_args
 
     if not prompts:
         return []
     names = ("precision", "slots", "device")
     config = GeneratorConfig.parse({name: getattr(arguments, name) for name in names})
-    tokenizer = load_tokenizer(arguments.model)
+    tokenizer = load_tokenizer(arguments.model, parse_template_args(arguments.chat_template_args))
     batcher = build_batcher(load_model(arguments.model), config, tokenizer)
     seeds = [sample_seed(arguments.seed, 0, prompt.id, 0) for prompt in prompts]
     batcher.add(

@@ -119,6 +119,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     evaluation = recipe.evaluation
     kept: dict[str, Any] = {
         "model": recipe.model,
+        "chat_template_args": recipe.chat_template_args,
         "seed": recipe.seed,
         "evaluation.num_prompts": evaluation.num_prompts,
         "evaluation.source": evaluation.source,

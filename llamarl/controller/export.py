@@ -35,5 +35,5 @@ def export_run(
     model = load_model(recipe.model)
     weights = dict(named_tensors(model))
     copy_weights(read(checkpoint.path / "trainer", weights).weights, weights)
-    save_model(model, load_tokenizer(recipe.model), directory)
+    save_model(model, load_tokenizer(recipe.model, recipe.chat_template_args), directory)
     return checkpoint.step

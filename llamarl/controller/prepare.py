@@ -78,7 +78,7 @@ class Prepared:
     """The policy's transformers config."""
     max_positions: int
     template_limits: Sequence[str]
-    """What the chat template cannot do, in words."""
+    """What the prompts need and the chat template cannot do, in words."""
 
     @property
     def needs_reference(self) -> bool:
@@ -151,9 +151,11 @@ def prepare(recipe: Recipe) -> Prepared:
             f"sampling.max_tokens={recipe.sampling.max_tokens}: the model has {positions} positions for a prompt and "
             f"its completion together; set it below {positions}"
         )
-    tokenizer = load_tokenizer(recipe.model)
-    limits = [f"{name}: {text}" for name, text in check_template(tokenizer, config).limits.items()]
+    tokenizer = load_tokenizer(recipe.model, recipe.chat_template_args)
+    template = check_template(tokenizer, config)
     tasks = [_prepare_task(recipe, task, tokenizer, positions) for task in recipe.all_tasks]
+    prompts = (prompt for task in tasks for prompt in (*task.prompts, *task.held_out))
+    limits = template.met_by((prompt.messages, prompt.tools) for prompt in prompts)
     return Prepared(recipe, tasks, tokenizer, config, positions, limits)
 
 

@@ -19,6 +19,7 @@ from llamarl.data.prompts import BadRowPolicy
 from llamarl.data.rows import RowFormat
 from llamarl.generation.executor import GeneratorConfig
 from llamarl.judges.config import JudgeConfig, beside
+from llamarl.models.template_args import ChatTemplateArgs
 from llamarl.training.config import TrainerConfig
 
 
@@ -122,7 +123,9 @@ class Recipe(Config):
     """
 
     model: str
-    """Checkpoint directory in Hugging Face format, or a Hub id."""
+    """Checkpoint directory in Hugging Face format, a GGUF file (extra `gguf`), or a Hub id."""
+    chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
+    """Arguments of the model's chat template, such as `{enable_thinking = false}`."""
     data: DataConfig | None = None
     """Required, unless the recipe lists `tasks`."""
     judges: tuple[JudgeConfig, ...] = ()

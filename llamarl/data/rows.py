@@ -92,7 +92,7 @@ def row_to_prompt(
     rest = {name: value for name, value in row.items() if name != "prompt" and value is not None}
     identifier = _identifier(rest.pop("id", None), canonical)
     task = _task(rest.pop("task", None))
-    tools = _tools(rest.pop("tools", None))
+    tools = read_tools(rest.pop("tools", None))
     if format == "verl":
         answer, info = _verl_fields(rest)
         task = rest.get("data_source", task) if task == "default" else task
@@ -221,9 +221,28 @@ def _messages(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], bool]:
         raise RowError("wrong_type", "prompt", problem, "write text or a list of {role, content} messages")
     if not value:
         raise RowError("empty_prompt", "prompt", "no messages", "give at least one user message or drop the row")
-    messages = tuple(_message(item, f"prompt[{index}]") for index, item in enumerate(value))
+    messages = tuple(read_message(item, f"prompt[{index}]") for index, item in enumerate(value))
     _check_order(messages)
     return messages, False
+
+
+def read_turns(value: Any, field: str, role: str) -> list[Message]:
+    """Messages of a row for supervised training: text is one message of `role`, anything else a list of messages.
+
+    Args:
+        value: of the row.
+        field: its name.
+        role: who says the text: the user for prompts, the assistant for completions.
+
+    Raises:
+        RowError: neither text nor messages.
+    """
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list | tuple) or not value:
+        problem = f"{excerpt(value)} is no list of messages"
+        raise RowError("bad_messages", field, problem, "give text or a list of {role, content} messages")
+    return [read_message(item, f"{field}[{index}]") for index, item in enumerate(value)]
 
 
 def _missing_prompt(row: Mapping[str, Any]) -> RowError:
@@ -239,7 +258,8 @@ def _missing_prompt(row: Mapping[str, Any]) -> RowError:
     return RowError("missing_prompt", "prompt", problem, remedy)
 
 
-def _message(item: Any, path: str) -> Message:
+def read_message(item: Any, path: str) -> Message:
+    """One checked message, without its null fields. Raises `RowError`."""
     if not isinstance(item, Mapping):
         problem = f"a {type(item).__name__}: {excerpt(item)}"
         raise RowError("bad_message", path, problem, "each message is an object with role and content")
@@ -292,7 +312,8 @@ def _task(value: Any) -> str:
     return value
 
 
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+def read_tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+    """A row's tools: a list of JSON schemas, or its JSON text. Raises `RowError`."""
     if value is None:
         return None
     value = _from_json_text(value)

@@ -107,6 +107,7 @@ class NativeChat:
         model: checkpoint directory in Hugging Face format, or a Hub id.
         sampling: how tokens are drawn. A prompt that leaves less room than `max_tokens` gets the room there is.
         chat_template: a `.jinja` file or the name of one of `models.templates.STYLES`, instead of the model's own.
+        chat_template_args: arguments of the chat template, such as `{"enable_thinking": False}`.
         precision: number format of weights and activations.
         slots: most answers decoded together; give at least the number of requests in flight.
         device: where the model runs.
@@ -122,6 +123,7 @@ class NativeChat:
         sampling: Sampling | None = None,
         *,
         chat_template: str | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
         precision: Literal["fp32", "bf16", "int8"] = "fp32",
         slots: int = 64,
         device: str = "cpu",
@@ -129,10 +131,13 @@ class NativeChat:
         from llamarl.generation.executor import GeneratorConfig, build_batcher
         from llamarl.models.checkpoint import load_model, load_tokenizer
         from llamarl.models.decoder import why_unsupported
+        from llamarl.models.template_args import check_template_args
 
         self.model, self.sampling, self.precision, self.device = str(model), sampling or Sampling(), precision, device
         self._tokenizer = load_tokenizer(model)
         _set_template(self._tokenizer, chat_template, self.model)
+        check_template_args(self._tokenizer.backend.chat_template, chat_template_args or {})
+        self._tokenizer.chat_template_args = dict(chat_template_args or {})
         module = load_model(model, dtype="bfloat16" if precision == "bf16" else "float32")
         self.fallback: str | None = why_unsupported(module.config)
         """Why the transformers forward is used, or None."""
@@ -177,6 +182,7 @@ class NativeChat:
             "model": self.model,
             "weights": self._weights,
             "tokenizer": self._tokenizer.fingerprint,
+            **({"chat_template_args": args} if (args := self._tokenizer.chat_template_args) else {}),
             "sampling": self.sampling.model_dump(mode="json"),
             "precision": self.precision,
             "device": self.device,

@@ -44,7 +44,7 @@ def conversation_ids(
     if tokenizer.has_chat_template:
         return tokenizer.encode(tokenizer.render(messages, tools, add_generation_prompt=False))
     roles = [message["role"] for message in messages]
-    if tools or roles != ["user", "assistant"]:
+    if tools or roles != ["user", "assistant"] or any("content" not in message for message in messages):
         raise ConfigError(
             f"this tokenizer has no chat template, so a conversation must be one user message and one answer without "
             f"tools, got roles {roles}; put a chat_template.jinja beside its tokenizer.json"

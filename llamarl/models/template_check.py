@@ -1,12 +1,13 @@
 """Proves, before a run starts, that tokenizer, chat template and model fit together.
 
 Silent template mistakes (two BOS, a turn that ends in an unknown token, a history that is rewritten) cost whole runs
-and raise no error by themselves. What would spoil any run raises here; what spoils only some is a named limit.
+and raise no error by themselves. What would spoil any run raises here; what spoils only some is a named limit, to be
+told where the run's data meet it.
 """
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,12 @@ _CHATS: dict[str, tuple[Message, ...]] = {
     ),
 }
 
+THINKING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""What opens and closes a block of thoughts, by family."""
+_THOUGHTS = re.compile("|".join(rf"{re.escape(a)}.*?(?:{re.escape(b)}\s*|\Z)" for a, b in THINKING_TAGS), re.DOTALL)
+_OF_HISTORY = ("thinking_dropped", "history_rewritten")
+"""Limits of conversations with more than one answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class TemplateReport:
@@ -65,10 +72,26 @@ class TemplateReport:
     @property
     def keeps_history(self) -> bool:
         """Whether each turn's text starts with the whole earlier text: only then one sample may span several turns."""
-        return not {"no_template", "thinking_dropped", "history_rewritten"} & set(self.limits)
+        return not {"no_template", *_OF_HISTORY} & set(self.limits)
+
+    def met_by(self, prompts: Iterable[tuple[Sequence[Message], Any]]) -> list[str]:
+        """The limits that these prompts meet, in words.
+
+        Args:
+            prompts: messages and tools (None or empty: none) of each. Tools count for `tools_ignored`, an earlier
+                answer for `thinking_dropped` and `history_rewritten`; the other limits concern every prompt.
+        """
+        needs_tools = needs_history = False
+        for messages, tools in prompts:
+            needs_tools = needs_tools or bool(tools)
+            needs_history = needs_history or any(message["role"] == "assistant" for message in messages)
+        unmet = {*([] if needs_tools else ["tools_ignored"]), *([] if needs_history else _OF_HISTORY)}
+        return [f"{name}: {text}" for name, text in self.limits.items() if name not in unmet]
 
 
-def check_template(tokenizer: Tokenizer, config: Any, *, is_multi_turn: bool = False) -> TemplateReport:
+def check_template(
+    tokenizer: Tokenizer, config: Any, *, is_multi_turn: bool = False, is_policy: bool = True
+) -> TemplateReport:
     """Checks vocabulary, end tokens, BOS and the template's behaviour on eleven mock chats.
 
     Args:
@@ -76,11 +99,13 @@ def check_template(tokenizer: Tokenizer, config: Any, *, is_multi_turn: bool = F
         config: the model's transformers config.
         is_multi_turn: the run trains conversations of several turns; a rewritten history is then an error (a dropped
             thinking block stays a limit: train one sample per turn).
+        is_policy: whether the model writes answers. One that only reads them needs no end token, and no answer has to
+            follow its generation prompt.
 
     Raises:
         ConfigError: names the check, for a mock chat also the chat and the two texts that disagree.
     """
-    _check_ids(tokenizer, config)
+    _check_ids(tokenizer, config, is_policy)
     if not tokenizer.has_chat_template:
         return TemplateReport({"no_template": "prompts are continued as plain text: one user message, no tools"})
     limits: dict[str, str] = {}
@@ -94,16 +119,19 @@ def check_template(tokenizer: Tokenizer, config: Any, *, is_multi_turn: bool = F
                 raise
             refused.append(name)
             continue
-        _check_stages(name, stages, limits, is_multi_turn)
+        if is_policy:
+            _check_stages(name, stages, limits, is_multi_turn)
         _check_bos(tokenizer, name, stages[0])
-    limits |= _check_single_turn(tokenizer)
+    limits |= _check_single_turn(tokenizer, is_policy)
     return TemplateReport(limits, tuple(refused))
 
 
-def _check_ids(tokenizer: Tokenizer, config: Any) -> None:
+def _check_ids(tokenizer: Tokenizer, config: Any, is_policy: bool) -> None:
     text_config = config.get_text_config()
     if misfit := tokenizer.why_unfit(text_config.vocab_size):
         raise ConfigError(f"tokenizer: {misfit}")
+    if not is_policy:
+        return
     if not tokenizer.eos_ids:
         raise ConfigError(
             "tokenizer: neither it nor the model names an end token; set eos_token in tokenizer_config.json"
@@ -147,26 +175,32 @@ def _check_stages(name: str, stages: list[str], limits: dict[str, str], is_multi
 
 
 def _check_bos(tokenizer: Tokenizer, name: str, text: str) -> None:
-    """At most one BOS in front of the first answer. A BOS that is also the end token may end turns as well."""
+    """One BOS in front at most. Further on it may stand as often as the family wants.
+
+    ChatML's BOS opens every turn, Llama 2's every exchange; where it is the end token too, it closes turns.
+    """
     bos, ids = tokenizer.bos_id, tokenizer.encode(text)
-    is_doubled = ids[:2] == (bos, bos) if bos in tokenizer.eos_ids else ids.count(bos) > 1  # type: ignore[arg-type]
-    if bos is not None and is_doubled:
+    if bos is not None and ids[:2] == (bos, bos):
         raise ConfigError(
-            f"chat template: mock chat {name!r} gets two {tokenizer.backend.bos_token!r}: {text!r} -> {list(ids[:8])}; "
-            "leave it to the template or to the tokenizer, not both"
+            f"chat template: mock chat {name!r} starts with two {tokenizer.backend.bos_token!r}: {text!r} -> "
+            f"{list(ids[:8])}; let one place write it, once"
         )
 
 
-def _check_single_turn(tokenizer: Tokenizer) -> dict[str, str]:
+def _check_single_turn(tokenizer: Tokenizer, is_policy: bool) -> dict[str, str]:
     limits = {}
     chat = _CHATS["one turn"]
     ids = tokenizer.encode_chat(chat[:1])
-    adds_bos = tokenizer.bos_id is not None and tokenizer.backend.encode("a")[0] == tokenizer.bos_id
-    if adds_bos and ids[0] != tokenizer.bos_id:
+    adds_bos = tokenizer.bos_id is not None and tokenizer.backend.encode("a")[:1] == [tokenizer.bos_id]
+    if adds_bos and ids[:1] != (tokenizer.bos_id,):
         limits["no_bos"] = f"plain text starts with {tokenizer.backend.bos_token!r}, but the chat template has none"
     answered = tokenizer.render(chat, add_generation_prompt=False)
-    closing = answered[answered.rindex(chat[-1]["content"]) + len(chat[-1]["content"]) :]
-    if not set(tokenizer.encode(closing)) & set(tokenizer.eos_ids):
+    before, found, closing = answered.rpartition(chat[-1]["content"])
+    if not found or chat[0]["content"] not in before:
+        raise ConfigError(
+            f"chat template: leaves out or rewrites what is said; mock chat 'one turn': {_texts(chat)} -> {answered!r}"
+        )
+    if is_policy and not set(tokenizer.encode(closing)) & set(tokenizer.eos_ids):
         limits["turn_end"] = (
             f"an answer ends with {closing!r}, which holds none of the end ids {list(tokenizer.eos_ids)}"
         )
@@ -179,5 +213,9 @@ def _check_single_turn(tokenizer: Tokenizer) -> dict[str, str]:
     return limits
 
 
+def _texts(chat: Sequence[Message]) -> list[str]:
+    return [message["content"] for message in chat]
+
+
 def _without_thinking(text: str) -> str:
-    return re.sub(r"<think>.*?(</think>\s*|\Z)|\[THINK\].*?(\[/THINK\]\s*|\Z)", "", text, flags=re.DOTALL)
+    return _THOUGHTS.sub("", text)

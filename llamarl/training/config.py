@@ -1,8 +1,9 @@
 """Settings of the training side; read without torch."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config
 
@@ -43,6 +44,33 @@ class TrainerConfig(OptimizerConfig):
     """Refuse the update of a spike instead of clipping it."""
 
 
+class ExamplesConfig(OptimizerConfig):
+    """Training on a fixed set of rows, for so many steps or so often through them: one of the two is set."""
+
+    num_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; instead of `num_epochs`."""
+    num_epochs: int | None = Field(default=None, ge=1)
+    """Times each row is seen; instead of `num_steps`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_one(cls, values: Any) -> Any:
+        """The length that is given takes the place of the default one."""
+        if not isinstance(values, Mapping):
+            return values
+        lengths = ("num_steps", "num_epochs")
+        given = [name for name in lengths if values.get(name) is not None]
+        if len(given) == 2:
+            raise ValueError(f"num_steps={values['num_steps']} and num_epochs={values['num_epochs']}: give one of them")
+        return {**dict.fromkeys(lengths), **values} if given else values
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if self.num_steps is None and self.num_epochs is None:
+            raise ValueError("num_steps, num_epochs: give one of them")
+        return self
+
+
 class LoraConfig(Config):
     """Low-rank adapters: linear layers compute `W x + (alpha / rank) B A x`, and only A and B are trained."""
 
@@ -60,11 +88,11 @@ class LoraConfig(Config):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-class SFTConfig(OptimizerConfig):
-    """Supervised fine-tuning. A falling schedule reaches 0 at `num_steps`."""
+class SFTConfig(ExamplesConfig):
+    """Supervised fine-tuning. A falling schedule reaches 0 at the last step."""
 
-    num_steps: int = Field(default=500, ge=1)
-    """Optimizer steps."""
+    num_steps: int | None = Field(default=500, ge=1)
+    """Optimizer steps; instead of `num_epochs`."""
     batch_size: int = Field(default=32, ge=1)
     """Rows per step."""
     reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
@@ -73,3 +101,7 @@ class SFTConfig(OptimizerConfig):
     """Decides the order of the rows, and the adapters' first weights."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights, and add them to the weights at the end; extra `lora`."""
+
+    def total_steps(self, num_rows: int) -> int:
+        """Optimizer steps on so many rows. Batches go across epochs, and the last holds what is left."""
+        return self.num_steps or -(-num_rows * (self.num_epochs or 0) // self.batch_size)

@@ -4,16 +4,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from llamarl.training.config import OptimizerConfig
+from llamarl.models.template_args import ChatTemplateArgs
+from llamarl.training.config import ExamplesConfig
 
 
-class RewardConfig(OptimizerConfig):
+class RewardConfig(ExamplesConfig):
     """Training of a reward model or classifier. A falling schedule reaches 0 at the last step."""
 
-    num_epochs: int = Field(default=1, ge=1)
-    """Times each pair is seen. Reward models overfit from the second on."""
+    num_epochs: int | None = Field(default=1, ge=1)
+    """Times each row is seen; instead of `num_steps`. Reward models overfit from the second on."""
     batch_size: int = Field(default=64, ge=1)
     """Pairs (or labelled rows) per optimizer step."""
+    chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
+    """Arguments of the model's chat template, such as `{enable_thinking = false}`; the result's template gets them as
+    defaults."""
     max_tokens: int = Field(default=4096, ge=2)
     """Longest conversation, prompt and answer together, at most the model's positions; longer rows are bad rows."""
     centering: float = Field(default=0.0, ge=0.0)
@@ -40,3 +44,7 @@ class RewardConfig(OptimizerConfig):
     """Where the model is trained, such as `cuda`."""
     seed: int = 0
     """Decides the order of the rows."""
+
+    def total_steps(self, num_rows: int) -> int:
+        """Optimizer steps on so many rows. Each epoch's last batch holds what is left of it."""
+        return self.num_steps or -(-num_rows // self.batch_size) * (self.num_epochs or 0)

@@ -12,7 +12,6 @@ what tells it apart ends with its last "Assistant:" or other such mark. Without 
 that the texts begin with.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -28,13 +27,14 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.data.prompts import raw_rows
-from llamarl.data.rows import ROLES, BadRow, RowError, excerpt
+from llamarl.data.rows import BadRow, RowError, excerpt, read_tools, read_turns
 from llamarl.models.classifier import TokenIds, conversation_ids, text_ids
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.reward_config import RewardConfig
 
 Kind = Literal["pairs", "labels"]
 Turns = list[Message]
+Tools = Sequence[Mapping[str, Any]] | None
 _WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
 _ANSWER_MARK = re.compile(
     r"(?:^|\n)[#* \t]*(?:assistant|ai|bot|response|answer)[* \t]*:"
@@ -77,6 +77,8 @@ class ExampleData:
 
     examples: tuple[Example, ...]
     skipped: tuple[BadRow, ...]
+    has_tools: bool = False
+    """Whether a row offers tools."""
 
     @property
     def skip_counts(self) -> dict[str, int]:
@@ -111,7 +113,7 @@ def read_examples(
     if not examples:
         first = f"; the first of {len(skipped)} bad rows: {skipped[0]}" if skipped else ""
         raise DataError(f"{source if isinstance(source, str | Path) else 'rows'}: no usable row{first}")
-    return ExampleData(tuple(examples), tuple(skipped))
+    return ExampleData(tuple(examples), tuple(skipped), reader.has_tools)
 
 
 def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -213,13 +215,15 @@ class _Reader:
 
     def __init__(self, kind: Kind, tokenizer: Tokenizer, config: RewardConfig) -> None:
         self._kind, self._tokenizer, self._config = kind, tokenizer, config
+        self.has_tools = False
 
     def read(self, row: dict[str, Any] | RowError) -> Example:
         if isinstance(row, RowError):
             raise row
         row = {name: value for name, value in row.items() if value is not None}
         prompt, answers, target = _pair(row) if self._kind == "pairs" else _labelled(row)
-        tools = _tools(row.get("tools"))
+        tools = read_tools(row.get("tools"))
+        self.has_tools = self.has_tools or bool(tools)
         try:
             sequences = tuple(self._encode(prompt, answer, tools) for answer in answers)
             start = 0 if self._config.is_response_only else len(self._tokenizer.encode_chat(prompt, tools))
@@ -235,8 +239,10 @@ class _Reader:
             told, is_open = _sure_start(prompt[0]["content"], answers)
         return Example(sequences, lengths, _prompt_key(told, tools), target, is_open)
 
-    def _encode(self, prompt: Turns, answer: Turns, tools: Turns | None) -> TokenIds:
+    def _encode(self, prompt: Turns, answer: Turns, tools: Tools) -> TokenIds:
         if self._config.is_response_only:
+            if not answer[-1].get("content"):
+                raise RowError("no_text", "completion", "the answer has no text", "without is_response_only it may do")
             return text_ids(self._tokenizer, answer[-1]["content"])
         return conversation_ids(self._tokenizer, prompt, answer, tools)
 
@@ -250,7 +256,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, answers = _text_pair(row.get("prompt"), chosen, rejected)
     else:
-        prompt, answers = _chat_pair(row.get("prompt"), _turns(chosen, "chosen"), _turns(rejected, "rejected"))
+        prompt, answers = _chat_pair(row.get("prompt"), _answer(chosen, "chosen"), _answer(rejected, "rejected"))
     return prompt, answers, _margin(row.get("margin", 0.0))
 
 
@@ -261,7 +267,7 @@ def _text_pair(prompt: Any, chosen: str, rejected: str) -> tuple[Turns, list[Tur
         if not chosen[:end].strip():
             raise RowError("no_prompt", "prompt", "chosen and rejected share no start", "add a column 'prompt'")
         prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
-    return _prompt_turns(prompt), [[_turn("assistant", chosen)], [_turn("assistant", rejected)]]
+    return read_turns(prompt, "prompt", "user"), [[_turn("assistant", text)] for text in (chosen, rejected)]
 
 
 def _chat_pair(prompt: Any, chosen: Turns, rejected: Turns) -> tuple[Turns, list[Turns]]:
@@ -270,7 +276,7 @@ def _chat_pair(prompt: Any, chosen: Turns, rejected: Turns) -> tuple[Turns, list
     if are_whole == {False}:
         if prompt is None:
             raise RowError("no_prompt", "prompt", "the answers hold none and there is no such column", "add it")
-        return _prompt_turns(prompt), [chosen, rejected]
+        return read_turns(prompt, "prompt", "user"), [chosen, rejected]
     if chosen == rejected:
         raise RowError("equal_answers", "", "chosen and rejected are equal", "remove the row")
     room = min(len(chosen), len(rejected)) - 1
@@ -285,32 +291,19 @@ def _labelled(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
     for field in ("prompt", "completion", "label"):
         if field not in row:
             raise RowError("missing_field", field, f"fields are {sorted(row)}", "give prompt, completion and label")
-    completion = row["completion"]
-    text = isinstance(completion, str)
-    answer = [_turn("assistant", completion)] if text else _turns(completion, "completion")
     label = _WORDS.get(str(row["label"]).strip().lower())
     if label is None:
         raise RowError("bad_label", "label", f"{excerpt(row['label'])} is neither true nor false", "use true or false")
-    return _prompt_turns(row["prompt"]), [answer], float(label)
+    return read_turns(row["prompt"], "prompt", "user"), [_answer(row["completion"], "completion")], float(label)
 
 
-def _prompt_turns(prompt: Any) -> Turns:
-    return [_turn("user", prompt)] if isinstance(prompt, str) else _turns(prompt, "prompt", is_answer=False)
-
-
-def _turns(value: Any, field: str, is_answer: bool = True) -> Turns:
-    """Checked messages; the last of an answer is the assistant's."""
-    if not isinstance(value, list) or not value:
-        raise RowError("bad_messages", field, f"{excerpt(value)} is no list of messages", "give text or messages")
-    for index, turn in enumerate(value):
-        is_good = isinstance(turn, Mapping) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-        if not is_good:
-            remedy = "a message has a 'role' and a 'content' of text"
-            raise RowError("bad_messages", f"{field}[{index}]", f"{excerpt(turn)} is no message", remedy)
-    if is_answer and value[-1]["role"] != "assistant":
-        problem = f"the last message is of role {value[-1]['role']!r}"
-        raise RowError("bad_messages", f"{field}[{len(value) - 1}].role", problem, "end with the assistant's")
-    return value
+def _answer(value: Any, field: str) -> Turns:
+    """An answer, or a conversation that ends with one: text or messages of which the last is the assistant's."""
+    turns = read_turns(value, field, "assistant")
+    if turns[-1]["role"] != "assistant":
+        problem = f"the last message is of role {turns[-1]['role']!r}"
+        raise RowError("bad_messages", f"{field}[{len(turns) - 1}].role", problem, "end with the assistant's")
+    return turns
 
 
 def _sure_start(start: str, answers: Sequence[Turns]) -> tuple[Turns, bool]:
@@ -323,10 +316,10 @@ def _sure_start(start: str, answers: Sequence[Turns]) -> tuple[Turns, bool]:
     return [_turn("user", start)], True
 
 
-def _prompt_key(prompt: Turns, tools: Turns | None) -> str:
+def _prompt_key(prompt: Turns, tools: Tools) -> str:
     parts = [json.dumps(tools, sort_keys=True)] if tools else []
     for turn in prompt:
-        parts += [turn["role"], turn["content"]]
+        parts += [turn["role"], turn.get("content", "")]
         rest = {name: value for name, value in turn.items() if name not in ("role", "content") and value is not None}
         parts += [json.dumps(rest, sort_keys=True)] if rest else []
     return _SPACES.sub(" ", " ".join(parts).casefold()).strip()
@@ -334,16 +327,6 @@ def _prompt_key(prompt: Turns, tools: Turns | None) -> str:
 
 def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
-
-
-def _tools(value: Any) -> Turns | None:
-    """JSON schemas, in a list or as its JSON text."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    if value is None or (isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value)):
-        return value
-    raise RowError("bad_tools", "tools", f"{excerpt(value)} is no list of objects", "give a list of JSON schemas")
 
 
 def _margin(value: Any) -> float:

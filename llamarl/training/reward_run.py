@@ -21,6 +21,7 @@ from llamarl.core.errors import CheckpointError
 from llamarl.functional.preference import Bin
 from llamarl.models.checkpoint import load_classifier, load_config, load_tokenizer, save_model
 from llamarl.models.classifier import ensure_padding
+from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import read_json, write_json
@@ -48,6 +49,8 @@ class Rows:
     held_out: list[Example]
     skipped: dict[str, int]
     """Rows left out, by reason."""
+    has_tools: bool
+    """Whether a row offers tools."""
 
 
 def read_rows(
@@ -60,13 +63,14 @@ def read_rows(
     """
     train = read_examples(data, kind, tokenizer, config, split)
     if eval_data is None:
-        return Rows(*hold_out(train.examples, config.held_out), train.skip_counts)
+        return Rows(*hold_out(train.examples, config.held_out), train.skip_counts, train.has_tools)
     held_out: ExampleData = read_examples(eval_data, kind, tokenizer, config, split)
     kept, num_leaks = without_leaks(
         train, held_out.examples, config, str(data) if isinstance(data, str | Path) else "rows"
     )
     skipped = train.skip_counts | {f"evaluation: {name}": n for name, n in held_out.skip_counts.items()}
-    return Rows(kept, list(held_out.examples), skipped | ({"leak": num_leaks} if num_leaks else {}))
+    skipped |= {"leak": num_leaks} if num_leaks else {}
+    return Rows(kept, list(held_out.examples), skipped, train.has_tools or held_out.has_tools)
 
 
 def train_reward_model(
@@ -79,6 +83,7 @@ def train_reward_model(
     eval_data: Source | None = None,
     split: str | None = None,
     on_step: OnStep | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Trains, measures, writes `out`; returns what `summary.json` holds.
 
@@ -94,17 +99,24 @@ def train_reward_model(
         eval_data: rows to measure on; None holds out a share of the prompts.
         split: of a Hub data set.
         on_step: for progress.
+        tell: hears what the rows need and the chat template cannot do, before the training.
 
     Raises:
         DataError: bad, leaking or missing rows.
+        ConfigError: settings, or a tokenizer or chat template that would spoil the training.
         CheckpointError: `out` is finished or another training's; `model` cannot be loaded.
         CollapseError: a loss or score is not finite.
     """
     objective, files = objective_of(kind, config), _Files(Path(out))
     files.refuse_finished()
-    tokenizer = load_tokenizer(model)
-    config = _within_positions(config, model)
+    tokenizer, model_config = load_tokenizer(model, config.chat_template_args), load_config(model)
+    config = _within_positions(config, model_config)
+    template = check_template(tokenizer, model_config, is_policy=False)
     rows = read_rows(data, eval_data, kind, tokenizer, config, split)
+    notes = [f"chat template: {limit}" for limit in template.met_by([((), rows.has_tools)])]
+    for note in notes:
+        if tell is not None:
+            tell(note)
     recipe = {"model": model, "kind": kind, "rows": _fingerprint(rows), "settings": config.model_dump(mode="json")}
     trainer = _new_trainer(model, tokenizer, objective, config, len(rows.train))
     files.claim(recipe)
@@ -120,6 +132,7 @@ def train_reward_model(
         "model": str(files.model),
         "kind": kind,
         "rows": {"train": len(rows.train), "held_out": len(rows.held_out), "skipped": rows.skipped},
+        "notes": notes,
         "model_step": state.best_step or state.step,
         "held_out": None if report is None else as_dict(report),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -149,7 +162,7 @@ class _Run:
         self._trainer, self._tokenizer, self._rows, self._files = trainer, tokenizer, rows, files
         self._config, self._on_step = trainer.config, on_step
         self._batches = Batches(rows.train, self._config.batch_size, self._config.seed)
-        self._total = self._batches.per_epoch * self._config.num_epochs
+        self._total = self._config.total_steps(len(rows.train))
         latest = files.latest_checkpoint()
         self.state = _State() if latest is None else _State(**trainer.load(latest)["state"])
 
@@ -253,9 +266,9 @@ def _changes(before: Any, now: Any) -> str:
     return ", ".join(f"{name}={before.get(name)}, now {now.get(name)}" for name in names)
 
 
-def _within_positions(config: RewardConfig, model: str) -> RewardConfig:
+def _within_positions(config: RewardConfig, model_config: Any) -> RewardConfig:
     """The settings with `max_tokens` at most what the model's positions allow."""
-    limit = getattr(load_config(model).get_text_config(), "max_position_embeddings", config.max_tokens)
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", config.max_tokens)
     return config.model_copy(update={"max_tokens": min(config.max_tokens, limit)})
 
 
@@ -266,7 +279,7 @@ def _new_trainer(
     ensure_padding(net, tokenizer)
     net.config.id2label = dict(enumerate(objective.label_names))
     net.config.label2id = {name: index for index, name in enumerate(objective.label_names)}
-    return RewardTrainer(net, objective, config, math.ceil(num_rows / config.batch_size) * config.num_epochs)
+    return RewardTrainer(net, objective, config, config.total_steps(num_rows))
 
 
 def _measured(files: _Files, objective: Objective, config: RewardConfig, held_out: Sequence[Example]) -> Report | None:

@@ -56,7 +56,7 @@ def test_its_result_as_json(model, pairs, tmp_path, capsys):
 
 def test_settings_are_listed_and_wrong_ones_refused(model, pairs, tmp_path, capsys):
     assert run("reward", "train", "--list-settings") == 0
-    assert "num_epochs = 1  # Times each pair is seen." in capsys.readouterr().out
+    assert "num_epochs = 1  # Times each row is seen; instead of `num_steps`." in capsys.readouterr().out
     assert run("reward", "train", pairs, "--model", model, "--out", tmp_path / "o", "--num-epoch", 2) == 2
     assert "num_epoch: unknown key. Did you mean 'num_epochs'?" in capsys.readouterr().err
     assert run("reward", "train", pairs) == 2

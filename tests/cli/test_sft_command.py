@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
+from released_templates import released_tokenizer
 
 from llamarl.cli.main import main
-from llamarl.models.checkpoint import load_model
-from llamarl.models.tiny import build_tiny
+from llamarl.models.checkpoint import load_model, load_tokenizer, new_model, save_model
+from llamarl.models.tiny import build_tiny, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,41 @@ def test_adapters_from_the_command_line_give_a_checkpoint_without_them(model, tm
     assert files[0] == files[1]
 
 
+def test_arguments_of_the_template_in_both_spellings_and_epochs(tmp_path, capsys):
+    tokenizer = released_tokenizer("qwen3")
+    model = save_model(new_model(tiny_config("llama", tokenizer), 0), tokenizer, tmp_path / "model")
+    for number, words in enumerate(
+        (["--chat-template-args", '{"enable_thinking": false}'], ["--chat-template-args.enable-thinking", "false"])
+    ):
+        out = tmp_path / f"out{number}"
+        assert run(model, rows(), out, *words, "--num-epochs", 2, "--batch-size", 3, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["steps"] == 6  # of 8 rows twice
+        assert load_tokenizer(out).render([{"role": "user", "content": "a"}]).endswith("</think>\n\n")
+        assert main(["generate", str(out), "a", "--max-tokens", "1"]) == 0
+        capsys.readouterr()
+    assert run(model, rows(), tmp_path / "out", "--chat-template-args", '{"thinking": 1}') == 2
+    assert "chat_template_args.thinking: the model's chat template has no such variable" in capsys.readouterr().err
+
+
+def test_what_the_rows_need_and_the_template_cannot_do_is_said(model, tmp_path, capsys):
+    row = {"prompt": "say", "completion": "#", "tools": [{"type": "function"}]}
+    assert run(model, [row], tmp_path / "out", "--num-steps", 1, "--warmup-steps", 0) == 0
+    assert "note: chat template: tools_ignored: the chat template doesn't show tools" in capsys.readouterr().err
+    assert run(model, rows(), tmp_path / "out", "--num-steps", 1, "--warmup-steps", 0) == 0
+    assert "note:" not in capsys.readouterr().err
+
+
 # rejects
+
+
+def test_a_template_that_would_spoil_the_training_is_refused(model, tmp_path, capsys):
+    (model / "chat_template.jinja").write_text("{{ bos_token }}" + (model / "chat_template.jinja").read_text())
+    assert run(model, rows(), tmp_path / "out") == 2
+    assert "starts with two '<|begin_of_text|>'" in capsys.readouterr().err
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert main(["reward", "train", str(data), "--model", str(model), "--out", str(tmp_path / "reward")]) == 2
+    assert "starts with two '<|begin_of_text|>'" in capsys.readouterr().err
 
 
 def test_the_model_itself_is_never_the_target(model, capsys):

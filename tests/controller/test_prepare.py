@@ -42,6 +42,20 @@ def prepared(source: Path, **changes: Any) -> Prepared:
     return prepare(recipe(source, **changes))
 
 
+def test_a_limit_of_the_template_is_told_where_a_prompt_meets_it(source: Path) -> None:
+    source.write_text('{"prompt": "say"}\n')
+    assert prepared(source).describe()["template_limits"] == []
+    source.write_text('{"prompt": "say", "tools": [{"type": "function"}]}\n')
+    (limit,) = prepared(source).describe()["template_limits"]
+    assert limit.startswith("tools_ignored: ")
+
+
+def test_template_arguments_are_checked(source: Path) -> None:
+    source.write_text('{"prompt": "say"}\n')
+    with pytest.raises(ConfigError, match=r"chat_template_args\.enable_thinking: .*no such variable"):
+        prepared(source, chat_template_args={"enable_thinking": False})
+
+
 # lengths
 
 

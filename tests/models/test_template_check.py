@@ -1,4 +1,5 @@
 import pytest
+from released_templates import RELEASED, released_tokenizer
 
 from llamarl.core.errors import ConfigError
 from llamarl.models.template_check import check_template
@@ -42,9 +43,105 @@ def test_every_shipped_style_keeps_history(style):
     assert set(report.limits) == (set() if style == "chatml" else {"tools_ignored"})
 
 
+@pytest.mark.parametrize(
+    ("family", "limits", "refused"),
+    [
+        ("smollm2", set(), ()),
+        ("qwen2.5", set(), ()),
+        ("qwen3", {"thinking_dropped", "tools_ignored"}, ("tool called",)),
+        ("deepseek-r1", {"thinking_dropped", "tools_ignored"}, ("tool called",)),
+        ("llama3", {"tools_ignored"}, ()),
+        (
+            "mistral",
+            {"history_rewritten", "tools_ignored"},
+            ("tool called",),
+        ),
+        ("gemma", {"tools_ignored"}, ("one turn with system", "two turns with system", "tool called")),
+    ],
+)
+def test_the_forms_of_released_templates_pass_with_their_limits(family, limits, refused):
+    report = check(released_tokenizer(family))
+    assert (set(report.limits), report.refused) == (limits, refused)
+
+
+@pytest.mark.parametrize("family", [family for family, made in RELEASED.items() if made.bos])
+def test_a_second_bos_in_front_is_refused_whatever_else_the_token_stands_for(family):
+    doubled = "{{ bos_token }}" + RELEASED[family].template
+    with pytest.raises(ConfigError, match="starts with two"):
+        check(released_tokenizer(family, doubled))
+
+
+def test_one_bos_where_template_and_tokenizer_both_write_it():
+    tokenizer = released_tokenizer("llama3")
+    assert tokenizer.backend.encode("a")[0] == tokenizer.bos_id
+    ids = tokenizer.encode_chat([{"role": "user", "content": "a"}])
+    assert ids.count(tokenizer.bos_id) == 1 and "no_bos" not in check(tokenizer).limits
+
+
+def test_thinking_switched_off_by_an_argument():
+    report = check(released_tokenizer("qwen3", enable_thinking=False))
+    assert "thinking_dropped" in report.limits
+
+
+def test_limits_are_told_where_prompts_meet_them():
+    report = check(released_tokenizer("deepseek-r1"))
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    names = [
+        {limit.split(":")[0] for limit in report.met_by(prompts)}
+        for prompts in (
+            [([question], None), ([question], [])],
+            [([question], [{"type": "function"}])],
+            [([question, answer, question], None)],
+        )
+    ]
+    assert names == [set(), {"tools_ignored"}, {"thinking_dropped"}]
+    assert check(tokenizer_with(None)).met_by([([question], None)])[0].startswith("no_template: ")
+
+
+def test_a_model_that_only_reads_needs_no_end_token_and_no_generation_prompt():
+    tokenizer = tokenizer_with(STYLES["plain"].template.replace("<|assistant|>{% endif %}", "<|tool|>{% endif %}"))
+    config = tiny_config("llama", tokenizer)
+    tokenizer.backend.eos_token = None
+    report = check_template(Tokenizer(tokenizer.backend), config, is_policy=False)
+    assert "turn_end" not in report.limits
+    tokenizer.backend.chat_template = "{{ bos_token }}{{ bos_token }}" + tokenizer.backend.chat_template
+    tokenizer.backend.bos_token = "<|system|>"
+    with pytest.raises(ConfigError, match="starts with two"):
+        check_template(Tokenizer(tokenizer.backend), config, is_policy=False)
+
+
+# names of what a template does wrong, and the template
+HOSTILE = {
+    "attribute": "{{ messages.nothing.there }}",
+    "undefined call": "{{ nothing() }}",
+    "division": "{{ 1 / 0 }}",
+    "unsafe": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "overflow": "{{ 2.0 ** 10000 }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "deep nesting": "{% if true %}" * 300 + "x" + "{% endif %}" * 300,
+    "deep expression": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "syntax": "{% for m in messages %}",
+    "huge": "{% for a in range(9999) %}{% for b in range(999) %}{{ 'aaaaaaaa' }}{% endfor %}{% endfor %}",
+    "include": "{% include '/etc/passwd' %}",
+    "no text": "{{ none }}",
+    "rewrites": "{{ messages[0].content | upper }}",
+    "number": 7,
+    "list": ["a"],
+    "names without default": {"rag": "x"},
+    "by name, no text": {"default": 7},
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_a_template_does_ends_in_one_error(template):
+    with pytest.raises(ConfigError, match="chat template") as caught:
+        check(tokenizer_with(template))
+    assert len(str(caught.value)) < 2000
+
+
 def test_names_the_chats_a_template_refuses():
     assert check(char_tokenizer("gemma")).refused == ("one turn with system", "two turns with system", "tool called")
-    assert check(char_tokenizer("plain")).refused == ()
+    assert check(char_tokenizer("plain")).refused == ("tool called",)  # it has no place for the call
 
 
 @pytest.mark.parametrize("template", [DROPS_THINKING, OPENS_THINKING])
@@ -84,7 +181,7 @@ def test_a_bos_that_only_plain_text_gets_is_a_limit():
 
 
 def test_rejects_two_bos():
-    with pytest.raises(ConfigError, match=r"two '<\|begin_of_text\|>'"):
+    with pytest.raises(ConfigError, match=r"starts with two '<\|begin_of_text\|>'"):
         check(tokenizer_with("{{ bos_token }}" + STYLES["llama3"].template, "llama3"))
 
 

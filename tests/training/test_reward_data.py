@@ -2,6 +2,7 @@ import json
 
 import duckdb
 import pytest
+from released_templates import released_tokenizer
 
 from llamarl.core.errors import DataError
 from llamarl.models.tiny import char_tokenizer
@@ -43,6 +44,9 @@ RENDERED = ["<|user|>2+2<|assistant|>four<eos>", "<|user|>2+2<|assistant|>5<eos>
         {"prompt": "2+2", "chosen": [assistant("four")], "rejected": [assistant("5")]},
         {"chosen": [user("2+2"), assistant("four")], "rejected": [user("2+2"), assistant("5")]},
         {"prompt": "2+2", "chosen": [user("2+2"), assistant("four")], "rejected": [user("2+2"), assistant("5")]},
+        {"prompt": [user("2+2")], "chosen": "four", "rejected": "5"},
+        {"prompt": [user("2+2")], "chosen": "four", "rejected": [assistant("5")]},
+        {"prompt": "2+2", "chosen": [assistant("four")], "rejected": "5"},
         {"chosen": "2+2four", "rejected": "2+25"},
         {**PAIR, "margin": None, "score_chosen": 3, "source": "x"},
     ],
@@ -81,6 +85,29 @@ def test_margins_and_labels():
     examples = read(rows, kind="labels").examples
     assert [example.target for example in examples] == [1.0, 0.0, 0.0, 1.0]
     assert texts(examples[0]) == ["<|user|>p<|assistant|>c0<eos>"]
+
+
+def test_a_labelled_row_mixes_text_and_messages():
+    rows = [{"prompt": p, "completion": c, "label": 1} for p in ("p", [user("p")]) for c in ("c", [assistant("c")])]
+    assert len({read([row], kind="labels").examples[0].key for row in rows}) == 1
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+def test_a_call_is_read_as_the_template_writes_it_or_the_row_is_bad():
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    row = {"prompt": "2+3", "chosen": [call], "rejected": "5"}
+    tokenizer = released_tokenizer("llama3")
+    (example,) = read_examples([row], "pairs", tokenizer, STRICT).examples
+    assert '{"name": "add", "parameters": {"a": 2}}<|eom_id|>' in tokenizer.decode(example.sequences[0], False)
+    shown = {**row, "chosen": [{**call, "content": ""}]}
+    with pytest.raises(DataError, match="rows, line 1: .*leaves out the messages' tool_calls"):
+        read([shown])
+    labelled = {"prompt": "2+3", "completion": [call], "label": True}
+    config = RewardConfig(is_response_only=True)
+    with pytest.raises(DataError, match="field 'completion': the answer has no text"):
+        read([labelled], config, "labels")
 
 
 def test_a_classifier_may_see_the_response_alone():
@@ -128,16 +155,16 @@ def test_files_of_every_kind_read_alike(tmp_path):
             "no first mess",
         ),
         ({"chosen": [assistant("b")], "rejected": [assistant("d")]}, "no_prompt", "the answers hold none"),
-        ({**PAIR, "chosen": 4}, "bad_messages", "4 is no list of messages; give text or messages"),
+        ({**PAIR, "chosen": 4}, "bad_messages", "4 is no list of messages; give text or a list of"),
         (
             {**PAIR, "chosen": [{"role": "bot", "content": "a"}], "rejected": [assistant("b")]},
-            "bad_messages",
-            "no mess",
+            "bad_role",
+            "'bot' is no role",
         ),
         ({**PAIR, "chosen": [user("a")], "rejected": [user("b")]}, "bad_messages", "last message is of role 'user'"),
         ({**PAIR, "margin": "much"}, "bad_margin", "'much' is no finite number"),
         ({**PAIR, "margin": "inf"}, "bad_margin", "'inf' is no finite number"),
-        ({**PAIR, "tools": "add"}, "bad_tools", "'add' is no list of objects"),
+        ({**PAIR, "tools": "add"}, "bad_tools", "'add' is no list; give a list of JSON schemas"),
         ({**PAIR, "chosen": "x" * 300}, "too_long", "306 tokens; max_tokens is 200"),
     ],
 )

@@ -40,6 +40,21 @@ def finished(model, tmp_path_factory):
     return out, train_reward_model(model, marker_pairs(60), out, SHORT)
 
 
+def test_steps_instead_of_epochs(model, tmp_path):
+    config = SHORT.model_copy(update={"num_steps": 7, "num_epochs": None, "schedule": "constant"})
+    summary = train_reward_model(model, marker_pairs(20), tmp_path / "out", config)  # of 2 steps an epoch
+    assert (summary["steps"], summary["notes"]) == (7, [])
+
+
+def test_tools_that_the_template_does_not_show_are_told(model, tmp_path):
+    rows, told = [{**row, "tools": [{"name": "add"}]} for row in marker_pairs(20)], []
+    config = SHORT.model_copy(update={"num_steps": 1, "num_epochs": None, "schedule": "constant"})
+    summary = train_reward_model(model, rows, tmp_path / "out", config, tell=told.append)
+    assert (
+        told == summary["notes"] == ["chat template: tools_ignored: the chat template doesn't show tools to the model"]
+    )
+
+
 class StopError(Exception):
     pass
 

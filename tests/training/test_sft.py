@@ -1,10 +1,13 @@
+import json
 import math
 import random
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
+from released_templates import released_tokenizer
 from tiny_policies import tiny_model
 
 from llamarl.core.errors import CollapseError, ConfigError, DataError
@@ -12,6 +15,7 @@ from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.decoder import named_tensors
 from llamarl.models.tiny import char_tokenizer
 from llamarl.training.config import LoraConfig, SFTConfig
+from llamarl.training.reward_config import RewardConfig
 from llamarl.training.scoring import PaddedScorer
 from llamarl.training.sft import SFTRow, SFTTrainer, sft
 from llamarl.training.sft_data import read_sft_rows
@@ -204,7 +208,125 @@ def test_a_conversation_is_encoded_as_the_generator_will_meet_it():
     assert SFTRow.of_pair("hi", "yo", tokenizer) == row
 
 
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}]
+USER, CALL = (
+    {"role": "user", "content": "2+3"},
+    {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}},
+)
+
+
+def test_tools_are_shown_and_a_call_is_learnt_up_to_the_end_token():
+    tokenizer = released_tokenizer("qwen2.5")
+    answer = {"role": "assistant", "content": "I call.", "tool_calls": [CALL]}
+    (row,) = read_sft_rows([{"messages": [USER, answer], "tools": TOOLS}], tokenizer)
+    assert row.prompt_ids == tokenizer.encode_chat([USER], TOOLS)
+    assert '"name": "add", "description": "Adds."' in tokenizer.decode(row.prompt_ids)
+    call = 'I call.\n<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+    assert row.token_ids == (*tokenizer.encode(call), tokenizer.eos_ids[0])
+    as_text = {"prompt": [USER], "completion": [answer], "tools": json.dumps(TOOLS)}
+    assert read_sft_rows([as_text], tokenizer) == [row]
+
+
+def test_a_call_ends_in_the_template_s_own_end_token():
+    tokenizer = released_tokenizer("llama3")
+    row = SFTRow.of_chat([USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}], tokenizer)
+    text = tokenizer.decode(row.token_ids, skip_special=False)
+    assert text == '{"name": "add", "parameters": {"a": 2}}<|eom_id|>'
+
+
+def test_thoughts_in_a_field_of_their_own_are_learnt():
+    tokenizer = released_tokenizer("qwen3")
+    answer = {"role": "assistant", "content": "5", "reasoning_content": "2 and 3"}
+    row = SFTRow.of_chat([USER, answer], tokenizer)
+    assert tokenizer.decode(row.token_ids, skip_special=False) == "<think>\n2 and 3\n</think>\n\n5<|im_end|>"
+
+
+def test_a_thinking_tag_that_the_prompt_opens_already_is_left_out_with_a_word():
+    tokenizer, told = released_tokenizer("deepseek-r1"), []
+    rows = [
+        {"prompt": "2+3", "completion": text}
+        for text in ("<think>\nadd\n</think>\n\n5", "add\n</think>\n\n5", "</think>5")
+    ]
+    read = read_sft_rows(rows, tokenizer, tell=told.append)
+    assert read[0] == read[1]
+    assert tokenizer.decode((*read[0].prompt_ids, *read[0].token_ids)).count("<think>") == 1
+    assert told == [
+        "1 of 3 answers begin with the thinking tag that the chat template's generation prompt writes already; it is "
+        "left out of them"
+    ]
+    assert read_sft_rows(rows[1:], tokenizer, tell=told.append) == read[1:] and len(told) == 1
+
+
+def test_a_prompt_may_be_text_and_its_completion_messages_and_the_reverse():
+    tokenizer = char_tokenizer("chatml")
+    prompts, answers = ("hi", [{"role": "user", "content": "hi"}]), ("yo", [{"role": "assistant", "content": "yo"}])
+    rows = [{"prompt": prompt, "completion": answer} for prompt in prompts for answer in answers]
+    assert read_sft_rows(rows, tokenizer) == [SFTRow.of_pair("hi", "yo", tokenizer)] * 4
+
+
+def test_epochs_show_each_row_so_often_and_the_default_is_steps():
+    rows = reversals(7)
+    config = SFTConfig.parse({"num_epochs": 3, "batch_size": 4})
+    batches = list(SFTTrainer(tiny_model(), config, config.total_steps(7)).batches(rows))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 1] and config.total_steps(7) == 6
+    assert Counter(row for batch in batches for row in batch) == dict.fromkeys(rows, 3)
+    assert (config.num_steps, config.num_epochs) == (None, 3)
+    default = SFTConfig()
+    assert (default.num_steps, default.num_epochs, default.total_steps(7)) == (500, None, 500)
+    assert SFTConfig.parse(config.model_dump()) == config
+
+
+def test_a_falling_schedule_reaches_zero_at_the_last_step_of_the_epochs():
+    rates = []
+    config = SFTConfig(num_epochs=2, batch_size=2, learning_rate=1.0, warmup_steps=0, schedule="linear")
+    sft(tiny_model(), reversals(4), config, lambda _, metrics: rates.append(metrics["train/lr"]))
+    assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
 # rejects
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "problem"),
+    [
+        ("smollm2", {"tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2}'}}]}, "give them as an object"),
+        ("deepseek-r1", {"tool_calls": [CALL]}, "leaves out the messages' tool_calls"),
+        (
+            "gemma",
+            {"content": "5", "reasoning_content": "2 and 3"},
+            "reasoning_content: the chat template leaves it out",
+        ),
+        ("deepseek-r1", {"content": "5", "reasoning_content": "hm"}, "doesn't start with the prompt"),
+        ("deepseek-r1", {"content": "5"}, "but the answer never closes it"),
+        ("qwen3-silent", {"content": "<think>\nadd\n</think>\n\n5"}, "ends with a closed block of thoughts"),
+    ],
+)
+def test_what_a_template_cannot_write_is_not_learnt(family, answer, problem):
+    is_silent = family == "qwen3-silent"
+    tokenizer = released_tokenizer("qwen3", enable_thinking=False) if is_silent else released_tokenizer(family)
+    row = {"messages": [USER, {"role": "assistant", "content": "", **answer}]}
+    with pytest.raises(DataError, match=f"rows, line 1: .*{problem}"):
+        read_sft_rows([row], tokenizer)
+
+
+def test_a_doubled_tag_is_refused_where_nobody_takes_it_off():
+    chat = [USER, {"role": "assistant", "content": "<think>a</think>5"}]
+    with pytest.raises(DataError, match="which the prompt ends with already"):
+        SFTRow.of_chat(chat, released_tokenizer("deepseek-r1"))
+
+
+@pytest.mark.parametrize("config", [SFTConfig, RewardConfig])
+def test_steps_and_epochs_are_not_both_given(config):
+    with pytest.raises(ConfigError, match="num_steps=5 and num_epochs=2: give one of them"):
+        config.parse({"num_steps": 5, "num_epochs": 2})
+    for name in ("num_steps", "num_epochs"):
+        assert config.parse({name: 3}).model_dump()[name] == 3
+        with pytest.raises(ConfigError, match=f"{name}: .*greater than or equal to 1"):
+            config.parse({name: 0})
+    both = config.parse({"num_steps": None, "num_epochs": 1})
+    assert both.num_steps is None
+    with pytest.raises(ConfigError, match="give one of them"):
+        config.parse({"num_steps": None, "num_epochs": None})
 
 
 def test_a_conversation_must_end_with_the_assistant():
