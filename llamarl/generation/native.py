@@ -60,12 +60,12 @@ class NativeBackend:
 
     def __init__(self, decoder: Decoder, slots: int) -> None:
         self.decoder, self.geometry = decoder, decoder.geometry
-        self.device, self.max_positions = decoder.embed.device, decoder.geometry.max_positions
+        self.device, self.max_positions = decoder.device, decoder.geometry.max_positions
         self.vocab_size = decoder.geometry.vocab_size
-        self.cache = KVCache(decoder.geometry, slots, decoder.embed.dtype, self.device)
+        self.cache = KVCache(decoder.geometry, slots, decoder.dtype, self.device)
         self._lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self._row_index = torch.arange(slots * decoder.geometry.num_kv_heads, device=self.device)
-        self._zero, self._minus_infinity = decoder.embed.new_tensor([0.0, -torch.inf])
+        self._zero, self._minus_infinity = decoder.norm.new_tensor([0.0, -torch.inf])
         self._position_index = self._row_index[:0]
 
     @torch.no_grad()
