@@ -29,34 +29,34 @@ _PREFILL_TOKENS = 4096
 
 
 class KVCache:
-    """Keys and values of all rows, one tensor `[2, S, K, T, D]` a layer, grown when rows get longer."""
+    """Keys and values, one tensor `[2, rows, K, T, D]` a layer, grown when there are more rows or longer ones."""
 
     def __init__(self, geometry: Geometry, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.geometry, self.slots = geometry, slots
-        self.capacity = self.num_used = 0
-        """Positions that a row has room for, and rows that hold anything."""
+        self.num_rows = self.capacity = 0
+        """Rows there are, and positions that each has room for."""
         self.layers = [torch.empty(0, dtype=dtype, device=device)] * geometry.num_layers
 
     def reserve(self, length: int, num_rows: int = 0) -> None:
-        """Makes room for `length` positions in every row, `num_rows` of which are about to be used.
-
-        What is cached stays. Rows that were never used take no memory yet.
-        """
-        g, old, num_old = self.geometry, self.capacity, self.num_used
-        self.num_used = max(num_old, num_rows)
-        if length <= old:
+        """Makes room for `length` positions in each of `num_rows` rows; what is cached stays."""
+        g, old_rows, old_capacity = self.geometry, self.num_rows, self.capacity
+        if length > self.capacity:
+            self.capacity = min(max(length, old_capacity + old_capacity // 2, 64), max(g.max_positions, length))
+            self.capacity += -self.capacity % _BLOCK
+        if num_rows > self.num_rows:
+            self.num_rows = min(max(num_rows, old_rows + old_rows // 2), self.slots)
+        if (self.num_rows, self.capacity) == (old_rows, old_capacity):
             return
-        self.capacity = min(max(length, old + old // 2, 64), max(g.max_positions, length))
-        self.capacity += -self.capacity % _BLOCK
         for index, layer in enumerate(self.layers):  # one by one, so that no second cache is held meanwhile
-            grown = layer.new_zeros(2, self.slots, g.num_kv_heads, self.capacity, g.head_dim)
-            if old:
-                grown[:, :num_old, :, :old] = layer[:, :num_old]
+            # A position that was never written is masked, but must be a number.
+            grown = layer.new_zeros(2, self.num_rows, g.num_kv_heads, self.capacity, g.head_dim)
+            if old_rows and old_capacity:
+                grown[:, :old_rows, :, :old_capacity] = layer
             self.layers[index] = grown
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copies the first `length` positions of rows `sources` over rows `targets`, all at once: rows may swap."""
-        self.num_used = max(self.num_used, 1 + max(targets))
+        self.reserve(length, 1 + max(targets))
         to, origin = (torch.tensor(rows, device=self.layers[0].device) for rows in (targets, sources))
         for layer in self.layers:
             layer[:, to, :, :length] = layer[:, origin, :, :length]
@@ -76,6 +76,8 @@ class NativeBackend:
         self._row_index = torch.arange(slots, device=self.device)
         self._zero, self._minus_infinity = decoder.norm.new_tensor([0.0, -torch.inf])
         self._position_index = self._row_index[:0]
+        self._spans: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._spans_key: tuple[int, ...] = ()
 
     @torch.no_grad()
     def prefill(
@@ -173,19 +175,35 @@ class NativeBackend:
         mask = torch.where(is_past, self._minus_infinity, self._zero).view(n, 1, 1, num_read)
         mask = mask.expand(n, g.num_kv_heads, 1, num_read).reshape(-1, 1, num_read)
         batch, per_kv, scale = n * g.num_kv_heads, g.num_heads // g.num_kv_heads, g.head_dim**-0.5
-        rows = self._row_index[:n]
+        rows, spans = self._row_index[:n], self._spans_of(n, num_read)
+        mixed = mask.new_zeros(self.decoder.rounded(n), g.num_heads * g.head_dim)  # serves all layers
+        into = mixed[:n].view(batch, per_kv, g.head_dim)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cached = self.cache.layers[layer]
+            cached, keys, values = spans[layer]
             cached[:, rows, :, positions] = torch.stack((k, v), dim=1)
-            keys, values = cached.view(2, -1, self.cache.capacity, g.head_dim)[:, :batch, :num_read].unbind()
-            queries = q.reshape(batch, per_kv, g.head_dim)
-            scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
-            return torch.bmm(torch.softmax(scores, dim=-1), values).view(n, -1)
+            scores = torch.baddbmm(mask, q.reshape(batch, per_kv, g.head_dim), keys, alpha=scale)
+            torch.bmm(torch.softmax(scores, dim=-1), values, out=into)
+            return mixed
 
         hidden = self.decoder.hidden(tokens, positions, attend, longest)
         self._lengths[:n] += 1
         return self.decoder.head(hidden)
+
+    def _spans_of(self, num_rows: int, length: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each layer: its cache; keys `[n * K, D, T]` and values `[n * K, T, D]` of the first rows.
+
+        Made anew only when they change, since a decode step of few rows is as slow as its many small calls.
+        """
+        key = (num_rows, length, self.cache.num_rows, self.cache.capacity)
+        if key != self._spans_key:
+            batch, head_dim = num_rows * self.geometry.num_kv_heads, self.geometry.head_dim
+            self._spans = []
+            for cached in self.cache.layers:
+                keys, values = cached.view(2, -1, self.cache.capacity, head_dim)[:, :batch, :length]
+                self._spans.append((cached, keys.transpose(1, 2), values))
+            self._spans_key = key
+        return self._spans
 
     def _positions(self, length: int) -> Tensor:
         if length > len(self._position_index):

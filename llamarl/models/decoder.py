@@ -290,7 +290,7 @@ class Decoder:
         Args:
             ids: `[M]` int64 token ids.
             positions: `[M]` int64 position of each token in its own sequence, from 0.
-            attend: the attention strategy.
+            attend: the attention strategy. Its result may have `rounded(M)` rows: the rest doesn't matter.
             longest: length of the longest sequence, where the caller knows it: then the device isn't waited for.
 
         Returns:
@@ -299,8 +299,8 @@ class Decoder:
         g, num_tokens = self.geometry, len(ids)
         if longest is None:
             longest = int(positions.max()) + 1 if num_tokens else 1
-        num_added = round_rows(num_tokens) - num_tokens if self._rounds_rows else 0
-        if num_added:  # tokens that nobody attends to: products have kernels for few numbers of rows only
+        num_added = self.rounded(num_tokens) - num_tokens
+        if num_added:  # tokens that nobody attends to
             ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
         x = self.embed.lookup(ids)
         cos, sin = self.rotation(positions, longest)
@@ -316,10 +316,16 @@ class Decoder:
             if num_added:
                 qk, qkv = qk[:num_tokens], qkv[:num_tokens]
             mixed = attend(index, qk[:, :num_q], qk[:, num_q:], qkv[:, num_qk:])
-            x = x + layer.out(F.pad(mixed, (0, 0, 0, num_added)) if num_added else mixed)
+            if len(mixed) < len(x):
+                mixed = F.pad(mixed, (0, 0, 0, num_added))
+            x = x + layer.out(mixed)
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         return self._rms(x[:num_tokens] if num_added else x, self.norm)
+
+    def rounded(self, num_tokens: int) -> int:
+        """How many tokens `hidden` computes with: products have kernels for few numbers of rows only."""
+        return round_rows(num_tokens) if self._rounds_rows else num_tokens
 
     def rotation(self, positions: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:
         """Rotary factors `cos, sin [M, 1, D]`; the first half of `sin` is negated, as `rotate` wants it."""
