@@ -1,4 +1,4 @@
-"""Chat templates of our own making with the structure of released ones: what they open with, repeat, refuse and drop."""
+"""Chat templates of our own making with the structure of released ones: what they open with, repeat and refuse."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ MISTRAL = (
     "{% set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
     "{% set turns = messages[1:] if system else messages %}{{ bos_token }}{% for m in turns %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if m.role == 'user' %}[INST] {{ system if loop.last or loop.index0 == turns | length - 2 }}{{ m.content }}[/INST]"
+    "{% if m.role == 'user' %}[INST] {{ system if loop.last or loop.index0 == turns | length - 2 }}{{ m.content }}[/INST]"  # noqa: E501
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 # The assistant is called model, and there is no system role (Gemma 2).
@@ -53,7 +53,7 @@ GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"  # noqa: E501
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 

@@ -69,7 +69,7 @@ def _cache_bytes(recipe: Recipe, config: Any, longest_prompt: int) -> int:
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     number = 2 if recipe.generator.precision == "bf16" else _FLOAT
     per_token = 2 * number * config.num_hidden_layers * kv_heads * head_dim
-    return recipe.generator.slots * (longest_prompt + recipe.sampling.max_tokens) * per_token
+    return int(recipe.generator.slots * (longest_prompt + recipe.sampling.max_tokens) * per_token)
 
 
 def describe_memory(parts: Mapping[str, int], total: int) -> dict[str, str]:

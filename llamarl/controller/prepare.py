@@ -24,7 +24,6 @@ from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.memory import total_memory
 
-
 _PROMPTS_MEASURED = 256
 """Of each task, for the length of the longest prompt."""
 
@@ -94,9 +93,7 @@ class Prepared:
         """Bytes that the run takes, by part; from the lengths of each task's first prompts."""
         prompts = [prompt for task in self.tasks for prompt in task.prompts[:_PROMPTS_MEASURED]]
         longest = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
-        return plan_memory(
-            self.recipe, self.model_config, longest_prompt=longest, needs_reference=self.needs_reference
-        )
+        return plan_memory(self.recipe, self.model_config, longest_prompt=longest, needs_reference=self.needs_reference)
 
     @property
     def held_out(self) -> list[Prompt]:

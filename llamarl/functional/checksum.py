@@ -33,10 +33,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         tensors: by name; any strides, views into larger buffers included.
     """
     sums: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors.values():
+    kinds: dict[str, tuple[torch.device, torch.Size]] = {}
+    for name, tensor in tensors.items():  # once: a mapping may make its tensors at each access
+        kinds[name] = tensor.device, tensor.shape
         sums.setdefault(tensor.device, []).append(_weighted_bits(tensor))
     values = {device: iter(torch.stack(column).tolist()) for device, column in sums.items()}  # one sync per device
-    return {name: derive_seed(next(values[t.device]), *t.shape) for name, t in tensors.items()}
+    return {name: derive_seed(next(values[device]), *shape) for name, (device, shape) in kinds.items()}
 
 
 def verify(manifest: WeightManifest, received_version: int, checksums: Mapping[str, int]) -> None:

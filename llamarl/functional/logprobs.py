@@ -55,7 +55,7 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
         # a vocabulary's table is far larger than any cache: the fewer passes over it, the better
         log_normalizer = scaled.logsumexp(-1)
         probabilities = (scaled - log_normalizer[:, None]).exp_()
-        mean = torch.linalg.vecdot(probabilities, scaled)
+        mean: Tensor = torch.linalg.vecdot(probabilities, scaled)
         if not bool(mean.isnan().any()):  # 0 * -inf
             return log_normalizer - mean
     finite = scaled.masked_fill(scaled.isneginf(), 0.0)

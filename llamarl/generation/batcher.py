@@ -2,7 +2,8 @@
 
 Active completions are always rows 0..n-1 of every per-row buffer. A row that ends leaves; the last live row moves into
 the hole. Waiting completions start as soon as slots are free; completions of one prompt that start together share its
-prefill.
+prefill. Rows behind the active ones keep what finished completions left in the cache: the next turn of a dialogue
+reads only what is new (see `kept`).
 
     add -> [waiting, by priority] -> admit (prefill, first token) -> rows -> decode one token each -> finished requests
 
@@ -12,6 +13,7 @@ Shape legend: S slots, n active rows, V vocabulary.
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, FinishReason, GenerationRequest
 from llamarl.generation.draw import draw, uniforms
+from llamarl.generation.kept import KeptRows
 from llamarl.generation.rows import Rows
 from llamarl.generation.stops import completes_stop
 
@@ -33,15 +36,25 @@ class Backend(Protocol):
     device: torch.device
     max_positions: int
     vocab_size: int
+    can_reuse: bool
+    """Whether `move` may copy rows that stay, and `prefill` may be told what rows hold already."""
 
-    def prefill(self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
-        """Reads each sequence once into its cache rows; logits `[sequences, V]` after the last tokens."""
+    def prefill(
+        self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], num_known: Sequence[int]
+    ) -> Tensor:
+        """Reads each sequence once into its cache rows; logits `[sequences, V]` after the last tokens.
+
+        Args:
+            sequences: token ids.
+            rows: the cache rows of each sequence.
+            num_known: how many of its first tokens these rows hold already; fewer than it has.
+        """
 
     def decode(self, tokens: Tensor, longest: int) -> Tensor:
         """Appends `tokens [n]` to rows 0..n-1, whose longest then has `longest` tokens; logits `[n, V]`."""
 
-    def move(self, sources: Tensor, targets: Tensor, longest: int) -> None:
-        """Rows `sources` take the places `targets`; no row has more than `longest` tokens."""
+    def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
+        """Rows `sources` are copied over rows `targets`, all at once; none has more than `longest` tokens."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is."""
@@ -51,6 +64,9 @@ class Backend(Protocol):
 
     def mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names whose held value is not that of `tensors`, up to the rounding of the held form."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of its weights, and of the rows of cache that hold or held anything."""
 
     def probe_logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
@@ -112,7 +128,13 @@ class Batcher:
         self._clock = 0
         self._has_stops = False
         self._state = Rows(slots, backend.device)
+        self._kept = KeptRows(slots)
+        self.reuses_cache = backend.can_reuse
+        """Whether prompts take over what rows of the same first tokens hold. Log-probs differ by rounding then."""
         self.num_tokens = 0
+        """Tokens drawn."""
+        self.num_recalled = 0
+        """Tokens of prompts that were not read, since a row held them already."""
 
     # Verbs
 
@@ -165,11 +187,13 @@ class Batcher:
     def adopt(self, version: int) -> None:
         """Goes on under the weights that the backend holds by now, as `version`."""
         self.version = version
+        self._kept.clear()
         counts = self._state.count.tolist()
         for index, row in enumerate(self._rows):
             row.versions.append((counts[index], version))
         if self._on_update == "recompute" and self._rows:
-            self.backend.prefill([self._prefix(i, counts[i]) for i in range(len(self._rows))], self._own_rows())
+            prefixes = [self._prefix(i, counts[i]) for i in range(len(self._rows))]
+            self.backend.prefill(prefixes, self._own_rows(), [0] * len(prefixes))
 
     @property
     def has_work(self) -> bool:
@@ -245,12 +269,27 @@ class Batcher:
                 self._rows.append(_Row(job, sample, offset, [(0, self.version)]))
         self._state.start(first, [(row.job.request, row.sample) for row in self._rows[first:]])
         self._note_settings()
-        logits = self.backend.prefill(list(rows_of), list(rows_of.values()))
+        logits = self.backend.prefill(list(rows_of), list(rows_of.values()), self._recall(rows_of, first))
         owner = [0] * (len(self._rows) - first)
         for index, rows in enumerate(rows_of.values()):
             for row in rows:
                 owner[row - first] = index
         return self._extend(logits[torch.tensor(owner, device=logits.device)], first)
+
+    def _recall(self, rows_of: Mapping[tuple[int, ...], list[int]], first: int) -> list[int]:
+        """Copies what the cache holds of new prompts into their rows; says how many of their tokens that are."""
+        if not self.reuses_cache:
+            return [0] * len(rows_of)
+        active = {row.job.request.prompt_ids: i for i, row in enumerate(self._rows[:first]) if self._is_current(row)}
+        plan = self._kept.make_room(rows_of, active)
+        if plan.sources:
+            self.backend.move(plan.sources, plan.targets, plan.longest)
+        self.num_recalled += sum(plan.num_known)
+        return plan.num_known
+
+    def _is_current(self, row: _Row) -> bool:
+        """Whether what the cache holds of a row comes from the present weights alone."""
+        return self._on_update == "recompute" or len(row.versions) == 1
 
     # Decoding
 
@@ -283,15 +322,18 @@ class Batcher:
     def _retire(self, ended: list[int]) -> list[Finished]:
         """Turns ended rows into completions and closes the holes."""
         finished: list[Finished] = []
+        held: dict[int, tuple[int, ...]] = {}
         for index in ended:
             row = self._rows[index]
             job = row.job
-            job.completions[row.sample] = self._completion(index)
+            completion = job.completions[row.sample] = self._completion(index)
+            if self.reuses_cache and self._is_current(row):
+                held[index] = (*completion.prompt_ids, *completion.token_ids[:-1])  # the newest was never read
             job.num_open -= 1
             if not job.num_open:
                 del self._jobs[job.request.key]
                 finished.append((job.request.key, tuple(c for c in job.completions if c is not None)))
-        self._remove(ended)
+        self._remove(ended, held)
         return finished
 
     def _completion(self, index: int) -> Completion:
@@ -312,8 +354,8 @@ class Batcher:
             finish_reason=reason,
         )
 
-    def _remove(self, ended: list[int]) -> None:
-        """Closes the holes with rows from the end."""
+    def _remove(self, ended: list[int], held: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> None:
+        """Closes the holes with rows from the end, and keeps what the ended rows still hold, by index, behind them."""
         if not ended:
             return
         n = len(self._rows) - len(ended)
@@ -321,12 +363,17 @@ class Batcher:
         holes = [index for index in ended if index < n]
         movers = [index for index in range(n, len(self._rows)) if index not in gone]
         if holes:
-            longest = max(self._rows[index].length_offset for index in movers) + self._clock
-            sources, targets = (torch.tensor(x, device=self.backend.device) for x in (movers, holes))
+            leaving = dict(zip(holes, movers, strict=True))  # they swap places
+            kept = [index for index in holes if index in held]
+            sources, targets = [*movers, *kept], [*holes, *(leaving[index] for index in kept)]
+            longest = max(self._rows[index].length_offset for index in sources) + self._clock
             self.backend.move(sources, targets, longest)
-            self._state.move(sources, targets)
+            self._state.move(*(torch.tensor(x, device=self.backend.device) for x in (movers, holes)))
             for source, target in zip(movers, holes, strict=True):
                 self._rows[target] = self._rows[source]
+            held = {leaving.get(index, index): tokens for index, tokens in held.items()}
+        for index, tokens in held.items():
+            self._kept.keep(index, tokens)
         del self._rows[n:]
         self._note_settings()
 

@@ -156,6 +156,7 @@ class GeneratorExecutor(Executor):
 
     async def status(self) -> Mapping[str, float]:
         """Counters since setup and what is under way."""
+        weight_bytes, cache_bytes = self.batcher.backend.memory()
         return {
             "tokens": self.batcher.num_tokens,
             "requests_active": self.batcher.num_requests,
@@ -163,6 +164,8 @@ class GeneratorExecutor(Executor):
             "version": self.batcher.version,
             "busy_seconds": self._busy_seconds,
             "is_serving": float(self._refusal is None),
+            "weight_bytes": weight_bytes,
+            "cache_bytes": cache_bytes,
         }
 
     # Inside

@@ -49,6 +49,11 @@ class Int8:
         result.addmm_(x[:, self.outliers], self.kept.t())
         return result if self.bias is None else result.add_(self.bias)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of levels, scales and the columns kept in float32."""
+        return self.quantised.nbytes + self.scale.nbytes + self.kept.nbytes
+
     def write(self, rows: slice, weight: Tensor) -> None:
         """Quantises `weight [rows, in]` as the weights of these outputs."""
         weight = weight.to(self.scale)

@@ -1,13 +1,14 @@
 """The native backend: packed forward pass, preallocated key/value cache, dense rows.
 
-Keys are stored transposed, `[rows, K, D, T]`, values as `[rows, K, T, D]`: then both products of a decode step are
-batched matrix products that read memory in order. Reads stop at the longest active row, rounded up to a block.
+Keys and values of a layer are one tensor, `[2, rows, K, T, D]`: a decode step writes both at once, and both of its
+products are batched matrix products over contiguous positions. Reads stop at the longest active row, rounded up to a
+block.
 
 Shape legend: L layers, S slots, n active rows, K key/value heads, G query heads per key/value head, D head size,
 T cached positions, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -29,61 +30,83 @@ _PREFILL_TOKENS = 4096
 
 
 class KVCache:
-    """Keys and values of the active rows, grown when rows get longer."""
+    """Keys and values, one tensor `[2, rows, K, T, D]` a layer, grown when there are more rows or longer ones."""
 
     def __init__(self, geometry: Geometry, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.geometry, self.slots = geometry, slots
-        self.keys = torch.empty(0, dtype=dtype, device=device)
-        self.values = torch.empty(0, dtype=dtype, device=device)
-        self.capacity = 0
+        self.num_rows = self.capacity = 0
+        """Rows there are, and positions that each has room for."""
+        self.layers = [torch.empty(0, dtype=dtype, device=device)] * geometry.num_layers
 
-    def reserve(self, length: int) -> None:
-        """Makes room for `length` positions in every row; what is cached stays."""
-        if length <= self.capacity:
+    def reserve(self, length: int, num_rows: int = 0) -> None:
+        """Makes room for `length` positions in each of `num_rows` rows; what is cached stays."""
+        g, old_rows, old_capacity = self.geometry, self.num_rows, self.capacity
+        if length > self.capacity:
+            self.capacity = min(max(length, old_capacity + old_capacity // 2, 64), max(g.max_positions, length))
+            self.capacity += -self.capacity % _BLOCK
+        if num_rows > self.num_rows:
+            self.num_rows = min(max(num_rows, old_rows + old_rows // 2), self.slots)
+        if (self.num_rows, self.capacity) == (old_rows, old_capacity):
             return
-        g, old = self.geometry, self.capacity
-        self.capacity = min(max(length, 2 * old, 64), max(g.max_positions, length))
-        self.capacity += -self.capacity % _BLOCK
-        keys = self.keys.new_zeros(g.num_layers, self.slots, g.num_kv_heads, g.head_dim, self.capacity)
-        values = self.values.new_zeros(g.num_layers, self.slots, g.num_kv_heads, self.capacity, g.head_dim)
-        if old:
-            keys[..., :old], values[..., :old, :] = self.keys, self.values
-        self.keys, self.values = keys, values
+        for index, layer in enumerate(self.layers):  # one by one, so that no second cache is held meanwhile
+            # A position that was never written is masked, but must be a number.
+            grown = layer.new_zeros(2, self.num_rows, g.num_kv_heads, self.capacity, g.head_dim)
+            if old_rows and old_capacity:
+                grown[:, :old_rows, :, :old_capacity] = layer
+            self.layers[index] = grown
 
-    def move(self, sources: Tensor, targets: Tensor, length: int) -> None:
-        """Copies the first `length` positions of rows `sources` over rows `targets`."""
-        self.keys[:, targets, :, :, :length] = self.keys[:, sources, :, :, :length]
-        self.values[:, targets, :, :length] = self.values[:, sources, :, :length]
+    def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copies the first `length` positions of rows `sources` over rows `targets`, all at once: rows may swap."""
+        self.reserve(length, 1 + max(targets))
+        to, origin = (torch.tensor(rows, device=self.layers[0].device) for rows in (targets, sources))
+        for layer in self.layers:
+            layer[:, to, :, :length] = layer[:, origin, :, :length]
 
 
 class NativeBackend:
     """Runs a fused `Decoder` over dense cache rows."""
 
+    can_reuse = True
+
     def __init__(self, decoder: Decoder, slots: int) -> None:
         self.decoder, self.geometry = decoder, decoder.geometry
-        self.device, self.max_positions = decoder.embed.device, decoder.geometry.max_positions
+        self.device, self.max_positions = decoder.device, decoder.geometry.max_positions
         self.vocab_size = decoder.geometry.vocab_size
-        self.cache = KVCache(decoder.geometry, slots, decoder.embed.dtype, self.device)
+        self.cache = KVCache(decoder.geometry, slots, decoder.dtype, self.device)
         self._lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        self._row_index = torch.arange(slots * decoder.geometry.num_kv_heads, device=self.device)
-        self._zero, self._minus_infinity = decoder.embed.new_tensor([0.0, -torch.inf])
+        self._row_index = torch.arange(slots, device=self.device)
+        self._zero, self._minus_infinity = decoder.norm.new_tensor([0.0, -torch.inf])
         self._position_index = self._row_index[:0]
+        self._spans: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._spans_key: tuple[int, ...] = ()
 
     @torch.no_grad()
-    def prefill(self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
-        """Reads each sequence once into its cache rows; logits `[sequences, V]` after the last tokens."""
-        self.cache.reserve(max(map(len, sequences)) + 1)
-        logits, start = [], 0
-        while start < len(sequences):
-            end, num_tokens = start + 1, len(sequences[start])
-            while end < len(sequences) and num_tokens + len(sequences[end]) <= _PREFILL_TOKENS:
-                num_tokens += len(sequences[end])
-                end += 1
-            logits.append(self._prefill(sequences[start:end], rows[start:end]))
-            start = end
-        return torch.cat(logits) if len(logits) > 1 else logits[0]
+    def prefill(
+        self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], num_known: Sequence[int]
+    ) -> Tensor:
+        """Reads each sequence once into its cache rows; logits `[sequences, V]` after the last tokens.
 
-    def _prefill(self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
+        Args:
+            sequences: token ids.
+            rows: the cache rows of each sequence.
+            num_known: how many of its first tokens these rows hold already; fewer than it has.
+        """
+        self.cache.reserve(max(map(len, sequences)) + 1, 1 + max(map(max, rows)))
+        logits: list[Tensor] = [torch.empty(0)] * len(sequences)
+        num_new = [len(sequence) - known for sequence, known in zip(sequences, num_known, strict=True)]
+        fresh = [index for index, known in enumerate(num_known) if not known]
+        begun = [index for index, known in enumerate(num_known) if known]
+        for part in _passes(fresh, num_new):
+            for index, row in zip(part, self._read([sequences[i] for i in part], [rows[i] for i in part]), strict=True):
+                logits[index] = row
+        for part in _passes(begun, num_new):
+            jobs = [(sequences[index], rows[index], num_known[index]) for index in part]
+            for index, row in zip(part, self._read_on(jobs), strict=True):
+                logits[index] = row
+        return torch.stack(logits)
+
+    def _read(self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
+        """Sequences of which nothing is known: padded to one length for attention."""
         lengths = torch.tensor([len(s) for s in sequences])
         longest = int(lengths.max())
         sequence = torch.arange(len(sequences)).repeat_interleave(lengths).to(self.device)
@@ -96,8 +119,8 @@ class NativeBackend:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             padded = [self._pad(x, sequence, positions, len(sequences), longest) for x in (q, k, v)]
-            self.cache.keys[layer, targets, :, :, :longest] = padded[1][owner].transpose(2, 3)
-            self.cache.values[layer, targets, :, :longest] = padded[2][owner]
+            keys, values = self.cache.layers[layer]
+            keys[targets, :, :longest], values[targets, :, :longest] = padded[1][owner], padded[2][owner]
             out = F.scaled_dot_product_attention(
                 padded[0], padded[1], padded[2], is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
             )
@@ -113,6 +136,35 @@ class NativeBackend:
         padded[sequence, positions] = x
         return padded.transpose(1, 2)
 
+    def _read_on(self, jobs: Sequence[tuple[Sequence[int], Sequence[int], int]]) -> Tensor:
+        """Sequences whose first tokens are cached (sequence, rows, how many): attention over one row after another."""
+        ids: list[int] = []
+        positions, parts = [], []
+        for sequence, targets, known in jobs:
+            span = torch.arange(known, len(sequence), device=self.device)
+            is_past = torch.arange(len(sequence), device=self.device) <= span.unsqueeze(1)
+            parts.append((slice(len(ids), len(ids) + len(span)), list(targets), slice(known, len(sequence)), is_past))
+            positions.append(span)
+            ids += sequence[known:]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cached, mixed = self.cache.layers[layer], []
+            for tokens, targets, span, is_past in parts:
+                cached[:, targets, :, span] = torch.stack((k[tokens], v[tokens])).transpose(1, 2).unsqueeze(1)
+                keys, values = cached[:, targets[:1], :, : span.stop]
+                queries = q[tokens].transpose(0, 1).unsqueeze(0)
+                out = F.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=is_past, enable_gqa=q.shape[1] != k.shape[1]
+                )
+                mixed.append(out[0].transpose(0, 1).flatten(1))
+            return torch.cat(mixed)
+
+        longest = max(len(sequence) for sequence, _, _ in jobs)
+        hidden = self.decoder.hidden(torch.tensor(ids, device=self.device), torch.cat(positions), attend, longest)
+        for sequence, targets, _ in jobs:
+            self._lengths[list(targets)] = len(sequence)
+        return self.decoder.head(hidden[[tokens.stop - 1 for tokens, *_ in parts]])
+
     @torch.no_grad()
     def decode(self, tokens: Tensor, longest: int) -> Tensor:
         """Appends `tokens [n]` to rows 0..n-1, whose longest then has `longest` tokens; logits `[n, V]`."""
@@ -124,30 +176,45 @@ class NativeBackend:
         mask = torch.where(is_past, self._minus_infinity, self._zero).view(n, 1, 1, num_read)
         mask = mask.expand(n, g.num_kv_heads, 1, num_read).reshape(-1, 1, num_read)
         batch, per_kv, scale = n * g.num_kv_heads, g.num_heads // g.num_kv_heads, g.head_dim**-0.5
-        head_row, head_position = self._row_index[:batch], positions.repeat_interleave(g.num_kv_heads)
+        rows, spans = self._row_index[:n], self._spans_of(n, num_read)
+        mixed = mask.new_zeros(self.decoder.rounded(n), g.num_heads * g.head_dim)  # serves all layers
+        into = mixed[:n].view(batch, per_kv, g.head_dim)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys = self.cache.keys[layer].view(-1, g.head_dim, self.cache.capacity)
-            values = self.cache.values[layer].view(-1, self.cache.capacity, g.head_dim)
-            keys[head_row, :, head_position] = k.reshape(batch, g.head_dim)
-            values[head_row, head_position] = v.reshape(batch, g.head_dim)
-            queries = q.reshape(batch, per_kv, g.head_dim)
-            scores = torch.baddbmm(mask, queries, keys[:batch, :, :num_read], alpha=scale)
-            return torch.bmm(torch.softmax(scores, dim=-1), values[:batch, :num_read]).view(n, -1)
+            cached, keys, values = spans[layer]
+            cached[:, rows, :, positions] = torch.stack((k, v), dim=1)
+            scores = torch.baddbmm(mask, q.reshape(batch, per_kv, g.head_dim), keys, alpha=scale)
+            torch.bmm(torch.softmax(scores, dim=-1), values, out=into)
+            return mixed
 
         hidden = self.decoder.hidden(tokens, positions, attend, longest)
         self._lengths[:n] += 1
         return self.decoder.head(hidden)
+
+    def _spans_of(self, num_rows: int, length: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each layer: its cache; keys `[n * K, D, T]` and values `[n * K, T, D]` of the first rows.
+
+        Made anew only when they change, since a decode step of few rows is as slow as its many small calls.
+        """
+        key = (num_rows, length, self.cache.num_rows, self.cache.capacity)
+        if key != self._spans_key:
+            batch, head_dim = num_rows * self.geometry.num_kv_heads, self.geometry.head_dim
+            self._spans = []
+            for cached in self.cache.layers:
+                keys, values = cached.view(2, -1, self.cache.capacity, head_dim)[:, :batch, :length]
+                self._spans.append((cached, keys.transpose(1, 2), values))
+            self._spans_key = key
+        return self._spans
 
     def _positions(self, length: int) -> Tensor:
         if length > len(self._position_index):
             self._position_index = torch.arange(self.cache.capacity, device=self.device)
         return self._position_index[:length]
 
-    def move(self, sources: Tensor, targets: Tensor, longest: int) -> None:
-        """Rows `sources` take the places `targets`."""
+    def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
+        """Rows `sources` are copied over rows `targets`, all at once; none has more than `longest` tokens."""
         self.cache.move(sources, targets, longest)
-        self._lengths[targets] = self._lengths[sources]
+        self._lengths[list(targets)] = self._lengths[list(sources)]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is."""
@@ -161,9 +228,27 @@ class NativeBackend:
         """Names whose held value is not that of `tensors`, up to the rounding of the precision."""
         return self.decoder.mismatches(tensors)
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes of its weights, and of the rows of cache that hold or held anything."""
+        return self.decoder.num_bytes, sum(layer.nbytes for layer in self.cache.layers)
+
     def probe_logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
         return probe_logprobs(self.decoder, ids)
+
+
+def _passes(indices: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """`indices` in order, in parts of at most `_PREFILL_TOKENS` tokens, or of one sequence that has more."""
+    part: list[int] = []
+    num_tokens = 0
+    for index in indices:
+        if part and num_tokens + lengths[index] > _PREFILL_TOKENS:
+            yield part
+            part, num_tokens = [], 0
+        part.append(index)
+        num_tokens += lengths[index]
+    if part:
+        yield part
 
 
 class NativeGenerator(Batcher):

@@ -303,6 +303,13 @@ def quiet() -> Iterator[Any]:
                 log.enable_progress_bar()
 
 
+def new_cache() -> Any:
+    """An empty key/value cache of transformers that keeps every position, also those behind an attention window."""
+    import transformers
+
+    return transformers.DynamicCache()
+
+
 @contextlib.contextmanager
 def _explained(source: Source, what: str) -> Iterator[None]:
     """Turns what a broken file makes transformers raise into one `CheckpointError` that names checkpoint and part.

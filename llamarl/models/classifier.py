@@ -22,6 +22,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.records import Message
 from llamarl.models.checkpoint import load_classifier, load_config, load_tokenizer
 from llamarl.models.decoder import Decoder
+from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.models.tokenizer import Tokenizer
 
 TokenIds = tuple[int, ...]
@@ -119,6 +120,10 @@ class PaddedClassifier:
         rows = [without_padding(ids, pad) for ids in sequences]
         if pad is None and len(rows) > 1:  # such a module takes one row at a time
             return torch.cat([self([row]) for row in rows])
+        sides = split_by_side([len(row) for row in rows], rope_threshold(self._model.config))
+        if len(sides) > 1:
+            order = torch.tensor([index for side in sides for index in side], device=self._model.device).argsort()
+            return torch.cat([self([rows[index] for index in side]) for side in sides])[order]
         width = max(len(row) for row in rows)
         device = self._model.device
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64, device=device)

@@ -15,6 +15,7 @@ Shape legend: M tokens, d hidden size, H query heads, K key/value heads, D head 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import WeightSyncError
-from llamarl.models.linear import linear
+from llamarl.models.linear import linear, round_rows
+from llamarl.models.packed import Packed, suits_packing
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`(layer index, q [M, H, D], k [M, K, D], v [M, K, D]) -> [M, H * D]`; q and k are already rotated."""
@@ -39,6 +41,10 @@ class Projection(Protocol):
 class Quantised(Projection, Protocol):
     """A projection that stores its weights in another form than it is given them."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the stored weights."""
+
     def write(self, rows: slice, weight: Tensor) -> None:
         """Takes `weight [rows, in]` as the weights of these outputs."""
 
@@ -53,6 +59,22 @@ The name is that of the (first) linear module whose weights they are.
 """
 
 
+class _Views(Mapping[str, Tensor]):
+    """Parameters by name: views where the weights lie row by row, copies made when asked for where they are packed."""
+
+    def __init__(self, views: Mapping[str, Tensor], packed: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._views, self._packed = views, packed
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._packed[name]() if name in self._packed else self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._views, *self._packed))
+
+    def __len__(self) -> int:
+        return len(self._views) + len(self._packed)
+
+
 @dataclass(slots=True)
 class Dense:
     """`x W^T + b`."""
@@ -63,6 +85,15 @@ class Dense:
     def __call__(self, x: Tensor, /) -> Tensor:
         """Maps `x [M, in]`."""
         return linear(x, self.weight, self.bias)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """The weights of the outputs `ids [M]`, `[M, in]`: as an embedding."""
+        return F.embedding(ids, self.weight)
+
+
+def fastest(name: str, weight: Tensor, bias: Tensor | None = None) -> Dense | Packed:
+    """A map of a fused decoder: packed where this machine gains by that, else dense."""
+    return Packed(weight, bias) if suits_packing(weight) else Dense(weight, bias)
 
 
 @dataclass(slots=True)
@@ -144,13 +175,21 @@ class Decoder:
     """
 
     def __init__(
-        self, geometry: Geometry, embed: Tensor, layers: list[Layer], norm: Tensor, head: Projection, model: nn.Module
+        self,
+        geometry: Geometry,
+        embed: Dense | Packed,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Projection,
+        model: nn.Module,
     ) -> None:
         self.geometry, self.embed, self.layers, self.norm, self.head = geometry, embed, layers, norm, head
+        self.device, self.dtype = norm.device, norm.dtype
+        self._rounds_rows = isinstance(head, Packed)
         body: Any = model.model
         self._rotary = body.rotary_emb  # the module that scales positions as trained
         self.cos, self.sin = self._tables(min(geometry.max_positions, 512))
-        self._norm_eps = torch.full((), geometry.norm_eps, device=embed.device)
+        self._norm_eps = torch.full((), geometry.norm_eps, device=self.device)
         self._views: dict[str, Tensor] = {}
         self._quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
 
@@ -176,7 +215,8 @@ class Decoder:
             for block in body.layers
         ]
         head: Any = model.lm_head
-        return cls(Geometry.of(config), body.embed_tokens.weight, layers, body.norm.weight, _dense(head), model)
+        embed = Dense(body.embed_tokens.weight)
+        return cls(Geometry.of(config), embed, layers, body.norm.weight, _dense(head), model)
 
     @classmethod
     def fused(
@@ -184,7 +224,7 @@ class Decoder:
         model: nn.Module,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        make: MakeProjection = lambda name, weight, bias: Dense(weight, bias),
+        make: MakeProjection = fastest,
     ) -> "Decoder":
         """Runs on its own copy of the weights: q, k, v in one matrix, gate and up in another. No gradients.
 
@@ -192,23 +232,38 @@ class Decoder:
             model: a transformers `*ForCausalLM`; it is read here and not needed afterwards.
             dtype: of weights, activations and cache.
             device: where the copy lives.
-            make: builds the projections of the layers; embeddings, norms and the head stay dense.
+            make: builds the projections of the layers. The head, and embeddings tied to it, take the fastest form.
         """
         config: Any = model.config
         body: Any = model.model
         fuse = _Fuser(dtype, torch.device(device), make)
         layers = [fuse.layer(f"model.layers.{index}.", block) for index, block in enumerate(body.layers)]
-        embed = fuse.copy("model.embed_tokens.weight", body.embed_tokens.weight)
         norm = fuse.copy("model.norm.weight", body.norm.weight)
         is_tied = cast(Any, model.lm_head).weight is body.embed_tokens.weight
-        head = Dense(embed if is_tied else fuse.copy("lm_head.weight", cast(Any, model.lm_head).weight))
+        name, lm_head = "model.embed_tokens" if is_tied else "lm_head", cast(Any, model.lm_head)
+        head = cast(Dense | Packed, fuse.project({name: lm_head}, fastest))
+        embed = head if is_tied else Dense(fuse.copy("model.embed_tokens.weight", body.embed_tokens.weight))
         decoder = cls(Geometry.of(config), embed, layers, norm, head, model)
         decoder._views, decoder._quantised = fuse.views, fuse.quantised
         return decoder
 
-    def named_views(self) -> dict[str, Tensor]:
-        """Hugging Face parameter name -> view into this fused decoder's buffers; quantised weights have none."""
-        return dict(self._views)
+    def named_views(self) -> Mapping[str, Tensor]:
+        """Hugging Face parameter name -> view into this fused decoder's buffers; quantised weights have none.
+
+        Of packed weights, a copy made at each access.
+        """
+        packed = {
+            name: partial(projection.dense, rows)
+            for name, (projection, rows, _) in self._quantised.items()
+            if isinstance(projection, Packed)
+        }
+        return _Views(self._views, packed)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights that a fused decoder holds."""
+        projections = {id(projection): projection for projection, _, _ in self._quantised.values()}
+        return sum(t.nbytes for t in self._views.values()) + sum(p.num_bytes for p in projections.values())
 
     @torch.no_grad()
     def copy_from(self, tensors: Mapping[str, Tensor]) -> None:
@@ -248,14 +303,19 @@ class Decoder:
         Args:
             ids: `[M]` int64 token ids.
             positions: `[M]` int64 position of each token in its own sequence, from 0.
-            attend: the attention strategy.
+            attend: the attention strategy. Its result may have `rounded(M)` rows: the rest doesn't matter.
             longest: length of the longest sequence, where the caller knows it: then the device isn't waited for.
 
         Returns:
             `[M, d]`.
         """
-        g = self.geometry
-        x = F.embedding(ids, self.embed)
+        g, num_tokens = self.geometry, len(ids)
+        if longest is None:
+            longest = int(positions.max()) + 1 if num_tokens else 1
+        num_added = self.rounded(num_tokens) - num_tokens
+        if num_added:  # tokens that nobody attends to
+            ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
+        x = self.embed.lookup(ids)
         cos, sin = self.rotation(positions, longest)
         num_q, num_qk = g.num_heads, g.num_heads + g.num_kv_heads
         for index, layer in enumerate(self.layers):
@@ -266,10 +326,19 @@ class Decoder:
             else:
                 qk = qkv[:, :num_qk]
             qk = rotate(qk, cos, sin)
-            x = x + layer.out(attend(index, qk[:, :num_q], qk[:, num_q:], qkv[:, num_qk:]))
+            if num_added:
+                qk, qkv = qk[:num_tokens], qkv[:num_tokens]
+            mixed = attend(index, qk[:, :num_q], qk[:, num_q:], qkv[:, num_qk:])
+            if len(mixed) < len(x):
+                mixed = F.pad(mixed, (0, 0, 0, num_added))
+            x = x + layer.out(mixed)
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        return self._rms(x, self.norm)
+        return self._rms(x[:num_tokens] if num_added else x, self.norm)
+
+    def rounded(self, num_tokens: int) -> int:
+        """How many tokens `hidden` computes with: products have kernels for few numbers of rows only."""
+        return round_rows(num_tokens) if self._rounds_rows else num_tokens
 
     def rotation(self, positions: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:
         """Rotary factors `cos, sin [M, 1, D]`; the first half of `sin` is negated, as `rotate` wants it."""
@@ -289,8 +358,8 @@ class Decoder:
     @torch.no_grad()
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=self._rotary.inv_freq.device)
-        like = torch.empty(1, 1, 1, dtype=self.embed.dtype, device=positions.device)
-        cos, sin = (t.to(self.embed.device) for t in self._rotary(like, positions.unsqueeze(0)))
+        like = torch.empty(1, 1, 1, dtype=self.dtype, device=positions.device)
+        cos, sin = (t.to(self.device) for t in self._rotary(like, positions.unsqueeze(0)))
         half = self.geometry.head_dim // 2
         return cos[0].clone(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
@@ -345,13 +414,13 @@ class _Fuser:
         self.views[name] = weight.detach().to(device=self.device, dtype=self.dtype, copy=True)
         return self.views[name]
 
-    def project(self, linears: dict[str, Any]) -> Projection:
+    def project(self, linears: dict[str, Any], make: MakeProjection | None = None) -> Projection:
         modules = list(linears.values())
         weight = torch.cat([m.weight.detach().to(self.device, self.dtype) for m in modules])
         bias = None
         if modules[0].bias is not None:
             bias = torch.cat([m.bias.detach().to(self.device, self.dtype) for m in modules])
-        projection = self.make(next(iter(linears)), weight, bias)
+        projection = (make or self.make)(next(iter(linears)), weight, bias)
         start = 0
         for name, module in linears.items():
             rows = slice(start, start := start + len(module.weight))

@@ -27,9 +27,14 @@ def probe_rows(model: nn.Module, prompts: Sequence[Sequence[int]] = ()) -> tuple
         prompts: token ids of prompts of the run; without any, four arbitrary tokens stand for one.
     """
     config: Any = model.config
-    vocab_size, longest = config.vocab_size, config.max_position_embeddings - _NEW_TOKENS
-    chosen = prompts[:_MAX_ROWS] or [[(7919 * place * place + 17) % vocab_size for place in range(4)]]
+    longest = config.max_position_embeddings - _NEW_TOKENS
+    chosen = prompts[:_MAX_ROWS] or [arbitrary_ids(config.vocab_size, 4)]
     return tuple(_continue(model, prompt[: min(_PROMPT_TOKENS, longest)]) for prompt in chosen)
+
+
+def arbitrary_ids(vocab_size: int, length: int) -> tuple[int, ...]:
+    """Token ids spread over the vocabulary, the same in every process."""
+    return tuple((7919 * place * place + 104729 * place + 17) % vocab_size for place in range(length))
 
 
 @torch.no_grad()
@@ -45,7 +50,7 @@ def _continue(model: nn.Module, prompt: Sequence[int]) -> tuple[int, ...]:
 @torch.no_grad()
 def probe_logprobs(decoder: Decoder, ids: Sequence[int]) -> tuple[float, ...]:
     """Log-probs of `ids[1:]`, each given the ids before it, in fp32: `len(ids) - 1` numbers."""
-    tokens = torch.tensor(ids, device=decoder.embed.device)
+    tokens = torch.tensor(ids, device=decoder.device)
     hidden = decoder.hidden(tokens, torch.arange(len(tokens), device=tokens.device), causal)
     logprobs = torch.log_softmax(decoder.head(hidden[:-1]).float(), dim=-1)
     return tuple(logprobs.gather(1, tokens[1:, None])[:, 0].tolist())

@@ -35,12 +35,12 @@ def activation_bytes(config: Any) -> int:
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "intermediate_size", None) or 4 * d
     per_layer = 4 * d + (5 * heads + 8 * kv_heads) * head_dim + 4 * width
-    return _FLOAT * (config.num_hidden_layers * per_layer + 2 * d)
+    return int(_FLOAT * (config.num_hidden_layers * per_layer + 2 * d))
 
 
 def logits_bytes(config: Any, num_tokens: int) -> int:
     """Bytes of the logits of so many tokens, with their gradient; beyond `MAX_LOGITS` they are made in pieces."""
-    return 2 * _FLOAT * min(num_tokens * config.vocab_size, MAX_LOGITS)
+    return 2 * _FLOAT * min(num_tokens * int(config.vocab_size), MAX_LOGITS)
 
 
 def default_micro_batch_tokens(config: Any, device: torch.device | str) -> int:

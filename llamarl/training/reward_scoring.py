@@ -52,7 +52,7 @@ class PackedConversations:
     def __call__(self, groups: Sequence[Conversations]) -> Tensor:
         """Logits `[N, L]` in float32 of all conversations, group after group."""
         rows = [row for group in groups for row in _rows([without_padding(ids, self._pad_id) for ids in group])]
-        device = self._decoder.embed.device
+        device = self._decoder.device
         packed = Packed(rows, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
             hidden = self._decoder.hidden(packed.ids, packed.positions, packed.attend)

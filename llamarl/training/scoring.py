@@ -3,7 +3,7 @@
 Both give the same numbers; the padded one runs any Hugging Face causal language model and is the reference in tests.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llamarl.functional.logprobs import token_entropy, token_logprobs
 from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.training.joined import join_projections
 from llamarl.training.packing import Packed, TokenRow, split_packed, split_padded
 
@@ -58,7 +59,7 @@ class PackedScorer:
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
-        packed = Packed(rows, self._decoder.embed.device)
+        packed = Packed(rows, self._decoder.device)
         states = packed.predicting(self._decoder.hidden(packed.ids, packed.positions, packed.attend))
         scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)
         return Scores(
@@ -72,8 +73,21 @@ class PackedScorer:
         return split_packed(rows, max_tokens)
 
 
+class _Span(NamedTuple):
+    """Consecutive tokens of a completion that one forward pass scores."""
+
+    read: tuple[int, ...]
+    """All tokens before the last target; the last `len(targets)` of them predict."""
+    targets: tuple[int, ...]
+    place: int
+    """Of the first target, among those of all rows."""
+
+
 class PaddedScorer:
     """One right-padded row per completion through the module's ordinary forward pass.
+
+    Where the module's embeddings depend on a sequence's length (see `models.rope`), each token is scored as it was
+    drawn: on the side of the threshold where the tokens before it were. Rows that cross it are read twice.
 
     Args:
         model: any Hugging Face causal language model.
@@ -82,23 +96,51 @@ class PaddedScorer:
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         self._model, self._temperature = model.eval(), temperature
+        self._threshold = rope_threshold(model.config)
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
+        parts = [self._score(spans, entropy, hidden) for spans in self._sides(rows)]
+        if len(parts) == 1:
+            return parts[0][0]
+        order = torch.cat([places for _, places in parts]).argsort()
+        logprobs, entropies, states = (
+            torch.cat(found)[order] if (found := [x for x in column if x is not None]) else None
+            for column in zip(*(scores for scores, _ in parts), strict=True)
+        )
+        assert logprobs is not None
+        return Scores(logprobs, entropies, states)
+
+    def _sides(self, rows: Sequence[TokenRow]) -> Iterator[list["_Span"]]:
+        """What to score in each forward pass."""
+        spans, num_tokens = [], 0
+        for row in rows:
+            ids, first = row.prompt_ids + row.token_ids, len(row.prompt_ids)
+            # The last of so many tokens still follows a short prefix.
+            ends = [len(ids)] if self._threshold is None else [min(self._threshold + 1, len(ids)), len(ids)]
+            for end in ends:
+                if first < end:
+                    spans.append(_Span(ids[: end - 1], ids[first:end], num_tokens))
+                    num_tokens, first = num_tokens + end - first, end
+        for side in split_by_side([len(span.read) for span in spans], self._threshold):
+            yield [spans[index] for index in side]
+
+    def _score(self, spans: Sequence["_Span"], entropy: EntropyMode, hidden: bool) -> tuple[Scores, Tensor]:
+        """Scores of one forward pass, and their places among the scores of all rows."""
         device = next(self._model.parameters()).device
-        full = [torch.tensor(row.prompt_ids + row.token_ids) for row in rows]
-        ids = nn.utils.rnn.pad_sequence(full, batch_first=True).to(device)
-        ends = torch.tensor([len(sequence) for sequence in full], device=device)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(span.read) for span in spans], batch_first=True).to(device)
+        ends = torch.tensor([len(span.read) for span in spans], device=device)
+        starts = ends - torch.tensor([len(span.targets) for span in spans], device=device)
         places = torch.arange(ids.shape[1], device=device)
         is_real = places < ends[:, None]
-        mask = is_real.long()
-        output = self._model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=hidden)
-        logits = output.logits[:, :-1]
-        starts = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
-        is_completion = (is_real & (places >= starts[:, None]))[:, 1:]
-        targets = ids[:, 1:][is_completion]
-        scores = score_tokens(logits[is_completion], targets, lambda x: x, self._temperature, entropy)
-        return scores._replace(hidden=output.hidden_states[-1][:, :-1][is_completion]) if hidden else scores
+        output = self._model(input_ids=ids, attention_mask=is_real.long(), use_cache=False, output_hidden_states=hidden)
+        predicts = is_real & (places >= starts[:, None])
+        targets = torch.tensor([token for span in spans for token in span.targets], device=device)
+        scores = score_tokens(output.logits[predicts], targets, lambda x: x, self._temperature, entropy)
+        if hidden:
+            scores = scores._replace(hidden=output.hidden_states[-1][predicts])
+        index = [torch.arange(span.place, span.place + len(span.targets), device=device) for span in spans]
+        return scores, torch.cat(index)
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, rows of similar length together, at most `max_tokens` padded tokens each."""

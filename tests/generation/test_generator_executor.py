@@ -293,7 +293,7 @@ class StaleHead(Forgetful):
 
     def __init__(self, inner):
         super().__init__(inner)
-        inner.decoder.head = Dense(inner.decoder.embed.clone())
+        inner.decoder.head = Dense(inner.decoder.named_views()["model.embed_tokens.weight"].clone())
 
     def load(self, tensors):
         self.inner.load(tensors)

@@ -64,5 +64,5 @@ def test_rejects_an_argument_that_the_template_never_reads(tmp_path):
     check_template_args(template, {"enable_thinking": False})
     with pytest.raises(ConfigError, match=r"chat_template_args\.enable_thinkng: .*; did you mean 'enable_thinking'\?"):
         check_template_args(template, {"enable_thinkng": False})
-    with pytest.raises(ConfigError, match="chat_template_args.enable_thinking: .*no such variable; leave it out"):
+    with pytest.raises(ConfigError, match=r"chat_template_args\.enable_thinking: .*no such variable; leave it out"):
         load_tokenizer(build_tiny("llama", tmp_path / "m"), {"enable_thinking": False})

@@ -102,7 +102,7 @@ def test_a_call_is_read_as_the_template_writes_it_or_the_row_is_bad():
     (example,) = read_examples([row], "pairs", tokenizer, STRICT).examples
     assert '{"name": "add", "parameters": {"a": 2}}<|eom_id|>' in tokenizer.decode(example.sequences[0], False)
     shown = {**row, "chosen": [{**call, "content": ""}]}
-    with pytest.raises(DataError, match="rows, line 1: .*leaves out the messages' tool_calls"):
+    with pytest.raises(DataError, match=r"rows, line 1: .*leaves out the messages' tool_calls"):
         read([shown])
     labelled = {"prompt": "2+3", "completion": [call], "label": True}
     config = RewardConfig(is_response_only=True)
