@@ -36,7 +36,7 @@ CodeScore = Literal["all", "fraction"]
 class CodeJudge:
     """Scores a program by the unit tests that it passes, in a sandbox. May be called from any event loop."""
 
-    version = "1"
+    version = "2"
     """Changes with every change of a verdict."""
     cost_class = "free"
     has_deadline = True
@@ -154,10 +154,13 @@ class CodeJudge:
         code = extract_code(text, self._block)
         if code is None:
             return Verdict.scored(0.0, passed=False, reason="no code found")
+        setup = self._setup
         try:
-            results = grade(self._setup, code, tests, slot)
+            results = grade(setup, code, tests, slot)
         except SandboxError as error:
             return Verdict.failed(str(error))
+        except Exception as error:  # a fault of ours, in one completion: the others of its group keep their verdicts
+            return Verdict.failed(f"the code judge failed: {type(error).__name__}: {error}")
         return with_seconds(self._verdict(results, tests), time.perf_counter() - started)
 
     def _verdict(self, results: Sequence[str], tests: Sequence[Test]) -> Verdict:
