@@ -143,7 +143,7 @@ def _judge_call(answer: dict[str, Any], call: Call) -> str:
         """An object that is no plain data: it equals none, and only its truth counts."""
         if is_truth and tag == "object" and isinstance(content, bool):
             return content
-        return no_reference(tag)
+        raise ValueError(f"a value tagged {tag!r} is no plain data")
 
     try:
         value = decode(answer["value"], find)
@@ -164,7 +164,7 @@ def _failure(answer: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A text of the solution's, of bounded length, that every file can hold; "answered nonsense" for what is no text."""
+    """A text of the solution's, bounded and such that every file can hold it; "answered nonsense" for none."""
     if not isinstance(value, str) or not value:
         return "answered nonsense"
     return value[:MAX_ERROR_CHARACTERS].encode("utf-8", "backslashreplace").decode()

@@ -24,7 +24,6 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-
 # name, number on x86_64, on aarch64 ("-": there is none)
 _CALLS = """
 shmget 29 194, shmat 30 196, shmdt 67 197, shmctl 31 195

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from sandbox import need_sandbox
 
-from llamarl.core.errors import ConfigError
 from llamarl.judges.code import Limits
 from llamarl.judges.code.grading import Setup
 from llamarl.judges.code.refusals import MACHINES
@@ -156,10 +156,8 @@ def strangers() -> list[str]:
 
 @pytest.fixture(scope="module")
 def setup() -> Setup:
-    try:
-        python = find_python(None, is_unsafe=False)
-    except ConfigError as error:
-        pytest.skip(f"no sandbox here: {error}")
+    need_sandbox()
+    python = find_python(None, is_unsafe=False)
     return Setup(python, Limits(), SECONDS, SECONDS, 0.0, is_unsafe=False, should_stop=True)
 
 

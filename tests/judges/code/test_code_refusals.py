@@ -39,8 +39,31 @@ def test_keys_and_what_attacks_begin_with_are_refused_and_nothing_else(machine) 
     assert [n for n, decision in decisions.items() if decision == NO_SUCH] == [machine.clone3]
 
 
-UNCOUNTED = "shmget shmat semget semop msgget msgsnd mq_open mq_timedsend memfd_create memfd_secret".split()
-DEEP = "keyctl add_key ptrace process_vm_readv pidfd_getfd unshare setns mount bpf userfaultfd perf_event_open".split()
+UNCOUNTED = [
+    "shmget",
+    "shmat",
+    "semget",
+    "semop",
+    "msgget",
+    "msgsnd",
+    "mq_open",
+    "mq_timedsend",
+    "memfd_create",
+    "memfd_secret",
+]
+DEEP = [
+    "keyctl",
+    "add_key",
+    "ptrace",
+    "process_vm_readv",
+    "pidfd_getfd",
+    "unshare",
+    "setns",
+    "mount",
+    "bpf",
+    "userfaultfd",
+    "perf_event_open",
+]
 
 
 @pytest.mark.parametrize("machine", [X86, ARM])

@@ -237,7 +237,9 @@ class State:
         """Calls it."""
         has_data = any(type(arg) is not Remote for arg in (*args, *kwargs.values()))
         if has_data and self.method is not None and (not self.method or is_of_plain_data(self.method)):
-            raise TypeError(f"{self.method or 'a function'} of an object that the tests did not make takes no plain data")
+            raise TypeError(
+                f"{self.method or 'a function'} of an object that the tests did not make takes no plain data"
+            )
         value = self.ask("call", *args, **kwargs)
         if type(value) is Remote and is_class(self.name):
             state(value).is_known = True
@@ -331,7 +333,9 @@ class Remote:
     def __enter__(self) -> Any:
         return state(self).ask("enter")
 
-    def __exit__(self, *_: object) -> None:  # it is not told what was raised, and does not stop it: of an assertion, too
+    def __exit__(
+        self, *_: object
+    ) -> None:  # it is not told what was raised, and does not stop it: of an assertion, too
         state(self).ask("exit")
 
     def __instancecheck__(self, instance: object) -> bool:
