@@ -25,9 +25,10 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.code.extract import Which, extract_code
 from llamarl.judges.code.grading import Setup, grade
-from llamarl.judges.code.sandbox import MAX_SLOTS, Limits, SandboxError, find_python
+from llamarl.judges.code.inside.wire import encode
+from llamarl.judges.code.sandbox import MAX_SLOTS, Limits, SandboxError, find_python, no_reference
 from llamarl.judges.code.slots import Slots
-from llamarl.judges.code.unit_tests import Program, Test, find_tests, parse_tests
+from llamarl.judges.code.unit_tests import Call, Program, Test, find_tests, parse_tests
 from llamarl.judges.function import with_seconds
 
 CodeScore = Literal["all", "fraction"]
@@ -108,6 +109,11 @@ class CodeJudge:
                     f"prompt {prompt.id!r}: test {number} wants {len(test.stdout.encode())} bytes of output; "
                     f"limits.output_bytes is {self._limits.output_bytes}"
                 )
+            if isinstance(test, Call):
+                try:
+                    encode([*test.args, *test.kwargs.values()], no_reference)
+                except ValueError as error:
+                    raise ConfigError(f"prompt {prompt.id!r}: test {number}: {error}") from None
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion (table in the module's docstring)."""

@@ -95,8 +95,8 @@ class Interpreter:
 
     path: str
     compiled: Mapping[str, str] = field(default_factory=dict)
-    """The modules of `inside/` as this interpreter compiles them: marshalled, compressed, in base64; those that are not here
-    travel as text, and every run pays for their compilation."""
+    """The modules of `inside/` as this interpreter compiles them: marshalled, compressed, in base64; those that are not
+    here travel as text, and every run pays for their compilation."""
 
     def program(self, role: Role, *arguments: int) -> str:
         """What it runs inside: the modules of `inside/`, then `main` of one of them."""

@@ -151,8 +151,8 @@ class Solution:
             self.lines.send(request)
             while "ask" in (answer := self.lines.receive()):
                 self.lines.send(self._called(answer))
-            error = exception(answer["error"], self._find) if "error" in answer else None
-            value = None if error else decode(answer["value"], self._find)
+            raised = exception(answer["error"], self._find) if "error" in answer else None
+            value = None if raised else decode(answer["value"], self._find)
             args = [decode(arg, self._find) for arg in answer.get("args", [])]
         except Exception as error:  # whatever is wrong with an answer
             self.is_lost = True
@@ -160,10 +160,10 @@ class Solution:
         if self._failure is not None:  # the solution must not catch it
             failure, self._failure = self._failure, None
             raise failure
-        if isinstance(error, (StopIteration, StopAsyncIteration)) and request["ask"] != "next":
-            error = RuntimeError(words(error))  # else it would end a loop of the tests, with what they check behind it
-        if error is not None:
-            raise error
+        if isinstance(raised, (StopIteration, StopAsyncIteration)) and request["ask"] != "next":
+            raised = RuntimeError(words(raised))  # else it would end a loop of the tests, and what they check there
+        if raised is not None:
+            raise raised
         return {"value": value, "args": args}
 
     def _called(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -237,9 +237,8 @@ class State:
         """Calls it."""
         has_data = any(type(arg) is not Remote for arg in (*args, *kwargs.values()))
         if has_data and self.method is not None and (not self.method or is_of_plain_data(self.method)):
-            raise TypeError(
-                f"{self.method or 'a function'} of an object that the tests did not make takes no plain data"
-            )
+            method = self.method or "a function"
+            raise TypeError(f"{method} of an object that the tests did not make takes no plain data")
         value = self.ask("call", *args, **kwargs)
         if type(value) is Remote and is_class(self.name):
             state(value).is_known = True
@@ -333,9 +332,8 @@ class Remote:
     def __enter__(self) -> Any:
         return state(self).ask("enter")
 
-    def __exit__(
-        self, *_: object
-    ) -> None:  # it is not told what was raised, and does not stop it: of an assertion, too
+    def __exit__(self, *_: object) -> None:
+        """Leaves it. It is not told what was raised, and does not stop it: that may be an assertion's."""
         state(self).ask("exit")
 
     def __instancecheck__(self, instance: object) -> bool:

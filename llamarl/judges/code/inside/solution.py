@@ -329,18 +329,19 @@ def exception(described: Any, find: Callable[[str, Any], Any]) -> Exception:
     name, module, text, base, arguments = described
     if any(type(part) is not str for part in (name, module, text, base)):
         raise ValueError("an error whose parts are no texts")
-    kind = getattr(builtins, base, None)
+    kind: Any = getattr(builtins, base, None)
     if not isinstance(kind, type) or not issubclass(kind, Exception):
         return RuntimeError(f"{name}: {text}")
     if name != base:
         is_standard = module.partition(".")[0] in sys.stdlib_module_names
-        named = getattr(sys.modules.get(module), name, None) if is_standard else None
+        named: Any = getattr(sys.modules.get(module), name, None) if is_standard else None
         is_same = isinstance(named, type) and issubclass(named, kind)
         kind = named if is_same else type(name, (kind,), {"__module__": "solution"})
     values = [decode(part, find) for part in arguments] if type(arguments) is list else [text]
     for make in (kind, lambda *args: kind.__new__(kind, *args)):  # some take other arguments than they keep
         try:
-            return make(*values)
+            made: Exception = make(*values)
+            return made
         except Exception:
             continue
     return RuntimeError(f"{name}: {text}")

@@ -227,7 +227,8 @@ def _time(content: Any) -> Any:
 def _datetime(content: Any) -> Any:
     from datetime import datetime
 
-    return datetime(*_integers(_of(list, content)[:3], 3), **_clock(content[3:]))
+    year, month, day = _integers(_of(list, content)[:3], 3)
+    return datetime(year, month, day, **_clock(content[3:]))
 
 
 _COLLECTIONS: dict[str, Callable[[list[Any]], Any]] = {
