@@ -49,6 +49,8 @@ def same_value(actual: Any, expected: Any, comparison: Comparison) -> bool:
         comparison: `equal` is Python's `==`; `is` also wants the type; `true` and `false` want the truth value; `json`
             is `==` between what both would be as JSON (tuples are lists, keys are texts), or with the one element of a
             wanted list.
+
+    What cannot be compared is not the wanted value: a signalling NaN raises, and so does a text of too many digits.
     """
     try:
         match comparison:
@@ -60,7 +62,7 @@ def same_value(actual: Any, expected: Any, comparison: Comparison) -> bool:
                 return bool(actual) is expected
         got, wanted = _as_json(actual), _as_json(expected)
         return bool(got == wanted or (isinstance(wanted, list) and len(wanted) == 1 and got == wanted[0]))
-    except RecursionError:
+    except (ArithmeticError, ValueError, TypeError, RecursionError):
         return False
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamarl.judges.code.compare import same_output, same_value
-from llamarl.judges.code.inside.wire import decode, encode, unpack
+from llamarl.judges.code.inside.wire import MAX_ERROR_CHARACTERS, decode, encode, unpack
 from llamarl.judges.code.sandbox import (
     START_SECONDS,
     Interpreter,
@@ -26,9 +26,10 @@ from llamarl.judges.code.sandbox import (
 )
 from llamarl.judges.code.unit_tests import Call, Program, Script, Test
 
-MAX_RESULT_BYTES = 16 << 20
 _OVERHEAD_BYTES = 4096
 """Of a message, beside what the solution wrote or returned."""
+_RESULT_BYTES = 8 * MAX_ERROR_CHARACTERS
+"""Of what the grader says of one test."""
 _GRACE_SECONDS = 1.0
 """After a test's time, for the process inside to say that it was late."""
 
@@ -109,7 +110,7 @@ def _run_one(setup: Setup, test: Test, exchange: Callable[[dict[str, Any], float
     if isinstance(test, Program):
         answer = exchange({"ask": "program", "stdin": test.stdin, "seconds": seconds}, seconds + _GRACE_SECONDS)
         if answer.get("end"):
-            return str(answer["end"])
+            return _text(answer["end"])
         output = answer.get("output")
         text = output.decode("utf-8", "replace") if isinstance(output, bytes) else ""
         return "" if same_output(text, test.stdout, setup.tolerance) else "wrong output"
@@ -136,19 +137,37 @@ def _unpacked(answer: bytes) -> dict[str, Any]:
 def _judge_call(answer: dict[str, Any], call: Call) -> str:
     if failure := _failure(answer):
         return failure
+    is_truth = call.comparison in ("true", "false")
+
+    def find(tag: str, content: Any) -> bool:
+        """An object that is no plain data: it equals none, and only its truth counts."""
+        if is_truth and tag == "object" and isinstance(content, bool):
+            return content
+        raise ValueError(f"a value tagged {tag!r} is no plain data")
+
     try:
-        value = decode(answer["value"], no_reference)
-    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        value = decode(answer["value"], find)
+    except (KeyError, ValueError):
         return "returned no plain data"
     return "" if same_value(value, call.expected, call.comparison) else "wrong value"
 
 
 def _failure(answer: dict[str, Any]) -> str:
-    error = answer.get("error")
-    if error is None:
+    """What an answer says went wrong; "" for nothing."""
+    if "error" not in answer:
         return ""
-    kind, text = error if isinstance(error, list) and len(error) == 2 else ("", error)
-    return f"raised {kind}: {text}" if kind else str(text)
+    match answer["error"]:
+        case [kind, _, text, *_]:
+            return f"raised {_text(kind)}: {_text(text)}"
+        case other:
+            return _text(other)
+
+
+def _text(value: Any) -> str:
+    """A text of the solution's, bounded and such that every file can hold it; "answered nonsense" for none."""
+    if not isinstance(value, str) or not value:
+        return "answered nonsense"
+    return value[:MAX_ERROR_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 def _grade_script(setup: Setup, source: str, tests: list[str], slot: int) -> list[str]:
@@ -167,9 +186,11 @@ def _grade_script(setup: Setup, source: str, tests: list[str], slot: int) -> lis
         start = {**setup.start(source), "tests": tests, "should_stop": setup.should_stop}
         grader.wait_ready(start, time.monotonic() + START_SECONDS)
         try:
-            answer = grader.receive(time.monotonic() + setup.total_seconds, MAX_RESULT_BYTES)
+            max_bytes = _OVERHEAD_BYTES + _RESULT_BYTES * len(tests)
+            answer = grader.receive(time.monotonic() + setup.total_seconds, max_bytes)
         except SolutionEndedError as error:
             return [str(error)]
-    if answer.get("nonce") != start["nonce"] or not isinstance(answer.get("results"), list):
+    results = answer.get("results")
+    if answer.get("nonce") != start["nonce"] or not isinstance(results, list) or len(results) > len(tests):
         return ["broke the grader"]
-    return [str(result) for result in answer["results"]]
+    return ["" if result == "" else _text(result) for result in results]

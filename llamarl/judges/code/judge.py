@@ -25,9 +25,10 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.code.extract import Which, extract_code
 from llamarl.judges.code.grading import Setup, grade
-from llamarl.judges.code.sandbox import MAX_SLOTS, Limits, SandboxError, find_python
+from llamarl.judges.code.inside.wire import encode
+from llamarl.judges.code.sandbox import MAX_SLOTS, Limits, SandboxError, find_python, no_reference
 from llamarl.judges.code.slots import Slots
-from llamarl.judges.code.unit_tests import Program, Test, find_tests, parse_tests
+from llamarl.judges.code.unit_tests import Call, Program, Test, find_tests, parse_tests
 from llamarl.judges.function import with_seconds
 
 CodeScore = Literal["all", "fraction"]
@@ -36,7 +37,7 @@ CodeScore = Literal["all", "fraction"]
 class CodeJudge:
     """Scores a program by the unit tests that it passes, in a sandbox. May be called from any event loop."""
 
-    version = "1"
+    version = "2"
     """Changes with every change of a verdict."""
     cost_class = "free"
     has_deadline = True
@@ -108,6 +109,11 @@ class CodeJudge:
                     f"prompt {prompt.id!r}: test {number} wants {len(test.stdout.encode())} bytes of output; "
                     f"limits.output_bytes is {self._limits.output_bytes}"
                 )
+            if isinstance(test, Call):
+                try:
+                    encode([*test.args, *test.kwargs.values()], no_reference)
+                except ValueError as error:
+                    raise ConfigError(f"prompt {prompt.id!r}: test {number}: {error}") from None
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion (table in the module's docstring)."""
@@ -154,10 +160,13 @@ class CodeJudge:
         code = extract_code(text, self._block)
         if code is None:
             return Verdict.scored(0.0, passed=False, reason="no code found")
+        setup = self._setup
         try:
-            results = grade(self._setup, code, tests, slot)
+            results = grade(setup, code, tests, slot)
         except SandboxError as error:
             return Verdict.failed(str(error))
+        except Exception as error:  # a fault of ours, in one completion: the others of its group keep their verdicts
+            return Verdict.failed(f"the code judge failed: {type(error).__name__}: {error}")
         return with_seconds(self._verdict(results, tests), time.perf_counter() - started)
 
     def _verdict(self, results: Sequence[str], tests: Sequence[Test]) -> Verdict:

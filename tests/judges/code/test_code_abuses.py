@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from sandbox import need_sandbox
 
-from llamarl.core.errors import ConfigError
 from llamarl.judges.code import Limits
 from llamarl.judges.code.grading import Setup
 from llamarl.judges.code.refusals import MACHINES
@@ -37,7 +37,8 @@ data = ctypes.create_string_buffer({SECRET!r}.encode())
 print(ctypes.addressof(data), flush=True)
 time.sleep(600)
 """
-add_key, _, keyctl = MACHINES[platform.machine()].refused[:3] if platform.machine() in MACHINES else (-1, -1, -1)
+CALLS = MACHINES[platform.machine()].refused if platform.machine() in MACHINES else {}
+add_key, keyctl = CALLS.get("add_key", -1), CALLS.get("keyctl", -1)
 libc = ctypes.CDLL(None)
 
 
@@ -85,7 +86,8 @@ class Outside:
             **{"file": folder / "secret", "folder": folder, "secret": SECRET, "key": KEY, "abstract": abstract},
             **{"victim": self.victim.pid, "parent": os.getpid(), "address": self.address},
             **{"tcp": self.listeners[0].getsockname()[1], "udp": self.listeners[1].getsockname()[1]},
-            **{"keyctl": keyctl, "add_key": add_key},
+            **CALLS,
+            "clone_call": MACHINES[platform.machine()].clone if CALLS else -1,
         }
 
     def program(self, name: str) -> str:
@@ -154,10 +156,8 @@ def strangers() -> list[str]:
 
 @pytest.fixture(scope="module")
 def setup() -> Setup:
-    try:
-        python = find_python(None, is_unsafe=False)
-    except ConfigError as error:
-        pytest.skip(f"no sandbox here: {error}")
+    need_sandbox()
+    python = find_python(None, is_unsafe=False)
     return Setup(python, Limits(), SECONDS, SECONDS, 0.0, is_unsafe=False, should_stop=True)
 
 
@@ -186,7 +186,7 @@ def output_of(setup: Setup, source: str) -> str:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    assert len(ABUSES) == len(SECTIONS) >= 40
+    assert len(ABUSES) == len(SECTIONS) >= 50
 
 
 @pytest.mark.parametrize("name", ABUSES)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sandbox import need_sandbox
 
-from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt, Status, Verdict
 from llamarl.judges import text_completion
 from llamarl.judges.code import CodeJudge
@@ -51,11 +51,8 @@ CHEATS = read_cheats()
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[CodeJudge]:
+    need_sandbox()
     judge = CodeJudge(test_seconds=2.0, total_seconds=2.0, num_slots=4)
-    try:
-        judge.check(Prompt("p", (), info={"unit_tests": FORMS["call"]}))
-    except ConfigError as error:
-        pytest.skip(f"no sandbox here: {error}")
     yield judge
     judge.close()
 

@@ -3,6 +3,9 @@
 import contextlib
 import json
 import math
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +17,7 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
 from llamarl.judges.code import Call, CodeJudge, Program, Script, parse_tests
 from llamarl.judges.code.compare import same_output, same_value
-from llamarl.judges.code.inside.wire import Frames, decode, encode, pack, unpack
+from llamarl.judges.code.inside.wire import MAX_DEPTH, Frames, decode, encode, pack, unpack
 from llamarl.judges.code.unit_tests import find_tests
 
 
@@ -160,9 +163,30 @@ def test_plain_data_comes_over_the_wire_as_it_is(value: Any) -> None:
     assert got == value and type(got) is type(value)
 
 
-def test_large_and_odd_numbers_come_over() -> None:
-    for value in (10**20_000, -(2**100_000), math.inf, 1 + 2j, Fraction(1, 3), bytearray(b"x")):
-        assert decode(sent(encode(value, refuse)), refuse) == value
+HOUR = timezone(timedelta(hours=-1))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(10**20_000, -(2**100_000), math.inf, -0.0, 1 + 2j, Fraction(1, 3), Decimal("-1.50"), Decimal("1e999")),
+        *(bytearray(b"x"), range(3, 9, 2), deque([1, (2,)]), Counter("aab"), OrderedDict(b=1, a=2)),
+        *({1: 2}.keys(), {1: [2]}.items(), date(2024, 2, 29), time(1, 2, 3, fold=1), timedelta(-1, 5, 7)),
+        *(datetime(2024, 2, 29, 1, 2, 3, 4), datetime(2024, 1, 1, tzinfo=UTC), datetime(1, 1, 1, tzinfo=HOUR)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_odd_values_come_over(value: Any) -> None:
+    got = decode(sent(encode(value, refuse)), refuse)
+    assert got == value and type(got) is type(value)
+
+
+def test_the_values_of_a_dictionary_and_what_is_not_equal_to_itself_come_over() -> None:
+    assert list(decode(sent(encode({1: 2, 3: 2}.values(), refuse)), refuse)) == [2, 2]
+    assert math.isnan(decode(sent(encode(math.nan, refuse)), refuse))
+    assert decode(sent(encode("\ud800", refuse)), refuse) == "\ud800"
+    assert decode(sent(encode(Decimal("sNaN"), refuse)), refuse).is_snan()
+    assert decode(sent(encode(defaultdict(list, a=[1]), refuse)), refuse) == {"a": [1]}
 
 
 # rejects
@@ -182,9 +206,101 @@ def test_what_only_looks_like_plain_data_does_not_pass() -> None:
         decode({"t": "theirs", "v": 0}, refuse)
 
 
+MODULUS = (1 << 61) - 1
+"""Integers that leave the same rest share a hash."""
+COLLIDING = [1 + k * MODULUS for k in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("tag", "content"),
+    [
+        *(("Fraction", c) for c in (["1e9999999999"], [1, 0], [1, -2], ["1", 2], [1.5, 2], [1], 7, [1, True])),
+        ("Fraction", [3 ** (1 << 17), 2 ** (1 << 16)]),
+        *(
+            ("Decimal", c)
+            for c in ("1e999999999", "1E-10001", "9" * 10_001, "x", 7, None, [0, [1], 2], "1e1_0_0_0_0_0")
+        ),
+        *(("bytearray", c) for c in (2_000_000_000, [1], "x", None)),
+        *(("complex", c) for c in (["1", 2.0], [1.0], [1, 2], 7, [1.0, 2.0, 3.0])),
+        *(("range", c) for c in ([0, 1, 0], [0, 1], [0.0, 1, 1], "abc")),
+        *(("date", c) for c in ([2024, 13, 1], [0, 1, 1], [10**30, 1, 1], ["2024", 1, 1], 3)),
+        *(("time", c) for c in ([1, 2, 3, 4, [10**30, 0, 0], 0], [25, 0, 0, 0, None, 0], [1, 2, 3, 4, "UTC", 0], [])),
+        *(("datetime", c) for c in ([2024, 1, 1], [2024, 1, 1, 1, 2, 3, 4, [9, 0, 0], 0], "now", [])),
+        *(("timedelta", c) for c in ([10**12, 0, 0], [1, 2], [1.5, 0, 0])),
+        *(("tuple", c) for c in ("abc", b"abc", 3, None)),
+        *(("set", c) for c in (COLLIDING, [1, 1], [1, True], [[1]], "ab", [math.inf, [], 1])),
+        *(("frozenset", c) for c in (COLLIDING, [{"t": "tuple", "v": [[]]}])),
+        *(("dict", c) for c in ([[k, 0] for k in COLLIDING], [[1, 2], [1, 3]], [[1]], [1], [[[], 1]], {"a": 1})),
+        *(("Counter", c) for c in ([["a"]], [[k, 1] for k in COLLIDING])),
+        *(("items", c) for c in ([1], [{"t": "tuple", "v": [1]}])),
+        *(("keys", c) for c in (COLLIDING, [[]])),
+        *((tag, 0) for tag in ("theirs", "yours", "builtin", "name", "eval", "", "__class__")),
+        *((tag, 0) for tag in (None, 1, b"set", ["set"], {})),
+    ],
+    ids=lambda part: part if isinstance(part, str) and part.isalpha() else "",
+)
+def test_forged_values_are_refused_at_once(tag: Any, content: Any) -> None:
+    """Each would take for ever, or memory without end, or raise something else where it is compared."""
+    for forged in (
+        {"t": tag, "v": content},
+        [[{"t": tag, "v": content}]],
+        {"t": "tuple", "v": [{"t": tag, "v": content}]},
+    ):
+        with pytest.raises(ValueError):
+            decode(forged, refuse)
+
+
+@pytest.mark.parametrize("forged", [{}, {"t": "tuple"}, {"v": 1}, {"t": "tuple", "v": [], "x": 1}, {"a": 1}])
+def test_tables_that_are_no_tagged_values_are_refused(forged: Any) -> None:
+    with pytest.raises(ValueError):
+        decode(forged, refuse)
+
+
+def test_what_lies_too_deep_is_refused_on_both_sides() -> None:
+    deep: list[Any] = []
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    with pytest.raises(ValueError, match=f"more than {MAX_DEPTH} deep"):
+        encode(deep, refuse)
+    with pytest.raises(ValueError, match=f"more than {MAX_DEPTH} deep"):
+        unpack(pack({"value": deep}))
+    nested = deep
+    for _ in range(20):
+        nested = nested[0]
+    assert decode(sent(encode(nested, refuse)), refuse) == nested
+    table: dict[str, Any] = {}
+    for _ in range(75):
+        table = {"a": table}
+    assert decode(sent(encode(table, refuse)), refuse) == table
+
+
+class Raises:
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "comparison"),
+    [
+        (Decimal("sNaN"), 1, "equal"),
+        ([Decimal("sNaN")], [1], "equal"),
+        (Decimal("sNaN"), 1, "json"),
+        ({10**5000: 1}, {"1": 1}, "json"),  # as a text it has too many digits
+        (Raises(), 1, "equal"),
+    ],
+    ids=["Decimal", "list", "json", "digits", "raises"],
+)
+def test_what_cannot_be_compared_is_wrong(actual: Any, expected: Any, comparison: Any) -> None:
+    assert same_value(actual, expected, comparison) is False
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        *(b"m2:s1:ani1;s1:ani1;", b"m2:s1:ans1:an", b"m1:i1;n", b"m1:s1:ai1_0;", b"m1:s1:ai 1;", b"m1:s1:ai+1;"),
+        *(b"m1:s1:ai" + b"f" * 70_000 + b";", b"m1:s1:ad" + b"1" * 40 + b";", b"m1:s1:aM0:"),
         *(b"", b"n", b"l1:n", b"m1:s1:an?", b"m1:s1:ai;", b"m1:s1:aix;", b"m1:s1:as99:x", b"m999999999:n", b"m1:l0:n"),
         *(b"m1:s1:a" + b"l1:" * 100_000, b"m-1:", b"m0:n", b"m1:s1:as1:\xff", b"q" * 50, b"m1:s1:ad1..2;", b"m1:s:n"),
     ],
@@ -194,7 +310,7 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
         unpack(data)
 
 
-@pytest.mark.parametrize("data", [b"5", b"x:", b"-1:", b"9999:", b"1" * 30, b"1:n", b"3:m0:"])
+@pytest.mark.parametrize("data", [b"5", b"x:", b"-1:", b"+5:", b" 5:", b"1_0:", b"9999:", b"1" * 30, b"1:n", b"3:m0:"])
 def test_frames_are_bounded(data: bytes) -> None:
     stream = bytearray(data)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sandbox import need_sandbox
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt, Status, Verdict
@@ -20,11 +21,8 @@ def judged(judge: CodeJudge, tests: Any, *codes: str) -> list[Verdict]:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[CodeJudge]:
+    need_sandbox()
     judge = CodeJudge()
-    try:
-        judge.check(Prompt("p", (), info={"unit_tests": ["assert f() == 1"]}))
-    except ConfigError as error:
-        pytest.skip(f"no sandbox here: {error}")
     yield judge
     judge.close()
 
@@ -94,8 +92,25 @@ def letters(text): return Counter(text)
 def fail(x): raise ValueError(f'bad {x}')
 def make(n): return lambda x: x + n
 def use(stack, item): stack.push(item); return stack
+def later(day, delta): return day + delta
+def parse(text): import json; return json.loads(text)
+class Own(ValueError): pass
+def fail_own(x): raise Own(x, 'own')
+def look(table, key): return table[key]
+def retry(function):
+    try: function()
+    except OSError as error: return error.args
+LIMIT, NAMES = 7, {'a': [1]}
+def tag(n): import types; return types.SimpleNamespace(value=n, name='two')
+class Held:
+    left = 0
+    def __enter__(self): return 4
+    def __exit__(self, *error): Held.left = 1
+    def __hash__(self): return 9
+    def __eq__(self, other): return True
 class Stack:
     limit = 3
+    def __setitem__(self, index, item): self.items[index] = item
     def __init__(self, items=()): self.items = list(items)
     def push(self, item): self.items.append(item); return self
     def pop(self): return self.items.pop()
@@ -128,6 +143,17 @@ class Stack:
         "assert isinstance(square(2), int) and not isinstance(square(2), str) and type(square(1.5)) is float",
         "assert math.floor(square(1.5)) == 2",  # the tests' math is the real one
         "assert square(1.1) - 1.21 < 1e-9 and abs(square(-2)) in {4, 5} and {square(2)} == {4}",
+        "from datetime import date, timedelta\nassert later(date(2024, 2, 28), timedelta(2)) == date(2024, 3, 1)",
+        "assert LIMIT == 7 and abs(LIMIT - 7.5) < 1 and NAMES['a'] == [1] and Stack.limit == 3",
+        "import json\ntry: parse('{')\nexcept json.JSONDecodeError as e: assert 'Expecting' in str(e)\nelse: assert 0",
+        "try: fail_own(2)\nexcept ValueError as e: assert e.args == (2, 'own') and type(e).__name__ == 'Own'",
+        "try: look({}, 'k')\nexcept KeyError as error: assert str(error) == \"'k'\" and error.args == ('k',)",
+        "def flaky(): raise OSError(5, 'x')\nassert retry(flaky) == (5, 'x')",
+        "with Held() as held: assert held == 4\nassert Held.left == 1",
+        "s = Stack([2, 3])\ns[0] = 5\nassert list(s) == [5, 3] and 3 in s",
+        "assert hash(Held()) == 9 and len({Held(), Held()}) == 1",
+        "assert [tag(2).value, tag(2).name] == [2, 'two'] and tag(2) == tag(2) and tag.__name__ == 'tag'",
+        "g = count(2)\nassert next(g) == 0 and list(g) == [1] and next(g, None) is None",
     ],
 )
 def test_scripts_reach_the_solution_across_the_border(judge: CodeJudge, script: str) -> None:
@@ -187,6 +213,92 @@ def test_a_value_or_output_that_is_too_large_is_wrong(judge: CodeJudge) -> None:
     with pytest.raises(ConfigError, match=r"prompt 'p': test 1 wants 2000 bytes of output; .*output_bytes is 1000"):
         small.check(Prompt("p", (), info={"unit_tests": {"inputs": [""], "outputs": ["x" * 2000]}}))
     small.close()
+
+
+FORGE = """
+import sys
+for name, module in list(sys.modules.items()):
+    if name.endswith("inside.solution"):
+        module.encode = lambda *a: {forged}
+def f(*a): return 1
+"""
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        *(
+            "{'t': 'Fraction', 'v': ['1e9999999999']}",
+            "{'t': 'bytearray', 'v': 2000000000}",
+            "{'t': 'Decimal', 'v': '1e9999999'}",
+        ),
+        *("{'t': 'dict', 'v': [[[1 + k * ((1 << 61) - 1), 0] for k in range(3000)]]}", "{'t': ['tuple'], 'v': 1}"),
+        *(
+            "{'t': 'tuple', 'v': 10 ** 9}",
+            "{'t': 'complex', 'v': ['1', '2']}",
+            "{'t': 'theirs', 'v': 10 ** 4400}",
+            "{'t': 1}",
+        ),
+        *("10 ** 60000", "'\\ud800'", "float('nan')", "{'t': 'Decimal', 'v': 'sNaN'}", "{'t': 'object', 'v': 10 ** 9}"),
+    ],
+)
+def test_a_forged_answer_is_wrong_and_costs_nobody_else(judge: CodeJudge, forged: str) -> None:
+    for tests in (["assert f(1) == 1"], {"fn_name": "f", "inputs": [[1]], "outputs": [1]}, ["r = f(1)\nassert r == 1"]):
+        good, bad, other = judged(judge, tests, "def f(n): return 1", FORGE.format(forged=forged), "def f(n): return 1")
+        assert good.passed and other.passed, (good, other)
+        assert bad.status is Status.SCORED and bad.score == 0.0, bad
+        assert bad.reason.isprintable()
+
+
+@pytest.mark.parametrize(
+    "said", ["10 ** 5000", "[10 ** 5000] * 4", "[[], [], [], []]", "'\\ud800' * 9000", "{}", "True"]
+)
+def test_a_forged_reason_is_wrong_too(judge: CodeJudge, said: str) -> None:
+    code = f"""
+import sys
+for name, module in list(sys.modules.items()):
+    if name.endswith("inside.solution"):
+        module.describe = lambda error: {said}
+        module.in_child = lambda *a: (b"", b"", 1, {said})
+def f(*a): raise ValueError
+print(input())
+"""
+    forms = ({"inputs": ["1"], "outputs": ["1"]}, {"inputs": ["1", "1"], "outputs": ["1", "1"]})
+    for tests in (["assert f(1) == 1"], ["r = f(1)"], *forms):
+        (verdict,) = judged(judge, tests, code)
+        assert verdict.status is Status.SCORED and verdict.score in (0.0, 1.0), verdict
+        assert verdict.reason.isprintable() and len(verdict.reason) < 2500
+    (verdict,) = judged(judge, ["assert f(1) == 1"], code)
+    assert verdict.score == 0.0
+
+
+def test_a_value_whose_comparison_raises_costs_itself_only(judge: CodeJudge) -> None:
+    right = "def f(x): return 1"
+    signalling = "def f(x):\n    import decimal\n    return decimal.Decimal('sNaN')"
+    keyed = "def f(x): return {10 ** 5000: 1}"
+    for tests in (["assert f(1) == 1"], ["r = f(1)\nassert r == 1"], {"fn_name": "f", "inputs": [[1]], "outputs": [1]}):
+        verdicts = judged(judge, tests, right, signalling, right, keyed)
+        assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 0.0], verdicts
+
+
+def test_a_fault_of_the_judge_costs_one_completion_and_is_no_score(judge: CodeJudge) -> None:
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    tests = {"fn_name": "f", "inputs": [[deep]], "outputs": [1]}
+    (verdict,) = judged(judge, tests, "def f(x): return 1")
+    assert verdict.status is Status.FAILED and "deep in each other" in verdict.reason
+    with pytest.raises(ConfigError, match=r"prompt 'p': test 1: .* deep in each other"):
+        judge.check(Prompt("p", (), info={"unit_tests": tests}))
+
+
+def test_only_the_truth_of_an_object_counts_where_a_test_asks_no_more(judge: CodeJudge) -> None:
+    code = "import re\ndef f(text): return re.fullmatch('a+', text)\ndef g(text): return [f(text)]"
+    (verdict,) = judged(judge, ["assert f('aa')", "assert not f('ab')", "assert g('b')"], code)
+    assert verdict.passed, verdict
+    for wrong in ("assert not f('aa')", "assert f('aa') is True", "assert f('aa') == True", "assert g('aa') == [True]"):
+        (verdict,) = judged(judge, [wrong], code)
+        assert (verdict.score == 0.0 and "no plain data" in verdict.reason) or "wrong value" in verdict.reason, verdict
 
 
 def test_completions_without_code_are_wrong_and_counted_apart(judge: CodeJudge) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import pickle
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sandbox import need_sandbox
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt, Status, Verdict
@@ -35,11 +35,8 @@ def judged(judge: CodeJudge, tests: object, *codes: str) -> list[Verdict]:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[CodeJudge]:
+    need_sandbox()
     judge = CodeJudge(test_seconds=3.0, total_seconds=4.0)
-    try:
-        judge.check(prompt_of(["assert f() == 1"]))
-    except ConfigError as error:
-        pytest.skip(f"no sandbox here: {error}")
     yield judge
     judge.close()
 
@@ -264,11 +261,8 @@ def test_memory_is_limited(judge: CodeJudge) -> None:
     ],
 )
 def test_programs_that_end_badly_are_wrong_and_say_how(code: str, reason: str) -> None:
+    need_sandbox()
     judge = CodeJudge(test_seconds=0.7, total_seconds=5.0, num_slots=1)
-    try:
-        judge.check(prompt_of(["assert f() == 1"]))
-    except ConfigError as error:
-        pytest.skip(f"no sandbox here: {error}")
     (verdict,) = judged(judge, {"inputs": [""], "outputs": ["x"]}, code)
     judge.close()
     assert verdict.score == 0.0 and verdict.passed is False and reason in verdict.reason, verdict
@@ -349,8 +343,7 @@ def test_a_sandbox_that_does_not_start_is_a_failed_verdict(judge: CodeJudge) -> 
 
 
 def test_an_interpreter_that_is_gone_is_a_failed_verdict() -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
+    need_sandbox()
     setup = Setup(Interpreter("/nonexistent/bin/python3"), Limits(), 1.0, 2.0, 0.0, False, True)
     with pytest.raises(SandboxError, match="a sandbox did not start"):
         grade(setup, "x = 1", parse_tests(["assert f() == 1"]), slot=0)
@@ -368,8 +361,7 @@ def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_interpreter_that_does_not_run_in_the_sandbox_is_refused() -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
+    need_sandbox()
     with pytest.raises(ConfigError, match=r"no sandbox runs here \(/usr/bin/false: a sandbox did not start"):
         CodeJudge(python="/usr/bin/false").check(prompt_of(["assert f() == 1"]))
 

@@ -1,9 +1,16 @@
 """The process that holds the tests, where they are a script. The solution lives in another one, reached by messages.
 
-A name that the tests use and do not define stands for the solution's function of that name: calling it sends the
+A name that the tests use and do not define stands for the solution's thing of that name: calling it sends the
 arguments over and brings plain data back. So the assertions, the expected values and this process's verdict are out of
-the solution's reach. An object of the solution's own class comes back as a `Remote`. It never equals plain data,
-whatever its `__eq__` says, and no comparison with plain data is ever asked of it.
+the solution's reach. What is no plain data comes back as a `Remote`, and that is where a solution could still learn
+what is wanted: an object in place of a number is asked for its difference from the right one. Therefore
+
+    no operator of a `Remote` takes plain data; `==` with plain data is False, the others are a TypeError
+    what plain data can do too (`len`, items, text, `startswith`, `count`) only an object that the tests made can do:
+    the value of a call of a class. Which names are classes, the tests say: those in capitals
+    of all others, attributes are read, methods that no plain data has are called, and iterators are gone through once
+
+Values of the solution's are thus either plain data, compared here, or objects that the tests themselves treat as such.
 """
 
 from __future__ import annotations  # and TYPE_CHECKING: every run would pay for importing `typing`
@@ -14,7 +21,17 @@ import importlib
 import os
 import sys
 
-from llamarl.judges.code.inside.solution import BINARY, MAX_REQUEST_BYTES, UNARY, describe, limit, silence
+from llamarl.judges.code.inside.solution import (
+    BINARY,
+    ITEMS,
+    MAX_REQUEST_BYTES,
+    UNARY,
+    describe,
+    exception,
+    limit,
+    silence,
+    words,
+)
 from llamarl.judges.code.inside.wire import Frames, Kept, decode, descriptor_frames, encode
 
 TYPE_CHECKING = False
@@ -41,16 +58,16 @@ def grade(solution: Solution, tests: list[str], should_stop: bool) -> list[str]:
     """Per test why it failed, or "". They share their names, in order."""
     try:
         names = solution.load()
+        namespace = {"__name__": "tests", **provided(solution, names, tests)}
     except BaseException as error:  # the solution may raise anything
-        return [LOST if solution.is_lost else f"raised {': '.join(describe(error))}"]
-    namespace = {"__name__": "tests", **provided(solution, names, tests)}
+        return [LOST if solution.is_lost else f"raised {words(error)}"]
     results: list[str] = []
     for number, test in enumerate(tests):
         try:
             exec(compile(test, f"test {number + 1}", "exec"), namespace)
             results.append("")
         except BaseException as error:  # a test fails by any exception
-            results.append(f"raised {': '.join(describe(error))}".rstrip(": "))
+            results.append(f"raised {words(error)}")
         if solution.is_lost:  # also where the test caught it
             results[-1] = LOST
         if results[-1] and (should_stop or solution.is_lost):
@@ -62,19 +79,29 @@ def provided(solution: Solution, names: list[str], tests: list[str]) -> dict[str
     """What the tests may use without defining it.
 
     The solution's names, save builtins, so that it cannot redefine `all`; and save modules of the standard library
-    that the tests use as such (`math.isclose`): they get the real one.
+    that the tests use as such (`math.isclose`): they get the real one. Plain data stands for itself, as it was when the
+    solution was loaded.
     """
+    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     modules = {
-        node.value.id
-        for test in tests
-        for node in ast.walk(ast.parse(test))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     } & sys.stdlib_module_names
-    return {
-        name: importlib.import_module(name) if name in modules else Remote(solution, {"t": "name", "v": name})
-        for name in names
-        if not hasattr(builtins, name)
-    }
+    found: dict[str, Any] = {}
+    for name in names:
+        if name in modules:
+            found[name] = importlib.import_module(name)
+        elif not hasattr(builtins, name):
+            found[name] = Remote(State(solution, {"t": "name", "v": name}, name=name, is_known=is_class(name)))
+    asked = [name for name, thing in found.items() if type(thing) is Remote and name in used - bound]
+    return {**found, **{name: value for name, value in solution.values_of(asked).items() if type(value) is not Remote}}
+
+
+def is_class(name: str) -> bool:
+    """Whether a name is a class's, by the way it is written; a single letter is none."""
+    return name[:1].isupper() and len(name) > 1
 
 
 LOST = "the solution's process ended or broke the protocol"
@@ -91,16 +118,16 @@ class Solution:
         self.lines = lines
         self.is_lost = False
         self._kept = Kept()
+        self._failure: AssertionError | None = None
 
     def ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
-        """The result of an operation over there. Raises what it raised, as the builtin exception of that name."""
-        containers = [arg for arg in args if type(arg) in (list, dict, set)]
+        """The result of an operation over there. Raises what it raised, as the exception of that name here."""
         request = {
             "ask": what,
             "args": [self._encode(arg) for arg in args],
             "kwargs": {key: self._encode(value) for key, value in kwargs.items()},
             "keep": True,
-            "back": bool(containers),
+            "back": any(type(arg) in (list, dict, set) for arg in args),
         }
         answer = self._exchange(request)
         if answer["value"] is None:  # only what works in place may change its arguments
@@ -111,7 +138,12 @@ class Solution:
     def load(self) -> list[str]:
         """Runs the solution's source; the names it defines. Raises what it raised."""
         names = self._exchange({"ask": "load"})["value"]
-        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        return [name for name in names if type(name) is str] if type(names) is list else []
+
+    def values_of(self, names: list[str]) -> dict[str, Any]:
+        """What these names stand for."""
+        values = self.ask("names", *names) if names else {}
+        return {name: values[name] for name in names if name in values} if type(values) is dict else {}
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends a request; serves calls of the tests' own functions until its answer comes, and decodes that."""
@@ -119,20 +151,29 @@ class Solution:
             self.lines.send(request)
             while "ask" in (answer := self.lines.receive()):
                 self.lines.send(self._called(answer))
-            if "error" not in answer:
-                args = [decode(arg, self._find) for arg in answer.get("args", [])]
-                return {"value": decode(answer["value"], self._find), "args": args}
-            kind, text = map(str, answer["error"])
+            raised = exception(answer["error"], self._find) if "error" in answer else None
+            value = None if raised else decode(answer["value"], self._find)
+            args = [decode(arg, self._find) for arg in answer.get("args", [])]
         except Exception as error:  # whatever is wrong with an answer
             self.is_lost = True
             raise LostError(str(error)) from None
-        raise exception(kind, text)
+        if self._failure is not None:  # the solution must not catch it
+            failure, self._failure = self._failure, None
+            raise failure
+        if isinstance(raised, (StopIteration, StopAsyncIteration)) and request["ask"] != "next":
+            raised = RuntimeError(words(raised))  # else it would end a loop of the tests, and what they check there
+        if raised is not None:
+            raise raised
+        return {"value": value, "args": args}
 
     def _called(self, request: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that the tests passed to the solution. That is all the solution can ask."""
         try:
             function = self._kept.objects[request["on"]]
             return {"value": self._encode(function(*(decode(arg, self._find) for arg in request["args"])))}
+        except AssertionError as error:  # of the tests; its text may tell what is wanted
+            self._failure = error
+            return {"error": describe(AssertionError())}
         except Exception as error:
             return {"error": describe(error)}
 
@@ -141,7 +182,7 @@ class Solution:
 
     def _keep(self, value: Any) -> Any:
         if type(value) is Remote:
-            return object.__getattribute__(value, "_place")
+            return state(value).place
         name = getattr(value, "__name__", "")
         if getattr(builtins, name, None) is value:
             return {"t": "builtin", "v": name}
@@ -150,86 +191,196 @@ class Solution:
         raise TypeError(f"a {type(value).__name__} cannot be passed to the solution; pass plain data or functions")
 
     def _find(self, tag: str, content: Any) -> Any:
-        return Remote(self, {"t": "yours", "v": content})
+        if tag not in ("theirs", "iterator") or type(content) is not int:
+            raise ValueError(f"a value that is neither plain nor an object: {tag}")
+        return Remote(State(self, {"t": "yours", "v": content}, is_iterator=tag == "iterator"))
+
+
+class State:
+    """What is known of one object over there."""
+
+    def __init__(
+        self,
+        solution: Solution,
+        place: dict[str, Any],
+        *,
+        name: str = "",
+        is_known: bool = False,
+        is_iterator: bool = False,
+    ) -> None:
+        """Of a thing.
+
+        Args:
+            solution: asks it.
+            place: what stands for it on the wire.
+            name: of the solution's module, or "".
+            is_known: whether the tests know it as an object: a class they name, or what they made of one.
+            is_iterator: whether it has `__next__`.
+        """
+        self.solution, self.place, self.name = solution, place, name
+        self.is_known, self.is_iterator, self.is_spent = is_known, is_iterator, False
+        self.truth: bool | None = None
+        self.method: str | None = None
+        """Its name, where it is a method of an object that the tests do not know; "" for a function of a module."""
+
+    def ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        """An operation on it."""
+        return self.solution.ask(what, Remote(self), *args, **kwargs)
+
+    def ask_known(self, what: str, *args: Any) -> Any:
+        """An operation that plain data has too."""
+        if not self.is_known:
+            raise TypeError(f"{what} of an object that the tests did not make")
+        return self.ask(what, *args)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls it."""
+        has_data = any(type(arg) is not Remote for arg in (*args, *kwargs.values()))
+        if has_data and self.method is not None and (not self.method or is_of_plain_data(self.method)):
+            method = self.method or "a function"
+            raise TypeError(f"{method} of an object that the tests did not make takes no plain data")
+        value = self.ask("call", *args, **kwargs)
+        if type(value) is Remote and is_class(self.name):
+            state(value).is_known = True
+        return value
+
+    def read(self, name: str) -> Any:
+        """One of its attributes."""
+        if name.startswith("__") and name.endswith("__") and name not in READABLE:
+            raise AttributeError(f"{name} of an object of the solution")
+        value = self.ask("getattr", name)
+        if type(value) is Remote and not self.is_known:
+            state(value).method = "" if self.name else name  # a solution's `np` is not the one that tests mean
+        return value
+
+    def iterate(self) -> Any:
+        """An iterator over its items."""
+        if self.is_known:
+            return self.ask("iter")
+        if self.is_spent:  # what has other items each time could pass for a list that has all of them
+            raise TypeError("an object that the tests did not make is gone through once")
+        if self.is_iterator:
+            return Remote(self)
+        self.is_spent = True
+        return self.ask("iter")
+
+    def advance(self) -> Any:
+        """Its next item."""
+        if self.is_spent and self.is_iterator and not self.is_known:
+            raise StopIteration
+        try:
+            return self.ask("next")
+        except StopIteration:
+            self.is_spent = True
+            raise
+
+    def is_true(self) -> bool:
+        """Its truth, asked once where the tests do not know it: no value is true here and false there."""
+        if self.is_known or self.truth is None:
+            self.truth = bool(self.ask("bool"))
+        return self.truth
 
 
 class Remote:
-    """An object in the solution's process."""
+    """An object in the solution's process (what it can do: the module's docstring)."""
 
-    __slots__ = ("_place", "_solution")
+    __slots__ = ("_remote",)
 
-    def __init__(self, solution: Solution, place: dict[str, Any]) -> None:
-        object.__setattr__(self, "_solution", solution)
-        object.__setattr__(self, "_place", place)
+    def __init__(self, state: State) -> None:
+        object.__setattr__(self, "_remote", state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it over there."""
-        return _ask(self, "call", *args, **kwargs)
+        return state(self).call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return _ask(self, "getattr", name)
+        return state(self).read(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _ask(self, "setattr", name, value)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        _ask(self, "__setitem__", key, value)
+        state(self).ask("setattr", name, value)
 
     def __len__(self) -> int:
-        return int(_ask(self, "len"))
+        return int(state(self).ask_known("len"))
 
     def __bool__(self) -> bool:
-        return bool(_ask(self, "bool"))
+        return state(self).is_true()
 
     def __iter__(self) -> Any:
-        return _ask(self, "iter")
+        return state(self).iterate()
 
     def __next__(self) -> Any:
-        return _ask(self, "next")
+        return state(self).advance()
 
     def __str__(self) -> str:
-        return str(_ask(self, "str"))
+        return str(state(self).ask("str")) if state(self).is_known else UNKNOWN
 
     def __repr__(self) -> str:
-        return str(_ask(self, "repr"))
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is Remote and _ask(self, "__eq__", other) is True
+        return str(state(self).ask("repr")) if state(self).is_known else UNKNOWN
 
     def __hash__(self) -> int:
-        return id(self)
+        return int(state(self).ask("hash")) if state(self).is_known else id(state(self))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Remote and state(self).ask("__eq__", other) is True
 
     def __lt__(self, other: object) -> Any:
-        return _ask(self, "__lt__", other) if type(other) is Remote else NotImplemented
+        return state(self).ask("__lt__", other) if type(other) is Remote else NotImplemented
 
     def __le__(self, other: object) -> Any:
-        return _ask(self, "__le__", other) if type(other) is Remote else NotImplemented
+        return state(self).ask("__le__", other) if type(other) is Remote else NotImplemented
+
+    def __enter__(self) -> Any:
+        return state(self).ask("enter")
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves it. It is not told what was raised, and does not stop it: that may be an assertion's."""
+        state(self).ask("exit")
 
     def __instancecheck__(self, instance: object) -> bool:
-        return type(instance) is Remote and _ask(instance, "isinstance", self) is True
+        return type(instance) is Remote and state(instance).ask("isinstance", self) is True
+
+    def __subclasscheck__(self, kind: object) -> bool:
+        return type(kind) is Remote and state(kind).ask("issubclass", self) is True
 
 
-def _ask(remote: Remote, what: str, *args: Any, **kwargs: Any) -> Any:
-    return object.__getattribute__(remote, "_solution").ask(what, remote, *args, **kwargs)
+READABLE = ("__name__", "__qualname__", "__doc__", "__wrapped__")
+UNKNOWN = "<an object of the solution>"
 
 
-def _operator(name: str) -> Any:
-    return lambda self, *args: _ask(self, name, *args)
+def state(remote: Remote) -> State:
+    """What is behind a `Remote`, none of whose attributes is its own."""
+    found: State = object.__getattribute__(remote, "_remote")
+    return found
 
 
-for _name in (*UNARY, *BINARY):
-    setattr(Remote, _name, _operator(_name))
+def _between_objects(name: str) -> Any:
+    return lambda self, other: state(self).ask(name, other) if type(other) is Remote else NotImplemented
 
 
-def exception(name: str, text: str) -> Exception:
-    """The builtin exception called `name`; something else of the solution's is a RuntimeError."""
-    kind = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            return kind(text)
-        except TypeError:  # some take more arguments
-            return RuntimeError(f"{name}: {text}")
-    return RuntimeError(f"{name}: {text}")
+def _of_known(name: str) -> Any:
+    return lambda self, *args: state(self).ask_known(name, *args)
+
+
+for _name in BINARY:
+    setattr(Remote, _name, _between_objects(_name))
+for _name in (*UNARY, *ITEMS):
+    setattr(Remote, _name, _of_known(_name))
+
+
+def is_of_plain_data(name: str) -> bool:
+    """Whether some type of plain data, or of arrays, has a method of this name."""
+    import collections
+    import datetime
+    import decimal
+    import fractions
+
+    kinds = [int, complex, float, str, bytearray, bytes, list, tuple, dict, set, range, decimal.Decimal]
+    kinds += [fractions.Fraction, datetime.datetime, datetime.timedelta, datetime.timezone]
+    kinds += [collections.deque, collections.Counter, collections.OrderedDict]
+    return name in ARRAYS or any(hasattr(kind, name) for kind in kinds)
+
+
+ARRAYS = frozenset(("all", "allclose", "any", "array_equal", "equal", "equals", "isclose", "item", "sum", "tolist"))
 
 
 def replace(container: Any, new: Any) -> None:

@@ -4,9 +4,13 @@ Whatever the solution does here (leave early, patch builtins, write to the descr
 change what it answers, and it does not know which answer is wanted.
 
     ready    <- {"source", "limits", "nonce"}                     -> {"ready": nonce}
-    load     runs the source as a module                         -> {"value": names} or {"error": [type, text]}
+    load     runs the source as a module                         -> {"value": names} or {"error": ...}
+    names    what some of them stand for                         -> {"value": ...}
     program  runs the source as a program on a standard input    -> {"output", "end"}
-    call and the other operations                                -> {"value": ...} or {"error": [type, text]}
+    call and the other operations                                -> {"value": ...} or {"error": ...}
+
+An error is a list: the type's name and module, the text, the builtin type it descends from, and its arguments where
+they are plain data.
 """
 
 from __future__ import annotations  # and TYPE_CHECKING: every run would pay for importing `typing`
@@ -21,7 +25,15 @@ import sys
 import time
 from types import ModuleType
 
-from llamarl.judges.code.inside.wire import Frames, Kept, decode, descriptor_frames, encode, pack
+from llamarl.judges.code.inside.wire import (
+    MAX_ERROR_CHARACTERS,
+    Frames,
+    Kept,
+    decode,
+    descriptor_frames,
+    encode,
+    pack,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +41,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_REQUEST_BYTES = 64 << 20
-MAX_ERROR_CHARACTERS = 300
+MAX_ARGUMENTS_BYTES = 4096
+"""Of an exception."""
 SIGKILL = 9
 
 
@@ -68,6 +81,8 @@ def limit(limits: dict[str, int]) -> None:
         ("RLIMIT_NOFILE", limits["files"]),
         ("RLIMIT_NPROC", limits["processes"]),
         ("RLIMIT_CORE", 0),
+        ("RLIMIT_MEMLOCK", 0),
+        ("RLIMIT_MSGQUEUE", 0),
     ):
         number = getattr(resource, name)
         _, hard = resource.getrlimit(number)
@@ -94,8 +109,9 @@ class Server:
 
     def _now(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            value = self._load() if request["ask"] == "load" else self._operate(request)
-            answer = {"value": encode(value, self._kept.add if request.get("keep") else _refuse)}
+            what = request["ask"]
+            value = self._load() if what == "load" else self._operate(request)
+            answer = {"value": encode(value, self._kept.add if request.get("keep") else _truth)}
             if request.get("back") and value is None:
                 answer["args"] = [encode(arg, self._kept.add) for arg in self._args]
             return answer
@@ -110,6 +126,8 @@ class Server:
     def _operate(self, request: dict[str, Any]) -> Any:
         self._args = args = [decode(arg, self._find) for arg in request["args"]]
         kwargs = {key: decode(value, self._find) for key, value in request.get("kwargs", {}).items()}
+        if request["ask"] == "names":
+            return {name: self._module.__dict__.get(name) for name in args}
         return OPERATIONS[request["ask"]](*args, **kwargs)
 
     def _find(self, tag: str, content: Any) -> Any:
@@ -133,7 +151,7 @@ class Server:
         while "ask" in (reply := self._lines.receive()):
             self._lines.send(self.answer(reply))
         if "error" in reply:
-            raise RuntimeError(reply["error"][1])
+            raise exception(reply["error"], self._find)
         return decode(reply["value"], self._find)
 
     def _apart(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -148,10 +166,10 @@ class Server:
             return 0
 
         output, _, status, end = in_child(work, seconds, self._max_output_bytes)
-        return {"error": ["", end or ended(status)]} if end or status or not output else {"packed": output}
+        return {"error": end or ended(status)} if end or status or not output else {"packed": output}
 
     def _program(self, request: dict[str, Any]) -> dict[str, Any]:
-        stdin = os.memfd_create("stdin")
+        stdin = _nameless_file()
         with open(stdin, "wb", closefd=False) as file:
             file.write(request["stdin"].encode("utf-8", "surrogatepass"))
 
@@ -195,7 +213,7 @@ def run_as_program(source: str) -> int:
         code = error.code
         status = code & 255 if isinstance(code, int) else int(code is not None)
     except BaseException as error:
-        os.write(2, f"{': '.join(describe(error))}\n".encode("utf-8", "replace"))
+        os.write(2, f"{words(error)}\n".encode("utf-8", "replace"))
         status = 1
     try:
         atexit._run_exitfuncs()
@@ -280,16 +298,70 @@ def ended(status: int) -> str:
     return f"exited with status {os.WEXITSTATUS(status)}"
 
 
-def describe(error: BaseException) -> list[str]:
-    """The type and text of an exception; the text may be the solution's own code."""
+def words(error: BaseException) -> str:
+    """The type and text of an exception in one line."""
+    name, _, text, *_ = describe(error)
+    return f"{name}: {text}" if text else name
+
+
+def describe(error: BaseException) -> list[Any]:
+    """What an exception is on the wire; all of it may be the solution's own code."""
+    kind = type(error)
+    base = next(ancestor.__name__ for ancestor in kind.__mro__ if ancestor.__module__ == "builtins")
     try:
-        return [type(error).__name__, str(error)[:MAX_ERROR_CHARACTERS]]
+        text = str(error)[:MAX_ERROR_CHARACTERS]
     except BaseException:  # its __str__ raised
-        return [type(error).__name__, ""]
+        text = ""
+    try:
+        arguments = encode(list(error.args), _refuse)
+        arguments = arguments if len(pack(arguments)) <= MAX_ARGUMENTS_BYTES else None
+    except BaseException:  # they are no plain data, or no tuple
+        arguments = None
+    return [kind.__name__, str(kind.__module__), text, base, arguments]
+
+
+def exception(described: Any, find: Callable[[str, Any], Any]) -> Exception:
+    """The exception that `describe` wrote.
+
+    Of the same type where that is a builtin or of a module of the standard library that is loaded here, else of one
+    derived from the builtin by its name. What ends a process over there (SystemExit and the like) is a RuntimeError.
+    """
+    name, module, text, base, arguments = described
+    if any(type(part) is not str for part in (name, module, text, base)):
+        raise ValueError("an error whose parts are no texts")
+    kind: Any = getattr(builtins, base, None)
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return RuntimeError(f"{name}: {text}")
+    if name != base:
+        is_standard = module.partition(".")[0] in sys.stdlib_module_names
+        named: Any = getattr(sys.modules.get(module), name, None) if is_standard else None
+        is_same = isinstance(named, type) and issubclass(named, kind)
+        kind = named if is_same else type(name, (kind,), {"__module__": "solution"})
+    values = [decode(part, find) for part in arguments] if type(arguments) is list else [text]
+    for make in (kind, lambda *args: kind.__new__(kind, *args)):  # some take other arguments than they keep
+        try:
+            made: Exception = make(*values)
+            return made
+        except Exception:
+            continue
+    return RuntimeError(f"{name}: {text}")
 
 
 def _refuse(value: Any) -> Any:
-    raise TypeError(f"returned an object of type {type(value).__name__}; only plain data is compared")
+    raise TypeError(f"an object of type {type(value).__name__} is no plain data")
+
+
+def _truth(value: Any) -> dict[str, Any]:
+    """Where only plain data is compared, all that counts of another object."""
+    return {"t": "object", "v": bool(value)}
+
+
+def _nameless_file() -> int:
+    """A descriptor of a file in /tmp, which counts there: memory without a name (memfd) would count nowhere."""
+    path = f"/tmp/stdin-{os.getpid()}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    return descriptor
 
 
 def _missing(name: str) -> Any:
@@ -300,14 +372,24 @@ def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
+def _enter(manager: Any) -> Any:
+    return type(manager).__enter__(manager)
+
+
+def _exit(manager: Any) -> None:
+    type(manager).__exit__(manager, None, None, None)
+
+
 UNARY = ("__neg__", "__pos__", "__abs__", "__invert__")
 BINARY = (
     *("__add__", "__sub__", "__mul__", "__truediv__", "__floordiv__", "__mod__", "__pow__", "__matmul__"),
-    *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "__getitem__", "__delitem__"),
+    *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"),
 )
+ITEMS = ("__getitem__", "__setitem__", "__delitem__")
 COMPARISONS = ("__eq__", "__lt__", "__le__", "__gt__", "__ge__")
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in (*UNARY, *BINARY, *COMPARISONS, "__setitem__")},
-    **{"call": _call, "getattr": getattr, "setattr": setattr, "isinstance": isinstance},
-    **{"len": len, "iter": iter, "next": next, "str": str, "repr": repr, "bool": bool},
+    **{name: getattr(operator, name) for name in (*UNARY, *BINARY, *COMPARISONS, *ITEMS)},
+    **{"call": _call, "getattr": getattr, "setattr": setattr, "isinstance": isinstance, "issubclass": issubclass},
+    **{"len": len, "iter": iter, "next": next, "str": str, "repr": repr, "bool": bool, "hash": hash},
+    **{"enter": _enter, "exit": _exit},
 }

@@ -3,6 +3,10 @@
 None, bool, int, float, str, bytes and lists stand for themselves; other plain types are tagged,
 `{"t": "tuple", "v": [...]}`. The exact type counts: an instance of a subclass, or of any other class, stays where it is
 and travels as a reference.
+
+What a solution sends is whatever it likes, so reading is bounded in all that a few bytes could make large: the depth,
+the digits of numbers, their exponents, and keys that share a hash. Time and memory grow with the bytes of the message
+alone, and those the reader limits. `ValueError` is all that reading raises.
 """
 
 from __future__ import annotations  # and TYPE_CHECKING: every run would pay for importing `typing`
@@ -11,11 +15,26 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
-_SEQUENCES: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
-_DICTIONARIES = ("dict", "defaultdict", "OrderedDict", "Counter")
+MAX_DEPTH = 256
+"""Of lists and tables within each other on the wire; a dictionary takes three, other collections two."""
+MAX_INTEGER_CHARACTERS = 1 << 16
+"""In base 16: 79,000 decimal digits."""
+MAX_FRACTION_BITS = 1 << 16
+"""Of each part; larger ones take long to shorten."""
+MAX_DECIMAL_CHARACTERS = 10_000
+MAX_EXPONENT = 10_000
+"""Of a Decimal, either way: 1e999999999 would be a number of a billion digits to whoever asks for them."""
+MAX_SAME_HASH = 16
+"""Keys of one dictionary or set; each further one would be compared with all of them."""
+MAX_ERROR_CHARACTERS = 300
+"""Of what is said of a test that failed."""
+_MAX_FLOAT_CHARACTERS = 32
+_DIGITS = b"-0123456789abcdef"
+_PLAIN_MODULES = ("builtins", "collections", "fractions", "decimal", "datetime")
+_VIEWS = {"dict_keys": "keys", "dict_values": "values", "dict_items": "items"}
 
 
 class Kept:
@@ -25,57 +44,207 @@ class Kept:
         self.objects: list[Any] = []
 
     def add(self, value: Any) -> dict[str, Any]:
-        """Keeps an object; its name on the wire."""
+        """Keeps an object; its name on the wire, which tells whether it is an iterator."""
         self.objects.append(value)
-        return {"t": "theirs", "v": len(self.objects) - 1}
+        return {"t": "iterator" if hasattr(type(value), "__next__") else "theirs", "v": len(self.objects) - 1}
 
 
-def encode(value: Any, keep: Callable[[Any], Any]) -> Any:
-    """What stands for `value` on the wire; `keep` says what stands for anything that is not plain data."""
+def encode(value: Any, keep: Callable[[Any], Any], room: int = MAX_DEPTH - 8) -> Any:
+    """What stands for `value` on the wire; `keep` says what stands for anything that is not plain data.
+
+    Raises ValueError for what is nested deeper than `room`: a message holds its values some levels below its own.
+    """
     kind = type(value)
     if value is None or kind in (bool, int, float, str, bytes):
         return value
+    if room < 3:
+        raise ValueError(f"lists and the like lie more than {MAX_DEPTH} deep in each other")
     if kind is list:
-        return [encode(item, keep) for item in value]
-    if kind in (tuple, set, frozenset):
-        return {"t": kind.__name__, "v": [encode(item, keep) for item in value]}
-    if kind.__name__ in _DICTIONARIES and kind.__module__ in ("builtins", "collections"):
-        return {"t": "dict", "v": [[encode(key, keep), encode(item, keep)] for key, item in value.items()]}
-    if kind is bytearray:
-        return {"t": "bytearray", "v": bytes(value)}
-    if kind is complex:
-        return {"t": "complex", "v": [value.real, value.imag]}
-    if (kind.__module__, kind.__name__) == ("fractions", "Fraction"):
-        return {"t": "Fraction", "v": [encode(value.numerator, keep), encode(value.denominator, keep)]}
-    if (kind.__module__, kind.__name__) == ("decimal", "Decimal"):
-        return {"t": "Decimal", "v": str(value)}
-    return keep(value)
+        return [encode(item, keep, room - 1) for item in value]
+    name = kind.__name__ if kind.__module__ in _PLAIN_MODULES else ""
+    if name in ("tuple", "set", "frozenset", "deque") or name in _VIEWS:
+        return {"t": _VIEWS.get(name, name), "v": [encode(item, keep, room - 2) for item in value]}
+    if name in ("dict", "OrderedDict", "Counter", "defaultdict"):
+        pairs = [[encode(key, keep, room - 3), encode(item, keep, room - 3)] for key, item in value.items()]
+        return {"t": "dict" if name == "defaultdict" else name, "v": pairs}
+    content = _written(name, value)
+    return keep(value) if content is None else {"t": name, "v": content}
+
+
+def _written(name: str, value: Any) -> Any:
+    """The content of a value that holds no others, of the plain type called `name`; None for other types."""
+    if name == "bytearray":
+        return bytes(value)
+    if name == "complex":
+        return [value.real, value.imag]
+    if name == "range":
+        return [value.start, value.stop, value.step]
+    if name == "Fraction":
+        return [value.numerator, value.denominator]
+    if name == "Decimal":
+        return str(value)
+    if name == "date":
+        return [value.year, value.month, value.day]
+    if name == "timedelta":
+        return [value.days, value.seconds, value.microseconds]
+    if name in ("time", "datetime"):
+        zone = value.tzinfo
+        if zone is not None and type(zone).__name__ != "timezone":  # others need the system's files
+            return None
+        offset = None if zone is None else _written("timedelta", zone.utcoffset(None))
+        clock = [value.hour, value.minute, value.second, value.microsecond, offset, value.fold]
+        return clock if name == "time" else [value.year, value.month, value.day, *clock]
+    return None
 
 
 def decode(value: Any, find: Callable[[str, Any], Any]) -> Any:
-    """The value that `encode` wrote; `find` gets the tag and content of what is no plain data."""
-    if isinstance(value, list):
+    """The value that `encode` wrote; `find` gets the tag and content of what is no plain data.
+
+    Raises ValueError for what `encode` would not write.
+    """
+    if type(value) is list:
         return [decode(item, find) for item in value]
-    if not isinstance(value, dict):
+    if type(value) is not dict:
         return value
+    if value.keys() != {"t", "v"} or type(value["t"]) is not str:
+        raise ValueError("a value that is neither plain nor tagged")
     tag, content = value["t"], value["v"]
-    if tag in _SEQUENCES:
-        return _SEQUENCES[tag](decode(item, find) for item in content)
-    if tag == "dict":
-        return {decode(key, find): decode(item, find) for key, item in content}
-    if tag == "bytearray":
-        return bytearray(content)
-    if tag == "complex":
-        return complex(*content)
-    if tag == "Fraction":
-        from fractions import Fraction
-
-        return Fraction(*(decode(part, find) for part in content))
-    if tag == "Decimal":
-        from decimal import Decimal
-
-        return Decimal(content)
+    try:
+        if tag in _COLLECTIONS:
+            return _COLLECTIONS[tag](decode(_of(list, content), find))
+        if tag in _TABLES:
+            return _TABLES[tag]([(decode(key, find), decode(item, find)) for key, item in _of(list, content)])
+        if tag in _SCALARS:
+            return _SCALARS[tag](content)
+    except (TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"no {tag}: {error}") from None
     return find(tag, content)
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{type(value).__name__} where only {kind.__name__} may stand")
+    return value
+
+
+def _integers(values: Any, count: int) -> list[int]:
+    if type(values) is not list or len(values) != count:
+        raise ValueError(f"not the {count} parts that there must be")
+    return [_of(int, value) for value in values]
+
+
+def _set(items: Iterable[Any]) -> set[Any]:
+    """The set of these items: hashable, no two equal, and few of one hash."""
+    found: set[Any] = set()
+    hashes: dict[int, int] = {}
+    for item in items:
+        number = hash(item)
+        hashes[number] = hashes.get(number, 0) + 1
+        if hashes[number] > MAX_SAME_HASH:
+            raise ValueError(f"more than {MAX_SAME_HASH} keys share a hash")
+        if item in found:
+            raise ValueError("a key is there twice")
+        found.add(item)
+    return found
+
+
+def _dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    _set(key for key, _ in pairs)
+    return dict(pairs)
+
+
+def _deque(items: list[Any]) -> Any:
+    from collections import deque
+
+    return deque(items)
+
+
+def _counter(pairs: list[tuple[Any, Any]]) -> Any:
+    from collections import Counter
+
+    return Counter(_dict(pairs))
+
+
+def _ordered(pairs: list[tuple[Any, Any]]) -> Any:
+    from collections import OrderedDict
+
+    return OrderedDict(_dict(pairs))
+
+
+def _complex(content: Any) -> complex:
+    real, imaginary = _of(list, content)
+    return complex(_of(float, real), _of(float, imaginary))
+
+
+def _fraction(content: Any) -> Any:
+    from fractions import Fraction
+
+    above, below = _integers(content, 2)
+    if below <= 0 or max(above.bit_length(), below.bit_length()) > MAX_FRACTION_BITS:
+        raise ValueError(f"a fraction's part is not positive or has more than {MAX_FRACTION_BITS} bits")
+    return Fraction(above, below)
+
+
+def _decimal(content: Any) -> Any:
+    from decimal import Decimal
+
+    if len(_of(str, content)) > MAX_DECIMAL_CHARACTERS:
+        raise ValueError(f"a Decimal of more than {MAX_DECIMAL_CHARACTERS} characters")
+    value = Decimal(content)
+    if value.is_finite() and abs(value.adjusted()) > MAX_EXPONENT:
+        raise ValueError(f"a Decimal whose exponent is beyond {MAX_EXPONENT}")
+    return value
+
+
+def _date(content: Any) -> Any:
+    from datetime import date
+
+    return date(*_integers(content, 3))
+
+
+def _timedelta(content: Any) -> Any:
+    from datetime import timedelta
+
+    return timedelta(*_integers(content, 3))
+
+
+def _clock(content: Any) -> dict[str, Any]:
+    """The arguments that `time` and `datetime` share."""
+    from datetime import timezone
+
+    hour, minute, second, microsecond, offset, fold = content
+    zone = None if offset is None else timezone(_timedelta(offset))
+    names = ("hour", "minute", "second", "microsecond", "fold")
+    return {**dict(zip(names, _integers([hour, minute, second, microsecond, fold], 5))), "tzinfo": zone}  # noqa: B905  # of 3.10, and of equal length
+
+
+def _time(content: Any) -> Any:
+    from datetime import time
+
+    return time(**_clock(_of(list, content)))
+
+
+def _datetime(content: Any) -> Any:
+    from datetime import datetime
+
+    year, month, day = _integers(_of(list, content)[:3], 3)
+    return datetime(year, month, day, **_clock(content[3:]))
+
+
+_COLLECTIONS: dict[str, Callable[[list[Any]], Any]] = {
+    **{"tuple": tuple, "set": _set, "frozenset": lambda items: frozenset(_set(items)), "deque": _deque},
+    "keys": lambda items: _dict([(item, None) for item in items]).keys(),
+    "values": lambda items: dict(enumerate(items)).values(),
+    "items": lambda items: _dict([(key, item) for key, item in items]).items(),
+}
+_TABLES: dict[str, Callable[[list[tuple[Any, Any]]], Any]] = {
+    **{"dict": _dict, "Counter": _counter, "OrderedDict": _ordered}
+}
+_SCALARS: dict[str, Callable[[Any], Any]] = {
+    **{"bytearray": lambda content: bytearray(_of(bytes, content)), "complex": _complex},
+    **{"range": lambda content: range(*_integers(content, 3)), "Fraction": _fraction, "Decimal": _decimal},
+    **{"date": _date, "timedelta": _timedelta, "time": _time, "datetime": _datetime},
+}
 
 
 def pack(message: Any) -> bytes:
@@ -111,24 +280,20 @@ def _pack(value: Any, pieces: list[bytes]) -> None:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """The message that `pack` wrote. Raises ValueError for anything else; never builds anything but plain data."""
-    try:
-        message, end = _unpack(data, 0)
-    except (IndexError, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"no message: {error}") from None
+    message, end = _unpack(data, 0, MAX_DEPTH)
     if end != len(data) or not isinstance(message, dict):
         raise ValueError("no message")
     return message
 
 
-def _unpack(data: bytes, start: int) -> tuple[Any, int]:
+def _unpack(data: bytes, start: int, room: int) -> tuple[Any, int]:
     """The value that begins at `start`, and where it ends."""
     kind = data[start : start + 1]
     if kind in (b"n", b"t", b"f"):
         return {b"n": None, b"t": True, b"f": False}[kind], start + 1
     if kind in (b"i", b"d"):
         end = data.index(b";", start)
-        text = data[start + 1 : end]
-        return (int(text, 16) if kind == b"i" else float(text)), end + 1
+        return (_integer if kind == b"i" else _float)(data[start + 1 : end]), end + 1
     colon = data.index(b":", start, start + 20)
     count, position = int(data[start + 1 : colon]), colon + 1
     if count < 0:
@@ -138,15 +303,36 @@ def _unpack(data: bytes, start: int) -> tuple[Any, int]:
         if not len(content) == count:
             raise ValueError("cut off")
         return (content.decode("utf-8", "surrogatepass") if kind == b"s" else content), position + count
+    if kind not in (b"l", b"m"):
+        raise ValueError("no such kind")
+    if room == 0:
+        raise ValueError(f"lists and tables lie more than {MAX_DEPTH} deep in each other")
     items = []
     for _ in range(count * (2 if kind == b"m" else 1)):
-        item, position = _unpack(data, position)
+        item, position = _unpack(data, position, room - 1)
         items.append(item)
-    if kind == b"m":
-        return dict(zip(items[::2], items[1::2], strict=True)), position
-    if kind != b"l":
-        raise ValueError("no such kind")
-    return items, position
+    return (_table(items) if kind == b"m" else items), position
+
+
+def _integer(text: bytes) -> int:
+    if len(text) > MAX_INTEGER_CHARACTERS or text.strip(_DIGITS):
+        raise ValueError("an integer that is too long, or none")
+    return int(text, 16)
+
+
+def _float(text: bytes) -> float:
+    if len(text) > _MAX_FLOAT_CHARACTERS:
+        raise ValueError("too many characters for a float")
+    return float(text)
+
+
+def _table(items: list[Any]) -> dict[str, Any]:
+    """Keys and values that alternate; keys are texts, each there once."""
+    keys = [_of(str, key) for key in items[::2]]
+    table = dict(zip(keys, items[1::2]))  # noqa: B905  # of equal length
+    if len(table) != len(keys):
+        raise ValueError("a key is there twice")
+    return table
 
 
 class Frames:
@@ -174,6 +360,8 @@ class Frames:
             if len(self._pending) >= 20:
                 raise ValueError("no length")
             self._fill()
+        if not self._pending[:colon].isdigit():
+            raise ValueError("no length")
         size = int(self._pending[:colon])
         if not 0 <= size <= self.max_bytes:
             raise ValueError(f"a message has more than {self.max_bytes} bytes")
