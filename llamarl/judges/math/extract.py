@@ -26,7 +26,7 @@ MAX_ANSWER_CHARACTERS = 1_000
 """Something longer is no answer."""
 _MAX_BOXES = 32
 
-_FINAL_ANSWER = re.compile(r"\bfinal[ \t\n]{1,4}answer[ \t\n]{1,4}is\b(?:[\s:*$]|\\\[|\\\()*", re.IGNORECASE)
+_FINAL_ANSWER = re.compile(r"\bfinal[ \t\n]{1,4}answer[ \t\n]{1,4}is\b(?:[\s:*]|\\\[|\\\()*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s|\n")
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
