@@ -31,8 +31,9 @@ from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.canary import text_completion
 from llamarl.judges.function import with_seconds
 from llamarl.judges.math.clean import clean
-from llamarl.judges.math.equality import compare_answers, is_numeral, is_readable, says_something, without_label
+from llamarl.judges.math.equality import compare_answers
 from llamarl.judges.math.extract import Found, extract_answer, find_answer, last_final_answer
+from llamarl.judges.math.read import is_numeral, is_readable, says_something, without_label
 from llamarl.judges.math.symbolic import SymbolicJudge, algebra_pair, check_installed, is_algebra
 from llamarl.judges.threads import run_in_thread
 from llamarl.judges.worker import ProcessJudge
@@ -106,12 +107,13 @@ class MathJudge:
             raise ConfigError(f"prompt {prompt.id!r}: {error}") from None
         if reference is None:
             raise ConfigError(f"prompt {prompt.id!r}: answer is missing; judge '{self.name}' compares with it")
-        sentence = self._format == "final_answer"
-        own = self._read(reference, f"The final answer is {reference}." if sentence else f"\\boxed{{{reference}}}")
+        form = "The final answer is {}." if self._format == "final_answer" else "\\boxed{{{}}}"
+        own = self._read(reference, form.format(reference))
         if not (isinstance(own, Verdict) and own.passed):
+            reason = own.reason if isinstance(own, Verdict) else f"wrong answer: {own.answer}"
             raise ConfigError(
-                f"prompt {prompt.id!r}: answer={_short(reference)!r} can never be given: a completion that gives it as it "
-                f"stands is judged {own.reason if isinstance(own, Verdict) else 'as algebra'!r}; shorten or mend it"
+                f"prompt {prompt.id!r}: answer={_short(reference)!r} can never be given: a completion that gives it as "
+                f"it stands is judged {reason!r}; shorten or mend it"
             )
         if is_readable(reference):
             return

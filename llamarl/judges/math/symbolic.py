@@ -13,7 +13,7 @@ from typing import Any
 
 from llamarl.core.errors import MissingDependencyError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.math.equality import split_name
+from llamarl.judges.math.read import split_name
 
 _MAX_CHARACTERS = 300
 _MAX_DEPTH = 10
@@ -146,10 +146,8 @@ def _difference(equation: str) -> Any:
     """Left side minus right side, as sympy has it; None where one of them is no expression."""
     import sympy  # type: ignore[import-untyped]
 
-    sides = [
-        next((each for each in _parsed(side) if isinstance(each, sympy.Expr)), None) for side in equation.split("=")
-    ]
-    return None if None in sides else sides[0] - sides[1]
+    left, right = ([each for each in _parsed(side) if isinstance(each, sympy.Expr)] for side in equation.split("="))
+    return left[0] - right[0] if left and right else None
 
 
 def _same_equation(a: Any, b: Any) -> bool:

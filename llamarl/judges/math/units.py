@@ -68,16 +68,16 @@ _NO_BEGINNINGS = ("hundr", "thous", "tausend", "mill", "bill", "trill", "hunder"
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """A cleaned text as (number, unit); the unit has one name, such as `cm^2`, or is empty where none is known.
+    r"""A cleaned text as (number, unit); the unit has one name, such as `cm^2`, or is empty where none is known.
 
     split_unit("5 square inches")      # ("5", "inch^2")
-    split_unit("\\$5")                 # ("5", "dollar")
+    split_unit(r"\$5")                # ("5", "dollar")
     split_unit("18 apples")            # ("18 apples", "")
     """
     if match := _CURRENCY.fullmatch(text):
-        number, unit = split_unit(match[3])
+        number, other = split_unit(match[3])
         currency = _UNITS[match[2]]
-        return (match[1] + number, currency) if unit in ("", currency) else (text, "")
+        return (match[1] + number, currency) if other in ("", currency) else (text, "")
     match = _ENDING.fullmatch(text.replace(" per ", "/"))
     unit = _unit(match["unit"]) if match else None
     if match is None or unit is None or (len(match["unit"]) == 1 and match["unit"].isalpha() and match["gap"] == ""):
