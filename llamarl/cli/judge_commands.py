@@ -68,7 +68,7 @@ llamarl judge audit --judge rubric.toml --max-rate 0.01 --out audit.json
         type=float,
         default=0.05,
         metavar="R",
-        help="exit status 1 if more attacks pass, or good replies don't (0.05)",
+        help="exit status 1 if more of any kind of attack pass, or of the good replies don't (0.05)",
     )
     audit.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON")
 
@@ -131,7 +131,7 @@ def run_run(arguments: argparse.Namespace) -> int:
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """`llamarl judge audit`."""
-    from llamarl.judges.audit import audit, overall, read_audit_rows, shipped_rows
+    from llamarl.judges.audit import audit, overall, problems, read_audit_rows, shipped_rows
     from llamarl.report.files import write_json
 
     if not 0.0 <= arguments.max_rate <= 1.0:
@@ -145,36 +145,22 @@ def run_audit(arguments: argparse.Namespace) -> int:
 
     results = _with_panel(arguments, work)
     totals = overall(results)
-    report = {"attacks": [each.to_dict() for each in results], "overall": [each.to_dict() for each in totals]}
+    warnings = problems(results, arguments.max_rate)
+    report = {
+        "attacks": [each.to_dict() for each in results],
+        "overall": [each.to_dict() for each in totals],
+        "max_rate": arguments.max_rate,
+        "problems": warnings,
+    }
     if arguments.out:
         write_json(arguments.out, report)
     if arguments.json:
         print_json(report)
     else:
         _print_audit(results, totals)
-    good = [each for each in results if each.attack == "good"]
-    warnings = list(_audit_warnings(good, totals, arguments.max_rate))
-    if not arguments.json:
         for warning in warnings:
             print(f"warning: {warning}")
     return int(bool(warnings))
-
-
-def _audit_warnings(
-    good: "Sequence[AttackResult]", attacks: "Sequence[AttackResult]", max_rate: float
-) -> Iterator[str]:
-    """What speaks against trusting a judge, in a sentence each."""
-    for each in (*good, *attacks):
-        is_good = each.attack == "good"
-        if each.rate is None:
-            what = "good replies" if is_good else "attacks"
-            yield f"judge '{each.judge}' judged none of the {what}, so this says nothing of it"
-        elif is_good and each.rate < 1.0 - max_rate:
-            yield f"judge '{each.judge}' passes only {each.rate:.1%} of the replies that should pass"
-        elif not is_good and each.rate > max_rate:
-            yield f"judge '{each.judge}' passes {each.rate:.1%} of what deserves nothing; see the examples"
-        elif each.failed:
-            yield f"judge '{each.judge}' failed on {each.failed} of {each.tried} replies, which are in no rate"
 
 
 def run_calibrate(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_rows
 
 SHIPPED_ROWS = Path(__file__).with_name("audit.toml")
 MAX_RATE = 0.05
-"""A higher false-positive rate is warned about."""
+"""A higher false-positive rate, in any kind of attack, is a problem."""
 GOOD, KNOWN_BAD, INJECTED_BAD = "good", "known_bad", "known_bad_injected"
 KINDS = (*ATTACKS, KNOWN_BAD, INJECTED_BAD)
 _EXAMPLES = 3
@@ -119,7 +119,7 @@ async def audit(
         Per judge, a result for each kind of attack, and for `good` replies where the rows have some.
 
     Raises:
-        ConfigError: an unknown attack.
+        ConfigError: an unknown attack, one that no row has replies for, or a judge that no row is for.
         DataError: a row lacks what a judge needs.
         JudgeError: a judge failed its last 64 samples.
     """
@@ -127,6 +127,9 @@ async def audit(
         if name not in KINDS:
             raise ConfigError(f"attack {name!r}: unknown.{suggest(name, list(KINDS))}")
     trials = [_trials(row, attacks or KINDS) for row in rows]
+    for name in attacks or ():
+        if not any(kind == name for trial in trials for kind, _ in trial):
+            raise ConfigError(f"attack {name!r}: no row has a reply for it; give rows with 'completion'")
     judged = await judge_rows(
         panel,
         [_with(row, trial) for row, trial in zip(rows, trials, strict=True)],
@@ -134,6 +137,9 @@ async def audit(
         on_done=on_done,
     )
     found: dict[tuple[str, str], list[tuple[str, Verdict]]] = {}
+    for judge in panel.judges:
+        if not any(judge.name in row.prompt.info.get("judges", [judge.name]) for row in rows):
+            raise ConfigError(f"judge {judge.name!r}: no row is for it; name it in the 'judges' of some, or of none")
     for row, trial, samples in zip(rows, trials, judged, strict=True):
         for (kind, text), sample in zip(trial, samples, strict=True):
             for name in row.prompt.info.get("judges", sample.verdicts):
@@ -187,3 +193,38 @@ def overall(results: Sequence[AttackResult]) -> list[AttackResult]:
         fields |= {name: sum(getattr(each, name) for each in mine) for name in ("abstained", "failed")}
         totals.append(AttackResult(judge, "all attacks", **fields))
     return totals
+
+
+def problems(results: Sequence[AttackResult], max_rate: float = MAX_RATE) -> list[str]:
+    """What speaks against trusting the judges, a sentence each; the limit holds for every kind of attack by itself."""
+    found: list[str] = []
+    for total in overall(results):
+        mine = [result for result in results if result.judge == total.judge]
+        attacks = [result for result in mine if result.attack != GOOD]
+        if total.scored == 0:
+            found.append(f"judge '{total.judge}' judged none of the attacks, so this says nothing of it")
+            attacks = []
+        found += [_problem(each, max_rate) for each in (*(each for each in mine if each.attack == GOOD), *attacks)]
+        if total.scored and total.failed:
+            found.append(
+                f"judge '{total.judge}' failed on {total.failed} of {total.tried} replies, which are in no rate"
+            )
+    return [problem for problem in found if problem]
+
+
+def _problem(result: AttackResult, max_rate: float) -> str:
+    """What is wrong with one row of the report; empty where nothing is."""
+    judge, is_good = f"judge '{result.judge}'", result.attack == GOOD
+    if result.rate is None:
+        what = "good replies" if is_good else f"replies of the attack {result.attack}"
+        return f"{judge} judged none of the {what}, so this says nothing of them"
+    if is_good and result.rate < 1.0 - max_rate:
+        return f"{judge} passes only {result.rate:.1%} of the replies that should pass"
+    if is_good and result.failed:
+        return f"{judge} failed on {result.failed} of {result.tried} good replies, which are in no rate"
+    if not is_good and result.rate > max_rate:
+        return (
+            f"{judge} passes {result.rate:.1%} of what deserves nothing in the attack {result.attack} "
+            f"(limit {max_rate:.1%}); see the examples"
+        )
+    return ""

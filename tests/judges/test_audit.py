@@ -8,7 +8,7 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges import FunctionJudge, JudgePanel, as_judge
 from llamarl.judges.attacks import ATTACKS, INJECTIONS
-from llamarl.judges.audit import AttackResult, audit, overall, shipped_rows
+from llamarl.judges.audit import AttackResult, audit, overall, problems, shipped_rows
 from llamarl.judges.calibrate import calibrate
 from llamarl.judges.config import JudgeConfig
 from llamarl.judges.rows import CompletionRow
@@ -107,6 +107,54 @@ def test_rejects() -> None:
         tried(lambda p, c: True, rows=[CompletionRow("d", 1, PROMPT, (), {"good": 3})])
 
 
+# ---- problems
+
+
+def result(attack: str, tried: int, passed: int, *, abstained: int = 0, failed: int = 0) -> AttackResult:
+    return AttackResult("j", attack, tried, tried - abstained - failed, passed, abstained, failed)
+
+
+def test_the_limit_holds_for_each_kind_of_attack() -> None:
+    results = [result("empty", 420, 0), result("answer_list", 138, 18), result("good", 10, 10)]
+    assert overall(results)[0].rate < 0.05  # type: ignore[operator]  # all together would do
+    assert problems(results) == [
+        "judge 'j' passes 13.0% of what deserves nothing in the attack answer_list (limit 5.0%); see the examples"
+    ]
+    assert problems(results, 0.2) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "problem"),
+    [
+        ([result("empty", 5, 0, abstained=5)], "judge 'j' judged none of the attacks, so this says nothing of it"),
+        (
+            [result("empty", 5, 0), result("injection", 9, 0, abstained=9)],
+            "judge 'j' judged none of the replies of the attack injection, so this says nothing of them",
+        ),
+        (
+            [result("empty", 5, 0), result("good", 2, 0, abstained=2)],
+            "judge 'j' judged none of the good replies, so this says nothing of them",
+        ),
+        ([result("empty", 5, 0), result("good", 10, 9)], "judge 'j' passes only 90.0% of the replies that should pass"),
+        (
+            [result("empty", 5, 0), result("good", 10, 9, failed=1)],
+            "judge 'j' failed on 1 of 10 good replies, which are in no rate",
+        ),
+        ([result("empty", 5, 0, failed=1)], "judge 'j' failed on 1 of 5 replies, which are in no rate"),
+    ],
+)
+def test_what_speaks_against_a_judge_is_said(results: list[AttackResult], problem: str) -> None:
+    assert problems(results) == [problem]
+
+
+def test_an_audit_that_would_ask_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="attack 'known_bad': no row has a reply for it; give rows with 'completion'"):
+        tried(lambda p, c: True, ["known_bad"])
+    other = Prompt("q", PROMPT.messages, info={"judges": ["other"]})
+    with pytest.raises((ConfigError, DataError), match="judge"):
+        tried(lambda p, c: True, rows=[CompletionRow("d", 1, other)])
+
+
 # ---- shipped rows
 
 
@@ -116,7 +164,8 @@ def test_shipped_judges_pass_what_is_good(name: str) -> None:
     results = {result.attack: result for result in asyncio.run(audit(panel, shipped_rows(panel)))}
     panel.close()
     assert results["good"].rate == 1.0, results["good"].examples
-    for attack in ATTACKS.keys() - {"answer_list"}:
+    assert problems(list(results.values())) == []
+    for attack in ATTACKS:
         assert results[attack].rate == 0.0, results[attack].examples
 
 

@@ -1,6 +1,7 @@
 r"""One spelling for answers: LaTeX noise, Unicode forms and wrappers out, mathematics in.
 
 clean("$\dfrac{1}{2}$.")      # "\frac{1}{2}"
+clean("$5")                   # "\$5": a dollar sign before a number, not the mark of a formula
 clean("\text{(C)}")           # "(C)"
 clean("[42]")                 # "42": brackets around one thing are no interval
 """
@@ -20,10 +21,12 @@ _SYMBOLS = {
     "∪": "\\cup ",
     "∅": "\\emptyset ",
     "∈": "\\in ",
+    "ℝ": "\\mathbb{R}",
     "±": "\\pm ",
     "≤": "\\leq ",
     "≥": "\\geq ",
-    "’": "'",
+    "≠": "\\neq ",
+    **dict.fromkeys("’ʼ′", "'"),
     "\u00a0": " ",
 }
 _SUPERSCRIPTS = {**{character: str(i) for i, character in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, "⁻": "-"}
@@ -34,14 +37,19 @@ _REPLACEMENTS = tuple(
         (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[!,;:]|\{,\}", ""),
         (r"(?<!\\)\\(?:quad|qquad| )|~|(?<!\\)\\(?=\s)", " "),
-        (r"\\?[$£€]|(?<!\\)\\[()\[\]]", ""),
+        (r"(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])", r"\\frac"),
         (r"\\(?:cdot|times|ast)(?![a-zA-Z])", "*"),
         (r"\\div(?![a-zA-Z])", "/"),
         (r"\^ ?\{? ?\\circ(?![a-zA-Z]) ?\}?|\\degree(?![a-zA-Z])", " degrees"),
         (r"\\%", "%"),
-        (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset"),
-        (r"\\(?:le|ge)(?![a-zA-Z])", lambda match: match[0] + "q"),
+        (r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{ *\\\}", r"\\emptyset"),
+        (r"\\(le|ge|ne)(?:q(?:slant)?)?(?![a-zA-Z])", r"\\\1q"),
+        (r"<=|=<", r"\\leq "),
+        (r">=", r"\\geq "),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"_\{ ?(\w) ?\}", r"_\1"),
         (r"\\l(?:brace|vert)(?![a-zA-Z])", lambda match: r"\{" if "brace" in match[0] else "|"),
         (r"\\r(?:brace|vert)(?![a-zA-Z])", lambda match: r"\}" if "brace" in match[0] else "|"),
         (r"(?<![\\a-zA-Z])(sqrt|pi|infty)(?![a-zA-Z])", r"\\\1"),
@@ -50,6 +58,9 @@ _REPLACEMENTS = tuple(
         (r"(?<=\d),\s+(?=\d{3}(?!\d))", ";"),  # a list: the comma of thousands has no space behind it
     )
 )
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_DELIMITER = re.compile(r"(?<!\\)\$(?! ?-?\.?\d)")
+"""A dollar sign that no number follows: where there is one, all of them stand around formulas."""
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{(.*)\}", re.DOTALL)
 _BRACKETED = re.compile(r"\[([^\[\]()|,;]+)\]")
@@ -61,6 +72,7 @@ def clean(text: str) -> str:
     text = _plain_characters(text).strip()
     while match := _BOX.fullmatch(text):
         text = match[1].strip()
+    text = _DOLLAR.sub("", text) if _DELIMITER.search(text) else _DOLLAR.sub(r"\\$", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     for _ in range(3):
@@ -94,6 +106,8 @@ def _plain_character(character: str) -> str:
     digit = unicodedata.decimal(character, None)
     if digit is not None:
         return str(digit)
+    if unicodedata.category(character) == "Cf":
+        return ""  # an invisible mark, such as a zero-width space
     plain = unicodedata.normalize("NFKC", character)
     if "⁄" in plain:  # a vulgar fraction, such as one half
         numerator, _, denominator = plain.partition("⁄")

@@ -1,11 +1,14 @@
-r"""Exact numbers: sums of rational multiples of square roots and powers of pi. Read from text, never evaluated.
+r"""Exact numbers: sums of rational multiples of square roots and powers of pi; complex ones too. Never evaluated.
 
 read_exact("\frac{1}{2}") == read_exact("0.5")          # True
 read_exact("\sqrt{8}") == read_exact("2\sqrt{2}")      # True
+read_exact("0.\overline{3}") == read_exact("1/3")       # True
+read_exact("5-i") == read_exact("5.0 + -1.0i")           # True
 read_exact("10^{10^{10}}")                               # None: beyond the bounds
 
-A value is a mapping (n, k) -> q for the sum of q * sqrt(n) * pi**k with n free of squares. The products sqrt(n) * pi**k
-are linearly independent over the rationals, so two values are equal exactly when their mappings are.
+A value is a mapping (n, k) -> q for the sum of q * sqrt(n) * pi**k with n free of squares; a negative n stands for
+i * sqrt(-n). These products are linearly independent over the rationals, so two values are equal exactly when their
+mappings are.
 """
 
 import math
@@ -19,9 +22,13 @@ _MAX_DEPTH = 20
 _MAX_TERMS = 16
 _MAX_BITS = 4096
 _MAX_RADICAND = 10**8
+_MAX_REPEATING = 40
+_MAX_FACTORIAL = 200
 
 _NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d*)?(?:[eE][+-]?\d{1,3}(?![\w.]))?|\.\d+")
 _FRACTION = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}|\\frac(\d)(\d)")
+_REPEATING = re.compile(r" ?\\(?:overline|bar) ?(?:\{ ?(\d+) ?\}|(\d))|\((\d+)\)")
+"""The digits that repeat: 0.1\\overline{6}, 0.1(6)."""
 _DEGREE = re.compile(r"(\d{1,2})\]")
 _MIXED = re.compile(r"([+-]?) ?(\d{1,9}) (\d{1,9}) ?/ ?(\d{1,9})")
 
@@ -59,15 +66,21 @@ class _Reader:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise _NotExactError
-        sign = -1 if self._take("-") else 1
-        self._take("+")
-        value = _times(self._product(), _rational(Fraction(sign)))
-        while (character := self._peek()) and character in "+-":
-            self._position += 1
-            term = self._product()
-            value = _plus(value, term if character == "+" else _times(term, _rational(Fraction(-1))))
+        value = self._term()
+        while self._peek() in ("+", "-"):
+            value = _plus(value, self._term())
         self._depth -= 1
         return value
+
+    def _term(self) -> Exact:
+        """A product with its signs: `+ -1` is minus one."""
+        sign = 1
+        for _ in range(2):
+            if self._take("-"):
+                sign = -sign
+            else:
+                self._take("+")
+        return _times(self._product(), _rational(Fraction(sign)))
 
     def _product(self) -> Exact:
         value = self._factor()
@@ -78,7 +91,7 @@ class _Reader:
             elif character == "/":
                 self._position += 1
                 value = _times(value, _inverse(self._signed_factor()))
-            elif character in "\\({":
+            elif character in "\\({i":
                 value = _times(value, self._factor())
             else:
                 break
@@ -90,10 +103,14 @@ class _Reader:
 
     def _factor(self) -> Exact:
         base = self._atom()
+        if self._take("!"):
+            base = _factorial(base)
         if not self._take("^"):
             return base
         sign = -1 if self._take("-") else 1
         power = sign * _as_rational(self._argument() if not self._peek().isdigit() else self._number())
+        if power.denominator == 2:
+            base, power = _root(_as_rational(base), 2), 2 * power
         if power.denominator != 1 or not base:
             raise _NotExactError
         return _power(base, power.numerator)
@@ -106,6 +123,10 @@ class _Reader:
             return self._root()
         if self._take("\\pi"):
             return {(1, 1): Fraction(1)}
+        if self._take("i"):
+            return {(-1, 0): Fraction(1)}
+        if self._take("\\binom"):
+            return _binomial(self._argument(), self._argument())
         if (character := self._peek()) and character in "({":
             return self._bracket()
         return self._number()
@@ -149,6 +170,13 @@ class _Reader:
             raise _NotExactError  # (1,234) is a pair
         self._position = match.end()
         value = Fraction(match[0].replace(",", ""))
+        if "." in match[0] and (repeating := _REPEATING.match(self._text, self._position)):
+            digits = repeating[1] or repeating[2] or repeating[3]
+            if len(digits) > _MAX_REPEATING:
+                raise _NotExactError
+            self._position = repeating.end()
+            num_decimals = len(match[0]) - match[0].index(".") - 1
+            return _rational(value + Fraction(int(digits), (10 ** len(digits) - 1) * 10**num_decimals))
         is_mixed = match[0].isdigit() and self._text.startswith("\\frac", self._position)
         if is_mixed and (fraction := _FRACTION.match(self._text, self._position)):
             self._position = fraction.end()  # 3\frac{1}{2} is three and a half
@@ -196,38 +224,62 @@ def _times(a: Exact, b: Exact) -> Exact:
         for (m, k), q in b.items():
             common = math.gcd(n, m)  # sqrt(n) * sqrt(m) = common * sqrt(n * m / common**2), still free of squares
             key = (n * m // common**2, j + k)
-            product[key] = product.get(key, Fraction(0)) + p * q * common
+            sign = -1 if n < 0 and m < 0 else 1  # i * i
+            product[key] = product.get(key, Fraction(0)) + sign * p * q * common
     return _checked(product)
 
 
 def _inverse(value: Exact) -> Exact:
-    """1 / value, for one term: 1 / (q sqrt(n) pi**k) = 1 / (q n) sqrt(n) pi**-k."""
+    """1 / value, of one term or two: 1 / (q sqrt(n) pi**k) = 1 / (q n) sqrt(n) pi**-k, 1 / (a + b) by a - b."""
     if not value:
         raise ZeroDivisionError
-    if len(value) > 1:
+    if len(value) == 1:
+        (((n, k), q),) = value.items()
+        return _checked({(n, -k): 1 / (q * n)})
+    first, *others = value
+    conjugate = {key: q if key == first else -q for key, q in value.items()}
+    product = _times(value, conjugate)
+    if len(others) > 1 or len(product) > 1:
         raise _NotExactError
-    (((n, k), q),) = value.items()
-    return _checked({(n, -k): 1 / (q * n)})
+    return _times(conjugate, _inverse(product))
 
 
 def _power(base: Exact, power: int) -> Exact:
-    size = max(q.numerator.bit_length() + q.denominator.bit_length() for q in base.values())
+    size = max(q.numerator.bit_length() + q.denominator.bit_length() + n.bit_length() for (n, _), q in base.items())
     if size * abs(power) > 2 * _MAX_BITS or (len(base) > 1 and abs(power) > _MAX_TERMS):
         raise _NotExactError
-    factor = base if power >= 0 else _inverse(base)
-    result = _rational(Fraction(1))
-    for _ in range(abs(power)):
-        result = _times(result, factor)
+    square, result = base if power >= 0 else _inverse(base), _rational(Fraction(1))
+    power = abs(power)
+    while power:  # by squares, so that the steps grow with the digits of the exponent only
+        if power % 2:
+            result = _times(result, square)
+        power //= 2
+        square = _times(square, square) if power else square
     return result
 
 
+def _factorial(value: Exact) -> Exact:
+    return _rational(Fraction(math.factorial(_small(value))))
+
+
+def _binomial(top: Exact, bottom: Exact) -> Exact:
+    return _rational(Fraction(math.comb(_small(top), _small(bottom))))
+
+
+def _small(value: Exact) -> int:
+    number = _as_rational(value)
+    if number.denominator != 1 or not 0 <= number <= _MAX_FACTORIAL:
+        raise _NotExactError
+    return number.numerator
+
+
 def _root(value: Fraction, degree: int) -> Exact:
-    if value < 0 or degree < 2:
+    if degree < 2 or (value < 0 and degree > 2):
         raise _NotExactError
     if degree > 2:
         return _rational(Fraction(_perfect_root(value.numerator, degree), _perfect_root(value.denominator, degree)))
-    factor, radicand = _split_square(value.numerator * value.denominator)  # sqrt(p/q) = sqrt(p q) / q
-    return _checked({(radicand, 0): Fraction(factor, value.denominator)})
+    factor, radicand = _split_square(abs(value.numerator) * value.denominator)  # sqrt(p/q) = sqrt(p q) / q
+    return _checked({(radicand if value >= 0 else -radicand, 0): Fraction(factor, value.denominator)})
 
 
 def _perfect_root(number: int, degree: int) -> int:

@@ -11,10 +11,13 @@ The first of these forms that the text holds counts, and of that form the last o
     answer_line    a line "Answer: x" or "Final answer: x"
     last_number    the last number; only where asked for
 
-A sentence or line is taken whole, so that a hedge ("5 or 6") stays a hedge. Work is linear in the text's length.
+A sentence or line is taken whole, so that a hedge ("5 or 6") stays a hedge. For the same reason answers of that form
+with nothing but marks or "and", "or" between them are one list: `\boxed{1}, \boxed{2}` is "1, 2". Words between them
+make it a correction, and the last one counts. Work is linear in the text's length.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,14 +27,18 @@ MAX_TEXT_CHARACTERS = 100_000
 """Only this much of a text's end is read."""
 MAX_ANSWER_CHARACTERS = 1_000
 """Something longer is no answer."""
-_MAX_BOXES = 32
+_MAX_ANSWERS = 32
+_MAX_GAP = 40
 
-_FINAL_ANSWER = re.compile(r"\bfinal[ \t\n]{1,4}answer[ \t\n]{1,4}is\b(?:[\s:*$]|\\\[|\\\()*", re.IGNORECASE)
+_FINAL_ANSWER = re.compile(r"\bfinal[ \t\n]{1,4}answer[ \t\n]{1,4}is\b(?:[\s:*]|\\\[|\\\()*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.\s|\n")
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
     r"^[ \t*_#>-]*(?:final[ \t]{1,4})?answer[ \t*_]{0,8}[:=][ \t*_]{0,8}(\S.*)$", re.IGNORECASE | re.MULTILINE
 )
+_BOX = re.compile(r"\\f?box(?:ed)?[ \t]{0,4}\{")
+_GAP = re.compile(r"(?:[\W_]|(?<![a-z])(?:and|or|the|so|answer)(?![a-z]))*", re.IGNORECASE)
+"""What may stand between the answers of a list."""
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
 
 
@@ -52,41 +59,63 @@ def extract_answer(text: str, *, use_last_number: bool = False) -> str | None:
 def find_answer(text: str, *, use_last_number: bool = False) -> Found | None:
     """As `extract_answer`, with the form."""
     text = text[-MAX_TEXT_CHARACTERS:]
-    candidates = (
+    candidates: tuple[tuple[Form, Callable[[str], str | None]], ...] = (
         ("boxed", _boxed),
         ("final_answer", last_final_answer),
-        ("hashes", lambda text: _last(_HASHES, text)),
-        ("answer_line", lambda text: _last(_ANSWER_LINE, text)),
+        ("hashes", lambda text: _last_lines(_HASHES, text)),
+        ("answer_line", lambda text: _last_lines(_ANSWER_LINE, text)),
         ("last_number", lambda text: _last_number(text) if use_last_number else None),
     )
     for form, find in candidates:
         answer = find(text)
         if answer is not None:
-            return Found(answer, form)  # type: ignore[arg-type]
+            return Found(answer, form)
     return None
 
 
 def last_final_answer(text: str) -> str | None:
     """The x of the last sentence "The final answer is x."; a box around it is taken off."""
-    answer = None
     text = text[-MAX_TEXT_CHARACTERS:]
+    spans = []
     for match in _FINAL_ANSWER.finditer(text):
         rest = text[match.end() : match.end() + 2 * MAX_ANSWER_CHARACTERS]
         end = _SENTENCE_END.search(rest)
-        answer = _tidy(rest[: end.start()] if end else rest) or answer
+        length = end.start() if end else len(rest)
+        spans.append((match.start(), match.end() + length, rest[:length]))
+    answer = _last_run(text, spans)
     if answer is not None and "\\boxed" in answer:
         return _boxed(answer) or answer
     return answer
 
 
 def _boxed(text: str) -> str | None:
-    """The content of the last closed box that holds something."""
-    starts = [match.end() for match in re.finditer(r"\\f?box(?:ed)?[ \t]{0,4}\{", text)]
-    for start in reversed(starts[-_MAX_BOXES:]):
-        end = _closing_brace(text, start)
-        if end is not None and (answer := _tidy(text[start:end])):
-            return answer
-    return None
+    """The content of the last closed boxes that hold something."""
+    spans: list[tuple[int, int, str]] = []
+    for match in reversed(list(_BOX.finditer(text))[-_MAX_ANSWERS:]):
+        end = _closing_brace(text, match.end())
+        is_around = end is not None and bool(spans) and end >= spans[-1][1]  # of a box in a box the inner one counts
+        if end is not None and not is_around and _tidy(text[match.end() : end]):
+            spans.append((match.start(), end + 1, text[match.end() : end]))
+    return _last_run(text, spans[::-1])
+
+
+def _last_lines(pattern: re.Pattern[str], text: str) -> str | None:
+    return _last_run(text, [(match.start(), match.end(), match[1]) for match in pattern.finditer(text)])
+
+
+def _last_run(text: str, spans: list[tuple[int, int, str]]) -> str | None:
+    """The last of several (start, end, answer), or the last of them with nothing to speak of between, as one list."""
+    answers: list[str] = []
+    last_start = len(text)
+    for start, end, content in reversed(spans[-_MAX_ANSWERS:]):
+        answer = _tidy(content)
+        if answer is None:
+            continue
+        if answers and not (last_start - end <= _MAX_GAP and _GAP.fullmatch(text, end, last_start)):
+            break
+        answers.append(answer)
+        last_start = start
+    return ", ".join(dict.fromkeys(reversed(answers)))[:MAX_ANSWER_CHARACTERS] or None
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -105,13 +134,6 @@ def _closing_brace(text: str, start: int) -> int | None:
                     return position
         position += 1
     return None
-
-
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    answer = None
-    for match in pattern.finditer(text):
-        answer = _tidy(match[1]) or answer
-    return answer
 
 
 def _last_number(text: str) -> str | None:

@@ -18,6 +18,7 @@ The row's `answer` is the reference: a number, a text such as "\frac{1}{2}", or 
 
 import asyncio
 import functools
+import logging
 import math
 import numbers
 import time
@@ -30,13 +31,16 @@ from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.canary import text_completion
 from llamarl.judges.function import with_seconds
 from llamarl.judges.math.clean import clean
-from llamarl.judges.math.equality import compare_answers, is_numeral, says_something
+from llamarl.judges.math.equality import compare_answers
 from llamarl.judges.math.extract import Found, extract_answer, find_answer, last_final_answer
-from llamarl.judges.math.symbolic import SymbolicJudge, algebra_pair, check_installed
+from llamarl.judges.math.read import is_numeral, is_readable, says_something, without_label
+from llamarl.judges.math.symbolic import SymbolicJudge, algebra_pair, check_installed, is_algebra
 from llamarl.judges.threads import run_in_thread
 from llamarl.judges.worker import ProcessJudge
 
 AnswerFormat = Literal["any", "boxed", "final_answer"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class _Undecided:
 class MathJudge:
     """Scores 1 for the reference answer, else 0."""
 
-    version = "2"
+    version = "3"
     """Changes with every change of a verdict."""
     cost_class = "free"
     has_deadline = True
@@ -91,10 +95,10 @@ class MathJudge:
         self._num_workers, self._timeout_seconds = num_workers, timeout_seconds
 
     def check(self, prompt: Prompt) -> None:
-        """Checks a row before a run.
+        """Checks a row before a run. An answer that only its own spelling equals is named in a warning.
 
         Raises:
-            ConfigError: its answer is missing, empty or of a wrong type.
+            ConfigError: its answer is missing, empty or of a wrong type, or no completion could give it in the format.
             MissingDependencyError: its answer needs math-verify, which is not installed.
         """
         try:
@@ -103,8 +107,24 @@ class MathJudge:
             raise ConfigError(f"prompt {prompt.id!r}: {error}") from None
         if reference is None:
             raise ConfigError(f"prompt {prompt.id!r}: answer is missing; judge '{self.name}' compares with it")
-        if self._is_symbolic and compare_answers(reference, "0") is None:
+        form = "The final answer is {}." if self._format == "final_answer" else "\\boxed{{{}}}"
+        own = self._read(reference, form.format(reference))
+        if not (isinstance(own, Verdict) and own.passed):
+            reason = own.reason if isinstance(own, Verdict) else f"wrong answer: {own.answer}"
+            raise ConfigError(
+                f"prompt {prompt.id!r}: answer={_short(reference)!r} can never be given: a completion that gives it as "
+                f"it stands is judged {reason!r}; shorten or mend it"
+            )
+        if is_readable(reference):
+            return
+        if self._is_symbolic and is_algebra(clean(reference)):
             check_installed()
+        else:
+            _log.warning(
+                "prompt %r: answer=%r is beyond reading and algebra, so only the same spelling equals it",
+                prompt.id,
+                _short(reference),
+            )
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion (table in the module's docstring)."""
@@ -151,7 +171,7 @@ class MathJudge:
         if answer is None:
             return _wrong(f"wrong format: the answer is given as {found.form}, not {self._format}")
         is_equal = compare_answers(reference, answer)
-        if is_equal and is_numeral(reference) and not is_numeral(answer):
+        if is_equal and is_numeral(reference) and not is_numeral(without_label(answer)):
             return _wrong(f"not worked out: {_short(answer)}")
         if is_equal:
             return Verdict.scored(1.0, passed=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from llamarl.core.errors import MissingDependencyError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.math.equality import without_name
+from llamarl.judges.math.read import split_name
 
 _MAX_CHARACTERS = 300
 _MAX_DEPTH = 10
@@ -23,11 +23,15 @@ _WORDS = frozenset(
         *("frac", "sqrt", "infty", "binom", "mod", "overline", "mathbb", "emptyset"),
         *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
         *("log", "exp", "cup", "cap", "leq", "geq", "neq", "begin", "end", "pmatrix", "bmatrix", "vmatrix", "matrix"),
-        *("alpha", "beta", "gamma", "delta", "theta", "lambda", "phi", "omega"),
+        *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"),
+        *("xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "varphi", "varepsilon", "vartheta"),
+        *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"),
     )
 )
 """Runs of three or more letters that are mathematics; others are prose."""
 _LARGE = re.compile(r"\d{21,}|\d{3,} ?!|[)}!\]] ?!|\*\*|\d{4,} ?\} ?\{ ?\d{3,}")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?) degrees")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _EXPONENT = re.compile(r" ?(?:-? ?[\w.]+|\\[a-z]+)")
 _LARGE_EXPONENT = re.compile(r"\^|!|\d{3,}")
 
@@ -76,10 +80,23 @@ def algebra_pair(a: str, b: str) -> tuple[str, str] | None:
 
     An equation is compared with an equation only: of `5 = x + 1` and `x + 1`, math-verify would take the right side.
     """
+    a, b = _in_radians(a), _in_radians(b)
     if not (is_bounded(a) and is_bounded(b)):
         return None
-    a, b = without_name(a), without_name(b)
-    return (a, b) if a.count("=") == b.count("=") <= 1 else None
+    (name, value), (other_name, other_value) = split_name(a), split_name(b)
+    if value.count("=") == other_value.count("=") <= 1 and (name == other_name or not (name and other_name)):
+        return value, other_value
+    return (a, b) if a.count("=") == b.count("=") == 1 else None
+
+
+def is_algebra(text: str) -> bool:
+    """Whether algebra may compare a cleaned answer with others."""
+    return is_bounded(_in_radians(text)) and text.count("=") <= 1
+
+
+def _in_radians(text: str) -> str:
+    """Degrees under a trigonometric function, as algebra knows them."""
+    return _DEGREES.sub(r"(\1*\\pi/180)", text) if _TRIGONOMETRIC.search(text) else text
 
 
 class SymbolicJudge:
@@ -103,15 +120,40 @@ def _verdict(is_equal: bool) -> Verdict:
 
 
 def symbolically_equal(reference: str, candidate: str) -> bool:
-    """What math-verify says of two LaTeX texts, to 12 decimals where it calculates. May take for ever."""
+    """What math-verify says of two LaTeX texts, to 12 decimals where it calculates. May take for ever.
+
+    Two equations are the same where the differences of their sides are, but for a factor: `2x - y = 7`, `y = 2x - 7`.
+    """
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off
+    if reference.count("=") == candidate.count("=") == 1:
+        return _same_equation(*map(_difference, (reference, candidate)))
+    gold, guess = _parsed(reference), _parsed(candidate)
+    return bool(gold and guess) and bool(math_verify.verify(gold, guess, float_rounding=12, timeout_seconds=None))
+
+
+def _parsed(text: str) -> list[Any]:
+    import math_verify
+
     config = (math_verify.LatexExtractionConfig(),)
-    gold, guess = (
+    return list(
         math_verify.parse(f"${text}$", extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)
-        for text in (reference, candidate)
     )
-    if not gold or not guess:
+
+
+def _difference(equation: str) -> Any:
+    """Left side minus right side, as sympy has it; None where one of them is no expression."""
+    import sympy  # type: ignore[import-untyped]
+
+    left, right = ([each for each in _parsed(side) if isinstance(each, sympy.Expr)] for side in equation.split("="))
+    return left[0] - right[0] if left and right else None
+
+
+def _same_equation(a: Any, b: Any) -> bool:
+    import sympy
+
+    if a is None or b is None or not a.free_symbols or not b.free_symbols:
         return False
-    return bool(math_verify.verify(gold, guess, float_rounding=12, timeout_seconds=None))
+    ratio = sympy.simplify(a / b)
+    return bool(ratio.is_number and ratio.is_finite and not ratio.is_zero)

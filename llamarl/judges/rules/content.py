@@ -2,8 +2,10 @@
 
 import json
 import re
+from typing import Any
 
 from llamarl.judges.rules.base import Arguments, Rule
+from llamarl.judges.rules.folding import as_read, fold
 from llamarl.judges.rules.patterns import Pattern, compile_pattern
 from llamarl.judges.rules.text import Text
 
@@ -13,6 +15,7 @@ _BULLET = re.compile(r"[*-]\s")
 _RULE = re.compile(r"([*-])(?:\s*\1){2,}")
 _POSTSCRIPTS = {"P.P.S": re.compile(r"p\.\s?p\.\s?s"), "P.S.": re.compile(r"p\.\s?s\.")}
 _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+_OPENING_FENCE = re.compile(r"```(?:json)?(?![a-z])", re.IGNORECASE)
 _FENCES = ("```json", "```Json", "```JSON", "```")
 
 
@@ -49,6 +52,7 @@ class Postscript(Rule):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
         self.marker = arguments.text("postscript_marker", can_be_blank=self.mode != "fixed").strip()
+        self._folded = fold(self.marker)
         self._pattern: Pattern | None = None
         if self.marker not in _POSTSCRIPTS and self.mode != "fixed":
             self._pattern = compile_pattern(self.id, "postscript_marker", self.marker.lower(), ignore_case=False)
@@ -61,9 +65,13 @@ class Postscript(Rule):
         """The marker anywhere, in either case; one blank may stand between the letters of P.S. and P.P.S."""
         if self.marker in _POSTSCRIPTS:
             return _POSTSCRIPTS[self.marker].search(text.lower) is not None
-        if self._pattern is not None:
-            return self._pattern.is_in(text.lower)
-        return self.marker.lower() in text.lower
+        return self._pattern is not None and self._pattern.is_in(text.lower)
+
+    def fixed(self, text: Text) -> bool:
+        """The marker as it is written; one blank may stand between the letters of P.S. and P.P.S."""
+        if self.marker in _POSTSCRIPTS:
+            return _POSTSCRIPTS[self.marker].search(text.folded) is not None
+        return self._folded in text.folded
 
 
 class NumberOfBullets(Rule):
@@ -133,7 +141,7 @@ class MultipleSections(Rule):
         super().__init__(arguments)
         self.splitter = arguments.text("section_spliter", can_be_blank=self.mode != "fixed").strip()
         self.num_sections = arguments.count("num_sections")
-        keyword = self.splitter if self.mode != "fixed" else re.escape(self.splitter)
+        keyword = self.splitter if self.mode != "fixed" else re.escape(as_read(self.splitter))
         self._pattern = compile_pattern(
             self.id, "section_spliter", keyword, before=r"\s?", after=r"\s?\d+\s?", ignore_case=False
         )
@@ -161,11 +169,28 @@ class JsonFormat(Rule):
         body = text.raw.strip()
         for fence in _FENCES:
             body = body.removeprefix(fence)
-        try:
-            json.loads(body.removesuffix("```").strip())
-        except (ValueError, RecursionError):
-            return False
-        return True
+        return _is_json(body.removesuffix("```").strip())
+
+    def fixed(self, text: Text) -> bool:
+        """Any JSON value; neither NaN nor infinities, which JSON has none of; a fence must be closed."""
+        body = text.raw.strip()
+        if fence := _OPENING_FENCE.match(body):
+            if not body.endswith("```") or len(body) < fence.end() + 3:
+                return False
+            body = body[fence.end() : -3].strip()
+        return _is_json(body, parse_constant=_refuse, parse_int=str)
+
+
+def _is_json(text: str, **options: Any) -> bool:
+    try:
+        json.loads(text, **options)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 class Title(Rule):

@@ -1,10 +1,11 @@
 """Rules on the reply as a whole: its beginning and end, case, commas, language, and two answers in one."""
 
 from llamarl.judges.rules.base import Arguments, Limit, Rule
+from llamarl.judges.rules.folding import fold
 from llamarl.judges.rules.languages import NAMES
 from llamarl.judges.rules.text import Text
 
-_COMMAS = ",،、，﹐﹑､"
+_COMMAS = ",،、，﹐﹑､՝߸፣᠂᠈⸲⸴⸷⹁⹉꓾꘍꛵︐︑٬"
 _QUOTES = ('""', "“”", "「」")
 _MORE_QUOTES = ("«»", "»«", "„“", "„”", "‟”", "『』", "””", "＂＂")
 _CLOSING_QUOTES = '"“”«»„‟「」『』＂'
@@ -49,6 +50,12 @@ class TwoResponses(Rule):
         answers = [part for part in parts if part]
         return all(parts[1:-1]) and len(answers) == 2 and answers[0] != answers[1]
 
+    def fixed(self, text: Text) -> bool:
+        """Answers that differ in case, blanks or the make of their characters only are the same."""
+        parts = [fold(part) for part in text.raw.split("******")]
+        answers = [part for part in parts if part]
+        return all(parts[1:-1]) and len(answers) == 2 and answers[0] != answers[1]
+
 
 class RepeatPrompt(Rule):
     """The request word for word, then the answer."""
@@ -60,6 +67,7 @@ class RepeatPrompt(Rule):
         self.request = arguments.text("prompt_to_repeat", can_be_blank=self.mode != "fixed")
         if not self.request:
             raise arguments.error("prompt_to_repeat", self.request, "a text that is not empty")
+        self._folded = fold(self.request)
 
     def describe(self) -> str:
         """One sentence."""
@@ -68,6 +76,10 @@ class RepeatPrompt(Rule):
     def official(self, text: Text) -> bool:
         """In either case, blanks around it aside."""
         return text.raw.strip().lower().startswith(self.request.strip().lower())
+
+    def fixed(self, text: Text) -> bool:
+        """In either case, with any blanks, apostrophes and hyphens."""
+        return text.folded.startswith(self._folded)
 
 
 class EndPhrase(Rule):
@@ -89,8 +101,8 @@ class EndPhrase(Rule):
 
     def fixed(self, text: Text) -> bool:
         """In either case; blanks and quotes of any kind may follow."""
-        end = _CLOSING_QUOTES + " \t\r\n"
-        return text.lower.rstrip(end).endswith(self.phrase.lower().rstrip(end))
+        end = _CLOSING_QUOTES + " "
+        return text.folded.rstrip(end).endswith(fold(self.phrase).rstrip(end))
 
 
 class Quotation(Rule):

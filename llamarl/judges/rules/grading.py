@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.judges.rules.base import Mode, Rule
+from llamarl.judges.rules.folding import as_read
 from llamarl.judges.rules.registry import build_rule
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.tools import RuleTools, SentenceSplitter
@@ -73,13 +74,14 @@ class Checklist:
 
     def grade(self, reply: str | None) -> Grade:
         """The verdicts on a reply; None or an empty one, a failed generation, follows nothing."""
-        texts = {version: Text(version, self._tools) for version in loose_versions(reply or "")}
+        reply = as_read(reply or "") if self._tools.mode == "fixed" else reply or ""
+        texts = {version: Text(version, self._tools) for version in loose_versions(reply)}
         strict: list[bool | None] = []
         loose: list[bool | None] = []
         ungradable = self.ungradable
         for position, rule in enumerate(self.rules):
             try:
-                verdicts = self._verdicts(rule, reply or "", texts)
+                verdicts = self._verdicts(rule, reply, texts)
             except JudgeError as error:
                 ungradable[position] = f"{rule if isinstance(rule, str) else rule.id}: {error}"
                 verdicts = self._without_verdict()

@@ -25,7 +25,7 @@ Score = Literal["fraction", "all"]
 class InstructionJudge:
     """Scores a completion by the instructions that it follows strictly; it passes if it follows all."""
 
-    version = "1"
+    version = "2"
     """Changes with every change of a verdict."""
     cost_class = "free"
 

@@ -4,9 +4,13 @@ import contextlib
 import re
 
 from llamarl.judges.rules.base import Arguments, Rule
+from llamarl.judges.rules.folding import as_read, fold
 from llamarl.judges.rules.patterns import INVALID, Pattern, compile_pattern
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.words import is_spaceless, is_word_character
+
+_STARS_INSIDE = re.compile(r"(?<=[^\W\d_])\*+(?=[^\W\d_])")
+_UNDERSCORES = re.compile("_+")
 
 
 class Existence(Rule):
@@ -17,7 +21,8 @@ class Existence(Rule):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
         self.keywords = arguments.texts("keywords", can_be_blank=self.mode != "fixed")
-        self._finders = [_finder(self, "keywords", keyword) for keyword in self.keywords]
+        self._finders = _finders(self, "keywords", self.keywords)
+        self._folded = _folded(arguments, "keywords", self.keywords)
 
     def describe(self) -> str:
         """One sentence."""
@@ -26,6 +31,10 @@ class Existence(Rule):
     def official(self, text: Text) -> bool:
         """All found; official keywords are regular expressions."""
         return all(finder.is_in(text.raw) for finder in self._finders)
+
+    def fixed(self, text: Text) -> bool:
+        """All found, whatever their apostrophes, accents and widths are made of."""
+        return all(keyword in text.folded for keyword in self._folded)
 
 
 class Frequency(Rule):
@@ -42,7 +51,8 @@ class Frequency(Rule):
         self.limit = arguments.limit("frequency")
         self._finder: Pattern | None = None
         with contextlib.suppress(*INVALID):  # the released grader fails every reply then
-            self._finder = Pattern(self.keyword if self.mode != "fixed" else re.escape(self.keyword))
+            self._finder = Pattern(self.keyword) if self.mode != "fixed" else None
+        self._folded = _folded(arguments, "keyword", [self.keyword])
 
     def describe(self) -> str:
         """One sentence."""
@@ -51,6 +61,10 @@ class Frequency(Rule):
     def official(self, text: Text) -> bool:
         """Counts hits; a keyword that is no valid regular expression fails under either relation."""
         return self._finder is not None and self.limit.holds(self._finder.count(text.raw))
+
+    def fixed(self, text: Text) -> bool:
+        """Counts hits, whatever apostrophes, accents and widths are made of."""
+        return self.limit.holds(text.folded.count(self._folded[0]))
 
 
 class ForbiddenWords(Rule):
@@ -61,7 +75,8 @@ class ForbiddenWords(Rule):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
         self.words = arguments.texts("forbidden_words", can_be_blank=self.mode != "fixed")
-        self._finders = [_forbidden(self, word) for word in self.words]
+        self._finders = _finders(self, "forbidden_words", self.words, before=r"\b", after=r"\b")
+        self._folded = _folded(arguments, "forbidden_words", self.words)
 
     def describe(self) -> str:
         """One sentence."""
@@ -72,12 +87,12 @@ class ForbiddenWords(Rule):
         return not any(finder.is_in(text.raw) for finder in self._finders)
 
     def fixed(self, text: Text) -> bool:
-        """Words end where the next character is no word character, or where a script writes without blanks."""
-        return not any(
-            _is_separate(text.raw, *match.span())
-            for finder in self._finders
-            for match in finder.regex.finditer(text.raw)
-        )
+        """Words end where the next character is no word character, or where a script writes without blanks.
+
+        Stars and underscores that set a word or a part of it apart do not hide it.
+        """
+        versions = dict.fromkeys((text.folded, _without_emphasis(text.folded)))
+        return not any(_is_used(word, version) for version in versions for word in self._folded)
 
 
 class LetterFrequency(Rule):
@@ -88,12 +103,14 @@ class LetterFrequency(Rule):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
         letter = arguments.text("letter")
+        letter = as_read(letter) if self.mode == "fixed" else letter
         allowed = "one letter from a to z" if self.mode != "fixed" else "one character"
         is_single = len(letter) == len(letter.lower()) == 1
         if not is_single or (self.mode != "fixed" and not "a" <= letter.lower() <= "z"):
             raise arguments.error("letter", letter, allowed)
         self.letter = letter.lower()
         self.limit = arguments.limit("let_frequency", "let_relation")
+        self._folded = fold(letter) or self.letter
 
     def describe(self) -> str:
         """One sentence."""
@@ -103,16 +120,44 @@ class LetterFrequency(Rule):
         """Counts in the lower-cased text."""
         return self.limit.holds(text.lower.count(self.letter))
 
+    def fixed(self, text: Text) -> bool:
+        """Counts in the folded text: a full-width letter is a letter, and so is one with its accent composed."""
+        return self.limit.holds(text.folded.count(self._folded))
 
-def _finder(rule: Rule, name: str, keyword: str) -> Pattern:
-    """In official mode the keyword is a regular expression, in fixed mode it means itself."""
-    return compile_pattern(rule.id, name, keyword if rule.mode != "fixed" else re.escape(keyword.strip()))
 
-
-def _forbidden(rule: Rule, word: str) -> Pattern:
+def _finders(rule: Rule, name: str, keywords: list[str], *, before: str = "", after: str = "") -> list[Pattern]:
+    """Keywords as the regular expressions that the released grader takes them for; none in fixed mode."""
     if rule.mode == "fixed":
-        return _finder(rule, "forbidden_words", word)
-    return compile_pattern(rule.id, "forbidden_words", word, before=r"\b", after=r"\b")
+        return []
+    return [compile_pattern(rule.id, name, keyword, before=before, after=after) for keyword in keywords]
+
+
+def _folded(arguments: Arguments, name: str, keywords: list[str]) -> list[str]:
+    """Keywords that mean themselves, as they are compared in fixed mode."""
+    folded = [fold(keyword) for keyword in keywords]
+    if arguments.mode == "fixed" and not all(folded):
+        raise arguments.error(name, keywords, "texts that a reader sees something of")
+    return folded
+
+
+def _without_emphasis(text: str) -> str:
+    """Without stars inside of words, and with blanks for underscores that don't join words."""
+    return _UNDERSCORES.sub(_blank_unless_joining, _STARS_INSIDE.sub("", text))
+
+
+def _blank_unless_joining(match: re.Match[str]) -> str:
+    sides = match.string[max(match.start() - 1, 0) : match.start()], match.string[match.end() : match.end() + 1]
+    return match[0] if all(side and is_word_character(side) for side in sides) else " "
+
+
+def _is_used(word: str, text: str) -> bool:
+    """Whether `word` occurs in `text` as a word of its own."""
+    start = text.find(word)
+    while start >= 0:
+        if _is_separate(text, start, start + len(word)):
+            return True
+        start = text.find(word, start + 1)
+    return False
 
 
 def _is_separate(text: str, start: int, end: int) -> bool:

@@ -1,9 +1,11 @@
 """Rules on numbers of words, sentences and paragraphs."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 
 from llamarl.judges.rules.base import Arguments, Limit, Rule
+from llamarl.judges.rules.folding import fold
 from llamarl.judges.rules.sentences import count_east_asian_sentences, count_hindi_sentences
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.words import is_spaceless, is_word_character
@@ -128,12 +130,13 @@ class ParagraphFirstWord(Rule):
         return "".join(letter.lower() for letter in word) == self.first_word
 
     def fixed(self, text: Text) -> bool:
-        """Looks at the n-th paragraph that is not blank; the word may be several, or of a script without blanks."""
-        paragraphs = [paragraph.strip() for paragraph in text.raw.split("\n\n") if paragraph.strip()]
+        """Lines of blanks divide, the n-th text counts; the word may be several, or of a script without blanks."""
+        groups = itertools.groupby(text.raw.split("\n"), key=lambda line: bool(line.strip()))
+        paragraphs = [" ".join(lines) for is_text, lines in groups if is_text]
         if len(paragraphs) != self.num_paragraphs:
             return False
-        start = " ".join(paragraphs[self.nth_paragraph - 1].lower().lstrip(_WIDE_PUNCTUATION + " ").split())
-        wanted = " ".join(self.first_word.split())
+        start = fold(paragraphs[self.nth_paragraph - 1]).lstrip(_WIDE_PUNCTUATION + " ")
+        wanted = fold(self.first_word)
         following = start[len(wanted) : len(wanted) + 1]
         is_cut = bool(following) and is_word_character(following) and not is_spaceless(wanted[-1])
         return start.startswith(wanted) and not is_cut

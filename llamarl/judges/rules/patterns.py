@@ -2,12 +2,16 @@
 
 Most keywords hold no operator, or harmless ones (`C++`, `what?`, `e.g.`). A few could make Python's engine run for
 years. Before a search its number of steps is bounded from the parsed pattern: with `k` unbounded repeats one after the
-other, and a factor for the bounded ones, a text of n characters takes at most about factor * n^(k + 1) steps. A search
-over `MAX_STEPS` is refused, for the same texts on every machine.
+other, and a factor for the bounded ones, a text of n characters takes at most about factor * n^(k + 1) steps. With one
+repeat of a single character that is too much by far: it starts only where the literal text before it stands, and goes
+no further than a run of that character does, so there the text is asked. A search over `MAX_STEPS` is refused, for the
+same texts on every machine.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -19,8 +23,10 @@ MAX_STEPS = 1e8
 INVALID = (re.error, OverflowError, RecursionError)
 """What compiling an invalid regular expression may raise."""
 
-operators: Any = import_module("re._constants")  # neither has type stubs
+operators: Any = import_module("re._constants")  # none of them has type stubs
 parser: Any = import_module("re._parser")
+compiler: Any = import_module("re._compiler")
+_CHARACTERS = {operators.LITERAL, operators.NOT_LITERAL, operators.ANY, operators.IN}
 _REPEATS = {operators.MAX_REPEAT, operators.MIN_REPEAT, operators.POSSESSIVE_REPEAT}
 
 
@@ -35,7 +41,9 @@ class Pattern:
         """
         self.keyword = keyword
         self.regex = re.compile(before + keyword + after, re.IGNORECASE if ignore_case else 0)
-        self._factor, self._degree = _cost(parser.parse(keyword))
+        parsed = parser.parse(keyword)
+        self._factor, self._degree = _cost(parsed)
+        self._single = _single_repeat(parsed, before, after, self.regex.flags) if self._degree == 1.0 else None
 
     def count(self, text: str) -> int:
         """Number of matches that don't overlap. Raises `JudgeError` where that could take too long."""
@@ -53,11 +61,59 @@ class Pattern:
                 steps = self._factor * float(max(len(text), 1)) ** (self._degree + 1)
             except OverflowError:
                 steps = float("inf")
+            if steps > MAX_STEPS and self._single is not None:
+                steps = self._factor * self._single.steps(text)
             if steps > MAX_STEPS:
                 raise JudgeError(
                     f"the keyword {self.keyword!r}, as a regular expression on {len(text)} characters, could take "
                     f"{steps:.0e} steps (limit {MAX_STEPS:.0e}); mode 'fixed' takes keywords literally"
                 )
+
+
+@dataclass(frozen=True)
+class _SingleRepeat:
+    """A pattern whose only unbounded repeat is that of a single character."""
+
+    start: re.Pattern[str]
+    """Matches, without taking anything, where the pattern may begin."""
+    body: re.Pattern[str]
+    """The character that repeats."""
+    can_fail: bool
+    """Whether something stands behind the repeat; else every start is a hit, and no character is looked at twice."""
+
+    def steps(self, text: str) -> float:
+        """Bound on the steps of a search."""
+        if not self.can_fail:
+            return 2.0 * len(text)
+        num_starts = sum(1 for _ in self.start.finditer(text))
+        repeating = {character for character in set(text) if self.body.fullmatch(character)}
+        run = longest = 0
+        for character in text:
+            run = run + 1 if character in repeating else 0
+            longest = max(longest, run)
+        return len(text) + float(num_starts) * (longest + 1)
+
+
+def _single_repeat(parsed: Any, before: str, after: str, flags: int) -> _SingleRepeat | None:
+    """How far the pattern can be bounded by the text; None where its repeat stands inside of something else."""
+    items = list(parsed)
+    positions = [index for index, (operator, argument) in enumerate(items) if _is_unbounded(operator, argument)]
+    if not positions:
+        return None
+    (_, _, body), position = items[positions[0]][1], positions[0]
+    if len(body) != 1 or body[0][0] not in _CHARACTERS:
+        return None
+    literals = itertools.takewhile(lambda item: item[0] is operators.LITERAL, items[:position])
+    prefix = "".join(re.escape(chr(code)) for _, code in literals)
+    return _SingleRepeat(
+        start=re.compile(f"{before}(?={prefix})", flags),
+        body=compiler.compile(body, flags),
+        can_fail=bool(after) or position + 1 < len(items),
+    )
+
+
+def _is_unbounded(operator: Any, argument: Any) -> bool:
+    return operator in _REPEATS and argument[1] is operators.MAXREPEAT
 
 
 def compile_pattern(id: str, name: str, keyword: str, **options: Any) -> Pattern:

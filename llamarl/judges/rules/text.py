@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Protocol
 
+from llamarl.judges.rules.folding import fold
 from llamarl.judges.rules.words import count_east_asian, count_runs, count_words, hyphenated_words
 
 
@@ -46,6 +47,11 @@ class Text:
     def lower(self) -> str:
         """In lower case."""
         return self.raw.lower()
+
+    @cached_property
+    def folded(self) -> str:
+        """As words and phrases are compared."""
+        return fold(self.raw)
 
     @cached_property
     def num_words(self) -> int:

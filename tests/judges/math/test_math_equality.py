@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llamarl.judges.math import answers_equal, compare_answers
 from llamarl.judges.math.clean import clean
-from llamarl.judges.math.equality import is_numeral, says_something
+from llamarl.judges.math.read import is_numeral, says_something
 
 EMPTY = ["", " ", "$$", ".", "\\boxed{}", "**", ":", "\\,", "()", "---"]
 

@@ -125,6 +125,11 @@ def test_a_box_before_the_final_sentence_does_not_hide_it() -> None:
             "\\begin{pmatrix}1\\\\3\\end{pmatrix}",
         ),
         ("x^2+y^2=1", "y^2+x^2=1", "x^2+y^2=2"),
+        ("y = 2x-7", "2x - y = 7", "2x - y = -7"),
+        ("\\frac{x}{2}+\\frac{y}{3}=1", "3x+2y=6", "2x+3y=6"),
+        ("y = 2x", "y = x+x", "z = 2x"),
+        ("\\rho^2+\\sigma\\tau", "\\tau\\sigma+\\rho^2", "\\rho+\\sigma\\tau"),
+        ("\\tan 20^\\circ", "\\tan(20^\\circ)", "\\tan 20"),
     ],
 )
 def test_algebra(judge: MathJudge, reference: str, right: str, wrong: str) -> None:
@@ -178,7 +183,8 @@ def test_what_is_calculated(text: str) -> None:
 def test_equations_are_compared_with_equations() -> None:
     assert algebra_pair("y=2x", "2x") == ("2x", "2x")
     assert algebra_pair("2x", "5=2x") is None
-    assert algebra_pair("x^2=y", "y=x^2") is None  # the name is taken off one side only
+    assert algebra_pair("x^2=y", "y=x^2") == ("x^2=y", "y=x^2")  # the name is taken off both or none
+    assert algebra_pair("y=2x", "z=2x") == ("y=2x", "z=2x")
 
 
 def test_without_algebra_what_reading_cannot_decide_is_wrong() -> None:
@@ -228,6 +234,44 @@ def test_rows_are_checked_before_a_run() -> None:
         MathJudge().check(Prompt("p", ()))
     with pytest.raises(ConfigError, match=r"prompt 'p': answer=.* is of type list; give a number or text"):
         MathJudge().check(Prompt("p", (), answer=[1]))
+
+
+@pytest.mark.parametrize(
+    ("format", "answer"),
+    [("any", "\\frac{1}{2"), ("boxed", "1" * 1200), ("final_answer", "one. Then two"), ("any", "x}{y")],
+)
+def test_an_answer_that_no_completion_can_give_is_refused(format: Any, answer: str) -> None:
+    with pytest.raises(ConfigError, match=r"prompt 'p': answer=.* can never be given: .* is judged"):
+        MathJudge(format=format).check(Prompt("p", (), answer=answer))
+
+
+def test_an_answer_beyond_reading_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    judge = MathJudge(is_symbolic=False)
+    for answer in (
+        42,
+        "\\frac12",
+        "(1, 2]",
+        "x < 3",
+        "Tuesday",
+        "\\textbf{(C)}\\ 12",
+        "1011_2",
+        "\\emptyset",
+        "3:45 PM",
+    ):
+        judge.check(Prompt("p", (), answer=answer))
+    assert not caplog.messages
+    judge.check(Prompt("q", (), answer="x^2+2x"))
+    assert caplog.messages == [
+        "prompt 'q': answer='x^2+2x' is beyond reading and algebra, so only the same spelling equals it"
+    ]
+
+
+@needs_algebra
+def test_algebra_reaches_what_reading_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    MathJudge().check(Prompt("p", (), answer="x^2+2x"))
+    assert not caplog.messages
+    MathJudge().check(Prompt("q", (), answer="10^{10^{10}}"))
+    assert "prompt 'q'" in caplog.text
 
 
 def test_rejects_wrong_settings() -> None:

@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -39,12 +40,37 @@ def test_a_search_that_could_explode_is_refused_at_once(keyword: str) -> None:
 
 
 def test_the_bound_grows_with_the_text() -> None:
-    # one unbounded repeat: n^2 steps, 1e8 at 10,000 characters
+    # one unbounded repeat that something follows: a step for each character that repeats, from each start
     assert not Pattern("a*b").is_in("a" * 1_000)
-    assert Pattern("a*b").is_in("b" * 10_000)
+    assert Pattern("a*b").is_in("b" * 100_000)
     with pytest.raises(JudgeError, match="on 10001 characters"):
         Pattern("a*b").is_in("a" * 10_001)
+    with pytest.raises(JudgeError, match="on 10001 characters"):  # two repeats: n^3
+        Pattern("a*.*b").is_in("b" * 10_001)
     assert Pattern("plain words").count("plain words " * 100_000) == 100_000  # no operator, no bound
+
+
+PROSE = "The C compiler CCC reads the code, and cc links what it wrote. " * 350
+"""Some 22,000 characters."""
+
+
+@pytest.mark.parametrize(
+    ("keyword", "hits"), [("C++", 1750), ("code.+wrote", 1), ("l[a-z]*s", 350), ("x+y", 0), ("wrote[.]+ ", 350)]
+)
+def test_one_repeat_is_searched_in_a_long_reply(keyword: str, hits: int) -> None:
+    assert Pattern(keyword).count(PROSE) == len(list(re.finditer(keyword, PROSE, re.IGNORECASE))) == hits
+    assert Pattern("C++").count("C" * 100_000) == 1  # nothing stands behind the repeat
+
+
+def test_such_a_keyword_is_graded_in_a_long_reply() -> None:
+    instructions = [
+        {"id": "keywords:existence", "kwargs": {"keywords": ["C++"]}},
+        {"id": "keywords:forbidden_words", "kwargs": {"forbidden_words": ["C++", "D++"]}},
+        {"id": "keywords:frequency", "kwargs": {"keyword": "C++", "frequency": 1700, "relation": "at least"}},
+    ]
+    for mode in ("official", "google"):
+        grade = Grader(mode, sentence_splitter="rules").grade(PROSE, instructions)  # type: ignore[arg-type]
+        assert (grade.strict, grade.ungradable) == ((True, False, True), {})
 
 
 def test_an_invalid_expression_names_the_argument() -> None:
