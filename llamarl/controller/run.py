@@ -304,8 +304,10 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
         )
         yield Executors(trainer, judge, reference, pool, pulse)
     finally:
-        await engine.close()
-        channel.close()
+        try:
+            await engine.close()
+        finally:  # a second interrupt may have cut that short
+            channel.close()
 
 
 def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
