@@ -3,7 +3,7 @@
 A checkpoint is written into a fresh folder, every file is flushed to disk, a manifest with sizes and SHA-256 comes
 last, and only then the folder gets its name by rename; the `latest` pointer moves by rename too. A kill at any moment
 leaves the previous checkpoint untouched and at worst a temporary folder, which the next life removes. Loading verifies
-every byte against the manifest, and the manifest against its own digest, and falls back to the previous copy, saying so.
+every byte against the manifest, the manifest against its own digest, and falls back to the previous copy, saying so.
 
     checkpoints/step_000040/{manifest.json, trainer/...}
     checkpoints/latest        "step_000040"
@@ -156,7 +156,9 @@ class CheckpointStore:
     def number(self, step: str) -> int:
         """The step number that `latest`, `best` or a number names. Raises `CheckpointError` listing what there is."""
         pointer, known = self.directory / step, self.steps()
-        name = pointer.read_bytes().decode(errors="replace") if step in ("latest", "best") and pointer.is_file() else step
+        name = (
+            pointer.read_bytes().decode(errors="replace") if step in ("latest", "best") and pointer.is_file() else step
+        )
         number = name.removeprefix("step_")
         if number.isdecimal() and int(number) in known:
             return int(number)

@@ -13,6 +13,7 @@ from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import WatchConfig
 from llamarl.core.config import Config, models_in, read_toml, suggest
 from llamarl.core.errors import ConfigError
+from llamarl.core.paths import FileName, ObjectName, absolute, absolute_object
 from llamarl.core.sampling import Sampling
 from llamarl.data.asks import load_ask
 from llamarl.data.prompts import BadRowPolicy
@@ -25,7 +26,7 @@ from llamarl.training.config import TrainerConfig
 class DataConfig(Config):
     """Where prompts come from."""
 
-    source: str
+    source: FileName
     """A JSONL, Parquet or CSV file, a glob of them, or a Hub id (`owner/name`, extra `hub`)."""
     format: RowFormat = "auto"
     """Row format: `llamarl`, `trl`, `verl`, `verifiers`, or `auto`."""
@@ -46,7 +47,7 @@ class DataConfig(Config):
 class EvaluationConfig(Config):
     """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
 
-    source: str | None = None
+    source: FileName | None = None
     """Where they come from; None holds out rows of the training data, which then never train. A run of several tasks
     names a source in each task instead (`held_out`)."""
     num_prompts: int = Field(default=128, ge=0)
@@ -77,7 +78,7 @@ class CoverageConfig(Config):
     The completions of all forms are one group, learnt under the prompt as it stands.
     """
 
-    ask: str
+    ask: ObjectName
     """`plain`, `voting` or `adaptive` instructions, or a function of a prompt that returns the prompt to ask:
     `module:function` or `path/to/file.py:function`."""
     samples: int = Field(ge=1)
@@ -108,7 +109,7 @@ class TaskConfig(Config):
     """Ask each training prompt in these forms, instead of as it stands."""
     weight: float | None = Field(default=None, ge=0.0)
     """Factor of its gradient in the step's sum; None: its share of the step's prompts."""
-    held_out: str | None = None
+    held_out: FileName | None = None
     """Where its held-out prompts come from; None: rows of its data, which then never train."""
 
 
@@ -121,7 +122,7 @@ class Recipe(Config):
         ConfigError: (from `load` and `parse`) names each wrong field, its value and what to do.
     """
 
-    model: str
+    model: FileName
     """Checkpoint directory in Hugging Face format, or a Hub id."""
     data: DataConfig | None = None
     """Required, unless the recipe lists `tasks`."""
@@ -343,36 +344,18 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _locate_files(values: dict[str, Any], folder: Path) -> None:
-    """Makes file names absolute that exist beside the recipe or in the working directory."""
+    """Makes file names absolute that exist beside the recipe; the configs do so with those of the working directory."""
     tasks = [task for task in values.get("tasks", []) if isinstance(task, dict)]
-    places = [(values, "model"), (values.get("evaluation"), "source"), *((task, "held_out") for task in tasks)]
+    files = [(values, "model"), (values.get("evaluation"), "source"), *((task, "held_out") for task in tasks)]
+    objects: list[tuple[Any, str]] = []
     for table in (values, *tasks):
-        places.append((table.get("data"), "source"))
-        algorithm = table.get("algorithm")
-        if isinstance(algorithm, dict):
-            _locate_object(algorithm, "factory", folder)
-            _locate_object(algorithm, "groups", folder)
-        for form in table.get("coverage", []):
-            if isinstance(form, dict):
-                _locate_object(form, "ask", folder)
+        files.append((table.get("data"), "source"))
+        objects += [(table.get("algorithm"), "factory"), (table.get("algorithm"), "groups")]
+        objects += [(form, "ask") for form in table.get("coverage", [])]
         for judge in table.get("judges", []):
             if isinstance(judge, dict):
-                judge |= beside(judge, folder, Path())
-    for place, key in places:
-        if isinstance(place, dict) and isinstance(place.get(key), str):
-            place[key] = _located(place[key], folder)
-
-
-def _locate_object(table: dict[str, Any], key: str, folder: Path) -> None:
-    if not isinstance(table.get(key), str):
-        return
-    file, _, name = table[key].rpartition(":")
-    if file.endswith(".py"):
-        table[key] = f"{_located(file, folder)}:{name}"
-
-
-def _located(name: str, folder: Path) -> str:
-    for place in (folder / name, Path(name)):
-        if place.exists():
-            return str(place.resolve())
-    return name
+                judge |= beside(judge, folder)
+    for locate, places in ((absolute, files), (absolute_object, objects)):
+        for place, key in places:
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                place[key] = locate(place[key], folder)

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ from llamarl.models.decoder import named_tensors
 from llamarl.recipes import recipe_path
 from llamarl.report.metrics import read_metrics
 from llamarl.report.rollouts import read_rollouts
+from llamarl.report.summary import read_summary
+from llamarl.report.view import run_as_dict
 
 SMALL = [
     *("--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4", "--evaluation.num-prompts", "4"),
@@ -153,7 +156,8 @@ def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tm
     assert steps == sorted(set(steps)) == list(range(1, 7))
 
 
-def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "llamarl.cli.main", "train", str(recipe_path("demo")), "--plain"]
     command += ["--run-dir", str(run_dir), *SMALL, "--schedule.checkpoint-every", "0", "--schedule.steps", "10000"]
@@ -162,7 +166,7 @@ def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None
     while not (run_dir / "metrics.jsonl").is_file() or "train/loss" not in (run_dir / "metrics.jsonl").read_text():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     output, _ = child.communicate(timeout=120)
     assert child.returncode == 130, output
     assert "stopping after this step" in output
@@ -191,6 +195,29 @@ def test_the_second_signal_of_either_kind_ends_at_once(tmp_path: Path, number: i
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(run())
     assert stops == ["asked"] and signal.getsignal(signal.SIGTERM) is before
+    reporter.close()
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_is_a_first_interrupt_and_what_is_ignored_stays_so(tmp_path: Path, ignored: int) -> None:
+    reporter = Reporter(tmp_path, Ledger(":memory:"), 5)
+    stops: list[str] = []
+
+    async def run(*numbers: int) -> None:
+        with first_interrupt(lambda: stops.append("asked"), reporter):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(0.01)
+
+    before = signal.getsignal(signal.SIGHUP)
+    asyncio.run(run(signal.SIGHUP, signal.SIGHUP))  # shell and system may both send it
+    assert stops == ["asked"] and reporter.is_interrupted and signal.getsignal(signal.SIGHUP) is before
+    handler = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        asyncio.run(run(ignored))
+        assert stops == ["asked"]
+    finally:
+        signal.signal(ignored, handler)
     reporter.close()
 
 
@@ -267,8 +294,22 @@ def test_a_damaged_checkpoint_is_named_in_the_messages(run_dir: Path) -> None:
 
 def test_rejects_a_ledger_that_does_not_know_the_checkpoint(run_dir: Path) -> None:
     (run_dir / "ledger.sqlite").unlink()
-    with pytest.raises(CheckpointError, match=r"ledger.sqlite: knows of no prompt that step 4 trained"):
+    with pytest.raises(CheckpointError, match=r"ledger.sqlite: differs from what it held when step 4 was saved"):
         resume(run_dir)
+
+
+def test_rejects_a_ledger_with_one_altered_row_and_leaves_the_run_as_it_was(run_dir: Path) -> None:
+    before = contents(run_dir)
+    with sqlite3.connect(run_dir / "ledger.sqlite") as db:
+        ((epoch, prompt),) = db.execute("SELECT epoch, prompt_id FROM prompts WHERE version = 3 LIMIT 1")
+        key = "WHERE epoch = ? AND prompt_id = ?"
+        db.execute(f"UPDATE prompts SET status = 'issued' {key}", (epoch, prompt))  # it would train again
+    with pytest.raises(CheckpointError, match="restore the file from a copy"):
+        resume(run_dir)
+    with sqlite3.connect(run_dir / "ledger.sqlite") as db:
+        db.execute(f"UPDATE prompts SET status = 'trained' {key}", (epoch, prompt))
+    assert contents(run_dir) == before
+    assert resume(run_dir, ["--schedule.steps", "5"])[0].steps == 5
 
 
 def test_rejects_a_torn_recipe(run_dir: Path, tmp_path: Path) -> None:
@@ -294,16 +335,61 @@ def test_a_disk_without_room_for_a_line_ends_the_run_with_a_word(tmp_path: Path)
         train(recipe("--schedule.steps", "1"), tmp_path)
 
 
-def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
-    with files_of_at_most(1_000_000):  # smaller than the weights
-        summary, _ = train(recipe("--schedule.steps", "2", "--schedule.checkpoint-every", "1"), tmp_path)
-    assert summary.steps == 2
+def test_a_full_disk_costs_checkpoints_and_the_run_only_at_its_end(tmp_path: Path) -> None:
+    refused = r"the last step, 2, could not be written .*no earlier one is kept"
+    with files_of_at_most(1_000_000), pytest.raises(CheckpointError, match=refused):  # smaller than the weights
+        train(recipe("--schedule.steps", "2", "--schedule.checkpoint-every", "1"), tmp_path)
+    assert read_summary(tmp_path).steps == 2
     messages = (tmp_path / "messages.log").read_text()
     assert "checkpoint 1 not written" in messages and "checkpoint 2 not written" in messages
     assert "there is none yet" in messages
     assert not list((tmp_path / "checkpoints").iterdir())
     with pytest.raises(CheckpointError, match="no checkpoint yet; `llamarl resume"):
         export_run(tmp_path, tmp_path / "model")
+
+
+def test_a_run_that_cannot_keep_its_last_steps_names_what_it_kept(run_dir: Path) -> None:
+    kept = r"the last step, 6, .* the newest kept is of step 4 \(.*checkpoints\); make room, then `llamarl resume"
+    with files_of_at_most(1_000_000), pytest.raises(CheckpointError, match=kept):
+        resume(run_dir, ["--schedule.steps", "6"])
+    assert "steps 5 to 6 are in no checkpoint" in " ".join(run_as_dict(run_dir)["warnings"])
+    assert resume(run_dir)[0].steps == 6  # there is room again
+    assert not any("in no checkpoint" in warning for warning in run_as_dict(run_dir)["warnings"])
+
+
+def test_a_full_disk_is_not_blamed_on_the_ledger(run_dir: Path) -> None:
+    with files_of_at_most(0), pytest.raises(CheckpointError, match=r"the disk (takes no more|refuses it) .* make room"):
+        resume(run_dir)
+    assert resume(run_dir)[0].steps == 4
+
+
+WANDERING = """
+import os
+
+def judge(prompt, completion):
+    os.chdir({elsewhere!r})
+    return float(len(completion.text) % 2)
+"""
+
+
+def test_a_judge_that_changes_the_working_directory_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    shutil.copytree(recipe().model, here / "model")
+    shutil.copy(recipe().data.source, here / "prompts.jsonl")
+    elsewhere.mkdir()
+    (here / "wander.py").write_text(WANDERING.format(elsewhere=str(elsewhere)))
+    monkeypatch.chdir(here)
+    values = recipe("--schedule.steps", "2").model_dump() | {
+        "model": "model",
+        "data": {"source": "prompts.json*"},
+        "judges": [{"function": "wander.py:judge"}],
+    }
+    _, reporter = train(Recipe.parse(values), "run")
+    assert Path.cwd() == elsewhere and not list(elsewhere.iterdir())
+    assert reporter.directory == here / "run" and CheckpointStore(here / "run" / "checkpoints").steps() == [2]
+    assert resume(here / "run", ["--schedule.steps", "3"])[0].steps == 3  # what the recipe names is found from anywhere
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
