@@ -96,6 +96,7 @@ class IBPO(PolicyGradient[IBPOConfig]):
     """Maximum likelihood on the responses that the budget program accepts, solved once over the whole step's pool."""
 
     name = "ibpo"
+    compares_within = None
     assigns_in_thread = True
 
     def __init__(self, config: IBPOConfig) -> None:

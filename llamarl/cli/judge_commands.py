@@ -45,7 +45,9 @@ the same command again goes on where an interrupted one stopped
 """,
     )
     _add_common(run, "rows: a prompt row plus 'completion', a text or a list of texts")
-    run.add_argument("--out", required=True, type=full_path, metavar="FILE", help="JSON lines, one per completion and judge")
+    run.add_argument(
+        "--out", required=True, type=full_path, metavar="FILE", help="JSON lines, one per completion and judge"
+    )
 
     audit = add_command(
         actions,

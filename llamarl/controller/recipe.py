@@ -159,8 +159,10 @@ class Recipe(Config):
             raise ValueError(f"{missing}: required, but not given (a run of several tasks lists them under `tasks`)")
         if "samples_per_prompt" in self.schedule.model_fields_set and not self.tasks:
             _check_group_size("schedule.", self.schedule.samples_per_prompt, self.coverage)
-        for task in self.all_tasks:
+        for index, task in enumerate(self.all_tasks):
             self._check_algorithm(task)
+            own = self.tasks and self.tasks[index].samples_per_prompt
+            _check_comparison(task, f"tasks.{index}." if own else "schedule.")
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
         return self
@@ -260,6 +262,22 @@ def _correction(config: AlgorithmConfig) -> str:
     field = type(config).model_fields.get("off_policy")
     values = [value for value in get_args(field.annotation) if value != "none"] if field else []
     return f"algorithm.off_policy={values[0]!r}" if values else "algorithm.type='aipo'"
+
+
+def _check_comparison(task: TaskConfig, prefix: str) -> None:
+    """Raises `ValueError` where every sample is alone among those that its reward is compared with."""
+    assert task.algorithm is not None
+    within = getattr(task.algorithm.build(), "compares_within", None)
+    samples, prompts = task.samples_per_prompt or 1, task.prompts_per_step or 1
+    if within is None or (samples if within == "group" else samples * prompts) > 1:
+        return
+    among = "of its prompt" if within == "group" else "of the step"
+    rest = "" if samples > 1 or within == "group" else " or more prompts_per_step"
+    raise ValueError(
+        f"{prefix}samples_per_prompt={samples}: algorithm.type={task.algorithm.type!r} as it is set compares each "
+        f"sample with the others {among}, and alone none has an advantage, so nothing would be learnt from any reward; "
+        f"set it to 2 or more (8 is usual){rest}, or use reinforce_pp without group_baseline, or ppo"
+    )
 
 
 def _check_group_size(prefix: str, samples: int, coverage: Sequence[CoverageConfig]) -> None:

@@ -94,7 +94,8 @@ class Judge(Protocol):
 class Algorithm(Protocol):
     """One RL algorithm: `assign` on the controller's side, `loss` on the trainer's.
 
-    It may also have `learns_by_heart` (its samples may come from other forms of the prompt), `assigns_in_thread`,
+    It may also have `compares_within` ("group" or "batch": a sample alone there teaches nothing), `learns_by_heart`
+    (its samples may come from other forms of the prompt), `assigns_in_thread`,
     `check_prompts(prompts)`, and `state()` with `restore(state)`, which checkpoints keep.
     """
 

@@ -420,3 +420,35 @@ def test_rejects_prompts_that_leave_no_room_and_leaking_evaluations(tmp_path: Pa
 def test_rejects_stale_samples_without_a_correction() -> None:
     with pytest.raises(ConfigError, match="has no off-policy correction"):
         recipe("--algorithm.type", "rloo", "--schedule.max-staleness", "1")
+
+
+ONE = ("--schedule.samples-per-prompt", "1", "--schedule.max-staleness", "0")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    ["aipo", "cispo", "grpo", "dr_grpo", "dapo", "gspo", "rloo", "raft", "online_dpo", "codpo"],
+)
+def test_rejects_lone_samples_where_rewards_are_compared_within_a_prompt(algorithm: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"schedule\.samples_per_prompt=1: algorithm.type='{algorithm}' as it is set"
+    ):
+        recipe(*ONE, "--algorithm.type", algorithm)
+
+
+def test_lone_samples_may_train_where_rewards_are_compared_within_the_step_or_not_at_all() -> None:
+    for algorithm in ("reinforce_pp", "crpg", "ppo", "crraft", "ibpo"):
+        recipe(*ONE, "--algorithm.type", algorithm)
+    with pytest.raises(ConfigError, match="others of its prompt"):
+        recipe(*ONE, "--algorithm.type", "reinforce_pp", "--algorithm.group-baseline", "true")
+    for algorithm in ("reinforce_pp", "crpg"):
+        with pytest.raises(ConfigError, match=r"others of the step.* or more prompts_per_step"):
+            recipe(*ONE, "--algorithm.type", algorithm, "--schedule.prompts-per-step", "1")
+
+
+def test_a_task_with_lone_samples_is_named() -> None:
+    values = recipe().model_dump() | {"judges": (), "data": None, "evaluation": {}}
+    task = {"data": recipe().data.model_dump(), "judges": [judge.model_dump() for judge in recipe().judges]}
+    tasks = [task | {"name": "a"}, task | {"name": "b", "samples_per_prompt": 1}]
+    with pytest.raises(ConfigError, match=r"tasks\.1\.samples_per_prompt=1: algorithm.type='aipo'"):
+        Recipe.parse(values | {"tasks": tasks})
