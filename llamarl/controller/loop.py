@@ -248,9 +248,9 @@ class Controller:
         raise JudgeError(
             f"{self._title(task.name)}no batch for step {self.version + 1} after {task.dropped.total()} dropped groups "
             f"(schedule.max_rounds={rounds} x {size} prompts): {_counted(task.dropped)}; the last was prompt "
-            f"{group.prompt.id!r} ({first_reason([group])}), rewards {group.rewards[:8]}. Where judges abstain or fail, "
-            "look at their reasons; where rewards are equal, the prompts are too easy or too hard, or the judge says "
-            "the same of everything; or raise schedule.max_rounds"
+            f"{group.prompt.id!r} ({first_reason([group])}), rewards {group.rewards[:8]}. Where judges abstain or "
+            "fail, look at their reasons; where rewards are equal, the prompts are too easy or too hard, or the judge "
+            "says the same of everything; or raise schedule.max_rounds"
         )
 
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:

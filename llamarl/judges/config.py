@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
 from llamarl.core.paths import absolute, absolute_object
-from llamarl.core.protocols import Judge
+from llamarl.core.protocols import Judge, info_of
 from llamarl.judges.canary import CanaryWatch, read_canaries
 from llamarl.judges.combine import Role
 from llamarl.judges.panel import JudgePanel
@@ -128,7 +128,7 @@ def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
     pairs = list(zip(names, configs, strict=True))
     weights = {name: config.weight for name, config in pairs}
     timeouts = {
-        judge.name: None if getattr(judge, "has_deadline", config.isolation == "process") else config.timeout_seconds
+        judge.name: None if info_of(judge).has_deadline else config.timeout_seconds
         for judge, config in zip(judges, configs, strict=True)
     }
     roles = {name: config.role for name, config in pairs}

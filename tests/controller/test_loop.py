@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import random
 import threading
 from collections import Counter
@@ -14,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
 
+from llamarl.algorithms import AIPOConfig, DrGRPOConfig, GRPOConfig, ReinforcePPConfig, RLOOConfig
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import GuardConfig
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
-from llamarl.core.records import Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
+from llamarl.core.records import MAX_SCORE, Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.testing import RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer, run_virtual
 
@@ -373,6 +375,27 @@ def test_zero_signal_groups_are_dropped_where_the_algorithm_says_so() -> None:
     assert "p2" not in rig.trained()
     assert rig.ledger.drop_reasons()["no_signal"] >= 1
     assert request_count(rig) == 12 + rig.ledger.counts()["dropped"]
+
+
+def test_the_largest_rewards_keep_every_number_finite() -> None:
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        return Verdict.scored(MAX_SCORE if next(scores) % 2 else -MAX_SCORE)
+
+    scores, watch = itertools.count(), HackingWatch(WatchConfig(window=2), {"scripted": 1.0})
+    for config in (AIPOConfig(), GRPOConfig(), DrGRPOConfig(), RLOOConfig(), ReinforcePPConfig()):
+        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), config.build(), 4, 2, watch=watch)
+        rig = Rig(small(max_staleness=0), tasks=[task], judge=ScriptedJudge(decide))
+        run_virtual(rig.run())
+        for record in rig.observer.steps:
+            assert all(map(math.isfinite, record.metrics.values())), record.metrics
+            samples = config.build().assign(record.groups).samples
+            assert len(samples) == 8 and all(math.isfinite(sample.advantage) for sample in samples)
+
+
+@pytest.mark.parametrize("score", [math.inf, -math.nan, 1e308, -1.1 * MAX_SCORE])
+def test_rejects_a_score_that_no_mean_can_be_taken_of(score: float) -> None:
+    with pytest.raises(ValueError, match=r"a number from -1e\+30 to 1e\+30, got"):
+        Verdict.scored(score)
 
 
 def for_ever() -> Any:
