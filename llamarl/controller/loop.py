@@ -371,7 +371,8 @@ class Controller:
         if evaluation is None:
             return
         await self._synced()
-        groups = await self._evaluator.groups(evaluation, self.version)
+        with self._observer.span("trainer", "wait for evaluation"):
+            groups = await self._evaluator.groups(evaluation, self.version)
         await self._judge_status()  # the next step's judge metrics are of training prompts only
         self._observer.on_evaluation(self.version, groups, self._held_out_metrics(groups))
 

@@ -404,6 +404,7 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
         directory,
         ledger,
         recipe.schedule.steps,
+        groups_per_step=sum(task.prompts_per_step or 0 for task in recipe.all_tasks),
         rollouts_every=recipe.report.rollouts_every,
         rollouts_per_step=recipe.report.rollouts_per_step,
         sinks=sinks,

@@ -1,6 +1,7 @@
 """Whole runs on the shipped tiny checkpoint: resume equals no interruption, kills lose nothing, exports load."""
 
 import asyncio
+import io
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.directory import held
@@ -29,6 +31,7 @@ from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors
 from llamarl.recipes import recipe_path
+from llamarl.report.live import LiveView
 from llamarl.report.metrics import read_metrics
 from llamarl.report.rollouts import read_rollouts
 from llamarl.report.summary import read_summary
@@ -228,6 +231,31 @@ def test_an_interrupt_says_what_is_still_done(tmp_path: Path) -> None:
         reporter.on_interrupt()
         assert says in (tmp_path / "messages.log").read_text()
     reporter.close()
+
+
+def test_progress_says_what_the_next_step_waits_for(tmp_path: Path) -> None:
+    out = io.StringIO()
+    ledger = Ledger(":memory:")
+    with LiveView(console=Console(file=out), plain=True, plain_seconds=0.0) as view:
+        reporter = Reporter(tmp_path, ledger, 5, groups_per_step=4, live=view)
+        with reporter.span("trainer", "wait"):
+            for prompt in ("a", "b"):
+                ledger.issue(0, prompt)
+                ledger.finish(0, prompt)
+                reporter.refresh()
+                reporter.refresh()
+        for activity in ("train", "wait for sync", "wait for evaluation", "checkpoint"):
+            with reporter.span("trainer", activity):
+                reporter.refresh()
+        reporter.close()
+    assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == [
+        "generating 1 of 4 groups",
+        "generating 2 of 4 groups",
+        "training",
+        "passing weights on",
+        "evaluating",
+        "writing a checkpoint",
+    ]
 
 
 @pytest.fixture(scope="module")
