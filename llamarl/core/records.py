@@ -8,6 +8,7 @@ Example:
     1.0
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
