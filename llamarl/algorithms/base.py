@@ -11,7 +11,7 @@ as well be any object with the same attributes. Nothing here imports torch, so c
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -39,6 +39,9 @@ class PolicyGradientConfig(Config):
     """Weight of an entropy bonus."""
 
 
+Comparison = Literal["group", "batch"]
+"""Whom a sample's reward is compared with: the samples of its prompt, or those of the whole step."""
+
 C = TypeVar("C", bound=PolicyGradientConfig)
 
 
@@ -54,6 +57,8 @@ class PolicyGradient(Generic[C]):
     corrects_staleness: bool = True
     """Whether the objective weighs or clips by policy / behaviour. Without it, train with `max_staleness = 0`."""
 
+    compares_within: Comparison | None = "group"
+    """Among whom an advantage is relative: alone there, a sample has none. None: one sample teaches by itself."""
     learns_by_heart: bool = False
     """Whether completions train whoever sampled them, under whatever prompt: no probability of theirs is read."""
     assigns_in_thread: bool = False

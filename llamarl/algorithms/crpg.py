@@ -42,6 +42,7 @@ class CRPG(PolicyGradient[CRPGConfig]):
     """REINFORCE on constrained, KL-shaped rewards minus their mean over the task's batch."""
 
     name = "crpg"
+    compares_within = "batch"
 
     def __init__(self, config: CRPGConfig) -> None:
         super().__init__(config)

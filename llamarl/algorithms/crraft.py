@@ -36,6 +36,7 @@ class CRRAFT(PolicyGradient[CRRAFTConfig]):
     """Weighted maximum likelihood on the best sample of each group that keeps to the constraints and the KL bound."""
 
     name = "crraft"
+    compares_within = None
     uses_baseline: bool = True
     """Whether `Group.baseline` is read."""
 

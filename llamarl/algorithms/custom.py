@@ -7,6 +7,7 @@ from pydantic import Field
 from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError
 from llamarl.core.loading import load_object
+from llamarl.core.paths import ObjectName
 from llamarl.core.protocols import Algorithm
 
 REQUIRED = (
@@ -19,7 +20,7 @@ class CustomConfig(Config):
     """Where the algorithm is and what it is built with."""
 
     type: Literal["custom"] = "custom"
-    factory: str
+    factory: ObjectName
     """`module:name` or `path/to/file.py:name`: called with `settings` as keywords, returns the algorithm."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""

@@ -20,6 +20,7 @@ from llamarl.algorithms.base import PolicyGradient, judged, reward_of, train_sam
 from llamarl.algorithms.constrained import OnPolicyConfig
 from llamarl.algorithms.running_values import RunningValues
 from llamarl.core.errors import DataError
+from llamarl.core.paths import ObjectName
 from llamarl.core.records import Assignment, Group, Prompt, Sample
 from llamarl.data.groups import load_group_function
 from llamarl.functional.losses import LossBatch, Reduction
@@ -46,7 +47,7 @@ class IBPOConfig(OnPolicyConfig):
     """Largest share of responses of the group `long` among those that train."""
     q_plus_field: str | None = None
     """The prompts' field that holds their own q_plus; prompts of one budget share a program. None: one for all."""
-    groups: str = "llamarl.judges.voting:group"
+    groups: ObjectName = "llamarl.judges.voting:group"
     """The function that tells a response's group: `short`, `long`, or None where its form is invalid."""
     caps: dict[str, float] = Field(default_factory=dict)
     """Largest shares of further groups, where the function tells more than two."""
@@ -95,6 +96,7 @@ class IBPO(PolicyGradient[IBPOConfig]):
     """Maximum likelihood on the responses that the budget program accepts, solved once over the whole step's pool."""
 
     name = "ibpo"
+    compares_within = None
     assigns_in_thread = True
 
     def __init__(self, config: IBPOConfig) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from llamarl.algorithms.base import judged, policy_metrics, required, reward_of, train_sample
+from llamarl.algorithms.base import Comparison, judged, policy_metrics, required, reward_of, train_sample
 from llamarl.core.config import Config
 from llamarl.core.records import Assignment, Group, Sample
 from llamarl.functional.losses import LossBatch, LossOutput, Metrics
@@ -43,6 +43,7 @@ class PairAlgorithm(Generic[P]):
     keeps_groups_together: bool = True
     trains_zero_advantage: bool = False
     drops_zero_signal: bool = False
+    compares_within: Comparison | None = "group"
 
     def __init__(self, config: P) -> None:
         self.config = config

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import clip_metrics, judged, policy_metrics, required, reward_of, train_sample
+from llamarl.algorithms.base import Comparison, clip_metrics, judged, policy_metrics, required, reward_of, train_sample
 from llamarl.core.config import Config
 from llamarl.core.records import Assignment, Group
 from llamarl.functional.gae import Estimate, generalized_advantages, token_rewards
@@ -61,6 +61,7 @@ class PPO:
     trains_zero_advantage: bool = True
     drops_zero_signal: bool = False
     corrects_staleness: bool = True
+    compares_within: Comparison | None = None
 
     def __init__(self, config: PPOConfig) -> None:
         self.config = config

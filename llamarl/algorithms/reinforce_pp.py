@@ -42,6 +42,10 @@ class ReinforcePP(PolicyGradient[ReinforcePPConfig]):
 
     name = "reinforce_pp"
 
+    def __init__(self, config: ReinforcePPConfig) -> None:
+        super().__init__(config)
+        self.compares_within = "group" if config.group_baseline else "batch"
+
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
         """Rewards, minus group means if asked, standardised over all samples of the step."""
         values = group_advantages(rewards, groups) if self.config.group_baseline else rewards

@@ -10,6 +10,7 @@ from llamarl.cli import eval_commands
 from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.paths import full_path
 
 if TYPE_CHECKING:
     from llamarl.core.records import Prompt
@@ -52,7 +53,9 @@ the same command again goes on where a killed one stopped
     budget.add_argument(
         "--on-bad-row", choices=["error", "skip"], default="error", help="stop at it (default), or skip"
     )
-    budget.add_argument("--out", required=True, metavar="DIR", help="where samples, results and figure are written")
+    budget.add_argument(
+        "--out", required=True, type=full_path, metavar="DIR", help="where samples, results and figure are written"
+    )
     who = budget.add_argument_group("who answers")
     who.add_argument(
         "--model",
@@ -124,7 +127,7 @@ def run_budget(arguments: argparse.Namespace) -> int:
             raise DataError(f"{error}; no reply is lost: mend it and run the same again") from error
     results = budget_results(problems, attempts, plan)
     results["settings"] = _record(arguments, models) | {"skipped_rows": [str(row) for row in problems.skipped]}
-    out = Path(arguments.out)
+    out: Path = arguments.out
     _write_samples(out / SAMPLES_FILE, attempts)
     write_json(out / RESULTS_FILE, results)
     plot_frontier(results, out / FIGURE_FILE)
@@ -247,7 +250,7 @@ def _replies(
     return sample(
         problems,
         _chat(arguments, where),
-        Path(arguments.out) / "samples" / name,
+        arguments.out / "samples" / name,
         arguments.samples_per_prompt,
         ask=ask,
         max_in_flight=arguments.max_in_flight,

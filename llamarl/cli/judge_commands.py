@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamarl.cli.common import Subparsers, add_command, print_json
 from llamarl.core.errors import ConfigError
+from llamarl.core.paths import full_path
 
 if TYPE_CHECKING:
     from llamarl.judges.audit import AttackResult
@@ -44,7 +45,9 @@ the same command again goes on where an interrupted one stopped
 """,
     )
     _add_common(run, "rows: a prompt row plus 'completion', a text or a list of texts")
-    run.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON lines, one per completion and judge")
+    run.add_argument(
+        "--out", required=True, type=full_path, metavar="FILE", help="JSON lines, one per completion and judge"
+    )
 
     audit = add_command(
         actions,
@@ -70,7 +73,7 @@ llamarl judge audit --judge rubric.toml --max-rate 0.01 --out audit.json
         metavar="R",
         help="exit status 1 if more of any kind of attack pass, or of the good replies don't (0.05)",
     )
-    audit.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON")
+    audit.add_argument("--out", type=full_path, metavar="FILE", help="write the report as JSON")
 
     calibrate = add_command(
         actions,
@@ -86,8 +89,8 @@ llamarl judge calibrate --judge a.toml --judge b.toml --data labelled.jsonl --ou
     calibrate.add_argument(
         "--label-threshold", type=float, default=0.5, metavar="S", help="labelled scores from S on should pass (0.5)"
     )
-    calibrate.add_argument("--out", type=Path, metavar="FILE", help="write the report as JSON")
-    calibrate.add_argument("--figure", type=Path, metavar="PNG", help="draw confusion and reliability")
+    calibrate.add_argument("--out", type=full_path, metavar="FILE", help="write the report as JSON")
+    calibrate.add_argument("--figure", type=full_path, metavar="PNG", help="draw confusion and reliability")
 
 
 def _add_common(parser: argparse.ArgumentParser, data: str, *, is_needed: bool = True) -> None:

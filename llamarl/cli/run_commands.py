@@ -113,10 +113,11 @@ def run_view(arguments: argparse.Namespace) -> int:
     """`llamarl view`."""
     from rich.console import Console
 
+    from llamarl.controller.directory import LEDGER_FILE
     from llamarl.controller.ledger import read_counts
     from llamarl.report.view import render_run, run_as_dict
 
-    ledger = Path(arguments.run_dir) / "ledger.sqlite"
+    ledger = Path(arguments.run_dir) / LEDGER_FILE
     counts = read_counts(ledger) if ledger.is_file() else None
     if not arguments.no_figures:
         draw_figures(Path(arguments.run_dir))
@@ -142,12 +143,16 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def draw_figures(run_dir: Path) -> Path | None:
-    """Draws the run's figure where there is something to draw."""
+    """Draws the run's figure where there is something to draw and the disk takes it; says so where not."""
     from llamarl.report.plots import plot_run
 
     if not (run_dir / "metrics.jsonl").is_file():
         return None
-    return plot_run(run_dir, run_dir / "run.png")
+    try:
+        return plot_run(run_dir, run_dir / "run.png")
+    except OSError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+        return None
 
 
 @contextmanager

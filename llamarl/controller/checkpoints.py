@@ -3,7 +3,7 @@
 A checkpoint is written into a fresh folder, every file is flushed to disk, a manifest with sizes and SHA-256 comes
 last, and only then the folder gets its name by rename; the `latest` pointer moves by rename too. A kill at any moment
 leaves the previous checkpoint untouched and at worst a temporary folder, which the next life removes. Loading verifies
-every byte against the manifest and falls back to the previous copy, saying so.
+every byte against the manifest, the manifest against its own digest, and falls back to the previous copy, saying so.
 
     checkpoints/step_000040/{manifest.json, trainer/...}
     checkpoints/latest        "step_000040"
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from llamarl.core.errors import CheckpointError
 
@@ -45,7 +46,7 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        directory: created when absent.
+        directory: created by the first checkpoint; looking changes nothing.
         keep_last: newest copies kept, at least 2; the best by score is kept besides.
     """
 
@@ -53,7 +54,6 @@ class CheckpointStore:
         if keep_last < 2:
             raise ValueError(f"keep_last={keep_last}: keep at least 2, so that a damaged copy has a predecessor")
         self.directory, self.keep_last = Path(directory), keep_last
-        self.directory.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, write: Callable[[Path], None], score: float | None = None) -> Path:
         """Writes checkpoint `step` through `write(fresh directory)` and returns its path.
@@ -70,7 +70,7 @@ class CheckpointStore:
         """An empty temporary folder to write to, which `commit` names; gone at the end if it was not committed."""
         self.remove_temporaries()
         temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         try:
             yield temporary
         finally:
@@ -81,12 +81,12 @@ class CheckpointStore:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         entries = {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
         manifest = temporary / MANIFEST
-        manifest.write_text(json.dumps({"step": step, "score": score, "files": entries}, indent=1))
+        manifest.write_text(_sealed({"step": step, "score": score, "files": entries}))
         for path in [*files, manifest]:
             _sync(path)
         for folder in sorted({p.parent for p in [*files, manifest]}, reverse=True):
             _sync(folder)
-        target = self.directory / f"step_{step:06d}"
+        target = self._folder(step)
         if target.exists():  # a resumed run reached this step again; the older copy leaves only now
             os.rename(target, self.directory / f"tmp-{uuid.uuid4().hex[:8]}")
         os.rename(temporary, target)
@@ -99,23 +99,21 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps that have a folder, oldest first; not yet verified."""
-        return sorted(int(p.name[5:]) for p in self.directory.glob("step_*") if p.name[5:].isdigit())
+        return sorted(int(p.name[5:]) for p in self.directory.glob("step_*") if p.name[5:].isdecimal())
 
     def load(self, step: int) -> Checkpoint:
         """Verifies one checkpoint. Raises `CheckpointError` naming the file that is missing, torn or altered."""
-        path = self.directory / f"step_{step:06d}"
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            entries = manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: no readable {MANIFEST} ({error}); the copy is incomplete") from None
-        for name, entry in entries.items():
+        path = self._folder(step)
+        manifest = _read_manifest(path)
+        if manifest.step != step:
+            raise CheckpointError(f"{path / MANIFEST}: is of step {manifest.step}; the copy is damaged")
+        for name, entry in manifest.files.items():
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise CheckpointError(f"{file}: missing or of the wrong size; the copy is damaged")
             if _sha256(file) != entry["sha256"]:
                 raise CheckpointError(f"{file}: SHA-256 differs from the manifest; the copy is damaged")
-        return Checkpoint(int(manifest["step"]), path, manifest.get("score"))
+        return Checkpoint(step, path, manifest.score)
 
     def load_latest(self, tell: Callable[[str], None] = warn) -> Checkpoint:
         """The newest checkpoint that verifies.
@@ -152,17 +150,21 @@ class CheckpointStore:
         number = self.number(step)
         self.load(number)
         for later in [other for other in self.steps() if other > number]:
-            shutil.rmtree(self.directory / f"step_{later:06d}")
-        self._point("latest", f"step_{number:06d}")
+            shutil.rmtree(self._folder(later))
+        self._point("latest", self._folder(number).name)
 
     def number(self, step: str) -> int:
         """The step number that `latest`, `best` or a number names. Raises `CheckpointError` listing what there is."""
-        pointer = self.directory / step
-        if step in ("latest", "best") and pointer.is_file():
-            return int(pointer.read_text()[5:])
-        if step.isdigit() and int(step) in self.steps():
-            return int(step)
-        raise CheckpointError(f"step {step!r}: not there; choose latest, best, or one of {self.steps()}")
+        pointer, known = self.directory / step, self.steps()
+        name = (
+            pointer.read_bytes().decode(errors="replace") if step in ("latest", "best") and pointer.is_file() else step
+        )
+        number = name.removeprefix("step_")
+        if number.isdecimal() and int(number) in known:
+            return int(number)
+        if name != step:
+            raise CheckpointError(f"{pointer}: names {name!r}, which is not there; name a step, one of {known}")
+        raise CheckpointError(f"step {step!r}: not there; choose latest, best, or one of {known}")
 
     def _best(self) -> Path | None:
         scored = [(self._score(p), p) for p in self._folders()]
@@ -171,13 +173,15 @@ class CheckpointStore:
 
     def _score(self, path: Path) -> float | None:
         try:
-            score = json.loads((path / MANIFEST).read_text()).get("score")
-        except (OSError, ValueError):
+            return _read_manifest(path).score
+        except CheckpointError:
             return None
-        return None if score is None else float(score)
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / f"step_{step:06d}"
 
     def _folders(self) -> list[Path]:
-        return [self.directory / f"step_{step:06d}" for step in self.steps()]
+        return [self._folder(step) for step in self.steps()]
 
     def _prune(self) -> None:
         keep = set(self._folders()[-self.keep_last :]) | {self._best()}
@@ -197,6 +201,36 @@ class CheckpointStore:
         _sync(temporary)
         os.rename(temporary, self.directory / name)
         _sync(self.directory)
+
+
+class _Manifest(NamedTuple):
+    """What a checkpoint consists of."""
+
+    step: int
+    score: float | None
+    files: dict[str, dict[str, Any]]
+    """By name: `bytes` and `sha256`."""
+
+
+def _sealed(values: dict[str, Any]) -> str:
+    """The manifest's text: the values and their own digest."""
+    return json.dumps({**values, "sha256": _digest(values)}, indent=1)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    """Raises `CheckpointError` unless the manifest is exactly what `_sealed` wrote."""
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable ({error}); the copy is incomplete or damaged") from None
+    if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
+        raise CheckpointError(f"{path}: differs from its own SHA-256; the copy is damaged")
+    return _Manifest(**values)
 
 
 def _sha256(path: Path) -> str:

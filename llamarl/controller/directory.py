@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llamarl.controller.ledger import is_refused
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.report.files import read_json
 
 RECIPE_FILE = "recipe.json"
+LEDGER_FILE = "ledger.sqlite"
 LOCK_FILE = ".lock"
 """Held by the process that trains, whose id it names."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 FREE_DATA_SETTINGS = frozenset({"epochs", "on_bad_row"})
 """These change neither which prompts a run has nor which of them are held out."""
@@ -55,42 +59,56 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it (names it), or it cannot be written.
-        CheckpointError: meanwhile the disk ran full.
+        CheckpointError: the disk is full, or ran full meanwhile; or the ledger is damaged.
     """
     import fcntl  # POSIX only
 
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise ConfigError(
-            f"run_dir={directory}: cannot be written ({error.strerror}); choose another directory"
-        ) from None
-    with file:
+    with _explained(directory):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().decode().strip() or "unknown"
+            directory.mkdir(parents=True, exist_ok=True)
+            file = open(directory / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115 - closed below
+        except OSError as error:
+            if error.errno in FULL:
+                raise
             raise ConfigError(
-                f"run_dir={directory}: process {holder} is training in it; wait until it ends, or end it, then resume"
+                f"run_dir={directory}: cannot be written ({error.strerror}); choose another directory"
             ) from None
-        try:
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().decode().strip() or "unknown"
+                raise ConfigError(
+                    f"run_dir={directory}: process {holder} is training in it; wait until it ends, or end it, then "
+                    "resume"
+                ) from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
             yield
-        except (OSError, sqlite3.OperationalError) as error:
-            if not _is_full(error):
-                raise
-            raise CheckpointError(
-                f"{directory}: the disk takes no more ({error}); make room, then `llamarl resume {directory}`"
-            ) from error
 
 
-def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
-    if isinstance(error, sqlite3.OperationalError):
-        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Raises `CheckpointError` in place of what a full disk or a damaged ledger raises."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*FULL, errno.EROFS):
+            raise
+        raise _full(directory, error) from error
+    except sqlite3.DatabaseError as error:
+        if is_refused(error):
+            raise _full(directory, error) from error
+        raise CheckpointError(
+            f"{directory / LEDGER_FILE}: {error}; restore it from a copy, or start a new run from `llamarl export`"
+        ) from error
+
+
+def _full(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: the disk takes no more ({error}); make room, then `llamarl resume {directory}`"
+    )
 
 
 def check_same_run(then: Recipe, now: Recipe, directory: Path) -> None:

@@ -77,7 +77,7 @@ class Evaluator:
         if mean_reward(groups) is None:
             raise JudgeError(
                 f"version {version}: no completion of the {len(groups)} held-out prompts could be judged; "
-                f"first reason: {_first_reason(groups)}"
+                f"first reason: {first_reason(groups)}"
             )
         return groups
 
@@ -110,6 +110,7 @@ class Evaluator:
         return next(iter(self._tasks.values())) if len(self._tasks) == 1 else self._tasks[prompt.task]
 
 
-def _first_reason(groups: Sequence[Group]) -> str:
+def first_reason(groups: Sequence[Group]) -> str:
+    """Of the verdicts that give one."""
     reasons = (v.reason for group in groups for sample in group.samples for v in sample.verdicts.values() if v.reason)
     return next(reasons, "no judge gave one")

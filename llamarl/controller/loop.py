@@ -24,8 +24,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from llamarl.controller.buffer import Ticket, WorkBuffer
-from llamarl.controller.evaluation import Evaluation, Evaluator
+from llamarl.controller.buffer import Ticket
+from llamarl.controller.evaluation import Evaluation, Evaluator, first_reason
 from llamarl.controller.groups import Asker, GroupMaker
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.judging import JudgeQueue
@@ -227,21 +227,31 @@ class Controller:
         """Judges one group as soon as it is generated; it becomes ready, or is dropped with its reason."""
         prompt = ticket.prompt
         group = await self._maker.made(task, prompt, completions, ticket.index, ticket.epoch)
-        rewards = group.rewards
-        if len(rewards) < min(2, len(group.samples)):
-            reason = "unscored"
-        elif task.algorithm.drops_zero_signal and len(set(rewards)) == 1:
-            reason = "no_signal"
-        else:
-            reason = None
+        reason = task.fate(group)
         if reason:
             task.buffer.drop(ticket.index)
+            task.dropped[reason] += 1
             self._ledger.drop(ticket.epoch, prompt.id, self.version + 1, reason)
         else:
             task.buffer.finish(ticket.index, group)
             self._ledger.finish(ticket.epoch, prompt.id)
         self._observer.on_group(group, dropped=reason)
         self._pulse.beat()
+        if reason:
+            self._check_drops(task, group)
+
+    def _check_drops(self, task: RunTask, group: Group) -> None:
+        """Raises `JudgeError` where nearly all that is generated for a step is for nothing."""
+        rounds, size = self.schedule.max_rounds, task.prompts_per_step
+        if rounds is None or task.dropped.total() < rounds * size:
+            return
+        raise JudgeError(
+            f"{self._title(task.name)}no batch for step {self.version + 1} after {task.dropped.total()} dropped groups "
+            f"(schedule.max_rounds={rounds} x {size} prompts): {_counted(task.dropped)}; the last was prompt "
+            f"{group.prompt.id!r} ({first_reason([group])}), rewards {group.rewards[:8]}. Where judges abstain or "
+            "fail, look at their reasons; where rewards are equal, the prompts are too easy or too hard, or the judge "
+            "says the same of everything; or raise schedule.max_rounds"
+        )
 
     async def _train(self, evaluation: Evaluation | None, save: SaveCheckpoint | None) -> None:
         """One optimizer step per batch; its weights travel to the generators while the next batch is awaited."""
@@ -361,7 +371,8 @@ class Controller:
         if evaluation is None:
             return
         await self._synced()
-        groups = await self._evaluator.groups(evaluation, self.version)
+        with self._observer.span("trainer", "wait for evaluation"):
+            groups = await self._evaluator.groups(evaluation, self.version)
         await self._judge_status()  # the next step's judge metrics are of training prompts only
         self._observer.on_evaluation(self.version, groups, self._held_out_metrics(groups))
 
@@ -383,16 +394,28 @@ class Controller:
             return {}
         if not all(task.buffer.has_batch for task in self.tasks.values()):
             return None
+        for task in self.tasks.values():
+            task.dropped.clear()
         return {name: task.buffer.take_batch() or [] for name, task in self.tasks.items()}
 
     def _describe_pending(self) -> str:
-        waiting = {name: task.buffer for name, task in self.tasks.items() if not task.buffer.has_batch}
-        return "; ".join((f"task {name}, " if len(self.tasks) > 1 else "") + _pending(b) for name, b in waiting.items())
+        waiting = {name: task for name, task in self.tasks.items() if not task.buffer.has_batch}
+        return "; ".join(self._title(name) + _pending(task) for name, task in waiting.items())
+
+    def _title(self, task: str) -> str:
+        return f"task {task}, " if len(self.tasks) > 1 else ""
 
 
-def _pending(buffer: WorkBuffer) -> str:
+def _pending(task: RunTask) -> str:
+    buffer = task.buffer
+    dropped = f"; dropped since the last step: {_counted(task.dropped)}" if task.dropped else ""
     waiting = [f"{t.prompt.id!r} (epoch {t.epoch}, since version {t.version})" for t in buffer.blocking()]
     return (
         f"batch {buffer.next_version}: {buffer.num_ready} of {buffer.batch_groups} groups are ready, "
-        f"{len(waiting)} pending: {', '.join(waiting[:8]) or 'none'}"
+        f"{len(waiting)} pending: {', '.join(waiting[:8]) or 'none'}{dropped}"
     )
+
+
+def _counted(dropped: Mapping[str, int]) -> str:
+    names = {"unscored": "with failed judges", "abstained": "where judges abstained", "no_signal": "of equal rewards"}
+    return ", ".join(f"{count} {names[reason]}" for reason, count in dropped.items())

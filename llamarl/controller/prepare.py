@@ -12,7 +12,7 @@ from llamarl.controller.memory import describe_memory, plan_memory
 from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import Form
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import Judge
+from llamarl.core.protocols import Judge, info_of
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import BadRow, read_prompts
@@ -328,7 +328,7 @@ def _check_calibrated(task: str, paying: Sequence[Judge], rows: Sequence[_Row]) 
     """`reward = "calibrated"` takes what judges pay for margins over a baseline; a constraint's 0 or 1 is none."""
     setting = f"algorithm.reward='calibrated' (task {task!r})"
     for judge in paying:
-        if not getattr(judge, "is_calibrated", True):
+        if not info_of(judge).is_calibrated:
             raise ConfigError(
                 f"{setting}: judge '{judge.name}' pays raw rewards, not margins over a baseline response; set "
                 "calibrated = true in its settings and write baselines with 'llamarl reward baselines', or set "

@@ -13,6 +13,7 @@ from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import WatchConfig
 from llamarl.core.config import Config, models_in, read_toml, suggest
 from llamarl.core.errors import ConfigError
+from llamarl.core.paths import FileName, ObjectName, absolute, absolute_object
 from llamarl.core.sampling import Sampling
 from llamarl.data.asks import load_ask
 from llamarl.data.prompts import BadRowPolicy
@@ -26,7 +27,7 @@ from llamarl.training.config import TrainerConfig
 class DataConfig(Config):
     """Where prompts come from."""
 
-    source: str
+    source: FileName
     """A JSONL, Parquet or CSV file, a glob of them, or a Hub id (`owner/name`, extra `hub`)."""
     format: RowFormat = "auto"
     """Row format: `llamarl`, `trl`, `verl`, `verifiers`, or `auto`."""
@@ -47,7 +48,7 @@ class DataConfig(Config):
 class EvaluationConfig(Config):
     """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
 
-    source: str | None = None
+    source: FileName | None = None
     """Where they come from; None holds out rows of the training data, which then never train. A run of several tasks
     names a source in each task instead (`held_out`)."""
     num_prompts: int = Field(default=128, ge=0)
@@ -78,7 +79,7 @@ class CoverageConfig(Config):
     The completions of all forms are one group, learnt under the prompt as it stands.
     """
 
-    ask: str
+    ask: ObjectName
     """`plain`, `voting` or `adaptive` instructions, or a function of a prompt that returns the prompt to ask:
     `module:function` or `path/to/file.py:function`."""
     samples: int = Field(ge=1)
@@ -109,7 +110,7 @@ class TaskConfig(Config):
     """Ask each training prompt in these forms, instead of as it stands."""
     weight: float | None = Field(default=None, ge=0.0)
     """Factor of its gradient in the step's sum; None: its share of the step's prompts."""
-    held_out: str | None = None
+    held_out: FileName | None = None
     """Where its held-out prompts come from; None: rows of its data, which then never train."""
 
 
@@ -122,7 +123,7 @@ class Recipe(Config):
         ConfigError: (from `load` and `parse`) names each wrong field, its value and what to do.
     """
 
-    model: str
+    model: FileName
     """Checkpoint directory in Hugging Face format, a GGUF file (extra `gguf`), or a Hub id."""
     chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
     """Arguments of the model's chat template, such as `{enable_thinking = false}`."""
@@ -161,8 +162,10 @@ class Recipe(Config):
             raise ValueError(f"{missing}: required, but not given (a run of several tasks lists them under `tasks`)")
         if "samples_per_prompt" in self.schedule.model_fields_set and not self.tasks:
             _check_group_size("schedule.", self.schedule.samples_per_prompt, self.coverage)
-        for task in self.all_tasks:
+        for index, task in enumerate(self.all_tasks):
             self._check_algorithm(task)
+            own = self.tasks and self.tasks[index].samples_per_prompt
+            _check_comparison(task, f"tasks.{index}." if own else "schedule.")
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
         return self
@@ -264,6 +267,22 @@ def _correction(config: AlgorithmConfig) -> str:
     return f"algorithm.off_policy={values[0]!r}" if values else "algorithm.type='aipo'"
 
 
+def _check_comparison(task: TaskConfig, prefix: str) -> None:
+    """Raises `ValueError` where every sample is alone among those that its reward is compared with."""
+    assert task.algorithm is not None
+    within = getattr(task.algorithm.build(), "compares_within", None)
+    samples, prompts = task.samples_per_prompt or 1, task.prompts_per_step or 1
+    if within is None or (samples if within == "group" else samples * prompts) > 1:
+        return
+    among = "of its prompt" if within == "group" else "of the step"
+    rest = "" if samples > 1 or within == "group" else " or more prompts_per_step"
+    raise ValueError(
+        f"{prefix}samples_per_prompt={samples}: algorithm.type={task.algorithm.type!r} as it is set compares each "
+        f"sample with the others {among}, and alone none has an advantage, so nothing would be learnt from any reward; "
+        f"set it to 2 or more (8 is usual){rest}, or use reinforce_pp without group_baseline, or ppo"
+    )
+
+
 def _check_group_size(prefix: str, samples: int, coverage: Sequence[CoverageConfig]) -> None:
     total = sum(form.samples for form in coverage)
     if coverage and samples != total:
@@ -346,36 +365,18 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _locate_files(values: dict[str, Any], folder: Path) -> None:
-    """Makes file names absolute that exist beside the recipe or in the working directory."""
+    """Makes file names absolute that exist beside the recipe; the configs do so with those of the working directory."""
     tasks = [task for task in values.get("tasks", []) if isinstance(task, dict)]
-    places = [(values, "model"), (values.get("evaluation"), "source"), *((task, "held_out") for task in tasks)]
+    files = [(values, "model"), (values.get("evaluation"), "source"), *((task, "held_out") for task in tasks)]
+    objects: list[tuple[Any, str]] = []
     for table in (values, *tasks):
-        places.append((table.get("data"), "source"))
-        algorithm = table.get("algorithm")
-        if isinstance(algorithm, dict):
-            _locate_object(algorithm, "factory", folder)
-            _locate_object(algorithm, "groups", folder)
-        for form in table.get("coverage", []):
-            if isinstance(form, dict):
-                _locate_object(form, "ask", folder)
+        files.append((table.get("data"), "source"))
+        objects += [(table.get("algorithm"), "factory"), (table.get("algorithm"), "groups")]
+        objects += [(form, "ask") for form in table.get("coverage", [])]
         for judge in table.get("judges", []):
             if isinstance(judge, dict):
-                judge |= beside(judge, folder, Path())
-    for place, key in places:
-        if isinstance(place, dict) and isinstance(place.get(key), str):
-            place[key] = _located(place[key], folder)
-
-
-def _locate_object(table: dict[str, Any], key: str, folder: Path) -> None:
-    if not isinstance(table.get(key), str):
-        return
-    file, _, name = table[key].rpartition(":")
-    if file.endswith(".py"):
-        table[key] = f"{_located(file, folder)}:{name}"
-
-
-def _located(name: str, folder: Path) -> str:
-    for place in (folder / name, Path(name)):
-        if place.exists():
-            return str(place.resolve())
-    return name
+                judge |= beside(judge, folder)
+    for locate, places in ((absolute, files), (absolute_object, objects)):
+        for place, key in places:
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                place[key] = locate(place[key], folder)

@@ -22,6 +22,15 @@ from llamarl.report.status import RunStatus, executors_now
 from llamarl.report.summary import RunSummary, peak_memory_bytes
 from llamarl.report.timeline import Timeline
 
+PHASES = {
+    "train": "training",
+    "publish": "passing weights on",
+    "wait for sync": "passing weights on",
+    "wait for evaluation": "evaluating",
+    "checkpoint": "writing a checkpoint",
+}
+"""By what the trainer does."""
+
 
 class Reporter:
     """Observer of one run.
@@ -30,6 +39,7 @@ class Reporter:
         directory: of the run.
         ledger: for the counts of prompts.
         total_steps: where the run ends.
+        groups_per_step: that every step trains, of all tasks.
         rollouts_every, rollouts_per_step: see `recipe.ReportConfig`.
         sinks: further metric sinks besides `metrics.jsonl`.
         live: the live view, if anybody looks.
@@ -41,13 +51,14 @@ class Reporter:
         ledger: Ledger,
         total_steps: int,
         *,
+        groups_per_step: int = 0,
         rollouts_every: int = 10,
         rollouts_per_step: int = 2,
         sinks: Sequence[MetricSink] = (),
         live: LiveView | None = None,
     ) -> None:
         self.directory, self.total_steps, self.live = directory, total_steps, live
-        self._ledger = ledger
+        self._ledger, self._groups_per_step = ledger, groups_per_step
         self._metrics_file = JsonlSink(directory / "metrics.jsonl")
         self._sink = MultiSink([self._metrics_file, *sinks])
         self._rollouts = RolloutLog(directory / "rollouts.jsonl", rollouts_every, rollouts_per_step)
@@ -167,6 +178,7 @@ class Reporter:
             RunStatus(
                 step=self._version,
                 total_steps=self.total_steps,
+                phase=self._phase(counts["finished"]),
                 version=self._version,
                 reward=self._totals["rewards"][-1] if self._totals["rewards"] else None,
                 reward_history=self._totals["rewards"],
@@ -180,6 +192,13 @@ class Reporter:
                 message=self._message,
             )
         )
+
+    def _phase(self, num_ready: int) -> str:
+        """What the next step waits for; `num_ready` groups are judged and not yet trained."""
+        activity = self.timeline.activities().get("trainer", "")
+        if activity == "wait":
+            return f"generating {min(num_ready, self._groups_per_step)} of {self._groups_per_step} groups"
+        return PHASES.get(activity, "")
 
     def state(self) -> dict[str, Any]:
         """Totals as plain JSON, saved with a checkpoint."""

@@ -25,7 +25,14 @@ import torch
 
 from llamarl.controller.canaries import canaries_watched
 from llamarl.controller.checkpoints import Checkpoint, CheckpointStore
-from llamarl.controller.directory import RECIPE_FILE, check_same_run, check_unused, held, read_recipe
+from llamarl.controller.directory import (
+    LEDGER_FILE,
+    RECIPE_FILE,
+    check_same_run,
+    check_unused,
+    held,
+    read_recipe,
+)
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
@@ -38,7 +45,7 @@ from llamarl.controller.reporter import Reporter, log_message, read_state
 from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
-from llamarl.core.errors import ExecutorLostError
+from llamarl.core.errors import CheckpointError, ExecutorLostError
 from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
 from llamarl.data import PromptStream
 from llamarl.engine import build_engine
@@ -76,7 +83,7 @@ def train(
         ConfigError: `run_dir` holds something already, or cannot be written.
         LlamaRLError: why the run ended early; the run directory says where, and `resume` goes on from it.
     """
-    directory = Path(run_dir) if run_dir is not None else _default_directory(recipe)
+    directory = (Path(run_dir) if run_dir is not None else _default_directory(recipe)).absolute()
     check_unused(directory)
     prepared = prepare(recipe)
     with held(directory):
@@ -101,7 +108,7 @@ def resume(
         CheckpointError: not a run directory, or no such checkpoint.
         ConfigError: another process works on the run, or an override would make it another run.
     """
-    directory = Path(run_dir)
+    directory = Path(run_dir).absolute()
     began = read_recipe(directory)
     with held(directory):
         recipe = read_recipe(directory, overrides)
@@ -154,10 +161,12 @@ async def _attempt(
     recipe = prepared.recipe
     store = CheckpointStore(directory / "checkpoints")
     store.remove_temporaries()  # a disk that a dead process filled has room again
-    with Ledger(directory / "ledger.sqlite") as ledger, _reporter(recipe, directory, ledger, live) as reporter:
+    with Ledger(directory / LEDGER_FILE) as ledger, _reporter(recipe, directory, ledger, live) as reporter:
         checkpoint = _checkpoint(store, start.step, reporter)
         version = checkpoint.step if checkpoint else 0
         state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
+        if checkpoint:
+            ledger.check_digest(version, state.get("ledger", ""))
         accounted = ledger.accounted(version)
         async with _executors(prepared, reporter, budget) as executors:
             trainer = executors.trainer
@@ -193,7 +202,7 @@ async def _attempt(
                 seed=recipe.seed,
                 version=version,
             )
-            save = functools.partial(_save, store, trainer, reporter, guard, tasks)
+            save = functools.partial(_save, store, trainer, reporter, ledger, guard, tasks)
             has_canaries = any(judge.canaries for task in prepared.tasks for judge in task.config.judges)
             seconds = recipe.schedule.judge_seconds
             canaries = canaries_watched(executors.judge, reporter, timeout_seconds=seconds)
@@ -208,6 +217,7 @@ async def _attempt(
                     planned = prepared.plan_memory()
                     summary = replace(reporter.summary(), memory_planned=planned, memory_measured=measured)
                     write_summary(directory, summary)
+            _check_kept(store, version, controller.version, directory)
         return summary, reporter
 
 
@@ -222,16 +232,29 @@ async def _measure_memory(executors: "Executors", timeout_seconds: float) -> dic
     }
 
 
+def _check_kept(store: CheckpointStore, first: int, last: int, directory: Path) -> None:
+    """Raises `CheckpointError` where the disk refused the checkpoint of the last step: then its weights are lost."""
+    kept = store.steps()
+    if last == first or last in kept:
+        return
+    newest = f"the newest kept is of step {kept[-1]} ({store.directory})" if kept else "no earlier one is kept"
+    raise CheckpointError(
+        f"{directory}: the checkpoint of the last step, {last}, could not be written (see messages.log); {newest}; "
+        f"make room, then `llamarl resume {directory}` trains what came after it again"
+    )
+
+
 async def _save(
     store: CheckpointStore,
     trainer: ExecutorHandle,
     reporter: Reporter,
+    ledger: Ledger,
     guard: CollapseGuard,
     tasks: Sequence[RunTask],
     version: int,
     reward: float,
 ) -> None:
-    """Writes one checkpoint. A disk that refuses costs this checkpoint, not the run."""
+    """Writes one checkpoint. A disk that refuses costs this checkpoint, and only the last one costs the run."""
     with reporter.span("trainer", "checkpoint"):
         try:
             with store.fresh() as folder:
@@ -239,6 +262,7 @@ async def _save(
                 await trainer.call("save", str(folder / "trainer"))
                 state = {
                     **reporter.state(),
+                    "ledger": ledger.digest(version),
                     "guard": guard.state(),
                     "watch": {task.name: task.watch.state() for task in tasks},
                     "algorithm": {t.name: t.algorithm.state() for t in tasks if hasattr(t.algorithm, "state")},
@@ -318,8 +342,10 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
         )
         yield Executors(trainer, judge, reference, pool, pulse)
     finally:
-        await engine.close()
-        channel.close()
+        try:
+            await engine.close()
+        finally:  # a second interrupt may have cut that short
+            channel.close()
 
 
 def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
@@ -392,6 +418,7 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
         directory,
         ledger,
         recipe.schedule.steps,
+        groups_per_step=sum(task.prompts_per_step or 0 for task in recipe.all_tasks),
         rollouts_every=recipe.report.rollouts_every,
         rollouts_per_step=recipe.report.rollouts_per_step,
         sinks=sinks,
@@ -405,17 +432,21 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
 
 @contextmanager
 def first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) finishes the step and saves; the second ends at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP (a closed terminal) finishes the step and saves; a second ends at once.
+
+    A second SIGHUP does not: shell and system may both send one. A signal that is ignored (`nohup`) stays so.
+    """
     loop = asyncio.get_running_loop()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def on_signal() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in before:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.default_int_handler)
         reporter.on_interrupt()
         stop()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in before:
             loop.add_signal_handler(number, on_signal)

@@ -23,6 +23,9 @@ class Schedule(Config):
     """Evaluate on the held-out prompts every so many steps; 0: only before and after."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between checkpoints; 0: only at the end."""
+    max_rounds: int | None = Field(default=20, ge=1)
+    """The run ends with a checkpoint when so many times `prompts_per_step` groups were dropped since the last step:
+    unscored, or of equal rewards where the algorithm replaces such groups. None: no bound."""
     stall_seconds: float = Field(default=600.0, gt=0.0)
     """A wait for work longer than this ends the run with the names of the pending prompts."""
     call_seconds: float = Field(default=300.0, gt=0.0)

@@ -1,5 +1,6 @@
 """One task of a run, as the loop sees it: what to ask, how to learn from the answers, and how far it has come."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +8,7 @@ from llamarl.controller.buffer import WorkBuffer
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.protocols import Algorithm
-from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample
+from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, Status
 from llamarl.data.asks import Ask
 
 
@@ -50,6 +51,15 @@ class RunTask:
         """Starts the account of what is under way, at policy version `version`."""
         self.buffer = WorkBuffer(self.prompts_per_step, schedule.max_staleness, schedule.lookahead, version)
         self.num_issued = 0
+        self.dropped: Counter[str] = Counter()
+        """Groups that will not train, since the last batch was taken, by reason."""
+
+    def fate(self, group: Group) -> str | None:
+        """Why a judged group will not train: `unscored` (a judge failed), `abstained`, `no_signal`; None: it may."""
+        if len(group.rewards) < min(2, len(group.samples)):
+            verdicts = [v for sample in group.samples if sample.reward is None for v in sample.verdicts.values()]
+            return "unscored" if any(v.status is Status.FAILED for v in verdicts) else "abstained"
+        return "no_signal" if self.algorithm.drops_zero_signal and len(set(group.rewards)) == 1 else None
 
     def asked(self, prompt: Prompt) -> list[tuple[Prompt, int]]:
         """The prompts that stand for this one, and how many completions of each make up its group."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from llamarl.core.records import (
     Assignment,
@@ -81,6 +82,44 @@ class Trainer(Protocol):
         """Restores what `save` wrote; returns the policy version."""
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeInfo:
+    """What a judge says of itself. The same wherever it runs: a judge in a worker process passes its own on."""
+
+    version: str = ""
+    """Changes with every change of a verdict; empty where the judge has none."""
+    cost_class: Literal["free", "local", "paid"] = "free"
+    has_deadline: bool = False
+    """Whether each call ends by itself, so that nobody else need watch the time."""
+    can_pass: bool = True
+    """Whether it may say pass or fail, as a constraint must; False of one that only scores."""
+    is_calibrated: bool = True
+    """Whether its scores may be taken for margins over a baseline response; False of one that knows they are not."""
+    pass_score: float = 0.5
+    """From here on a verdict passes that only scores, where a yes or no is asked for."""
+
+
+@runtime_checkable
+class DescribedJudge(Protocol):
+    """A judge that says something of itself."""
+
+    info: JudgeInfo
+
+
+@runtime_checkable
+class CheckingJudge(Protocol):
+    """A judge that can tell beforehand whether a prompt holds what it needs."""
+
+    def check(self, prompt: Prompt) -> None:
+        """Raises `ConfigError` or `DataError` naming what the prompt or the judge lacks."""
+
+
+def info_of(judge: object) -> JudgeInfo:
+    """What a judge says of itself, or the defaults where it says nothing."""
+    info = judge.info if isinstance(judge, DescribedJudge) else None
+    return info if isinstance(info, JudgeInfo) else JudgeInfo()  # an attribute of that name may be something else
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Says what it thinks of completions of one prompt."""
@@ -94,7 +133,8 @@ class Judge(Protocol):
 class Algorithm(Protocol):
     """One RL algorithm: `assign` on the controller's side, `loss` on the trainer's.
 
-    It may also have `learns_by_heart` (its samples may come from other forms of the prompt), `assigns_in_thread`,
+    It may also have `compares_within` ("group" or "batch": a sample alone there teaches nothing), `learns_by_heart`
+    (its samples may come from other forms of the prompt), `assigns_in_thread`,
     `check_prompts(prompts)`, and `state()` with `restore(state)`, which checkpoints keep.
     """
 

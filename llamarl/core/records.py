@@ -80,6 +80,10 @@ class Completion:
         return min(self.versions)
 
 
+MAX_SCORE = 1e30
+"""Largest magnitude of a score: beyond it means, squares and float32 advantages are no longer finite."""
+
+
 class Status(StrEnum):
     """What a judge did with a sample."""
 
@@ -103,8 +107,11 @@ class Verdict:
 
     def __post_init__(self) -> None:
         is_scored = self.status is Status.SCORED
-        if is_scored and (self.score is None or not math.isfinite(self.score)):
-            raise ValueError(f"Verdict.score must be a finite number, got {self.score!r}; use Verdict.failed(reason)")
+        if is_scored and (self.score is None or not abs(self.score) <= MAX_SCORE):
+            raise ValueError(
+                f"Verdict.score must be a number from -{MAX_SCORE:g} to {MAX_SCORE:g}, got {self.score!r}; rescale it, "
+                "or use Verdict.failed(reason)"
+            )
         if not is_scored and (self.score is not None or self.passed is not None):
             raise ValueError(f"a verdict that is {self.status} carries no score and no pass")
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from llamarl.core.protocols import Executor
+from llamarl.core.threads import forget, note_unfinished
 from llamarl.engine.handle import RankedHandle, claim_name
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class InProcessEngine:
     """Executors as threads.
 
     Args:
-        stop_timeout_seconds: how long a stop waits for a rank that is busy; then its (daemon) thread is abandoned.
+        stop_timeout_seconds: how long a stop waits for a rank that is busy; then its (daemon) thread is abandoned, and
+            the end of the program waits for it once more (`core.threads`).
     """
 
     def __init__(self, stop_timeout_seconds: float = 10.0) -> None:
@@ -141,6 +143,7 @@ class _Rank:
         """Cancels what runs, tears the executor down, joins the thread."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
+        note_unfinished(self._thread)  # first of all: whoever awaits this may be interrupted
         if self.is_alive:
             torn_down: Future[None] = Future()
             self._post(self._start, torn_down, self._shut_down, ())
@@ -156,6 +159,8 @@ class _Rank:
         await asyncio.to_thread(self._thread.join, max(0.0, deadline - loop.time()))
         if self._thread.is_alive():
             _log.warning("%s: still busy %g s after stop; its thread is abandoned", self.title, timeout_seconds)
+        else:
+            forget(self._thread)
 
     def end(self, reason: str) -> None:
         """Ends the loop without teardown and fails what is under way. Callable from any thread."""

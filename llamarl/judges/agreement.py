@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamarl.core.protocols import Judge
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Verdict
 
-PASS_SCORE = 0.5
-"""From here on a verdict passes that only scores; a judge of another scale has a `pass_score` of its own."""
+PASS_SCORE = JudgeInfo().pass_score
+"""From here on a verdict passes that only scores; a judge of another scale says so in its `info`."""
 
 
 def passes(verdict: Verdict, pass_score: float = PASS_SCORE) -> bool | None:
@@ -19,11 +19,6 @@ def passes(verdict: Verdict, pass_score: float = PASS_SCORE) -> bool | None:
     if verdict.score is None:
         return None
     return verdict.score >= pass_score if verdict.passed is None else verdict.passed
-
-
-def pass_score_of(judge: Judge) -> float:
-    """The score from which on a verdict of this judge passes that does not say so itself."""
-    return float(getattr(judge, "pass_score", PASS_SCORE))
 
 
 @dataclass(frozen=True)

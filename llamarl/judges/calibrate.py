@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llamarl.core.protocols import info_of
 from llamarl.core.records import Status, Verdict
 from llamarl.functional.preference import Bin, calibration_error, reliability
-from llamarl.judges.agreement import Confusion, auroc, pass_score_of, passes, spearman
+from llamarl.judges.agreement import Confusion, auroc, passes, spearman
 from llamarl.judges.panel import JudgePanel, quantile
 from llamarl.judges.rows import CompletionRow, labels_of
 from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
@@ -94,7 +95,7 @@ def compare(
     varies = len(set(scores)) > 1
     bins = reliability(scores, should) if all(0.0 <= score <= 1.0 for score in scores) else []
     seconds = [verdict.seconds for verdict in verdicts]
-    card, pass_score = judge_card(judge), pass_score_of(judge)
+    card, pass_score = judge_card(judge), info_of(judge).pass_score
     return Calibration(
         **card,
         scored=len(pairs),

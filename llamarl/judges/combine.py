@@ -7,12 +7,11 @@ Each judge has a role:
     watch        counts nowhere; its metrics are logged
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.records import Status, Verdict
+from llamarl.core.records import MAX_SCORE, Status, Verdict
 
 Role = Literal["reward", "constraint", "watch"]
 ROLES: tuple[Role, ...] = ("reward", "constraint", "watch")
@@ -83,11 +82,11 @@ def mixture(
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raises `ConfigError` unless every weight is finite and at least 0, and one is positive."""
+    """Raises `ConfigError` unless every weight is from 0 to 1e30, and one is positive."""
     for name, weight in weights.items():
-        if not math.isfinite(weight) or weight < 0:
+        if not 0 <= weight <= MAX_SCORE:
             raise ConfigError(
-                f"weight of judge '{name}': got {weight}; use a number of at least 0 (turn the score's sign)"
+                f"weight of judge '{name}': got {weight}; use a number from 0 to {MAX_SCORE:g} (turn the score's sign)"
             )
     if not any(weights.values()):
         raise ConfigError(f"weights: {dict(weights)}; at least one judge needs a positive weight")

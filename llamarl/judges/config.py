@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Judge
+from llamarl.core.paths import absolute, absolute_object
+from llamarl.core.protocols import Judge, info_of
 from llamarl.judges.canary import CanaryWatch, read_canaries
 from llamarl.judges.combine import Role
 from llamarl.judges.panel import JudgePanel
@@ -55,6 +56,12 @@ class JudgeConfig(Config):
     canaries_every: int = Field(default=256, ge=1)
     """Judged groups between two looks at the canaries."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_files_in_full(cls, values: Any) -> Any:
+        """A judge is loaded later, perhaps after another has changed the working directory."""
+        return beside(values, Path()) if isinstance(values, Mapping) else values
+
 
 def read_judges(spec: str) -> list[JudgeConfig]:
     """The judges that a command line names: a name, `module:function`, `file.py:function`, or those of a TOML file.
@@ -74,19 +81,28 @@ def read_judges(spec: str) -> list[JudgeConfig]:
     return [JudgeConfig.parse(beside(table, folder), source=spec) for table in tables]
 
 
-def beside(values: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
-    """A judge's values with full paths in place of the names of files that stand in one of the folders."""
+def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A judge's values with full paths in place of the names of files that stand in the folder.
+
+    In its settings also of directories (`model = "rewards/helpful"`), unless they are of a server (`base_url`).
+    """
+    settings = values.get("settings")
+    is_local = isinstance(settings, Mapping) and "base_url" not in settings
 
     def located(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         name, colon, attribute = value.partition(":")
-        found = [folder / name for folder in folders if name and os.path.isfile(folder / name)]  # also of long texts
-        return f"{found[0].resolve()}{colon}{attribute}" if found else value
+        path = os.path.abspath(folder / name)
+        is_there = os.path.isfile(path) or (is_local and os.sep in name and os.path.isdir(path))
+        return f"{path}{colon}{attribute}" if name and is_there else value  # also of long texts
 
-    full = {key: located(value) for key, value in values.items()}
-    if isinstance(values.get("settings"), Mapping):
-        full["settings"] = {key: located(value) for key, value in values["settings"].items()}
+    full = {**values}
+    for key, locate in (("function", absolute_object), ("canaries", absolute)):
+        if isinstance(values.get(key), str):
+            full[key] = locate(values[key], folder)
+    if isinstance(settings, Mapping):
+        full["settings"] = {key: located(value) for key, value in settings.items()}
     return full
 
 
@@ -112,7 +128,7 @@ def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
     pairs = list(zip(names, configs, strict=True))
     weights = {name: config.weight for name, config in pairs}
     timeouts = {
-        judge.name: None if getattr(judge, "has_deadline", config.isolation == "process") else config.timeout_seconds
+        judge.name: None if info_of(judge).has_deadline else config.timeout_seconds
         for judge, config in zip(judges, configs, strict=True)
     }
     roles = {name: config.role for name, config in pairs}

@@ -10,7 +10,7 @@ The function gets the records: `prompt.answer`, `prompt.info`, `completion.text`
 returns is taken as follows; it may be `async def`, and then the completions of a group are judged concurrently.
 
     Verdict          as it is
-    float, int       scored; not finite: failed
+    float, int       scored; not finite, or beyond 1e30: failed
     bool             scored 1 or 0, and passed or not
     None             abstained: the judge does not apply
     anything else    failed, with the reason
@@ -21,14 +21,13 @@ import asyncio
 import dataclasses
 import functools
 import inspect
-import math
 import numbers
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from llamarl.core.errors import ConfigError, JudgeError, describe
-from llamarl.core.records import Completion, Prompt, Verdict
+from llamarl.core.records import MAX_SCORE, Completion, Prompt, Verdict
 from llamarl.judges.threads import run_in_thread
 
 JudgeResult = Verdict | float | bool | None
@@ -97,8 +96,13 @@ def to_verdict(value: Any) -> Verdict:
     if isinstance(value, bool):
         return Verdict.scored(float(value), passed=value)
     if isinstance(value, numbers.Real):
-        number = float(value)
-        return Verdict.scored(number) if math.isfinite(number) else Verdict.failed(f"returned {number}")
+        try:
+            number = float(value)
+        except OverflowError:
+            return Verdict.failed("returned a whole number that is too large for a float")
+        if abs(number) <= MAX_SCORE:
+            return Verdict.scored(number)
+        return Verdict.failed(f"returned {number}; return a number from -{MAX_SCORE:g} to {MAX_SCORE:g}")
     if inspect.iscoroutine(value):
         value.close()
         return Verdict.failed("returned a coroutine; declare the function itself with 'async def'")

@@ -32,6 +32,7 @@ import httpx
 from pydantic import Field, model_validator
 
 from llamarl.core.errors import ConfigError, EndpointError
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Message, Prompt, Status, Verdict
 from llamarl.judges.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
 from llamarl.judges.answers import VERSION as READER_VERSION
@@ -114,9 +115,6 @@ class _Counters:
 class LLMJudge:
     """Asks a model about each completion. Requests in flight are bounded by `max_concurrency`."""
 
-    has_deadline = True
-    """Of each verdict: one request that hangs must not fail the group, whose other verdicts are there."""
-
     def __init__(
         self,
         *,
@@ -148,8 +146,11 @@ class LLMJudge:
             raise ConfigError(f"way={self.way!r}: template {config.template!r} asks only in the other way")
         stem = config.template.rpartition("/")[2].removesuffix(".toml")
         self.name = name or stem
-        self.version = f"{stem}@{self.template.version}"
-        self.cost_class = "paid" if config.prompt_price + config.completion_price else "local"
+        self.info = JudgeInfo(
+            version=f"{stem}@{self.template.version}",
+            cost_class="paid" if config.prompt_price + config.completion_price else "local",
+            has_deadline=True,  # of each verdict: a request that hangs must not fail the group's other verdicts
+        )
         self.spent = 0.0
         """Dollars since construction."""
         self._connect = functools.partial(ChatEndpoint, config, transport=transport, rng=rng, sleep=sleep)
@@ -244,7 +245,7 @@ class LLMJudge:
         server = (config.base_url.rstrip("/"), config.model)
         options = (self.way, config.extra, config.max_tokens, config.top_logprobs, config.constrain_json)
         reading = (READER_VERSION, template.positive, template.negative, config.min_mass, self._range)
-        return content_key(server, self.version, messages, options, SCHEMA, ASK_AGAIN, reading)
+        return content_key(server, self.info.version, messages, options, SCHEMA, ASK_AGAIN, reading)
 
     async def _ask(self, messages: list[Message], deadline: float) -> Verdict:
         verdict, cost, answer = await self._ask_once(messages, deadline)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.function import with_seconds
 from llamarl.judges.threads import run_in_thread
@@ -20,9 +21,8 @@ class LocalModelJudge:
         name: in verdicts and metrics.
     """
 
-    version = "1"
-    """Changes with every change of a verdict by the same checkpoint."""
-    cost_class = "local"
+    info = JudgeInfo(version="1", cost_class="local")
+    """The version changes with every change of a verdict by the same checkpoint."""
 
     def __init__(self, classifier: LazyClassifier, name: str) -> None:
         self.name = name

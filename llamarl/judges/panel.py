@@ -22,7 +22,7 @@ from typing import Any
 
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError, JudgeError, describe
-from llamarl.core.protocols import Judge
+from llamarl.core.protocols import CheckingJudge, Judge, info_of
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
 from llamarl.core.seeds import derive_seed
 from llamarl.judges.canary import CanaryWatch
@@ -85,7 +85,7 @@ class JudgePanel:
         self.roles = _roles(names, roles or {})
         self.constraints = tuple(name for name in names if self.roles[name] == "constraint")
         for judge in judges:
-            if judge.name in self.constraints and not getattr(judge, "can_pass", True):
+            if judge.name in self.constraints and not info_of(judge).can_pass:
                 raise ConfigError(
                     f"judges: {judge.name!r} is a constraint, but only scores; give it a threshold from which on a "
                     "completion passes"
@@ -118,7 +118,7 @@ class JudgePanel:
             ConfigError: naming the prompt, its task, the judge and what is missing.
             DataError: a row names a judge that the panel lacks, or only such as decide nothing.
         """
-        checked = [judge for judge in self.judges if hasattr(judge, "check")]
+        checked = [judge for judge in self.judges if isinstance(judge, CheckingJudge)]
         for prompt in prompts:
             chosen = self._chosen(prompt)
             for judge in checked:

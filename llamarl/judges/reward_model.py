@@ -11,6 +11,7 @@ completion text are rendered by the reward model's own chat template and tokeniz
 import hashlib
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from llamarl.core.errors import ConfigError
@@ -67,12 +68,14 @@ class RewardModel(LocalModelJudge):
             raise ConfigError(f"baseline={baseline!r}; choose 'info' (info.baseline) or 'answer'")
         options = {"device": device, "dtype": dtype}
         super().__init__(LazyClassifier(model, **options, max_tokens=max_tokens, batch_tokens=batch_tokens), name)
-        self.is_calibrated, self._baseline = calibrated, baseline
-        """Whether scores are margins over the baseline."""
+        self._baseline = baseline
         self._threshold, self._cut_penalty = threshold, cut_penalty
-        self.can_pass = threshold is not None
-        if calibrated:
-            self.pass_score = 0.0  # as good as the baseline
+        self.info = replace(
+            self.info,
+            can_pass=threshold is not None,
+            is_calibrated=calibrated,
+            pass_score=0.0 if calibrated else self.info.pass_score,  # as good as the baseline
+        )
         self._frozen: dict[bytes, float] = {}
 
     def check(self, prompt: Prompt) -> None:
@@ -88,14 +91,14 @@ class RewardModel(LocalModelJudge):
                 f"{self._classifier.path}: a classifier of {len(labels)} labels, not a reward model, which has one; "
                 "use llamarl.judges.classifier:ClassifierJudge"
             )
-        if self.is_calibrated:
+        if self.info.is_calibrated:
             self._baseline_text(prompt)
 
     def _verdicts(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         self.check(prompt)
         known: dict[TokenIds, float] = {}
         zero = 0.0
-        if self.is_calibrated:
+        if self.info.is_calibrated:
             row = self._ids(prompt, self._baseline_text(prompt))
             known[row] = self._frozen_reward(prompt, row)
             zero = known[row] - self._penalty(prompt.info.get("baseline_finish_reason"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.protocols import Judge, info_of
 from llamarl.core.records import Sample, Status, Verdict
 from llamarl.data.jsonl import write_jsonl
 from llamarl.judges.cache import content_key
@@ -46,12 +47,12 @@ async def close_panel(panel: JudgePanel) -> None:
     panel.close()
 
 
-def judge_card(judge: Any) -> dict[str, str]:
+def judge_card(judge: Judge) -> dict[str, str]:
     """Who judged: name, version (empty where it has none) and cost class (`free`, `local` or `paid`)."""
     return {
         "judge": judge.name,
-        "version": str(getattr(judge, "version", "")),
-        "cost_class": str(getattr(judge, "cost_class", "free")),
+        "version": info_of(judge).version,
+        "cost_class": info_of(judge).cost_class,
     }
 
 

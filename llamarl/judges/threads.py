@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from llamarl.core.threads import forget, note_unfinished
+
 T = TypeVar("T")
 _Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
@@ -36,17 +38,20 @@ class _Helper:
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="judge", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="judge", daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
             function, future = self.jobs.get()
+            note_unfinished(self._thread)
             try:
                 outcome: tuple[Any, BaseException | None] = (function(), None)
             except StopIteration as error:  # a future refuses it
                 outcome = (None, RuntimeError(f"StopIteration: {error}"))
             except BaseException as error:  # raised again where the result is awaited
                 outcome = (None, error)
+            forget(self._thread)
             _idle.append(self)
             try:
                 future.get_loop().call_soon_threadsafe(_settle, future, *outcome)

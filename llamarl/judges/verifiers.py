@@ -129,8 +129,8 @@ class VerifiersJudge:
         for part, score in scores:
             self._values.setdefault(part.name, []).append(score)
         total = sum(part.weight * score for part, score in scores)
-        reason = ", ".join(f"{part.name}={score:g}" for part, score in scores)
-        return replace(Verdict.scored(total, reason=reason), seconds=seconds)
+        reason, verdict = ", ".join(f"{part.name}={score:g}" for part, score in scores), to_verdict(total)
+        return replace(verdict, reason=f"{reason}: {verdict.reason}" if verdict.reason else reason, seconds=seconds)
 
 
 def is_rubric(target: Any) -> bool:

@@ -25,11 +25,12 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from llamarl.core.errors import ConfigError, JudgeError
-from llamarl.core.protocols import Judge
+from llamarl.core.protocols import CheckingJudge, Judge, info_of
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
@@ -76,6 +77,9 @@ class ProcessJudge:
             raise ConfigError(f"ProcessJudge: {num_workers=}, {timeout_seconds=}; both must be positive")
         loaded = load_judge(judge, name, settings=settings) if isinstance(judge, str) else as_judge(judge, name)
         self.name = loaded.name
+        self.info = replace(info_of(loaded), has_deadline=True)
+        """The judge's own; whatever it does, each call ends in time."""
+        self._checks = loaded.check if isinstance(loaded, CheckingJudge) else None
         self.timeout_seconds = timeout_seconds
         start = {"spec": judge, "settings": settings} if isinstance(judge, str) else {"pickled": _pickled(judge)}
         message = bytes(ForkingPickler.dumps({**start, "name": name, "max_memory_bytes": max_memory_bytes}))
@@ -96,6 +100,11 @@ class ProcessJudge:
             self._jobs.put((bytes(ForkingPickler.dumps((prompt, [completion]))), futures[-1]))
         answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
         return [self._verdict(answer) for answer in answers]
+
+    def check(self, prompt: Prompt) -> None:
+        """What the judge itself says of the prompt, asked in this process."""
+        if self._checks is not None:
+            self._checks(prompt)
 
     def metrics(self) -> dict[str, float]:
         """Means of what a TRL function or a rubric logged in the workers since the last call."""

@@ -1,4 +1,4 @@
-"""The live view of a run: a terminal panel, or one plain line every few seconds.
+"""The live view of a run: a terminal panel, or a plain line where something is new, every few seconds at most.
 
     with LiveView(title="demo") as view:
         view.update(RunStatus(step=3, total_steps=200, reward=0.4))
@@ -66,7 +66,7 @@ class LiveView:
         self._first: tuple[float, int] | None = None
         self._messages: deque[str] = deque(maxlen=3)
         self._last_line_at = -float("inf")
-        self._last_line = ""
+        self._last_news = ""
         self._news = threading.Event()
         self._is_closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -101,8 +101,7 @@ class LiveView:
         if is_new:
             self._attempt(lambda: self._print(f"! {one_line(status.message)}"))
         if now - self._last_line_at >= self._plain_seconds:
-            self._last_line_at = now
-            self._attempt(self._print_state)
+            self._attempt(self._print_news)
 
     def close(self) -> None:
         """Draws the last state and gives the terminal back. Idempotent."""
@@ -116,7 +115,7 @@ class LiveView:
             self._attempt(lambda: self._draw(live))
             self._attempt(live.stop, even_after_failure=True)
         elif self.is_plain and self._status is not None:
-            self._attempt(self._print_state)
+            self._attempt(self._print_news)
 
     def _open(self) -> None:
         live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
@@ -149,12 +148,13 @@ class LiveView:
         )
         live.update(frame, refresh=True)
 
-    def _print_state(self) -> None:
-        status = self._status
-        line = "" if status is None else plain_line(status, self._eta_seconds())
-        if line != self._last_line:
-            self._last_line = line
-            self._print(line)
+    def _print_news(self) -> None:
+        """A line, unless it would say what the last one said: that time passes is no news."""
+        assert self._status is not None, "a status comes before any line"
+        news = plain_line(self._status, eta_seconds=None)
+        if news != self._last_news:
+            self._last_news, self._last_line_at = news, self._clock()
+            self._print(plain_line(self._status, self._eta_seconds()))
 
     def _print(self, line: str) -> None:
         encoding = self._console.encoding

@@ -141,6 +141,8 @@ def number_line(status: RunStatus) -> Text:
 def plain_line(status: RunStatus, eta_seconds: float | None) -> str:
     """The state in one line, for logs and pipes."""
     parts = [f"step {status.step}/{status.total_steps}", f"reward {format_number(status.reward)}"]
+    if status.phase and status.step < status.total_steps:
+        parts.insert(1, status.phase)
     if status.staleness_max is not None:
         parts.append(f"staleness max {format_number(status.staleness_max)}")
     if status.tokens_per_second is not None:

@@ -23,6 +23,8 @@ class RunStatus:
     step: int
     """Optimizer steps done."""
     total_steps: int
+    phase: str = ""
+    """What the next step waits for, in words: `generating 20 of 32 groups`, `training`; empty where not known."""
     version: int = 0
     """Policy version of the trainer."""
     reward: float | None = None

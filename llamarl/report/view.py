@@ -147,7 +147,16 @@ def _warnings(run: RunFiles) -> list[str]:
     elif run.state == "stopped":
         ago = format_seconds(run.last_record_seconds_ago)
         found.append(f"no summary, and the last record is {ago} old: the run crashed, was killed, or hangs")
+    if run.summary is not None and (lost := _steps_without_checkpoint(run)):
+        found.append(f"{lost} are in no checkpoint: it could not be written, or was removed")
     return [*found, *warnings_of(run.metrics)]
+
+
+def _steps_without_checkpoint(run: RunFiles) -> str:
+    """The last steps of a run that has ended, where their weights were not kept; empty where they were."""
+    steps = [int(name.removeprefix("step_")) for name in run.checkpoints if name.removeprefix("step_").isdecimal()]
+    newest, last = max(steps, default=0), run.summary.steps if run.summary else 0
+    return f"steps {newest + 1} to {last}" if newest < last else ""
 
 
 def _section(title: str, width: int, *parts: RenderableType) -> Iterator[RenderableType]:

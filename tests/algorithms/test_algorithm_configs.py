@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from judged_groups import group_of
 from pydantic import TypeAdapter
 
 import llamarl.algorithms
@@ -44,6 +45,17 @@ def test_defaults(name, reduction, kl_coef, corrects_staleness, drops_zero_signa
     assert algorithm.drops_zero_signal is drops_zero_signal
     assert algorithm.needs_reference is algorithm.trains_zero_advantage is (kl_coef > 0)
     assert algorithm.needs_entropy_grad is False
+
+
+@pytest.mark.parametrize("name", sorted({c.model_fields["type"].default for c in SHIPPED} - {"ibpo"}))
+def test_lone_samples_teach_what_the_algorithm_declares(name):
+    algorithm = TypeAdapter(AlgorithmConfig).validate_python({"type": name}).build()
+    groups = [group_of((reward, True), index=i) for i, reward in enumerate((0.0, 1.0, 3.0))]
+    advantages = {sample.group: sample.advantage for sample in algorithm.assign(groups).samples}
+    depends_on_reward = len(set(advantages.values())) > 1 or 0 < len(advantages) < 3
+    assert depends_on_reward == (algorithm.compares_within != "group")
+    if algorithm.compares_within == "batch":
+        assert not any(sample.advantage for sample in algorithm.assign(groups[1:2]).samples)
 
 
 def test_the_paper_s_numbers():

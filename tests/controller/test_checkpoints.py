@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -46,6 +47,60 @@ def test_a_damaged_copy_is_skipped_with_a_word(tmp_path: Path, damage: str, name
         file.write_bytes(content[:-1])
     with pytest.warns(RuntimeWarning, match="damaged"):
         assert store.load_latest().step == 1
+
+
+def test_a_manifest_with_any_byte_changed_is_skipped_with_a_word(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer("one"))
+    file = store.save(2, writer("two"), score=0.5) / MANIFEST
+    content, said = file.read_bytes(), []  # type: ignore[var-annotated]
+    for position in range(len(content)):
+        for bit in (1, 4, 128):
+            changed = bytearray(content)
+            changed[position] ^= bit
+            if json.loads(content) == parsed(changed):
+                continue  # only the layout: nothing is lost
+            file.write_bytes(changed)
+            assert store.load_latest(said.append).step == 1, (position, bit)
+            assert "damaged checkpoint" in said[-1] and MANIFEST in said[-1]
+    assert len(said) > 2 * len(content)
+
+
+def parsed(content: bytearray) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "7", '{"step": 2}', '{"step": 2, "sha256": null}', "[" * 100_000])
+def test_a_manifest_that_is_something_else_is_skipped_with_a_word(tmp_path: Path, text: str) -> None:
+    store, said = CheckpointStore(tmp_path), []  # type: ignore[var-annotated]
+    store.save(1, writer("one"))
+    (store.save(2, writer("two")) / MANIFEST).write_text(text)
+    assert store.load_latest(said.append).step == 1 and len(said) == 1
+    assert store.save(3, writer("three"), score=1.0).name == (tmp_path / "best").read_text()
+
+
+def test_a_folder_of_another_step_is_damaged(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer("one")).rename(tmp_path / "step_000007")
+    with pytest.raises(CheckpointError, match=r"manifest\.json: is of step 1; the copy is damaged"):
+        store.load(7)
+
+
+@pytest.mark.parametrize("name", ["", "step_", "step_000009", "step_²", "step_00000\udcff1"])
+def test_a_damaged_pointer_is_named(tmp_path: Path, name: str) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer("one"), score=1.0)
+    (tmp_path / "best").write_bytes(name.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"best: names .*, which is not there; name a step, one of \[1\]"):
+        store.number("best")
+
+
+def test_looking_for_checkpoints_writes_nothing(tmp_path: Path) -> None:
+    assert CheckpointStore(tmp_path / "checkpoints").steps() == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_usable_copy_is_an_error_that_lists_why(tmp_path: Path) -> None:

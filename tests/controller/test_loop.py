@@ -1,9 +1,12 @@
 """The whole loop against scripted executors on virtual time: no threads, no torch, no real waiting."""
 
 import asyncio
+import itertools
+import math
 import random
 import threading
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
 
+from llamarl.algorithms import AIPOConfig, DrGRPOConfig, GRPOConfig, ReinforcePPConfig, RLOOConfig
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import GuardConfig
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
-from llamarl.core.records import Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
+from llamarl.core.records import MAX_SCORE, Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.testing import RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer, run_virtual
 
@@ -371,6 +375,76 @@ def test_zero_signal_groups_are_dropped_where_the_algorithm_says_so() -> None:
     assert "p2" not in rig.trained()
     assert rig.ledger.drop_reasons()["no_signal"] >= 1
     assert request_count(rig) == 12 + rig.ledger.counts()["dropped"]
+
+
+def test_the_largest_rewards_keep_every_number_finite() -> None:
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        return Verdict.scored(MAX_SCORE if next(scores) % 2 else -MAX_SCORE)
+
+    scores, watch = itertools.count(), HackingWatch(WatchConfig(window=2), {"scripted": 1.0})
+    for config in (AIPOConfig(), GRPOConfig(), DrGRPOConfig(), RLOOConfig(), ReinforcePPConfig()):
+        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), config.build(), 4, 2, watch=watch)
+        rig = Rig(small(max_staleness=0), tasks=[task], judge=ScriptedJudge(decide))
+        run_virtual(rig.run())
+        for record in rig.observer.steps:
+            assert all(map(math.isfinite, record.metrics.values())), record.metrics
+            samples = config.build().assign(record.groups).samples
+            assert len(samples) == 8 and all(math.isfinite(sample.advantage) for sample in samples)
+
+
+@pytest.mark.parametrize("score", [math.inf, -math.nan, 1e308, -1.1 * MAX_SCORE])
+def test_rejects_a_score_that_no_mean_can_be_taken_of(score: float) -> None:
+    with pytest.raises(ValueError, match=r"a number from -1e\+30 to 1e\+30, got"):
+        Verdict.scored(score)
+
+
+def for_ever() -> Any:
+    return ((epoch, prompt) for epoch in itertools.count() for prompt in PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "fate", "said"),
+    [
+        (Verdict.abstained("no such field"), "abstained", r"20 where judges abstained.*\(no such field\)"),
+        (Verdict.failed("no key"), "unscored", r"20 with failed judges.*\(no key\)"),
+        (Verdict.scored(0.5), "no_signal", r"20 of equal rewards.*rewards \[0\.5, 0\.5\]"),
+    ],
+)
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_run_of_which_no_group_can_train_ends_early_and_says_why(
+    verdict: Verdict, fate: str, said: str, bound: int
+) -> None:
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        is_late = len(rig.observer.steps) >= 2
+        return verdict if is_late else Verdict.scored(float(next(scores)))
+
+    scores, algorithm = itertools.count(), MeanBaseline()
+    algorithm.drops_zero_signal = True
+    task = RunTask("only", for_ever(), algorithm, 4, 2)
+    rig = Rig(small(max_staleness=bound, max_rounds=5, checkpoint_every=0), tasks=[task], judge=ScriptedJudge(decide))
+    with pytest.raises(JudgeError, match=r"after 20 dropped groups \(schedule.max_rounds=5 x 4 prompts\): " + said):
+        run_virtual(rig.run())
+    steps = len(rig.observer.steps)
+    assert 2 <= steps <= 2 + 1 + bound and rig.saved == [steps]  # what was trained is kept
+    assert rig.ledger.counts()["issued"] <= 4 * (steps + bound + 1) + 20
+    assert set(rig.ledger.drop_reasons()) == {fate}
+
+
+def test_drops_are_counted_from_step_to_step_and_without_a_bound_only_time_ends_the_run() -> None:
+    def decide(prompt: Prompt, completion: Completion) -> Verdict:
+        return Verdict.abstained() if int(prompt.id[1:]) % 4 else Verdict.scored(1.0)
+
+    for rounds in (3, 5):  # about 12 groups are dropped before each batch of 4
+        task = RunTask("only", for_ever(), MeanBaseline(), 4, 2)
+        rig = Rig(small(max_staleness=0, max_rounds=rounds), tasks=[task], judge=ScriptedJudge(decide))
+        with nullcontext() if rounds == 5 else pytest.raises(JudgeError, match="no batch for step"):
+            run_virtual(rig.run())
+        assert (len(rig.observer.steps) == 5) == (rounds == 5)
+    task = RunTask("only", for_ever(), MeanBaseline(), 4, 2)
+    never = ScriptedJudge(lambda p, c: Verdict.abstained())
+    rig = Rig(small(max_rounds=None, stall_seconds=100.0), tasks=[task], judge=never)
+    with pytest.raises(StallError, match=r"dropped since the last step: \d\d\d+ where judges abstained"):
+        run_virtual(rig.run())
 
 
 def two_tasks(**other: Any) -> list[RunTask]:

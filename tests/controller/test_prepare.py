@@ -114,11 +114,12 @@ def test_max_tokens_that_leave_no_room_at_all_are_no_fault_of_the_data(source: P
 # places
 
 
-def test_what_a_judge_misses_is_named_by_file_and_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_what_a_judge_misses_is_named_by_file_and_line(tmp_path: Path, isolation: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n{"prompt": "3 + 3 ="}\n')
     with pytest.raises(ConfigError, match=rf"^{file}, line 2: prompt '\w+' .*judge 'math': answer is missing"):
-        prepared(file, judges=[{"function": "math"}])
+        prepared(file, judges=[{"function": "math", "isolation": isolation}])
 
 
 def test_errors_about_no_row_name_none(source: Path) -> None:
@@ -150,8 +151,9 @@ def judges_of(source: Path, *names: str, **roles: str) -> list[dict[str, Any]]:
     return [{"function": f"{file}:{name}", "role": roles.get(name, "reward")} for name in names]
 
 
-def test_a_calibrated_reward_needs_margins(source: Path) -> None:
-    raw = {"function": "reward_model", "settings": {"model": "nowhere"}}
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_calibrated_reward_needs_margins(source: Path, isolation: str) -> None:
+    raw = {"function": "reward_model", "settings": {"model": "nowhere"}, "isolation": isolation}
     with pytest.raises(ConfigError, match=r"calibrated' \(task 'default'\): judge 'reward_model' pays raw rewards"):
         prepared(source, data={"limit": 2}, algorithm=CALIBRATED, judges=[raw])
     watched = [*judges_of(source, "pay"), {**raw, "settings": {"model": str(DEMO_CHECKPOINT)}, "weight": 0.0}]

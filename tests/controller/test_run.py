@@ -1,11 +1,13 @@
 """Whole runs on the shipped tiny checkpoint: resume equals no interruption, kills lose nothing, exports load."""
 
 import asyncio
+import io
 import json
 import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.directory import held
@@ -28,8 +31,11 @@ from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors
 from llamarl.recipes import recipe_path
+from llamarl.report.live import LiveView
 from llamarl.report.metrics import read_metrics
 from llamarl.report.rollouts import read_rollouts
+from llamarl.report.summary import read_summary
+from llamarl.report.view import run_as_dict
 
 SMALL = [
     *("--schedule.prompts-per-step", "4", "--schedule.samples-per-prompt", "4", "--evaluation.num-prompts", "4"),
@@ -121,28 +127,35 @@ def test_logged_rollouts_hold_the_trainers_logprobs_beside_the_generators(tmp_pa
         assert sample.trainer_logprobs == pytest.approx(sample.logprobs, abs=1e-3)
 
 
-KILL_AT = """
-import sys, threading, time, os, signal
+DEADLY = """
+import os, signal
 from pathlib import Path
-from llamarl.cli.main import main
-run_dir = Path(sys.argv[1])
-def watch():
-    while not list(run_dir.glob("checkpoints/step_*")):
-        time.sleep(0.005)
-    time.sleep(float(sys.argv[2]))
-    os.kill(os.getpid(), signal.SIGKILL)
-threading.Thread(target=watch, daemon=True).start()
-main(sys.argv[3:])
+from llamarl.tasks.format import judge as inner
+
+here, judged = Path(__file__).parent, 0
+
+def judge(prompt, completion):
+    global judged
+    if (here / "armed").exists() and list(here.glob("run/checkpoints/step_*")):
+        judged += 1
+        if judged == int((here / "armed").read_text()):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return inner(prompt, completion)
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.4])
-def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tmp_path: Path, delay: float) -> None:
+@pytest.mark.parametrize("last", [1, 20])
+def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tmp_path: Path, last: int) -> None:
+    """Dies with the `last` completion judged after the first checkpoint; 32 or more are left by then."""
     run_dir = tmp_path / "run"
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    (tmp_path / "armed").write_text(str(last))
     flags = [*SMALL, "--data.limit", "24", "--data.epochs", "1", "--schedule.steps", "50"]
+    flags += ["--judges.0.function", f"{tmp_path}/deadly.py:judge"]
     command = ["train", str(recipe_path("demo")), "--quiet", "--run-dir", str(run_dir), *flags]
-    child = subprocess.run([sys.executable, "-c", KILL_AT, str(run_dir), str(delay), *command], capture_output=True)
+    child = subprocess.run([sys.executable, "-m", "llamarl.cli.main", *command], capture_output=True)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    (tmp_path / "armed").unlink()
     summary, _ = resume(run_dir)
     with Ledger(run_dir / "ledger.sqlite") as ledger:
         counts = ledger.counts()
@@ -153,17 +166,18 @@ def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tm
     assert steps == sorted(set(steps)) == list(range(1, 7))
 
 
-def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "llamarl.cli.main", "train", str(recipe_path("demo")), "--plain"]
     command += ["--run-dir", str(run_dir), *SMALL, "--schedule.checkpoint-every", "0", "--schedule.steps", "10000"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # against hanging
     while not (run_dir / "metrics.jsonl").is_file() or "train/loss" not in (run_dir / "metrics.jsonl").read_text():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    output, _ = child.communicate(timeout=120)
+    child.send_signal(number)
+    output, _ = child.communicate(timeout=600)
     assert child.returncode == 130, output
     assert "stopping after this step" in output
     done = CheckpointStore(run_dir / "checkpoints").load_latest().step
@@ -181,16 +195,41 @@ def test_the_second_signal_of_either_kind_ends_at_once(tmp_path: Path, number: i
     async def run() -> None:
         with first_interrupt(lambda: stops.append("asked"), reporter):
             os.kill(os.getpid(), number)
-            await asyncio.sleep(0.01)
+            while not stops:
+                await asyncio.sleep(0)
             assert stops == ["asked"] and reporter.is_interrupted
             os.kill(os.getpid(), number)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(600)
             stops.append("went on")
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(run())
     assert stops == ["asked"] and signal.getsignal(signal.SIGTERM) is before
+    reporter.close()
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_is_a_first_interrupt_and_what_is_ignored_stays_so(tmp_path: Path, ignored: int) -> None:
+    reporter = Reporter(tmp_path, Ledger(":memory:"), 5)
+    stops: list[str] = []
+
+    async def run(*numbers: int) -> None:
+        with first_interrupt(lambda: stops.append("asked"), reporter):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                while not stops:
+                    await asyncio.sleep(0)
+
+    before = signal.getsignal(signal.SIGHUP)
+    asyncio.run(run(signal.SIGHUP, signal.SIGHUP))  # shell and system may both send it
+    assert stops == ["asked"] and reporter.is_interrupted and signal.getsignal(signal.SIGHUP) is before
+    handler = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        asyncio.run(run(ignored))
+        assert stops == ["asked"]
+    finally:
+        signal.signal(ignored, handler)
     reporter.close()
 
 
@@ -201,6 +240,31 @@ def test_an_interrupt_says_what_is_still_done(tmp_path: Path) -> None:
         reporter.on_interrupt()
         assert says in (tmp_path / "messages.log").read_text()
     reporter.close()
+
+
+def test_progress_says_what_the_next_step_waits_for(tmp_path: Path) -> None:
+    out = io.StringIO()
+    ledger = Ledger(":memory:")
+    with LiveView(console=Console(file=out), plain=True, plain_seconds=0.0) as view:
+        reporter = Reporter(tmp_path, ledger, 5, groups_per_step=4, live=view)
+        with reporter.span("trainer", "wait"):
+            for prompt in ("a", "b"):
+                ledger.issue(0, prompt)
+                ledger.finish(0, prompt)
+                reporter.refresh()
+                reporter.refresh()
+        for activity in ("train", "wait for sync", "wait for evaluation", "checkpoint"):
+            with reporter.span("trainer", activity):
+                reporter.refresh()
+        reporter.close()
+    assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == [
+        "generating 1 of 4 groups",
+        "generating 2 of 4 groups",
+        "training",
+        "passing weights on",
+        "evaluating",
+        "writing a checkpoint",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +331,22 @@ def test_a_damaged_checkpoint_is_named_in_the_messages(run_dir: Path) -> None:
 
 def test_rejects_a_ledger_that_does_not_know_the_checkpoint(run_dir: Path) -> None:
     (run_dir / "ledger.sqlite").unlink()
-    with pytest.raises(CheckpointError, match=r"ledger.sqlite: knows of no prompt that step 4 trained"):
+    with pytest.raises(CheckpointError, match=r"ledger.sqlite: differs from what it held when step 4 was saved"):
         resume(run_dir)
+
+
+def test_rejects_a_ledger_with_one_altered_row_and_leaves_the_run_as_it_was(run_dir: Path) -> None:
+    before = contents(run_dir)
+    with sqlite3.connect(run_dir / "ledger.sqlite") as db:
+        ((epoch, prompt),) = db.execute("SELECT epoch, prompt_id FROM prompts WHERE version = 3 LIMIT 1")
+        key = "WHERE epoch = ? AND prompt_id = ?"
+        db.execute(f"UPDATE prompts SET status = 'issued' {key}", (epoch, prompt))  # it would train again
+    with pytest.raises(CheckpointError, match="restore the file from a copy"):
+        resume(run_dir)
+    with sqlite3.connect(run_dir / "ledger.sqlite") as db:
+        db.execute(f"UPDATE prompts SET status = 'trained' {key}", (epoch, prompt))
+    assert contents(run_dir) == before
+    assert resume(run_dir, ["--schedule.steps", "5"])[0].steps == 5
 
 
 def test_rejects_a_torn_recipe(run_dir: Path, tmp_path: Path) -> None:
@@ -294,16 +372,61 @@ def test_a_disk_without_room_for_a_line_ends_the_run_with_a_word(tmp_path: Path)
         train(recipe("--schedule.steps", "1"), tmp_path)
 
 
-def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
-    with files_of_at_most(1_000_000):  # smaller than the weights
-        summary, _ = train(recipe("--schedule.steps", "2", "--schedule.checkpoint-every", "1"), tmp_path)
-    assert summary.steps == 2
+def test_a_full_disk_costs_checkpoints_and_the_run_only_at_its_end(tmp_path: Path) -> None:
+    refused = r"the last step, 2, could not be written .*no earlier one is kept"
+    with files_of_at_most(1_000_000), pytest.raises(CheckpointError, match=refused):  # smaller than the weights
+        train(recipe("--schedule.steps", "2", "--schedule.checkpoint-every", "1"), tmp_path)
+    assert read_summary(tmp_path).steps == 2
     messages = (tmp_path / "messages.log").read_text()
     assert "checkpoint 1 not written" in messages and "checkpoint 2 not written" in messages
     assert "there is none yet" in messages
     assert not list((tmp_path / "checkpoints").iterdir())
     with pytest.raises(CheckpointError, match="no checkpoint yet; `llamarl resume"):
         export_run(tmp_path, tmp_path / "model")
+
+
+def test_a_run_that_cannot_keep_its_last_steps_names_what_it_kept(run_dir: Path) -> None:
+    kept = r"the last step, 6, .* the newest kept is of step 4 \(.*checkpoints\); make room, then `llamarl resume"
+    with files_of_at_most(1_000_000), pytest.raises(CheckpointError, match=kept):
+        resume(run_dir, ["--schedule.steps", "6"])
+    assert "steps 5 to 6 are in no checkpoint" in " ".join(run_as_dict(run_dir)["warnings"])
+    assert resume(run_dir)[0].steps == 6  # there is room again
+    assert not any("in no checkpoint" in warning for warning in run_as_dict(run_dir)["warnings"])
+
+
+def test_a_full_disk_is_not_blamed_on_the_ledger(run_dir: Path) -> None:
+    with files_of_at_most(0), pytest.raises(CheckpointError, match=r"the disk (takes no more|refuses it) .* make room"):
+        resume(run_dir)
+    assert resume(run_dir)[0].steps == 4
+
+
+WANDERING = """
+import os
+
+def judge(prompt, completion):
+    os.chdir({elsewhere!r})
+    return float(len(completion.text) % 2)
+"""
+
+
+def test_a_judge_that_changes_the_working_directory_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    shutil.copytree(recipe().model, here / "model")
+    shutil.copy(recipe().data.source, here / "prompts.jsonl")
+    elsewhere.mkdir()
+    (here / "wander.py").write_text(WANDERING.format(elsewhere=str(elsewhere)))
+    monkeypatch.chdir(here)
+    values = recipe("--schedule.steps", "2").model_dump() | {
+        "model": "model",
+        "data": {"source": "prompts.json*"},
+        "judges": [{"function": "wander.py:judge"}],
+    }
+    _, reporter = train(Recipe.parse(values), "run")
+    assert Path.cwd() == elsewhere and not list(elsewhere.iterdir())
+    assert reporter.directory == here / "run" and CheckpointStore(here / "run" / "checkpoints").steps() == [2]
+    assert resume(here / "run", ["--schedule.steps", "3"])[0].steps == 3  # what the recipe names is found from anywhere
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
@@ -334,3 +457,35 @@ def test_rejects_prompts_that_leave_no_room_and_leaking_evaluations(tmp_path: Pa
 def test_rejects_stale_samples_without_a_correction() -> None:
     with pytest.raises(ConfigError, match="has no off-policy correction"):
         recipe("--algorithm.type", "rloo", "--schedule.max-staleness", "1")
+
+
+ONE = ("--schedule.samples-per-prompt", "1", "--schedule.max-staleness", "0")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    ["aipo", "cispo", "grpo", "dr_grpo", "dapo", "gspo", "rloo", "raft", "online_dpo", "codpo"],
+)
+def test_rejects_lone_samples_where_rewards_are_compared_within_a_prompt(algorithm: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"schedule\.samples_per_prompt=1: algorithm.type='{algorithm}' as it is set"
+    ):
+        recipe(*ONE, "--algorithm.type", algorithm)
+
+
+def test_lone_samples_may_train_where_rewards_are_compared_within_the_step_or_not_at_all() -> None:
+    for algorithm in ("reinforce_pp", "crpg", "ppo", "crraft", "ibpo"):
+        recipe(*ONE, "--algorithm.type", algorithm)
+    with pytest.raises(ConfigError, match="others of its prompt"):
+        recipe(*ONE, "--algorithm.type", "reinforce_pp", "--algorithm.group-baseline", "true")
+    for algorithm in ("reinforce_pp", "crpg"):
+        with pytest.raises(ConfigError, match=r"others of the step.* or more prompts_per_step"):
+            recipe(*ONE, "--algorithm.type", algorithm, "--schedule.prompts-per-step", "1")
+
+
+def test_a_task_with_lone_samples_is_named() -> None:
+    values = recipe().model_dump() | {"judges": (), "data": None, "evaluation": {}}
+    task = {"data": recipe().data.model_dump(), "judges": [judge.model_dump() for judge in recipe().judges]}
+    tasks = [task | {"name": "a"}, task | {"name": "b", "samples_per_prompt": 1}]
+    with pytest.raises(ConfigError, match=r"tasks\.1\.samples_per_prompt=1: algorithm.type='aipo'"):
+        Recipe.parse(values | {"tasks": tasks})

@@ -21,7 +21,7 @@ class Probe(Executor):
     def setup(self):
         self.seen = []
         self.active = self.most_active = 0
-        self.go, self.cancelled = asyncio.Event(), asyncio.Event()
+        self.go, self.begun, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.setup_thread = threading.get_ident()
 
     def teardown(self):
@@ -63,11 +63,18 @@ class Probe(Executor):
         self.go.set()
 
     async def forever(self):
+        self.begun.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    async def wait_for_begin(self):
+        await self.begun.wait()
+
+    async def has_begun(self):
+        return self.begun.is_set()
 
     async def wait_for_cancel(self):
         await self.cancelled.wait()

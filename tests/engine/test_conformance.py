@@ -15,25 +15,28 @@ from probe import Broken, Probe, Stubborn
 from llamarl.core.errors import ConfigError, ExecutorLostError, JudgeError, MissingDependencyError, StallError
 from llamarl.engine import ENGINES, InProcessEngine, build_engine
 
+PATIENCE = 200.0
+"""Seconds: deadlines against hanging, not measures of speed. Tests wait for events."""
 
-def make(name: str):
+
+def make(name: str, stop_timeout_seconds: float = PATIENCE):
     if name == "inprocess":
-        return InProcessEngine(stop_timeout_seconds=3.0)
+        return InProcessEngine(stop_timeout_seconds)
     try:
         from llamarl.engine.monarch import MonarchEngine
     except MissingDependencyError as error:
         pytest.skip(str(error))
-    return MonarchEngine({"LLAMARL_TEST_COLOUR": "green"}, start_timeout_seconds=60.0, stop_timeout_seconds=2.0)
+    return MonarchEngine({"LLAMARL_TEST_COLOUR": "green"}, PATIENCE, stop_timeout_seconds)
 
 
-def on(*names: str):
-    """Turns `async def scenario(engine)` into one test per engine, each within a minute and closed at its end."""
+def on(*names: str, **options: float):
+    """Turns `async def scenario(engine)` into one test per engine, closed at its end."""
 
     def decorate(scenario):
         async def main(name):
-            engine = make(name)
+            engine = make(name, **options)
             try:
-                async with asyncio.timeout(240):  # a deadline against hanging, not a measure of speed
+                async with asyncio.timeout(2 * PATIENCE):
                     await scenario(engine)
             finally:
                 await engine.close()
@@ -55,18 +58,17 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pids: list[int], seconds: float) -> float:
+def wait_until_gone(pids: list[int]) -> None:
     started = time.monotonic()
     while any(map(is_running, pids)):
-        assert time.monotonic() - started < seconds, f"{pids} outlived {seconds} s"
+        assert time.monotonic() - started < PATIENCE, f"{pids} are still there"
         time.sleep(0.02)
-    return time.monotonic() - started
 
 
-def wait_until_stopped(pid: int, seconds: float) -> None:
+def wait_until_stopped(pid: int) -> None:
     started = time.monotonic()
     while not all(is_stopped(status) for status in Path(f"/proc/{pid}/task").glob("*/status")):
-        assert time.monotonic() - started < seconds, f"{pid} still runs"
+        assert time.monotonic() - started < PATIENCE, f"{pid} still runs"
         time.sleep(0.02)
 
 
@@ -98,9 +100,9 @@ async def test_async_calls_overlap(engine):
 @on("monarch")
 async def test_async_calls_are_served_while_a_sync_call_runs(engine):
     probe = await engine.spawn(Probe, name="probe")
-    busy = asyncio.create_task(probe.call("block", 30))
+    busy = asyncio.create_task(probe.call("block", 2 * PATIENCE))
     await asyncio.sleep(0)
-    await probe.call("give_go", timeout_seconds=10)
+    await probe.call("give_go", timeout_seconds=PATIENCE)
     assert not busy.done()
     busy.cancel()
     probe.kill()
@@ -163,20 +165,23 @@ async def test_a_megabyte_of_records_passes(engine):
 async def test_a_cancelled_call_returns_at_once_and_cancels_the_method(engine):
     probe = await engine.spawn(Probe, name="probe")
     call = asyncio.create_task(probe.call("forever"))
-    await probe.call("echo", 1)
+    await probe.call("wait_for_begin")
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await probe.call("wait_for_cancel", timeout_seconds=10)
+    await probe.call("wait_for_cancel", timeout_seconds=PATIENCE)
     assert await probe.call("echo", 2) == 2
 
 
 @on(*ENGINES)
 async def test_a_deadline_cancels_the_method(engine):
     probe = await engine.spawn(Probe, name="probe")
-    with pytest.raises(StallError):
-        await probe.call("forever", timeout_seconds=0.5)
-    await probe.call("wait_for_cancel", timeout_seconds=10)
+    seconds = 0.1
+    while not await probe.call("has_begun"):  # on a busy machine the deadline may pass before the method begins
+        with pytest.raises(StallError):
+            await probe.call("forever", timeout_seconds=seconds)
+        seconds *= 2
+    await probe.call("wait_for_cancel", timeout_seconds=PATIENCE)
 
 
 @on(*ENGINES)
@@ -186,19 +191,19 @@ async def test_a_deadline_names_executor_method_and_seconds(engine):
         await probe.call("forever", timeout_seconds=0.2)
     with pytest.raises(StallError, match=r"^probe\.block: no answer within 0\.1 s$"):
         await probe.call("block", 0.3, timeout_seconds=0.1)
-    assert await probe.call("echo", "on time", timeout_seconds=20) == "on time"
+    assert await probe.call("echo", "on time", timeout_seconds=PATIENCE) == "on time"
 
 
-@on("monarch")
+@on("monarch", stop_timeout_seconds=2.0)
 async def test_a_stopped_process_is_a_stall_and_can_be_ended(engine):
     probe = await engine.spawn(Probe, name="probe")
     pids = probe.pids
     os.kill(pids[0], signal.SIGSTOP)
-    wait_until_stopped(pids[0], 5)  # the signal returns before every thread has come to rest
+    wait_until_stopped(pids[0])  # the signal returns before every thread has come to rest
     with pytest.raises(StallError, match=r"probe\.echo: no answer within 1 s"):
         await probe.call("echo", 1, timeout_seconds=1)
     await probe.stop()
-    wait_until_gone(pids, 5)
+    wait_until_gone(pids)
 
 
 # death
@@ -209,28 +214,24 @@ async def test_death_fails_calls_under_way_and_later_ones(engine):
     probe = await engine.spawn(Probe, name="probe", num_ranks=2)
     calls = [asyncio.create_task(probe.call("forever", rank=rank)) for rank in (0, None)]
     await probe.call("echo", 1)
-    started = time.monotonic()
     probe.kill()
     for call in calls:
         with pytest.raises(ExecutorLostError, match="executor 'probe' rank 0 is lost"):
             await call
-    assert time.monotonic() - started < 5
     with pytest.raises(ExecutorLostError, match="probe"):
         await probe.call("echo", 2)
     assert not probe.is_alive
 
 
 @on("monarch")
-async def test_sigkill_from_outside_is_seen_within_5_seconds(engine):
+async def test_sigkill_from_outside_ends_the_call_under_way(engine):
     probe = await engine.spawn(Probe, name="probe")
     other = await engine.spawn(Probe, name="other")
     call = asyncio.create_task(probe.call("forever"))
     await probe.call("echo", 1)
-    started = time.monotonic()
     os.kill(probe.pids[0], signal.SIGKILL)
     with pytest.raises(ExecutorLostError, match="is lost"):
         await call
-    assert time.monotonic() - started < 5
     assert not probe.is_alive
     assert await other.call("echo", "unharmed") == "unharmed"
 
@@ -240,7 +241,7 @@ async def test_sigkill_of_an_idle_rank_is_seen_by_the_next_call(engine):
     probe = await engine.spawn(Probe, name="probe", num_ranks=2)
     os.kill(probe.pids[1], signal.SIGKILL)
     with pytest.raises(ExecutorLostError):
-        await probe.call("forever", rank=None, timeout_seconds=5)
+        await probe.call("forever", rank=None, timeout_seconds=PATIENCE)
 
 
 @on(*ENGINES)
@@ -248,9 +249,9 @@ async def test_an_executor_that_exits_is_lost(engine):
     for method in ("leave", "leave_async"):
         probe = await engine.spawn(Probe, name=method)
         with pytest.raises(ExecutorLostError, match=method):
-            await probe.call(method, timeout_seconds=5)
+            await probe.call(method, timeout_seconds=PATIENCE)
         with pytest.raises(ExecutorLostError, match=method):
-            await probe.call("echo", 1, timeout_seconds=5)
+            await probe.call("echo", 1, timeout_seconds=PATIENCE)
 
 
 @on(*ENGINES)
@@ -304,7 +305,7 @@ async def test_stop_fails_calls_under_way_and_is_idempotent(engine):
     await probe.call("echo", 1)
     await asyncio.gather(probe.stop(), probe.stop())
     with pytest.raises(ExecutorLostError, match="probe"):
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, PATIENCE)
     with pytest.raises(ExecutorLostError, match="stopped"):
         await probe.call("echo", 1)
     await probe.stop()
@@ -333,7 +334,7 @@ def test_teardown_runs_once_per_rank_and_nothing_is_left(engine_name, tmp_path, 
 
     pids = asyncio.run(main())
     assert sorted(log.read_text().split()) == ["0", "0", "1", "1"]
-    wait_until_gone(pids, 5)
+    wait_until_gone(pids)
 
 
 @on("inprocess")
@@ -361,7 +362,7 @@ async def cycle(engine, times: int) -> None:
         pids = probe.pids
         assert await probe.call("echo", value) == value
         await probe.stop()
-        wait_until_gone(pids, 5)
+        wait_until_gone(pids)
 
 
 @on("monarch")
@@ -389,7 +390,7 @@ def test_children_end_with_a_killed_controller():
         assert len(pids) == 2
         assert all(map(is_running, pids))
         process.send_signal(signal.SIGKILL)
-        wait_until_gone(pids, 10)
+        wait_until_gone(pids)
 
 
 def test_unknown_engine_is_refused_with_the_choices():

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges import FunctionJudge, JudgePanel, as_judge
 from llamarl.judges.attacks import ATTACKS, INJECTIONS
@@ -62,7 +63,7 @@ def test_scores_pass_from_a_half_on_and_the_rest_is_counted() -> None:
 
 def test_scores_of_another_scale_pass_from_the_judges_own_score_on() -> None:
     class Margin:
-        name, pass_score = "margin", 0.0
+        name, info = "margin", JudgeInfo(pass_score=0.0)
 
         async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
             return [Verdict.scored(0.1 if completion.text == "Paris" else -0.1) for completion in completions]

@@ -51,7 +51,7 @@ def test_every_shipped_template_works_both_ways(template: str, way: str) -> None
     made = judge(script, template, way=way, criteria="Be brief.")
     (verdict,) = ask(made, "text")
     assert verdict.passed is True, verdict
-    assert made.name == template and made.version == f"{template}@1"
+    assert made.name == template and made.info.version == f"{template}@1"
 
 
 def test_false_refusal_shows_the_reply_alone() -> None:
@@ -176,7 +176,7 @@ def test_cost_is_counted_and_capped() -> None:
         or third.reason == "max_cost=2e-05 dollars are spent"
     )
     assert len(scripted.requests) == 2
-    assert made.cost_class == "paid" and made.metrics()["blocked"] == 1
+    assert made.info.cost_class == "paid" and made.metrics()["blocked"] == 1
 
 
 def test_both_answers_of_a_repeated_question_are_paid() -> None:

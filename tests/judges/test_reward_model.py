@@ -1,5 +1,6 @@
 import asyncio
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 from tiny_classifiers import classifier, completion, prompt
 
 from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.core.protocols import JudgeInfo, info_of
 from llamarl.core.records import Completion, Prompt, Status
 from llamarl.functional.preference import calibrated_reward
-from llamarl.judges.agreement import PASS_SCORE, pass_score_of
+from llamarl.judges.agreement import PASS_SCORE
 from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.reward_model import RewardModel
@@ -97,8 +99,8 @@ def test_a_threshold_passes(path):
 
 
 def test_a_margin_passes_audits_and_calibrations_from_zero_on() -> None:
-    assert pass_score_of(RewardModel("anywhere", calibrated=True)) == 0.0
-    assert pass_score_of(RewardModel("anywhere")) == PASS_SCORE
+    assert info_of(RewardModel("anywhere", calibrated=True)).pass_score == 0.0
+    assert info_of(RewardModel("anywhere")).pass_score == PASS_SCORE
 
 
 # invariance
@@ -108,6 +110,23 @@ def test_a_constraint_needs_a_threshold() -> None:
     with pytest.raises(ConfigError, match="'rm' is a constraint, but only scores; give it a threshold"):
         JudgePanel([RewardModel("anywhere", name="rm")], roles={"rm": "constraint"})
     JudgePanel([RewardModel("anywhere", name="rm", threshold=0.5)], roles={"rm": "constraint"})
+
+
+@pytest.mark.parametrize("settings", [{}, {"threshold": 0.5}, {"calibrated": True}])
+def test_a_judge_says_and_checks_the_same_in_a_worker_process(path, settings):
+    config = JudgeConfig(function="reward_model", name="rm", settings={"model": str(path), **settings})
+    here, there = build_judge(config), build_judge(config.model_copy(update={"isolation": "process"}))
+    assert replace(info_of(there), has_deadline=False) == info_of(here) != JudgeInfo()
+    outcomes = []
+    for each in (here, there):
+        for role in ("reward", "constraint"):
+            try:
+                JudgePanel([each], roles={"rm": role}).check([prompt("a"), Prompt("bare", prompt("b").messages)])
+                outcomes.append("")
+            except ConfigError as error:
+                outcomes.append(str(error))
+    there.close()
+    assert outcomes[:2] == outcomes[2:] and any(outcomes) == (settings != {"threshold": 0.5})
 
 
 @settings(max_examples=20, deadline=None)

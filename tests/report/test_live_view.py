@@ -147,6 +147,32 @@ def test_pipes_get_a_line_now_and_then_and_each_message_once() -> None:
     ]
 
 
+def test_a_line_is_printed_only_where_something_is_new() -> None:
+    clock, out = HeldClock(), io.StringIO()
+    with LiveView(console=Console(file=out), plain_seconds=5.0, clock=clock) as view:
+        for tick in range(240):  # a step of two minutes after one of 20 s
+            clock.time = tick / 2
+            step = int(clock.time >= 20.0)
+            phase = "training" if clock.time >= 71.0 else "generating 20 of 32 groups" if clock.time >= 42.0 else ""
+            view.update(RunStatus(step=step, total_steps=3, reward=0.5, phase=phase))
+    assert out.getvalue().split("\n") == [
+        "step 0/3  reward 0.500",
+        "step 1/3  reward 0.500  ETA 40 s",
+        "step 1/3  generating 20 of 32 groups  reward 0.500  ETA 1m 24s",
+        "step 1/3  training  reward 0.500  ETA 2m 22s",
+        "",
+    ]
+
+
+def test_news_that_come_too_soon_are_told_a_little_later() -> None:
+    clock, out = HeldClock(), io.StringIO()
+    with LiveView(console=Console(file=out), plain_seconds=5.0, clock=clock) as view:
+        for second in range(8):
+            clock.time = float(second)
+            view.update(RunStatus(step=min(second, 2), total_steps=9))
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == ["step 0/9", "step 2/9"]
+
+
 @pytest.mark.parametrize("reason", ["plain", "NO_COLOR", "dumb", "ascii"])
 def test_plain_wherever_a_panel_cannot_be_drawn(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.code.extract import Which, extract_code
 from llamarl.judges.code.grading import Setup, grade
@@ -37,11 +38,9 @@ CodeScore = Literal["all", "fraction"]
 class CodeJudge:
     """Scores a program by the unit tests that it passes, in a sandbox. May be called from any event loop."""
 
-    version = "2"
-    """Changes with every change of a verdict."""
-    cost_class = "free"
-    has_deadline = True
-    """Each call ends by itself, whatever the solution does; waiting for a free slot is not its fault."""
+    info = JudgeInfo(version="2", has_deadline=True)
+    """The version changes with every change of a verdict. Each call ends by itself, whatever the solution does; waiting
+    for a free slot is not its fault."""
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError, MissingDependencyError
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.canary import text_completion
 from llamarl.judges.function import with_seconds
@@ -55,11 +56,8 @@ class _Undecided:
 class MathJudge:
     """Scores 1 for the reference answer, else 0."""
 
-    version = "3"
-    """Changes with every change of a verdict."""
-    cost_class = "free"
-    has_deadline = True
-    """Each call ends by itself, whatever the answer is."""
+    info = JudgeInfo(version="3", has_deadline=True)
+    """The version changes with every change of a verdict. Each call ends by itself, whatever the answer is."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.function import with_seconds
 from llamarl.judges.rules.base import Mode, Rule
@@ -25,9 +26,8 @@ Score = Literal["fraction", "all"]
 class InstructionJudge:
     """Scores a completion by the instructions that it follows strictly; it passes if it follows all."""
 
-    version = "2"
-    """Changes with every change of a verdict."""
-    cost_class = "free"
+    info = JudgeInfo(version="2")
+    """The version changes with every change of a verdict."""
 
     def __init__(
         self,

@@ -1,0 +1,33 @@
+"""File names that go on to mean the same files, wherever the working directory moves: user code may change it."""
+
+import glob
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+
+def absolute(name: str, folder: str | Path = "") -> str:
+    """The full path of a file, a directory or a glob that is there, relative to the folder; other names as they are."""
+    path = os.path.join(folder, name)
+    is_there = os.path.exists(path) or bool(glob.has_magic(name) and glob.glob(path))
+    return os.path.abspath(path) if name and is_there else name
+
+
+def absolute_object(spec: str, folder: str | Path = "") -> str:
+    """`file.py:name` with the full path of a file that is there; `module:name` as it is."""
+    file, colon, name = spec.rpartition(":")
+    return f"{absolute(file, folder)}{colon}{name}" if file.endswith(".py") else spec
+
+
+def full_path(name: str) -> Path:
+    """The name from the root, of a file that is yet to be written too: the `type` of a command's argument."""
+    return Path(name).absolute()
+
+
+FileName = Annotated[str, AfterValidator(absolute)]
+"""A setting that may name a file or directory; absolute from when the config is built, if it is there then."""
+
+ObjectName = Annotated[str, AfterValidator(absolute_object)]
+"""A setting that may name an object in a Python file."""
