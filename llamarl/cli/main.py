@@ -12,6 +12,7 @@ from llamarl.cli import (
     budget_commands,
     data_commands,
     demo,
+    doctor,
     eval_commands,
     judge_commands,
     model_commands,
@@ -33,6 +34,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
   llamarl judge audit --judge rewards.py:reward       can your judge be cheated?
   llamarl eval multi-if --data builtin --model m --out results
+  llamarl doctor                                      what this machine lacks, and what then does not work
 """
 
 
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         reward_commands,
         eval_commands,
         judge_commands,
+        doctor,
     ):
         module.add_commands(commands)
     return parser

@@ -237,12 +237,19 @@ class Session:
             raise SolutionEndedError(f"answered nonsense or too much ({error})") from None
 
     def _read(self, size: int) -> bytes:
-        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-6))
+        self._wait()
         return self._connection.recv(size)
 
     def _write(self, data: bytes) -> int:
-        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-6))
+        self._wait()
         return self._connection.send(data)
+
+    def _wait(self) -> None:
+        """Sets the next call's time. Raises TimeoutError past the deadline, also where there is more to read."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
 
     def wait_ready(self, start: Mapping[str, Any], deadline: float) -> None:
         """Sends the first message and waits for its nonce. Raises `SandboxError`: nothing of the solution ran yet."""
