@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json, say
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def run_ifeval(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """`llamarl eval compare`."""
-    from rich.console import Console
+    from llamarl.report.console import SafeConsole
 
     from llamarl.evals.comparison import ComparisonTable, compare, write_comparison
 
@@ -190,9 +190,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(comparison)
         return 0
-    Console().print(ComparisonTable(comparison))
+    SafeConsole().print(ComparisonTable(comparison))
     for path in files:
-        print(f"written {path}")
+        say(f"written {path}")
     return 0
 
 
@@ -200,7 +200,7 @@ def _evaluate(
     arguments: argparse.Namespace, benchmark: str, conversations: "Conversations", graded: "Replies | None"
 ) -> int:
     """Replies, verdicts, results, table and figure."""
-    from rich.console import Console
+    from llamarl.report.console import SafeConsole
 
     from llamarl.evals.evaluation import evaluate, generation_record
     from llamarl.evals.groups import Bootstrap
@@ -232,10 +232,10 @@ def _evaluate(
     if arguments.json:
         print_json({"out": str(out), **results})
         return 0
-    Console().print(ResultsTable(results))
+    SafeConsole().print(ResultsTable(results))
     if graded is None and results["failures"]["turns"]:
-        print("the same command again asks the failed turns once more")
-    print(f"everything is in {out}; the figure is {out / 'accuracy.png'}")
+        say("the same command again asks the failed turns once more")
+    say(f"everything is in {out}; the figure is {out / 'accuracy.png'}")
     return 0
 
 
@@ -338,10 +338,10 @@ def _extra(text: str | None) -> dict[str, Any]:
 @contextmanager
 def _grading_bar(arguments: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error that moves as conversations are graded, where somebody may look at it."""
-    from rich.console import Console
+    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_hidden = arguments.quiet or arguments.plain or not console.is_terminal
     with Progress(*columns, console=console, disable=is_hidden, transient=True) as progress:

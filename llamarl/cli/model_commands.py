@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json, say
 from llamarl.core.errors import ConfigError
 
 MODEL_HELP = "checkpoint directory in Hugging Face format, a GGUF file (extra gguf), or a Hub id"
@@ -95,15 +95,15 @@ def run_generate(arguments: argparse.Namespace) -> int:
         return 0
     for text, done in zip(texts, answers, strict=True):
         if len(texts) > 1:
-            print(f"> {text}")
+            say(f"> {text}")
         for completion in done:
-            print(completion.text + (" [cut at --max-tokens]" if completion.finish_reason == "length" else ""))
+            say(completion.text + (" [cut at --max-tokens]" if completion.finish_reason == "length" else ""))
     return 0
 
 
 def run_sft(arguments: argparse.Namespace) -> int:
     """`llamarl sft`."""
-    from rich.console import Console
+    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from llamarl.controller.recipe import describe_settings, parse_overrides
@@ -115,7 +115,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     from llamarl.training.sft_data import encode_chats, read_chats
 
     if arguments.list_settings:
-        print(describe_settings(SFTConfig))
+        say(describe_settings(SFTConfig))
         return 0
     if arguments.out is None:
         raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
@@ -145,7 +145,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
         TextColumn("loss {task.fields[loss]:.4f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=arguments.json) as progress:
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json) as progress:
         bar = progress.add_task("sft", total=total_steps, loss=float("nan"))
         loss = trainer.fit(rows, lambda n, metrics: progress.update(bar, completed=n, loss=metrics["train/loss"]))
     after = trainer.evaluate(held_out) if held_out else None
@@ -165,7 +165,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     else:
         change = "" if before is None else f", held-out loss {before:.4f} -> {after:.4f}"
         scope = "" if config.lora is None else f" with {trainer.num_trained:,} adapter parameters"
-        print(f"{total_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
+        say(f"{total_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json, say
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from llamarl.training.reward_config import RewardConfig
 
     if arguments.list_settings:
-        print(describe_settings(RewardConfig))
+        say(describe_settings(RewardConfig))
         return 0
     if not (arguments.data and arguments.model and arguments.out):
         raise ConfigError(
@@ -113,7 +113,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(summary)
     else:
-        print("\n".join(_describe(summary, arguments.out)))
+        say("\n".join(_describe(summary, arguments.out)))
     return 0
 
 
@@ -139,7 +139,7 @@ def run_baselines(arguments: argparse.Namespace) -> int:
     else:
         kept = f", {result['kept']} kept theirs" if result["kept"] else ""
         cut = f" ({result['cut']} cut at --max-tokens)" if result["cut"] else ""
-        print(f"{len(made)} baselines{cut}{kept}; written to {arguments.out}")
+        say(f"{len(made)} baselines{cut}{kept}; written to {arguments.out}")
     return 0
 
 
@@ -208,7 +208,7 @@ def _share(share: Mapping[str, Any]) -> str:
 @contextmanager
 def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; yields what to call with what is done, the total, and a note."""
-    from rich.console import Console
+    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -218,6 +218,6 @@ def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=arguments.json or arguments.quiet) as progress:
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json or arguments.quiet) as progress:
         bar = progress.add_task(title, total=None, note="")
         yield lambda done, total, note="": progress.update(bar, completed=done, total=total, note=note)
