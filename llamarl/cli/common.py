@@ -56,7 +56,7 @@ def add_template_args(parser: Any, prefix: str = "") -> None:
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Prints text that may hold other people's words, on standard output by default, so that it cannot steer a terminal.
+    """Prints text that may hold other people's words, by default on standard output, and steers no terminal.
 
     Control characters become pictures; what the stream cannot encode becomes a question mark.
     """

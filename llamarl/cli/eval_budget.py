@@ -102,11 +102,10 @@ the same command again goes on where a killed one stopped
 
 def run_budget(arguments: argparse.Namespace) -> int:
     """`llamarl eval budget`."""
-    from llamarl.report.console import SafeConsole
-
     from llamarl.evals.budget import budget_results
     from llamarl.evals.budget_samples import assess, read_problems
     from llamarl.evals.budget_table import BudgetTable
+    from llamarl.report.console import SafeConsole
     from llamarl.report.files import write_json
     from llamarl.report.frontier_plot import plot_frontier
 
@@ -240,10 +239,9 @@ def _replies(
     arguments: argparse.Namespace, problems: "Sequence[Prompt]", name: str, where: str | None, ask: "Ask | None"
 ) -> "dict[str, list[Reply]]":
     """One model's samples."""
-    from llamarl.report.console import SafeConsole
-
     from llamarl.evals.budget_samples import sample
     from llamarl.evals.progress import make_progress
+    from llamarl.report.console import SafeConsole
 
     if not arguments.quiet:
         SafeConsole(stderr=True).print(f"{name}:", style="bold")

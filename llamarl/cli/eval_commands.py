@@ -181,9 +181,8 @@ def run_ifeval(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """`llamarl eval compare`."""
-    from llamarl.report.console import SafeConsole
-
     from llamarl.evals.comparison import ComparisonTable, compare, write_comparison
+    from llamarl.report.console import SafeConsole
 
     comparison = compare(arguments.first, arguments.second)
     files = write_comparison(arguments.out, comparison) if arguments.out else []
@@ -200,12 +199,11 @@ def _evaluate(
     arguments: argparse.Namespace, benchmark: str, conversations: "Conversations", graded: "Replies | None"
 ) -> int:
     """Replies, verdicts, results, table and figure."""
-    from llamarl.report.console import SafeConsole
-
     from llamarl.evals.evaluation import evaluate, generation_record
     from llamarl.evals.groups import Bootstrap
     from llamarl.evals.tables import ResultsTable
     from llamarl.evals.verdicts import IFEVAL_MODES, MODES, GraderSettings
+    from llamarl.report.console import SafeConsole
 
     _settle(arguments)
     out = _out_directory(arguments, benchmark)
@@ -338,8 +336,9 @@ def _extra(text: str | None) -> dict[str, Any]:
 @contextmanager
 def _grading_bar(arguments: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error that moves as conversations are graded, where somebody may look at it."""
-    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llamarl.report.console import SafeConsole
 
     console = SafeConsole(stderr=True)
     columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

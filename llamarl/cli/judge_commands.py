@@ -225,8 +225,9 @@ def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Cor
 @contextmanager
 def _progress(arguments: argparse.Namespace, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; yields what to call with the rows done and those with failures."""
-    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llamarl.report.console import SafeConsole
 
     columns = (
         TextColumn("{task.description}"),
@@ -312,9 +313,10 @@ def _percent(share: float | None) -> str:
 
 
 def _print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from llamarl.report.console import SafeConsole
     from rich.table import Table
     from rich.text import Text
+
+    from llamarl.report.console import SafeConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(header):

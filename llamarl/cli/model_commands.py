@@ -103,13 +103,13 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 def run_sft(arguments: argparse.Namespace) -> int:
     """`llamarl sft`."""
-    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from llamarl.controller.recipe import describe_settings, parse_overrides
     from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
     from llamarl.models.template_args import parse_template_args
     from llamarl.models.template_check import check_template
+    from llamarl.report.console import SafeConsole
     from llamarl.training.config import SFTConfig
     from llamarl.training.sft import SFTTrainer
     from llamarl.training.sft_data import encode_chats, read_chats

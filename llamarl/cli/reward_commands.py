@@ -208,8 +208,9 @@ def _share(share: Mapping[str, Any]) -> str:
 @contextmanager
 def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; yields what to call with what is done, the total, and a note."""
-    from llamarl.report.console import SafeConsole
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llamarl.report.console import SafeConsole
 
     columns = (
         TextColumn("{task.description}"),

@@ -111,10 +111,9 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
 def run_view(arguments: argparse.Namespace) -> int:
     """`llamarl view`."""
-    from llamarl.report.console import SafeConsole
-
     from llamarl.controller.directory import LEDGER_FILE
     from llamarl.controller.ledger import read_counts
+    from llamarl.report.console import SafeConsole
     from llamarl.report.view import render_run, run_as_dict
 
     ledger = Path(arguments.run_dir) / LEDGER_FILE
@@ -160,7 +159,6 @@ def live_view(arguments: argparse.Namespace, title: str) -> "Iterator[LiveView |
         yield None
         return
     from llamarl.report.console import SafeConsole
-
     from llamarl.report.live import LiveView
 
     with LiveView(title, console=SafeConsole(stderr=arguments.json), plain=arguments.plain) as view:
