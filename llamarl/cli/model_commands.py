@@ -105,7 +105,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     """`llamarl sft`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
     from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
     from llamarl.models.template_args import parse_template_args
     from llamarl.models.template_check import check_template
@@ -119,9 +119,9 @@ def run_sft(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
-    values = parse_overrides(arguments.overrides)
-    template_args = parse_template_args(values.pop("chat_template_args", arguments.chat_template_args))
-    config = SFTConfig.parse(values, source="sft")
+    settings = parse_overrides(arguments.overrides)
+    template_args = parse_template_args(settings.pop("chat_template_args", arguments.chat_template_args))
+    config = SFTConfig.parse(settings, overrides=dotted_names(settings))
     check_target(arguments.out, arguments.model)
     tokenizer, model_config = load_tokenizer(arguments.model, template_args), load_config(arguments.model)
     template, chats = check_template(tokenizer, model_config), read_chats(arguments.data)

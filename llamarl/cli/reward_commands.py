@@ -85,7 +85,7 @@ llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --ma
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`llamarl reward train`."""
-    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
     from llamarl.training.reward_config import RewardConfig
 
     if arguments.list_settings:
@@ -95,7 +95,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "give DATA, --model and --out: llamarl reward train pairs.jsonl --model model/ --out rewards/"
         )
-    config = RewardConfig.parse(parse_overrides(arguments.overrides), source="reward train")
+    settings = parse_overrides(arguments.overrides)
+    config = RewardConfig.parse(settings, overrides=dotted_names(settings))
     from llamarl.training.reward_run import train_reward_model
 
     with _progress(arguments, "reward model") as advance:

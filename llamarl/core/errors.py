@@ -4,7 +4,8 @@
       ConfigError(ValueError)             a setting is wrong: names the field, the value and the remedy
       DataError(ValueError)               a row or file is wrong: names file, line, field and the remedy
       MissingDependencyError(ImportError) names the extra that brings the package
-      CheckpointError(RuntimeError)       a checkpoint is missing, torn or of another run
+      CheckpointError(RuntimeError)       a checkpoint is torn, broken or of another run
+        MissingCheckpointError            there is none of the name that was given, so it is a `ConfigError` too
       JudgeError(RuntimeError)            a judge broke; never turned into a reward
       EndpointError(ConnectionError)      a model server gave no usable reply, retries included
       ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
@@ -39,6 +40,10 @@ class MissingDependencyError(LlamaRLError, ImportError):
 
 class CheckpointError(LlamaRLError, RuntimeError):
     """A checkpoint cannot be used."""
+
+
+class MissingCheckpointError(CheckpointError, ConfigError):
+    """No checkpoint or run has the name that was given."""
 
 
 class JudgeError(LlamaRLError, RuntimeError):

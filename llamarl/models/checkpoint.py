@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.core.errors import CheckpointError, ConfigError, MissingCheckpointError
 from llamarl.models.gguf_files import require_gguf, rope_parameters, without_invented
 from llamarl.models.template_args import check_template_args
 from llamarl.models.tokenizer import Tokenizer
@@ -254,7 +254,7 @@ def resolve(path: str | Path) -> Source:
     """Where a checkpoint lies; a Hub id (`owner/name`) is downloaded, without any pickled file.
 
     Raises:
-        CheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had.
+        MissingCheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had.
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
     place = Path(path).expanduser()
@@ -266,14 +266,16 @@ def resolve(path: str | Path) -> Source:
     is_hub_id = isinstance(path, str) and path.count("/") == 1 and path[0] not in "./~"
     if not is_hub_id or place.exists():
         found = "is a file that is no GGUF file" if place.exists() else "no such directory"
-        raise CheckpointError(f"{path}: {found}; give a checkpoint directory, a GGUF file or a Hub id (owner/name)")
+        raise MissingCheckpointError(
+            f"{path}: {found}; give a checkpoint directory, a GGUF file or a Hub id (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Source(Path(snapshot_download(str(path), allow_patterns=_FROM_HUB)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
+        raise MissingCheckpointError(
             f"{path}: no such directory, and it can't be had from the Hub ({type(error).__name__}: {error}); "
             "check the name, the network and your Hub login, or download it first"
         ) from error
