@@ -30,7 +30,7 @@ DEFAULTS = {
     "max_in_flight": 16,
 }
 """Options that say how replies are made."""
-NATIVE_DEFAULTS = {"chat_template": None, "chat_template_args": None, "precision": "fp32", "device": "cpu"}
+NATIVE_DEFAULTS = {"chat_template": None, "chat_template_args": None, "precision": "fp32", "device": "auto"}
 ENDPOINT_DEFAULTS = {"api_key_env": None, "timeout": 120.0, "max_retries": 5, "extra": None}
 
 
@@ -146,7 +146,7 @@ def add_generation_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--chat-template", metavar="NAME", help="native: a .jinja file or a style's name")
     add_template_args(group, "native: ")
     group.add_argument("--precision", choices=["fp32", "bf16", "int8"], help="native: number format (default fp32)")
-    group.add_argument("--device", metavar="DEVICE", help="native: where the model runs (default cpu)")
+    group.add_argument("--device", metavar="DEVICE", help="native: where the model runs, such as cuda (default auto)")
     group.add_argument("--api-key-env", metavar="VARIABLE", help="endpoint: environment variable that holds the key")
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="endpoint: of one try (default 120)")
     group.add_argument("--max-retries", type=int, metavar="N", help="endpoint: further tries (default 5)")

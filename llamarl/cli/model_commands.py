@@ -37,6 +37,8 @@ cat prompts.txt | llamarl generate MODEL -
     generate.add_argument("--seed", type=int, default=0, help="equal seeds give equal texts (default 0)")
     generate.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="number format")
 
+    generate.add_argument("--device", default="auto", help="where the model runs, such as cuda (default auto)")
+
     sft = add_command(
         commands,
         "sft",
@@ -45,7 +47,7 @@ cat prompts.txt | llamarl generate MODEL -
         examples="""
 llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
 llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear
-llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4
+llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4 --device cuda
 """,
         takes_overrides=True,
     )
@@ -77,7 +79,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     texts = _prompt_texts(arguments.prompts)
     tokenizer = load_tokenizer(arguments.model, parse_template_args(arguments.chat_template_args))
     slots = min(64, len(texts) * arguments.samples)
-    config = GeneratorConfig.parse({"precision": arguments.precision, "slots": slots})
+    config = GeneratorConfig.parse({"precision": arguments.precision, "slots": slots, "device": arguments.device})
     generator = build_batcher(load_model(arguments.model), config, tokenizer)
     system = [{"role": "system", "content": arguments.system}] if arguments.system else []
     requests = [
@@ -107,6 +109,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
 
     from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
     from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
+    from llamarl.models.device import describe_device, resolve_device
     from llamarl.models.template_args import parse_template_args
     from llamarl.models.template_check import check_template
     from llamarl.report.console import SafeConsole
@@ -123,6 +126,9 @@ def run_sft(arguments: argparse.Namespace) -> int:
     template_args = parse_template_args(settings.pop("chat_template_args", arguments.chat_template_args))
     config = SFTConfig.parse(settings, overrides=dotted_names(settings))
     check_target(arguments.out, arguments.model)
+    device = resolve_device(config.device)
+    if not arguments.json:
+        say(f"device: {describe_device(device)}", sys.stderr)
     tokenizer, model_config = load_tokenizer(arguments.model, template_args), load_config(arguments.model)
     template, chats = check_template(tokenizer, model_config), read_chats(arguments.data)
     notes: list[str] = []
@@ -131,11 +137,11 @@ def run_sft(arguments: argparse.Namespace) -> int:
     limits = template.met_by((messages[:-1], tools) for _, (messages, tools) in chats)
     notes += [f"chat template: {limit}" for limit in limits]
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", sys.stderr)
     if not 0 <= arguments.held_out < len(rows):
         raise ConfigError(f"--held-out {arguments.held_out}: the data has {len(rows)} rows, and some must train")
     rows, held_out = rows[: len(rows) - arguments.held_out], rows[len(rows) - arguments.held_out :]
-    model, total_steps = load_model(arguments.model), config.total_steps(len(rows))
+    model, total_steps = load_model(arguments.model, device=device), config.total_steps(len(rows))
     trainer = SFTTrainer(model, config, total_steps)
     before = trainer.evaluate(held_out) if held_out else None
     columns = (
@@ -152,6 +158,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     save_model(model, tokenizer, arguments.out)
     result = {
         "rows": len(rows),
+        "device": device,
         "steps": total_steps,
         "trained_parameters": trainer.num_trained,
         "loss": loss,

@@ -79,7 +79,7 @@ llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --ma
     baselines.add_argument("--seed", type=int, default=0, help="equal seeds give equal responses (default 0)")
     baselines.add_argument("--slots", type=int, default=64, help="responses generated together (default 64)")
     baselines.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="number format")
-    baselines.add_argument("--device", default="cpu", help="where the policy runs (default cpu)")
+    baselines.add_argument("--device", default="auto", help="where the policy runs, such as cuda (default auto)")
     baselines.add_argument("--quiet", action="store_true", help="no progress")
 
 

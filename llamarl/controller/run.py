@@ -122,13 +122,14 @@ class _Start:
 
     step: str | None = None
     """None: at the recipe's checkpoint; or which of the run's checkpoints to go on from."""
+    notes: Sequence[str] = ()
+    """What is said first."""
 
 
 def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: _Start) -> tuple[RunSummary, Reporter]:
     if start.step is None:
         _write_records(prepared, directory)
-        for limit in prepared.template_limits:
-            log_message(directory, f"chat template: {limit}")
+    start.notes = prepared.notes
     budget = RestartBudget(prepared.recipe.schedule.max_restarts)
     while True:
         try:
@@ -183,7 +184,9 @@ async def _attempt(
                 if checkpoint:
                     store.forget_after(str(version))
                 _write_records(prepared, directory)
-            start.step = "latest"
+            for note in start.notes:
+                reporter.on_message(note)
+            start.step, start.notes = "latest", ()
             ledger.rewind(version)
             reporter.restore(state, version)
             controller = Controller(
