@@ -46,6 +46,7 @@ from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
 from llamarl.core.errors import CheckpointError, ExecutorLostError
+from llamarl.core.machine import usable_cores
 from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
 from llamarl.data import PromptStream
 from llamarl.engine import build_engine
@@ -357,7 +358,7 @@ def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
     Returns:
         What executors of this process share, and the environment of executors with a process of their own.
     """
-    total = recipe.threads or len(os.sched_getaffinity(0))
+    total = recipe.threads or usable_cores()
     if recipe.engine == "inprocess":
         return SharedCores(total, _set_threads, is_split=not recipe.schedule.is_synchronous), {}
     return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // (1 + recipe.num_generators)))}

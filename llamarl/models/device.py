@@ -1,12 +1,12 @@
 """Where tensors live: the device that a setting names, or the best one that this machine has."""
 
 import functools
-import os
 
 import torch
 from torch.nn import functional as F
 
 from llamarl.core.errors import ConfigError
+from llamarl.core.machine import usable_cores
 from llamarl.functional.checksum import checksum
 
 
@@ -44,7 +44,7 @@ def describe_device(name: str) -> str:
     device = torch.device(name)
     if device.type == "cuda":
         return f"{name} ({torch.cuda.get_device_name(device)})"
-    return f"{name} ({os.cpu_count()} cores)" if device.type == "cpu" else name
+    return f"{name} ({usable_cores()} cores)" if device.type == "cpu" else name
 
 
 @functools.cache
