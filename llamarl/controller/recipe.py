@@ -153,6 +153,9 @@ class Recipe(Config):
     report: ReportConfig = Field(default_factory=ReportConfig)
     engine: Literal["inprocess", "monarch"] = "inprocess"
     """Executors as threads of this process, or as processes (extra `monarch`)."""
+    pass_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], ...] = ()
+    """Names of environment variables that executors' processes get, where the engine has processes, beside the common
+    ones and those that judges name in `api_key_env`. For functions that read a key: `pass_environment = ["MY_KEY"]`."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of prompts and every sampled token."""
     threads: int | None = Field(default=None, ge=1)
@@ -243,6 +246,13 @@ class Recipe(Config):
             )
             for task, size in zip(tasks, sizes, strict=True)
         )
+
+    @property
+    def passed_variables(self) -> frozenset[str]:
+        """Names of environment variables that the recipe's judges need."""
+        settings = [judge.settings or {} for task in self.all_tasks for judge in task.judges]
+        named = {each["api_key_env"] for each in settings if isinstance(each.get("api_key_env"), str)}
+        return frozenset({*self.pass_environment, *named})
 
     def record(self) -> dict[str, Any]:
         """Every setting as plain values, from which `parse` makes the same recipe."""

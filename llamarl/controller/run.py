@@ -53,7 +53,7 @@ from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
 from llamarl.judges.executor import JudgeExecutor
-from llamarl.models.checkpoint import load_model
+from llamarl.models.checkpoint import load_model, resolve
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
@@ -295,7 +295,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
     """All executors on the recipe's engine; all gone at the end."""
     recipe = prepared.recipe
     cores, environment = _share_cores(recipe)
-    engine = build_engine(recipe.engine, environment)
+    engine = build_engine(recipe.engine, environment, recipe.passed_variables)
     channel = build_channel(recipe.engine)
 
     async def spawn(factory: Callable[[], Executor], name: str) -> ExecutorHandle:
@@ -306,7 +306,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
     async def revived(name: str, factory: Callable[[], Executor]) -> ExecutorHandle:
         return await RevivingHandle(name, functools.partial(spawn, factory, name), budget, reporter).start()
 
-    load = functools.partial(load_model, recipe.model)
+    load = functools.partial(load_model, resolve(recipe.model))  # on this machine by now: no executor asks the Hub
     pulse = Pulse()
     judges = {task.config.name: task.config.judges for task in prepared.tasks}
     load_frozen = functools.partial(load, device=recipe.trainer.device)

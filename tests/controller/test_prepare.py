@@ -293,6 +293,15 @@ def test_judges_that_cost_something_are_not_called_and_it_is_said(source: Path, 
     assert "judge 'paid' was not tried: it is paid; only its settings were checked" in notes
 
 
+def test_variables_that_judges_read_reach_executors_of_their_own(source: Path) -> None:
+    source.with_name("judges.py").write_text(JUDGES)
+    llm = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "template": "safety", "api_key_env": "JUDGE_KEY"}
+    judges = [{"function": f"{source.with_name('judges.py')}:pay"}, {"function": "llm", "settings": llm}]
+    assert recipe(source, judges=judges, pass_environment=["MINE"]).passed_variables == {"JUDGE_KEY", "MINE"}
+    with pytest.raises(ConfigError, match=r"pass_environment\.0: must match .*got 'A=secret'"):
+        recipe(source, pass_environment=["A=secret"])
+
+
 # held-out prompts and devices
 
 
