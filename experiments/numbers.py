@@ -1,8 +1,8 @@
 """Which numbers of a page's results stand in the result file, and which don't.
 
 A number counts as a result where it has a decimal point, a sign or a unit (`%`, `points`), and stands in the text after
-its section's table. It is sourced where a number of the file, or of a sentence in its `notes`, reads the same when it is
-rounded to as many digits, as it is or times 100.
+its section's table. It is sourced where a number of the file, or of a sentence in its `notes`, reads the same when it
+is rounded to as many digits, as it is or times 100.
 """
 
 import json
