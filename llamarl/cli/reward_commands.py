@@ -109,7 +109,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             eval_data=arguments.eval_data,
             split=arguments.split,
             on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
-            tell=lambda note: print(f"note: {note}", file=sys.stderr),
+            tell=lambda note: say(f"note: {note}", sys.stderr),
         )
     if arguments.json:
         print_json(summary)

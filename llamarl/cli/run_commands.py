@@ -148,7 +148,7 @@ def draw_figures(run_dir: Path) -> Path | None:
     try:
         return plot_run(run_dir, run_dir / "run.png")
     except OSError as error:
-        print(f"no figure: {error}", file=sys.stderr)
+        say(f"no figure: {error}", sys.stderr)
         return None
 
 

@@ -306,7 +306,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
     async def revived(name: str, factory: Callable[[], Executor]) -> ExecutorHandle:
         return await RevivingHandle(name, functools.partial(spawn, factory, name), budget, reporter).start()
 
-    load = functools.partial(load_model, resolve(recipe.model))  # on this machine by now: no executor asks the Hub
+    load = functools.partial(load_model, str(resolve(recipe.model)))  # on this machine by now: no executor asks the Hub
     pulse = Pulse()
     judges = {task.config.name: task.config.judges for task in prepared.tasks}
     load_frozen = functools.partial(load, device=recipe.trainer.device)
