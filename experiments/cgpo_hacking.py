@@ -44,6 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "crraft": {"type": "crraft", "kl_max": KL_MAX},
 }
 LEARNING_RATE = 2e-4
+COMPARED = [(arm, free) for arm in ("crpg", "codpo", "crraft") for free in ("ppo", "crpg free")]
 
 
 def answer(rng: random.Random, wanted: Constraints, num_words: int) -> str:
@@ -167,7 +168,7 @@ def main() -> None:
         "eval/response_len/mean": "tokens per answer, held-out",
     }
     experiment.plot(runs, panels, smooth=1)
-    experiment.finish(runs)
+    experiment.finish(runs, compared=COMPARED)
 
 
 if __name__ == "__main__":

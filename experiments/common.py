@@ -6,6 +6,8 @@ own below `experiments/runs/`, so a killed experiment goes on with the runs it l
 
 import argparse
 import fcntl
+import hashlib
+import json
 import math
 import shutil
 import statistics
@@ -135,8 +137,21 @@ class Experiment:
         )
         return Done(name, seed, seconds, curves, numbers)
 
-    def finish(self, runs: Sequence[Done], notes: Sequence[str] = (), **more: Any) -> None:
-        """Prints the means and writes the result file, unless this was a short try."""
+    def finish(
+        self,
+        runs: Sequence[Done],
+        notes: Sequence[str] = (),
+        compared: Sequence[tuple[str, str]] = (),
+        **more: Any,
+    ) -> None:
+        """Prints the means and writes the result file, unless this was a short try.
+
+        Args:
+            runs: all of them.
+            notes: sentences for the file.
+            compared: pairs of arms whose differences, seed by seed, the file holds.
+            more: further fields of the file.
+        """
         arms = list(dict.fromkeys(run.arm for run in runs))
         means = {arm: self.intervals([run for run in runs if run.arm == arm]) for arm in arms}
         for arm, numbers in means.items():
@@ -149,15 +164,27 @@ class Experiment:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": self.parser.prog,
             "environment": environment_record(HERE),
+            "settings": self.settings(),
             "arms": {
                 arm: {k: {"mean": v.mean, "half_width": v.half_width, "seeds": v.count} for k, v in numbers.items()}
                 for arm, numbers in means.items()
             },
             "runs": [{"arm": run.arm, "seed": run.seed, **run.numbers} for run in runs],
+            "differences": differences([{"arm": r.arm, "seed": r.seed, **r.numbers} for r in runs], compared),
             "notes": list(notes),
             **more,
         }
         write_json(HERE / "results" / f"{self.name}.json", record)
+
+    def settings(self) -> dict[str, Any]:
+        """Of every arm, the recipe of its first run, and digests of those of all its runs, whose seeds differ."""
+        found: dict[str, Any] = {}
+        for path in sorted(self.folder.glob("*/recipe.json")):
+            arm, _, seed = path.parent.name.rpartition("-")
+            text = path.read_text()
+            of_arm = found.setdefault(arm, {"recipe": json.loads(text), "sha256": {}})
+            of_arm["sha256"][seed] = hashlib.sha256(text.encode()).hexdigest()
+        return found
 
     @staticmethod
     def intervals(runs: Sequence[Done]) -> dict[str, Interval]:
@@ -199,6 +226,36 @@ class Experiment:
         """Where the figure goes; that of a short try stays with its runs."""
         is_try = self.options.steps is not None
         return self.folder / "figure.png" if is_try else HERE / "results" / f"{self.name}.png"
+
+
+def differences(runs: Sequence[Mapping[str, Any]], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Each number of one arm minus another's, seed by seed, with the 95 % interval of the mean.
+
+    Args:
+        runs: with `arm`, `seed` and numbers.
+        compared: pairs of arms, the second to be subtracted.
+    """
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for run in runs:
+        by_arm.setdefault(run["arm"], {})[run["seed"]] = run
+    found = []
+    for arm, minus in compared:
+        seeds = sorted(by_arm.get(arm, {}).keys() & by_arm.get(minus, {}).keys())
+        names = [] if not seeds else [k for k in by_arm[arm][seeds[0]] if k not in ("arm", "seed")]
+        for name in names:
+            values = [by_arm[arm][seed][name] - by_arm[minus][seed][name] for seed in seeds]
+            interval = Interval.of(values)
+            found.append(
+                {
+                    "arm": arm,
+                    "minus": minus,
+                    "number": name,
+                    "mean": interval.mean,
+                    "half_width": interval.half_width,
+                    "seeds": interval.count,
+                }
+            )
+    return found
 
 
 def made_once(directory: Path, make: Callable[[Path], object]) -> Path:

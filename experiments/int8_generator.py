@@ -34,7 +34,7 @@ def main() -> None:
     experiment.start()
     runs = experiment.run({p: lambda seed, p=p: arm(p, seed) for p in ("fp32", "int8")}, measure)
     experiment.plot(runs, {"rollout/reward/mean": "training reward", "train/mismatch_kl": "generator-trainer KL, nats"})
-    experiment.finish(runs)
+    experiment.finish(runs, compared=[("int8", "fp32")])
 
 
 if __name__ == "__main__":

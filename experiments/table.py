@@ -27,7 +27,8 @@ def table(result: Mapping[str, Any]) -> str:
         cells = (cell(numbers[name]) if name in numbers else "" for name in names)
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     seeds = min(number["seeds"] for numbers in arms.values() for number in numbers.values())
-    commit = str((result["environment"].get("git") or {}).get("commit", "unknown"))[:7]
+    git = result["environment"].get("git") or {}
+    commit = str(git.get("commit", "unknown"))[:7] + ("+" if git.get("is_dirty") else "")
     lines += ["", f"{seeds} seeds, mean and 95 % interval (Student's t); {result['date'][:10]}, commit {commit}."]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,6 +32,10 @@ class Reply:
     """Instead of a chat completion."""
     hangs: bool = False
     """Never answers."""
+    raw: Callable[[], Iterator[bytes]] | None = None
+    """Written to the socket as it is, status line and all, until it ends or the client goes (`FakeServer` only)."""
+    drip_seconds: float = 0.0
+    """Between two pieces of `raw`."""
     drops: bool = False
     """Closes the connection instead of answering."""
     top_logprobs: Sequence[Mapping[str, float]] = ()
@@ -181,7 +185,17 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.hangs or reply.drops:
             self.close_connection = True
             return None
+        if reply.raw is not None:
+            return self._send_raw(reply.raw(), reply.drip_seconds)
         return self._send(reply.status, reply.headers, reply.content)
+
+    def _send_raw(self, pieces: Iterator[bytes], drip_seconds: float) -> None:
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                if self.server.closing.wait(drip_seconds):
+                    return
+                self.wfile.write(piece)
 
     def _send(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         with contextlib.suppress(ConnectionError):

@@ -28,6 +28,7 @@ STEPS = 150
 KL_MAX = 40.0
 PPO: Mapping[str, Any] = {"type": "ppo", "kl_coef": 0.002}
 LEARNING_RATE = 4e-4
+COMPARED = [("crpg", f"ppo {weight}") for weight in WEIGHTS]
 CHECKS = {"format": "format", "sums": f"{JUDGES}:sums", "chat": f"{JUDGES}:chat"}
 LIMITS = ("topic", "end", "length", "fresh")
 
@@ -160,7 +161,7 @@ def main() -> None:
     for each in found:
         print(each)
     draw(runs, PANELS, "checked", experiment.figure_path)
-    experiment.finish(runs, fronts=found)
+    experiment.finish(runs, compared=COMPARED, fronts=found)
 
 
 if __name__ == "__main__":

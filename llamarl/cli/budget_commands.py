@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json, say
 from llamarl.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ def run_solve(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_record(data.pool, solution))
     else:
-        print(describe_solution(data.pool, solution, arguments.form))
-        print(f"written to {arguments.out}")
+        say(describe_solution(data.pool, solution, arguments.form))
+        say(f"written to {arguments.out}")
     return 0
 
 
@@ -203,8 +203,8 @@ def run_build(arguments: argparse.Namespace) -> int:
         record = {"prompts": len(prompts), "rows": len(built.rows), "counts": built.counts}
         print_json(record | {"voting_share": built.voting_share, "out": arguments.out})
     else:
-        print(f"{len(prompts)} prompts: {_counted(built.counts)}")
-        print(f"{len(built.rows)} rows, {built.voting_share:.1%} of them votes, written to {arguments.out}")
+        say(f"{len(prompts)} prompts: {_counted(built.counts)}")
+        say(f"{len(built.rows)} rows, {built.voting_share:.1%} of them votes, written to {arguments.out}")
     return 0
 
 

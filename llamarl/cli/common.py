@@ -2,8 +2,13 @@
 
 import argparse
 import json
+import logging
+import sys
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
+
+from llamarl.report.text import visible
 
 Subparsers = Any
 """What `add_subparsers` returns; argparse keeps the type private."""
@@ -48,6 +53,34 @@ def add_template_args(parser: Any, prefix: str = "") -> None:
         metavar="JSON",
         help=f"""{prefix}arguments of the chat template, such as '{{"enable_thinking": false}}'""",
     )
+
+
+def say(text: str = "", stream: TextIO | None = None) -> None:
+    """Prints text that may hold other people's words, by default on standard output, and steers no terminal.
+
+    Control characters become pictures; what the stream cannot encode becomes a question mark.
+    """
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(visible(text).encode(encoding, errors="replace").decode(encoding), file=stream)
+
+
+def quieten_terminal() -> None:
+    """Log records and warnings, which may hold other people's words too, are shown like `say` shows text."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_VisibleFormatter())
+    warnings.formatwarning = _format_warning
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return visible(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
 def print_json(value: Any) -> None:

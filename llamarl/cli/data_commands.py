@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.cli.common import Subparsers, add_command, print_json, say
 from llamarl.core.errors import ConfigError
 
 ALL = "all"
@@ -67,7 +67,7 @@ def run_instructions(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": arguments.out, "lines": written, "format": arguments.format, "languages": languages})
     else:
-        print(f"{written} {arguments.format} in {', '.join(languages)} written to {arguments.out}")
+        say(f"{written} {arguments.format} in {', '.join(languages)} written to {arguments.out}")
     return 0
 
 

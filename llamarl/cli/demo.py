@@ -24,22 +24,22 @@ def add_commands(commands: Subparsers) -> None:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """`llamarl demo`."""
-    from rich.console import Console
+    from rich.text import Text
 
     from llamarl.cli.run_commands import draw_figures, live_view, stopped_early
     from llamarl.controller.recipe import Recipe
     from llamarl.controller.run import train
     from llamarl.recipes import recipe_path
+    from llamarl.report.console import SafeConsole
     from llamarl.report.rollouts import side_by_side
 
     steps = [] if arguments.steps is None else ["--schedule.steps", str(arguments.steps)]
     recipe = Recipe.load(recipe_path("demo"), [*steps, *arguments.overrides])
-    console = Console(stderr=arguments.json)
+    console = SafeConsole(stderr=arguments.json)
     if not arguments.quiet:
         console.print(
-            "A 0.34M-parameter model learns to follow instructions such as "
-            "[bold]write 3 words with moon, upper, end ![/bold]",
-            highlight=False,
+            "A 0.34M-parameter model learns to follow instructions such as",
+            Text("write 3 words with moon, upper, end !", style="bold"),
         )
     with live_view(arguments, "llamarl demo") as view:
         summary, reporter = train(recipe, arguments.run_dir, live=view)
@@ -53,13 +53,13 @@ def run_demo(arguments: argparse.Namespace) -> int:
     before, after = summary.reward_before, summary.reward_after
     if before is not None and after is not None:
         count = len(reporter.after)
-        console.print(f"held-out reward [bold]{before:.2f} -> {after:.2f}[/bold] over {count} prompts", highlight=False)
+        change = Text(f"{before:.2f} -> {after:.2f}", style="bold")
+        console.print("held-out reward", change, f"over {count} prompts")
     console.print(
         f"{summary.steps} steps in {summary.seconds:.0f} s, {summary.tokens_generated} tokens, largest staleness "
-        f"{summary.staleness_max} of {recipe.schedule.max_staleness} allowed",
-        highlight=False,
+        f"{summary.staleness_max} of {recipe.schedule.max_staleness} allowed"
     )
-    console.print(f"figure         {figure}", soft_wrap=True, highlight=False)
-    console.print(f"run directory  {Path(reporter.directory)}", soft_wrap=True, highlight=False)
-    console.print(stopped or f"next           llamarl view {reporter.directory}", soft_wrap=True, highlight=False)
+    console.print(f"figure         {figure}", soft_wrap=True)
+    console.print(f"run directory  {Path(reporter.directory)}", soft_wrap=True)
+    console.print(stopped or f"next           llamarl view {reporter.directory}", soft_wrap=True)
     return status

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamarl.cli import eval_commands
-from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import Subparsers, add_command, add_view_options, print_json, say
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.paths import full_path
@@ -102,11 +102,10 @@ the same command again goes on where a killed one stopped
 
 def run_budget(arguments: argparse.Namespace) -> int:
     """`llamarl eval budget`."""
-    from rich.console import Console
-
     from llamarl.evals.budget import budget_results
     from llamarl.evals.budget_samples import assess, read_problems
     from llamarl.evals.budget_table import BudgetTable
+    from llamarl.report.console import SafeConsole
     from llamarl.report.files import write_json
     from llamarl.report.frontier_plot import plot_frontier
 
@@ -134,8 +133,8 @@ def run_budget(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"out": str(out), **results})
         return 0
-    Console().print(BudgetTable(results))
-    print(f"everything is in {out}; the figure is {out / FIGURE_FILE}")
+    SafeConsole().print(BudgetTable(results))
+    say(f"everything is in {out}; the figure is {out / FIGURE_FILE}")
     return 0
 
 
@@ -240,13 +239,12 @@ def _replies(
     arguments: argparse.Namespace, problems: "Sequence[Prompt]", name: str, where: str | None, ask: "Ask | None"
 ) -> "dict[str, list[Reply]]":
     """One model's samples."""
-    from rich.console import Console
-
     from llamarl.evals.budget_samples import sample
     from llamarl.evals.progress import make_progress
+    from llamarl.report.console import SafeConsole
 
     if not arguments.quiet:
-        Console(stderr=True).print(f"{name}:", style="bold", highlight=False)
+        SafeConsole(stderr=True).print(f"{name}:", style="bold")
     return sample(
         problems,
         _chat(arguments, where),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, add_view_options, print_json, say
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DEFAULTS = {
     "max_in_flight": 16,
 }
 """Options that say how replies are made."""
-NATIVE_DEFAULTS = {"chat_template": None, "chat_template_args": None, "precision": "fp32", "device": "cpu"}
+NATIVE_DEFAULTS = {"chat_template": None, "chat_template_args": None, "precision": "fp32", "device": "auto"}
 ENDPOINT_DEFAULTS = {"api_key_env": None, "timeout": 120.0, "max_retries": 5, "extra": None}
 
 
@@ -146,7 +146,7 @@ def add_generation_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--chat-template", metavar="NAME", help="native: a .jinja file or a style's name")
     add_template_args(group, "native: ")
     group.add_argument("--precision", choices=["fp32", "bf16", "int8"], help="native: number format (default fp32)")
-    group.add_argument("--device", metavar="DEVICE", help="native: where the model runs (default cpu)")
+    group.add_argument("--device", metavar="DEVICE", help="native: where the model runs, such as cuda (default auto)")
     group.add_argument("--api-key-env", metavar="VARIABLE", help="endpoint: environment variable that holds the key")
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="endpoint: of one try (default 120)")
     group.add_argument("--max-retries", type=int, metavar="N", help="endpoint: further tries (default 5)")
@@ -181,18 +181,17 @@ def run_ifeval(arguments: argparse.Namespace) -> int:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """`llamarl eval compare`."""
-    from rich.console import Console
-
     from llamarl.evals.comparison import ComparisonTable, compare, write_comparison
+    from llamarl.report.console import SafeConsole
 
     comparison = compare(arguments.first, arguments.second)
     files = write_comparison(arguments.out, comparison) if arguments.out else []
     if arguments.json:
         print_json(comparison)
         return 0
-    Console().print(ComparisonTable(comparison))
+    SafeConsole().print(ComparisonTable(comparison))
     for path in files:
-        print(f"written {path}")
+        say(f"written {path}")
     return 0
 
 
@@ -200,12 +199,11 @@ def _evaluate(
     arguments: argparse.Namespace, benchmark: str, conversations: "Conversations", graded: "Replies | None"
 ) -> int:
     """Replies, verdicts, results, table and figure."""
-    from rich.console import Console
-
     from llamarl.evals.evaluation import evaluate, generation_record
     from llamarl.evals.groups import Bootstrap
     from llamarl.evals.tables import ResultsTable
     from llamarl.evals.verdicts import IFEVAL_MODES, MODES, GraderSettings
+    from llamarl.report.console import SafeConsole
 
     _settle(arguments)
     out = _out_directory(arguments, benchmark)
@@ -232,10 +230,10 @@ def _evaluate(
     if arguments.json:
         print_json({"out": str(out), **results})
         return 0
-    Console().print(ResultsTable(results))
+    SafeConsole().print(ResultsTable(results))
     if graded is None and results["failures"]["turns"]:
-        print("the same command again asks the failed turns once more")
-    print(f"everything is in {out}; the figure is {out / 'accuracy.png'}")
+        say("the same command again asks the failed turns once more")
+    say(f"everything is in {out}; the figure is {out / 'accuracy.png'}")
     return 0
 
 
@@ -338,10 +336,11 @@ def _extra(text: str | None) -> dict[str, Any]:
 @contextmanager
 def _grading_bar(arguments: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error that moves as conversations are graded, where somebody may look at it."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from llamarl.report.console import SafeConsole
+
+    console = SafeConsole(stderr=True)
     columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_hidden = arguments.quiet or arguments.plain or not console.is_terminal
     with Progress(*columns, console=console, disable=is_hidden, transient=True) as progress:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.cli.common import Subparsers, add_command, print_json, say
 from llamarl.core.errors import ConfigError
 from llamarl.core.paths import full_path
 
@@ -127,7 +127,7 @@ def run_run(arguments: argparse.Namespace) -> int:
             ["judge", "scored/abstained/failed", "mean", "pass rate", "cost", "p50", "p95"],
             [_run_cells(line) for line in summary],
         )
-        print(f"{len(records)} verdicts on {len(rows)} rows written to {out}")
+        say(f"{len(records)} verdicts on {len(rows)} rows written to {out}")
         _print_failures(records)
     return int(any(line["failed"] for line in summary))
 
@@ -162,7 +162,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     else:
         _print_audit(results, totals)
         for warning in warnings:
-            print(f"warning: {warning}")
+            say(f"warning: {warning}")
     return int(bool(warnings))
 
 
@@ -195,7 +195,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     else:
         _print_calibrations(results)
         if arguments.figure:
-            print(f"figure {arguments.figure}")
+            say(f"figure {arguments.figure}")
     return int(any(each.failed for each in results))
 
 
@@ -225,8 +225,9 @@ def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Cor
 @contextmanager
 def _progress(arguments: argparse.Namespace, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; yields what to call with the rows done and those with failures."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llamarl.report.console import SafeConsole
 
     columns = (
         TextColumn("{task.description}"),
@@ -235,7 +236,7 @@ def _progress(arguments: argparse.Namespace, what: str, total: int) -> Iterator[
         TextColumn("{task.fields[failed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=arguments.quiet or arguments.json) as progress:
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.quiet or arguments.json) as progress:
         bar = progress.add_task(what, total=total, failed="", visible=False)  # not before the input is known to be good
 
         def show(done: int, failed: int) -> None:
@@ -259,7 +260,7 @@ def _print_failures(records: Sequence[dict[str, Any]]) -> None:
 
     reasons = Counter((record["judge"], record["reason"]) for record in records if record["status"] == "failed")
     for (judge, reason), count in reasons.most_common(5):
-        print(f"failed {count}x, {judge}: {one_line(reason, 160)}")
+        say(f"failed {count}x, {judge}: {one_line(reason, 160)}")
 
 
 def _print_audit(results: "Sequence[AttackResult]", totals: "Sequence[AttackResult]") -> None:
@@ -271,9 +272,9 @@ def _print_audit(results: "Sequence[AttackResult]", totals: "Sequence[AttackResu
         _print_table([total.judge, *header[1:]], [_audit_cells(each) for each in mine])
         for each in mine:
             for text in each.examples:
-                print(f"wrongly judged, {each.attack}: {one_line(repr(text), 100)}")
-        print()
-    print("rate: share that passed, of those judged. High is right for 'good' replies, low for all others.")
+                say(f"wrongly judged, {each.attack}: {one_line(repr(text), 100)}")
+        say()
+    say("rate: share that passed, of those judged. High is right for 'good' replies, low for all others.")
 
 
 def _audit_cells(each: "AttackResult") -> list[str]:
@@ -312,13 +313,14 @@ def _percent(share: float | None) -> str:
 
 
 def _print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from llamarl.report.console import SafeConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for line in lines:
         table.add_row(*map(Text, line))
-    Console().print(table)
+    SafeConsole().print(table)

@@ -19,7 +19,7 @@ from llamarl.cli import (
     reward_commands,
     run_commands,
 )
-from llamarl.cli.common import INTERRUPTED
+from llamarl.cli.common import INTERRUPTED, quieten_terminal, say
 from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
 
 DESCRIPTION = """\
@@ -70,13 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not arguments.takes_overrides:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     arguments.overrides = rest
+    quieten_terminal()
     try:
         return int(arguments.run(arguments) or 0)
     except (ConfigError, DataError, MissingDependencyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
     except LlamaRLError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json, say
 from llamarl.core.errors import ConfigError
 
 MODEL_HELP = "checkpoint directory in Hugging Face format, a GGUF file (extra gguf), or a Hub id"
@@ -37,6 +37,8 @@ cat prompts.txt | llamarl generate MODEL -
     generate.add_argument("--seed", type=int, default=0, help="equal seeds give equal texts (default 0)")
     generate.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="number format")
 
+    generate.add_argument("--device", default="auto", help="where the model runs, such as cuda (default auto)")
+
     sft = add_command(
         commands,
         "sft",
@@ -45,7 +47,7 @@ cat prompts.txt | llamarl generate MODEL -
         examples="""
 llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
 llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear
-llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4
+llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4 --device cuda
 """,
         takes_overrides=True,
     )
@@ -77,7 +79,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     texts = _prompt_texts(arguments.prompts)
     tokenizer = load_tokenizer(arguments.model, parse_template_args(arguments.chat_template_args))
     slots = min(64, len(texts) * arguments.samples)
-    config = GeneratorConfig.parse({"precision": arguments.precision, "slots": slots})
+    config = GeneratorConfig.parse({"precision": arguments.precision, "slots": slots, "device": arguments.device})
     generator = build_batcher(load_model(arguments.model), config, tokenizer)
     system = [{"role": "system", "content": arguments.system}] if arguments.system else []
     requests = [
@@ -95,34 +97,38 @@ def run_generate(arguments: argparse.Namespace) -> int:
         return 0
     for text, done in zip(texts, answers, strict=True):
         if len(texts) > 1:
-            print(f"> {text}")
+            say(f"> {text}")
         for completion in done:
-            print(completion.text + (" [cut at --max-tokens]" if completion.finish_reason == "length" else ""))
+            say(completion.text + (" [cut at --max-tokens]" if completion.finish_reason == "length" else ""))
     return 0
 
 
 def run_sft(arguments: argparse.Namespace) -> int:
     """`llamarl sft`."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
     from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
+    from llamarl.models.device import describe_device, resolve_device
     from llamarl.models.template_args import parse_template_args
     from llamarl.models.template_check import check_template
+    from llamarl.report.console import SafeConsole
     from llamarl.training.config import SFTConfig
     from llamarl.training.sft import SFTTrainer
     from llamarl.training.sft_data import encode_chats, read_chats
 
     if arguments.list_settings:
-        print(describe_settings(SFTConfig))
+        say(describe_settings(SFTConfig))
         return 0
     if arguments.out is None:
         raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
-    values = parse_overrides(arguments.overrides)
-    template_args = parse_template_args(values.pop("chat_template_args", arguments.chat_template_args))
-    config = SFTConfig.parse(values, source="sft")
+    settings = parse_overrides(arguments.overrides)
+    template_args = parse_template_args(settings.pop("chat_template_args", arguments.chat_template_args))
+    config = SFTConfig.parse(settings, overrides=dotted_names(settings))
     check_target(arguments.out, arguments.model)
+    device = resolve_device(config.device)
+    if not arguments.json:
+        say(f"device: {describe_device(device)}", sys.stderr)
     tokenizer, model_config = load_tokenizer(arguments.model, template_args), load_config(arguments.model)
     template, chats = check_template(tokenizer, model_config), read_chats(arguments.data)
     notes: list[str] = []
@@ -131,11 +137,11 @@ def run_sft(arguments: argparse.Namespace) -> int:
     limits = template.met_by((messages[:-1], tools) for _, (messages, tools) in chats)
     notes += [f"chat template: {limit}" for limit in limits]
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", sys.stderr)
     if not 0 <= arguments.held_out < len(rows):
         raise ConfigError(f"--held-out {arguments.held_out}: the data has {len(rows)} rows, and some must train")
     rows, held_out = rows[: len(rows) - arguments.held_out], rows[len(rows) - arguments.held_out :]
-    model, total_steps = load_model(arguments.model), config.total_steps(len(rows))
+    model, total_steps = load_model(arguments.model, device=device), config.total_steps(len(rows))
     trainer = SFTTrainer(model, config, total_steps)
     before = trainer.evaluate(held_out) if held_out else None
     columns = (
@@ -145,13 +151,14 @@ def run_sft(arguments: argparse.Namespace) -> int:
         TextColumn("loss {task.fields[loss]:.4f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=arguments.json) as progress:
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json) as progress:
         bar = progress.add_task("sft", total=total_steps, loss=float("nan"))
         loss = trainer.fit(rows, lambda n, metrics: progress.update(bar, completed=n, loss=metrics["train/loss"]))
     after = trainer.evaluate(held_out) if held_out else None
     save_model(model, tokenizer, arguments.out)
     result = {
         "rows": len(rows),
+        "device": device,
         "steps": total_steps,
         "trained_parameters": trainer.num_trained,
         "loss": loss,
@@ -165,7 +172,7 @@ def run_sft(arguments: argparse.Namespace) -> int:
     else:
         change = "" if before is None else f", held-out loss {before:.4f} -> {after:.4f}"
         scope = "" if config.lora is None else f" with {trainer.num_trained:,} adapter parameters"
-        print(f"{total_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
+        say(f"{total_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json
+from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json, say
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,23 +79,24 @@ llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --ma
     baselines.add_argument("--seed", type=int, default=0, help="equal seeds give equal responses (default 0)")
     baselines.add_argument("--slots", type=int, default=64, help="responses generated together (default 64)")
     baselines.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="number format")
-    baselines.add_argument("--device", default="cpu", help="where the policy runs (default cpu)")
+    baselines.add_argument("--device", default="auto", help="where the policy runs, such as cuda (default auto)")
     baselines.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`llamarl reward train`."""
-    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
     from llamarl.training.reward_config import RewardConfig
 
     if arguments.list_settings:
-        print(describe_settings(RewardConfig))
+        say(describe_settings(RewardConfig))
         return 0
     if not (arguments.data and arguments.model and arguments.out):
         raise ConfigError(
             "give DATA, --model and --out: llamarl reward train pairs.jsonl --model model/ --out rewards/"
         )
-    config = RewardConfig.parse(parse_overrides(arguments.overrides), source="reward train")
+    settings = parse_overrides(arguments.overrides)
+    config = RewardConfig.parse(settings, overrides=dotted_names(settings))
     from llamarl.training.reward_run import train_reward_model
 
     with _progress(arguments, "reward model") as advance:
@@ -108,12 +109,12 @@ def run_train(arguments: argparse.Namespace) -> int:
             eval_data=arguments.eval_data,
             split=arguments.split,
             on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
-            tell=lambda note: print(f"note: {note}", file=sys.stderr),
+            tell=lambda note: say(f"note: {note}", sys.stderr),
         )
     if arguments.json:
         print_json(summary)
     else:
-        print("\n".join(_describe(summary, arguments.out)))
+        say("\n".join(_describe(summary, arguments.out)))
     return 0
 
 
@@ -139,7 +140,7 @@ def run_baselines(arguments: argparse.Namespace) -> int:
     else:
         kept = f", {result['kept']} kept theirs" if result["kept"] else ""
         cut = f" ({result['cut']} cut at --max-tokens)" if result["cut"] else ""
-        print(f"{len(made)} baselines{cut}{kept}; written to {arguments.out}")
+        say(f"{len(made)} baselines{cut}{kept}; written to {arguments.out}")
     return 0
 
 
@@ -208,8 +209,9 @@ def _share(share: Mapping[str, Any]) -> str:
 @contextmanager
 def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; yields what to call with what is done, the total, and a note."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from llamarl.report.console import SafeConsole
 
     columns = (
         TextColumn("{task.description}"),
@@ -218,6 +220,6 @@ def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=arguments.json or arguments.quiet) as progress:
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json or arguments.quiet) as progress:
         bar = progress.add_task(title, total=None, note="")
         yield lambda done, total, note="": progress.update(bar, completed=done, total=total, note=note)

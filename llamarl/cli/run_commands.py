@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import INTERRUPTED, Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import INTERRUPTED, Subparsers, add_command, add_view_options, print_json, say
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from llamarl.controller.run import train
 
     if arguments.list_settings:
-        print(describe_settings(Recipe))
+        say(describe_settings(Recipe))
         return 0
     if arguments.recipe is None:
         raise ConfigError(
@@ -111,10 +111,9 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
 def run_view(arguments: argparse.Namespace) -> int:
     """`llamarl view`."""
-    from rich.console import Console
-
     from llamarl.controller.directory import LEDGER_FILE
     from llamarl.controller.ledger import read_counts
+    from llamarl.report.console import SafeConsole
     from llamarl.report.view import render_run, run_as_dict
 
     ledger = Path(arguments.run_dir) / LEDGER_FILE
@@ -124,7 +123,7 @@ def run_view(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(run_as_dict(arguments.run_dir, counts))
     else:
-        Console().print(render_run(arguments.run_dir, counts))
+        SafeConsole().print(render_run(arguments.run_dir, counts))
     return 0
 
 
@@ -132,13 +131,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     """`llamarl export`."""
     from llamarl.controller.export import export_run
 
-    step = export_run(
-        arguments.run_dir, arguments.directory, arguments.step, tell=lambda text: print(text, file=sys.stderr)
-    )
+    step = export_run(arguments.run_dir, arguments.directory, arguments.step, tell=lambda text: say(text, sys.stderr))
     if arguments.json:
         print_json({"step": step, "directory": arguments.directory})
     else:
-        print(f"step {step} written to {arguments.directory}; AutoModelForCausalLM.from_pretrained loads it")
+        say(f"step {step} written to {arguments.directory}; AutoModelForCausalLM.from_pretrained loads it")
     return 0
 
 
@@ -151,7 +148,7 @@ def draw_figures(run_dir: Path) -> Path | None:
     try:
         return plot_run(run_dir, run_dir / "run.png")
     except OSError as error:
-        print(f"no figure: {error}", file=sys.stderr)
+        say(f"no figure: {error}", sys.stderr)
         return None
 
 
@@ -161,11 +158,10 @@ def live_view(arguments: argparse.Namespace, title: str) -> "Iterator[LiveView |
     if arguments.quiet:
         yield None
         return
-    from rich.console import Console
-
+    from llamarl.report.console import SafeConsole
     from llamarl.report.live import LiveView
 
-    with LiveView(title, console=Console(stderr=arguments.json), plain=arguments.plain) as view:
+    with LiveView(title, console=SafeConsole(stderr=arguments.json), plain=arguments.plain) as view:
         yield view
 
 
@@ -185,9 +181,9 @@ def _finish(arguments: argparse.Namespace, reporter: "Reporter", summary: dict[s
         return status
     before, after = summary["reward_before"], summary["reward_after"]
     if before is not None and after is not None:
-        print(f"held-out reward {before:.3f} -> {after:.3f}")
-    print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; run directory {directory}")
+        say(f"held-out reward {before:.3f} -> {after:.3f}")
+    say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; run directory {directory}")
     if figure:
-        print(f"figure {figure}")
-    print(stopped or f"next: llamarl view {directory} | llamarl export {directory} MODEL_DIR")
+        say(f"figure {figure}")
+    say(stopped or f"next: llamarl view {directory} | llamarl export {directory} MODEL_DIR")
     return status

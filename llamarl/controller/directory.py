@@ -10,7 +10,7 @@ from typing import Any
 
 from llamarl.controller.ledger import is_refused
 from llamarl.controller.recipe import Recipe
-from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.core.errors import CheckpointError, ConfigError, MissingCheckpointError
 from llamarl.report.files import read_json
 
 RECIPE_FILE = "recipe.json"
@@ -28,13 +28,13 @@ def read_recipe(directory: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a run, with `--dotted.name value` overrides.
 
     Raises:
-        CheckpointError: not a run directory.
+        MissingCheckpointError: not a run directory.
         DataError: `recipe.json` is broken.
         ConfigError: names each wrong field.
     """
     path = Path(directory) / RECIPE_FILE
     if not path.is_file():
-        raise CheckpointError(f"{directory}: no {RECIPE_FILE}; give the directory of a llamarl run")
+        raise MissingCheckpointError(f"{directory}: no {RECIPE_FILE}; give the directory of a llamarl run")
     read_json(path)
     return Recipe.load(path, overrides)
 

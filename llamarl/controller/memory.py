@@ -12,6 +12,7 @@ from typing import Any
 
 from llamarl.controller.recipe import Recipe
 from llamarl.models.checkpoint import count_parameters
+from llamarl.models.device import resolve_device
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
 from llamarl.weights.slots import NUM_SLOTS
 
@@ -32,7 +33,7 @@ def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_refer
     """
     weights = _FLOAT * count_parameters(config)
     trainer, generator = recipe.trainer, recipe.generator
-    micro_batch = trainer.micro_batch_tokens or default_micro_batch_tokens(config, trainer.device)
+    micro_batch = trainer.micro_batch_tokens or default_micro_batch_tokens(config, resolve_device(trainer.device))
     step_tokens = sum(
         (task.prompts_per_step or 1) * (longest_prompt + (task.samples_per_prompt or 1) * recipe.sampling.max_tokens)
         for task in recipe.all_tasks

@@ -1,11 +1,12 @@
 """Reads and checks everything that can be wrong with a run before anything starts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import functools
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any, NamedTuple, TypeVar
 
 from llamarl.algorithms import AlgorithmConfig
 from llamarl.controller.memory import describe_memory, plan_memory
@@ -19,13 +20,17 @@ from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
 from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
+from llamarl.judges.trial import try_out
 from llamarl.models.checkpoint import load_config, load_tokenizer
+from llamarl.models.device import describe_device, resolve_device
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.memory import total_memory
 
 _PROMPTS_MEASURED = 256
 """Of each task, for the length of the longest prompt."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class PreparedTask:
     """Weights of the judges whose scores make the reward, by name."""
     forms: Sequence[Form]
     """How training prompts are asked, if not as they stand."""
+    notes: Sequence[str] = ()
+    """What to know of it before the run starts."""
 
     @property
     def algorithm(self) -> AlgorithmConfig:
@@ -78,6 +85,10 @@ class Prepared:
     max_positions: int
     template_limits: Sequence[str]
     """What the prompts need and the chat template cannot do, in words."""
+    devices: Mapping[str, str]
+    """Where the trainer and the generators run."""
+    notes: Sequence[str]
+    """What to know of the run before it starts, in words; the first says where it runs."""
 
     @property
     def needs_reference(self) -> bool:
@@ -115,9 +126,11 @@ class Prepared:
             "steps": schedule.steps,
             "max_staleness": schedule.max_staleness,
             "engine": self.recipe.engine,
+            "devices": dict(self.devices),
             "template_limits": list(self.template_limits),
+            "notes": list(self.notes),
             "executors": [*executors, *generator_names(self.recipe)],
-            "memory": describe_memory(self.plan_memory(), total_memory(self.recipe.trainer.device)),
+            "memory": describe_memory(self.plan_memory(), total_memory(self.devices["trainer"])),
         }
 
 
@@ -139,8 +152,10 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong, where, and what to do.
     """
-    _check_device("trainer.device", recipe.trainer.device)
-    _check_device("generator.device", recipe.generator.device)
+    devices = {
+        "trainer": resolve_device(recipe.trainer.device, "trainer.device"),
+        "generators": recipe.generator.resolved_device,
+    }
     config = load_config(recipe.model)
     positions = config.max_position_embeddings
     if recipe.sampling.max_tokens >= positions:
@@ -153,30 +168,27 @@ def prepare(recipe: Recipe) -> Prepared:
     tasks = [_prepare_task(recipe, task, tokenizer, positions) for task in recipe.all_tasks]
     prompts = (prompt for task in tasks for prompt in (*task.prompts, *task.held_out))
     limits = template.met_by((prompt.messages, prompt.tools) for prompt in prompts)
-    return Prepared(recipe, tasks, tokenizer, config, positions, limits)
-
-
-def _check_device(field: str, name: str) -> None:
-    """Refuses a device that is not here. It only counts devices: to claim one is up to the executors."""
-    found = ["cpu"]
-    if (accelerator := torch.accelerator.current_accelerator()) is not None:
-        count = torch.get_device_module(accelerator).device_count()
-        found += [f"{accelerator.type}:{index}" for index in range(count)]
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or not (device.type == "cpu" or f"{device.type}:{device.index or 0}" in found):
-        raise ConfigError(
-            f"{field}={name!r}: torch {torch.__version__} finds only {', '.join(found)} here; name one of these, or "
-            "install the torch build for your device"
-        )
+    where = [f"{name} on {describe_device(device)}" for name, device in devices.items()]
+    notes = [
+        f"device: {', '.join(where)}",
+        *(f"chat template: {limit}" for limit in limits),
+        *(f"task {task.config.name}: {note}" if recipe.tasks else note for task in tasks for note in task.notes),
+    ]
+    return Prepared(recipe, tasks, tokenizer, config, positions, limits, devices, notes)
 
 
 def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positions: int) -> PreparedTask:
-    data = task.data
+    data, asked = task.data, recipe.evaluation.num_prompts
     rows, bad = _read(data, data.source, format=data.format, split=data.split, limit=data.limit)
-    rows, held_out, bad_held_out = _hold_out(task, recipe.evaluation.num_prompts, rows)
+    num_rows = len(rows)
+    rows, held_out, bad_held_out = _hold_out(task, asked, rows)
+    notes = []
+    if len(held_out) < asked:
+        rule = "all that it has" if task.held_out else f"at most a fifth of its {num_rows} rows"
+        notes.append(
+            f"held-out prompts: {len(held_out)} from {task.held_out or data.source}, {rule}, where "
+            f"evaluation.num_prompts allows {asked}"
+        )
     if recipe.tasks:
         rows, held_out = _of_task(task.name, rows), _of_task(task.name, held_out)
     forms = [Form(form.ask, load_ask(form.ask), form.samples) for form in task.coverage]
@@ -192,9 +204,10 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positi
         with _naming_the_row(rows) as watched:
             algorithm.check_prompts(watched)
     baselines = _baselines(tokenizer, prompts) if getattr(algorithm, "uses_baseline", False) else {}
-    paying = _check_judges(task, rows, held_out)
+    paying, untried = _check_judges(task, rows, held_out, tokenizer)
     skipped = [*bad, *bad_held_out, *long, *long_held_out]
-    return PreparedTask(task, prompts, [row.prompt for row in held_out], skipped, baselines, paying, forms)
+    held_out_prompts = [row.prompt for row in held_out]
+    return PreparedTask(task, prompts, held_out_prompts, skipped, baselines, paying, forms, [*notes, *untried])
 
 
 def _read(data: DataConfig, source: str, **options: Any) -> tuple[list[_Row], list[BadRow]]:
@@ -309,8 +322,14 @@ class _Lengths:
         return ""
 
 
-def _check_judges(config: TaskConfig, rows: Sequence[_Row], held_out: Sequence[_Row]) -> dict[str, float]:
-    """Builds the judges once and lets those that can look at each prompt; returns the weights of those that pay."""
+def _check_judges(
+    config: TaskConfig, rows: Sequence[_Row], held_out: Sequence[_Row], tokenizer: Tokenizer
+) -> tuple[dict[str, float], list[str]]:
+    """Builds the judges once, lets those that can look at each prompt, and those that are free judge one.
+
+    Returns:
+        The weights of the judges that pay, and a sentence on each judge that judged nothing.
+    """
     panel = build_panel(config.judges)
     pairs = zip(panel.judges, config.judges, strict=True)
     weights = {judge.name: each.weight for judge, each in pairs if each.role == "reward"}
@@ -319,9 +338,31 @@ def _check_judges(config: TaskConfig, rows: Sequence[_Row], held_out: Sequence[_
             _check_calibrated(config.name, [judge for judge in panel.judges if weights.get(judge.name)], rows)
         with _naming_the_row([*rows, *held_out]) as prompts:
             panel.check(prompts)
+        notes = _awaited(try_out(panel, [row.prompt for row in rows], functools.partial(_plausible, tokenizer)))
     finally:
         panel.close()
-    return weights
+    return weights, notes
+
+
+def _plausible(tokenizer: Tokenizer, prompt: Prompt) -> list[Completion]:
+    """Completions as a policy might give them, right ones among them if the row has an answer that is text."""
+    answer = "42" if prompt.answer is None else str(prompt.answer)
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    completions = []
+    for text in (answer, f"Let me think.\nThe answer is {answer}.", "I am not sure, but I would say so."):
+        ids = (*tokenizer.encode(text), tokenizer.eos_ids[0])
+        completions.append(Completion(prompt_ids, ids, (-1.0,) * len(ids), (0,) * len(ids), text, "stop"))
+    return completions
+
+
+def _awaited(work: Coroutine[Any, Any, T]) -> T:
+    """The result, also where an event loop runs in this thread already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def _check_calibrated(task: str, paying: Sequence[Judge], rows: Sequence[_Row]) -> None:

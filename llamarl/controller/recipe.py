@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from llamarl.algorithms import AIPOConfig, AlgorithmConfig
 from llamarl.controller.guard import GuardConfig
@@ -92,6 +92,11 @@ class CoverageConfig(Config):
         return ask
 
 
+def _by_name(value: Any) -> Any:
+    """An algorithm given by its name alone."""
+    return {"type": value} if isinstance(value, str) else value
+
+
 class TaskConfig(Config):
     """One of several tasks that a run trains together: its own prompts, judges and algorithm."""
 
@@ -100,7 +105,7 @@ class TaskConfig(Config):
     data: DataConfig
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
     """Who judges this task's completions, and only these."""
-    algorithm: AlgorithmConfig | None = None
+    algorithm: Annotated[AlgorithmConfig | None, BeforeValidator(_by_name)] = None
     """None: the recipe's."""
     prompts_per_step: int | None = Field(default=None, ge=1)
     """Its groups in one optimizer step; None: `schedule.prompts_per_step`."""
@@ -131,7 +136,7 @@ class Recipe(Config):
     """Required, unless the recipe lists `tasks`."""
     judges: tuple[JudgeConfig, ...] = ()
     """Who judges; required, unless the recipe lists `tasks`. The reward is the weighted mean of their scores."""
-    algorithm: AlgorithmConfig = Field(default_factory=AIPOConfig)
+    algorithm: Annotated[AlgorithmConfig, BeforeValidator(_by_name)] = Field(default_factory=AIPOConfig)
     tasks: tuple[TaskConfig, ...] = ()
     """Several tasks trained together, one optimizer step for the weighted sum of their gradients."""
     coverage: tuple[CoverageConfig, ...] = ()
@@ -148,6 +153,9 @@ class Recipe(Config):
     report: ReportConfig = Field(default_factory=ReportConfig)
     engine: Literal["inprocess", "monarch"] = "inprocess"
     """Executors as threads of this process, or as processes (extra `monarch`)."""
+    pass_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], ...] = ()
+    """Names of environment variables that executors' processes get, where the engine has processes, beside the common
+    ones and those that judges name in `api_key_env`. For functions that read a key: `pass_environment = ["MY_KEY"]`."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of prompts and every sampled token."""
     threads: int | None = Field(default=None, ge=1)
@@ -239,6 +247,13 @@ class Recipe(Config):
             for task, size in zip(tasks, sizes, strict=True)
         )
 
+    @property
+    def passed_variables(self) -> frozenset[str]:
+        """Names of environment variables that the recipe's judges need."""
+        settings = [judge.settings or {} for task in self.all_tasks for judge in task.judges]
+        named = {each["api_key_env"] for each in settings if isinstance(each.get("api_key_env"), str)}
+        return frozenset({*self.pass_environment, *named})
+
     def record(self) -> dict[str, Any]:
         """Every setting as plain values, from which `parse` makes the same recipe."""
         values = self.model_dump(mode="json")
@@ -255,9 +270,10 @@ class Recipe(Config):
         """
         path = Path(path)
         values = json.loads(path.read_text()) if path.suffix == ".json" else read_toml(path)
-        values = merge(values, parse_overrides(overrides))
+        changes = parse_overrides(overrides)
+        values = merge(values, changes)
         _locate_files(values, path.parent)
-        return cls.parse(values, source=str(path))
+        return cls.parse(values, source=str(path), overrides=dotted_names(changes))
 
 
 def _correction(config: AlgorithmConfig) -> str:
@@ -315,8 +331,10 @@ def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`["--schedule.max-staleness", "2", "--engine=monarch"]` as nested values: TOML's syntax, plain text, or `none`.
 
+    A plain name where settings follow is their type: `--algorithm grpo` is `--algorithm.type grpo`.
+
     Raises:
-        ConfigError: an argument without `--`, or one without a value.
+        ConfigError: an argument without `--`, one without a value, or two that contradict each other.
     """
     import tomllib
 
@@ -337,11 +355,29 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         target = values
         *parents, leaf = name[2:].replace("-", "_").split(".")
         for parent in parents:
+            if isinstance(target.get(parent), str):
+                target[parent] = {"type": target[parent]}
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"{name}: {parent!r} was already given a plain value")
-        target[leaf] = value
+        if isinstance(target.get(leaf), dict) and isinstance(value, str):
+            target[leaf]["type"] = value
+        elif isinstance(target.get(leaf), dict) and not isinstance(value, dict):
+            raise ConfigError(f"{name}: settings below {leaf!r} were already given, so it can't be {value!r}")
+        else:
+            target[leaf] = value
     return values
+
+
+def dotted_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of nested values, as an override writes them."""
+    return [
+        name
+        for key, value in values.items()
+        for name in (
+            dotted_names(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [f"{prefix}{key}"]
+        )
+    ]
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,6 +392,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
             ]
             if unknown := sorted(set(value) - {str(i) for i in range(len(old))}):
                 raise ConfigError(f"{key}.{unknown[0]}: {suggest(unknown[0], [str(i) for i in range(len(old))])[1:]}")
+        elif isinstance(old, Mapping) and "type" in old and isinstance(value, str):
+            merged[key] = merge({key: old}, {key: {"type": value}})[key]
         elif isinstance(old, Mapping) and isinstance(value, Mapping):
             switches_type = "type" in value and value["type"] != old.get("type")
             merged[key] = dict(value) if switches_type else merge(old, value)

@@ -46,13 +46,14 @@ from llamarl.controller.restarts import RestartBudget, RevivingHandle
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
 from llamarl.core.errors import CheckpointError, ExecutorLostError
+from llamarl.core.machine import usable_cores
 from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
 from llamarl.data import PromptStream
 from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
 from llamarl.judges.executor import JudgeExecutor
-from llamarl.models.checkpoint import load_model
+from llamarl.models.checkpoint import load_model, resolve
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
@@ -122,13 +123,14 @@ class _Start:
 
     step: str | None = None
     """None: at the recipe's checkpoint; or which of the run's checkpoints to go on from."""
+    notes: Sequence[str] = ()
+    """What is said first."""
 
 
 def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: _Start) -> tuple[RunSummary, Reporter]:
     if start.step is None:
         _write_records(prepared, directory)
-        for limit in prepared.template_limits:
-            log_message(directory, f"chat template: {limit}")
+    start.notes = prepared.notes
     budget = RestartBudget(prepared.recipe.schedule.max_restarts)
     while True:
         try:
@@ -183,7 +185,9 @@ async def _attempt(
                 if checkpoint:
                     store.forget_after(str(version))
                 _write_records(prepared, directory)
-            start.step = "latest"
+            for note in start.notes:
+                reporter.on_message(note)
+            start.step, start.notes = "latest", ()
             ledger.rewind(version)
             reporter.restore(state, version)
             controller = Controller(
@@ -291,7 +295,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
     """All executors on the recipe's engine; all gone at the end."""
     recipe = prepared.recipe
     cores, environment = _share_cores(recipe)
-    engine = build_engine(recipe.engine, environment)
+    engine = build_engine(recipe.engine, environment, recipe.passed_variables)
     channel = build_channel(recipe.engine)
 
     async def spawn(factory: Callable[[], Executor], name: str) -> ExecutorHandle:
@@ -302,7 +306,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
     async def revived(name: str, factory: Callable[[], Executor]) -> ExecutorHandle:
         return await RevivingHandle(name, functools.partial(spawn, factory, name), budget, reporter).start()
 
-    load = functools.partial(load_model, recipe.model)
+    load = functools.partial(load_model, str(resolve(recipe.model)))  # on this machine by now: no executor asks the Hub
     pulse = Pulse()
     judges = {task.config.name: task.config.judges for task in prepared.tasks}
     load_frozen = functools.partial(load, device=recipe.trainer.device)
@@ -354,7 +358,7 @@ def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
     Returns:
         What executors of this process share, and the environment of executors with a process of their own.
     """
-    total = recipe.threads or len(os.sched_getaffinity(0))
+    total = recipe.threads or usable_cores()
     if recipe.engine == "inprocess":
         return SharedCores(total, _set_threads, is_split=not recipe.schedule.is_synchronous), {}
     return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // (1 + recipe.num_generators)))}

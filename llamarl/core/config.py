@@ -1,8 +1,9 @@
 """Base of every user-facing configuration: frozen, keyword-only, refuses unknown keys with a suggestion."""
 
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,12 +18,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str = "") -> Self:
+    def parse(cls, values: Mapping[str, Any], source: str = "", overrides: Collection[str] = ()) -> Self:
         """Builds the config from plain values.
 
         Args:
             values: nested mapping, as read from TOML or JSON.
             source: where the values came from, named in the error.
+            overrides: dotted names of those that came from the command line instead.
 
         Raises:
             ConfigError: names each wrong field, its value and what to do.
@@ -30,7 +32,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(describe_errors(error, cls, source)) from None
+            raise ConfigError(describe_errors(error, cls, source, overrides)) from None
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -55,39 +57,119 @@ def suggest(word: str, choices: "list[str]") -> str:
     return f" Did you mean {close[0]!r}?" if close else f" Choose one of: {', '.join(sorted(choices))}."
 
 
-def describe_errors(error: ValidationError, model: type[BaseModel], source: str = "") -> str:
-    """One line per wrong field: dotted name, what is wrong, the value, and a suggestion for unknown keys."""
-    lines = []
+def describe_errors(
+    error: ValidationError, model: type[BaseModel], source: str = "", overrides: Collection[str] = ()
+) -> str:
+    """One line per wrong field: dotted name, what is wrong, the value, and a suggestion for unknown keys.
+
+    A field among `overrides` is named as on the command line, `--dotted.name`; the source is not blamed for it.
+    """
+    from_source, from_command = [], []
     for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        if item["type"] == "extra_forbidden":
-            line = f"{field}: unknown key.{suggest(str(item['loc'][-1]), _fields_at(model, item['loc'][:-1]))}"
-        elif item["type"] == "missing":
-            line = f"{field}: required, but not given"
-        elif item["type"] == "union_tag_not_found":
-            line = f"{field}.type: required beside other settings, but not given"
+        names, tables = _place(model, item["loc"])
+        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            names.append("type")
+        field = ".".join(names)
+        line = f"{field}: {_problem(item, names, tables, model)}".removeprefix(": ")
+        is_override = any(f"{field}.".startswith(f"{name}.") for name in overrides)
+        if is_override and field:
+            from_command.append(f"--{line}")
         else:
-            got = "" if isinstance(item["input"], (dict, BaseModel)) else f"; got {item['input']!r}"
-            line = f"{field}: {item['msg'].removeprefix('Value error, ')}{got}"
-            line = line.removeprefix("(top level): ")
-        lines.append(line)
-    prefix = f"{source}: " if source else ""
-    return prefix + ("\n" + " " * 2).join(lines)
+            from_source.append(line)
+            if overrides and not field:  # of several settings together, some of which may be the command line's
+                source = f"{source} with {' '.join(f'--{name}' for name in overrides)}".removeprefix(" ")
+    if from_source and source:
+        from_source[0] = f"{source}: {from_source[0]}"
+    return ("\n" + " " * 2).join([*from_source, *from_command])
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the nested model at `location` (union tags and list indices are stepped over)."""
+_PLAIN = {
+    "missing": "required, but not given",
+    "union_tag_not_found": "required beside other settings, but not given",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "too_short": "must have at least {min_length} entries",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a table of settings"),
+}
+"""What is wrong, by pydantic's type of error."""
+_MAX_SHOWN = 200
+
+
+def _problem(item: Any, names: Sequence[str], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:
+    """What is wrong with one field, in words that name neither pydantic nor its types."""
+    kind, context, value = item["type"], item.get("ctx", {}), item["input"]
+    if kind == "extra_forbidden":
+        return "unknown key." + _suggest_setting(names, tables, root)
+    if kind == "union_tag_invalid":
+        return f"{context['tag']!r} is unknown.{suggest(context['tag'], _quoted(context['expected_tags']))}"
+    if kind == "literal_error" and isinstance(value, str):
+        return f"{value!r} is unknown.{suggest(value, _quoted(context['expected']))}"
+    text = _PLAIN[kind].format(**context) if kind in _PLAIN else item["msg"]
+    text = text.removeprefix("Value error, ").replace("Input should be", "must be")
+    is_shown = kind not in ("missing", "union_tag_not_found") and not isinstance(value, (dict, BaseModel))
+    return text + (f"; got {value!r:.{_MAX_SHOWN}}" if is_shown else "")
+
+
+def _quoted(choices: str) -> list[str]:
+    return re.findall(r"'([^']*)'", choices)
+
+
+def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The names that a user writes for a location, and the configs that may stand where its last name is looked up.
+
+    The tag of a union, such as `grpo` in `("algorithm", "grpo", "kl_coef")`, is no name: it chooses the config.
+    """
+    names: list[str] = []
+    tables, inner = [model], [model]
     for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:  # a discriminator tag of a union: pick the member whose `type` is that tag
+        if isinstance(part, int):
+            names.append(str(part))
             continue
+        if chosen := [each for each in inner if _tag(each) == part and len(inner) > 1]:
+            inner = chosen
+            continue
+        names.append(part)
+        tables = inner
+        inner = [
+            m for each in tables if part in each.model_fields for m in models_in(each.model_fields[part].annotation)
+        ]
+    return names, tables
+
+
+def _suggest_setting(names: Sequence[str], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:
+    """A setting of this table with a similar name, or the same name in another table of the whole config."""
+    fields = list(dict.fromkeys(name for table in tables for name in table.model_fields))
+    dotted = dict.fromkeys(_settings(root))
+    word, mine = names[-1], ".".join(names)  # `mine` may be known to another algorithm
+    same = [name for name in dotted if name.rpartition(".")[2] == word and name != mine]
+    if same and word not in fields:
+        fewest = min(name.count(".") for name in same)
+        return f" Did you mean {' or '.join(repr(name) for name in same if name.count('.') == fewest)}?"
+    leaves = {name.rpartition(".")[2]: name for name in reversed(dotted)}
+    if not difflib.get_close_matches(word, fields, n=1) and (close := difflib.get_close_matches(word, leaves, n=1)):
+        return f" Did you mean {leaves[close[0]]!r}?"
+    return suggest(word, fields)
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings; a list's entries stand for themselves by the number 0."""
+    for name, field in model.model_fields.items():
         nested = models_in(field.annotation)
-        tags = {str(part) for part in location}
-        chosen = [m for m in nested if _tag(m) in tags] or nested
-        if not chosen:
-            return []
-        model = chosen[0]
-    return list(model.model_fields)
+        is_list = "tuple[" in str(field.annotation)
+        for each in nested:
+            yield from _settings(each, f"{prefix}{name}." + ("0." if is_list else ""))
+        if not nested:
+            yield prefix + name
 
 
 def _tag(model: type[BaseModel]) -> str | None:

@@ -4,7 +4,8 @@
       ConfigError(ValueError)             a setting is wrong: names the field, the value and the remedy
       DataError(ValueError)               a row or file is wrong: names file, line, field and the remedy
       MissingDependencyError(ImportError) names the extra that brings the package
-      CheckpointError(RuntimeError)       a checkpoint is missing, torn or of another run
+      CheckpointError(RuntimeError)       a checkpoint is torn, broken or of another run
+        MissingCheckpointError            there is none of the name that was given, so it is a `ConfigError` too
       JudgeError(RuntimeError)            a judge broke; never turned into a reward
       EndpointError(ConnectionError)      a model server gave no usable reply, retries included
       ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
@@ -14,6 +15,12 @@
 
 Each class is also a standard exception, so callers may catch either, and each pickles: it crosses process borders.
 """
+
+import functools
+import inspect
+import os
+import sysconfig
+from typing import Any
 
 
 class LlamaRLError(Exception):
@@ -39,6 +46,10 @@ class MissingDependencyError(LlamaRLError, ImportError):
 
 class CheckpointError(LlamaRLError, RuntimeError):
     """A checkpoint cannot be used."""
+
+
+class MissingCheckpointError(CheckpointError, ConfigError):
+    """No checkpoint or run has the name that was given."""
 
 
 class JudgeError(LlamaRLError, RuntimeError):
@@ -68,10 +79,45 @@ class StallError(LlamaRLError, TimeoutError):
 REASON_CHARACTERS = 500
 
 
-def describe(error: BaseException) -> str:
-    """Type, message and, where known, the line that raised."""
+def describe(error: BaseException, function: Any = None) -> str:
+    """Type, message and, where known, the line to look at.
+
+    That is the last line of the user's own code on the way to the error, neither this package's nor a library's.
+
+    Args:
+        error: with its traceback.
+        function: whose call failed. Where no line of it ran, as with a wrong keyword, its definition is the place.
+    """
+    frames = []
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    place = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
-    return f"{type(error).__name__}: {error}"[:REASON_CHARACTERS] + place
+    own = [frame for frame in frames if not frame[0].startswith(_FOREIGN)]
+    place = (own or [*_definition(function), *reversed(frames)])[-1 if own else 0 :][:1]
+    where = "".join(f" ({file}:{line})" for file, line in place)
+    return f"{type(error).__name__}: {error}"[:REASON_CHARACTERS] + where
+
+
+def place_of(function: Any) -> str:
+    """`file:line: ` of a function's definition; empty where it has none, or one that is not the user's."""
+    return "".join(f"{file}:{line}: " for file, line in _definition(function))
+
+
+def _definition(function: Any) -> list[tuple[str, int]]:
+    """File and line of a function of the user's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function) if callable(function) else function
+    if inspect.ismethod(function):
+        function = function.__func__
+    code = function.__code__ if inspect.isfunction(function) else None
+    return [] if code is None or code.co_filename.startswith(_FOREIGN) else [(code.co_filename, code.co_firstlineno)]
+
+
+_FOREIGN = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,  # this package
+    *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},
+    "<frozen ",
+)
+"""Where files begin that are not the user's."""

@@ -6,7 +6,7 @@ result = await trainer.call("train", samples, timeout_seconds=600)
 await engine.close()
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Engine
@@ -16,12 +16,13 @@ ENGINES = ("inprocess", "monarch")
 """Names that `build_engine` knows."""
 
 
-def build_engine(name: str, environment: Mapping[str, str] | None = None) -> Engine:
+def build_engine(name: str, environment: Mapping[str, str] | None = None, passed: Collection[str] = ()) -> Engine:
     """The engine called `name`: one thread per executor rank (`inprocess`) or one process (`monarch`).
 
     Args:
         name: one of `ENGINES`.
         environment: variables set in the processes of executors that have their own.
+        passed: names of variables that these processes get from this one, beside the common ones (`monarch.PASSED`).
 
     Raises:
         ConfigError: no such engine.
@@ -32,7 +33,7 @@ def build_engine(name: str, environment: Mapping[str, str] | None = None) -> Eng
     if name == "monarch":
         from llamarl.engine.monarch import MonarchEngine
 
-        return MonarchEngine(environment)
+        return MonarchEngine(environment, passed)
     raise ConfigError(f"engine: no engine {name!r}; choose one of: {', '.join(ENGINES)}")
 
 

@@ -5,6 +5,9 @@
             <--(result or exception, in a reply)------               sync methods on one thread of their own
 
 Monarch tells us of deaths; deadlines are ours (a stopped process is not dead). A child dies with its controller.
+
+A child gets the environment variables of `PASSED`, those that begin with one of `PASSED_PREFIXES`, and those that the
+engine is told of: no secret of this process is in its memory unless somebody named it.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from inspect import iscoroutinefunction
@@ -31,6 +34,21 @@ _KNOBS = {  # Monarch reads them when it is imported; its defaults notice a deat
 }
 os.environ.update({name: value for name, value in _KNOBS.items() if name not in os.environ})
 
+PASSED = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NO_PROXY", "no_proxy"),
+        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"),
+    }
+)
+"""Names of variables that children get."""
+PASSED_PREFIXES = (
+    *("LC_", "XDG_", "PYTHON", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "MKL_"),
+    *("KMP_", "GOMP_", "OPENBLAS_", "HYPERACTOR_", "MONARCH_"),
+)
+"""Beginnings of such names."""
+
 try:
     import cloudpickle  # type: ignore[import-untyped]
     import monarch.actor
@@ -45,7 +63,8 @@ class MonarchEngine:
     """Executors as processes of this host.
 
     Args:
-        environment: variables set in the children, on top of this process's own.
+        environment: variables set in the children.
+        passed: names of further variables that children get from this process, where it has them.
         start_timeout_seconds: for processes to come up and executors to set up.
         stop_timeout_seconds: for `teardown`, and again for processes to end; then they are killed.
     """
@@ -53,12 +72,22 @@ class MonarchEngine:
     def __init__(
         self,
         environment: Mapping[str, str] | None = None,
+        passed: Collection[str] = (),
         start_timeout_seconds: float = 600.0,
         stop_timeout_seconds: float = 10.0,
     ) -> None:
         monarch.actor.unhandled_fault_hook = _note_fault  # the default one ends the controller
         monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
-        self._environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environment or {})}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name in PASSED or name in passed or name.startswith(PASSED_PREFIXES)
+        }
+        self._environment = {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            **(environment or {}),
+        }
         self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
         self._handles: dict[str, MonarchHandle] = {}
@@ -92,6 +121,7 @@ class MonarchHandle(RankedHandle):
         self._death: str | None = None
         self._numbers = itertools.count()
         command = monarch.actor.default_bootstrap_cmd().with_env(dict(environment))
+        command.inherit_env = False
         host = monarch.actor.this_host()
         self._processes = host.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=command)
         actors = self._processes.spawn(name, _Host)

@@ -110,7 +110,7 @@ class NativeChat:
         chat_template_args: arguments of the chat template, such as `{"enable_thinking": False}`.
         precision: number format of weights and activations.
         slots: most answers decoded together; give at least the number of requests in flight.
-        device: where the model runs.
+        device: where the model runs, as torch names it, or `auto`: CUDA, else MPS, else the CPU.
 
     Raises:
         CheckpointError: no such checkpoint, or it is broken.
@@ -126,14 +126,14 @@ class NativeChat:
         chat_template_args: Mapping[str, Any] | None = None,
         precision: Literal["fp32", "bf16", "int8"] = "fp32",
         slots: int = 64,
-        device: str = "cpu",
+        device: str = "auto",
     ) -> None:
         from llamarl.generation.executor import GeneratorConfig, build_batcher
         from llamarl.models.checkpoint import load_model, load_tokenizer
         from llamarl.models.decoder import why_unsupported
         from llamarl.models.template_args import check_template_args
 
-        self.model, self.sampling, self.precision, self.device = str(model), sampling or Sampling(), precision, device
+        self.model, self.sampling, self.precision = str(model), sampling or Sampling(), precision
         self._tokenizer = load_tokenizer(model)
         _set_template(self._tokenizer, chat_template, self.model)
         check_template_args(self._tokenizer.backend.chat_template, chat_template_args or {})
@@ -143,6 +143,8 @@ class NativeChat:
         """Why the transformers forward is used, or None."""
         self._weights = _digest(module)
         config = GeneratorConfig.parse({"precision": precision, "slots": slots, "device": device})
+        self.device = config.resolved_device
+        """Where it runs."""
         self._batcher = build_batcher(module, config, self._tokenizer)
         self._keys = itertools.count()
         self._waiting: dict[int, asyncio.Future[Completion]] = {}

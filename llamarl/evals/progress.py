@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from llamarl.report.console import SafeConsole
 from llamarl.report.text import format_number, format_seconds
 
 
@@ -57,7 +58,7 @@ class LineProgress(NoProgress):
     def __init__(
         self, console: Console | None = None, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console, self._seconds, self._clock = console or Console(stderr=True), seconds, clock
+        self._console, self._seconds, self._clock = console or SafeConsole(stderr=True), seconds, clock
         self._done = self._first = self._total = self._failed = 0
         self._started = self._last = clock()
         self._last_line = ""
@@ -114,7 +115,7 @@ class BarProgress(NoProgress):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("[red]{task.fields[failed]}"),
-            console=console or Console(stderr=True),
+            console=console or SafeConsole(stderr=True),
         )
         self._bar: TaskID | None = None
 
@@ -150,6 +151,6 @@ def make_progress(*, quiet: bool = False, plain: bool = False, console: Console 
     """Nothing if `quiet`; a bar if `console` (standard error by default) is a terminal; else lines."""
     if quiet:
         return NoProgress()
-    console = console or Console(stderr=True)
+    console = console or SafeConsole(stderr=True)
     is_bar = console.is_terminal and not console.is_dumb_terminal and not plain
     return BarProgress(console) if is_bar else LineProgress(console)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.machine import try_lock
 from llamarl.data.jsonl import read_jsonl
 from llamarl.data.rows import RowError, excerpt
 from llamarl.report.files import JsonlFile, encode, has_torn_tail, read_json, write_json
@@ -192,18 +193,14 @@ def _line(reply: Reply) -> dict[str, Any]:
 
 def _lock(out: Path) -> TextIO:
     """An open file that holds the directory's lock. The system releases it however the process ends."""
-    import fcntl  # POSIX only
-
     file = open(out / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the lock is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(file):
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
         raise ConfigError(
             f"{out}: process {holder} is evaluating into this directory; wait for it, or choose another one"
-        ) from None
+        )
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

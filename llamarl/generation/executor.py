@@ -36,6 +36,7 @@ from llamarl.generation.batcher import Batcher, Finished
 from llamarl.generation.fallback import TransformersGenerator
 from llamarl.generation.native import NativeGenerator, Precision
 from llamarl.models.decoder import why_unsupported
+from llamarl.models.device import resolve_device
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +55,16 @@ class GeneratorConfig(Config):
     """Most completions decoded together."""
     on_update: Literal["recompute", "keep"] = "recompute"
     """What new weights do to completions under way: `recompute` rebuilds their cache, `keep` goes on with the old."""
-    device: str = "cpu"
-    """Where the model runs."""
+    device: str = "auto"
+    """Where the model runs: as torch names it, or `auto`: CUDA, else MPS, else the CPU (for `int8` always the CPU)."""
     probe_factor: float = Field(default=4.0, ge=1.0)
     """After a weight sync, how many times the cost of the precision the probe's log-probs may be off."""
+
+    @property
+    def resolved_device(self) -> str:
+        """The device that is used."""
+        is_int8 = self.device == "auto" and self.precision == "int8"  # which only the CPU has
+        return "cpu" if is_int8 else resolve_device(self.device, "generator.device")
 
 
 class TextDecoder(Protocol):
@@ -251,6 +258,7 @@ def build_batcher(model: nn.Module, config: GeneratorConfig, tokenizer: TextDeco
         ConfigError: the model needs the fallback, which has neither int8 nor `on_update = "keep"`.
     """
     reason = why_unsupported(model.config)
+    device = config.resolved_device
     if reason is None:
         return NativeGenerator(
             model,
@@ -259,7 +267,7 @@ def build_batcher(model: nn.Module, config: GeneratorConfig, tokenizer: TextDeco
             precision=config.precision,
             slots=config.slots,
             on_update=config.on_update,
-            device=config.device,
+            device=device,
         )
     if config.precision == "int8" or config.on_update == "keep":
         raise ConfigError(
@@ -273,5 +281,5 @@ def build_batcher(model: nn.Module, config: GeneratorConfig, tokenizer: TextDeco
         decode=tokenizer.decode,
         slots=config.slots,
         dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        device=config.device,
+        device=device,
     )

@@ -9,7 +9,6 @@ import ctypes
 import dataclasses
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -66,6 +65,8 @@ def _watch_parent(parent: int) -> None:
 
 
 def _build(start: dict[str, Any]) -> Judge:
+    import resource  # POSIX only
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (start["max_memory_bytes"], start["max_memory_bytes"]))
     if "spec" in start:

@@ -28,7 +28,7 @@ class ClassifierJudge(LocalModelJudge):
         positive: str | int = 1,
         threshold: float = 0.5,
         response_only: bool = False,
-        device: str = "cpu",
+        device: str = "auto",
         dtype: str = "float32",
         max_tokens: int | None = None,
         batch_tokens: int = 16384,
@@ -42,7 +42,7 @@ class ClassifierJudge(LocalModelJudge):
             threshold: probability of that label from which a completion passes.
             response_only: show the classifier the completion's text alone, without prompt and chat template. CGPO's
                 false-refusal classifier is used so.
-            device: where the model runs, such as `cuda`.
+            device: where the model runs: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU.
             dtype: `float32`, `bfloat16` or `float16`.
             max_tokens: longest input; None: what the model's positions allow. Longer ones fail.
             batch_tokens: most tokens of one forward pass, padding included.

@@ -71,7 +71,7 @@ class FunctionJudge:
         except JudgeError:
             raise
         except (Exception, SystemExit) as error:  # the border to the user's code: the fault is named, not raised
-            verdict = Verdict.failed(describe(error))
+            verdict = Verdict.failed(describe(error, self.function))
         return with_seconds(verdict, time.perf_counter() - started)
 
     async def _judge_async(self, prompt: Prompt, completion: Completion) -> Verdict:
@@ -81,7 +81,7 @@ class FunctionJudge:
         except JudgeError:
             raise
         except (Exception, SystemExit) as error:
-            verdict = Verdict.failed(describe(error))
+            verdict = Verdict.failed(describe(error, self.function))
         return with_seconds(verdict, time.perf_counter() - started)
 
 

@@ -96,7 +96,7 @@ class JudgePanel:
             check_weights(self.weights)
         self._shares = {name: share for name, share in (shares or {}).items() if share < 1.0}
         for name in self._shares:
-            if self._decides(name):
+            if self.decides(name):
                 raise ConfigError(
                     f"judges: {name!r} sees a share of {self._shares[name]:g}, but decides about every sample; use "
                     "role 'watch' or a share of 1"
@@ -120,7 +120,7 @@ class JudgePanel:
         """
         checked = [judge for judge in self.judges if isinstance(judge, CheckingJudge)]
         for prompt in prompts:
-            chosen = self._chosen(prompt)
+            chosen = self.judges_for(prompt)
             for judge in checked:
                 if judge.name in chosen:
                     _check_prompt(judge, prompt)
@@ -149,7 +149,7 @@ class JudgePanel:
             watch = self._canaries.get(judge.name)
             if watch is None or (during_run and not watch.is_due):
                 continue
-            wrong, unjudged = await watch.look(judge.name, functools.partial(self._verdicts, judge))
+            wrong, unjudged = await watch.look(judge.name, functools.partial(self.verdicts_of, judge))
             found += wrong if during_run else [*wrong, *unjudged]
         return found
 
@@ -163,7 +163,7 @@ class JudgePanel:
             JudgeError: a judge that decides something failed its last 64 samples.
             DataError: the row names a judge that the panel lacks, or only such as decide nothing.
         """
-        chosen = self._chosen(prompt)
+        chosen = self.judges_for(prompt)
         weights = {name: weight for name, weight in self.weights.items() if weight and name in chosen}
         constraints = [name for name in self.constraints if name in chosen]
         columns = await asyncio.gather(*(self._ask(judge, prompt, completions, chosen) for judge in self.judges))
@@ -217,18 +217,18 @@ class JudgePanel:
             if hasattr(judge, "close"):
                 judge.close()
 
-    def _chosen(self, prompt: Prompt) -> frozenset[str]:
+    def judges_for(self, prompt: Prompt) -> frozenset[str]:
         """Names of the judges that this row wants."""
         wanted = frozenset(prompt.info.get("judges") or self._tallies)
         for name in wanted - self._tallies.keys():
             raise DataError(f"prompt {prompt.id!r}: no judge {name!r}.{suggest(str(name), list(self._tallies))}")
-        if not any(self._decides(name) for name in wanted):
+        if not any(self.decides(name) for name in wanted):
             raise DataError(
                 f"prompt {prompt.id!r}: its judges {sorted(wanted)} only watch; name one that rewards or constrains too"
             )
         return wanted
 
-    def _decides(self, name: str) -> bool:
+    def decides(self, name: str) -> bool:
         """Whether anything depends on what the judge says."""
         return self.roles[name] == "constraint" or bool(self.weights.get(name))
 
@@ -241,12 +241,12 @@ class JudgePanel:
             return [Verdict.abstained("not drawn")] * len(completions)
         clock = asyncio.get_running_loop().time
         started = clock()
-        verdicts = await self._verdicts(judge, prompt, completions)
+        verdicts = await self.verdicts_of(judge, prompt, completions)
         self._tallies[judge.name].add(verdicts, clock() - started)
         return verdicts
 
-    async def _verdicts(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One per completion, whatever the judge does."""
+    async def verdicts_of(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        """What one judge says, one verdict per completion, whatever it does. Counts in no metric."""
         try:
             work = self._with_retries(judge, prompt, completions)
             verdicts: list[Verdict] = await self._before_deadline(work, self._timeouts[judge.name])
@@ -291,7 +291,7 @@ class JudgePanel:
                 self._broken.discard(name)
                 continue
             text = f"judge '{name}' failed its last {tally.failures_in_row} samples; last: {tally.last_failure}"
-            if self._decides(name):
+            if self.decides(name):
                 raise JudgeError(text)
             if name not in self._broken:
                 self._broken.add(name)

@@ -39,7 +39,7 @@ class RewardModel(LocalModelJudge):
         baseline: BaselineField = "info",
         threshold: float | None = None,
         cut_penalty: float = 0.0,
-        device: str = "cpu",
+        device: str = "auto",
         dtype: str = "float32",
         max_tokens: int | None = None,
         batch_tokens: int = 16384,
@@ -55,7 +55,7 @@ class RewardModel(LocalModelJudge):
             threshold: scores from here on pass; None: the judge only scores.
             cut_penalty: subtracted from r where the token limit cut the text; for a baseline, where
                 `info["baseline_finish_reason"]` is `length`.
-            device: where the model runs, such as `cuda`.
+            device: where the model runs: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU.
             dtype: `float32`, `bfloat16` or `float16`; the halves round scores to two or three digits.
             max_tokens: longest prompt with completion; None: what the model's positions allow. Longer ones fail.
             batch_tokens: most tokens of one forward pass, padding included.

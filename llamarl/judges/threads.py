@@ -14,7 +14,8 @@ _Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 _idle: "list[_Helper]" = []
 """Threads without work; `append` and `pop` are atomic."""
-os.register_at_fork(after_in_child=_idle.clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # threads do not survive a fork
 
 
 async def run_in_thread(function: Callable[[], T]) -> T:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from llamarl.core.errors import ConfigError, JudgeError, describe
+from llamarl.core.errors import ConfigError, JudgeError, describe, place_of
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.data.rows import TEXT_PROMPT
 from llamarl.judges.function import FunctionJudge, function_name, is_async, to_verdict
@@ -58,6 +58,17 @@ class TRLJudge:
         self._keyword_names = keyword_names(function)
         self._logged: dict[str, list[float]] = {}
 
+    def check(self, prompt: Prompt) -> None:
+        """Checks before a run that the row has the columns that the function needs. Raises `ConfigError`."""
+        columns = _columns(prompt)
+        for name in _required(self.function):
+            if name not in columns and name not in RESERVED:
+                raise ConfigError(
+                    f"{place_of(self.function)}needs a column {name!r}, and the row has none; it has "
+                    f"{', '.join(sorted(columns))}; add the column, rename one with data.mapping, or give the "
+                    "parameter a default"
+                )
+
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion; if the call breaks, all of them are failed."""
         extras: dict[str, list[Any]] = {}
@@ -72,7 +83,7 @@ class TRLJudge:
         except JudgeError:
             raise
         except (Exception, SystemExit) as error:  # the border to the user's code
-            verdicts = [Verdict.failed(describe(error))] * len(completions)
+            verdicts = [Verdict.failed(describe(error, self.function))] * len(completions)
         seconds = (time.perf_counter() - started) / max(len(completions), 1)
         return [
             replace(verdict, seconds=seconds, reason=_reason(verdict.reason, extras, row))

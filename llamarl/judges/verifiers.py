@@ -118,7 +118,7 @@ class VerifiersJudge:
         except JudgeError:
             raise
         except (Exception, SystemExit) as error:  # the border to the user's code
-            return Verdict.failed(describe(error))
+            return Verdict.failed(describe(error, part.function))
 
     def _verdict(self, verdicts: Sequence[Verdict], seconds: float) -> Verdict:
         pairs = list(zip(self._parts, verdicts, strict=True))

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.core.errors import CheckpointError, ConfigError, MissingCheckpointError
+from llamarl.models.device import resolve_device
 from llamarl.models.gguf_files import require_gguf, rope_parameters, without_invented
 from llamarl.models.template_args import check_template_args
 from llamarl.models.tokenizer import Tokenizer
@@ -61,17 +62,17 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     Args:
         path: a checkpoint directory in Hugging Face format, a GGUF file (extra `gguf`), or a Hub id.
         dtype: `float32`, `bfloat16` or `float16`, whatever format the file has.
-        device: where the weights go.
+        device: where the weights go, as torch names it, or `auto`.
 
     Raises:
         CheckpointError: files missing, broken, torn, pickled, quantized, or not the weights their config describes.
-        ConfigError: unknown `dtype`.
+        ConfigError: unknown `dtype`, or a device that is not there.
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
-    source = resolve(path)
+    place, source = resolve_device(device), resolve(path)
     model, report = _load("AutoModelForCausalLM", source, _config_of(source), dtype)
     _refuse_misfits(source, report)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    return model.to(place).eval()  # type: ignore[no-any-return]
 
 
 def load_classifier(
@@ -91,7 +92,7 @@ def load_classifier(
         ConfigError: unknown `dtype`, a device that is not there; or a new head for a family that has no `score`.
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
-    source = resolve(path)
+    place, source = resolve_device(device), resolve(path)
     config = _config_of(source)
     if new_labels is not None:
         config.num_labels = new_labels
@@ -108,10 +109,7 @@ def load_classifier(
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ConfigError(f"{source}: {type(model).__name__} has no linear head 'score' to train")
         torch.nn.init.zeros_(model.score.weight)
-    try:
-        return model.to(device).eval()  # type: ignore[no-any-return]
-    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
-        raise ConfigError(f"device={device!r}: {error}; choose another device") from None
+    return model.to(place).eval()  # type: ignore[no-any-return]
 
 
 def load_config(path: str | Path) -> Any:
@@ -254,7 +252,7 @@ def resolve(path: str | Path) -> Source:
     """Where a checkpoint lies; a Hub id (`owner/name`) is downloaded, without any pickled file.
 
     Raises:
-        CheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had.
+        MissingCheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had.
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
     place = Path(path).expanduser()
@@ -266,14 +264,16 @@ def resolve(path: str | Path) -> Source:
     is_hub_id = isinstance(path, str) and path.count("/") == 1 and path[0] not in "./~"
     if not is_hub_id or place.exists():
         found = "is a file that is no GGUF file" if place.exists() else "no such directory"
-        raise CheckpointError(f"{path}: {found}; give a checkpoint directory, a GGUF file or a Hub id (owner/name)")
+        raise MissingCheckpointError(
+            f"{path}: {found}; give a checkpoint directory, a GGUF file or a Hub id (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Source(Path(snapshot_download(str(path), allow_patterns=_FROM_HUB)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
+        raise MissingCheckpointError(
             f"{path}: no such directory, and it can't be had from the Hub ({type(error).__name__}: {error}); "
             "check the name, the network and your Hub login, or download it first"
         ) from error

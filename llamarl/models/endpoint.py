@@ -5,14 +5,19 @@
 
 What a busy or failing server does is met here, once: requests in flight are bounded; a 408, 409, 425, 429 or 5xx, a
 broken or silent connection and a body that is no reply are tried again after a pause that grows and is random, or the
-pause that `Retry-After` asks for. What no retry can mend (a wrong address, name or key) is a `ConfigError`. Redirects
-are not followed, so a key never travels to another host. One endpoint serves one event loop.
+pause that `Retry-After` asks for. What no retry can mend (a wrong address, name or key) is a `ConfigError`. One
+endpoint serves one event loop.
+
+A server is not trusted with this process: a reply's bytes and seconds are bounded, compressed replies are refused
+unread (a few kilobytes may unpack to gigabytes), redirects are not followed, so a key never travels to another host,
+and cookies are not kept.
 """
 
 import asyncio
 import contextlib
 import email.utils
 import functools
+import http.cookiejar
 import json
 import math
 import os
@@ -32,8 +37,12 @@ from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError, EndpointError
 from llamarl.core.records import Message
 
-MAX_REPLY_BYTES = 16 << 20
-"""A longer body is refused, whatever the server says its length is."""
+MAX_REPLY_BYTES = 4 << 20
+"""A longer body is refused, whatever the server says its length is. As JSON it may take 30 times this in memory."""
+MAX_COUNT = 1 << 40
+"""Larger numbers of tokens are no counts."""
+MAX_REASON_CHARACTERS = 64
+"""What is kept of a finish reason."""
 MAX_PAUSE_SECONDS = 60.0
 """Cap of every pause before a retry, `Retry-After` included."""
 FIRST_PAUSE_SECONDS = 0.5
@@ -209,8 +218,8 @@ class ChatEndpoint:
                         body = await self._read(response)
         except TimeoutError:
             raise _RetryableError(f"no full reply within timeout_seconds={limit:g}") from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _RetryableError(f"{type(error).__name__}: {error}") from None
+        except httpx.TransportError as error:
+            raise _RetryableError(f"{type(error).__name__}: {_shortened(str(error))}") from None
         if response.status_code in RETRIED or response.status_code >= 500:
             problem = f"status {response.status_code}{_excerpt(body)}"
             raise _RetryableError(problem, _asked_pause(response.headers.get("Retry-After", "")))
@@ -228,8 +237,14 @@ class ChatEndpoint:
             self._idle.append(client)
 
     async def _read(self, response: httpx.Response) -> bytes:
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise _RetryableError(
+                f"a body in Content-Encoding {_shortened(encoding)!r}, though the request accepts only identity; turn "
+                "compression off at the server or the proxy before it"
+            )
         body = bytearray()
-        async for piece in response.aiter_bytes():
+        async for piece in response.aiter_bytes():  # which decodes nothing, as no encoding is left
             body += piece
             if len(body) > MAX_REPLY_BYTES:
                 raise EndpointError(self._report(f"a body of more than {MAX_REPLY_BYTES >> 20} MiB", 1))
@@ -284,7 +299,16 @@ def _client(
 ) -> httpx.AsyncClient:
     is_local = url.host in _LOOPBACK  # where a proxy would look for the server on itself
     verify = _ssl_context() if url.scheme == "https" or not is_local else False
-    return httpx.AsyncClient(headers=headers, transport=transport, timeout=None, verify=verify, trust_env=not is_local)
+    no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.AsyncClient(
+        headers=headers,
+        transport=transport,
+        timeout=None,  # each try as a whole has one
+        verify=verify,
+        trust_env=not is_local,
+        follow_redirects=False,
+        cookies=no_cookies,
+    )
 
 
 @functools.cache
@@ -338,8 +362,14 @@ def _excerpt(body: bytes) -> str:
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError, RecursionError):
         pass  # no JSON object: the text itself
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f": {text[:EXCERPT_CHARACTERS]}" if text else ""
+    text = _shortened(text)
+    return f": {text}" if text else ""
+
+
+def _shortened(text: str) -> str:
+    """The server's words on one line, cut, without control characters."""
+    head = text[: 10 * EXCERPT_CHARACTERS]
+    return " ".join("".join(c if c.isprintable() else " " for c in head).split())[:EXCERPT_CHARACTERS]
 
 
 def _reply(body: bytes, seconds: float, retries: int) -> ChatReply:
@@ -353,20 +383,21 @@ def _reply(body: bytes, seconds: float, retries: int) -> ChatReply:
             raise TypeError(f"content is a {type(text).__name__}")
         return ChatReply(
             well_formed(text),
-            str(choice.get("finish_reason") or "unknown"),
+            well_formed(str(choice.get("finish_reason") or "unknown"))[:MAX_REASON_CHARACTERS],
             _count(usage.get("prompt_tokens")),
             _count(usage.get("completion_tokens")),
             _top_logprobs(choice.get("logprobs")),
             seconds,
             retries,
         )
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}"[:EXCERPT_CHARACTERS]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        problem = _shortened(f"{type(error).__name__}: {error}")
         raise _RetryableError(f"the body is no chat completion ({problem}){_excerpt(body)}") from None
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+    return value if is_count else None
 
 
 def _top_logprobs(logprobs: Any) -> tuple[Mapping[str, float], ...]:

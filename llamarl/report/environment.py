@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llamarl
+from llamarl.core.machine import usable_cores
 
 ENVIRONMENT_FILE = "environment.json"
 
@@ -46,7 +47,7 @@ def environment_record(directory: str | Path = ".") -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "cpu_count_usable": _usable_cpus(),
+        "cpu_count_usable": usable_cores(),
         "memory_bytes": _memory_bytes(),
         **_torch_facts(),
         "git": _git(Path(directory)),
@@ -70,14 +71,10 @@ def _processor() -> str:
     return next(names, platform.processor())
 
 
-def _usable_cpus() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # a platform without these names
+    except (AttributeError, ValueError, OSError):  # a platform without these names
         return None
 
 

@@ -19,6 +19,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
+from llamarl.report.console import SafeConsole
 from llamarl.report.panel import plain_line, render_status
 from llamarl.report.status import ExecutorStatus, RunStatus, executors_now
 from llamarl.report.text import one_line
@@ -54,7 +55,7 @@ class LiveView:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title = title
-        self._console = console or Console()
+        self._console = console or SafeConsole()
         self.is_plain = plain or not _can_draw(self._console)
         """Whether lines are printed instead of a panel."""
         self.failure: Exception | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llamarl.report import names
 from llamarl.report.metrics import column
 from llamarl.report.rundir import RunFiles, read_run
-from llamarl.report.text import format_number, format_seconds
+from llamarl.report.text import figure_text, format_number, format_seconds
 from llamarl.report.timeline import Span, Window, extent, read_timeline, utilisation
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ ACTIVITY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 WAITING = "waiting"
 DPI = 150
 PANEL_STYLE = {
+    "text.parse_math": False,
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -117,8 +118,12 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | Path) -> Path:
+    from matplotlib.text import Text
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):  # names of runs, models and judges are anybody's
+        text.set_text(figure_text(text.get_text()))
     figure.savefig(path, dpi=DPI)
     return path
 

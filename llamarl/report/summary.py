@@ -1,6 +1,5 @@
 """The one record that says how a run went, and the memory it took."""
 
-import resource
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -69,14 +68,19 @@ def read_summary(run_dir: str | Path) -> RunSummary:
     return RunSummary(**{name: value for name, value in record.items() if name in known})
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int | None:
     """Peak resident memory of this process plus that of each living descendant, in bytes.
 
     The sum of separate peaks, with shared pages counted in each process: an upper bound of the true simultaneous peak.
-    Call it before the executors stop; the dead are not counted. Where there is no `/proc`, this process only.
+    Call it before the executors stop; the dead are not counted. Where there is no `/proc`, this process only;
+    None where nothing tells.
     """
     own = _status_bytes("self")
     if own is None:
+        try:
+            import resource
+        except ImportError:  # not POSIX
+            return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
     return own + sum(_status_bytes(pid) or 0 for pid in _descendants("self"))

@@ -59,6 +59,11 @@ def one_line(text: str, width: int | None = None) -> str:
     return line if width is None or len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
+def figure_text(text: str) -> str:
+    """Text that a figure can show: what has no glyph by its nature, such as a control character, is replaced."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _visible_character(character: str) -> str:
     code = ord(character)
     if character == "\n":
@@ -67,9 +72,10 @@ def _visible_character(character: str) -> str:
         return "    "
     if code < 0x20:
         return chr(0x2400 + code)  # the "control pictures" block mirrors ASCII
-    if 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _DIRECTION_MARKS:
+    if 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _UNSHOWN:
         return "\N{REPLACEMENT CHARACTER}"
     return character
 
 
-_DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSHOWN = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029")
+"""Overrides of direction, which reorder what stands around them, and separators of lines and paragraphs."""

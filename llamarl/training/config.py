@@ -36,8 +36,8 @@ class TrainerConfig(OptimizerConfig):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
-    device: str = "cpu"
-    """Where the policy is trained, such as `cuda`."""
+    device: str = "auto"
+    """Where the policy is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
     spike_factor: float = Field(default=10.0, gt=1.0)
     """A gradient norm over this times the median of the last 50 is flagged as a spike."""
     should_skip_spikes: bool = False
@@ -97,6 +97,8 @@ class SFTConfig(ExamplesConfig):
     """Rows per step."""
     reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
     """`token_mean`: each completion token of the step weighs the same. `sequence_sum`: mean over rows of their sum."""
+    device: str = "auto"
+    """Where the model is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
     seed: int = 0
     """Decides the order of the rows, and the adapters' first weights."""
     lora: LoraConfig | None = None

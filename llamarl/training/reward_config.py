@@ -40,8 +40,8 @@ class RewardConfig(ExamplesConfig):
     """Labelled rows only: show the classifier the completion without prompt and chat template."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the body's forward and backward pass. Weights, head, loss and optimizer stay in fp32."""
-    device: str = "cpu"
-    """Where the model is trained, such as `cuda`."""
+    device: str = "auto"
+    """Where the model is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
     seed: int = 0
     """Decides the order of the rows."""
 

@@ -118,6 +118,9 @@ class PolicyTrainer:
     def loss(self, assignments: Assignment | Sequence[Assignment], weights: Sequence[float] = ()) -> dict[str, float]:
         """Forward and backward passes; the gradient is added to what earlier calls left.
 
+        Give all samples of a step in one call, however many they are: each call divides by the counts of its own
+        samples, so k calls before one `step` add up to about k times its gradient. Micro-batches are made inside.
+
         Each task's loss is divided by its own denominators. They are counted over all its samples, before those without
         advantage are skipped, so skipping changes no gradient; it happens only where the algorithm has no other term.
 

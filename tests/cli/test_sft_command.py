@@ -128,7 +128,7 @@ def test_a_row_that_cannot_be_learned_is_named(model, row, problem, tmp_path, ca
 
 def test_settings_of_adapters_are_checked(model, tmp_path, capsys):
     assert run(model, rows(), tmp_path / "out", "--lora.rank", 0) == 2
-    assert "lora.rank: Input should be greater than or equal to 1; got 0" in capsys.readouterr().err
+    assert "lora.rank: must be at least 1; got 0" in capsys.readouterr().err
     assert run(model, rows(), tmp_path / "out", "--lora.rank", 4, "--lora.targets", "q_proj,lm_head") == 2
     err = capsys.readouterr().err
     assert "lora.targets: 'lm_head'" in err and "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in err

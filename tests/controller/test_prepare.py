@@ -214,3 +214,128 @@ def test_filtered_samples_train_only_what_learns_by_heart(source: Path, filters:
 def test_settings_of_an_algorithm_without_its_type_ask_for_it(source: Path) -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.type: required beside other settings, but not given"):
         recipe(source, algorithm={"kl_coef": 0.1})
+
+
+# judges, called once
+
+
+def write_judge(source: Path, code: str) -> dict[str, Any]:
+    file = source.with_name("mine.py")
+    file.write_text(code)
+    return {"judges": [{"function": f"{file}:reward"}], "data": {"on_bad_row": "skip"}}
+
+
+def test_a_column_that_no_row_has_is_named_at_the_judge_s_own_line(source: Path) -> None:
+    changes = write_judge(
+        source, "\n\ndef reward(completions, solution, **kwargs):\n    return [1.0 for _ in completions]\n"
+    )
+    message = (
+        rf"{source}, line 1: .*'reward': {source.with_name('mine.py')}:3: needs a column 'solution'.*data\.mapping"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepared(source, **changes)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("def reward(prompt, completion):\n    return prompt.info['solution']\n", r"KeyError: 'solution' \(FILE:2\)"),
+        ("def reward(prompt, completion):\n    return solution\n", r"NameError: .*\(FILE:2\)"),
+        ("import json\ndef reward(prompt, completion):\n    return json.loads('{')\n", r"JSONDecodeError.*\(FILE:3\)"),
+        ("def reward(completions, **kwargs):\n    return kwargs['solution']\n", r"KeyError: 'solution' \(FILE:2\)"),
+        ("def reward(completion, answer, state):\n    return state['x']\n", r"KeyError: 'x' \(FILE:2\)"),
+        ("def reward(prompt, completion):\n    return 'good'\n", "returned"),
+        ("def reward(prompt, completion):\n    return float('nan')\n", "nan"),
+    ],
+)
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_judge_that_always_fails_is_refused_before_the_run(
+    source: Path, code: str, reason: str, isolation: str
+) -> None:
+    changes = write_judge(source, code)
+    changes["judges"][0] |= {"isolation": isolation, "workers": 1}
+    expected = reason.replace("FILE", str(source.with_name("mine.py")))
+    with pytest.raises(ConfigError, match=rf"judge 'reward' failed on every .* of prompt .*{expected}.*; mend it"):
+        prepared(source, **changes)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def reward(prompt, completion):\n    return float(completion.text)\n",  # reads the bare answer only
+        "def reward(prompt, completion):\n    return 1.0 / len(completion.token_ids) + prompt.info.get('x', 0)\n",
+        "def reward(prompt, completion):\n    return None\n",
+        "seen = set()\ndef reward(prompt, completion):\n    seen.add(prompt.id)\n    return 1.0 / (len(seen) - 1)\n",
+    ],
+)
+def test_a_judge_that_fails_now_and_then_is_none_of_them(source: Path, code: str) -> None:
+    assert not any("judge" in note for note in prepared(source, **write_judge(source, code)).notes)
+
+
+def test_a_watching_judge_that_fails_is_a_note(source: Path) -> None:
+    changes = write_judge(source, "def reward(p, c):\n    return 1.0\ndef look(p, c):\n    raise OSError('gone')\n")
+    changes["judges"].append({"function": f"{source.with_name('mine.py')}:look", "role": "watch"})
+    note = next(note for note in prepared(source, **changes).notes if "judge" in note)
+    assert "'look' failed" in note and "OSError: gone" in note and "goes on without it" in note
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_judges_that_cost_something_are_not_called_and_it_is_said(source: Path, isolation: str) -> None:
+    code = (
+        "from llamarl.core.protocols import JudgeInfo\n"
+        "class Paid:\n    name, info = 'paid', JudgeInfo(cost_class='paid')\n"
+        "    async def judge(self, prompt, completions):\n        raise AssertionError('called')\n"
+        "def reward():\n    return Paid()\n"
+    )
+    changes = write_judge(source, code)
+    changes["judges"][0] |= {"settings": {}, "isolation": isolation}
+    notes = prepared(source, **changes).notes
+    assert "judge 'paid' was not tried: it is paid; only its settings were checked" in notes
+
+
+def test_variables_that_judges_read_reach_executors_of_their_own(source: Path) -> None:
+    source.with_name("judges.py").write_text(JUDGES)
+    llm = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "template": "safety", "api_key_env": "JUDGE_KEY"}
+    judges = [{"function": f"{source.with_name('judges.py')}:pay"}, {"function": "llm", "settings": llm}]
+    assert recipe(source, judges=judges, pass_environment=["MINE"]).passed_variables == {"JUDGE_KEY", "MINE"}
+    with pytest.raises(ConfigError, match=r"pass_environment\.0: must match .*got 'A=secret'"):
+        recipe(source, pass_environment=["A=secret"])
+
+
+# held-out prompts and devices
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken", "note"),
+    [
+        (1, 1, None),
+        (
+            9,
+            2,
+            "held-out prompts: 2 from SOURCE, at most a fifth of its 10 rows, where evaluation.num_prompts allows 9",
+        ),
+    ],
+)
+def test_fewer_held_out_prompts_than_asked_for_are_a_note(
+    source: Path, asked: int, taken: int, note: str | None
+) -> None:
+    found = prepared(
+        source, evaluation={"num_prompts": asked}, sampling={"max_tokens": 16}, data={"on_bad_row": "skip"}
+    )
+    assert len(found.tasks[0].held_out) == taken
+    assert [n for n in found.notes if "held-out" in n] == (
+        [] if note is None else [note.replace("SOURCE", str(source))]
+    )
+
+
+def test_the_first_note_says_where_the_run_computes(source: Path) -> None:
+    found = prepared(source, data={"on_bad_row": "skip"}, generator={"device": "cpu"})
+    assert found.notes[0].startswith("device: trainer on ") and "generators on cpu (" in found.notes[0]
+    assert found.describe()["devices"]["generators"] == "cpu"
+
+
+@pytest.mark.parametrize("field", ["trainer", "generator"])
+@pytest.mark.parametrize("name", ["cuda:63", "gpu", "meta"])
+def test_a_device_that_is_not_here_is_refused(source: Path, field: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}\.device='{name}': torch .* finds only cpu"):
+        prepared(source, **{field: {"device": name}})

@@ -109,7 +109,7 @@ if __name__ == "__main__":
 def test_inspect_finds_the_task_by_its_name(tmp_path):
     """In a fresh interpreter and folder, as `inspect eval llamarl/multi_if` would: through the entry point."""
     (tmp_path / "named.py").write_text(NAMED)
-    done = subprocess.run([sys.executable, "named.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "named.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     languages = [each.language for each in CONVERSATIONS]
     expected = f"success llamarl/multi_if {languages.count('en') + languages.count('fr')}"
     assert done.stdout.splitlines()[-1:] == [expected], done.stderr[-2000:]

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,22 @@ from llamarl.evals.replies import read_responses
 CHILD = Path(__file__).with_name("child_evaluation.py")
 
 
-def stop(kind, place, out, with_signal, after):
-    """Starts an evaluation and ends it when `after` turns are finished; returns what it wrote to stderr."""
+def stop(kind, place, out, with_signal, after, wait=lambda: None):
+    """Starts an evaluation and ends it when `after` turns are finished; returns what it wrote to stderr.
+
+    `wait` returns when nothing that the evaluation has begun is still on its way.
+    """
     command = [sys.executable, str(CHILD), kind, str(place), str(out), str(after)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in child.stdout:
-        if int(line) == after:
-            child.send_signal(with_signal)
-            break
-    _, errors = child.communicate(timeout=60)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            for line in child.stdout:
+                if int(line) == after:
+                    wait()
+                    child.send_signal(with_signal)
+                    break
+            _, errors = child.communicate()
+        finally:
+            child.kill()
     assert child.returncode == -with_signal, errors
     return errors
 
@@ -44,11 +52,17 @@ class HashingServer:
     """Answers by a hash of the whole request; after `limit` answers nothing more comes until `limit` is raised."""
 
     def __init__(self, limit):
-        self.limit, self._count, self._lock = limit, 0, threading.Lock()
+        self.limit, self._count, self._arrived = limit, 0, threading.Condition()
+
+    def wait_for(self, count):
+        """Until so many requests have arrived: one that arrives later would count as the next evaluation's."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._count >= count)
 
     def __call__(self, body):
-        with self._lock:
+        with self._arrived:
             self._count += 1
+            self._arrived.notify_all()
             if self._count > self.limit:
                 return Reply(hangs=True)
         return Reply(hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16])
@@ -58,7 +72,9 @@ class HashingServer:
 def test_an_evaluation_of_a_server_goes_on_where_it_was_stopped(tmp_path, with_signal):
     script = HashingServer(limit=17)
     with FakeServer(script) as server:
-        errors = stop("endpoint", server.base_url, tmp_path / "stopped", with_signal, after=17)
+        in_flight = 4  # of the child
+        wait = partial(script.wait_for, 17 + in_flight)
+        errors = stop("endpoint", server.base_url, tmp_path / "stopped", with_signal, after=17, wait=wait)
         assert ("KeyboardInterrupt" in errors) == (with_signal == signal.SIGINT)
         tear(tmp_path / "stopped")
         assert len(read_responses(tmp_path / "stopped" / "responses.jsonl")) == 17

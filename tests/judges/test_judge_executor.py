@@ -143,9 +143,9 @@ def test_two_judges_of_one_name_are_refused(rewards: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"function": "a:b", "weight": -1}, "weight: Input should be greater than or equal to 0; got -1"),
+        ({"function": "a:b", "weight": -1}, "weight: must be at least 0.0; got -1"),
         ({"function": "a:b", "timeout_seconds": 0}, "timeout_seconds: .* got 0"),
-        ({"function": "a:b", "isolation": "fork"}, "isolation: .*'thread' or 'process'; got 'fork'"),
+        ({"function": "a:b", "isolation": "fork"}, "isolation: 'fork' is unknown. Choose one of: process, thread"),
         ({"function": "a:b", "timeout": 3}, "timeout: unknown key. Did you mean 'timeout_seconds'"),
         ({}, "function: required"),
     ],

@@ -206,7 +206,7 @@ def test_recipes_build_it_by_name() -> None:
         ({"template": "safty"}, r"template 'safty': not shipped. Did you mean 'safety'\?"),
         ({"template": "no/such.toml"}, "no/such.toml: no such file"),
         ({"templat": "safety"}, r"settings: .*templat: unknown key. Did you mean 'template'\?"),
-        ({"way": "guess"}, "way: .*'probability' or 'json'"),
+        ({"way": "guess"}, "way: 'guess' is unknown. Choose one of: json, probability"),
         ({"max_cost": 1.0}, "max_cost: needs prompt_price"),
         ({"deadline_seconds": 10.0}, "breaker_seconds=10: lower it below deadline_seconds=10"),
         ({"api_key_env": "LLAMARL_NO_SUCH_KEY"}, "'LLAMARL_NO_SUCH_KEY'.*not set"),

@@ -179,7 +179,7 @@ def test_a_slot_that_is_rewritten_during_the_copy_is_noticed(channel):
     thread = threading.Thread(target=keep_publishing)
     thread.start()
     receiver, outcomes = receiver_of(channel), {"whole": 0, "refused": 0}
-    got, version, deadline = torch.empty(size), 0, time.monotonic() + 20
+    got, version, deadline = torch.empty(size), 0, time.monotonic() + 600
     try:
         while min(outcomes.values()) < 5 and time.monotonic() < deadline:
             try:
@@ -201,7 +201,7 @@ def test_a_slot_that_is_rewritten_during_the_copy_is_noticed(channel):
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess:
     code = "import os, pickle, signal, sys, torch\nfrom llamarl.weights import ShmChannel\n" + code
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600)
 
 
 def test_another_process_fetches_and_its_end_removes_nothing(shm):
@@ -236,7 +236,7 @@ def test_a_killed_owner_leaves_no_arena():
     )
     path = Path(run_python(code).stdout.strip())
     assert path.parent == Path("/dev/shm")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120  # against hanging
     while path.exists():
         assert time.monotonic() < deadline, f"{path} leaked"
         time.sleep(0.05)

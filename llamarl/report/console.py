@@ -1,0 +1,25 @@
+"""The terminal that commands write to. What it shows may be text of strangers: a model, a judge, a server, a file."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from llamarl.report.text import visible
+
+
+class SafeConsole(Console):
+    """A rich console on which no text can steer the terminal, whoever wrote it.
+
+    Control characters of every renderable become pictures (`visible`); only rich's own styling reaches the terminal.
+    Square brackets and `:names:` are text, not markup.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What to write, piece by piece; every renderable comes through here."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
