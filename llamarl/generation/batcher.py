@@ -3,7 +3,7 @@
 Active completions are always rows 0..n-1 of every per-row buffer. A row that ends leaves; the last live row moves into
 the hole. Waiting completions start as soon as slots are free; completions of one prompt that start together share its
 prefill. Rows behind the active ones keep what finished completions left in the cache: the next turn of a dialogue
-reads only what is new (see `kept`).
+reads only what is new, where `reuses_cache` is set (see `kept`).
 
     add -> [waiting, by priority] -> admit (prefill, first token) -> rows -> decode one token each -> finished requests
 
@@ -129,8 +129,9 @@ class Batcher:
         self._has_stops = False
         self._state = Rows(slots, backend.device)
         self._kept = KeptRows(slots)
-        self.reuses_cache = backend.can_reuse
-        """Whether prompts take over what rows of the same first tokens hold. Log-probs differ by rounding then."""
+        self.reuses_cache = False
+        """Whether prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs then
+        depend, by rounding, on what was generated before: a training run that is resumed would not repeat exactly."""
         self.num_tokens = 0
         """Tokens drawn."""
         self.num_recalled = 0

@@ -187,6 +187,16 @@ def test_conversations_in_flight_are_decoded_together(model, tmp_path):
     assert max(active) == 8 and len(active) < 8 * 3 * 16 / 4
 
 
+@pytest.mark.parametrize(("slots", "should_reuse"), [(8, True), (1, False)])
+def test_a_later_turn_reads_only_what_is_new(model, tmp_path, slots, should_reuse):
+    """With one slot it reads all, so that a run which is resumed repeats to the last bit."""
+    chat = NativeChat(model, Sampling(max_tokens=16), slots=slots)
+    replies = run_conversations(conversations(4), chat, tmp_path, max_in_flight=4)
+    num_history = sum(reply.prompt_tokens for reply in replies if reply.turn < 3)
+    assert (chat._batcher.num_recalled >= num_history) == should_reuse
+    assert should_reuse or chat._batcher.num_recalled == 0
+
+
 def test_native_replies_are_those_of_the_generator(model):
     chat = NativeChat(model, Sampling(max_tokens=16, temperature=0.0))
     reply = asyncio.run(chat.reply(HELLO, seed=0))

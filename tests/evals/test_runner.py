@@ -103,6 +103,27 @@ def test_a_slow_conversation_holds_up_nobody(tmp_path):
     assert [m[-1]["content"] for m, _ in chat.asked].index("c0 asks 3") > 2 * 29
 
 
+def test_conversations_of_many_turns_begin_first(tmp_path):
+    """Five of one turn and one of three, two at a time: 4 seconds; in the order given, the long one would end at 5."""
+    talks = [*(conversation(f"s{i}", 1) for i in range(5)), conversation("long", 3)]
+    chat = ScriptedChat()
+
+    async def timed():
+        await hold_conversations(talks, chat, tmp_path, max_in_flight=2)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(timed()) == pytest.approx(4.0)
+    assert chat.asked[0][0][0]["content"] == "long asks 1"
+
+
+def test_turns_on_file_do_not_count_as_open(tmp_path):
+    """Resumed, the conversation of three turns has one left and comes behind the one that has two."""
+    run([conversation("a", 2)], ScriptedChat(), tmp_path, max_in_flight=1)
+    chat = ScriptedChat()
+    run([conversation("a", 3), conversation("b", 2)], chat, tmp_path, max_in_flight=1)
+    assert [messages[-1]["content"] for messages, _ in chat.asked] == ["b asks 1", "b asks 2", "a asks 3"]
+
+
 def test_fewer_conversations_than_places(tmp_path):
     chat = ScriptedChat()
     assert len(run(conversations(2), chat, tmp_path, max_in_flight=64)) == 6

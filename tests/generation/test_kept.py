@@ -17,7 +17,9 @@ LONG = tuple(3 + i % 30 for i in range(40))
 
 
 def generator(model=None, kind=NativeGenerator, **settings_):
-    return kind(model or build(), eos_ids=(EOS,), decode=spell, **settings_)
+    g = kind(model or build(), eos_ids=(EOS,), decode=spell, **settings_)
+    g.reuses_cache = g.backend.can_reuse
+    return g
 
 
 def next_turn(completion, *words):
@@ -81,6 +83,14 @@ def test_a_system_message_is_shared_with_rows_under_way():
     assert g.num_recalled == 25 + 20
     for completion in (c for group in finished.values() for c in group):
         assert completion.logprobs == pytest.approx(reference_logprobs(model, completion), abs=1e-5)
+
+
+def test_nothing_is_reused_unless_asked_for():
+    """A training run that is resumed has no rows of before, and must repeat exactly."""
+    g = NativeGenerator(build(), eos_ids=(EOS,), decode=spell, slots=4)
+    (first,) = g.generate([request(0, LONG, 1)])[0]
+    g.generate([request(1, next_turn(first, 5), 1)])
+    assert g.num_recalled == 0
 
 
 def test_samples_of_a_group_that_start_later_know_their_prompt():
