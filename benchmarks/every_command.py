@@ -96,7 +96,7 @@ def write_data(folder: Path) -> None:
 PROGRAM = [str(Path(sys.executable).with_name("llamarl"))]
 
 
-def run(arguments: Sequence[str], folder: Path) -> tuple[dict[str, Any], float, float, int]:
+def run(arguments: Sequence[str], folder: Path) -> tuple[Any, float, float, int]:
     """A command's JSON, seconds, peak gigabytes and exit status."""
     log = folder / "commands.log"
     started = time.perf_counter()
@@ -113,7 +113,7 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[dict[str, Any], float, 
     return result, time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9, process.returncode
 
 
-def told(result: dict[str, Any], command: str) -> str:
+def told(result: Any, command: str) -> str:
     """What a reader wants to know of a command's result."""
     if command.startswith("train"):
         parts = result.get("memory_planned") or {}
@@ -122,6 +122,8 @@ def told(result: dict[str, Any], command: str) -> str:
             f"held-out {result['reward_before']:.3f} -> {result['reward_after']:.3f}, "
             f"{result['tokens_per_second']:.0f} tokens/s, peak {share:.2f} of the plan"
         )
+    if command == "generate":
+        return repr(result[0]["completions"][0]["text"][:60])
     words = [f"{key} {value:.3g}" for key, value in result.items() if isinstance(value, int | float)]
     return ", ".join(words[:5])
 
