@@ -136,9 +136,12 @@ class Solution:
         return answer["value"]
 
     def load(self) -> list[str]:
-        """Runs the solution's source; the names it defines. Raises what it raised."""
+        """Runs the solution's source; the names it defines. Raises what it raised.
+
+        None begins with two underscores: `__builtins__` of the solution's would be what the tests call `abs`.
+        """
         names = self._exchange({"ask": "load"})["value"]
-        return [name for name in names if type(name) is str] if type(names) is list else []
+        return [name for name in names if type(name) is str and name[:2] != "__"] if type(names) is list else []
 
     def values_of(self, names: list[str]) -> dict[str, Any]:
         """What these names stand for."""
