@@ -14,7 +14,7 @@ Which = Literal["last", "first"]
 MAX_CODE_CHARACTERS = 100_000
 """Something longer is no program."""
 
-_FENCE = re.compile(r"^[ ]{0,3}(`{3,})[ \t]*([^`\n]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^[ ]{0,3}(`{3,})([^`\n]*)$", re.MULTILINE)
 _PYTHON = frozenset({"python", "py", "python3"})
 
 
