@@ -321,7 +321,7 @@ def test_steps_and_epochs_are_not_both_given(config):
         config.parse({"num_steps": 5, "num_epochs": 2})
     for name in ("num_steps", "num_epochs"):
         assert config.parse({name: 3}).model_dump()[name] == 3
-        with pytest.raises(ConfigError, match=f"{name}: .*greater than or equal to 1"):
+        with pytest.raises(ConfigError, match=f"{name}: must be at least 1"):
             config.parse({name: 0})
     both = config.parse({"num_steps": None, "num_epochs": 1})
     assert both.num_steps is None
