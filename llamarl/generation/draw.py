@@ -16,6 +16,8 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, splitmix64's increment
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _NUM_BITS = 52
+_CANDIDATES = 256
+"""The most probable tokens that are looked at first, where a filter goes by rank."""
 
 
 def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
@@ -55,6 +57,11 @@ class Filters:
     """`[n]` float32."""
     min_p: Tensor | None = None
     """`[n]` float32."""
+
+    def of(self, rows: Tensor) -> "Filters":
+        """The settings of some rows: indices, or `[n]` bool."""
+        columns = (self.temperature, self.top_k, self.top_p, self.min_p)
+        return Filters(*(None if column is None else column[rows] for column in columns))
 
 
 def draw(logits: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
@@ -96,15 +103,48 @@ def _greedy(logits: Tensor) -> Tensor:
 
 
 def _ranked(logits: Tensor, filters: Filters) -> Tensor:
-    """Top-k and top-p, which need the tokens in order of probability; ties go to the lower id."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    """Top-k and top-p, which need the tokens in order of probability; ties go to the lower id.
+
+    Most rows keep few tokens, so the most probable ones are enough; only rows that want more are sorted whole.
+    """
+    vocab_size = logits.shape[-1]
+    num_candidates = _CANDIDATES if filters.top_k is None else max(_CANDIDATES, int(filters.top_k.max()))
+    kept, is_settled = _among_first(logits, filters, min(num_candidates, vocab_size))
+    if not is_settled.all():
+        rows = ~is_settled
+        kept[rows] = _among_first(logits[rows], filters.of(rows), vocab_size)[0]
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def _among_first(logits: Tensor, filters: Filters, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """The tokens that top-k and top-p keep `[n, V]` bool, and whether these are all among the first candidates `[n]`.
+
+    Where they are not, the first means nothing.
+    """
+    vocab_size = logits.shape[-1]
+    ordered = logits.topk(num_candidates).values
+    ranks = torch.arange(num_candidates, device=logits.device)
+    limit = torch.full_like(logits[:, 0], vocab_size)
     if filters.top_k is not None:
-        limit = torch.where(filters.top_k > 0, filters.top_k, logits.shape[-1]).unsqueeze(1)
-        ranks = torch.arange(logits.shape[-1], device=logits.device)
-        ordered = ordered.masked_fill(ranks >= limit, -torch.inf)
+        limit = torch.where(filters.top_k > 0, filters.top_k, vocab_size)
+    is_kept = ranks < limit.unsqueeze(1)
+    is_settled = limit <= num_candidates
     if filters.top_p is not None:
-        probs = torch.softmax(ordered, dim=-1)
+        top_p = filters.top_p.unsqueeze(1)
+        of_kept = ordered.masked_fill(~is_kept, -torch.inf).logsumexp(-1)
+        total = torch.where(is_settled, of_kept, logits.logsumexp(-1))  # of what top-k keeps
+        probs = (ordered - total.unsqueeze(1)).exp()
         before = probs.cumsum(-1) - probs
-        is_cut = (before >= filters.top_p.unsqueeze(1)) & (filters.top_p.unsqueeze(1) < 1.0)
-        ordered = ordered.masked_fill(is_cut, -torch.inf)
-    return torch.empty_like(logits).scatter(1, order, ordered)
+        is_cut = (before >= top_p) & (top_p < 1.0)
+        is_kept &= ~is_cut
+        is_settled = is_settled | is_cut[:, -1]
+    num_kept = is_kept.sum(-1, keepdim=True)
+    smallest = ordered.gather(1, num_kept - 1)
+    kept = logits > smallest
+    is_tied = logits == smallest
+    room = num_kept - kept.sum(-1, keepdim=True)
+    has_more = (is_tied.sum(-1, keepdim=True) > room)[:, 0]
+    if has_more.any():
+        tied = is_tied[has_more]
+        is_tied[has_more] = tied & (tied.cumsum(-1) <= room[has_more])
+    return kept | is_tied, is_settled

@@ -108,6 +108,36 @@ def test_a_drawn_token_always_has_probability(seed, scale, top_k, top_p, min_p):
     assert torch.allclose(probs.gather(1, tokens[:, None])[:, 0].log(), logprobs)
 
 
+def by_sorting(logits, top_k, top_p):
+    """What top-k and top-p keep of one row, by their definitions: ties go to the lower id."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i].item(), i))
+    order = order[: top_k or len(order)]
+    probs = torch.softmax(logits[order].double(), dim=-1)
+    before = probs.cumsum(-1) - probs
+    return {i for i, b in zip(order, before.tolist(), strict=True) if b < top_p or top_p >= 1.0}
+
+
+@given(
+    st.integers(0, 10**6),
+    st.floats(0.1, 8.0),
+    st.sampled_from([0, 1, 7, 300]),
+    st.sampled_from([0.3, 0.87, 0.999, 1.0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_ranks_among_many_tokens_are_those_of_a_whole_sort(seed, scale, top_k, top_p):
+    """Flat rows keep more tokens than are looked at first; rounded ones have many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(4, 900, generator=generator) * tensor([[1.0], [0.1], [1.0], [1.0]])
+    logits[2] = logits[2].round()
+    tops = tensor([top_k, top_k, top_k, 0]), tensor([top_p, top_p, top_p, 1.0])
+    found = filtered(logits, Filters(top_k=tops[0], top_p=tops[1]))
+    for row, k, p in zip(range(4), tops[0].tolist(), tops[1].tolist(), strict=True):
+        kept_ids = set((found[row] > -math.inf).nonzero()[:, 0].tolist())
+        expected = by_sorting(logits[row], k, p)
+        assert len(kept_ids ^ expected) <= 1 and abs(len(kept_ids) - len(expected)) <= 1  # the sum's last bit
+        assert torch.equal(found[row, list(kept_ids)], logits[row, list(kept_ids)])
+
+
 def test_frequencies_follow_the_probabilities():
     n = 40000
     tokens, _ = draw(LOGITS.expand(n, 4), uniforms(torch.arange(n), torch.zeros(n, dtype=torch.long)), Filters())
