@@ -185,7 +185,7 @@ class Decoder:
     ) -> None:
         self.geometry, self.embed, self.layers, self.norm, self.head = geometry, embed, layers, norm, head
         self.device, self.dtype = norm.device, norm.dtype
-        self._rounds_rows = isinstance(head, Packed)
+        self._rounds_rows = isinstance(layers[0].qkv, Packed)
         body: Any = model.model
         self._rotary = body.rotary_emb  # the module that scales positions as trained
         self.cos, self.sin = self._tables(min(geometry.max_positions, 512))
