@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,38 @@ def test_audit_is_content_with_an_exact_judge(folder: Path, capsys: Any) -> None
     arguments = ("--judge", f"{folder}/j.py:exact", "--data", folder / "rows.jsonl", "--attack", "empty")
     status, text, _ = llamarl(capsys, "audit", *arguments, "--json")
     assert status == 0 and json.loads(text)["overall"][0]["rate"] == 0.0
+
+
+EXAMPLE = re.compile(r"^```python(?: run)?\n(.*?^def accuracy\(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def audit_example(folder: Path, capsys: Any, source: str) -> tuple[int, dict[str, Any]]:
+    (folder / "rewards.py").write_text(source)
+    status, text, _ = llamarl(capsys, "audit", "--judge", f"{folder}/rewards.py:accuracy", "--json")
+    return status, json.loads(text)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/write-a-judge.md"])
+def test_the_example_reward_passes_the_audit(folder: Path, capsys: Any, page: str) -> None:
+    example = EXAMPLE.search((Path(__file__).parents[2] / page).read_text(encoding="utf-8"))
+    assert example is not None
+    status, report = audit_example(folder, capsys, example[1])
+    assert status == 0 and report["problems"] == []
+    assert {(each["attack"], each["rate"]) for each in report["attacks"]} >= {("answer_list", 0.0), ("good", 1.0)}
+
+
+def test_the_naive_reward_does_not(folder: Path, capsys: Any) -> None:
+    naive = "def accuracy(prompt, completion):\n    return prompt.answer in completion.text\n"
+    status, report = audit_example(folder, capsys, naive)
+    assert status == 1 and "65.2% of what deserves nothing in the attack answer_list" in " ".join(report["problems"])
+
+
+def test_audit_holds_its_limit_for_each_kind_of_attack(folder: Path, capsys: Any) -> None:
+    source = "def accuracy(prompt, completion):\n    return completion.text.endswith(prompt.answer)\n"
+    status, report = audit_example(folder, capsys, source)
+    (total,) = report["overall"]
+    assert total["rate"] < report["max_rate"] == 0.05
+    assert status == 1 and "in the attack answer_list (limit 5.0%)" in " ".join(report["problems"])
 
 
 def test_audit_says_when_nothing_was_judged(folder: Path, capsys: Any) -> None:

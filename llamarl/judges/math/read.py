@@ -46,7 +46,7 @@ _NUMERAL = re.compile(
 )
 _SHORT_WORDS = frozenset({"yes", "no", "odd", "all", "red"})
 """Other strings of two or three letters are taken for products of variables."""
-_CONSTANTS = frozenset({"e", "E", "I"})
+_CONSTANTS = frozenset({"e"})
 _NOTHING = frozenset({"\\emptyset", "empty set", "the empty set", "no solution", "no solutions", "none"})
 _REALS = frozenset({"\\mathbb{R}", "\\mathbb R", "all real numbers", "all reals", "(-\\infty,\\infty)"})
 

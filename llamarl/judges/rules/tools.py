@@ -15,7 +15,7 @@ from llamarl.judges.rules.words import count_runs, emoji_characters, word_tokens
 
 SentenceSplitter = Literal["punkt", "rules"]
 
-PACKAGES = ("langdetect", "lingua-language-detector", "emoji", "nltk", "pythainlp")
+PACKAGES = ("langdetect", "lingua-language-detector", "emoji", "nltk", "pythainlp", "python-crfsuite")
 """Packages on which verdicts may depend."""
 
 
@@ -37,7 +37,8 @@ class RuleTools:
         if mode != "fixed":
             emoji_characters()
             self.load_language()
-        self.has_thai = mode == "official" and all(map(importlib.util.find_spec, ("pythainlp", "pycrfsuite")))
+        self.has_thai_words = mode == "official" and importlib.util.find_spec("pythainlp") is not None
+        self.has_thai_sentences = self.has_thai_words and importlib.util.find_spec("pycrfsuite") is not None
 
     @functools.cached_property
     def _detector(self) -> Langdetect | Lingua:
@@ -53,13 +54,13 @@ class RuleTools:
 
     def thai_words(self, text: str) -> int:
         """By pythainlp where it is installed, as the released grader does; else runs of word characters."""
-        if not self.has_thai:
+        if not self.has_thai_words:
             return count_runs(text)
         return len(_pythainlp().word_tokenize(text))
 
     def thai_sentences(self, text: str) -> int:
-        """By pythainlp where it is installed, line by line; else lines that are not blank."""
-        if not self.has_thai:
+        """By pythainlp where it and its python-crfsuite are installed, line by line; else lines that are not blank."""
+        if not self.has_thai_sentences:
             return sum(bool(line.strip()) for line in text.splitlines())
         return sum(len(_pythainlp().sent_tokenize(line)) for line in text.splitlines())
 
@@ -70,7 +71,8 @@ class RuleTools:
             "language_detector": "lingua" if self.mode == "fixed" else "langdetect",
             "language_seed": "" if self.mode == "fixed" else str(self.seed),
             "sentence_splitter": self.sentence_splitter,
-            "thai": "pythainlp" if self.has_thai else "rules",
+            "thai_words": "pythainlp" if self.has_thai_words else "rules",
+            "thai_sentences": "pythainlp" if self.has_thai_sentences else "rules",
             **_versions(),
         }
 

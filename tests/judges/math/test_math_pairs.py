@@ -30,7 +30,7 @@ def passes(name: str, sign: str) -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify")
-@pytest.mark.parametrize(("name", "least"), [("pairs_tuned.txt", 50), ("pairs_held_out.txt", 48)])
+@pytest.mark.parametrize(("name", "least"), [("pairs_tuned.txt", 50), ("pairs_held_out.txt", 49)])
 def test_most_right_answers_pass_and_no_wrong_one(name: str, least: int) -> None:
     right, wrong = passes(name, "=="), passes(name, "!=")
     assert len(right) == len(wrong) == 50

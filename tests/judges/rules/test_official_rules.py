@@ -131,3 +131,19 @@ def test_relations_are_complements_for_every_counting_rule(grader: Grader) -> No
                 pair = [{"id": id, "kwargs": {number: count, relation: word, **rest}} for word in (LESS, LEAST)]
                 first, second = grader.grade(text, pair).strict
                 assert first is not second, (id, text, count)
+
+
+def test_thai_is_counted_by_pythainlp_where_it_is_installed() -> None:
+    tokenize = pytest.importorskip("pythainlp.tokenize")
+    pytest.importorskip("pycrfsuite")
+    text = "วันนี้อากาศดีมาก เราไปเดินเล่นที่สวนสาธารณะกันเถอะ ฉันชอบดอกไม้"
+    grader = Grader("official", sentence_splitter="rules")
+    assert (grader.record()["thai_words"], grader.record()["thai_sentences"]) == ("pythainlp", "pythainlp")
+    num_words, num_sentences = len(tokenize.word_tokenize(text)), len(tokenize.sent_tokenize(text))
+    assert num_words > 10 and num_sentences > 1  # by blanks there are three words, and a single line
+    for id, name, count in (
+        ("length_constraints:number_words", "num_words", num_words),
+        ("length_constraints:number_sentences", "num_sentences", num_sentences),
+    ):
+        instructions = [{"id": id, "kwargs": {name: count + more, "relation": LEAST}} for more in (0, 1)]
+        assert grader.grade(text, instructions).strict == (True, False)
