@@ -153,7 +153,10 @@ class Benchmark:
         return {
             "benchmark": self.name,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join([self.parser.prog, *self._arguments]),
+            # a folder of this machine says nothing to a reader: its name does
+            "command": " ".join(
+                [self.parser.prog, *(Path(a).name if a.startswith("/") else a for a in self._arguments)]
+            ),
             "seconds": round(time.monotonic() - self._started, 1),
             "load": {"before": self._load, "after": os.getloadavg()},
             "environment": environment_record(Path(__file__).parent),

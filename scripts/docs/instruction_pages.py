@@ -41,7 +41,8 @@ PAGES: Mapping[str, Page] = {
         "Every keyword occurs at least once, in either case. Inside a longer word it counts: `art` is in `party`.",
         {"keywords": ("list of at least one text", "words or phrases, each of which must occur")},
         "Official mode takes each keyword as a regular expression: `a.c` is found in `abc`, and one that is no valid "
-        "expression makes the instruction ungradable. Fixed mode takes keywords literally.",
+        "expression makes the instruction ungradable, as does one that could search for ever. Fixed mode takes "
+        "keywords literally, and one apostrophe, hyphen, blank or width for another.",
         "Any. Inflected languages need the very form that was given.",
     ),
     "keywords:frequency": Page(
@@ -53,7 +54,8 @@ PAGES: Mapping[str, Page] = {
             "relation": (RELATION, "which side of the bound"),
         },
         "Official mode takes the keyword as a regular expression; one that is invalid, such as `:(`, fails every reply "
-        "under either relation. Fixed mode counts it literally.",
+        "under either relation. Fixed mode counts it literally, and takes one apostrophe, hyphen, blank or width for "
+        "another.",
         "Any. Inflected forms count only as far as they contain the keyword.",
     ),
     "keywords:forbidden_words": Page(
@@ -62,7 +64,8 @@ PAGES: Mapping[str, Page] = {
         {"forbidden_words": ("list of at least one text", "words or phrases that must not occur")},
         "Official mode misses a word within running Chinese, a Hindi word that ends in a vowel sign, and a word that "
         "ends in punctuation (`C++`), because it asks for a regular expression's word boundary on both sides. Fixed "
-        "mode finds all three.",
+        "mode finds all three, and words that stars, underscores, strokes, another apostrophe or full-width letters "
+        "disguise: `_art_`, `a**rt**`.",
     ),
     "keywords:letter_frequency": Page(
         "A letter occurs less often than a number, or at least that often, in either case. Accented letters are "
@@ -73,7 +76,8 @@ PAGES: Mapping[str, Page] = {
             "let_relation": (RELATION, "which side of the bound"),
         },
         "Official mode knows the letters a to z; for any other character the released grader draws a random letter, so "
-        "the instruction is ungradable here. Fixed mode counts any character.",
+        "the instruction is ungradable here. Fixed mode counts any character; a letter with its accent is "
+        "another letter than the one without, however it is composed.",
         "Those in Latin script. Elsewhere it can only ask for Latin letters in foreign names.",
     ),
     "language:response_language": Page(
@@ -81,7 +85,8 @@ PAGES: Mapping[str, Page] = {
         {"language": ("two-letter code", "one of 30 languages, such as `fr` or `hi`; in fixed mode also `zh`")},
         "Official mode asks langdetect, which is unsure of short texts, and passes a text without any letters. It has "
         "no name for Chinese, so `zh` is ungradable. Fixed mode asks lingua, knows `zh`, and fails a text without "
-        "letters.",
+        "letters. Lingua knows no Nepali and takes short Hindi for Marathi, so fixed mode tells these three by "
+        "langdetect's tables and by their small words; a text of a word or two goes to Hindi.",
         "Any; the language is usually not the conversation's.",
     ),
     "length_constraints:number_sentences": Page(
@@ -89,8 +94,8 @@ PAGES: Mapping[str, Page] = {
         {"num_sentences": (COUNT, "the bound"), "relation": (RELATION, "which side of the bound")},
         "Official mode chooses a splitter by the detected language: NLTK's English model for most; in Hindi only the "
         "danda, `!` and `?` end a sentence; in Chinese and Japanese every full stop does, that of `3.5` included, and "
-        "so does every line break. Fixed mode has one splitter for all scripts, knows abbreviations, and does not "
-        "count pieces without a letter, such as a list number.",
+        "so does every line break. Fixed mode has one splitter for all scripts, knows abbreviations of nine languages "
+        "and German ordinals, and does not count pieces without a letter, such as a list number.",
         google="Google mode has NLTK's English model for every language, so a Chinese text is mostly one sentence.",
     ),
     "length_constraints:number_paragraphs": Page(
@@ -117,7 +122,7 @@ PAGES: Mapping[str, Page] = {
         },
         "Official mode compares what stands before the first blank or ASCII punctuation, so it can never match two "
         "words, nor a Chinese word that no blank follows; and a blank paragraph at the beginning shifts the others. "
-        "Fixed mode repairs all of these.",
+        "Fixed mode repairs all of these, and a line of blanks divides too.",
     ),
     "detectable_content:number_placeholders": Page(
         "There are at least so many placeholders in square brackets on one line, such as `[name]`.",
@@ -154,6 +159,8 @@ PAGES: Mapping[str, Page] = {
     ),
     "detectable_format:json_format": Page(
         "The whole reply is one JSON value of any kind. It may stand in a code fence; nothing may stand around it.",
+        modes="Official mode takes NaN and infinities, which JSON has none of, and a fence that is never closed. Fixed "
+        "mode takes neither. A key may occur twice in both.",
     ),
     "detectable_format:title": Page(
         "There is a title in double angular brackets on one line, `<<such as this>>`, and it is not blank.",
@@ -161,6 +168,7 @@ PAGES: Mapping[str, Page] = {
     "combination:two_responses": Page(
         "There are two different answers, divided by six asterisks, `******`. Nothing need stand before the first or "
         "after the second, but three answers fail.",
+        modes="Official mode takes any difference for one. Fixed mode wants another in more than case and blanks.",
     ),
     "combination:repeat_prompt": Page(
         "The reply starts with the request, word for word, in either case.",
@@ -215,7 +223,8 @@ INTRODUCTION = (
     "Each is judged in one of three modes. **Official** gives the verdicts of the grader released with Multi-IF, its "
     "defects included: take it to compare with that benchmark's published numbers. **Google** gives those of the "
     "IFEval that it grew from: take it to compare with IFEval's. It differs from official mode in three instructions, "
-    "whose pages say how. **Fixed** repairs the defects: take it to train.",
+    "whose pages say how. **Fixed** repairs the defects: take it to train. It judges a reply as it is "
+    "read: invisible characters are not there, accents are composed, and any line break is one.",
     "An instruction whose arguments are missing or make no sense is *ungradable*: left out in fixed mode, false in the "
     "others, and named in the results. An empty reply follows nothing; in google and fixed mode neither does a blank "
     "one.",

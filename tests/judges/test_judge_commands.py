@@ -179,7 +179,7 @@ def test_the_naive_reward_does_not(folder: Path, capsys: Any) -> None:
 
 
 def test_audit_holds_its_limit_for_each_kind_of_attack(folder: Path, capsys: Any) -> None:
-    source = "def accuracy(prompt, completion):\n    return completion.text.endswith(prompt.answer)\n"
+    source = "def accuracy(prompt, completion):\n    return completion.text.rstrip(' .}').endswith(prompt.answer)\n"
     status, report = audit_example(folder, capsys, source)
     (total,) = report["overall"]
     assert total["rate"] < report["max_rate"] == 0.05
