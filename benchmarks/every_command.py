@@ -124,6 +124,9 @@ def told(result: Any, command: str) -> str:
         )
     if command == "generate":
         return repr(result[0]["completions"][0]["text"][:60])
+    if "modes" in result:
+        turns = result["modes"]["fixed"]["pooled"]["turns"]
+        return "followed by turn " + ", ".join(f"{t['strict']['conversation']['value']:.3f}" for t in turns.values())
     words = [f"{key} {value:.3g}" for key, value in result.items() if isinstance(value, int | float)]
     return ", ".join(words[:5])
 
@@ -158,7 +161,7 @@ def main() -> None:
         "eval ifeval": ["eval", "ifeval", "--data", "ifeval.jsonl", "--model", model, "--max-tokens", "96",
                         "--mode", "fixed", "--out", "ifeval"],
         "eval budget": ["eval", "budget", "--data", "sums.jsonl", "--model", f"base={model}", "--out", "budget",
-                        "--max-tokens", "48", "--samples-per-prompt", "4", "--votes", "1,4"],
+                        "--max-tokens", "48", "--samples-per-prompt", "4", "--votes", "4", "--best-of", "4"],
         "judge run": ["judge", "run", "--judge", "math", "--data", "replies.jsonl", "--out", "verdicts.jsonl"],
     }  # fmt: skip
     rows = []
