@@ -56,16 +56,18 @@ class Int8:
 
     def write(self, rows: slice, weight: Tensor) -> None:
         """Quantises `weight [rows, in]` as the weights of these outputs."""
+        self.scale[rows], self.quantised[rows], self.kept[rows] = self._quantise(weight)
+
+    def holds(self, rows: slice, weight: Tensor) -> bool:
+        """Whether these outputs hold what `weight` is quantised to, level by level: one small update changes some."""
+        held = (self.scale[rows], self.quantised[rows], self.kept[rows])
+        return all(torch.equal(mine, new) for mine, new in zip(held, self._quantise(weight), strict=True))
+
+    def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scales `[rows]`, levels `[rows, in]` and the float32 columns of the outliers."""
         weight = weight.to(self.scale)
         scale, levels = quantise_rows(weight.index_fill(1, self.outliers, 0.0))
-        self.scale[rows], self.quantised[rows], self.kept[rows] = scale[:, 0], levels, weight[:, self.outliers]
-
-    def gap(self, rows: slice, weight: Tensor) -> float:
-        """Largest distance between held and given weights in units of half a level: at most 1 if they are the same."""
-        scale = self.scale[rows].unsqueeze(1)
-        held = (self.quantised[rows] * scale).index_copy_(1, self.outliers, self.kept[rows])
-        distance = (held - weight.to(scale)).abs_() / (0.5 * scale)
-        return float(distance.max()) / (1 + 1e-4)  # the rounding of the division itself
+        return scale[:, 0], levels, weight[:, self.outliers]
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ class Quantised(Projection, Protocol):
     def write(self, rows: slice, weight: Tensor) -> None:
         """Takes `weight [rows, in]` as the weights of these outputs."""
 
-    def gap(self, rows: slice, weight: Tensor) -> float:
-        """Largest distance between what is held and `weight`, in units of the rounding it may have: at most 1."""
+    def holds(self, rows: slice, weight: Tensor) -> bool:
+        """Whether these outputs hold exactly what `write` makes of `weight`."""
 
 
 MakeProjection = Callable[[str, Tensor, Tensor | None], Projection]
@@ -57,6 +57,10 @@ MakeProjection = Callable[[str, Tensor, Tensor | None], Projection]
 
 The name is that of the (first) linear module whose weights they are.
 """
+
+
+_HEAD_COLUMNS = 8
+"""An optimizer moves all columns of the output head at once, so that a few tell whether it computes with them."""
 
 
 class _Views(Mapping[str, Tensor]):
@@ -81,6 +85,8 @@ class Dense:
 
     weight: Tensor
     bias: Tensor | None = None
+    padding_id: int | None = None
+    """As an embedding, the token whose weights take no gradient, as in `nn.Embedding`."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Maps `x [M, in]`."""
@@ -88,7 +94,7 @@ class Dense:
 
     def lookup(self, ids: Tensor) -> Tensor:
         """The weights of the outputs `ids [M]`, `[M, in]`: as an embedding."""
-        return F.embedding(ids, self.weight)
+        return F.embedding(ids, self.weight, self.padding_id)
 
 
 def fastest(name: str, weight: Tensor, bias: Tensor | None = None) -> Dense | Packed:
@@ -190,6 +196,7 @@ class Decoder:
         self._rotary = body.rotary_emb  # the module that scales positions as trained
         self.cos, self.sin = self._tables(min(geometry.max_positions, 512))
         self._norm_eps = torch.full((), geometry.norm_eps, device=self.device)
+        self._head_name = ""
         self._views: dict[str, Tensor] = {}
         self._quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
 
@@ -215,7 +222,7 @@ class Decoder:
             for block in body.layers
         ]
         head: Any = model.lm_head
-        embed = Dense(body.embed_tokens.weight)
+        embed = Dense(body.embed_tokens.weight, padding_id=body.embed_tokens.padding_idx)
         return cls(Geometry.of(config), embed, layers, body.norm.weight, _dense(head), model)
 
     @classmethod
@@ -244,7 +251,7 @@ class Decoder:
         head = cast(Dense | Packed, fuse.project({name: lm_head}, fastest))
         embed = head if is_tied else Dense(fuse.copy("model.embed_tokens.weight", body.embed_tokens.weight))
         decoder = cls(Geometry.of(config), embed, layers, norm, head, model)
-        decoder._views, decoder._quantised = fuse.views, fuse.quantised
+        decoder._views, decoder._quantised, decoder._head_name = fuse.views, fuse.quantised, f"{name}.weight"
         return decoder
 
     def named_views(self) -> Mapping[str, Tensor]:
@@ -280,10 +287,24 @@ class Decoder:
 
     @torch.no_grad()
     def mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Names of parameters whose held value is not that of `tensors`, up to the rounding of this decoder's form."""
+        """Names of parameters whose held value is not that of `tensors`, up to the rounding of this decoder's form.
+
+        The output head is also compared as it computes: where it is tied to the embeddings, a packed copy that updates
+        never reach would pass for equal otherwise, and one update shifts the log-probs by less than bf16 rounds them.
+        """
         self._check_names(tensors)
         wrong = [n for n, view in self._views.items() if not torch.equal(view, tensors[n].to(view))]
-        return wrong + [n for n, (proj, rows, _) in self._quantised.items() if not proj.gap(rows, tensors[n]) <= 1.0]
+        wrong += [n for n, (proj, rows, _) in self._quantised.items() if not proj.holds(rows, tensors[n])]
+        if self._head_name not in wrong and not self._head_computes_with(tensors[self._head_name]):
+            wrong.append(self._head_name)
+        return wrong
+
+    def _head_computes_with(self, weight: Tensor) -> bool:
+        """Whether the head maps unit vectors to columns of `weight`: one product with 1 and sums of zeros are exact."""
+        columns = torch.arange(0, weight.shape[1], max(1, weight.shape[1] // _HEAD_COLUMNS), device=weight.device)
+        unit_vectors = torch.zeros(len(columns), weight.shape[1], dtype=self.dtype, device=self.device)
+        unit_vectors[torch.arange(len(columns)), columns] = 1.0
+        return torch.equal(self.head(unit_vectors), weight[:, columns].t().to(self.device, self.dtype))
 
     def _check_names(self, tensors: Mapping[str, Tensor]) -> None:
         shapes = {name: tuple(view.shape) for name, view in self._views.items()}

@@ -51,9 +51,9 @@ class Packed:
         places = self._places(torch.arange(rows.start, rows.stop))
         self.blocks[places] = weight.to(self.blocks).reshape(-1, *self.blocks.shape[2:])
 
-    def gap(self, rows: slice, weight: Tensor) -> float:
-        """0 if the weights of these outputs are exactly `weight` in this dtype, else infinity."""
-        return 0.0 if torch.equal(self.dense(rows), weight.to(self.blocks)) else float("inf")
+    def holds(self, rows: slice, weight: Tensor) -> bool:
+        """Whether the weights of these outputs are exactly `weight` in this dtype."""
+        return torch.equal(self.dense(rows), weight.to(self.blocks))
 
     def dense(self, rows: slice) -> Tensor:
         """A copy of the weights of these outputs, `[rows, in]`."""

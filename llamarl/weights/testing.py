@@ -15,7 +15,7 @@ Fault = Literal["none", "skipped", "partial", "zeros", "old", "swapped"]
 - skipped: nothing is copied, yet the fetch succeeds;
 - partial: the second half of each tensor is not copied;
 - zeros: all tensors are zero;
-- old: the version published before the last arrives under the new number;
+- old: the version before arrives under the new number;
 - swapped: two tensors of one shape change places.
 """
 
@@ -31,17 +31,15 @@ class FaultyChannel:
     def __init__(self, channel: WeightChannel, fault: Fault = "none") -> None:
         self.channel = channel
         self.fault: Fault = fault
-        self._published: list[int] = []
 
     def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Publishes faithfully."""
-        self._published.append(version)
         self.channel.publish(version, tensors)
 
     @torch.no_grad()
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """Fetches, then spoils the result. Without `into` the receiver is taken to start from ones."""
-        good = self.channel.fetch(self._published[-2] if self.fault == "old" else version)
+        good = self.channel.fetch(version - 1 if self.fault == "old" else version)
         into = {name: torch.ones_like(tensor) for name, tensor in good.items()} if into is None else into
         if self.fault == "swapped":
             good = _swap(good)

@@ -53,9 +53,9 @@ def test_written_outliers_are_compared_as_they_are():
     old, new = random(12, 16), random(12, 16, seed=1)
     projection = Int8(old, outliers=torch.tensor([3, 5]))
     projection.write(slice(None), new)
-    assert projection.gap(slice(None), new) <= 1.0
+    assert projection.holds(slice(None), new)
     projection.kept[2, 1] = old[2, 5]
-    assert projection.gap(slice(None), new) > 1.0
+    assert not projection.holds(slice(None), new)
 
 
 def test_outliers_are_the_channels_that_carry_most_on_any_text():
@@ -73,9 +73,9 @@ def test_writing_rows_replaces_them_and_gap_tells():
     projection = Int8(old)
     rows = slice(4, 8)
     projection.write(rows, new[rows])
-    assert projection.gap(rows, new[rows]) <= 1.0 < projection.gap(rows, old[rows])
-    assert projection.gap(slice(0, 4), old[:4]) <= 1.0
-    assert not projection.gap(rows, torch.full((4, 16), torch.nan)) <= 1.0
+    assert projection.holds(rows, new[rows]) and not projection.holds(rows, old[rows])
+    assert projection.holds(slice(0, 4), old[:4])
+    assert not projection.holds(rows, torch.full((4, 16), torch.nan))
 
 
 def test_generator_draws_near_the_models_own_distribution_and_proves_its_weights():

@@ -56,10 +56,10 @@ def test_writing_changes_these_outputs_and_no_others(dtype, rows):
 def test_one_wrong_number_is_a_gap():
     weight = weight_of(torch.float32)
     packed = Packed(weight)
-    assert packed.gap(slice(64, 128), weight[64:128]) == 0.0
+    assert packed.holds(slice(64, 128), weight[64:128])
     weight[100, 7] += 1e-6
-    assert packed.gap(slice(64, 128), weight[64:128]) > 1.0
-    assert packed.gap(slice(128, 192), weight[128:]) == 0.0
+    assert not packed.holds(slice(64, 128), weight[64:128])
+    assert packed.holds(slice(128, 192), weight[128:])
 
 
 @pytest.mark.parametrize("shape", [(200, 128), (192, 120), (64, 64), (192, 128, 2)])

@@ -90,6 +90,24 @@ def test_packed_loss_and_all_gradients_equal_those_of_padded_rows(family, is_tie
     assert distance(gradients(model, loss_of(packed, rows)), gradients(model, loss_of(padded, rows))) < 2e-6
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("pad_id", [0, 2])  # 2 also ends a completion, as where pad and eos are one token
+def test_the_pad_token_gets_the_gradient_that_transformers_gives_it(family, is_tied, pad_id):
+    model = tiny_model(family, tie_word_embeddings=is_tied, pad_token_id=pad_id, eos_token_id=2)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[pad_id] = 0.0  # as freshly built: the norm of a zero vector has a huge gradient
+    rows = [SFTRow((5, 0, 6), (7, 0, 8, 2)), SFTRow((5, 2, 6), (0, 2))]
+    packed, padded = PackedScorer(model), PaddedScorer(model)
+    ours, theirs = gradients(model, loss_of(packed, rows)), gradients(model, loss_of(padded, rows))
+    embedding = "model.embed_tokens.weight"
+    if is_tied:
+        torch.testing.assert_close(ours[embedding][pad_id], theirs[embedding][pad_id], rtol=1e-4, atol=1e-5)
+    else:
+        assert not ours[embedding][pad_id].any() and not theirs[embedding][pad_id].any()
+    assert distance(ours, theirs) < 2e-6
+
+
 @settings(max_examples=25, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 9), family=st.sampled_from(FAMILIES))
 def test_packed_equals_padded_for_any_lengths_and_groups(shape, seed, family):

@@ -1,0 +1,110 @@
+"""Training a real model with generators of three precisions, from one seed: rewards, mismatch, pace.
+
+    python -m benchmarks.precisions --model DIR_OR_GGUF [--steps 50]
+
+Instructions that a program checks, 4 prompts x 8 completions x 96 tokens a step, learning rate 1e-5. The runs are the
+same but for `generator.precision` and `trainer.precision`: fp32 and fp32; bf16 and bf16; int8 and bf16. Rewards are
+compared over the same steps, hence the same prompts: the mean of the differences, with its standard error over steps.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Benchmark
+from benchmarks.every_command import PROGRAM, run
+
+RECIPE = """
+model = "{model}"
+[data]
+source = "train.jsonl"
+[[judges]]
+function = "instructions"
+[sampling]
+max_tokens = 96
+[schedule]
+steps = {steps}
+prompts_per_step = 4
+samples_per_prompt = 8
+evaluate_every = {every}
+[evaluation]
+num_prompts = 32
+[trainer]
+precision = "{trainer}"
+[generator]
+precision = "{generator}"
+slots = 32
+"""
+
+PRECISIONS = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16"}
+"""Of the generator: of the trainer."""
+
+
+def column(records: list[dict[str, Any]], name: str) -> list[float]:
+    """The values of a metric, step by step."""
+    return [record[name] for record in records if record.get(name) is not None]
+
+
+def main() -> None:
+    """The command line."""
+    benchmark = Benchmark("precisions", __doc__, repeats=1, quick_repeats=1)
+    benchmark.parser.add_argument("--model", required=True, help="checkpoint directory or GGUF file")
+    benchmark.parser.add_argument("--steps", type=int, default=50, help="of each run (default 50)")
+    benchmark.parser.add_argument("--work", type=Path, default=Path("runs/precisions"), help="folder of the runs")
+    options = benchmark.start()
+    steps = 3 if options.quick else options.steps
+    work = options.work.resolve() / time.strftime("%Y%m%d-%H%M%S")
+    work.mkdir(parents=True)
+    arguments = ["data", "instructions", "--count", str(8 * steps + 64), "--out", "train.jsonl"]
+    subprocess.run([*PROGRAM, *arguments], cwd=work, check=True)
+    rows, rewards, paces = [], {}, {}
+    for generator, trainer in PRECISIONS.items():
+        text = RECIPE.format(
+            model=Path(options.model).resolve(),
+            steps=steps,
+            every=max(1, steps // 2),
+            trainer=trainer,
+            generator=generator,
+        )
+        (work / f"{generator}.toml").write_text(text)
+        summary, seconds, peak, status = run(
+            ["train", f"{generator}.toml", "--run-dir", generator, "--plain", "--json"], work
+        )
+        if status != 0:
+            print(f"generator.precision = {generator}: exit status {status}; see {work / 'commands.log'}")
+            sys.exit(1)
+        records = [json.loads(line) for line in (work / generator / "metrics.jsonl").read_text().splitlines()]
+        reward = rewards[generator] = column(records, "rollout/reward/mean")
+        pace = paces[generator] = statistics.median(column(records, "time/step"))
+        third = max(1, len(reward) // 3)
+        rows.append(
+            {
+                "generator": generator,
+                "trainer": trainer,
+                "steps": len(reward),
+                "first third": statistics.mean(reward[:third]),
+                "last third": statistics.mean(reward[-third:]),
+                "held-out": ", ".join(f"{value:.3f}" for value in column(records, "eval/reward/mean")),
+                "mismatch_kl": statistics.mean(column(records, "train/mismatch_kl")),
+                "s a step": pace,
+                "tokens/s": summary["tokens_per_second"],
+                "peak GB": peak,
+                "rewards": [round(value, 4) for value in reward],
+            }
+        )
+        benchmark.note(f"{generator}: {seconds:.0f} s, last third {rows[-1]['last third']:.3f}")
+    headlines = {}
+    for name in ("bf16", "int8"):
+        gaps = [a - b for a, b in zip(rewards[name], rewards["fp32"], strict=True)]
+        headlines[f"{name} minus fp32, reward"] = statistics.mean(gaps)
+        headlines[f"{name} minus fp32, standard error"] = statistics.stdev(gaps) / len(gaps) ** 0.5
+        headlines[f"{name} step over fp32 step, seconds"] = paces[name] / paces["fp32"]
+    benchmark.finish(rows, headlines)
+
+
+if __name__ == "__main__":
+    main()
