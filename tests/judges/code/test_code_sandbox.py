@@ -20,7 +20,7 @@ from llamarl.core.records import Prompt, Status, Verdict
 from llamarl.judges import text_completion
 from llamarl.judges.code import CodeJudge, Limits, SandboxError
 from llamarl.judges.code.grading import Setup, grade
-from llamarl.judges.code.sandbox import FIRST_UID, Interpreter, command, find_python
+from llamarl.judges.code.sandbox import Interpreter, command, find_python
 from llamarl.judges.code.unit_tests import parse_tests
 
 
@@ -268,11 +268,13 @@ def test_programs_that_end_badly_are_wrong_and_say_how(code: str, reason: str) -
     assert verdict.score == 0.0 and verdict.passed is False and reason in verdict.reason, verdict
 
 
-def processes_of(uids: range) -> list[str]:
+def processes_named(name: str) -> list[str]:
+    """Living processes of this machine that call themselves so: other test runs have sandboxes of their own."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if path.stat().st_uid in uids and "Z" not in (path / "stat").read_text().rpartition(")")[2].split()[0]:
+            is_dead = "Z" in (path / "stat").read_text().rpartition(")")[2].split()[0]
+            if (path / "comm").read_text().strip() == name and not is_dead:
                 found.append(path.name)
         except OSError:
             continue
@@ -285,13 +287,17 @@ def own_children() -> set[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have users of its own")
 def test_nothing_is_left_behind(judge: CodeJudge) -> None:
+    name = f"left{os.getpid()}"
+    naming = f"import os, time, ctypes\nctypes.CDLL(None).prctl(15, b'{name}')\n"  # PR_SET_NAME; children inherit it
+    asking = "found = ctypes.create_string_buffer(16)\nctypes.CDLL(None).prctl(16, found)\nshow(found.value.decode())"
+    assert seen_by(judge, naming + asking) == name
     daemon = (
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\n"
+        f"{naming}if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\n"
     )
     before, children = len(os.listdir("/proc/self/fd")), own_children()
     judged(judge, {"inputs": [""], "outputs": [""]}, *[daemon] * 6)
     judged(judge, ["x = f()\nassert x is None"], *[daemon + "def f(): pass"] * 4)
-    assert processes_of(range(FIRST_UID, FIRST_UID + 256)) == []
+    assert processes_named(name) == []
     assert len(os.listdir("/proc/self/fd")) == before
     assert own_children() <= children
 
