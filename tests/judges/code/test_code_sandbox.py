@@ -291,9 +291,7 @@ def test_nothing_is_left_behind(judge: CodeJudge) -> None:
     naming = f"import os, time, ctypes\nctypes.CDLL(None).prctl(15, b'{name}')\n"  # PR_SET_NAME; children inherit it
     asking = "found = ctypes.create_string_buffer(16)\nctypes.CDLL(None).prctl(16, found)\nshow(found.value.decode())"
     assert seen_by(judge, naming + asking) == name
-    daemon = (
-        f"{naming}if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\n"
-    )
+    daemon = f"{naming}if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\n"
     before, children = len(os.listdir("/proc/self/fd")), own_children()
     judged(judge, {"inputs": [""], "outputs": [""]}, *[daemon] * 6)
     judged(judge, ["x = f()\nassert x is None"], *[daemon + "def f(): pass"] * 4)
