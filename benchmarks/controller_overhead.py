@@ -20,11 +20,12 @@ from pathlib import Path
 
 from benchmarks.common import Benchmark, spread, take_turns
 from llamarl.algorithms import AIPO, AIPOConfig
+from llamarl.controller.clients import JudgesClient, TrainerClient
+from llamarl.controller.generators import GeneratorPool
 from llamarl.controller.guard import CollapseGuard, GuardConfig
 from llamarl.controller.ledger import Ledger
 from llamarl.controller.loop import Controller
 from llamarl.controller.observer import StepRecord
-from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.reporter import Reporter
 from llamarl.controller.restarts import RestartBudget
@@ -48,6 +49,7 @@ from llamarl.engine import build_engine
 from llamarl.testing import RecordingObserver
 
 STEP_SECONDS = 0.17
+CALL_SECONDS = 60.0
 NUM_GROUPS, GROUP_SIZE, LENGTH, PROMPT_LENGTH = 16, 8, 20, 30
 WARM_UP = 20
 """Steps that are not counted."""
@@ -135,24 +137,25 @@ async def run(engine_name: str, observer: TimedReporter | TimedSilence, ledger: 
         steps=steps, prompts_per_step=NUM_GROUPS, samples_per_prompt=GROUP_SIZE, max_staleness=0, checkpoint_every=0
     )
     prompts = [Prompt(f"p{i}", ({"role": "user", "content": "a prompt"},)) for i in range(steps * NUM_GROUPS)]
-    pulse = Pulse()
+    pulse, budget = Pulse(), RestartBudget(0)
+    spawn_judge = partial(engine.spawn, IdleJudge, name="judge")
+    judges = JudgesClient("judge", spawn_judge, budget, observer, CALL_SECONDS, judge_seconds=CALL_SECONDS)
     try:
         trainer = await engine.spawn(IdleTrainer, name="trainer")
-        judge = await engine.spawn(IdleJudge, name="judge")
         controller = Controller(
             schedule=schedule,
             tasks=[RunTask("idle", ((0, prompt) for prompt in prompts), AIPO(AIPOConfig()), NUM_GROUPS, GROUP_SIZE)],
             encode=lambda prompt: (7,) * PROMPT_LENGTH,
             sampling=Sampling(max_tokens=LENGTH),
-            trainer=trainer,
-            judge=judge,
+            trainer=TrainerClient(trainer, observer, CALL_SECONDS),
+            judges=await judges.start(),
             pool=GeneratorPool(
                 lambda name: engine.spawn(IdleGenerator, name=name),
                 ["generator-0"],
                 capacity=NUM_GROUPS + NUM_GROUPS // 2,
                 pulse=pulse,
-                timeout_seconds=60.0,
-                budget=RestartBudget(0),
+                call_seconds=CALL_SECONDS,
+                budget=budget,
                 observer=observer,
             ),
             ledger=ledger,

@@ -14,21 +14,24 @@ unfinished ones (a batch takes the earliest due of the *ready* groups), so one l
 k = 0 is the synchronous run: B groups start, all B train, then the next B start.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llamarl.core.records import Group, Prompt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """One issued group: a prompt on its way to the trainer."""
+    """One issued group: a prompt on its way to the trainer, or to an evaluation."""
 
     index: int
-    """Issue order within the run."""
+    """Issue order within the run; negative for held-out prompts."""
     epoch: int
     prompt: Prompt
     version: int
     """Lower bound on the policy version of its oldest token."""
+    is_held_out: bool = False
+    is_complete: bool = False
+    """Whether its completions are there, so that only verdicts are still awaited."""
 
 
 class WorkBuffer:
@@ -83,21 +86,19 @@ class WorkBuffer:
         """Records a started group. Call only where `may_issue(ticket.version)`."""
         self._pending[ticket.index] = ticket
 
-    def restart(self, index: int, version: int) -> Ticket:
-        """The ticket of a group that starts over on weights of `version` (its generator was lost)."""
-        self._pending[index] = replace(self._pending[index], version=version)
-        return self._pending[index]
+    def restart(self, index: int, version: int) -> None:
+        """Notes that a group starts over on weights of `version` (its generator was lost)."""
+        self._pending[index].version = version
 
     def finish(self, index: int, group: Group) -> None:
-        """A group came back judged; its true oldest version replaces the bound."""
+        """Takes a judged group in; its true oldest version replaces the bound."""
         ticket = self._pending.pop(index)
-        self._ready[index] = (replace(ticket, version=max(ticket.version, group.oldest_version)), group)
+        ticket.version = max(ticket.version, group.oldest_version)
+        self._ready[index] = (ticket, group)
 
-    def drop(self, index: int) -> Ticket:
-        """Takes a group out without training it."""
-        if index in self._pending:
-            return self._pending.pop(index)
-        return self._ready.pop(index)[0]
+    def drop(self, index: int) -> None:
+        """Takes a pending group out: it will not train."""
+        del self._pending[index]
 
     @property
     def is_over(self) -> bool:

@@ -4,30 +4,29 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from llamarl.controller.clients import JudgesClient
 from llamarl.controller.observer import Observer
 from llamarl.core.errors import JudgeError, LlamaRLError, describe
-from llamarl.core.protocols import ExecutorHandle
 
 MAX_SHOWN = 4
-"""Sentences of one look."""
+"""Most sentences that one look is worth."""
 
 
 @asynccontextmanager
 async def canaries_watched(
-    judge: ExecutorHandle, observer: Observer, *, poll_seconds: float = 2.0, timeout_seconds: float = 600.0
+    judges: JudgesClient, observer: Observer, *, poll_seconds: float = 2.0
 ) -> AsyncIterator[None]:
     """Has the judges look at their canaries now, and whenever they are due until the end of the block.
 
     Args:
-        judge: a `JudgeExecutor`.
+        judges: whose canaries are looked at.
         observer: is told of wrong verdicts.
-        poll_seconds: pause between two questions whether they are due.
-        timeout_seconds: of one look.
+        poll_seconds: pause between two questions whether any are due.
 
     Raises:
         JudgeError: at the start, naming the first canaries that got a wrong verdict, or none.
     """
-    if problems := await judge.call("check_canaries", timeout_seconds=timeout_seconds):
+    if problems := await judges.check_canaries():
         shown = "; ".join(problems[:MAX_SHOWN])
         raise JudgeError(f"canaries: {len(problems)} got a wrong verdict or none before the first step: {shown}")
 
@@ -35,7 +34,7 @@ async def canaries_watched(
         while True:
             await asyncio.sleep(poll_seconds)
             try:
-                found = await judge.call("check_canaries", True, timeout_seconds=timeout_seconds)
+                found = await judges.check_canaries(during_run=True)
             except Exception as error:  # or nobody would hear that nobody looks any more
                 found = [f"not looked at: {error if isinstance(error, LlamaRLError) else describe(error)}"]
             for problem in found[:MAX_SHOWN]:

@@ -1,17 +1,21 @@
 """Held-out prompts, answered and judged beside the training."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamarl.controller.groups import Asker, GroupMaker
+from llamarl.controller.buffer import Ticket
+from llamarl.controller.generators import GeneratorClient, GeneratorPool
+from llamarl.controller.groups import GroupRunner
 from llamarl.controller.metrics import mean_reward
-from llamarl.controller.pool import GeneratorPool, Member, Work
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.task import RunTask
 from llamarl.core.errors import JudgeError
-from llamarl.core.records import Completion, Group, Prompt
+from llamarl.core.records import Group, Prompt
 from llamarl.core.sampling import Sampling
+
+HELD_OUT_EPOCH = -1
+"""Seeds of held-out completions derive from it, so they are the same in every evaluation and differ from training's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,53 +31,45 @@ class Evaluator:
     """Answers held-out prompts with the weights that are served.
 
     Args:
-        tasks: by name; whose judges judge.
-        asker, maker: requests out, groups back.
+        tasks: by name; a prompt's own task judges it.
+        runner: runs the groups.
         pool: the generators.
         pulse: shared with the pool.
         stall_seconds: most time without another answer.
     """
 
     def __init__(
-        self,
-        tasks: Mapping[str, RunTask],
-        asker: Asker,
-        maker: GroupMaker,
-        pool: GeneratorPool,
-        pulse: Pulse,
-        stall_seconds: float,
+        self, tasks: Mapping[str, RunTask], runner: GroupRunner, pool: GeneratorPool, pulse: Pulse, stall_seconds: float
     ) -> None:
-        self._tasks, self._asker, self._maker, self._pool = tasks, asker, maker, pool
-        self._pulse, self._limit = pulse, stall_seconds
+        self._tasks, self._runner, self._pool = tasks, runner, pool
+        self._pulse, self._stall_seconds = pulse, stall_seconds
         self._next_index = -1
 
-    async def groups(self, evaluation: Evaluation, version: int) -> list[Group]:
-        """One judged group per held-out prompt, in order.
+    async def evaluate(self, evaluation: Evaluation, version: int) -> list[Group]:
+        """The judged groups of all held-out prompts, in order.
 
         Raises:
-            JudgeError: not one completion could be judged.
+            JudgeError: no completion could be judged.
             StallError: no more answers came.
         """
-        indices = range(self._next_index, self._next_index - len(evaluation.prompts), -1)
-        self._next_index = indices.stop  # negative, so that held-out prompts go before those of training
-        loop = asyncio.get_running_loop()
-        answers: dict[int, asyncio.Future[tuple[Completion, ...]]] = {index: loop.create_future() for index in indices}
-        works = [
-            Work(
-                self._asker.requests(index, -1, prompt, [(prompt, evaluation.samples_per_prompt)], evaluation.sampling),
-                done.set_result,
-            )
-            for (index, done), prompt in zip(answers.items(), evaluation.prompts, strict=True)
+        members = await self._pulse.wait_for(self._serving, lambda: "generators to serve", self._stall_seconds)
+        # Negative, so that held-out prompts go before those of training.
+        tickets = [
+            Ticket(self._next_index - place, HELD_OUT_EPOCH, prompt, version, is_held_out=True)
+            for place, prompt in enumerate(evaluation.prompts)
         ]
-        await self._submit(works)
-
-        async def judged(index: int, prompt: Prompt) -> Group:
-            samples = await self._maker.judged(self._task_of(prompt), prompt, await answers[index])
-            return Group(prompt, samples, index, -1)
-
-        groups, _ = await asyncio.gather(
-            asyncio.gather(*map(judged, indices, evaluation.prompts)), self._keeps_answering(answers.values())
-        )
+        self._next_index -= len(tickets)
+        # All begin at once and in turn: what is decoded together then doesn't depend on the clock.
+        runs = [
+            asyncio.create_task(self._run_group(ticket, members[place % len(members)], evaluation))
+            for place, ticket in enumerate(tickets)
+        ]
+        watch = asyncio.create_task(self._watch_progress(tickets))
+        try:
+            groups, _ = await asyncio.gather(asyncio.gather(*runs), watch)
+        finally:
+            for task in (*runs, watch):
+                task.cancel()
         if mean_reward(groups) is None:
             raise JudgeError(
                 f"version {version}: no completion of the {len(groups)} held-out prompts could be judged; "
@@ -81,28 +77,32 @@ class Evaluator:
             )
         return groups
 
-    async def _submit(self, works: Sequence[Work]) -> None:
-        """Shares everything out at once: what is decoded together then doesn't depend on the clock."""
-        members = await self._pulse.wait_for(self._all_serving, lambda: "generators to serve", self._limit)
-        for place, member in enumerate(members):
-            if share := works[place :: len(members)]:
-                await self._pool.submit(member, share)
+    async def _run_group(self, ticket: Ticket, generator: GeneratorClient, evaluation: Evaluation) -> Group:
+        prompt = ticket.prompt
+        generator.reserve()
+        return await self._runner.run_group(
+            ticket,
+            self._task_of(prompt),
+            generator,
+            [(prompt, evaluation.samples_per_prompt)],
+            evaluation.sampling,
+        )
 
-    async def _keeps_answering(self, answers: Collection["asyncio.Future[tuple[Completion, ...]]"]) -> None:
-        """Until all are there. Raises `StallError` once no more came for as long as a stall may last."""
-        left = len(answers)
+    async def _watch_progress(self, tickets: Sequence[Ticket]) -> None:
+        """Returns once all are answered. Raises `StallError` once no more came for as long as a stall may last."""
+        left = len(tickets)
 
-        def fewer() -> int | None:
-            count = sum(not answer.done() for answer in answers)
+        def count_fewer() -> int | None:
+            count = sum(not ticket.is_complete for ticket in tickets)
             return count if count < left else None
 
-        def what() -> str:
-            return f"{left} of {len(answers)} held-out answers"
+        def describe() -> str:
+            return f"{left} of {len(tickets)} held-out answers"
 
         while left:
-            left = await self._pulse.wait_for(fewer, what, self._limit)
+            left = await self._pulse.wait_for(count_fewer, describe, self._stall_seconds)
 
-    def _all_serving(self) -> list[Member] | None:
+    def _serving(self) -> list[GeneratorClient] | None:
         members = self._pool.members
         return None if any(member.version is None for member in members) else members
 
@@ -111,6 +111,6 @@ class Evaluator:
 
 
 def first_reason(groups: Sequence[Group]) -> str:
-    """Of the verdicts that give one."""
+    """The first reason that a verdict of these groups gives."""
     reasons = (v.reason for group in groups for sample in group.samples for v in sample.verdicts.values() if v.reason)
     return next(reasons, "no judge gave one")

@@ -1,113 +1,105 @@
-"""From a prompt to its group: what is asked of a generator, and what becomes of the completions."""
+"""The life of a group: one coroutine takes it from a prompt to its judged samples.
+
+    Ticket ──▶ complete ──▶ judge | score under the reference | judge the baseline ──▶ Group
+
+Training and held-out groups live alike. What becomes of a group is its caller's: `loop` settles, `evaluation` gathers.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from llamarl.controller.judging import JudgeQueue
-from llamarl.controller.observer import Observer
+from llamarl.controller.buffer import Ticket
+from llamarl.controller.clients import JudgesClient, ScorerClient
+from llamarl.controller.generators import GeneratorClient
 from llamarl.controller.task import RunTask
-from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
 
 Encode = Callable[[Prompt], tuple[int, ...]]
+Variants = Sequence[tuple[Prompt, int]]
+"""Prompts to sample from in place of one, with the number of completions of each."""
 
 
-class Asker:
-    """Makes generation requests; their seeds depend on run seed, epoch, prompt and sample only.
+class GroupRunner:
+    """Runs groups.
 
     Args:
         encode: prompt -> token ids.
-        seed: of the run.
-        max_forms: most requests that a prompt needs.
-    """
-
-    def __init__(self, encode: Encode, seed: int, max_forms: int) -> None:
-        self._encode, self._seed, self._max_forms = encode, seed, max_forms
-
-    def requests(
-        self, index: int, epoch: int, prompt: Prompt, asked: Sequence[tuple[Prompt, int]], sampling: Sampling
-    ) -> list[GenerationRequest]:
-        """The requests of the prompt whose number in the run is `index`; lower ones are generated first."""
-        requests, num_samples = [], 0
-        for place, (form, samples) in enumerate(asked):
-            numbers = range(num_samples, num_samples + samples)
-            seeds = tuple(sample_seed(self._seed, epoch, prompt.id, i) for i in numbers)
-            key = index * self._max_forms + place
-            requests.append(GenerationRequest(key, self._encode(form), seeds, sampling, priority=index))
-            num_samples += samples
-        return requests
-
-
-class GroupMaker:
-    """Makes groups of completions: verdicts, the reference policy's log-probs, the baseline and its verdicts.
-
-    Args:
-        judging: the way to the judges.
-        encode: prompt -> token ids.
-        observer: is told what takes time.
-        reference: the frozen policy's executor, where an algorithm needs it.
-        call_seconds: deadline of a call to the reference.
+        seed: seeds the run; a completion's seed depends on it, the epoch, the prompt and the sample's number only.
+        max_variants: most variants that a prompt of the run has.
+        judges: judge the completions.
+        scorer: the frozen reference policy, where an algorithm needs it.
     """
 
     def __init__(
-        self,
-        judging: JudgeQueue,
-        encode: Encode,
-        observer: Observer,
-        reference: ExecutorHandle | None,
-        call_seconds: float,
+        self, encode: Encode, seed: int, max_variants: int, judges: JudgesClient, scorer: ScorerClient | None
     ) -> None:
-        self._judging, self._encode, self._observer = judging, encode, observer
-        self._reference, self._call_seconds = reference, call_seconds
+        self._encode, self._seed, self._max_variants = encode, seed, max_variants
+        self._judges, self._scorer = judges, scorer
 
-    async def made(
-        self, task: RunTask, prompt: Prompt, completions: Sequence[Completion], index: int, epoch: int
+    async def run_group(
+        self,
+        ticket: Ticket,
+        task: RunTask,
+        generator: GeneratorClient,
+        variants: Variants,
+        sampling: Sampling,
+        on_restart: Callable[[int], None] = lambda version: None,
     ) -> Group:
-        """The group as its task's algorithm needs it."""
-        if task.forms:
-            trained_ids = self._encode(prompt)
-            completions = [replace(completion, prompt_ids=trained_ids) for completion in completions]
-        if self._needs_reference(task) or task.baselines:
-            samples, logprobs, baseline = await asyncio.gather(
-                self.judged(task, prompt, completions),
-                self._reference_logprobs(task, completions),
-                self._judged_baseline(task, prompt),
-            )
-            known = (replace(s, reference_logprobs=each) for s, each in zip(samples, logprobs, strict=True))
-            return Group(prompt, tuple(known), index, epoch, baseline)
-        return Group(prompt, await self.judged(task, prompt, completions), index, epoch)
+        """Completes a prompt and judges the completions.
 
-    def _needs_reference(self, task: RunTask) -> bool:
-        return self._reference is not None and task.algorithm.needs_reference
+        Args:
+            ticket: whose group.
+            task: its judges judge; a group that trains gets what its algorithm needs besides.
+            generator: completes the prompt; its room was reserved.
+            variants: what the generator is asked instead; judges and trainer see the prompt as it stands.
+            sampling: how the completions are drawn.
+            on_restart: told the served version each time the group starts over, its generator having been lost.
+        """
+        prompt = ticket.prompt
+        completions = await generator.complete(self._build_requests(ticket, variants, sampling), on_restart)
+        ticket.is_complete = True
+        if variants[0][0] is not prompt:
+            prompt_ids = self._encode(prompt)
+            completions = tuple(replace(completion, prompt_ids=prompt_ids) for completion in completions)
+        needs_reference = self._scorer is not None and task.algorithm.needs_reference
+        if ticket.is_held_out or not (needs_reference or task.baselines):
+            samples = await self._judges.judge(prompt, completions, task.name)
+            return Group(prompt, samples, ticket.index, ticket.epoch)
+        samples, logprobs, baseline = await asyncio.gather(
+            self._judges.judge(prompt, completions, task.name),
+            self._score(task, completions),
+            self._judge_baseline(task, prompt),
+        )
+        known = (replace(s, reference_logprobs=each) for s, each in zip(samples, logprobs, strict=True))
+        return Group(prompt, tuple(known), ticket.index, ticket.epoch, baseline)
 
-    async def judged(self, task: RunTask, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
-        """The completions with their verdicts and rewards, and nothing else."""
-        with self._observer.span("judge", "judge"):
-            return await self._judging.judged(prompt, completions, task.name)
+    def _build_requests(self, ticket: Ticket, variants: Variants, sampling: Sampling) -> list[GenerationRequest]:
+        """One request a variant. Samples are numbered through the whole group; groups issued earlier go first."""
+        requests, num_samples = [], 0
+        for place, (prompt, count) in enumerate(variants):
+            numbers = range(num_samples, num_samples + count)
+            seeds = tuple(sample_seed(self._seed, ticket.epoch, ticket.prompt.id, i) for i in numbers)
+            key = ticket.index * self._max_variants + place
+            requests.append(GenerationRequest(key, self._encode(prompt), seeds, sampling, priority=ticket.index))
+            num_samples += count
+        return requests
 
-    async def _reference_logprobs(
-        self, task: RunTask, completions: Sequence[Completion]
-    ) -> Sequence[tuple[float, ...] | None]:
-        """Of each completion, per token; None where the task's algorithm needs none."""
-        if self._reference is None or not self._needs_reference(task):
+    async def _score(self, task: RunTask, completions: Sequence[Completion]) -> Sequence[tuple[float, ...] | None]:
+        """The reference's log-probs of each completion; None where the task's algorithm needs none."""
+        if self._scorer is None or not task.algorithm.needs_reference:
             return [None] * len(completions)
-        rows = [(completion.prompt_ids, completion.token_ids) for completion in completions]
-        with self._observer.span("reference", "score"):
-            logprobs: list[tuple[float, ...]] = await self._reference.call(
-                "logprobs", rows, timeout_seconds=self._call_seconds
-            )
-        return logprobs
+        return await self._scorer.score(completions)
 
-    async def _judged_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
+    async def _judge_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
         """The prompt's baseline response with its verdicts; judged once a run, unless a judge failed."""
         completion = task.baselines.get(prompt.id)
         if completion is None:
             return None
         if prompt.id not in task.judged_baselines:
-            (sample,) = await self.judged(task, prompt, [completion])
+            (sample,) = await self._judges.judge(prompt, [completion], task.name)
             if sample.reward is None:
                 return sample
             task.judged_baselines[prompt.id] = sample

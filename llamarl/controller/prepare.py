@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from llamarl.algorithms import AlgorithmConfig
 from llamarl.controller.memory import describe_memory, plan_memory
 from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
-from llamarl.controller.task import Form
+from llamarl.controller.task import PromptVariant
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.protocols import Judge, info_of
 from llamarl.core.records import Completion, Prompt
@@ -46,8 +46,8 @@ class PreparedTask:
     """By prompt id, where the algorithm may fall back on `info.baseline`."""
     paying: Mapping[str, float]
     """Weights of the judges whose scores make the reward, by name."""
-    forms: Sequence[Form]
-    """How training prompts are asked, if not as they stand."""
+    variants: Sequence[PromptVariant]
+    """Rewrites of training prompts to sample from; where empty, the prompts as they stand."""
     notes: Sequence[str] = ()
     """What to know of it before the run starts."""
 
@@ -66,7 +66,7 @@ class PreparedTask:
             "skipped_rows": len(self.skipped_rows),
             "epochs": round(steps * size / len(self.prompts), 3),
             "completions_per_step": size * samples,
-            **({"coverage": {form.name: form.samples for form in self.forms}} if self.forms else {}),
+            **({"coverage": {each.name: each.samples for each in self.variants}} if self.variants else {}),
             "algorithm": self.algorithm.type,
             "judges": [judge.name or judge.function for judge in self.config.judges],
             "weight": self.config.weight,
@@ -191,9 +191,9 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positi
         )
     if recipe.tasks:
         rows, held_out = _of_task(task.name, rows), _of_task(task.name, held_out)
-    forms = [Form(form.ask, load_ask(form.ask), form.samples) for form in task.coverage]
+    variants = [PromptVariant(each.ask, load_ask(each.ask), each.samples) for each in task.coverage]
     lengths = _Lengths(tokenizer, positions, recipe.sampling.max_tokens, should_skip=data.on_bad_row == "skip")
-    rows, long = lengths.fitting(rows, forms)
+    rows, long = lengths.fitting(rows, variants)
     if not rows:
         raise DataError(f"{data.source}: no prompt is left to train; the first: {long[0]}")
     held_out, long_held_out = lengths.fitting(held_out)
@@ -207,7 +207,7 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positi
     paying, untried = _check_judges(task, rows, held_out, tokenizer)
     skipped = [*bad, *bad_held_out, *long, *long_held_out]
     held_out_prompts = [row.prompt for row in held_out]
-    return PreparedTask(task, prompts, held_out_prompts, skipped, baselines, paying, forms, [*notes, *untried])
+    return PreparedTask(task, prompts, held_out_prompts, skipped, baselines, paying, variants, [*notes, *untried])
 
 
 def _read(data: DataConfig, source: str, **options: Any) -> tuple[list[_Row], list[BadRow]]:
@@ -290,19 +290,19 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """No prompt, in whatever form, may be so long that its completion cannot fit the model's positions."""
+    """No prompt, in whatever variant, may be so long that its completion cannot fit the model's positions."""
 
     tokenizer: Tokenizer
     positions: int
     max_tokens: int
     should_skip: bool
 
-    def fitting(self, rows: Sequence[_Row], forms: Sequence[Form] = ()) -> tuple[list[_Row], list[BadRow]]:
-        """The rows that fit, as they stand and in each form, and those that don't. Raises `DataError` at the first."""
+    def fitting(self, rows: Sequence[_Row], variants: Sequence[PromptVariant] = ()) -> tuple[list[_Row], list[BadRow]]:
+        """The rows that fit, in all variants too, and those that don't. Raises `DataError` at the first."""
         fit, long = [], []
         with _naming_the_row(rows) as prompts:
             for row, prompt in zip(rows, prompts, strict=False):
-                if not (problem := self._problem(prompt, forms)):
+                if not (problem := self._problem(prompt, variants)):
                     fit.append(row)
                     continue
                 remedy = "shorten the prompt, lower sampling.max_tokens, or drop the row"
@@ -311,9 +311,9 @@ class _Lengths:
                 long.append(BadRow(*row.place, "prompt_too_long", "", problem, remedy))
         return fit, long
 
-    def _problem(self, prompt: Prompt, forms: Sequence[Form]) -> str:
+    def _problem(self, prompt: Prompt, variants: Sequence[PromptVariant]) -> str:
         room = self.positions - self.max_tokens
-        for name, asked in [("", prompt), *((f" asked as {form.name}", form.ask(prompt)) for form in forms)]:
+        for name, asked in [("", prompt), *((f" asked as {each.name}", each.ask(prompt)) for each in variants)]:
             if (length := len(encode_prompt(self.tokenizer, asked))) > room:
                 return (
                     f"prompt {prompt.id!r}{name} has {length} tokens; with sampling.max_tokens={self.max_tokens} the "

@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 class Pulse:
-    """Waits until a predicate over the controller's state holds; `beat` after each change of that state."""
+    """Waits until a predicate over the controller's state holds; `notify` after each change of that state."""
 
     def __init__(self) -> None:
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def beat(self) -> None:
-        """Lets every waiter look again."""
+    def notify(self) -> None:
+        """Wakes all waiters to check their condition again."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -27,7 +27,7 @@ class Pulse:
         """The first value of `predicate` that is neither None nor False (an empty list counts).
 
         Args:
-            predicate: cheap; called at once and after each beat.
+            predicate: cheap; called at once and after each `notify`.
             what: names the awaited thing for the error message.
             timeout_seconds: None waits for ever (only where somebody else's deadline ends the run).
 

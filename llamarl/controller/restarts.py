@@ -1,13 +1,16 @@
-"""Replacing lost executors: one budget for the whole run, and a handle that replaces its executor by itself."""
+"""Replacing lost executors: one budget for the whole run, and the client that replaces its executor by itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from llamarl.controller.observer import Observer
-from llamarl.core.errors import ExecutorLostError, StallError
+from llamarl.core.errors import ExecutorLostError, StallError, WeightSyncError
 from llamarl.core.protocols import ExecutorHandle
+
+LOST = (ExecutorLostError, StallError, WeightSyncError)
+"""What makes an executor count as lost: death, silence (which is as good as death), and weights it cannot prove."""
 
 
 @dataclass(slots=True)
@@ -27,54 +30,79 @@ class RestartBudget:
         self.used += 1
 
 
-class RevivingHandle:
-    """A handle whose executor is replaced when it is lost or silent, and the call repeated: for what keeps nothing.
+class RevivingClient:
+    """A client whose executor is replaced when it is lost.
 
     Args:
-        name: of the executor.
-        spawn: starts it.
-        budget: of the run.
-        observer: is told of losses.
+        name: names the executor in messages and in the timeline.
+        spawn: starts the executor.
+        budget: limits the replacements of the whole run.
+        observer: is told of losses and of what takes time.
+        call_seconds: deadline of a call; an executor that misses it counts as lost.
     """
 
     def __init__(
-        self, name: str, spawn: Callable[[], Awaitable[ExecutorHandle]], budget: RestartBudget, observer: Observer
+        self,
+        name: str,
+        spawn: Callable[[], Awaitable[ExecutorHandle]],
+        budget: RestartBudget,
+        observer: Observer,
+        call_seconds: float,
     ) -> None:
         self.name = name
-        self._spawn, self._budget, self._observer = spawn, budget, observer
+        self._spawn, self._budget, self._observer, self._call_seconds = spawn, budget, observer, call_seconds
         self._handle: ExecutorHandle | None = None
         self._lock = asyncio.Lock()
+        """Held while the executor is being replaced."""
 
-    @property
-    def pids(self) -> list[int]:
-        """Processes of the executor that lives now."""
-        return [] if self._handle is None else self._handle.pids
-
-    async def start(self) -> "RevivingHandle":
+    async def start(self) -> Self:
         """Spawns the executor."""
         self._handle = await self._spawn()
         return self
 
-    async def call(self, method: str, *args: Any, rank: int | None = 0, timeout_seconds: float | None = None) -> Any:
-        """Calls the method, on a fresh executor if the present one is lost before it answers."""
+    async def _call(self, method: str, *args: Any, timeout_seconds: float | None = None) -> Any:
+        """Calls a method, on a fresh executor if the present one is lost before it answers."""
         while True:
-            handle = self._handle
-            assert handle is not None, "start comes before any call"
+            handle = await self._current()
             try:
-                return await handle.call(method, *args, rank=rank, timeout_seconds=timeout_seconds)
-            except (ExecutorLostError, StallError) as error:  # silent is as good as dead
-                await self._replace(handle, error)
+                return await handle.call(method, *args, timeout_seconds=timeout_seconds or self._call_seconds)
+            except LOST as error:
+                await self._revive(handle, error)
 
-    async def stop(self) -> None:
-        """Ends the executor."""
-        if self._handle is not None:
-            await self._handle.stop()
+    async def _current(self) -> ExecutorHandle:
+        """The executor's handle; while a replacement is under way, that of the one to come."""
+        async with self._lock:  # a fresh executor is not ready for calls before `_revive` has returned
+            assert self._handle is not None, f"{self.name}: start comes before any call"
+            return self._handle
 
-    async def _replace(self, lost: ExecutorHandle, cause: Exception) -> None:
+    async def _revive(self, lost: ExecutorHandle, cause: Exception) -> None:
+        """Replaces the executor behind `lost`. Raises `ExecutorLostError` once the budget is spent."""
         async with self._lock:
             if self._handle is not lost:
                 return  # another call met the same loss first
-            self._budget.spend(self.name, cause)
-            self._observer.on_message(f"{self.name} lost ({cause}); starting it again")
-            await lost.stop()
-            self._handle = await self._spawn()
+            self._begin_revival()
+            while True:
+                self._budget.spend(self.name, cause)
+                self._observer.on_message(f"{self.name} lost ({cause}); starting it again{self._describe_work()}")
+                await self._handle.stop()
+                try:
+                    self._handle = await self._spawn()
+                    await self._prepare(self._handle)
+                except LOST as error:
+                    cause = error
+                else:
+                    break
+            self._end_revival()
+
+    def _describe_work(self) -> str:
+        """What starts over with a fresh executor, for the message of a loss."""
+        return ""
+
+    def _begin_revival(self) -> None:
+        """Called once an executor is known to be lost."""
+
+    async def _prepare(self, handle: ExecutorHandle) -> None:
+        """Makes a fresh executor ready for calls. One that is lost meanwhile is replaced in turn."""
+
+    def _end_revival(self) -> None:
+        """Called once a fresh executor is ready: says what it has to do again."""

@@ -25,6 +25,7 @@ import torch
 
 from llamarl.controller.canaries import canaries_watched
 from llamarl.controller.checkpoints import Checkpoint, CheckpointStore
+from llamarl.controller.clients import JudgesClient, ScorerClient, TrainerClient
 from llamarl.controller.directory import (
     LEDGER_FILE,
     RECIPE_FILE,
@@ -34,15 +35,15 @@ from llamarl.controller.directory import (
     read_recipe,
 )
 from llamarl.controller.evaluation import Evaluation
+from llamarl.controller.generators import GeneratorPool
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
 from llamarl.controller.loop import Controller
-from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.prepare import Prepared, PreparedTask, encode_prompt, generator_names, prepare
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter, log_message, read_state
-from llamarl.controller.restarts import RestartBudget, RevivingHandle
+from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
 from llamarl.core.errors import CheckpointError, ExecutorLostError
@@ -173,7 +174,7 @@ async def _attempt(
         async with _executors(prepared, reporter, budget) as executors:
             trainer = executors.trainer
             if checkpoint:
-                await trainer.call("load", str(checkpoint.path / "trainer"))
+                await trainer.load(checkpoint.path / "trainer")
             guard = CollapseGuard(recipe.guard)
             guard.restore(state.get("guard", {}))
             tasks = [_run_task(recipe, task, accounted) for task in prepared.tasks]
@@ -196,8 +197,8 @@ async def _attempt(
                 encode=functools.partial(encode_prompt, prepared.tokenizer),
                 sampling=recipe.sampling,
                 trainer=trainer,
-                judge=executors.judge,
-                reference=executors.reference,
+                judges=executors.judges,
+                scorer=executors.scorer,
                 pool=executors.pool,
                 ledger=ledger,
                 observer=reporter,
@@ -208,15 +209,14 @@ async def _attempt(
             )
             save = functools.partial(_save, store, trainer, reporter, ledger, guard, tasks)
             has_canaries = any(judge.canaries for task in prepared.tasks for judge in task.config.judges)
-            seconds = recipe.schedule.judge_seconds
-            canaries = canaries_watched(executors.judge, reporter, timeout_seconds=seconds)
+            canaries = canaries_watched(executors.judges, reporter)
             measured: dict[str, int] | None = None
             with first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()
                 try:
                     async with canaries if has_canaries else nullcontext():
                         await controller.run(_evaluation(prepared), save)
-                    measured = await _measure_memory(executors, recipe.schedule.call_seconds)
+                    measured = await _measure_memory(executors)
                 finally:
                     planned = prepared.plan_memory()
                     summary = replace(reporter.summary(), memory_planned=planned, memory_measured=measured)
@@ -225,10 +225,10 @@ async def _attempt(
         return summary, reporter
 
 
-async def _measure_memory(executors: "Executors", timeout_seconds: float) -> dict[str, int]:
+async def _measure_memory(executors: "Executors") -> dict[str, int]:
     """Bytes that trainer and generators hold, by part."""
-    trainer = await executors.trainer.call("memory", timeout_seconds=timeout_seconds)
-    statuses = [await m.handle.call("status", timeout_seconds=timeout_seconds) for m in executors.pool.members]
+    trainer = await executors.trainer.measure_memory()
+    statuses = [await member.read_status() for member in executors.pool.members]
     return {
         **{f"trainer {part}": size for part, size in trainer.items()},
         "generator weights": sum(int(status["weight_bytes"]) for status in statuses),
@@ -250,7 +250,7 @@ def _check_kept(store: CheckpointStore, first: int, last: int, directory: Path) 
 
 async def _save(
     store: CheckpointStore,
-    trainer: ExecutorHandle,
+    trainer: TrainerClient,
     reporter: Reporter,
     ledger: Ledger,
     guard: CollapseGuard,
@@ -263,7 +263,7 @@ async def _save(
         try:
             with store.fresh() as folder:
                 (folder / "trainer").mkdir()
-                await trainer.call("save", str(folder / "trainer"))
+                await trainer.save(folder / "trainer")
                 state = {
                     **reporter.state(),
                     "ledger": ledger.digest(version),
@@ -282,9 +282,9 @@ async def _save(
 class Executors(NamedTuple):
     """Those of one run."""
 
-    trainer: ExecutorHandle
-    judge: ExecutorHandle
-    reference: ExecutorHandle | None
+    trainer: TrainerClient
+    judges: JudgesClient
+    scorer: ScorerClient | None
     pool: GeneratorPool
     """The generators, not yet started."""
     pulse: Pulse
@@ -303,36 +303,39 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
         reporter.on_spawn(name, handle.pids)
         return handle
 
-    async def revived(name: str, factory: Callable[[], Executor]) -> ExecutorHandle:
-        return await RevivingHandle(name, functools.partial(spawn, factory, name), budget, reporter).start()
-
     load = functools.partial(load_model, str(resolve(recipe.model)))  # on this machine by now: no executor asks the Hub
     pulse = Pulse()
-    judges = {task.config.name: task.config.judges for task in prepared.tasks}
+    call_seconds, judge_seconds = recipe.schedule.call_seconds, recipe.schedule.judge_seconds
     load_frozen = functools.partial(load, device=recipe.trainer.device)
+    build_trainer = functools.partial(
+        TrainerExecutor,
+        recipe.trainer,
+        [task.algorithm.build for task in prepared.tasks],
+        load_frozen,
+        recipe.sampling,
+        channel,
+        recipe.schedule.steps,
+        cores=cores,
+        probe_prompts=prepared.probe_prompts,
+    )
+    build_judges = functools.partial(JudgeExecutor, {task.config.name: task.config.judges for task in prepared.tasks})
+    build_scorer = functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores)
+    judges = JudgesClient(
+        "judge",
+        functools.partial(spawn, build_judges, "judge"),
+        budget,
+        reporter,
+        call_seconds,
+        judge_seconds=judge_seconds,
+    )
+    scorer = ScorerClient(
+        "reference", functools.partial(spawn, build_scorer, "reference"), budget, reporter, call_seconds
+    )
     try:
-        trainer, judge, reference = await asyncio.gather(
-            spawn(
-                functools.partial(
-                    TrainerExecutor,
-                    recipe.trainer,
-                    [task.algorithm.build for task in prepared.tasks],
-                    functools.partial(load, device=recipe.trainer.device),
-                    recipe.sampling,
-                    channel,
-                    recipe.schedule.steps,
-                    cores=cores,
-                    probe_prompts=prepared.probe_prompts,
-                ),
-                "trainer",
-            ),
-            revived("judge", functools.partial(JudgeExecutor, judges)),
-            revived(
-                "reference",
-                functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores),
-            )
-            if prepared.needs_reference
-            else asyncio.sleep(0),
+        trainer, *_ = await asyncio.gather(
+            spawn(build_trainer, "trainer"),
+            judges.start(),
+            scorer.start() if prepared.needs_reference else asyncio.sleep(0),
         )
         generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel, cores)
         pool = GeneratorPool(
@@ -341,10 +344,11 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
             capacity=_capacity(recipe),
             observer=reporter,
             pulse=pulse,
-            timeout_seconds=recipe.schedule.call_seconds,
+            call_seconds=call_seconds,
             budget=budget,
         )
-        yield Executors(trainer, judge, reference, pool, pulse)
+        client = TrainerClient(trainer, reporter, call_seconds)
+        yield Executors(client, judges, scorer if prepared.needs_reference else None, pool, pulse)
     finally:
         try:
             await engine.close()
@@ -396,7 +400,7 @@ def _run_task(recipe: Recipe, task: PreparedTask, accounted: Collection[tuple[in
         weight=1.0 if config.weight is None else config.weight,
         watch=HackingWatch(recipe.watch, task.paying),
         baselines=task.baselines,
-        forms=task.forms,
+        variants=task.variants,
     )
 
 

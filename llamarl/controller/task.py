@@ -13,19 +13,20 @@ from llamarl.data.asks import Ask
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """One of the ways in which every prompt of a task is asked."""
+class PromptVariant:
+    """A rewrite of every prompt of a task, to sample from."""
 
     name: str
-    """For messages."""
+    """Names the variant in messages."""
     ask: Ask
+    """Rewrites a prompt."""
     samples: int
-    """Completions of each prompt in this form."""
+    """Completions of each rewritten prompt."""
 
 
 @dataclass
 class RunTask:
-    """A plain run has one; the loop keeps the staleness bound and the batch size of each by itself."""
+    """One entry of the run's list of tasks; the loop keeps the staleness bound and the batch size of each by itself."""
 
     name: str
     stream: Iterator[tuple[int, Prompt]]
@@ -35,17 +36,17 @@ class RunTask:
     prompts_per_step: int
     """Groups in one optimizer step."""
     samples_per_prompt: int
-    """Over all forms."""
+    """Completions of one prompt, over all variants."""
     weight: float = 1.0
     """Factor of its gradient in the step's sum."""
     watch: HackingWatch = field(default_factory=lambda: HackingWatch(WatchConfig(), {}))
-    """Rings when the reward rises and what it stands for falls."""
+    """Raises an alarm when the reward rises and what it stands for falls."""
     baselines: Mapping[str, Completion] = field(default_factory=dict)
     """By prompt id: a response that is not sampled, which the algorithm may fall back on."""
     judged_baselines: dict[str, Sample] = field(default_factory=dict)
-    """Of these, what the judges said; it does not change during a run."""
-    forms: Sequence[Form] = ()
-    """How each prompt is asked, if not as it stands. What comes back is learnt under the prompt as it stands."""
+    """The baselines with their verdicts, which do not change during a run."""
+    variants: Sequence[PromptVariant] = ()
+    """Rewrites to sample from; where empty, the prompt as it stands, under which all completions train."""
 
     def open(self, schedule: Schedule, version: int) -> None:
         """Starts the account of what is under way, at policy version `version`."""
@@ -54,23 +55,31 @@ class RunTask:
         self.dropped: Counter[str] = Counter()
         """Groups that will not train, since the last batch was taken, by reason."""
 
-    def fate(self, group: Group) -> str | None:
+    def take_batch(self) -> list[Group]:
+        """The groups of its next step; drops are counted anew. Call only where its buffer has a batch."""
+        self.dropped.clear()
+        return self.buffer.take_batch() or []
+
+    def reason_to_drop(self, group: Group) -> str | None:
         """Why a judged group will not train: `unscored` (a judge failed), `abstained`, `no_signal`; None: it may."""
         if len(group.rewards) < min(2, len(group.samples)):
             verdicts = [v for sample in group.samples if sample.reward is None for v in sample.verdicts.values()]
             return "unscored" if any(v.status is Status.FAILED for v in verdicts) else "abstained"
         return "no_signal" if self.algorithm.drops_zero_signal and len(set(group.rewards)) == 1 else None
 
-    def asked(self, prompt: Prompt) -> list[tuple[Prompt, int]]:
-        """The prompts that stand for this one, and how many completions of each make up its group."""
-        if not self.forms:
+    def prompt_variants(self, prompt: Prompt) -> list[tuple[Prompt, int]]:
+        """Rewrites of the prompt to sample from, with completions per rewrite; without variants, the prompt itself."""
+        if not self.variants:
             return [(prompt, self.samples_per_prompt)]
-        return [(form.ask(prompt), form.samples) for form in self.forms]
+        return [(variant.ask(prompt), variant.samples) for variant in self.variants]
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """What the algorithm makes of a batch. Under a prompt that nobody asked, no policy sampled its tokens."""
+        """The algorithm's training samples of a batch.
+
+        Those of prompt variants carry version -1: no policy sampled their tokens under the prompt as it stands.
+        """
         assignment = self.algorithm.assign(groups)
-        if not self.forms:
+        if not self.variants:
             return assignment
         samples = (replace(sample, versions=(-1,) * len(sample.versions)) for sample in assignment.samples)
         return replace(assignment, samples=tuple(samples))

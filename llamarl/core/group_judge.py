@@ -33,27 +33,23 @@ class GroupJudge(Executor):
         raise NotImplementedError
 
     async def submit(self, groups: Sequence[tuple[int, Prompt, Sequence[Completion], str]]) -> None:
-        """Begins to judge groups (key, prompt, completions, task); returns at once. Keys under way are passed over."""
+        """Begins to judge groups (key, prompt, completions, task); returns at once. No key comes twice."""
         for key, prompt, completions, task in groups:
-            if key not in self._under_way:
-                work = asyncio.create_task(self.judge_group(prompt, completions, task))
-                work.add_done_callback(self._note)
-                self._under_way[key] = work
+            work = asyncio.create_task(self.judge_group(prompt, completions, task))
+            work.add_done_callback(self._note)
+            self._under_way[key] = work
 
-    async def collect(
-        self, expected: Sequence[int], timeout_seconds: float
-    ) -> tuple[list[tuple[int, tuple[Sample, ...]]], list[int]]:
-        """Finished groups as (key, samples), each once; and those expected keys that nobody submitted here.
+    async def collect(self, timeout_seconds: float) -> list[tuple[int, tuple[Sample, ...]]]:
+        """Finished groups as (key, samples), each once; waits up to the time-out for the first, may return [].
 
-        Waits up to the time-out for the first of either. Raises what judging a group raised.
+        Raises:
+            Exception: whatever judging a group raised.
         """
-        unknown = [key for key in expected if key not in self._under_way]
-        if not unknown:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._any_done.wait(), timeout_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._any_done.wait(), timeout_seconds)
         self._any_done.clear()
         done = [key for key, work in self._under_way.items() if work.done()]
-        return [(key, self._under_way.pop(key).result()) for key in done], unknown
+        return [(key, self._under_way.pop(key).result()) for key in done]
 
     def _note(self, work: "asyncio.Task[tuple[Sample, ...]]") -> None:
         self._any_done.set()

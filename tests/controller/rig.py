@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamarl.controller.clients import JudgesClient, ScorerClient, TrainerClient
 from llamarl.controller.evaluation import Evaluation
+from llamarl.controller.generators import GeneratorPool
 from llamarl.controller.guard import CollapseGuard, GuardConfig
 from llamarl.controller.ledger import Ledger
 from llamarl.controller.loop import Controller
-from llamarl.controller.pool import GeneratorPool
 from llamarl.controller.pulse import Pulse
-from llamarl.controller.restarts import RestartBudget, RevivingHandle
+from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
 from llamarl.core.protocols import Executor
@@ -78,7 +79,7 @@ class Rig:
             [f"generator-{i}" for i in range(self.num_generators)],
             capacity=self.capacity,
             pulse=pulse,
-            timeout_seconds=self.schedule.call_seconds,
+            call_seconds=self.schedule.call_seconds,
             budget=self.budget,
             observer=self.observer,
         )
@@ -86,16 +87,23 @@ class Rig:
         async def save(version: int, reward: float) -> None:
             self.saved.append(version)
 
+        shared = (self.budget, self.observer, self.schedule.call_seconds)
+        trainer = await self.engine.spawn(lambda: self.trainer, name="trainer")
+        judges = JudgesClient(
+            "judge",
+            lambda: self.engine.spawn(lambda: self.judge, name="judge"),
+            *shared,
+            judge_seconds=self.schedule.judge_seconds,
+        )
+        scorer = ScorerClient("reference", lambda: self.engine.spawn(lambda: self.reference, name="reference"), *shared)
         self.controller = Controller(
             schedule=self.schedule,
             tasks=self.tasks or [self.only_task()],
             encode=lambda prompt: (int(prompt.messages[0]["content"]),),
             sampling=Sampling(max_tokens=8),
-            trainer=await self.engine.spawn(lambda: self.trainer, name="trainer"),
-            judge=await RevivingHandle(
-                "judge", lambda: self.engine.spawn(lambda: self.judge, name="judge"), self.budget, self.observer
-            ).start(),
-            reference=self.reference and await self.engine.spawn(lambda: self.reference, name="reference"),
+            trainer=TrainerClient(trainer, self.observer, self.schedule.call_seconds),
+            judges=await judges.start(),
+            scorer=self.reference and await scorer.start(),
             pool=pool,
             ledger=self.ledger,
             observer=self.observer,

@@ -20,13 +20,13 @@ torch.set_num_threads(1)
 
 
 class Judge:
-    """The handle of an executor that answers what its script says; the last entry repeats."""
+    """Stands in for the judges' client: answers what its script says; the last entry repeats."""
 
     def __init__(self, *script: Any) -> None:
         self.script, self.calls = list(script), []
 
-    async def call(self, method: str, *args: Any, timeout_seconds: float | None = None) -> list[str]:
-        self.calls.append((method, *args))
+    async def check_canaries(self, *, during_run: bool = False) -> list[str]:
+        self.calls.append(during_run)
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(answer, Exception):
             raise answer
@@ -63,7 +63,7 @@ def test_a_wrong_verdict_before_the_run_ends_it() -> None:
 def test_later_ones_ring_until_the_end_of_the_run() -> None:
     judge = Judge([], ["a"], [], ["b", "c"], [])
     assert watched(judge, 9.0) == ["canary: a", "canary: b", "canary: c"]
-    assert judge.calls == [("check_canaries",)] + [("check_canaries", True)] * 4, "after 2, 4, 6 and 8 seconds"
+    assert judge.calls == [False] + [True] * 4, "after 2, 4, 6 and 8 seconds"
 
 
 def test_a_look_that_is_not_answered_does_not_end_the_run() -> None:

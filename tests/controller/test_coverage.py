@@ -15,7 +15,7 @@ from llamarl.controller.ledger import Ledger
 from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import resume, train
-from llamarl.controller.task import Form, RunTask
+from llamarl.controller.task import PromptVariant, RunTask
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import GenerationRequest, Prompt
 from llamarl.core.sampling import Sampling
@@ -31,21 +31,21 @@ from llamarl.testing import ScriptedGenerator, run_virtual
 SHORT, LONG = 100, 200
 
 
-def form(name: str, number: int, samples: int) -> Form:
+def variant(name: str, number: int, samples: int) -> PromptVariant:
     """Prompt 7 becomes 107 or 207."""
 
     def ask(prompt: Prompt) -> Prompt:
         content = str(int(prompt.messages[0]["content"]) + number)
         return replace(prompt, messages=({"role": "user", "content": content},))
 
-    return Form(name, ask, samples)
+    return PromptVariant(name, ask, samples)
 
 
-FORMS = (form("short", SHORT, 3), form("long", LONG, 2))
+VARIANTS = (variant("short", SHORT, 3), variant("long", LONG, 2))
 
 
 def covered(prompts: list[Prompt] = PROMPTS, size: int = 4) -> RunTask:
-    return RunTask("only", iter([(0, prompt) for prompt in prompts]), MeanBaseline(), size, 5, forms=FORMS)
+    return RunTask("only", iter([(0, prompt) for prompt in prompts]), MeanBaseline(), size, 5, variants=VARIANTS)
 
 
 def requests(rig: Rig) -> list[GenerationRequest]:

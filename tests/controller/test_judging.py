@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from llamarl.controller.judging import JudgeQueue
-from llamarl.controller.restarts import RestartBudget, RevivingHandle
+from llamarl.controller.clients import JudgesClient
+from llamarl.controller.restarts import RestartBudget
 from llamarl.core.errors import JudgeError, StallError
 from llamarl.core.records import Completion, Prompt, Sample, Verdict
-from llamarl.testing import DirectEngine, RecordingObserver, ScriptedJudge, run_virtual
+from llamarl.testing import DirectEngine, DirectHandle, RecordingObserver, ScriptedJudge, run_virtual
 
 COMPLETION = Completion((1,), (2,), (-0.5,), (0,), "text", "stop")
 
 
 class Rig:
-    """A judge, its queue, and what was called."""
+    """A judge, its client, and what was called."""
 
     def __init__(self, judge: ScriptedJudge, timeout_seconds: float = 100.0) -> None:
         self.judge, self.timeout_seconds = judge, timeout_seconds
         self.calls: Counter[str] = Counter()
-        self.engine, self.observer = DirectEngine(), RecordingObserver()
+        self.observer = RecordingObserver()
         self.times: dict[str, float] = {}
 
     async def judged(self, *ids: str, after: float = 0.0) -> list[tuple[Sample, ...]]:
@@ -30,7 +30,7 @@ class Rig:
         await asyncio.sleep(after)
 
         async def one(name: str) -> tuple[Sample, ...]:
-            samples = await self.queue.judged(Prompt(name, ()), [COMPLETION], "")
+            samples = await self.judges.judge(Prompt(name, ()), [COMPLETION], "")
             self.times[name] = asyncio.get_running_loop().time()
             return samples
 
@@ -42,15 +42,28 @@ class Rig:
     async def _run(self, *work: Coroutine[Any, Any, Any]) -> list[Any]:
         rig = self
 
-        class Handle(RevivingHandle):
+        class CountedHandle(DirectHandle):
             async def call(self, method: str, *args: Any, **options: Any) -> Any:
                 rig.calls[method] += 1
                 return await super().call(method, *args, **options)
 
-        spawn = lambda: self.engine.spawn(lambda: self.judge, name="judge")  # noqa: E731
-        handle = await Handle("judge", spawn, RestartBudget(1), self.observer).start()
-        self.queue = JudgeQueue(handle, self.timeout_seconds, self.timeout_seconds)
-        serving = asyncio.gather(self.queue.submit(), self.queue.collect(2.0))
+        class CountedEngine(DirectEngine):
+            async def spawn(self, factory: Any, *, name: str, num_ranks: int = 1) -> DirectHandle:
+                executor = factory()
+                executor.setup()
+                self.handles.append(CountedHandle(name, executor))
+                return self.handles[-1]
+
+        self.engine = CountedEngine()
+        self.judges = await JudgesClient(
+            "judge",
+            lambda: self.engine.spawn(lambda: self.judge, name="judge"),
+            RestartBudget(1),
+            self.observer,
+            self.timeout_seconds,
+            judge_seconds=self.timeout_seconds,
+        ).start()
+        serving = asyncio.gather(self.judges.submit(), self.judges.collect(2.0))
         done = asyncio.gather(*work)
         await asyncio.wait([serving, done], return_when=asyncio.FIRST_COMPLETED)
         try:

@@ -1,0 +1,206 @@
+"""The executors of a run as the loop sees them: typed calls that know their deadline and their span in the timeline.
+
+    TrainerClient      train, publish, save, load    lost: the run starts over from its last checkpoint (`lifetime`)
+    ScorerClient       score                         lost: replaced, and asked again
+    JudgesClient       judge, read_status, ...       lost: replaced, and its groups are handed in again
+    GeneratorClient    complete, sync                lost: replaced, and its groups start over (`generators`)
+
+Methods of executors are called by name here and in `generators`, and nowhere else.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from llamarl.controller.observer import Observer
+from llamarl.controller.restarts import LOST, RevivingClient
+from llamarl.core.errors import JudgeError, StallError
+from llamarl.core.protocols import ExecutorHandle
+from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepResult, WeightManifest
+
+Answer = TypeVar("Answer")
+
+
+class TrainerClient:
+    """The trainer. It holds what no other executor could go on from, so its loss is the run's to deal with.
+
+    Args:
+        handle: a running `core.protocols.Trainer`.
+        observer: is told of what takes time.
+        call_seconds: deadline of a call.
+    """
+
+    def __init__(self, handle: ExecutorHandle, observer: Observer, call_seconds: float) -> None:
+        self._handle, self._observer, self._call_seconds = handle, observer, call_seconds
+
+    async def train(
+        self, assignments: Sequence[Assignment], watched_groups: Sequence[int], weights: Sequence[float]
+    ) -> StepResult:
+        """One optimizer step on the tasks' weighted losses (`core.protocols.Trainer.train`)."""
+        with self._observer.span("trainer", "train"):
+            result: StepResult = await self._handle.call(
+                "train", assignments, watched_groups, weights, timeout_seconds=self._call_seconds
+            )
+        return result
+
+    async def publish(self) -> WeightManifest:
+        """Offers the current weights on the weight channel."""
+        with self._observer.span("trainer", "publish"):
+            manifest: WeightManifest = await self._handle.call("publish", timeout_seconds=self._call_seconds)
+        return manifest
+
+    async def save(self, directory: Path) -> None:
+        """Writes weights, optimizer and counters into an empty directory; a slow disk may take its time."""
+        await self._handle.call("save", str(directory))
+
+    async def load(self, directory: Path) -> None:
+        """Restores what `save` wrote; a slow disk may take its time."""
+        await self._handle.call("load", str(directory))
+
+    async def measure_memory(self) -> dict[str, int]:
+        """Bytes of what training holds, by part."""
+        parts: dict[str, int] = await self._handle.call("memory", timeout_seconds=self._call_seconds)
+        return parts
+
+
+class ScorerClient(RevivingClient):
+    """The frozen reference policy (`training.reference.ReferenceExecutor`)."""
+
+    async def score(self, completions: Sequence[Completion]) -> list[tuple[float, ...]]:
+        """The reference's log-prob of each token of each completion."""
+        rows = [(completion.prompt_ids, completion.token_ids) for completion in completions]
+        with self._observer.span(self.name, "score"):
+            logprobs: list[tuple[float, ...]] = await self._call("logprobs", rows)
+        return logprobs
+
+
+class QueueClient(RevivingClient, Generic[Answer]):
+    """A client of an executor that works on many questions at once and answers them in its own order.
+
+        _ask ──▶ unsent ──(one `submit` for all that came together)──▶ executor
+         ▲                                                                │
+         └──── each asker by itself ◀──(`collect`: what is finished)──────┘
+
+    A call costs more than many an answer, hence as many questions to a call as there are.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        """The awaited answers, by the question's key."""
+        self._unsent: dict[int, Any] = {}
+        """The questions that the executor was not given yet."""
+        self._has_unsent = asyncio.Event()
+
+    async def submit(self) -> None:
+        """Hands the executor what is unsent. Runs for ever."""
+        while True:
+            await self._has_unsent.wait()
+            handle = await self._current()
+            self._has_unsent.clear()
+            questions, self._unsent = list(self._unsent.values()), {}
+            try:
+                await handle.call("submit", questions, timeout_seconds=self._call_seconds)
+            except LOST as error:
+                await self._revive(handle, error)  # which sees to the questions too
+
+    async def collect(self, poll_seconds: float) -> None:
+        """Gives the askers their answers. Runs for ever.
+
+        Args:
+            poll_seconds: how long one call waits for an answer.
+        """
+        while True:
+            handle = await self._current()
+            try:
+                finished = await handle.call("collect", poll_seconds, timeout_seconds=poll_seconds + self._call_seconds)
+            except LOST as error:
+                await self._revive(handle, error)
+                continue
+            if handle is not self._handle:
+                continue  # replaced meanwhile: these questions were asked again
+            for key, answer in finished:
+                future = self._answers.get(key)
+                if future is not None and not future.done():
+                    future.set_result(answer)
+            self._note_answers(len(finished))
+
+    def _note_answers(self, count: int) -> None:
+        """Called after each `collect`."""
+
+    def _ask(self, key: int, question: Any) -> "asyncio.Future[Answer]":
+        """Queues a question; the asker calls `_forget` in the end."""
+        self._answers[key] = asyncio.get_running_loop().create_future()
+        self._unsent[key] = question
+        self._has_unsent.set()
+        return self._answers[key]
+
+    def _forget(self, key: int) -> None:
+        """Drops a question that is answered, or whose answer nobody waits for any more."""
+        self._answers.pop(key, None)
+        self._unsent.pop(key, None)
+
+
+class JudgesClient(QueueClient[tuple[Sample, ...]]):
+    """The judges (`core.group_judge.GroupJudge`). A slow group holds up no other.
+
+    Args:
+        judge_seconds: deadline of one group, from here to its samples.
+        args, options: of `RevivingClient`.
+    """
+
+    def __init__(self, *args: Any, judge_seconds: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._judge_seconds = judge_seconds
+        self._keys = itertools.count()
+        self._groups: dict[int, Any] = {}
+        """The groups that are being judged: a fresh executor must be given them again."""
+        self._broken: JudgeError | None = None
+
+    async def judge(self, prompt: Prompt, completions: Sequence[Completion], task: str) -> tuple[Sample, ...]:
+        """The completions with their verdicts and rewards.
+
+        Raises:
+            StallError: not judged before the deadline.
+            JudgeError: the judges are broken.
+        """
+        if self._broken is not None:
+            raise self._broken
+        key = next(self._keys)
+        self._groups[key] = (key, prompt, completions, task)
+        try:
+            with self._observer.span("judge", "judge"):
+                async with asyncio.timeout(self._judge_seconds):
+                    return await self._ask(key, self._groups[key])
+        except TimeoutError:
+            raise StallError(f"{self.name}: prompt {prompt.id!r} not judged within {self._judge_seconds:g} s") from None
+        finally:
+            self._forget(key)
+            del self._groups[key]
+
+    async def collect(self, poll_seconds: float) -> None:
+        """Gives each group its samples. Runs until the judges break, and raises their `JudgeError`."""
+        try:
+            await super().collect(poll_seconds)
+        except JudgeError as error:
+            self._broken = error
+            for answer in self._answers.values():  # whoever waits for them need not wait for the deadline
+                if not answer.done():
+                    answer.set_exception(error)
+            raise
+
+    async def read_status(self) -> dict[str, float]:
+        """What the judges counted since the last call, as metrics."""
+        status: dict[str, float | None] = await self._call("status")
+        return {name: value for name, value in status.items() if value is not None}
+
+    async def check_canaries(self, *, during_run: bool = False) -> list[str]:
+        """What the judges got wrong of their canaries, a sentence each; `during_run`: of those that are due."""
+        problems: list[str] = await self._call("check_canaries", during_run, timeout_seconds=self._judge_seconds)
+        return problems
+
+    def _end_revival(self) -> None:
+        self._unsent = dict(self._groups)
+        self._has_unsent.set()
