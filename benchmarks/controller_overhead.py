@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.common import Benchmark, spread, take_turns
-from llamarl.algorithms import AIPO, AIPOConfig
+from llamarl.algorithms import AIPOConfig
 from llamarl.controller.clients import JudgesClient, TrainerClient
 from llamarl.controller.generators import GeneratorPool
 from llamarl.controller.guard import CollapseGuard, GuardConfig
@@ -144,7 +144,7 @@ async def run(engine_name: str, observer: TimedReporter | TimedSilence, ledger: 
         trainer = await engine.spawn(IdleTrainer, name="trainer")
         controller = Controller(
             schedule=schedule,
-            tasks=[RunTask("idle", ((0, prompt) for prompt in prompts), AIPO(AIPOConfig()), NUM_GROUPS, GROUP_SIZE)],
+            tasks=[RunTask("idle", ((0, prompt) for prompt in prompts), AIPOConfig(), NUM_GROUPS, GROUP_SIZE)],
             encode=lambda prompt: (7,) * PROMPT_LENGTH,
             sampling=Sampling(max_tokens=LENGTH),
             trainer=TrainerClient(trainer, observer, CALL_SECONDS),

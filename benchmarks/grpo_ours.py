@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from benchmarks.common import Turns
 from benchmarks.workloads import GROUP_SIZE, LEARNING_RATE, NUM_PROMPTS, WORKLOADS, prompts
-from llamarl.algorithms import GRPO, GRPOConfig
+from llamarl.algorithms import GRPOConfig
 from llamarl.core.records import GenerationRequest, Group, Sample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
@@ -25,7 +25,8 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
     workload = WORKLOADS[workload_name]
     rows, sampling = prompts(), Sampling(max_tokens=workload.max_tokens)
     tokenizer, channel = load_tokenizer(checkpoint), LocalChannel()
-    algorithm = GRPO(GRPOConfig(kl_coef=0.0))
+    algorithm = GRPOConfig(kl_coef=0.0)
+    credit = algorithm.credit()
     generator = NativeGenerator(
         load_model(checkpoint), eos_ids=tokenizer.eos_ids, decode=tokenizer.decode, slots=NUM_PROMPTS * GROUP_SIZE
     )
@@ -57,7 +58,7 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
             scores = [workload.reward(answer.text, prompt.info) for answer in answers]
             judged = (Sample(a, {"reward": Verdict.scored(r)}, r) for a, r in zip(answers, scores, strict=True))
             groups.append(Group(prompt, tuple(judged), index))
-        assignment = algorithm.assign(groups)
+        assignment = credit.assign(groups)
         clock.append(time.perf_counter())
         trainer.loss(assignment)
         trainer.step()

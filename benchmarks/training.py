@@ -151,7 +151,7 @@ def measure(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, fl
     samples = draw_samples(size)
     config = TrainerConfig(micro_batch_tokens=10**6)
     plain = PlainStep(build_policy(size), config)
-    trainer = PolicyTrainer(build_policy(size), GRPOConfig(kl_coef=0.0).build(), config)
+    trainer = PolicyTrainer(build_policy(size), GRPOConfig(kl_coef=0.0), config)
     assignment = Assignment(tuple(samples), NUM_PROMPTS)
     gap = abs(plain(samples) - trainer.train(assignment).metrics["train/loss"])
     seconds = {"padded": float("inf"), "packed": float("inf")}

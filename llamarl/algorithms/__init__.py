@@ -31,24 +31,23 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llamarl.algorithms.aipo import AIPO, AIPOConfig
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
-from llamarl.algorithms.cispo import CISPO, CISPOConfig
-from llamarl.algorithms.codpo import CODPO, CODPOConfig
-from llamarl.algorithms.crpg import CRPG, CRPGConfig
-from llamarl.algorithms.crraft import CRRAFT, CRRAFTConfig
+from llamarl.algorithms.aipo import AIPOConfig
+from llamarl.algorithms.base import PolicyGradientConfig
+from llamarl.algorithms.cispo import CISPOConfig
+from llamarl.algorithms.codpo import CODPOConfig
+from llamarl.algorithms.crpg import CRPGConfig
+from llamarl.algorithms.crraft import CRRAFTConfig
 from llamarl.algorithms.custom import CustomConfig
-from llamarl.algorithms.dapo import DAPO, DAPOConfig
-from llamarl.algorithms.dr_grpo import DrGRPO, DrGRPOConfig
-from llamarl.algorithms.grpo import GRPO, GRPOConfig
-from llamarl.algorithms.gspo import GSPO, GSPOConfig
-from llamarl.algorithms.ibpo import IBPO, IBPOConfig
-from llamarl.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
-from llamarl.algorithms.ppo import PPO, PPOConfig
-from llamarl.algorithms.raft import RAFT, RAFTConfig
-from llamarl.algorithms.reinforce_pp import ReinforcePP, ReinforcePPConfig
-from llamarl.algorithms.rloo import RLOO, RLOOConfig
-from llamarl.core.protocols import Algorithm
+from llamarl.algorithms.dapo import DAPOConfig
+from llamarl.algorithms.dr_grpo import DrGRPOConfig
+from llamarl.algorithms.grpo import GRPOConfig
+from llamarl.algorithms.gspo import GSPOConfig
+from llamarl.algorithms.ibpo import IBPOConfig
+from llamarl.algorithms.online_dpo import OnlineDPOConfig
+from llamarl.algorithms.ppo import PPOConfig
+from llamarl.algorithms.raft import RAFTConfig
+from llamarl.algorithms.reinforce_pp import ReinforcePPConfig
+from llamarl.algorithms.rloo import RLOOConfig
 
 AlgorithmConfig = Annotated[
     AIPOConfig
@@ -72,24 +71,7 @@ AlgorithmConfig = Annotated[
 """Any algorithm's settings, told apart by `type`; `custom` names one of your own."""
 
 
-def build_algorithm(config: AlgorithmConfig) -> Algorithm:
-    """The algorithm that `config` describes."""
-    return config.build()
-
-
 __all__ = [
-    "AIPO",
-    "CISPO",
-    "CODPO",
-    "CRPG",
-    "CRRAFT",
-    "DAPO",
-    "GRPO",
-    "GSPO",
-    "IBPO",
-    "PPO",
-    "RAFT",
-    "RLOO",
     "AIPOConfig",
     "AlgorithmConfig",
     "CISPOConfig",
@@ -98,19 +80,14 @@ __all__ = [
     "CRRAFTConfig",
     "CustomConfig",
     "DAPOConfig",
-    "DrGRPO",
     "DrGRPOConfig",
     "GRPOConfig",
     "GSPOConfig",
     "IBPOConfig",
-    "OnlineDPO",
     "OnlineDPOConfig",
     "PPOConfig",
-    "PolicyGradient",
     "PolicyGradientConfig",
     "RAFTConfig",
     "RLOOConfig",
-    "ReinforcePP",
     "ReinforcePPConfig",
-    "build_algorithm",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
 from llamarl.functional.advantages import Center, group_advantages
 from llamarl.functional.losses import LossBatch
 from llamarl.functional.ratios import Objective, weighted_objective
@@ -29,20 +29,10 @@ class AIPOConfig(PolicyGradientConfig):
     center: Center = "mean"
     """Baseline: the paper's group mean, own sample included; `leave_one_out` multiplies advantages by n / (n - 1)."""
 
-    def build(self) -> "AIPO":
-        """The algorithm with these settings."""
-        return AIPO(self)
-
-
-class AIPO(PolicyGradient[AIPOConfig]):
-    """Truncated, detached importance weights on group-mean advantages without division by a standard deviation."""
-
-    name = "aipo"
-
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Reward minus baseline."""
-        return group_advantages(rewards, groups, center=self.config.center)
+        """Computes the reward minus the baseline."""
+        return group_advantages(rewards, groups, center=self.center)
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`sg(min(r, rho)) A log policy`."""
-        return weighted_objective(batch.logprobs, log_ratios, batch.advantages, high=self.config.rho)
+        """Computes `sg(min(r, rho)) A log policy`."""
+        return weighted_objective(batch.logprobs, log_ratios, batch.advantages, high=self.rho)

@@ -1,20 +1,24 @@
 """What the shipped algorithms share: groups to training samples, and an objective to a loss with its extra terms.
 
-An algorithm is a config whose defaults are the published setting and a class with two halves:
+An algorithm is one class: its settings, whose defaults are the published ones, with what it computes from them.
 
-    assign   on the controller: judged groups -> samples with advantages (plain numbers)
-    loss     on the trainer: one micro-batch of tensors -> its share of the step's loss
+    needs            what it asks of the run                          `core.algorithm.Needs`
+    shaped_reward    a judged sample -> the reward that counts        plain numbers, on the controller
+    advantages       rewards -> advantages                            plain numbers, on the controller
+    objective        log-ratios -> what to maximise, token by token   tensors, on the trainer
 
-Of `loss` only `objective` differs between algorithms; of `assign` only `reward` and `advantages`. A new algorithm may
-as well be any object with the same attributes. Nothing here imports torch, so controllers and `--help` stay light.
+`PolicyGradientCredit` and `PolicyGradientLoss` do the rest. An algorithm that is no policy gradient has halves of its
+own (`core.algorithm.Algorithm`). Nothing here imports torch, so controllers and `--help` stay light.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.config import Config
 from llamarl.core.records import Assignment, Group, Sample, TrainSample
 from llamarl.functional.advantages import group_advantages
@@ -25,9 +29,12 @@ from llamarl.functional.ratios import Objective, log_ratio
 if TYPE_CHECKING:
     from torch import Tensor
 
+Loss = Callable[[LossBatch], LossOutput]
+"""The trainer's half of an algorithm."""
 
-class PolicyGradientConfig(Config):
-    """Settings every shipped algorithm has; each sets its own published defaults."""
+
+class PolicyGradientConfig(Config, Algorithm):
+    """Settings of every policy gradient, which sets its own published defaults; by default group-mean advantages."""
 
     reduction: Reduction = "token_mean"
     """What the sum over tokens is divided by (`llamarl.functional.losses`)."""
@@ -38,92 +45,93 @@ class PolicyGradientConfig(Config):
     entropy_coef: float = Field(default=0.0, ge=0.0)
     """Weight of an entropy bonus."""
 
+    @property
+    def needs(self) -> Needs:
+        """The reference for a KL term, and groups of several samples; stale samples are allowed."""
+        return Needs(
+            reference=self.kl_coef > 0,
+            entropy_gradient=self.entropy_coef > 0,
+            zero_advantages=self.kl_coef > 0 or self.entropy_coef > 0,
+            comparison="group",
+            corrects_staleness=True,
+        )
 
-Comparison = Literal["group", "batch"]
-"""Whom a sample's reward is compared with: the samples of its prompt, or those of the whole step."""
+    def credit(self) -> Credit:
+        """Builds the half that assigns `advantages` to all judged samples."""
+        return PolicyGradientCredit(self)
 
-C = TypeVar("C", bound=PolicyGradientConfig)
+    def loss(self) -> Loss:
+        """Builds the half that turns `objective` into a loss."""
+        return PolicyGradientLoss(self)
+
+    def shaped_reward(self, sample: Sample) -> float:
+        """Computes the reward of a judged sample that advantages are taken from; here it is the judged one."""
+        return reward_of(sample)
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Computes advantages `[N]` from shaped rewards and group numbers; here the reward minus its group's mean."""
+        return group_advantages(rewards, groups)
+
+    @abstractmethod
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """Computes the objective to maximise, per token, from policy / behaviour log-ratios `[N, T]`."""
+
+    def batch_metrics(self, groups: Sequence[Group]) -> Mapping[str, float]:
+        """Measures a batch of judged groups; the names are logged under `algorithm/`."""
+        return {}
 
 
-class PolicyGradient(Generic[C]):
-    """Base of the shipped algorithms: group-mean advantages, one objective, optional KL and entropy terms."""
+class PolicyGradientCredit(Credit):
+    """Gives every judged sample of a batch its advantage."""
 
-    name: str
-    """As in the config's `type`."""
-    needs_values: bool = False
-    """Whether `loss` reads `values`; the trainer then trains a value head."""
-    keeps_groups_together: bool = False
-    """Whether all samples of a group must reach `loss` in one micro-batch."""
-    corrects_staleness: bool = True
-    """Whether the objective weighs or clips by policy / behaviour. Without it, train with `max_staleness = 0`."""
-
-    compares_within: Comparison | None = "group"
-    """Among whom an advantage is relative: alone there, a sample has none. None: one sample teaches by itself."""
-    learns_by_heart: bool = False
-    """Whether completions train whoever sampled them, under whatever prompt: no probability of theirs is read."""
-    assigns_in_thread: bool = False
-    """Whether `assign` takes so long that it runs beside the loop. It is still called for one batch at a time."""
-
-    def __init__(self, config: C) -> None:
-        self.config = config
-        self.needs_reference = config.kl_coef > 0
-        """Whether samples need `reference_logprobs`."""
-        self.needs_entropy_grad = config.entropy_coef > 0
-        """Whether `loss` differentiates `entropy`; otherwise it only reports it, if given."""
-        self.trains_zero_advantage = config.kl_coef > 0 or config.entropy_coef > 0
-        """Whether samples of zero advantage still have a gradient; if not, the trainer may skip them."""
-        self.drops_zero_signal = False
-        """Whether the controller may drop groups whose rewards are all equal and generate others in their place."""
+    def __init__(self, config: PolicyGradientConfig) -> None:
+        self._config = config
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Training samples with their advantages, in order. Samples without a finite reward leave every mean."""
+        """Turns judged samples into training samples, in order. Samples without a finite reward leave every mean."""
         chosen = [(i, sample) for i, group in enumerate(groups) for sample in group.samples if is_judged(sample)]
-        advantages = self.advantages([self.reward(sample) for _, sample in chosen], [i for i, _ in chosen])
+        rewards = [self._config.shaped_reward(sample) for _, sample in chosen]
+        advantages = self._config.advantages(rewards, [i for i, _ in chosen])
         samples = tuple(
             train_sample(sample, groups[i], advantage)
             for (i, sample), advantage in zip(chosen, advantages, strict=True)
         )
-        return Assignment(samples, num_prompts=len({i for i, _ in chosen}))
+        return Assignment(samples, len({i for i, _ in chosen}), self._config.batch_metrics(groups))
 
-    def reward(self, sample: Sample) -> float:
-        """The reward that advantages are computed from; here the judged one."""
-        return reward_of(sample)
 
-    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Advantages `[N]` of scored samples; here the reward minus its group's mean."""
-        return group_advantages(rewards, groups)
+class PolicyGradientLoss:
+    """`-objective + kl_coef * KL - entropy_coef * entropy`, reduced over the whole step's denominators.
 
-    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """Per-token objective to maximise, of policy / behaviour log-ratios `[N, T]`."""
-        raise NotImplementedError
+    Metrics, each a mean over the tokens that reached the loss: `train/ratio/mean` (policy / behaviour; its expectation
+    is 1 for tokens of the behaviour policy), `train/ppo_kl` (k3 of behaviour to policy, nats), `train/clip_frac/low`
+    and `/high` (tokens whose weight or gradient was cut), and, where the batch has them, `train/kl_ref` (k3, nats) and
+    `train/entropy` (nats).
+    """
 
-    def loss(self, batch: LossBatch) -> LossOutput:
-        """`-objective + kl_coef * KL - entropy_coef * entropy`, reduced over the whole step's denominators.
+    def __init__(self, config: PolicyGradientConfig) -> None:
+        self._config = config
 
-        Metrics, each a mean over the tokens that reached the loss: `train/ratio/mean` (policy / behaviour; its
-        expectation is 1 for tokens of the behaviour policy), `train/ppo_kl` (k3 of behaviour to policy, nats),
-        `train/clip_frac/low` and `/high` (tokens whose weight or gradient was cut), and, where the batch has them,
-        `train/kl_ref` (k3, nats) and `train/entropy` (nats).
+    def __call__(self, batch: LossBatch) -> LossOutput:
+        """Computes one micro-batch's share of the step's loss.
 
         Raises:
             ValueError: the batch lacks `reference_logprobs` or `entropy`, but their coefficient is not 0.
         """
+        config = self._config
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
-        objective = self.objective(batch, log_ratios)
+        objective = config.objective(batch, log_ratios)
         terms = -objective.values
-        if self.config.kl_coef > 0:
+        if config.kl_coef > 0:
             reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
-            terms = terms + self.config.kl_coef * kl_loss(
-                batch.logprobs, reference, batch.mask, self.config.kl_estimator
-            )
-        if self.needs_entropy_grad:
-            terms = terms - self.config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
-        loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, self.config.reduction)
+            terms = terms + config.kl_coef * kl_loss(batch.logprobs, reference, batch.mask, config.kl_estimator)
+        if config.entropy_coef > 0:
+            terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
+        loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
         return LossOutput(loss, policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
 
 
 def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
-    """How far the policy is from who sampled and from the reference, and its entropy, over the batch's tokens."""
+    """Measures the policy's distance from who sampled and from the reference, and its entropy, by token."""
     known = log_ratios.detach()
     values = {"train/ratio/mean": known.exp(), "train/ppo_kl": known.expm1() - known}
     if batch.reference_logprobs is not None:
@@ -134,30 +142,30 @@ def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
 
 
 def clip_metrics(batch: LossBatch, objective: Objective) -> Metrics:
-    """Shares of the batch's tokens that a bound acted on."""
+    """Counts the tokens of a batch that a bound acted on."""
     flags = {"train/clip_frac/low": objective.is_low, "train/clip_frac/high": objective.is_high}
     return {key: masked_metric(flag, batch.mask) for key, flag in flags.items()}
 
 
 def is_judged(sample: Sample) -> bool:
-    """Whether it may enter a mean: it has a finite reward, and it is known whether it meets its constraints."""
+    """Whether a sample may enter a mean: it has a finite reward, and it is known whether it meets its constraints."""
     return sample.reward is not None and math.isfinite(sample.reward) and sample.is_satisfied is not None
 
 
-def judged(groups: Sequence[Group]) -> list[tuple[Group, list[Sample]]]:
-    """Groups with at least one judged sample, and those samples."""
+def judged_groups(groups: Sequence[Group]) -> list[tuple[Group, list[Sample]]]:
+    """Finds the groups with at least one judged sample, and those samples."""
     found = [(group, [sample for sample in group.samples if is_judged(sample)]) for group in groups]
     return [(group, samples) for group, samples in found if samples]
 
 
 def reward_of(sample: Sample) -> float:
-    """The reward of a judged sample."""
+    """Returns the reward of a judged sample."""
     assert sample.reward is not None
     return sample.reward
 
 
 def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
-    """The trainer's view of a sample."""
+    """Makes the trainer's view of a sample."""
     completion = sample.completion
     return TrainSample(
         prompt_ids=completion.prompt_ids,
@@ -171,7 +179,7 @@ def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
 
 
 def required(value: "Tensor | None", name: str, coefficient: str = "") -> "Tensor":
-    """The tensor. Raises `ValueError` if the batch lacks it, naming the coefficient that asks for it."""
+    """Returns the tensor. Raises `ValueError` if the batch lacks it, naming the coefficient that asks for it."""
     if value is None:
         why = f"{coefficient} > 0 needs it; fill it or set {coefficient} = 0" if coefficient else "the loss needs it"
         raise ValueError(f"LossBatch.{name} is missing, but {why}")

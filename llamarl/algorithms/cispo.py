@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.losses import LossBatch
 from llamarl.functional.ratios import Objective, weighted_objective
@@ -27,21 +27,11 @@ class CISPOConfig(PolicyGradientConfig):
     max_weight: float = Field(default=5.0, ge=1.0)
     """Largest importance weight, 1 + epsilon_high. The paper names none; ScaleRL (arXiv 2510.13786) uses this order."""
 
-    def build(self) -> "CISPO":
-        """The algorithm with these settings."""
-        return CISPO(self)
-
-
-class CISPO(PolicyGradient[CISPOConfig]):
-    """Clipped, detached importance weights on standardised group rewards."""
-
-    name = "cispo"
-
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Reward minus group mean, over the group's standard deviation."""
+        """Computes the reward minus the group's mean, over the group's standard deviation."""
         return group_advantages(rewards, groups, scale="std")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`sg(clamp(r, min_weight, max_weight)) A log policy`."""
-        low, high = self.config.min_weight, self.config.max_weight
+        """Computes `sg(clamp(r, min_weight, max_weight)) A log policy`."""
+        low, high = self.min_weight, self.max_weight
         return weighted_objective(batch.logprobs, log_ratios, batch.advantages, low=low, high=high)

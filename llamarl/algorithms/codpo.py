@@ -10,14 +10,13 @@ Mixture of Judges" (CGPO), Xu et al. 2024, arXiv 2409.20370, equations 13 to 15,
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llamarl.algorithms.constrained import constraint_metrics
-from llamarl.algorithms.pairs import PairAlgorithm, PairConfig, best_and_worst, mean_logprobs
-from llamarl.core.records import Assignment, Group, Sample
+from llamarl.algorithms.pairs import PairConfig, best_and_worst, mean_logprobs
+from llamarl.core.records import Group, Sample
 from llamarl.functional.losses import LossBatch
 from llamarl.functional.pairs import PairRows
 
@@ -32,26 +31,18 @@ class CODPOConfig(PairConfig):
     likelihood_coef: float = Field(default=1.0, ge=0.0)
     """The paper's lambda, of which it names no value: ours is the 1 of other losses of this form."""
 
-    def build(self) -> "CODPO":
-        """The algorithm with these settings."""
-        return CODPO(self)
-
-
-class CODPO(PairAlgorithm[CODPOConfig]):
-    """DPO between what meets all constraints and what does not, with a likelihood term on the former."""
-
-    name = "codpo"
-
-    def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Pairs as in `pair`, with the task's violation rate beside the metrics of pairs."""
-        assignment = super().assign(groups)
-        return replace(assignment, metrics={**assignment.metrics, **constraint_metrics(groups)})
-
     def pair(self, samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
-        """Best satisfied and worst violated; None without a satisfied one, or where both are one sample or text."""
+        """Picks the best satisfied and the worst violated sample.
+
+        Returns None without a satisfied one, or where both are one sample or text.
+        """
         violated = [sample for sample in samples if not sample.is_satisfied]
         return best_and_worst([sample for sample in samples if sample.is_satisfied], violated or samples)
 
     def likelihood(self, batch: LossBatch, pairs: PairRows) -> "Tensor | float":
-        """`lambda / |a+| log policy(a+)`, `[P]`."""
-        return self.config.likelihood_coef * mean_logprobs(batch)[pairs.chosen]
+        """Computes `lambda / |a+| log policy(a+)`, `[P]`."""
+        return self.likelihood_coef * mean_logprobs(batch)[pairs.chosen]
+
+    def batch_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Measures the task's violation rate."""
+        return constraint_metrics(groups)

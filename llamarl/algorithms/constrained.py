@@ -4,12 +4,14 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from llamarl.algorithms.base import PolicyGradientConfig, is_judged, reward_of
+from llamarl.core.algorithm import Needs
 from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Group, Sample
@@ -34,8 +36,13 @@ class OnPolicyConfig(PolicyGradientConfig):
     rho: float = Field(default=4.0, ge=1.0)
     """Largest importance weight of a token, with `off_policy = "aipo"`."""
 
-    def score_objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`A log policy`, every weight 1; with `aipo` weighted by `sg(min(r, rho))`."""
+    @property
+    def needs(self) -> Needs:
+        """Those of every policy gradient; stale samples are allowed with `off_policy = "aipo"` only."""
+        return replace(super().needs, corrects_staleness=self.off_policy != "none")
+
+    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
+        """Computes `A log policy`, every weight 1; with `aipo` weighted by `sg(min(r, rho))`."""
         if self.off_policy == "aipo":
             return weighted_objective(batch.logprobs, log_ratios, batch.advantages, high=self.rho)
         nowhere = batch.mask & ~batch.mask
@@ -54,7 +61,7 @@ class KLBoundConfig(Config):
     `as_is`: at least 0, used unchanged. `constant`: only the constraints count; for tasks where no judge pays."""
 
     def calibrated(self, sample: Sample) -> float:
-        """R_calib of a judged sample.
+        """Computes R_calib of a judged sample.
 
         Raises:
             ConfigError: a negative reward `as_is`: it would rank a good sample below one that breaks a constraint.
@@ -69,7 +76,7 @@ class KLBoundConfig(Config):
         return values[self.reward]
 
     def kl_of(self, sample: Sample) -> float:
-        """KL estimate of a sampled completion, in nats.
+        """Estimates the KL of a sampled completion, in nats.
 
         Raises:
             DataError: the sample lacks its reference log-probs.
@@ -83,14 +90,14 @@ class KLBoundConfig(Config):
 
 
 def constraint_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """`violation_rate` over the judged samples, and `unjudged_frac` over all of them."""
+    """Measures `violation_rate` over the judged samples, and `unjudged_frac` over all of them."""
     samples = [sample for group in groups for sample in group.samples]
     violations = [not sample.is_satisfied for sample in samples if is_judged(sample)]
     return means({"violation_rate": violations, "unjudged_frac": [not is_judged(sample) for sample in samples]})
 
 
 def kl_metrics(groups: Sequence[Group], config: KLBoundConfig) -> dict[str, float]:
-    """Over the judged samples: means of R_calib and of the KL estimate, and how often its factor is 0 or above 1."""
+    """Averages R_calib and the KL estimate over the judged samples, and counts how often its factor is 0 or above 1."""
     samples = [sample for group in groups for sample in group.samples if is_judged(sample)]
     divergences = [config.kl_of(sample) for sample in samples]
     return means(
@@ -104,5 +111,5 @@ def kl_metrics(groups: Sequence[Group], config: KLBoundConfig) -> dict[str, floa
 
 
 def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of each list; lists without an entry are left out."""
+    """Averages each list; lists without an entry are left out."""
     return {name: fmean(entries) for name, entries in values.items() if entries}

@@ -10,18 +10,15 @@ log-probs of sampling, so no gradient flows through it. "The Perfect Blend: Rede
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from llamarl.algorithms.base import PolicyGradient, is_judged
+from llamarl.algorithms.base import is_judged
 from llamarl.algorithms.constrained import KLBoundConfig, OnPolicyConfig, constraint_metrics, kl_metrics, means
-from llamarl.core.records import Assignment, Group, Sample
+from llamarl.core.algorithm import Needs
+from llamarl.core.records import Group, Sample
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.constrained import kl_factor
-from llamarl.functional.losses import LossBatch, Reduction
-from llamarl.functional.ratios import Objective
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from llamarl.functional.losses import Reduction
 
 
 class CRPGConfig(OnPolicyConfig, KLBoundConfig):
@@ -33,40 +30,25 @@ class CRPGConfig(OnPolicyConfig, KLBoundConfig):
     clamp_kl_factor: bool = False
     """Cut the KL factor at 1; one sample's estimate may be negative, and the paper's factor then exceeds 1."""
 
-    def build(self) -> "CRPG":
-        """The algorithm with these settings."""
-        return CRPG(self)
+    @property
+    def needs(self) -> Needs:
+        """The reference for the KL bound; a sample is compared with the whole batch."""
+        calibrated = self.reward == "calibrated"
+        return replace(super().needs, reference=True, comparison="batch", calibrated_reward=calibrated)
 
-
-class CRPG(PolicyGradient[CRPGConfig]):
-    """REINFORCE on constrained, KL-shaped rewards minus their mean over the task's batch."""
-
-    name = "crpg"
-    compares_within = "batch"
-
-    def __init__(self, config: CRPGConfig) -> None:
-        super().__init__(config)
-        self.needs_reference = True
-        self.corrects_staleness = config.off_policy != "none"
-
-    def assign(self, groups: Sequence[Group]) -> Assignment:
-        """As every policy gradient, over the samples whose constraints could be judged; with the task's metrics."""
-        rewards = [self.reward(s) for group in groups for s in group.samples if is_judged(s)]
-        own = means({"kept_frac": [reward > 0.0 for reward in rewards], "regularized_reward/mean": rewards})
-        metrics = {**own, **constraint_metrics(groups), **kl_metrics(groups, self.config)}
-        return replace(super().assign(groups), metrics=metrics)
-
-    def reward(self, sample: Sample) -> float:
-        """The regularised reward: 0 where a constraint is broken, whatever the judged reward and the KL are."""
+    def shaped_reward(self, sample: Sample) -> float:
+        """Computes the regularised reward: 0 where a constraint is broken, whatever reward and KL are."""
         if not sample.is_satisfied:
             return 0.0
-        factor = kl_factor(self.config.kl_of(sample), self.config.kl_max, clamp=self.config.clamp_kl_factor)
-        return factor * self.config.calibrated(sample)
+        factor = kl_factor(self.kl_of(sample), self.kl_max, clamp=self.clamp_kl_factor)
+        return factor * self.calibrated(sample)
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Rewards minus their mean over the task's whole batch; equal ones give exact zeros."""
+        """Computes rewards minus their mean over the task's whole batch; equal ones give exact zeros."""
         return group_advantages(rewards, [0] * len(rewards))
 
-    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`A log policy`, or its importance-weighted form."""
-        return self.config.score_objective(batch, log_ratios)
+    def batch_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Measures how much reward the constraints and the KL bound leave, and what they cut."""
+        rewards = [self.shaped_reward(s) for group in groups for s in group.samples if is_judged(s)]
+        own = means({"kept_frac": [reward > 0.0 for reward in rewards], "regularized_reward/mean": rewards})
+        return {**own, **constraint_metrics(groups), **kl_metrics(groups, self)}

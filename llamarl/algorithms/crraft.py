@@ -8,16 +8,14 @@
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import Literal
 
-from llamarl.algorithms.base import PolicyGradient, is_judged, judged, reward_of, train_sample
+from llamarl.algorithms.base import is_judged, judged_groups, reward_of, train_sample
 from llamarl.algorithms.constrained import KLBoundConfig, OnPolicyConfig, constraint_metrics, kl_metrics, means
+from llamarl.core.algorithm import Credit, Needs
 from llamarl.core.records import Assignment, Group, Sample
-from llamarl.functional.losses import LossBatch, Reduction
-from llamarl.functional.ratios import Objective
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from llamarl.functional.losses import Reduction
 
 
 class CRRAFTConfig(OnPolicyConfig, KLBoundConfig):
@@ -27,47 +25,42 @@ class CRRAFTConfig(OnPolicyConfig, KLBoundConfig):
     reduction: Reduction = "prompt_sum"
     """The log-prob of the whole completion, over the prompts of the batch, skipped ones included."""
 
-    def build(self) -> "CRRAFT":
-        """The algorithm with these settings."""
-        return CRRAFT(self)
+    @property
+    def needs(self) -> Needs:
+        """The reference for the KL bound, and baseline responses to fall back on; one sample teaches by itself."""
+        calibrated = self.reward == "calibrated"
+        return replace(super().needs, reference=True, baseline=True, comparison=None, calibrated_reward=calibrated)
+
+    def credit(self) -> Credit:
+        """Builds the half that picks the best samples."""
+        return CRRAFTCredit(self)
 
 
-class CRRAFT(PolicyGradient[CRRAFTConfig]):
-    """Weighted maximum likelihood on the best sample of each group that keeps to the constraints and the KL bound."""
-
-    name = "crraft"
-    compares_within = None
-    uses_baseline: bool = True
-    """Whether `Group.baseline` is read."""
+class CRRAFTCredit(Credit):
+    """Picks the best sample of each group that keeps to the constraints and the KL bound, weighted by R_calib."""
 
     def __init__(self, config: CRRAFTConfig) -> None:
-        super().__init__(config)
-        self.needs_reference = True
-        self.corrects_staleness = config.off_policy != "none"
+        self._config = config
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """At most one sample of each group, its calibrated reward as the advantage."""
-        batch = judged(groups)
+        """Picks at most one sample of each group, its calibrated reward as the advantage."""
+        batch = judged_groups(groups)
         samples, fallbacks = [], []
         for group, candidates in batch:
             best = self._best(candidates)
             fallbacks.append(best is None and _is_good(group.baseline))
             if best is not None:
-                samples.append(train_sample(best, group, self.config.calibrated(best)))
+                samples.append(train_sample(best, group, self._config.calibrated(best)))
             elif group.baseline is not None and _is_good(group.baseline):
-                samples.append(train_sample(group.baseline, group, self.config.calibrated(group.baseline)))
+                samples.append(train_sample(group.baseline, group, self._config.calibrated(group.baseline)))
         own = {"skipped_prompts": float(len(batch) - len(samples)), **means({"fallback_frac": fallbacks})}
         own |= {"kept_frac": len(samples) / len(batch)} if batch else {}
-        metrics = {**own, **constraint_metrics(groups), **kl_metrics(groups, self.config)}
+        metrics = {**own, **constraint_metrics(groups), **kl_metrics(groups, self._config)}
         return Assignment(tuple(samples), num_prompts=len(batch), metrics=metrics)
 
-    def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`R_calib log policy`, or its importance-weighted form."""
-        return self.config.score_objective(batch, log_ratios)
-
     def _best(self, candidates: Sequence[Sample]) -> Sample | None:
-        """By the judged reward, which ranks as R_calib does but never saturates."""
-        kept = [s for s in candidates if s.is_satisfied and self.config.kl_of(s) <= self.config.kl_max]
+        """Picks by the judged reward, which ranks as R_calib does but never saturates."""
+        kept = [s for s in candidates if s.is_satisfied and self._config.kl_of(s) <= self._config.kl_max]
         return max(kept, key=reward_of, default=None)
 
 

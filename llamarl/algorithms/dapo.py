@@ -5,11 +5,13 @@ soft penalty on overlong completions. "DAPO", Yu et al. 2025, arXiv 2503.14476.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig, reward_of
+from llamarl.core.algorithm import Needs
 from llamarl.core.records import Sample
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.losses import LossBatch
@@ -42,34 +44,23 @@ class DAPOConfig(PolicyGradientConfig):
             )
         return self
 
-    def build(self) -> "DAPO":
-        """The algorithm with these settings."""
-        return DAPO(self)
+    @property
+    def needs(self) -> Needs:
+        """Those of every policy gradient, and groups whose rewards differ."""
+        return replace(super().needs, varied_rewards=self.dynamic_sampling)
 
-
-class DAPO(PolicyGradient[DAPOConfig]):
-    """Asymmetrically clipped ratios on standardised group rewards, averaged over the step's tokens."""
-
-    name = "dapo"
-
-    def __init__(self, config: DAPOConfig) -> None:
-        super().__init__(config)
-        self.drops_zero_signal = config.dynamic_sampling
-
-    def reward(self, sample: Sample) -> float:
-        """The judged reward plus the length penalty in [-1, 0]."""
-        return super().reward(sample) + self._overlong_penalty(len(sample.completion.token_ids))
+    def shaped_reward(self, sample: Sample) -> float:
+        """Computes the judged reward plus the length penalty in [-1, 0]."""
+        reward = reward_of(sample)
+        if self.overlong_limit is None:
+            return reward
+        excess = len(sample.completion.token_ids) - (self.overlong_limit - self.overlong_buffer)
+        return reward - min(max(excess / self.overlong_buffer, 0.0), 1.0)
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Reward minus group mean, over the group's standard deviation."""
+        """Computes the reward minus the group's mean, over the group's standard deviation."""
         return group_advantages(rewards, groups, scale="std")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip_low, high=self.config.clip_high)
-
-    def _overlong_penalty(self, length: int) -> float:
-        if self.config.overlong_limit is None:
-            return 0.0
-        excess = length - (self.config.overlong_limit - self.config.overlong_buffer)
-        return -min(max(excess / self.config.overlong_buffer, 0.0), 1.0)
+        """Computes `min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.clip_low, high=self.clip_high)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
 from llamarl.functional.losses import LossBatch, Reduction
 from llamarl.functional.ratios import Objective, clipped_objective
 
@@ -24,16 +24,6 @@ class DrGRPOConfig(PolicyGradientConfig):
     reduction: Reduction = "fixed_length"
     """Division by the token limit, a constant: neither short nor long samples are favoured."""
 
-    def build(self) -> "DrGRPO":
-        """The algorithm with these settings."""
-        return DrGRPO(self)
-
-
-class DrGRPO(PolicyGradient[DrGRPOConfig]):
-    """Clipped ratios on group-mean advantages, divided by a constant length."""
-
-    name = "dr_grpo"
-
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip, high=self.config.clip)
+        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.clip, high=self.clip)

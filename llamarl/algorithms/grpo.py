@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.kl import KLLoss
 from llamarl.functional.losses import LossBatch, Reduction
@@ -31,20 +31,10 @@ class GRPOConfig(PolicyGradientConfig):
     kl_estimator: KLLoss = "k3"
     """The paper's equation 4. As a loss it pulls by the reverse KL; `k2` is right for KL(policy || reference)."""
 
-    def build(self) -> "GRPO":
-        """The algorithm with these settings."""
-        return GRPO(self)
-
-
-class GRPO(PolicyGradient[GRPOConfig]):
-    """Clipped ratios on standardised group rewards."""
-
-    name = "grpo"
-
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Reward minus group mean, over the group's standard deviation."""
+        """Computes the reward minus the group's mean, over the group's standard deviation."""
         return group_advantages(rewards, groups, scale="std")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip, high=self.config.clip)
+        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.clip, high=self.clip)

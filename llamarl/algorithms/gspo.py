@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.losses import LossBatch, Reduction
 from llamarl.functional.ratios import Objective, clipped_objective, sequence_log_ratio
@@ -33,21 +33,11 @@ class GSPOConfig(PolicyGradientConfig):
     reduction: Reduction = "sequence_mean"
     """Every completion weighs the same (equation 5)."""
 
-    def build(self) -> "GSPO":
-        """The algorithm with these settings."""
-        return GSPO(self)
-
-
-class GSPO(PolicyGradient[GSPOConfig]):
-    """Clipped sequence ratios on standardised group rewards."""
-
-    name = "gspo"
-
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Reward minus group mean, over the group's standard deviation."""
+        """Computes the reward minus the group's mean, over the group's standard deviation."""
         return group_advantages(rewards, groups, scale="std")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`min(s A, clamp(s, 1 - clip_low, 1 + clip_high) A)` with the sequence ratio s at each token."""
+        """Computes `min(s A, clamp(s, 1 - clip_low, 1 + clip_high) A)` with the sequence ratio s at each token."""
         ratios = sequence_log_ratio(log_ratios, batch.mask)
-        return clipped_objective(ratios, batch.advantages, low=self.config.clip_low, high=self.config.clip_high)
+        return clipped_objective(ratios, batch.advantages, low=self.clip_low, high=self.clip_high)

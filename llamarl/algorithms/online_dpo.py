@@ -9,25 +9,15 @@ an annotator; the loss is that of DPO, arXiv 2305.18290.
 from collections.abc import Sequence
 from typing import Literal
 
-from llamarl.algorithms.pairs import PairAlgorithm, PairConfig, best_and_worst
+from llamarl.algorithms.pairs import PairConfig, best_and_worst
 from llamarl.core.records import Sample
 
 
 class OnlineDPOConfig(PairConfig):
-    """Settings of online DPO."""
+    """Settings of online DPO. Constraints are not looked at: see CODPO."""
 
     type: Literal["online_dpo"] = "online_dpo"
 
-    def build(self) -> "OnlineDPO":
-        """The algorithm with these settings."""
-        return OnlineDPO(self)
-
-
-class OnlineDPO(PairAlgorithm[OnlineDPOConfig]):
-    """DPO on the extremes of each group. Constraints are not looked at: see CODPO."""
-
-    name = "online_dpo"
-
     def pair(self, samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
-        """The samples of highest and lowest reward; None where all rewards are equal."""
+        """Picks the samples of highest and lowest reward; None where all rewards are equal."""
         return best_and_worst(samples, samples)

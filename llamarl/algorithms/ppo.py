@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import Comparison, clip_metrics, judged, policy_metrics, required, reward_of, train_sample
+from llamarl.algorithms.base import (
+    Loss,
+    clip_metrics,
+    judged_groups,
+    policy_metrics,
+    required,
+    reward_of,
+    train_sample,
+)
+from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.config import Config
 from llamarl.core.records import Assignment, Group
 from llamarl.functional.gae import Estimate, generalized_advantages, token_rewards
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PPOConfig(Config):
+class PPOConfig(Config, Algorithm):
     """Settings of PPO. Set `kl_coef = 0` to do without a reference model."""
 
     type: Literal["ppo"] = "ppo"
@@ -47,50 +56,60 @@ class PPOConfig(Config):
     entropy_coef: float = Field(default=0.0, ge=0.0)
     """Weight of an entropy bonus."""
 
-    def build(self) -> "PPO":
-        """The algorithm with these settings."""
-        return PPO(self)
+    @property
+    def needs(self) -> Needs:
+        """A critic; the reference for the KL penalty. A reward of 0 teaches the critic like any other."""
+        return Needs(
+            reference=self.kl_coef > 0,
+            values=True,
+            entropy_gradient=self.entropy_coef > 0,
+            zero_advantages=True,
+            corrects_staleness=True,
+        )
+
+    def credit(self) -> Credit:
+        """Builds the half that passes rewards on."""
+        return PPOCredit()
+
+    def loss(self) -> Loss:
+        """Builds the half with the critic."""
+        return PPOLoss(self)
 
 
-class PPO:
-    """Clipped ratios on generalised advantages."""
-
-    name = "ppo"
-    needs_values: bool = True
-    keeps_groups_together: bool = False
-    trains_zero_advantage: bool = True
-    drops_zero_signal: bool = False
-    corrects_staleness: bool = True
-    compares_within: Comparison | None = None
-
-    def __init__(self, config: PPOConfig) -> None:
-        self.config = config
-        self.needs_reference = config.kl_coef > 0
-        self.needs_entropy_grad = config.entropy_coef > 0
+class PPOCredit(Credit):
+    """Passes rewards on: the trainer estimates advantages from them."""
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """All judged samples; their `advantage` is the judged reward, from which `loss` estimates advantages."""
-        batch = judged(groups)
+        """Turns all judged samples into training samples, whose `advantage` is the judged reward."""
+        batch = judged_groups(groups)
         samples = tuple(train_sample(s, group, reward_of(s)) for group, members in batch for s in members)
         return Assignment(samples, num_prompts=len(batch))
 
-    def loss(self, batch: LossBatch) -> LossOutput:
-        """The policy's and the critic's loss, reduced over the step's denominators.
 
-        Beside the policy gradients' metrics, over tokens: `train/value_loss` (squared error), `train/value/mean`,
-        `train/return/mean`.
+class PPOLoss:
+    """The policy's and the critic's loss, reduced over the step's denominators.
+
+    Beside the policy gradients' metrics, over tokens: `train/value_loss` (squared error), `train/value/mean`,
+    `train/return/mean`.
+    """
+
+    def __init__(self, config: PPOConfig) -> None:
+        self._config = config
+
+    def __call__(self, batch: LossBatch) -> LossOutput:
+        """Computes one micro-batch's share of the step's loss.
 
         Raises:
             ValueError: the batch lacks values, or reference log-probs or entropy where their coefficient is not 0.
         """
-        config = self.config
+        config = self._config
         values = required(batch.values, "values").masked_fill(~batch.mask, 0.0)
         found = self._estimate(batch, values)
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         objective = clipped_objective(log_ratios, found.advantages, low=config.clip, high=config.clip)
         errors = (values - found.returns).square()
         terms = -objective.values + config.value_coef * errors / 2
-        if self.needs_entropy_grad:
+        if config.entropy_coef > 0:
             terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
         critic = {"train/value_loss": errors, "train/value/mean": values, "train/return/mean": found.returns}
@@ -98,9 +117,9 @@ class PPO:
         return LossOutput(loss, metrics | policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
 
     def _estimate(self, batch: LossBatch, values: "Tensor") -> Estimate:
-        penalties = batch.behavior_logprobs.new_zeros(batch.mask.shape)
-        if self.needs_reference:
+        config, penalties = self._config, batch.behavior_logprobs.new_zeros(batch.mask.shape)
+        if config.kl_coef > 0:
             reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
-            penalties = self.config.kl_coef * (batch.behavior_logprobs - reference)
+            penalties = config.kl_coef * (batch.behavior_logprobs - reference)
         rewards = token_rewards(batch.advantages, penalties, batch.mask)
-        return generalized_advantages(rewards, values, batch.mask, gamma=self.config.gamma, lam=self.config.lam)
+        return generalized_advantages(rewards, values, batch.mask, gamma=config.gamma, lam=config.lam)

@@ -5,11 +5,13 @@ One sample per prompt is enough. With several, `group_baseline` first subtracts 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
+from llamarl.core.algorithm import Needs
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.kl import KLLoss
 from llamarl.functional.losses import LossBatch
@@ -32,25 +34,16 @@ class ReinforcePPConfig(PolicyGradientConfig):
     kl_estimator: KLLoss = "k1_return"
     """The penalty of all later tokens, as in the paper; added after standardising, where the paper adds it before."""
 
-    def build(self) -> "ReinforcePP":
-        """The algorithm with these settings."""
-        return ReinforcePP(self)
-
-
-class ReinforcePP(PolicyGradient[ReinforcePPConfig]):
-    """Clipped ratios on batch-standardised rewards."""
-
-    name = "reinforce_pp"
-
-    def __init__(self, config: ReinforcePPConfig) -> None:
-        super().__init__(config)
-        self.compares_within = "group" if config.group_baseline else "batch"
+    @property
+    def needs(self) -> Needs:
+        """Those of every policy gradient; without a group baseline a sample is compared with the whole batch."""
+        return replace(super().needs, comparison="group" if self.group_baseline else "batch")
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Rewards, minus group means if asked, standardised over all samples of the step."""
-        values = group_advantages(rewards, groups) if self.config.group_baseline else rewards
+        """Computes rewards, minus group means if asked, standardised over all samples of the step."""
+        values = group_advantages(rewards, groups) if self.group_baseline else rewards
         return group_advantages(values, [0] * len(values), scale="std")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.config.clip, high=self.config.clip)
+        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
+        return clipped_objective(log_ratios, batch.advantages, low=self.clip, high=self.clip)

@@ -5,11 +5,13 @@ with `center = "leave_one_out"` is its off-policy form). "Back to basics", Ahmad
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradient, PolicyGradientConfig
+from llamarl.algorithms.base import PolicyGradientConfig
+from llamarl.core.algorithm import Needs
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.kl import KLLoss
 from llamarl.functional.losses import LossBatch, Reduction
@@ -30,21 +32,15 @@ class RLOOConfig(PolicyGradientConfig):
     kl_estimator: KLLoss = "k1_return"
     """The KL belongs to the reward; this has the same expected gradient."""
 
-    def build(self) -> "RLOO":
-        """The algorithm with these settings."""
-        return RLOO(self)
-
-
-class RLOO(PolicyGradient[RLOOConfig]):
-    """REINFORCE on leave-one-out advantages."""
-
-    name = "rloo"
-    corrects_staleness: bool = False
+    @property
+    def needs(self) -> Needs:
+        """Those of every policy gradient, but samples of the newest policy."""
+        return replace(super().needs, corrects_staleness=False)
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Reward minus the mean of the group's other rewards."""
+        """Computes the reward minus the mean of the group's other rewards."""
         return group_advantages(rewards, groups, center="leave_one_out")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """`A log policy`: every weight is 1."""
+        """Computes `A log policy`: every weight is 1."""
         return weighted_objective(batch.logprobs, log_ratios, batch.advantages, low=1.0, high=1.0)

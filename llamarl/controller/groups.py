@@ -64,7 +64,7 @@ class GroupRunner:
         if variants[0][0] is not prompt:
             prompt_ids = self._encode(prompt)
             completions = tuple(replace(completion, prompt_ids=prompt_ids) for completion in completions)
-        needs_reference = self._scorer is not None and task.algorithm.needs_reference
+        needs_reference = self._scorer is not None and task.needs.reference
         if ticket.is_held_out or not (needs_reference or task.baselines):
             samples = await self._judges.judge(prompt, completions, task.name)
             return Group(prompt, samples, ticket.index, ticket.epoch)
@@ -89,7 +89,7 @@ class GroupRunner:
 
     async def _score(self, task: RunTask, completions: Sequence[Completion]) -> Sequence[tuple[float, ...] | None]:
         """The reference's log-probs of each completion; None where the task's algorithm needs none."""
-        if self._scorer is None or not task.algorithm.needs_reference:
+        if self._scorer is None or not task.needs.reference:
             return [None] * len(completions)
         return await self._scorer.score(completions)
 

@@ -311,7 +311,7 @@ class Controller:
         return self._is_stopping or all(task.buffer.has_batch for task in self.tasks.values())
 
     async def _assign(self, task: RunTask, groups: Sequence[Group]) -> Assignment:
-        if getattr(task.algorithm, "assigns_in_thread", False):
+        if task.needs.assigns_in_thread:
             return await asyncio.to_thread(task.assign, groups)
         return task.assign(groups)
 
@@ -353,8 +353,7 @@ class Controller:
         found: dict[str, dict[str, float]] = {}
         for name, task in self.tasks.items():
             own = [group for group in groups if len(self.tasks) == 1 or group.prompt.task == name]
-            if own and hasattr(task.algorithm, "held_out_metrics"):
-                values = task.algorithm.held_out_metrics(own)
+            if own and (values := task.credit.held_out_metrics(own)):
                 found[name] = {f"eval/algorithm/{key}": value for key, value in values.items()}
         if len(self.tasks) == 1:
             return next(iter(found.values()), {})

@@ -93,7 +93,7 @@ class Prepared:
     @property
     def needs_reference(self) -> bool:
         """Whether an algorithm compares with the policy that the run starts from."""
-        return any(task.algorithm.build().needs_reference for task in self.tasks)
+        return any(task.algorithm.needs.reference for task in self.tasks)
 
     @property
     def probe_prompts(self) -> list[tuple[int, ...]]:
@@ -199,11 +199,9 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positi
     held_out, long_held_out = lengths.fitting(held_out)
     prompts = [row.prompt for row in rows]
     assert task.algorithm is not None
-    algorithm = task.algorithm.build()
-    if hasattr(algorithm, "check_prompts"):
-        with _naming_the_row(rows) as watched:
-            algorithm.check_prompts(watched)
-    baselines = _baselines(tokenizer, prompts) if getattr(algorithm, "uses_baseline", False) else {}
+    with _naming_the_row(rows) as watched:
+        task.algorithm.credit().check_prompts(watched)
+    baselines = _baselines(tokenizer, prompts) if task.algorithm.needs.baseline else {}
     paying, untried = _check_judges(task, rows, held_out, tokenizer)
     skipped = [*bad, *bad_held_out, *long, *long_held_out]
     held_out_prompts = [row.prompt for row in held_out]
@@ -334,7 +332,7 @@ def _check_judges(
     pairs = zip(panel.judges, config.judges, strict=True)
     weights = {judge.name: each.weight for judge, each in pairs if each.role == "reward"}
     try:
-        if getattr(config.algorithm, "reward", None) == "calibrated":
+        if config.algorithm is not None and config.algorithm.needs.calibrated_reward:
             _check_calibrated(config.name, [judge for judge in panel.judges if weights.get(judge.name)], rows)
         with _naming_the_row([*rows, *held_out]) as prompts:
             panel.check(prompts)

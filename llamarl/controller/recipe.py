@@ -180,21 +180,21 @@ class Recipe(Config):
 
     def _check_algorithm(self, task: TaskConfig) -> None:
         config = task.algorithm or self.algorithm
-        algorithm = config.build()
-        if task.coverage and not getattr(algorithm, "learns_by_heart", False):
+        needs = config.needs
+        if task.coverage and not needs.ignores_behavior_logprobs:
             raise ValueError(
                 f"coverage: algorithm.type={config.type!r} as it is set weighs or clips by the probabilities that its "
                 "completions were sampled with, but under coverage these are of another prompt; use ibpo or raft with "
                 'off_policy = "none", or leave coverage out'
             )
-        if self.sampling.filters and not getattr(algorithm, "learns_by_heart", False):
+        if self.sampling.filters and not needs.ignores_behavior_logprobs:
             name, value = next(iter(self.sampling.filters.items()))
             raise ValueError(
                 f"sampling.{name}={value}: algorithm.type={config.type!r} as it is set takes completions for samples "
                 "of the whole policy, but a filter never draws what it cuts, and no ratio makes up for that; "
                 f'leave sampling.{name} out, or use raft or ibpo with off_policy = "none", which learn by heart'
             )
-        if self.schedule.max_staleness > 0 and not algorithm.corrects_staleness and not task.coverage:
+        if self.schedule.max_staleness > 0 and not needs.corrects_staleness and not task.coverage:
             raise ValueError(
                 f"algorithm.type={config.type!r} has no off-policy correction, but schedule.max_staleness="
                 f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or "
@@ -286,7 +286,7 @@ def _correction(config: AlgorithmConfig) -> str:
 def _check_comparison(task: TaskConfig, prefix: str) -> None:
     """Raises `ValueError` where every sample is alone among those that its reward is compared with."""
     assert task.algorithm is not None
-    within = getattr(task.algorithm.build(), "compares_within", None)
+    within = task.algorithm.needs.comparison
     samples, prompts = task.samples_per_prompt or 1, task.prompts_per_step or 1
     if within is None or (samples if within == "group" else samples * prompts) > 1:
         return

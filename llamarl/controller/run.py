@@ -181,7 +181,7 @@ async def _attempt(
             for task in tasks:
                 task.watch.restore(state.get("watch", {}).get(task.name, {}))
                 if task.name in state.get("algorithm", {}):
-                    task.algorithm.restore(state["algorithm"][task.name])  # type: ignore[attr-defined]
+                    task.credit.restore(state["algorithm"][task.name])
             if start.step is not None:  # everything fits, so the directory may change
                 if checkpoint:
                     store.forget_after(str(version))
@@ -269,7 +269,7 @@ async def _save(
                     "ledger": ledger.digest(version),
                     "guard": guard.state(),
                     "watch": {task.name: task.watch.state() for task in tasks},
-                    "algorithm": {t.name: t.algorithm.state() for t in tasks if hasattr(t.algorithm, "state")},
+                    "algorithm": {t.name: dict(t.credit.state()) for t in tasks},
                 }
                 (folder / STATE_FILE).write_text(json.dumps(state))
                 await asyncio.to_thread(store.commit, version, folder, reward)
@@ -310,7 +310,7 @@ async def _executors(prepared: Prepared, reporter: Reporter, budget: RestartBudg
     build_trainer = functools.partial(
         TrainerExecutor,
         recipe.trainer,
-        [task.algorithm.build for task in prepared.tasks],
+        [task.algorithm for task in prepared.tasks],
         load_frozen,
         recipe.sampling,
         channel,
@@ -394,7 +394,7 @@ def _run_task(recipe: Recipe, task: PreparedTask, accounted: Collection[tuple[in
     return RunTask(
         config.name,
         ((issue.epoch, issue.prompt) for issue in stream),
-        task.algorithm.build(),
+        task.algorithm,
         config.prompts_per_step or 1,
         config.samples_per_prompt or 1,
         weight=1.0 if config.weight is None else config.weight,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from llamarl.controller.buffer import WorkBuffer
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import HackingWatch, WatchConfig
-from llamarl.core.protocols import Algorithm
+from llamarl.core.algorithm import Algorithm
 from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, Status
 from llamarl.data.asks import Ask
 
@@ -32,7 +32,7 @@ class RunTask:
     stream: Iterator[tuple[int, Prompt]]
     """(epoch, prompt) pairs still to train, in order."""
     algorithm: Algorithm
-    """`assign` turns its judged groups into training samples."""
+    """Its settings; `credit` and `needs` come from them."""
     prompts_per_step: int
     """Groups in one optimizer step."""
     samples_per_prompt: int
@@ -47,6 +47,9 @@ class RunTask:
     """The baselines with their verdicts, which do not change during a run."""
     variants: Sequence[PromptVariant] = ()
     """Rewrites to sample from; where empty, the prompt as it stands, under which all completions train."""
+
+    def __post_init__(self) -> None:
+        self.needs, self.credit = self.algorithm.needs, self.algorithm.credit()
 
     def open(self, schedule: Schedule, version: int) -> None:
         """Starts the account of what is under way, at policy version `version`."""
@@ -65,7 +68,7 @@ class RunTask:
         if len(group.rewards) < min(2, len(group.samples)):
             verdicts = [v for sample in group.samples if sample.reward is None for v in sample.verdicts.values()]
             return "unscored" if any(v.status is Status.FAILED for v in verdicts) else "abstained"
-        return "no_signal" if self.algorithm.drops_zero_signal and len(set(group.rewards)) == 1 else None
+        return "no_signal" if self.needs.varied_rewards and len(set(group.rewards)) == 1 else None
 
     def prompt_variants(self, prompt: Prompt) -> list[tuple[Prompt, int]]:
         """Rewrites of the prompt to sample from, with completions per rewrite; without variants, the prompt itself."""
@@ -78,7 +81,7 @@ class RunTask:
 
         Those of prompt variants carry version -1: no policy sampled their tokens under the prompt as it stands.
         """
-        assignment = self.algorithm.assign(groups)
+        assignment = self.credit.assign(groups)
         if not self.variants:
             return assignment
         samples = (replace(sample, versions=(-1,) * len(sample.versions)) for sample in assignment.samples)

@@ -9,7 +9,6 @@ from llamarl.core.records import (
     Assignment,
     Completion,
     GenerationRequest,
-    Group,
     Prompt,
     StepResult,
     Verdict,
@@ -128,37 +127,6 @@ class Judge(Protocol):
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion, in order. Must not raise for a bad completion; may raise `JudgeError`."""
-
-
-class Algorithm(Protocol):
-    """One RL algorithm: `assign` on the controller's side, `loss` on the trainer's.
-
-    It may also have `compares_within` ("group" or "batch": a sample alone there teaches nothing), `learns_by_heart`
-    (its samples may come from other forms of the prompt), `assigns_in_thread`,
-    `check_prompts(prompts)`, and `state()` with `restore(state)`, which checkpoints keep.
-    """
-
-    name: str
-    needs_reference: bool
-    """Whether `assign` or `loss` reads `reference_logprobs`."""
-    needs_entropy_grad: bool
-    """Whether `loss` differentiates `entropy`."""
-    needs_values: bool
-    """Whether `loss` reads `values`, so that the trainer trains a value head beside the policy."""
-    keeps_groups_together: bool
-    """Whether all samples of a group must reach `loss` in one micro-batch, as pairs do."""
-    trains_zero_advantage: bool
-    """Whether samples of zero advantage have a gradient; if not, the trainer may skip them."""
-    drops_zero_signal: bool
-    """Whether the controller may drop groups whose rewards are all equal and generate others in their place."""
-    corrects_staleness: bool
-    """Whether `loss` weighs or clips by policy / behaviour; without it, train with `max_staleness = 0`."""
-
-    def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Which samples of a batch train, with which advantage. Unscored samples never appear."""
-
-    def loss(self, batch: Any) -> Any:
-        """`functional.losses.LossBatch` of one micro-batch -> `LossOutput`, divided by the step's denominators."""
 
 
 class WeightChannel(Protocol):

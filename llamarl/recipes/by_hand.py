@@ -10,7 +10,7 @@ executors, overlap, a ledger and checkpoints around it: at `max_staleness = 0` i
 import argparse
 from collections.abc import Callable, Iterator
 
-from llamarl.algorithms import AIPO, AIPOConfig
+from llamarl.algorithms import AIPOConfig
 from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
@@ -37,7 +37,8 @@ def run(
     """Trains for some steps and returns the trainer, whose model is the result."""
     sampling = Sampling(max_tokens=48)
     tokenizer = load_tokenizer(DEMO_CHECKPOINT)
-    algorithm = AIPO(AIPOConfig())
+    algorithm = AIPOConfig()
+    credit = algorithm.credit()
     channel = LocalChannel()
     generator = NativeGenerator(
         load_model(DEMO_CHECKPOINT), eos_ids=tokenizer.eos_ids, decode=tokenizer.decode, slots=128
@@ -73,7 +74,7 @@ def run(
         ]
 
         # assign: rewards to advantages; then loss: forward and backward; then step: clip and update
-        trainer.loss(algorithm.assign(groups))
+        trainer.loss(credit.assign(groups))
         result = trainer.step()
 
         # publish: the generator takes the new weights before it draws another token

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llamarl.core.algorithm import Needs
 from llamarl.core.errors import DataError
-from llamarl.core.protocols import Algorithm
 from llamarl.core.records import TrainSample
 from llamarl.functional.logprobs import pad_rows
 from llamarl.functional.losses import Denominators, LossBatch
@@ -64,14 +64,14 @@ def is_current(samples: Sequence[TrainSample], mask: Tensor, version: int) -> Te
     return torch.zeros_like(mask).masked_scatter(mask, versions == version)
 
 
-def check_references(samples: Sequence[TrainSample], algorithm: Algorithm) -> None:
+def check_references(samples: Sequence[TrainSample], needs: Needs) -> None:
     """Raises `DataError` if the algorithm needs reference log-probs and a sampled completion has none."""
-    for sample in samples if algorithm.needs_reference else ():
+    for sample in samples if needs.reference else ():
         is_given = max(sample.versions) < 0 and not sample.reference_logprobs
         if len(sample.reference_logprobs) != len(sample.token_ids) and not is_given:
             raise DataError(
                 f"group {sample.group}: a sample has {len(sample.reference_logprobs)} reference log-probs for "
-                f"{len(sample.token_ids)} tokens, but algorithm {algorithm.name!r} needs one per token; fill "
+                f"{len(sample.token_ids)} tokens, but its algorithm needs one per token; fill "
                 "Sample.reference_logprobs (training.reference.ReferenceExecutor scores them) before `assign`"
             )
 

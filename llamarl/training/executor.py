@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from llamarl.core.algorithm import Algorithm
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Algorithm, Cores, Executor, WeightChannel
+from llamarl.core.protocols import Cores, Executor, WeightChannel
 from llamarl.core.records import Assignment, StepResult, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.models.checkpoint import save_model
@@ -19,8 +20,8 @@ class TrainerExecutor(Executor):
 
     Args:
         config: how to train.
-        build_algorithms: for instance an algorithm config's `build`; several tasks need one each, in order. All
-            arguments must pickle for process engines.
+        algorithms: settings of each task's algorithm, in order; only their loss is built here. All arguments must
+            pickle for process engines.
         load_model: builds the `*ForCausalLM` in float32, where the executor lives.
         sampling: how the completions are drawn (temperature, token limit).
         channel: where `publish` offers the weights.
@@ -33,7 +34,7 @@ class TrainerExecutor(Executor):
     def __init__(
         self,
         config: TrainerConfig,
-        build_algorithms: Callable[[], Algorithm] | Sequence[Callable[[], Algorithm]],
+        algorithms: Algorithm | Sequence[Algorithm],
         load_model: Callable[[], nn.Module],
         sampling: Sampling,
         channel: WeightChannel,
@@ -43,8 +44,7 @@ class TrainerExecutor(Executor):
         probe_prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
-        builders = build_algorithms if isinstance(build_algorithms, Sequence) else (build_algorithms,)
-        self._build_algorithms, self._load_model = tuple(builders), load_model
+        self._algorithms, self._load_model = algorithms, load_model
         self._channel, self._tokenizer, self._cores = channel, tokenizer, cores
         self._probe_prompts = tuple(probe_prompts)
 
@@ -58,7 +58,7 @@ class TrainerExecutor(Executor):
             raise ConfigError(f"num_ranks={self.world_size}: the trainer runs on one rank; spawn it with num_ranks=1")
         self._trainer = PolicyTrainer(
             self._load_model(),
-            [build() for build in self._build_algorithms],
+            self._algorithms,
             self._config,
             sampling=self._sampling,
             channel=self._channel,

@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llamarl.core.algorithm import Algorithm
 from llamarl.core.errors import CollapseError, ConfigError
-from llamarl.core.protocols import Algorithm, AllCores, Cores, WeightChannel
+from llamarl.core.protocols import AllCores, Cores, WeightChannel
 from llamarl.core.records import Assignment, StepResult, TrainSample, WeightManifest, WeightProbe
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum
@@ -56,7 +57,7 @@ class PolicyTrainer:
 
     Args:
         model: float32 weights, trained in place. Its dropout is switched off: log-probs must be those of the generator.
-        algorithms: of each task; their `loss` is all the trainer knows of them.
+        algorithms: settings of each task's algorithm; their needs and their loss are all the trainer knows of them.
         config: the settings.
         sampling: how the completions are drawn: the temperature divides the logits, `max_tokens` is the token limit
             that length-normalised losses divide by.
@@ -82,14 +83,16 @@ class PolicyTrainer:
         probe_prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self.model = model
-        self.algorithms = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
+        chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
-        _check(model, self.sampling, self.algorithms)
+        _check(model, self.sampling, chosen)
+        self._needs = [algorithm.needs for algorithm in chosen]
+        self._losses = [algorithm.loss() for algorithm in chosen]
         self.version = 0
         """Optimizer steps behind the current weights."""
         self._score = build_scorer(model, self.sampling.temperature)
         self._score_probe = build_scorer(model)
-        self.critics = ValueHeads(model, [i for i, each in enumerate(self.algorithms) if each.needs_values])
+        self.critics = ValueHeads(model, [i for i, needs in enumerate(self._needs) if needs.values])
         """Trained beside the policy, never published."""
         extras = {f"critics.{name}": parameter for name, parameter in self.critics.named_parameters()}
         self._optimizer = Optimizer(model, self.config, total_steps, extras)
@@ -143,8 +146,8 @@ class PolicyTrainer:
         parts = [assignments] if isinstance(assignments, Assignment) else list(assignments)
         self._check_tasks(len(parts), weights)
         shares = weights or _shares(parts)
-        for part, algorithm in zip(parts, self.algorithms, strict=True):
-            check_references(part.samples, algorithm)
+        for part, needs in zip(parts, self._needs, strict=True):
+            check_references(part.samples, needs)
         for task, (part, weight) in enumerate(zip(parts, shares, strict=True)):
             if weight != 0.0:
                 self._add(task, part, weight)
@@ -233,9 +236,9 @@ class PolicyTrainer:
 
     def _add(self, task: int, assignment: Assignment, weight: float) -> None:
         """One task's share of the step. Its gradient is taken on its own, so that no other task can touch its bits."""
-        pending, algorithm = self._pending.tasks[task], self.algorithms[task]
+        pending, needs = self._pending.tasks[task], self._needs[task]
         samples = assignment.samples
-        chosen = [sample for sample in samples if sample.advantage != 0.0 or algorithm.trains_zero_advantage]
+        chosen = [sample for sample in samples if sample.advantage != 0.0 or needs.zero_advantages]
         pending.num_samples += len(samples)
         pending.num_samples_without_signal += len(samples) - len(chosen)
         if not chosen:
@@ -266,7 +269,7 @@ class PolicyTrainer:
             self._accumulate_all(task, samples, counts)
 
     def _split(self, task: int, samples: Sequence[TrainSample]) -> list[list[int]]:
-        if self.algorithms[task].keeps_groups_together:
+        if self._needs[task].groups_together:
             return split_groups(samples, [sample.group for sample in samples], self._micro_batch_tokens)
         return self._score.split(samples, self._micro_batch_tokens)
 
@@ -283,13 +286,13 @@ class PolicyTrainer:
         )
 
     def _accumulate(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
-        pending, algorithm = self._pending.tasks[task], self.algorithms[task]
+        pending, needs = self._pending.tasks[task], self._needs[task]
         with autocast(self.model, self.config.precision), self._most_activations.measured(self.model, samples):
-            entropy: EntropyMode = "gradient" if algorithm.needs_entropy_grad else "value"
-            scores = self._score(samples, entropy, hidden=algorithm.needs_values)
+            entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
+            scores = self._score(samples, entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
-        batch = loss_batch(samples, scores, counts, needs_reference=algorithm.needs_reference, values=values)
-        output = algorithm.loss(batch)
+        batch = loss_batch(samples, scores, counts, needs_reference=needs.reference, values=values)
+        output = self._losses[task](batch)
         pending.parts.append(output.metrics)
         self._compare(pending, samples, batch)
         self._pending.watch(samples, batch.logprobs)
@@ -314,12 +317,12 @@ class PolicyTrainer:
     # Parts
 
     def _nothing(self) -> Gathered:
-        return Gathered([TaskGathered() for _ in self.algorithms])
+        return Gathered([TaskGathered() for _ in self._losses])
 
     def _check_tasks(self, num_assignments: int, weights: Sequence[float]) -> None:
-        if not num_assignments == len(self.algorithms) == len(weights or self.algorithms):
+        if not num_assignments == len(self._losses) == len(weights or self._losses):
             raise ConfigError(
-                f"this trainer has {len(self.algorithms)} tasks, but was given {num_assignments} assignments and "
+                f"this trainer has {len(self._losses)} tasks, but was given {num_assignments} assignments and "
                 f"{len(weights)} weights; pass one of each per task, in the order of the algorithms, or no weights"
             )
         if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights):

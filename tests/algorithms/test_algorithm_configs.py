@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -6,10 +7,9 @@ from judged_groups import group_of
 from pydantic import TypeAdapter
 
 import llamarl.algorithms
-from llamarl.algorithms import AIPOConfig, AlgorithmConfig, CustomConfig, DAPOConfig, GRPOConfig, build_algorithm
+from llamarl.algorithms import AIPOConfig, AlgorithmConfig, CustomConfig, DAPOConfig, GRPOConfig
 from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Algorithm
 
 CONFIGS = [getattr(llamarl.algorithms, name) for name in llamarl.algorithms.__all__ if name.endswith("Config")]
 SHIPPED = [c for c in CONFIGS if isinstance(c, type) and "type" in c.model_fields and c is not CustomConfig]
@@ -23,7 +23,7 @@ class Recipe(Config):
 
 
 @pytest.mark.parametrize(
-    ("name", "reduction", "kl_coef", "corrects_staleness", "drops_zero_signal"),
+    ("name", "reduction", "kl_coef", "corrects_staleness", "varied_rewards"),
     [
         ("aipo", "token_mean", 0.0, True, False),
         ("cispo", "token_mean", 0.0, True, False),
@@ -36,26 +36,26 @@ class Recipe(Config):
         ("raft", "prompt_sum", 0.0, False, False),
     ],
 )
-def test_defaults(name, reduction, kl_coef, corrects_staleness, drops_zero_signal):
+def test_defaults(name, reduction, kl_coef, corrects_staleness, varied_rewards):
     config = TypeAdapter(AlgorithmConfig).validate_python({"type": name})
-    algorithm: Algorithm = build_algorithm(config)
-    assert (algorithm.name, algorithm.config) == (name, config)
+    assert config.type == name
     assert (config.reduction, config.kl_coef, config.entropy_coef) == (reduction, kl_coef, 0.0)
-    assert algorithm.corrects_staleness is corrects_staleness
-    assert algorithm.drops_zero_signal is drops_zero_signal
-    assert algorithm.needs_reference is algorithm.trains_zero_advantage is (kl_coef > 0)
-    assert algorithm.needs_entropy_grad is False
+    assert config.needs.corrects_staleness is corrects_staleness
+    assert config.needs.varied_rewards is varied_rewards
+    assert config.needs.reference is config.needs.zero_advantages is (kl_coef > 0)
+    assert config.needs.entropy_gradient is False
 
 
 @pytest.mark.parametrize("name", sorted({c.model_fields["type"].default for c in SHIPPED} - {"ibpo"}))
 def test_lone_samples_teach_what_the_algorithm_declares(name):
-    algorithm = TypeAdapter(AlgorithmConfig).validate_python({"type": name}).build()
+    config = TypeAdapter(AlgorithmConfig).validate_python({"type": name})
+    credit = config.credit()
     groups = [group_of((reward, True), index=i) for i, reward in enumerate((0.0, 1.0, 3.0))]
-    advantages = {sample.group: sample.advantage for sample in algorithm.assign(groups).samples}
+    advantages = {sample.group: sample.advantage for sample in credit.assign(groups).samples}
     depends_on_reward = len(set(advantages.values())) > 1 or 0 < len(advantages) < 3
-    assert depends_on_reward == (algorithm.compares_within != "group")
-    if algorithm.compares_within == "batch":
-        assert not any(sample.advantage for sample in algorithm.assign(groups[1:2]).samples)
+    assert depends_on_reward == (config.needs.comparison != "group")
+    if config.needs.comparison == "batch":
+        assert not any(sample.advantage for sample in credit.assign(groups[1:2]).samples)
 
 
 def test_the_paper_s_numbers():
@@ -65,7 +65,7 @@ def test_the_paper_s_numbers():
 
 
 @pytest.mark.parametrize(
-    ("name", "needs_reference", "needs_values", "keeps_groups_together", "trains_zero_advantage", "corrects_staleness"),
+    ("name", "reference", "values", "groups_together", "zero_advantages", "corrects_staleness"),
     [
         ("crpg", True, False, False, False, False),
         ("crraft", True, False, False, False, False),
@@ -74,26 +74,19 @@ def test_the_paper_s_numbers():
         ("ppo", True, True, False, True, True),
     ],
 )
-def test_what_the_others_declare(
-    name, needs_reference, needs_values, keeps_groups_together, trains_zero_advantage, corrects_staleness
-):
-    algorithm = build_algorithm(TypeAdapter(AlgorithmConfig).validate_python({"type": name}))
-    assert algorithm.name == name
-    assert (algorithm.needs_reference, algorithm.needs_values) == (needs_reference, needs_values)
-    assert algorithm.keeps_groups_together is keeps_groups_together
-    assert algorithm.trains_zero_advantage is trains_zero_advantage
-    assert algorithm.corrects_staleness is corrects_staleness
-    assert algorithm.drops_zero_signal is False and algorithm.needs_entropy_grad is False
+def test_what_the_others_declare(name, reference, values, groups_together, zero_advantages, corrects_staleness):
+    needs = TypeAdapter(AlgorithmConfig).validate_python({"type": name}).needs
+    assert (needs.reference, needs.values) == (reference, values)
+    assert needs.groups_together is groups_together
+    assert needs.zero_advantages is zero_advantages
+    assert needs.corrects_staleness is corrects_staleness
+    assert needs.varied_rewards is False and needs.entropy_gradient is False
 
 
 def test_coefficients_decide_what_is_needed():
-    algorithm = AIPOConfig(entropy_coef=0.01).build()
-    assert (algorithm.needs_reference, algorithm.needs_entropy_grad, algorithm.trains_zero_advantage) == (
-        False,
-        True,
-        True,
-    )
-    assert DAPOConfig(dynamic_sampling=False).build().drops_zero_signal is False
+    needs = AIPOConfig(entropy_coef=0.01).needs
+    assert (needs.reference, needs.entropy_gradient, needs.zero_advantages) == (False, True, True)
+    assert DAPOConfig(dynamic_sampling=False).needs.varied_rewards is False
 
 
 def test_every_shipped_config_is_in_the_union_and_documented():
@@ -113,9 +106,23 @@ def test_round_trip_through_json(config):
 
 
 def test_importing_does_not_import_torch():
-    code = "import sys, llamarl.algorithms as a; a.AIPOConfig().build().assign([]); print('torch' in sys.modules)"
+    code = "import sys, llamarl.algorithms as a; a.AIPOConfig().credit().assign([]); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_a_trainer_s_process_loads_no_judge_and_nothing_of_the_controller(tmp_path):
+    """Every shipped algorithm, unpickled in a fresh process as an engine would, down to its loss."""
+    (tmp_path / "settings").write_bytes(pickle.dumps([config() for config in SHIPPED]))
+    code = (
+        "import pickle, sys, llamarl.training.executor\n"
+        "for settings in pickle.load(open(sys.argv[1], 'rb')):\n"
+        "    settings.loss(), settings.needs\n"
+        "foreign = ('judges', 'controller', 'tasks', 'evals', 'generation')\n"
+        "print([name for name in sys.modules for room in foreign if name.startswith('llamarl.' + room)])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "settings")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 # rejects

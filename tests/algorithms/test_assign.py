@@ -32,7 +32,7 @@ def group_of(rewards, index=0, lengths=None):
 
 
 def advantages(config, *groups):
-    return [sample.advantage for sample in config.build().assign(groups).samples]
+    return [sample.advantage for sample in config.credit().assign(groups).samples]
 
 
 # golden
@@ -72,13 +72,13 @@ def test_dapo_penalises_overlong_completions():
     config = DAPOConfig(overlong_limit=10, overlong_buffer=4)
     samples = group_of([1, 1, 1, 1, 0], lengths=[6, 7, 10, 12, 1]).samples
     # 0 up to 10 - 4 = 6 tokens, then a quarter per token, -1 from 10 on; the reward 0 stays
-    assert [config.build().reward(s) for s in samples] == [1.0, 0.75, 0.0, 0.0, 0.0]
-    assert DAPOConfig().build().reward(samples[3]) == 1
+    assert [config.shaped_reward(s) for s in samples] == [1.0, 0.75, 0.0, 0.0, 0.0]
+    assert DAPOConfig().shaped_reward(samples[3]) == 1
 
 
 def test_samples_carry_the_completions_numbers_and_nothing_else():
     groups = [group_of([1, 0], index=7), group_of([0, 1], index=9)]
-    assignment = AIPOConfig().build().assign(groups)
+    assignment = AIPOConfig().credit().assign(groups)
     result = assignment.samples
     assert [sample.group for sample in result] == [7, 7, 9, 9]
     assert assignment.num_prompts == 2 and assignment.metrics == {}
@@ -92,7 +92,7 @@ def test_samples_carry_the_completions_numbers_and_nothing_else():
 def test_reference_log_probs_travel_with_their_sample():
     group = group_of([1, 0])
     known = replace(group, samples=(replace(group.samples[0], reference_logprobs=(-0.25, -4.0)), group.samples[1]))
-    assert [s.reference_logprobs for s in GRPOConfig().build().assign([known]).samples] == [(-0.25, -4.0), ()]
+    assert [s.reference_logprobs for s in GRPOConfig().credit().assign([known]).samples] == [(-0.25, -4.0), ()]
 
 
 # invariance
@@ -100,10 +100,10 @@ def test_reference_log_probs_travel_with_their_sample():
 
 @pytest.mark.parametrize("config", ALL)
 def test_unscored_samples_leave_every_mean(config):
-    scored = config().build().assign([group_of([1, 0, 3]), group_of([2, 5], index=1)])
+    scored = config().credit().assign([group_of([1, 0, 3]), group_of([2, 5], index=1)])
     with_gaps = (
         config()
-        .build()
+        .credit()
         .assign([group_of([1, None, 0, 3, math.nan]), group_of([None, None], index=5), group_of([2, 5], index=1)])
     )
     assert [s.advantage for s in with_gaps.samples] == [s.advantage for s in scored.samples]
@@ -123,7 +123,7 @@ def test_a_group_with_one_scored_sample_has_no_signal(config):
 
 @pytest.mark.parametrize("config", ALL)
 def test_nothing_scored_gives_nothing(config):
-    assert config().build().assign([]) == config().build().assign([group_of([None, None])]) == Assignment((), 0)
+    assert config().credit().assign([]) == config().credit().assign([group_of([None, None])]) == Assignment((), 0)
 
 
 @pytest.mark.parametrize("config", ALL)
@@ -137,9 +137,9 @@ def test_groups_do_not_mix_even_when_their_index_is_equal(config):
 
 @pytest.mark.parametrize("config", ALL)
 def test_algorithms_cross_process_borders(config):
-    algorithm = pickle.loads(pickle.dumps(config().build()))
-    assert algorithm.config == config()
-    assert algorithm.assign([group_of([1, 0])]) == config().build().assign([group_of([1, 0])])
+    settings = pickle.loads(pickle.dumps(config()))
+    assert settings == config()
+    assert settings.credit().assign([group_of([1, 0])]) == config().credit().assign([group_of([1, 0])])
 
 
 # reduces to

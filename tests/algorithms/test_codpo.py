@@ -20,7 +20,7 @@ JUDGED = st.tuples(st.floats(-5.0, 5.0), st.booleans())
 
 def pair_of(config, *judged):
     """Places of the better and the worse sample, or None."""
-    samples = config.build().assign([group_of(*judged)]).samples
+    samples = config.credit().assign([group_of(*judged)]).samples
     assert [s.advantage for s in samples] == ([1.0, -1.0] if samples else [])
     return tuple(places(samples)) or None
 
@@ -71,7 +71,7 @@ def test_online_dpo_takes_the_extremes_of_the_reward():
 def test_a_pair_that_says_the_same_is_skipped():  # cgpo D4
     group = group_of((2.0, True), (1.0, False))
     same = replace(group, samples=tuple(sample_of(j, i, "same") for i, j in enumerate([(2.0, True), (1.0, False)])))
-    assert CODPOConfig().build().assign([same]).samples == ()
+    assert CODPOConfig().credit().assign([same]).samples == ()
 
 
 def test_metrics_by_hand():
@@ -80,7 +80,7 @@ def test_metrics_by_hand():
         group_of((1.0, False), (0.0, False), index=1),
         group_of((4.0, True), (1.0, True), (None, None), index=2),
     )
-    found = CODPOConfig().build().assign(groups)
+    found = CODPOConfig().credit().assign(groups)
     assert found.num_prompts == 3 and len(found.samples) == 4
     assert found.metrics == pytest.approx(
         {
@@ -99,10 +99,10 @@ def test_the_loss_at_the_reference_is_log_2_less_the_likelihood():  # cgpo P5
     sums = (batch.logprobs.detach() * batch.mask).sum(-1)
     # a+ are rows 0 (2 tokens) and 3 (2 tokens); over 2 prompts
     likelihood = 0.3 * (sums[0] / 2 + sums[3] / 2)
-    assert CODPOConfig(likelihood_coef=0.3).build().loss(batch).loss.item() == pytest.approx(
+    assert CODPOConfig(likelihood_coef=0.3).loss()(batch).loss.item() == pytest.approx(
         math.log(2) - likelihood.item() / 2
     )
-    assert OnlineDPOConfig().build().loss(batch).loss.item() == pytest.approx(math.log(2))
+    assert OnlineDPOConfig().loss()(batch).loss.item() == pytest.approx(math.log(2))
 
 
 def test_the_loss_by_hand():
@@ -110,7 +110,7 @@ def test_the_loss_by_hand():
     ratios = ((batch.logprobs - batch.reference_logprobs) * batch.mask).sum(-1).tolist()
     margins = 0.5 * (ratios[0] - ratios[1]), 0.5 * (ratios[3] - ratios[2])
     expected = sum(math.log1p(math.exp(-m)) for m in margins) / 5
-    output = OnlineDPOConfig(beta=0.5).build().loss(batch)
+    output = OnlineDPOConfig(beta=0.5).loss()(batch)
     assert output.loss.item() == pytest.approx(expected)
     metrics = mean_metrics([output.metrics])
     assert metrics["train/pair/margin"] == pytest.approx(sum(margins) / 2)
@@ -126,7 +126,7 @@ def test_the_loss_by_hand():
 def test_the_gradient_by_hand():
     batch, leaf = batch_of(prompts=5)
     ratios = ((batch.logprobs - batch.reference_logprobs) * batch.mask).sum(-1)
-    CODPOConfig(beta=0.5, likelihood_coef=0.3).build().loss(batch).loss.backward()
+    CODPOConfig(beta=0.5, likelihood_coef=0.3).loss()(batch).loss.backward()
     for chosen, rejected in ((0, 1), (3, 2)):
         pull = 0.5 * torch.sigmoid(-0.5 * (ratios[chosen] - ratios[rejected])).detach() / 5
         lengths = batch.mask.sum(-1)
@@ -136,7 +136,7 @@ def test_the_gradient_by_hand():
 
 def test_a_step_raises_the_better_and_lowers_the_worse():  # the printed sign would do the opposite
     batch, leaf = batch_of()
-    OnlineDPOConfig().build().loss(batch).loss.backward()
+    OnlineDPOConfig().loss()(batch).loss.backward()
     change = (-leaf.grad).sum(-1)
     assert torch.equal(change.sign(), batch.advantages.double())
 
@@ -156,13 +156,13 @@ def test_a_violating_sample_is_never_the_better_one(judged):  # cgpo P1
 @pytest.mark.parametrize("config", [CODPOConfig(), OnlineDPOConfig(beta=0.7)])
 def test_micro_batches_of_whole_pairs_add_up_in_any_order(config):
     batch, leaf = batch_of()
-    whole = config.build().loss(batch)
+    whole = config.loss()(batch)
     whole.loss.backward()
     parts = []
     split = torch.zeros_like(leaf)
     for rows in (torch.tensor([3, 2]), torch.tensor([1, 0])):
         part, own = batch_of(rows)
-        output = config.build().loss(part)
+        output = config.loss()(part)
         output.loss.backward()
         parts.append(output)
         split += own.grad
@@ -179,16 +179,16 @@ def test_padding_never_matters():
     }
     leaf = wide["logprobs"].requires_grad_()
     padded = replace(batch, mask=torch.cat([batch.mask, torch.zeros(4, 5, dtype=torch.bool)], 1), **wide)
-    output = CODPOConfig().build().loss(padded)
+    output = CODPOConfig().loss()(padded)
     output.loss.backward()
-    assert torch.allclose(output.loss, CODPOConfig().build().loss(batch).loss)
+    assert torch.allclose(output.loss, CODPOConfig().loss()(batch).loss)
     assert torch.isfinite(leaf.grad).all() and not leaf.grad[~padded.mask].any()
 
 
 def test_a_weight_multiplies_its_pair():
     batch, _ = batch_of()
-    alone = [OnlineDPOConfig().build().loss(batch_of(torch.tensor(rows))[0]).loss for rows in ([0, 1], [2, 3])]
-    weighted = OnlineDPOConfig().build().loss(replace(batch, weights=torch.tensor([2.0, 2.0, 0.5, 0.5]))).loss
+    alone = [OnlineDPOConfig().loss()(batch_of(torch.tensor(rows))[0]).loss for rows in ([0, 1], [2, 3])]
+    weighted = OnlineDPOConfig().loss()(replace(batch, weights=torch.tensor([2.0, 2.0, 0.5, 0.5]))).loss
     assert torch.allclose(weighted, 2.0 * alone[0] + 0.5 * alone[1])
 
 
@@ -197,10 +197,10 @@ def test_a_weight_multiplies_its_pair():
 
 def test_without_constraints_and_likelihood_it_is_online_dpo():
     groups = [group_of((2.0, True), (0.5, True)), group_of((1.0, True), (3.0, True), index=1)]
-    constrained, free = CODPOConfig(likelihood_coef=0.0).build(), OnlineDPOConfig().build()
-    assert constrained.assign(groups).samples == free.assign(groups).samples
+    constrained, free = CODPOConfig(likelihood_coef=0.0), OnlineDPOConfig()
+    assert constrained.credit().assign(groups).samples == free.credit().assign(groups).samples
     batch, _ = batch_of()
-    assert torch.equal(constrained.loss(batch).loss, free.loss(batch).loss)
+    assert torch.equal(constrained.loss()(batch).loss, free.loss()(batch).loss)
 
 
 # rejects
@@ -210,9 +210,9 @@ def test_without_constraints_and_likelihood_it_is_online_dpo():
 def test_rejects_what_it_cannot_pair_and_stale_pairs_unless_told(config):
     batch, _ = batch_of(rows=slice(0, 3))
     with pytest.raises(ValueError, match="every group needs one row"):
-        config().build().loss(batch)
+        config().loss()(batch)
     with pytest.raises(ValueError, match="reference_logprobs is missing, but the loss needs it"):
-        config().build().loss(replace(batch_of()[0], reference_logprobs=None))
-    assert config().build().corrects_staleness is False
-    assert config(off_policy="as_is").build().corrects_staleness is True
-    assert config().build().assign([]) == Assignment((), 0, {"skipped_prompts": 0.0})
+        config().loss()(replace(batch_of()[0], reference_logprobs=None))
+    assert config().needs.corrects_staleness is False
+    assert config(off_policy="as_is").needs.corrects_staleness is True
+    assert config().credit().assign([]) == Assignment((), 0, {"skipped_prompts": 0.0})

@@ -19,7 +19,7 @@ JUDGED = st.tuples(st.floats(-5.0, 5.0), st.booleans(), st.floats(-4.0, 14.0))
 
 
 def advantages(config, *groups):
-    return [sample.advantage for sample in config.build().assign(groups).samples]
+    return [sample.advantage for sample in config.credit().assign(groups).samples]
 
 
 def batch_of(advantages, lengths=(2, 1), samples=None):
@@ -48,7 +48,7 @@ def test_two_prompts_by_hand():
     # KL_max 10: (1 - 0.25) * 0.5 = 0.375; violated 0; factor 0; (1 + 0.5) * sigmoid(2) = 1.32119565
     expected = [0.375, 0.0, 0.0, 1.5 * SIGMOID_2]
     mean = sum(expected) / 4
-    assignment = CRPGConfig().build().assign(groups)
+    assignment = CRPGConfig().credit().assign(groups)
     assert [s.advantage for s in assignment.samples] == pytest.approx([r - mean for r in expected])
     assert assignment.num_prompts == 2
     assert assignment.metrics == pytest.approx(
@@ -88,14 +88,14 @@ def test_calibrated_rewards_by_hand():  # cgpo P2
 
 def test_the_gradient_is_the_advantage_over_the_samples():
     batch, leaf = batch_of([0.5, -0.5])
-    CRPGConfig().build().loss(batch).loss.backward()
+    CRPGConfig().loss()(batch).loss.backward()
     # equation 12: (1 / n) A for every token of the completion, whatever the ratio (here e^-0.5)
     assert torch.equal(leaf.grad, torch.tensor([[-0.25, -0.25], [0.25, 0.0]]))
 
 
 def test_off_policy_weighs_by_the_truncated_ratio():
     batch, leaf = batch_of([0.5, -0.5])
-    CRPGConfig(off_policy="aipo").build().loss(batch).loss.backward()
+    CRPGConfig(off_policy="aipo").loss()(batch).loss.backward()
     weight = torch.tensor(-0.5).exp()
     assert torch.allclose(leaf.grad, weight * torch.tensor([[-0.25, -0.25], [0.25, 0.0]]))
 
@@ -107,7 +107,7 @@ def test_the_gradient_of_two_prompts_by_hand():  # cgpo P3, P4: from judged samp
     found = advantages(CRPGConfig(reward="as_is"), *groups)
     assert found == expected
     batch, leaf = batch_of(found, lengths=(2, 2, 2, 2))
-    CRPGConfig().build().loss(batch).loss.backward()
+    CRPGConfig().loss()(batch).loss.backward()
     # ascent on (1/4) sum A log pi: every token of a completion gets -A / 4, and nothing for the log-prob in its KL
     assert torch.equal(leaf.grad, -torch.tensor(expected)[:, None].expand(4, 2) / 4)
 
@@ -117,10 +117,10 @@ def test_the_gradient_of_two_prompts_by_hand():  # cgpo P3, P4: from judged samp
 
 @given(st.lists(JUDGED, min_size=1, max_size=8))
 def test_a_violating_sample_earns_nothing_whatever_its_reward_and_kl(judged):  # cgpo P1
-    algorithm = CRPGConfig().build()
+    config = CRPGConfig()
     group = group_of(*judged)
-    rewards = [algorithm.reward(sample) for sample in group.samples]
-    found = algorithm.assign([group]).samples
+    rewards = [config.shaped_reward(sample) for sample in group.samples]
+    found = config.credit().assign([group]).samples
     for (_, is_satisfied, _), reward, sample in zip(judged, rewards, found, strict=True):
         assert reward >= 0.0
         if not is_satisfied:
@@ -140,7 +140,7 @@ def test_weights_sum_to_zero_over_the_batch(first, second):  # cgpo P3
 
 def test_all_violated_or_all_equal_give_exact_zeros_and_are_logged():  # cgpo P3
     violated = group_of((3.0, False), (-1.0, False)), group_of((0.0, False), index=1)
-    assignment = CRPGConfig().build().assign(violated)
+    assignment = CRPGConfig().credit().assign(violated)
     assert [s.advantage for s in assignment.samples] == [0.0] * 3
     assert (assignment.metrics["violation_rate"], assignment.metrics["kept_frac"]) == (1.0, 0.0)
     assert advantages(CRPGConfig(), group_of(*[(0.3, True, 1.7)] * 3), group_of((0.3, True, 1.7), index=1)) == [0.0] * 4
@@ -149,10 +149,10 @@ def test_all_violated_or_all_equal_give_exact_zeros_and_are_logged():  # cgpo P3
 def test_samples_that_could_not_be_judged_leave_every_mean():
     judged = [(1.0, True), (0.5, False)]
     gaps = group_of(*judged, (None, None), (float("nan"), True)), group_of((None, None), index=1)
-    assignment = CRPGConfig().build().assign(gaps)
+    assignment = CRPGConfig().credit().assign(gaps)
     assert [s.advantage for s in assignment.samples] == advantages(CRPGConfig(), group_of(*judged))
     assert assignment.num_prompts == 1 and assignment.metrics["unjudged_frac"] == 3 / 5
-    assert CRPGConfig().build().assign([group_of((None, None))]).samples == ()
+    assert CRPGConfig().credit().assign([group_of((None, None))]).samples == ()
 
 
 def test_a_constant_added_to_the_reward_model_cancels_in_the_margin():  # cgpo P2: rewards are margins over the baseline
@@ -164,11 +164,11 @@ def test_a_constant_added_to_the_reward_model_cancels_in_the_margin():  # cgpo P
 
 def test_parts_of_the_batch_add_up():  # cgpo P3
     whole, leaf = batch_of([0.5, -0.2, -0.3], lengths=(2, 1, 3))
-    CRPGConfig().build().loss(whole).loss.backward()
+    CRPGConfig().loss()(whole).loss.backward()
     parts = []
     for row, length in enumerate((2, 1, 3)):
         part, own = batch_of([float(whole.advantages[row])], lengths=(length,), samples=3)
-        CRPGConfig().build().loss(part).loss.backward()
+        CRPGConfig().loss()(part).loss.backward()
         parts.append(torch.cat([own.grad, torch.zeros(1, 3 - length)], 1))
     assert torch.allclose(torch.cat(parts), leaf.grad)
 
@@ -185,13 +185,13 @@ def test_without_constraints_near_the_reference_it_is_reinforce_with_the_batch_m
 
 
 def test_staleness_is_allowed_with_the_correction_only():
-    assert CRPGConfig().build().corrects_staleness is False
-    assert CRPGConfig(off_policy="aipo").build().corrects_staleness is True
+    assert CRPGConfig().needs.corrects_staleness is False
+    assert CRPGConfig(off_policy="aipo").needs.corrects_staleness is True
 
 
 def test_rejects_missing_reference_log_probs_and_negative_rewards_as_they_are():
     bare = replace(group_of((1.0, True)), samples=(replace(sample_of((1.0, True)), reference_logprobs=None),))
     with pytest.raises(DataError, match=r"reference_logprobs is missing.*ReferenceExecutor"):
-        CRPGConfig().build().assign([bare])
+        CRPGConfig().credit().assign([bare])
     with pytest.raises(ConfigError, match=r"algorithm\.reward='as_is': a reward is -0\.1.*rescale the judge"):
-        CRPGConfig(reward="as_is").build().assign([group_of((-0.1, True), (1.0, True))])
+        CRPGConfig(reward="as_is").credit().assign([group_of((-0.1, True), (1.0, True))])

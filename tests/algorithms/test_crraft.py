@@ -17,7 +17,7 @@ JUDGED = st.tuples(st.floats(-5.0, 5.0), st.booleans(), st.floats(-4.0, 14.0))
 
 
 def assigned(*groups, **settings):
-    return CRRAFTConfig(**settings).build().assign(groups)
+    return CRRAFTConfig(**settings).credit().assign(groups)
 
 
 # golden
@@ -80,7 +80,7 @@ def test_metrics_by_hand():
 
 def test_raft_takes_the_best_of_each_prompt():  # equation 16: no filter, no weight
     assignment = (
-        RAFTConfig().build().assign([group_of((1.0, False), (3.0, False, 99.0)), group_of((-2.0, True), index=1)])
+        RAFTConfig().credit().assign([group_of((1.0, False), (3.0, False, 99.0)), group_of((-2.0, True), index=1)])
     )
     assert places(assignment.samples) == [1, 0] and [s.advantage for s in assignment.samples] == [1.0, 1.0]
     assert (assignment.num_prompts, assignment.metrics) == (2, {"best_reward/mean": 0.5})
@@ -102,7 +102,7 @@ def test_the_gradient_is_the_weight_over_the_prompts(config):  # cgpo D6: 5 prom
         groups=torch.tensor([0, 1]),
         denominators=Denominators.count([3, 1], [0, 1], prompts=5, max_tokens=9),
     )
-    config.build().loss(batch).loss.backward()
+    config.loss()(batch).loss.backward()
     assert torch.allclose(leaf.grad, -torch.tensor([[0.9], [0.4]]) * mask / 5)
 
 
@@ -120,7 +120,7 @@ def test_the_gradient_of_two_prompts_by_hand():  # cgpo P6: one prompt trains, t
         groups=torch.tensor([0]),
         denominators=Denominators.count([2], [0], prompts=assignment.num_prompts, max_tokens=2),
     )
-    CRRAFTConfig().build().loss(batch).loss.backward()
+    CRRAFTConfig().loss()(batch).loss.backward()
     assert torch.allclose(leaf.grad, torch.tensor([[-0.4, -0.4]]))  # 0.8 over 2 prompts, upwards
 
 
@@ -138,9 +138,9 @@ def test_what_trains_keeps_to_all_bounds(judged):  # cgpo P1, P6
 def test_samples_that_could_not_be_judged_never_train():
     judged = group_of((1.0, True), (None, None), (float("inf"), True))
     for config in (CRRAFTConfig(), RAFTConfig()):
-        assert places(config.build().assign([judged]).samples) == [0]
-        assert config.build().assign([group_of((None, None), baseline=GOOD)]) == Assignment((), 0, _unjudged(config))
-        assert config.build().assign([]).samples == ()
+        assert places(config.credit().assign([judged]).samples) == [0]
+        assert config.credit().assign([group_of((None, None), baseline=GOOD)]) == Assignment((), 0, _unjudged(config))
+        assert config.credit().assign([]).samples == ()
 
 
 def _unjudged(config):
@@ -152,7 +152,7 @@ def _unjudged(config):
 
 def test_without_constraints_and_bound_it_is_raft_weighted():
     groups = [group_of((1.0, True, 50.0), (2.0, True, -3.0)), group_of((0.5, True), index=1)]
-    free, raft = assigned(*groups, kl_max=1e9, reward="constant"), RAFTConfig().build().assign(groups)
+    free, raft = assigned(*groups, kl_max=1e9, reward="constant"), RAFTConfig().credit().assign(groups)
     assert free.samples == raft.samples and free.num_prompts == raft.num_prompts
 
 
@@ -161,5 +161,5 @@ def test_without_constraints_and_bound_it_is_raft_weighted():
 
 def test_staleness_is_allowed_with_the_correction_only():
     for config in (CRRAFTConfig, RAFTConfig):
-        assert config().build().corrects_staleness is False
-        assert config(off_policy="aipo").build().corrects_staleness is True
+        assert config().needs.corrects_staleness is False
+        assert config(off_policy="aipo").needs.corrects_staleness is True

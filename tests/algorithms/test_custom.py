@@ -11,16 +11,18 @@ from llamarl.core.errors import ConfigError
 from llamarl.recipes import recipe_path
 
 SOURCE = """
-from llamarl.algorithms import AIPO, AIPOConfig
+from typing import Literal
 
-class Doubled(AIPO):
-    name = "doubled"
+from llamarl.algorithms import AIPOConfig
+
+class DoubledConfig(AIPOConfig):
+    type: Literal["doubled"] = "doubled"
 
     def advantages(self, rewards, groups):
         return [2 * value for value in super().advantages(rewards, groups)]
 
 def doubled(rho):
-    return Doubled(AIPOConfig(rho=rho))
+    return DoubledConfig(rho=rho)
 
 def nothing():
     return object()
@@ -39,18 +41,21 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_recipe_trains_with_an_algorithm_from_a_file(tmp_path: Path, file: Path) -> None:
-    own = ["--algorithm.type", "custom", "--algorithm.factory", f"{file}:doubled", "--algorithm.settings.rho", "2.0"]
+@pytest.mark.parametrize("factory", ["doubled", "DoubledConfig"])
+def test_a_recipe_trains_with_an_algorithm_from_a_file(tmp_path: Path, file: Path, factory: str) -> None:
+    own = ["--algorithm.type", "custom", "--algorithm.factory", f"{file}:{factory}", "--algorithm.settings.rho", "2.0"]
     recipe = Recipe.load(recipe_path("demo"), [*SMALL, *own])
-    assert recipe.algorithm.build().name == "doubled"
+    assert isinstance(recipe.algorithm, CustomConfig) and type(recipe.algorithm.load()).__name__ == "DoubledConfig"
     assert train(recipe, tmp_path / "run")[0].steps == 1
     assert Recipe.load(tmp_path / "run" / "recipe.json") == recipe
 
 
 def test_rejects_a_factory_that_is_missing_fails_or_returns_no_algorithm(file: Path) -> None:
     with pytest.raises(ConfigError, match="has no 'double'"):
-        CustomConfig(factory=f"{file}:double").build()
+        CustomConfig(factory=f"{file}:double").load()
     with pytest.raises(ConfigError, match=r"algorithm\.settings"):
-        CustomConfig(factory=f"{file}:doubled", settings={"roh": 1.0}).build()
-    with pytest.raises(ConfigError, match="returned a object without name"):
-        CustomConfig(factory=f"{file}:nothing").build()
+        CustomConfig(factory=f"{file}:doubled", settings={"roh": 1.0}).load()
+    with pytest.raises(ConfigError, match=r"algorithm\.settings: roh: unknown key\. Did you mean 'rho'"):
+        CustomConfig(factory=f"{file}:DoubledConfig", settings={"roh": 1.0}).load()
+    with pytest.raises(ConfigError, match="returned a object, but a recipe needs an Algorithm"):
+        CustomConfig(factory=f"{file}:nothing").load()

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from llamarl.algorithms.ibpo import IBPO, IBPOConfig
+from llamarl.algorithms.ibpo import IBPOConfig
 from llamarl.algorithms.running_values import RunningValues
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, Group, Prompt, Sample
@@ -13,8 +13,12 @@ from llamarl.functional.losses import Denominators, LossBatch
 SHORT, LONG, BROKEN = "5", "<think>12</think>5", "?"
 
 
+def settings_of(**settings):
+    return IBPOConfig(groups="llamarl.tasks.chain:group", **settings)
+
+
 def ibpo(**settings):
-    return IBPO(IBPOConfig(groups="llamarl.tasks.chain:group", **settings))
+    return settings_of(**settings).credit()
 
 
 def sample(text, reward, satisfied=True):
@@ -62,7 +66,7 @@ def test_the_loss_is_the_negative_log_prob_of_the_accepted_over_all_prompts():
     # two accepted completions with log-probs -1 - 2 and -3, three prompts in the batch: (3 + 3) / 3
     logprobs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]], requires_grad=True)
     mask = torch.tensor([[True, True], [True, False]])
-    out = ibpo().loss(
+    out = settings_of().loss()(
         LossBatch(
             logprobs=logprobs,
             behavior_logprobs=torch.full((2, 2), -9.0),
@@ -145,8 +149,9 @@ def test_a_group_that_a_prompt_lacks_has_its_value_of_earlier_epochs():
     # 1 - 1 = 0 on p0 and 1 - 0 = 1 on p1. There is room for one beside the short answer of p2.
     later = batch([(LONG, 1.0)], [(LONG, 1.0)], [(SHORT, 1.0), (SHORT, 0.0)], epoch=1)
     assert is_long(ibpo(q_plus=0.5).assign(later)) == {10: True, 12: False}  # the earlier of equals
-    algorithm.config = algorithm.config.model_copy(update={"q_plus": 0.5})
-    assert is_long(algorithm.assign(later)) == {11: True, 12: False}
+    tighter = ibpo(q_plus=0.5, running_values=0.5)
+    tighter.restore(algorithm.state())
+    assert is_long(tighter.assign(later)) == {11: True, 12: False}
 
 
 def test_epochs_fade_and_count_once():
@@ -213,7 +218,7 @@ def test_a_step_of_three_groups_has_margins_where_two_of_them_meet(tmp_path):
     file.write_text(
         "def group(prompt, completion):\n    return {'5': 'short', 'T': 'tool'}.get(completion.text, 'long')\n"
     )
-    found = IBPO(IBPOConfig(groups=f"{file}:group", caps={"tool": 0.1})).assign(batch(EASY, HARD, [("T", 1.0)]))
+    found = IBPOConfig(groups=f"{file}:group", caps={"tool": 0.1}).credit().assign(batch(EASY, HARD, [("T", 1.0)]))
     assert found.metrics["one_sided_frac"] == pytest.approx(1 / 3)
     assert {"margin/short", "margin/long"} <= found.metrics.keys() and "margin/tool" not in found.metrics
 
@@ -234,7 +239,8 @@ def test_a_spell_without_training_is_told_once(caplog):
 def test_a_bound_on_tokens_that_no_choice_keeps_is_told(caplog):
     found = ibpo(mean_tokens=0.5).assign(batch(EASY, HARD))
     assert found.samples == () and found.metrics["is_fallback"] == 1.0
-    assert "algorithm.mean_tokens = 0.5 is too low" in caplog.text and "rejects all 2 prompts" in caplog.text
+    assert "too low a bound on the mean cost" in caplog.text and "raise algorithm.mean_tokens = 0.5" in caplog.text
+    assert "rejects all 2 prompts" in caplog.text
 
 
 def test_a_step_that_trains_as_meant_warns_of_nothing(caplog):
@@ -270,17 +276,17 @@ def test_settings_out_of_range(values):
 
 
 def test_stale_samples_need_the_corrected_form():
-    assert not ibpo().corrects_staleness and ibpo(off_policy="aipo").corrects_staleness
+    assert not settings_of().needs.corrects_staleness and settings_of(off_policy="aipo").needs.corrects_staleness
 
 
 def test_groups_must_be_known():
     with pytest.raises(ConfigError, match="no module"):
-        IBPO(IBPOConfig(groups="nowhere.at_all:group"))
+        IBPOConfig(groups="nowhere.at_all:group").credit()
 
 
 def test_a_group_that_no_cap_names_is_refused(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def group(prompt, completion):\n    return 'tool'\n")
     with pytest.raises(DataError, match=r"prompt 'p0' the group 'tool', which is not in .*set algorithm\.caps\.tool"):
-        IBPO(IBPOConfig(groups=f"{file}:group")).assign(batch(EASY))
-    assert IBPO(IBPOConfig(groups=f"{file}:group", caps={"tool": 0.0})).assign(batch(EASY)).samples == ()
+        IBPOConfig(groups=f"{file}:group").credit().assign(batch(EASY))
+    assert IBPOConfig(groups=f"{file}:group", caps={"tool": 0.0}).credit().assign(batch(EASY)).samples == ()

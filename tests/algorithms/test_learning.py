@@ -79,16 +79,16 @@ def learned(config, forbidden=None):
     """Probabilities of the arms after 80 steps."""
     generator = torch.Generator().manual_seed(0)
     logits, value = torch.zeros(4, requires_grad=True), torch.zeros(1, requires_grad=True)
-    algorithm = config.build()
+    credit, loss = config.credit(), config.loss()
     optimizer = torch.optim.Adam([logits, value], lr=0.1)
-    staleness = 3 if algorithm.corrects_staleness else 0
+    staleness = 3 if config.needs.corrects_staleness else 0
     queue = [rollout(logits.detach(), generator, 0, forbidden) for _ in range(staleness)]
     for step in range(80):
         queue.append(rollout(logits.detach(), generator, step, forbidden))
-        assignment = algorithm.assign(queue.pop(0))
+        assignment = credit.assign(queue.pop(0))
         if assignment.samples:
             optimizer.zero_grad()
-            algorithm.loss(loss_batch(logits, assignment, value)).loss.backward()
+            loss(loss_batch(logits, assignment, value)).loss.backward()
             optimizer.step()
     return logits.softmax(-1)
 

@@ -86,7 +86,7 @@ def simple_batch(ratios, advantages, behavior=-2.0):
 
 def gradient(config, batch, leaf):
     leaf.grad = None
-    config.build().loss(batch).loss.backward()
+    config.loss()(batch).loss.backward()
     return leaf.grad
 
 
@@ -140,7 +140,7 @@ def test_kl_and_entropy_terms_by_hand():
     batch, leaf = simple_batch([[1.0, 1.0]], [0.0])
     entropy = torch.tensor([[0.4, 0.6]], requires_grad=True)
     batch = replace(batch, reference_logprobs=torch.tensor([[-2.5, -1.0]]), entropy=entropy)
-    output = AIPOConfig(kl_coef=0.1, kl_estimator="k2", entropy_coef=0.2).build().loss(batch)
+    output = AIPOConfig(kl_coef=0.1, kl_estimator="k2", entropy_coef=0.2).loss()(batch)
     # deltas 0.5 and -1: k2 = 0.125 and 0.5; (0.1 * 0.625 - 0.2 * 1.0) / 2 tokens
     assert output.loss.item() == pytest.approx(-0.06875)
     output.loss.backward()
@@ -151,7 +151,7 @@ def test_kl_and_entropy_terms_by_hand():
 def test_metrics_by_hand():
     batch, _ = simple_batch([[5.0, 1.5, 0.5, 1.0]], [1.0])
     batch = replace(batch, reference_logprobs=batch.logprobs.detach() - 1.0, entropy=torch.full((1, 4), 0.7))
-    metrics = mean_metrics([AIPOConfig(rho=2.0).build().loss(batch).metrics])
+    metrics = mean_metrics([AIPOConfig(rho=2.0).loss()(batch).metrics])
     assert metrics == pytest.approx({
         "train/ratio/mean": 2.0,
         # mean of r - 1 - log r: (4 - 1.609438 + 0.5 - 0.405465 - 0.5 + 0.693147 + 0) / 4
@@ -178,11 +178,11 @@ def test_masked_tokens_get_no_gradient(config):  # llamarl P2
 def test_zero_advantage_gives_zero_gradient_exactly_when_declared(config):
     logits, tokens, fixed = parameters()
     fixed["advantages"] = torch.zeros_like(fixed["advantages"])
-    assert not config.build().trains_zero_advantage
+    assert not config.needs.zero_advantages
     assert not gradient(config, batch_of(logits, tokens, fixed), logits).any()
     for coefficient in ("kl_coef", "entropy_coef"):
         extra = config.model_copy(update={coefficient: 0.1})
-        assert extra.build().trains_zero_advantage
+        assert extra.needs.zero_advantages
         assert gradient(extra, batch_of(logits, tokens, fixed), logits).any()
 
 
@@ -211,7 +211,7 @@ def test_inner_epochs_move_the_ratio():  # a ratio against the policy's own deta
     logits, tokens, fixed = parameters(spread=0.0)
     ratios = []
     for _ in range(2):
-        output = AIPOConfig().build().loss(batch_of(logits, tokens, fixed))
+        output = AIPOConfig().loss()(batch_of(logits, tokens, fixed))
         ratios.append(mean_metrics([output.metrics])["train/ppo_kl"])
         (grad,) = torch.autograd.grad(output.loss, logits)
         with torch.no_grad():
@@ -230,7 +230,7 @@ def test_micro_batches_add_up(config):
         logits.grad = None
         parts = []
         for rows in torch.arange(N).chunk(count):
-            output = config.build().loss(batch_of(logits, tokens, fixed, rows))
+            output = config.loss()(batch_of(logits, tokens, fixed, rows))
             output.loss.backward()
             parts.append(output.metrics)
         results.append((logits.grad, mean_metrics(parts)))
@@ -244,7 +244,7 @@ def test_micro_batches_add_up(config):
 def test_padding_never_matters(config, junk):
     logits, tokens, fixed = parameters()
     batch = batch_of(logits, tokens, fixed)
-    output = config.build().loss(batch)
+    output = config.loss()(batch)
     leaf = torch.cat([batch.logprobs.detach(), torch.full((N, 100), junk)], 1).requires_grad_()
     entropy = torch.cat([batch.entropy.detach(), torch.full((N, 100), junk)], 1).requires_grad_()
     wide = LossBatch(
@@ -258,7 +258,7 @@ def test_padding_never_matters(config, junk):
         groups=batch.groups,
         denominators=STEP,
     )
-    padded = config.build().loss(wide)
+    padded = config.loss()(wide)
     assert torch.allclose(padded.loss, output.loss, atol=1e-12)
     assert mean_metrics([padded.metrics]) == pytest.approx(mean_metrics([output.metrics]))
     expected = torch.autograd.grad(output.loss, batch.logprobs)[0]
@@ -270,21 +270,21 @@ def test_padding_never_matters(config, junk):
 @pytest.mark.parametrize("config", FULL, ids=NAMES)
 def test_order_and_duplicates_do_not_matter(config):
     logits, tokens, fixed = parameters()
-    whole = config.build().loss(batch_of(logits, tokens, fixed)).loss
+    whole = config.loss()(batch_of(logits, tokens, fixed)).loss
     order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
-    assert torch.allclose(config.build().loss(batch_of(logits, tokens, fixed, order)).loss, whole)
+    assert torch.allclose(config.loss()(batch_of(logits, tokens, fixed, order)).loss, whole)
     rows = torch.arange(N).repeat(2)
     doubled = replace(STEP, tokens=2 * STEP.tokens, samples=2 * N, groups=2 * STEP.groups, prompts=2 * STEP.prompts)
-    assert torch.allclose(config.build().loss(batch_of(logits, tokens, fixed, rows, doubled)).loss, whole)
+    assert torch.allclose(config.loss()(batch_of(logits, tokens, fixed, rows, doubled)).loss, whole)
 
 
 @pytest.mark.parametrize("config", FULL, ids=NAMES)
 def test_a_weight_of_two_is_the_sample_twice(config):
     logits, tokens, fixed = parameters()
     fixed["weights"] = torch.ones(N, dtype=torch.float64)
-    twice = config.build().loss(batch_of(logits, tokens, fixed, [*range(N), 3])).loss
+    twice = config.loss()(batch_of(logits, tokens, fixed, [*range(N), 3])).loss
     fixed["weights"][3] = 2.0
-    assert torch.allclose(config.build().loss(batch_of(logits, tokens, fixed)).loss, twice)
+    assert torch.allclose(config.loss()(batch_of(logits, tokens, fixed)).loss, twice)
 
 
 @pytest.mark.parametrize("config", FULL, ids=NAMES)
@@ -301,7 +301,7 @@ def test_absurd_ratios_stay_finite(config):
         groups=torch.zeros(2, dtype=torch.int64),
         denominators=Denominators.count([3, 3], [0, 0], prompts=1, max_tokens=3),
     )
-    output = config.build().loss(batch)
+    output = config.loss()(batch)
     output.loss.backward()
     assert torch.isfinite(output.loss) and torch.isfinite(leaf.grad).all()
     assert all(math.isfinite(value) for value in mean_metrics([output.metrics]).values())
@@ -310,7 +310,7 @@ def test_absurd_ratios_stay_finite(config):
 def test_metrics_carry_no_graph():
     logits, tokens, fixed = parameters()
     for config in FULL:
-        for total, count in config.build().loss(batch_of(logits, tokens, fixed)).metrics.values():
+        for total, count in config.loss()(batch_of(logits, tokens, fixed)).metrics.values():
             assert not total.requires_grad and not count.requires_grad
 
 
@@ -322,7 +322,7 @@ def test_at_ratio_one_all_agree_up_to_their_reduction():
     batch = batch_of(logits, tokens, fixed)
     for reduction in ("token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum", "prompt_sum"):
         configs = [config(kl_coef=0.0, reduction=reduction) for config in ALL]
-        grads = [torch.autograd.grad(c.build().loss(batch).loss, logits, retain_graph=True)[0] for c in configs]
+        grads = [torch.autograd.grad(c.loss()(batch).loss, logits, retain_graph=True)[0] for c in configs]
         for config, grad in zip(configs, grads, strict=True):
             assert torch.allclose(grad, grads[0], atol=1e-12), config.type
 
@@ -377,6 +377,6 @@ def test_rloo_is_rescaled_aipo_on_policy():
 def test_missing_tensors_are_named():
     batch, _ = simple_batch([[1.0]], [1.0])
     with pytest.raises(ValueError, match="reference_logprobs is missing, but kl_coef > 0"):
-        GRPOConfig().build().loss(batch)
+        GRPOConfig().loss()(batch)
     with pytest.raises(ValueError, match="entropy is missing, but entropy_coef > 0"):
-        AIPOConfig(entropy_coef=0.1).build().loss(batch)
+        AIPOConfig(entropy_coef=0.1).loss()(batch)

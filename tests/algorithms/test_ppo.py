@@ -49,9 +49,9 @@ def estimate(batch, config):
 
 def test_every_judged_sample_trains_and_carries_its_reward():
     groups = [group_of((1.0, True), (0.0, False), (None, None)), group_of((None, None), index=1)]
-    assignment = PPOConfig().build().assign(groups)
+    assignment = PPOConfig().credit().assign(groups)
     assert [s.advantage for s in assignment.samples] == [1.0, 0.0] and assignment.num_prompts == 1
-    assert PPOConfig().build().trains_zero_advantage  # 0 is a reward like any other, and the critic learns it
+    assert PPOConfig().needs.zero_advantages  # 0 is a reward like any other, and the critic learns it
 
 
 def test_one_token_by_hand():
@@ -67,7 +67,7 @@ def test_one_token_by_hand():
         groups=torch.tensor([0]),
         denominators=Denominators.count([1], [0], prompts=1, max_tokens=1),
     )
-    output = PPOConfig(kl_coef=0.05, value_coef=0.5).build().loss(batch)
+    output = PPOConfig(kl_coef=0.05, value_coef=0.5).loss()(batch)
     # reward 1 - 0.05 * 2 = 0.9; A = 0.9 - 0.4 = 0.5; loss -0.5 + 0.5 * 0.25 / 2 = -0.4375
     assert output.loss.item() == pytest.approx(-0.4375)
     output.loss.backward()
@@ -85,7 +85,7 @@ def test_policy_and_critic_gradients_are_those_of_the_estimate():
     config = PPOConfig(lam=0.7, gamma=0.95, kl_coef=0.1, value_coef=0.3)
     batch, leaf, values = batch_of()
     found = estimate(batch, config)
-    config.build().loss(batch).loss.backward()
+    config.loss()(batch).loss.backward()
     assert torch.allclose(leaf.grad, -found.advantages / 6)  # at ratio 1; 6 tokens
     error = (values - found.returns).detach().masked_fill(~batch.mask, 0.0)
     assert torch.allclose(values.grad, 0.3 * error / 6)
@@ -96,7 +96,7 @@ def test_tokens_beyond_the_clip_lose_their_gradient(ratio):
     config = PPOConfig(kl_coef=0.0)
     batch, leaf, _ = batch_of(ratio=ratio)
     found = estimate(batch, config).advantages
-    config.build().loss(batch).loss.backward()
+    config.loss()(batch).loss.backward()
     is_cut = found > 0 if ratio > 1 else found < 0
     assert torch.allclose(leaf.grad, torch.where(is_cut, 0.0, -ratio * found / 6))
 
@@ -106,11 +106,11 @@ def test_tokens_beyond_the_clip_lose_their_gradient(ratio):
 
 def test_micro_batches_add_up():
     batch, leaf, values = batch_of()
-    PPOConfig().build().loss(batch).loss.backward()
+    PPOConfig().loss()(batch).loss.backward()
     grads = [torch.zeros_like(leaf), torch.zeros_like(leaf)]
     for rows in (torch.tensor([2]), torch.tensor([0, 1])):
         part, own, critic = batch_of(rows)
-        PPOConfig().build().loss(part).loss.backward()
+        PPOConfig().loss()(part).loss.backward()
         grads[0] += own.grad
         grads[1] += critic.grad
     assert torch.allclose(grads[0], leaf.grad) and torch.allclose(grads[1], values.grad)
@@ -122,9 +122,9 @@ def test_padding_never_matters():
     names = ("logprobs", "behavior_logprobs", "reference_logprobs", "values")
     wide = {name: torch.cat([getattr(batch, name).detach(), junk], 1).requires_grad_() for name in names}
     padded = replace(batch, mask=torch.cat([batch.mask, torch.zeros(3, 4, dtype=torch.bool)], 1), **wide)
-    output = PPOConfig().build().loss(padded)
+    output = PPOConfig().loss()(padded)
     output.loss.backward()
-    assert torch.allclose(output.loss, PPOConfig().build().loss(batch).loss)
+    assert torch.allclose(output.loss, PPOConfig().loss()(batch).loss)
     for name in ("logprobs", "values"):
         assert torch.isfinite(wide[name].grad).all() and not wide[name].grad[~padded.mask].any()
 
@@ -135,7 +135,7 @@ def test_padding_never_matters():
 def test_with_a_silent_critic_and_full_trust_in_rewards_it_is_reinforce():
     batch, leaf, _ = batch_of()
     quiet = replace(batch, values=torch.zeros(3, 3, dtype=torch.float64))
-    PPOConfig(kl_coef=0.0, lam=1.0, reduction="sample_sum").build().loss(quiet).loss.backward()
+    PPOConfig(kl_coef=0.0, lam=1.0, reduction="sample_sum").loss()(quiet).loss.backward()
     assert torch.allclose(leaf.grad, -batch.advantages[:, None] * batch.mask / 3)
 
 
@@ -145,10 +145,10 @@ def test_with_a_silent_critic_and_full_trust_in_rewards_it_is_reinforce():
 def test_missing_tensors_are_named():
     batch, _, _ = batch_of()
     with pytest.raises(ValueError, match="values is missing, but the loss needs it"):
-        PPOConfig().build().loss(replace(batch, values=None))
+        PPOConfig().loss()(replace(batch, values=None))
     with pytest.raises(ValueError, match="reference_logprobs is missing, but kl_coef > 0"):
-        PPOConfig().build().loss(replace(batch, reference_logprobs=None))
+        PPOConfig().loss()(replace(batch, reference_logprobs=None))
     with pytest.raises(ValueError, match="entropy is missing, but entropy_coef > 0"):
-        PPOConfig(entropy_coef=0.1).build().loss(batch)
-    assert PPOConfig(kl_coef=0.0).build().needs_reference is False
-    PPOConfig(kl_coef=0.0).build().loss(replace(batch, reference_logprobs=None))
+        PPOConfig(entropy_coef=0.1).loss()(batch)
+    assert PPOConfig(kl_coef=0.0).needs.reference is False
+    PPOConfig(kl_coef=0.0).loss()(replace(batch, reference_logprobs=None))

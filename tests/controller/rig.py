@@ -1,6 +1,6 @@
 """A run on scripted executors, for tests of the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from llamarl.controller.pulse import Pulse
 from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
+from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.protocols import Executor
 from llamarl.core.records import Assignment, Group, Prompt, TrainSample
 from llamarl.core.sampling import Sampling
@@ -22,12 +23,10 @@ from llamarl.testing import DirectEngine, RecordingObserver, ScriptedGenerator, 
 PROMPTS = [Prompt(id=f"p{i}", messages=({"role": "user", "content": str(i)},)) for i in range(40)]
 
 
-class MeanBaseline:
-    name = "mean"
-    needs_reference = needs_entropy_grad = trains_zero_advantage = drops_zero_signal = False
-    corrects_staleness = True
+class PassRewards(Credit):
+    """Takes each reward for the advantage."""
 
-    def assign(self, groups: list[Group]) -> Assignment:
+    def assign(self, groups: Sequence[Group]) -> Assignment:
         samples = (
             TrainSample(c.prompt_ids, c.token_ids, c.logprobs, c.versions, s.reward, group=g.index)
             for g in groups
@@ -37,8 +36,22 @@ class MeanBaseline:
         )
         return Assignment(tuple(samples), len(groups), {"groups": len(groups)})
 
-    def loss(self, batch: Any) -> Any:
-        raise AssertionError("the trainer's side; never called by the loop")
+
+class ScriptedAlgorithm(Algorithm):
+    """Has the needs and the controller's half that a test gives it."""
+
+    def __init__(self, credit: Callable[[], Credit] = PassRewards, **needs: Any) -> None:
+        self._credit, self._needs = credit, Needs(corrects_staleness=True, **needs)
+
+    @property
+    def needs(self) -> Needs:
+        return self._needs
+
+    def credit(self) -> Credit:
+        return self._credit()
+
+    def loss(self) -> Callable[[Any], Any]:
+        raise AssertionError("the trainer's half; the controller never builds it")
 
 
 class ScriptedReference(Executor):
@@ -62,7 +75,7 @@ class Rig:
     trainer: ScriptedTrainer = field(default_factory=ScriptedTrainer)
     num_generators: int = 1
     prompts: list[Prompt] = field(default_factory=lambda: PROMPTS)
-    algorithm: MeanBaseline = field(default_factory=MeanBaseline)
+    algorithm: Algorithm = field(default_factory=ScriptedAlgorithm)
     tasks: list[RunTask] = field(default_factory=list)
     reference: ScriptedReference | None = None
     guard: GuardConfig = field(default_factory=GuardConfig)

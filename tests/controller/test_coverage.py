@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
+from rig import PROMPTS, Rig, ScriptedAlgorithm, ScriptedReference, small
 
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.ledger import Ledger
@@ -45,7 +45,7 @@ VARIANTS = (variant("short", SHORT, 3), variant("long", LONG, 2))
 
 
 def covered(prompts: list[Prompt] = PROMPTS, size: int = 4) -> RunTask:
-    return RunTask("only", iter([(0, prompt) for prompt in prompts]), MeanBaseline(), size, 5, variants=VARIANTS)
+    return RunTask("only", iter([(0, prompt) for prompt in prompts]), ScriptedAlgorithm(), size, 5, variants=VARIANTS)
 
 
 def requests(rig: Rig) -> list[GenerationRequest]:
@@ -151,10 +151,10 @@ def test_held_out_prompts_are_asked_as_they_stand() -> None:
 
 
 def test_covered_and_plain_tasks_train_together() -> None:
-    plain = RunTask("b", iter([(0, replace(p, task="b")) for p in PROMPTS[20:]]), MeanBaseline(), 2, 2)
-    first = replace(covered([replace(p, task="only") for p in PROMPTS[:20]], 2))
+    plain = RunTask("b", iter([(0, replace(p, task="b")) for p in PROMPTS[20:]]), ScriptedAlgorithm(), 2, 2)
+    asked = covered([replace(p, task="only") for p in PROMPTS[:20]], 2)
+    first = replace(asked, algorithm=ScriptedAlgorithm(reference=True))
     rig = Rig(small(max_staleness=1), tasks=[first, plain], reference=ScriptedReference())
-    first.algorithm.needs_reference = True
     run_virtual(rig.run())
     for record in rig.observer.steps:
         assert [len(group.samples) for group in record.groups] == [5, 5, 2, 2]

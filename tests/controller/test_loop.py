@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rig import PROMPTS, MeanBaseline, Rig, ScriptedReference, small
+from rig import PROMPTS, PassRewards, Rig, ScriptedAlgorithm, ScriptedReference, small
 
 from llamarl.algorithms import AIPOConfig, DrGRPOConfig, GRPOConfig, ReinforcePPConfig, RLOOConfig
 from llamarl.controller.evaluation import Evaluation
@@ -71,13 +71,17 @@ def test_no_trained_token_is_older_than_the_bound(seed: int, bound: int, generat
 
 @pytest.mark.parametrize(("bound", "is_ahead"), [(0, False), (1, True)])
 def test_the_next_batch_is_assigned_while_the_trainer_works(bound: int, is_ahead: bool) -> None:
-    class Noting(MeanBaseline):
+    class Noting(PassRewards):
         def assign(self, groups: list[Group]) -> Assignment:
             times.append(asyncio.get_running_loop().time())
             return super().assign(groups)
 
     times: list[float] = []
-    rig = Rig(small(steps=3, max_staleness=bound), algorithm=Noting(), trainer=ScriptedTrainer(seconds_per_step=100.0))
+    rig = Rig(
+        small(steps=3, max_staleness=bound),
+        algorithm=ScriptedAlgorithm(Noting),
+        trainer=ScriptedTrainer(seconds_per_step=100.0),
+    )
     run_virtual(rig.run())
     assert len(times) == 3 and times[0] == 2.0
     assert (times[1] < 100.0) == (times[2] < 200.0) == is_ahead
@@ -87,9 +91,7 @@ def test_the_next_batch_is_assigned_while_the_trainer_works(bound: int, is_ahead
 def test_an_algorithm_that_takes_long_does_not_hold_up_the_loop() -> None:
     entered, may_leave = threading.Event(), threading.Event()
 
-    class Slow(MeanBaseline):
-        assigns_in_thread = True
-
+    class Slow(PassRewards):
         def assign(self, groups: list[Group]) -> Assignment:
             entered.set()
             assert may_leave.wait(60.0), "the loop stood still"
@@ -105,7 +107,7 @@ def test_an_algorithm_that_takes_long_does_not_hold_up_the_loop() -> None:
 
     rig = Rig(
         small(steps=2),
-        algorithm=Slow(),
+        algorithm=ScriptedAlgorithm(Slow, assigns_in_thread=True),
         generator=lambda: ScriptedGenerator(seconds_per_token=0.0),
         trainer=ScriptedTrainer(seconds_per_step=0.0),
     )
@@ -114,13 +116,15 @@ def test_an_algorithm_that_takes_long_does_not_hold_up_the_loop() -> None:
 
 
 def test_a_batch_that_cannot_be_assigned_ends_the_run_with_its_error() -> None:
-    class Broken(MeanBaseline):
+    class Broken(PassRewards):
         def assign(self, groups: list[Group]) -> Assignment:
             if groups[0].prompt.id == "p4":
                 raise DataError("no such group")
             return super().assign(groups)
 
-    rig = Rig(small(max_staleness=1), algorithm=Broken(), trainer=ScriptedTrainer(seconds_per_step=100.0))
+    rig = Rig(
+        small(max_staleness=1), algorithm=ScriptedAlgorithm(Broken), trainer=ScriptedTrainer(seconds_per_step=100.0)
+    )
     with pytest.raises(DataError, match="no such group"):
         run_virtual(rig.run())
 
@@ -369,8 +373,8 @@ def test_zero_signal_groups_are_dropped_where_the_algorithm_says_so() -> None:
     def decide(prompt: Prompt, completion: Completion) -> Verdict:
         return Verdict.scored(0.0 if prompt.id == "p2" else float(completion.token_ids[0]))
 
-    rig = Rig(small(max_staleness=0, steps=3), judge=ScriptedJudge(decide=decide))
-    rig.algorithm.drops_zero_signal = True
+    algorithm = ScriptedAlgorithm(varied_rewards=True)
+    rig = Rig(small(max_staleness=0, steps=3), judge=ScriptedJudge(decide=decide), algorithm=algorithm)
     run_virtual(rig.run())
     assert "p2" not in rig.trained()
     assert rig.ledger.drop_reasons()["no_signal"] >= 1
@@ -383,12 +387,12 @@ def test_the_largest_rewards_keep_every_number_finite() -> None:
 
     scores, watch = itertools.count(), HackingWatch(WatchConfig(window=2), {"scripted": 1.0})
     for config in (AIPOConfig(), GRPOConfig(), DrGRPOConfig(), RLOOConfig(), ReinforcePPConfig()):
-        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), config.build(), 4, 2, watch=watch)
+        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), config, 4, 2, watch=watch)
         rig = Rig(small(max_staleness=0), tasks=[task], judge=ScriptedJudge(decide))
         run_virtual(rig.run())
         for record in rig.observer.steps:
             assert all(map(math.isfinite, record.metrics.values())), record.metrics
-            samples = config.build().assign(record.groups).samples
+            samples = config.credit().assign(record.groups).samples
             assert len(samples) == 8 and all(math.isfinite(sample.advantage) for sample in samples)
 
 
@@ -418,8 +422,7 @@ def test_a_run_of_which_no_group_can_train_ends_early_and_says_why(
         is_late = len(rig.observer.steps) >= 2
         return verdict if is_late else Verdict.scored(float(next(scores)))
 
-    scores, algorithm = itertools.count(), MeanBaseline()
-    algorithm.drops_zero_signal = True
+    scores, algorithm = itertools.count(), ScriptedAlgorithm(varied_rewards=True)
     task = RunTask("only", for_ever(), algorithm, 4, 2)
     rig = Rig(small(max_staleness=bound, max_rounds=5, checkpoint_every=0), tasks=[task], judge=ScriptedJudge(decide))
     with pytest.raises(JudgeError, match=r"after 20 dropped groups \(schedule.max_rounds=5 x 4 prompts\): " + said):
@@ -435,12 +438,12 @@ def test_drops_are_counted_from_step_to_step_and_without_a_bound_only_time_ends_
         return Verdict.abstained() if int(prompt.id[1:]) % 4 else Verdict.scored(1.0)
 
     for rounds in (3, 5):  # about 12 groups are dropped before each batch of 4
-        task = RunTask("only", for_ever(), MeanBaseline(), 4, 2)
+        task = RunTask("only", for_ever(), ScriptedAlgorithm(), 4, 2)
         rig = Rig(small(max_staleness=0, max_rounds=rounds), tasks=[task], judge=ScriptedJudge(decide))
         with nullcontext() if rounds == 5 else pytest.raises(JudgeError, match="no batch for step"):
             run_virtual(rig.run())
         assert (len(rig.observer.steps) == 5) == (rounds == 5)
-    task = RunTask("only", for_ever(), MeanBaseline(), 4, 2)
+    task = RunTask("only", for_ever(), ScriptedAlgorithm(), 4, 2)
     never = ScriptedJudge(lambda p, c: Verdict.abstained())
     rig = Rig(small(max_rounds=None, stall_seconds=100.0), tasks=[task], judge=never)
     with pytest.raises(StallError, match=r"dropped since the last step: \d\d\d+ where judges abstained"):
@@ -449,8 +452,8 @@ def test_drops_are_counted_from_step_to_step_and_without_a_bound_only_time_ends_
 
 def two_tasks(**other: Any) -> list[RunTask]:
     """Task a takes p0 to p19 by threes, task b p20 to p39 singly, with four samples."""
-    a = RunTask("a", iter([(0, replace(p, task="a")) for p in PROMPTS[:20]]), MeanBaseline(), 3, 2, weight=0.75)
-    b = RunTask("b", iter([(0, replace(p, task="b")) for p in PROMPTS[20:]]), MeanBaseline(), 1, 4, weight=0.25)
+    a = RunTask("a", iter([(0, replace(p, task="a")) for p in PROMPTS[:20]]), ScriptedAlgorithm(), 3, 2, weight=0.75)
+    b = RunTask("b", iter([(0, replace(p, task="b")) for p in PROMPTS[20:]]), ScriptedAlgorithm(), 1, 4, weight=0.25)
     return [a, replace(b, **other)]
 
 
@@ -484,8 +487,7 @@ def test_a_task_whose_prompts_end_leaves_the_others_training() -> None:
 
 
 def test_the_reference_scores_samples_of_algorithms_that_need_it_and_no_others() -> None:
-    tasks = two_tasks()
-    tasks[1].algorithm.needs_reference = True
+    tasks = two_tasks(algorithm=ScriptedAlgorithm(reference=True))
     rig = Rig(small(steps=2), tasks=tasks, reference=ScriptedReference())
     run_virtual(rig.run())
     scored = [
@@ -531,7 +533,7 @@ def test_an_alarm_of_the_watch_is_said_and_may_stop_the_run() -> None:
 
     for should_stop, steps in ((False, 8), (True, 4)):
         watch = HackingWatch(WatchConfig(window=2, should_stop=should_stop), {})
-        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), MeanBaseline(), 4, 2, watch=watch)
+        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), ScriptedAlgorithm(), 4, 2, watch=watch)
         rig = Rig(small(steps=8, max_staleness=0), tasks=[task], judge=ScriptedJudge(decide=decide))
         run_virtual(rig.run())
         assert len(rig.observer.steps) == steps

@@ -20,7 +20,7 @@ CODPO, PPO = CODPOConfig(beta=0.5, likelihood_coef=0.3), PPOConfig(value_coef=0.
 
 
 def trainer_of(*algorithms, config=FAST, model=None, **arguments):
-    return PolicyTrainer(model or tiny_model(), [each.build() for each in algorithms], config, **arguments)
+    return PolicyTrainer(model or tiny_model(), algorithms, config, **arguments)
 
 
 def pairs():

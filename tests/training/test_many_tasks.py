@@ -23,7 +23,7 @@ def tasks():
 
 
 def trainer_of(*algorithms, config=FAST):
-    return PolicyTrainer(tiny_model(), [each.build() for each in algorithms], config)
+    return PolicyTrainer(tiny_model(), algorithms, config)
 
 
 def gradient(algorithms, assignments, weights=(), config=FAST):
@@ -141,16 +141,22 @@ def test_a_non_finite_task_refuses_the_whole_step(tasks):
 
 
 def test_pairs_are_never_parted():
-    class Together(type(A.build())):
-        keeps_groups_together = True
+    class Together(type(A)):
+        @property
+        def needs(self):
+            return replace(super().needs, groups_together=True)
 
-        def loss(self, batch):
-            seen.append(batch.groups.tolist())
-            return super().loss(batch)
+        def loss(self):
+            def noting(batch):
+                seen.append(batch.groups.tolist())
+                return inner(batch)
+
+            inner = super().loss()
+            return noting
 
     seen: list[list[int]] = []
     samples = samples_of([(3, [4, 9]), (6, [2, 5]), (1, [3, 30])])
-    PolicyTrainer(tiny_model(), Together(A), TrainerConfig(micro_batch_tokens=8)).loss(step_of(samples))
+    PolicyTrainer(tiny_model(), Together(kl_coef=0.0), TrainerConfig(micro_batch_tokens=8)).loss(step_of(samples))
     assert sorted(seen) == [[0, 0], [1, 1], [2, 2]]
 
 
@@ -167,7 +173,7 @@ def test_whole_groups_fill_micro_batches_up_to_the_limit():
 
 
 def test_one_task_among_others_is_the_run_of_that_task(tasks):
-    alone, listed = trainer_of(A), PolicyTrainer(tiny_model(), A.build(), FAST)
+    alone, listed = trainer_of(A), PolicyTrainer(tiny_model(), A, FAST)
     results = [alone.train([tasks[0]]), listed.train(tasks[0])]
     for left, right in zip(alone.model.parameters(), listed.model.parameters(), strict=True):
         assert torch.equal(left, right)

@@ -63,7 +63,7 @@ def test_total_memory_is_the_machine_s():
 
 @pytest.mark.parametrize("field", ["weights", "gradients", "moments", "activations"])
 def test_a_trainer_says_what_it_holds(field):
-    trainer = PolicyTrainer(tiny_model(), AIPOConfig().build())
+    trainer = PolicyTrainer(tiny_model(), AIPOConfig())
     assert trainer.memory()["activations"] == 0
     trainer.train(step_of(samples_of([(3, [4, 5]), (2, [6])])))
     weights = sum(p.nbytes for p in trainer.model.parameters())

@@ -9,6 +9,7 @@ from tiny_policies import gradients, samples_of, step_of, tiny_model
 from llamarl.algorithms.dapo import DAPOConfig
 from llamarl.algorithms.dr_grpo import DrGRPOConfig
 from llamarl.algorithms.grpo import GRPOConfig
+from llamarl.core.algorithm import Algorithm, Needs
 from llamarl.core.errors import CheckpointError, CollapseError, ConfigError, DataError
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum, verify
@@ -26,7 +27,7 @@ FAST = TrainerConfig(learning_rate=1e-2, warmup_steps=0)
 
 
 def trainer_of(model=None, algorithm=PLAIN, config=FAST, **arguments):
-    return PolicyTrainer(model or tiny_model(), algorithm.build(), config, **arguments)
+    return PolicyTrainer(model or tiny_model(), algorithm, config, **arguments)
 
 
 def weights_of(trainer):
@@ -54,19 +55,21 @@ def assert_close(left, right, tolerance=1e-6):
     assert float(norm) > 0 and float(gap / norm) < tolerance
 
 
-class Scripted:
+class Scripted(Algorithm):
     """Pushes every log-prob up, `factors[step]` times as hard; NaN and infinity are what tests inject."""
 
-    name, needs_reference, needs_entropy_grad, trains_zero_advantage = "scripted", False, False, True
-    keeps_groups_together = needs_values = False
+    needs = Needs(zero_advantages=True)
 
     def __init__(self, factors, max_tokens=10**9):
         self.factors, self.max_tokens, self.batches = list(factors), max_tokens, []
 
-    def build(self):
-        return self
+    def credit(self):
+        raise AssertionError("the controller's half; the trainer never builds it")
 
-    def loss(self, batch):
+    def loss(self):
+        return self._push
+
+    def _push(self, batch):
         self.batches.append(int(batch.mask.sum()))
         if self.batches[-1] > self.max_tokens:
             raise torch.OutOfMemoryError("scripted")
@@ -160,11 +163,13 @@ def test_gradients_do_not_depend_on_the_order_of_samples(batch):
 
 
 def test_skipping_samples_without_advantage_changes_no_gradient(batch):
-    class Thorough(type(PLAIN.build())):
-        trains_zero_advantage = property(lambda self: True, lambda self, value: None)
+    class Thorough(type(PLAIN)):
+        @property
+        def needs(self):
+            return replace(super().needs, zero_advantages=True)
 
     samples = [replace(sample, advantage=0.0) if index % 2 else sample for index, sample in enumerate(batch)]
-    skipping, thorough = trainer_of(), PolicyTrainer(tiny_model(), Thorough(PLAIN), FAST)
+    skipping, thorough = trainer_of(), PolicyTrainer(tiny_model(), Thorough(**PLAIN.model_dump()), FAST)
     assert_close(accumulated(skipping, samples), accumulated(thorough, samples))
     assert skipping.loss(step_of([]))["train/samples_without_signal"] == 4
     assert thorough.loss(step_of([]))["train/samples_without_signal"] == 0
@@ -228,7 +233,7 @@ def test_a_non_finite_loss_leaves_weights_and_moments_bit_identical(batch, bad):
 
 def test_a_non_finite_gradient_of_a_finite_loss_is_refused_too(batch):
     class InfiniteSlope(Scripted):
-        def loss(self, loss_batch):
+        def _push(self, loss_batch):
             return LossOutput((loss_batch.logprobs * 0.0).sum().sqrt(), {})
 
     trainer = trainer_of(algorithm=InfiniteSlope([1.0]))
@@ -306,7 +311,9 @@ def test_reference_log_probs_come_with_the_samples(batch):
 def test_missing_reference_log_probs_say_who_fills_them(batch):
     trainer = trainer_of(algorithm=GRPOConfig(kl_coef=0.1))
     short = [*referred(batch[:1]), replace(batch[1], reference_logprobs=()), *batch[2:]]
-    with pytest.raises(DataError, match=r"group 0: .* 0 reference log-probs for 1 tokens.*'grpo'.*ReferenceExecutor"):
+    with pytest.raises(
+        DataError, match=r"group 0: .* 0 reference log-probs for 1 tokens.*needs one per token.*ReferenceExecutor"
+    ):
         trainer.train(step_of(short))
     trainer_of(algorithm=PLAIN).train(step_of(short))
 

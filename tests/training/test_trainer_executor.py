@@ -20,9 +20,7 @@ from llamarl.weights import LocalChannel, ShmChannel
 
 def executor_of(load=tiny_model, channel=None, **arguments):
     config = TrainerConfig(learning_rate=1e-2)
-    return TrainerExecutor(
-        config, GRPOConfig(kl_coef=0.0).build, load, Sampling(), channel or LocalChannel(), **arguments
-    )
+    return TrainerExecutor(config, GRPOConfig(kl_coef=0.0), load, Sampling(), channel or LocalChannel(), **arguments)
 
 
 def test_an_engine_drives_all_verbs(tmp_path):

@@ -19,6 +19,7 @@ Solved by SciPy's `milp`; large ones by a Lagrangian relaxation, which says how 
 the program printed there may differ in detail. SciPy is imported when the first program is solved.
 """
 
+from llamarl.functional.budget.metrics import Problem, Solved, budget_metrics, find_problems
 from llamarl.functional.budget.pool import Budget, GroupValues, Pool, group_values
 from llamarl.functional.budget.program import Form, Program, Worth, build_program
 from llamarl.functional.budget.solution import Solution, Spending, Status, solve
@@ -30,12 +31,16 @@ __all__ = [
     "GroupValues",
     "Method",
     "Pool",
+    "Problem",
     "Program",
     "Solution",
+    "Solved",
     "Spending",
     "Status",
     "Worth",
+    "budget_metrics",
     "build_program",
+    "find_problems",
     "group_values",
     "solve",
 ]
