@@ -103,7 +103,7 @@ def prove(model_path: str, learning_rate: float, syncs: int, note: Callable[[str
     channel = LocalChannel()
     load = functools.partial(load_model, model_path)
     config = TrainerConfig(learning_rate=learning_rate, warmup_steps=0)
-    trainer = PolicyTrainer(load(), AIPOConfig().build(), config, channel=channel, probe_prompts=prompts)
+    trainer = PolicyTrainer(load(), AIPOConfig(), config, channel=channel, probe_prompts=prompts)
     deliveries = {precision: FaultyChannel(channel) for precision in PRECISIONS}
     generators = {
         precision: GeneratorExecutor(GeneratorConfig(precision=precision), load, tokenizer, deliveries[precision])
