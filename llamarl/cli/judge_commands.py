@@ -207,7 +207,7 @@ def _configs(arguments: argparse.Namespace) -> list[Any]:
 
 def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Coroutine[Any, Any, T]]") -> T:
     """Runs `work` with the judges that were asked for, and closes them."""
-    from llamarl.judges.runner import close_panel, equal_panel
+    from llamarl.judges.runner import equal_panel
 
     if arguments.max_in_flight < 1:
         raise ConfigError(f"--max-in-flight {arguments.max_in_flight}: give at least 1")
@@ -217,7 +217,7 @@ def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Cor
         try:
             return await work(panel)
         finally:
-            await close_panel(panel)
+            await panel.aclose()
 
     return asyncio.run(main())
 

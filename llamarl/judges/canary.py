@@ -6,29 +6,24 @@
 
     {"prompt": "2 + 2 =", "answer": "4", "completion": ["4", "5", ""], "label": [true, false, false]}
 
-Rows are those of `llamarl judge calibrate`. The panel shows them to the judge before the run, which a wrong verdict
+Rows are those of `llamarl judge calibrate`. `CanaryWatch` shows them to the judge before the run, which a wrong verdict
 ends, and again every so many groups, when a wrong verdict rings.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamarl.core.errors import ConfigError, JudgeError
-from llamarl.core.protocols import Judge
-from llamarl.core.records import Completion, Prompt, Status, Verdict
-from llamarl.judges.agreement import passes
+from llamarl.core.judge import Judge
+from llamarl.core.records import Prompt, Status, Verdict, text_completion
+from llamarl.judges.panel import JudgePanel
 from llamarl.judges.rows import labels_of, read_completions
+from llamarl.judges.seat import Canary, Seat
 
-Ask = Callable[[Prompt, Sequence[Completion]], Awaitable[list[Verdict]]]
 MAX_IN_FLIGHT = 8
 _SHOWN_CHARACTERS = 60
-
-
-def text_completion(text: str) -> Completion:
-    """A completion that no policy sampled: only its text."""
-    return Completion((), (), (), (), text, "stop")
 
 
 async def check_canaries(judge: Judge, cases: Sequence[tuple[Prompt, str]]) -> None:
@@ -55,27 +50,8 @@ async def check_canaries(judge: Judge, cases: Sequence[tuple[Prompt, str]]) -> N
         raise JudgeError(f"judge '{judge.name}' abstained from all {len(cases)} right answers; does it fit this data?")
 
 
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """One completion of known worth."""
-
-    prompt: Prompt
-    text: str
-    should_pass: bool
-    place: str
-    """File and line."""
-
-    def complaint(self, judge: str, verdict: Verdict) -> str:
-        """What the judge made of it, in a sentence."""
-        text = self.text if len(self.text) <= _SHOWN_CHARACTERS else self.text[:_SHOWN_CHARACTERS] + "…"
-        did = verdict.status.value if verdict.score is None else "passed" if passes(verdict) else "did not pass"
-        must = "pass" if self.should_pass else "not pass"
-        why = f": {verdict.reason}" if verdict.reason else ""
-        return f"judge '{judge}' {did} on {text!r}, which must {must} ({self.place}){why}"
-
-
-def read_canaries(path: str | Path) -> list[Canary]:
-    """The canaries of a file: rows with `completion` and `label` (true: must pass), one or a list of each.
+def read_canaries(path: str | Path) -> tuple[Canary, ...]:
+    """Reads the canaries of a file: rows with `completion` and `label` (true: must pass), one or a list of each.
 
     Raises:
         ConfigError: there is no such file.
@@ -83,60 +59,80 @@ def read_canaries(path: str | Path) -> list[Canary]:
     """
     if not Path(path).is_file():
         raise ConfigError(f"canaries={str(path)!r}: no such file; give rows with 'completion' and 'label'")
-    canaries = []
+    canaries: list[Canary] = []
     for row in read_completions(path, aside=("label",)):
         if "label" not in row.extras:
             raise row.error("label", "missing", "give true where the completion must pass, or else false")
         pairs = zip(row.completions, labels_of(row), strict=True)
         canaries += [Canary(row.prompt, text, label == 1, f"{row.source}, line {row.line}") for text, label in pairs]
-    return canaries
+    return tuple(canaries)
+
+
+@dataclass
+class _Look:
+    """What a judge made of its canaries the last time."""
+
+    num_groups: int = 0
+    """Groups that the panel had judged then."""
+    error_rate: float | None = None
+    """Share of the canaries judged wrongly, of those judged; None where none was."""
+    wrong: frozenset[int] = frozenset()
+    """Which of them got a wrong verdict."""
 
 
 class CanaryWatch:
-    """The canaries of one judge, and what it made of them last.
+    """The canaries of a panel's judges, and what the judges made of them last."""
 
-    Args:
-        canaries: of `read_canaries`.
-        every: judged groups from one look to the next.
-    """
+    def __init__(self, panel: JudgePanel) -> None:
+        self._panel = panel
+        self._looks = {seat.name: _Look() for seat in panel.seats if seat.canaries}
 
-    def __init__(self, canaries: Sequence[Canary], every: int) -> None:
-        self.canaries, self.every = canaries, every
-        self.num_groups = 0
-        """Judged since the last look."""
-        self.error_rate: float | None = None
-        """Share of the canaries judged wrongly at the last look, of those judged."""
-        self._wrong: frozenset[int] = frozenset()
-
-    @property
-    def is_due(self) -> bool:
-        """Whether so many groups were judged that it is time to look again."""
-        return self.num_groups >= self.every
-
-    async def look(self, judge: str, ask: Ask) -> tuple[list[str], list[str]]:
-        """Lets the judge judge them all, a few at a time.
+    async def look(self, *, during_run: bool = False) -> list[str]:
+        """Lets the judges judge their canaries, which counts in no metric of the panel.
 
         Args:
-            judge: its name, for the sentences.
-            ask: gives its verdicts.
+            during_run: only those judges that have judged enough groups since the last time, and only what went wrong
+                since; a judge that fails now is known by other signs.
 
         Returns:
-            A sentence on each canary that it gets wrong and did not at the look before; one on each that it leaves
-            without a score.
+            A sentence on each canary that got a wrong verdict, or none.
         """
-        self.num_groups = 0
+        found: list[str] = []
+        for seat in self._panel.seats:
+            last = self._looks.get(seat.name)
+            if last is None or (during_run and self._panel.num_groups - last.num_groups < seat.canaries_every):
+                continue
+            num_groups = self._panel.num_groups
+            verdicts = await self._ask(seat)
+            passes = [seat.judge.info.passes(verdict) for verdict in verdicts]
+            wrong = {i for i, canary in enumerate(seat.canaries) if passes[i] is (not canary.should_pass)}
+            unjudged = {i for i, passed in enumerate(passes) if passed is None}
+            named = wrong - last.wrong if during_run else wrong | unjudged
+            found += [_complain(seat, seat.canaries[i], verdicts[i]) for i in sorted(named)]
+            num_judged = len(verdicts) - len(unjudged)
+            rate = len(wrong) / num_judged if num_judged else None
+            self._looks[seat.name] = _Look(num_groups, rate, frozenset(wrong))
+        return found
+
+    def metrics(self) -> dict[str, float | None]:
+        """Returns `judge/<name>/canary_error_rate`: the share judged wrongly at the last look, of those judged."""
+        return {f"judge/{name}/canary_error_rate": look.error_rate for name, look in self._looks.items()}
+
+    async def _ask(self, seat: Seat) -> list[Verdict]:
         limit = asyncio.Semaphore(MAX_IN_FLIGHT)
 
-        async def judged(canary: Canary) -> Verdict:
+        async def ask(canary: Canary) -> Verdict:
             async with limit:
-                return (await ask(canary.prompt, [text_completion(canary.text)]))[0]
+                return (await self._panel.ask(seat, canary.prompt, [text_completion(canary.text)]))[0]
 
-        verdicts = await asyncio.gather(*map(judged, self.canaries))
-        pairs = list(zip(self.canaries, verdicts, strict=True))
-        unjudged = [canary.complaint(judge, verdict) for canary, verdict in pairs if verdict.score is None]
-        wrong = {i for i, (canary, verdict) in enumerate(pairs) if passes(verdict) is (not canary.should_pass)}
-        new = [pairs[i][0].complaint(judge, pairs[i][1]) for i in sorted(wrong - self._wrong)]
-        num_judged = len(pairs) - len(unjudged)
-        self.error_rate = len(wrong) / num_judged if num_judged else None
-        self._wrong = frozenset(wrong)
-        return new, unjudged
+        return await asyncio.gather(*map(ask, seat.canaries))
+
+
+def _complain(seat: Seat, canary: Canary, verdict: Verdict) -> str:
+    """Says in a sentence what the judge made of a canary."""
+    text = canary.text if len(canary.text) <= _SHOWN_CHARACTERS else canary.text[:_SHOWN_CHARACTERS] + "…"
+    passed = seat.judge.info.passes(verdict)
+    did = verdict.status.value if passed is None else "passed" if passed else "did not pass"
+    must = "pass" if canary.should_pass else "not pass"
+    why = f": {verdict.reason}" if verdict.reason else ""
+    return f"judge '{seat.name}' {did} on {text!r}, which must {must} ({canary.place}){why}"

@@ -9,14 +9,14 @@ import pytest
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Prompt, Verdict
-from llamarl.judges import FunctionJudge, JudgePanel
+from llamarl.judges import FunctionJudge, JudgePanel, Seat
 from llamarl.judges.config import JudgeConfig, read_judges
 from llamarl.judges.rows import CompletionRow, labels_of, read_completions
 from llamarl.judges.runner import job_key, judge_file, summary_of
 
 
 def panel(function: Any, **options: Any) -> JudgePanel:
-    return JudgePanel([FunctionJudge(function, "exact", is_inline=True)], retry_seconds=0.0, **options)
+    return JudgePanel([Seat(FunctionJudge(function, "exact", is_inline=True))], retry_seconds=0.0, **options)
 
 
 def exact(prompt: Prompt, completion: Any) -> Any:

@@ -22,20 +22,20 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import JudgeInfo
+from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
+from llamarl.judges.adapter import with_seconds
 from llamarl.judges.code.extract import Which, extract_code
 from llamarl.judges.code.grading import Setup, grade
 from llamarl.judges.code.inside.wire import encode
 from llamarl.judges.code.sandbox import MAX_SLOTS, Limits, SandboxError, find_python, no_reference
 from llamarl.judges.code.slots import Slots
 from llamarl.judges.code.unit_tests import Call, Program, Test, find_tests, parse_tests
-from llamarl.judges.function import with_seconds
 
 CodeScore = Literal["all", "fraction"]
 
 
-class CodeJudge:
+class CodeJudge(Judge):
     """Scores a program by the unit tests that it passes, in a sandbox. May be called from any event loop."""
 
     info = JudgeInfo(version="2", has_deadline=True)
