@@ -20,7 +20,7 @@ from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
 from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
-from llamarl.judges.trial import try_out
+from llamarl.judges.lab.trial import try_out
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.device import describe_device, resolve_device
 from llamarl.models.template_check import check_template

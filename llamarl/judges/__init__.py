@@ -3,11 +3,11 @@
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import text_completion
 from llamarl.judges.adapter import to_verdict
-from llamarl.judges.canary import check_canaries
 from llamarl.judges.combine import combine, mixture, satisfies
 from llamarl.judges.config import JudgeConfig, build_judge, build_panel
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.judges.function import FunctionJudge
+from llamarl.judges.lab.canary import check_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import as_judge, load_judge
 from llamarl.judges.seat import Seat

@@ -21,8 +21,8 @@ from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
 from llamarl.core.paths import absolute, absolute_object
-from llamarl.judges.canary import read_canaries
 from llamarl.judges.combine import Role
+from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.seat import Seat

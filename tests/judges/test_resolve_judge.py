@@ -5,7 +5,7 @@ import pytest
 
 from llamarl.core.errors import ConfigError
 from llamarl.judges import FunctionJudge, Judge, TRLJudge, VerlJudge, as_judge, load_judge
-from llamarl.judges.runner import judge_card
+from llamarl.judges.lab.runner import judge_card
 
 REWARDS = """
 from llamarl.core.records import Verdict

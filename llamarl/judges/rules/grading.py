@@ -14,7 +14,7 @@ here its position is named with the reason, and the verdict is None (excluded) i
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.judges.rules.base import Mode, Rule
@@ -22,9 +22,7 @@ from llamarl.judges.rules.folding import as_read
 from llamarl.judges.rules.registry import build_rule
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.tools import RuleTools, SentenceSplitter
-
-Instruction = Mapping[str, Any]
-"""`{"id": "keywords:existence", "kwargs": {"keywords": ["river"]}}`; `kwargs` may be left out."""
+from llamarl.tasks.instructions.catalog import Instruction
 
 
 @dataclass(frozen=True, slots=True)

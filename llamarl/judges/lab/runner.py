@@ -19,8 +19,8 @@ from llamarl.core.records import Sample, Status, Verdict, text_completion
 from llamarl.data.jsonl import write_jsonl
 from llamarl.judges.cache import content_key
 from llamarl.judges.config import JudgeConfig, build_panel
+from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.panel import JudgePanel, quantile
-from llamarl.judges.rows import CompletionRow
 from llamarl.models.endpoint import well_formed
 from llamarl.report.files import JsonlFile, read_jsonl
 
@@ -33,8 +33,8 @@ _MAX_HASHED_BYTES = 16 << 20
 
 
 def equal_panel(configs: Sequence[JudgeConfig]) -> JudgePanel:
-    """The judges side by side: every verdict counts the same, whatever role and weight a recipe gives them."""
-    plain = {"role": "reward", "weight": 1.0, "canaries": None}
+    """Seats the judges side by side: each sees every row and counts the same, whatever role a recipe gives it."""
+    plain = {"role": "reward", "weight": 1.0, "share": 1.0, "canaries": None}
     return build_panel([config.model_copy(update=plain) for config in configs])
 
 

@@ -7,12 +7,12 @@ import pytest
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges import FunctionJudge, Judge, JudgeInfo, JudgePanel, Seat, as_judge
-from llamarl.judges.attacks import ATTACKS, INJECTIONS
-from llamarl.judges.audit import AttackResult, audit, overall, problems, shipped_rows
-from llamarl.judges.calibrate import calibrate
 from llamarl.judges.config import JudgeConfig
-from llamarl.judges.rows import CompletionRow
-from llamarl.judges.runner import equal_panel
+from llamarl.judges.lab.attacks import ATTACKS, INJECTIONS
+from llamarl.judges.lab.audit import AttackResult, audit, overall, problems, shipped_rows
+from llamarl.judges.lab.calibrate import calibrate
+from llamarl.judges.lab.rows import CompletionRow
+from llamarl.judges.lab.runner import equal_panel
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Capital of France?"},), answer="Paris")
 

@@ -19,10 +19,10 @@ from llamarl.core.judge import Judge
 from llamarl.core.records import Status, Verdict
 from llamarl.data.rows import row_to_prompt
 from llamarl.functional.preference import wilson_interval
-from llamarl.judges.attacks import ATTACKS, with_injections
+from llamarl.judges.lab.attacks import ATTACKS, with_injections
+from llamarl.judges.lab.rows import CompletionRow, read_completions
+from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_rows
 from llamarl.judges.panel import JudgePanel
-from llamarl.judges.rows import CompletionRow, read_completions
-from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_rows
 
 SHIPPED_ROWS = Path(__file__).with_name("audit.toml")
 MAX_RATE = 0.05
