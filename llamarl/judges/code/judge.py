@@ -87,11 +87,6 @@ class CodeJudge(Judge):
         self._tolerance, self._num_slots = tolerance, num_slots
         self._limits = limits if isinstance(limits, Limits) else Limits.parse(limits or {})
 
-    @property
-    def is_sandboxed(self) -> bool:
-        """Whether solutions run in a sandbox; for the record of a run."""
-        return not self._is_unsafe
-
     def check(self, prompt: Prompt) -> None:
         """Checks the sandbox and a row's tests before a run. Raises `ConfigError` naming what is wrong."""
         self._setup  # noqa: B018  # the trial run

@@ -37,19 +37,9 @@ class Grade:
     """Position -> why this instruction cannot be judged."""
 
     @property
-    def num_graded(self) -> int:
-        """Instructions with a verdict: the denominator of instruction-level accuracy."""
-        return sum(verdict is not None for verdict in self.strict)
-
-    @property
     def passes_strict(self) -> bool:
         """Whether all instructions with a verdict are followed strictly; True where there is none."""
         return all(verdict is not False for verdict in self.strict)
-
-    @property
-    def passes_loose(self) -> bool:
-        """Whether all instructions with a verdict are followed loosely; True where there is none."""
-        return all(verdict is not False for verdict in self.loose)
 
 
 class Checklist:
@@ -156,16 +146,6 @@ class Grader:
     def grade(self, reply: str | None, instructions: Sequence[Instruction]) -> Grade:
         """The verdicts on one reply."""
         return self.checklist(instructions).grade(reply)
-
-    def grade_turns(self, replies: Sequence[str | None], turns: Sequence[Sequence[Instruction]]) -> list[Grade]:
-        """Grades each turn's reply against that turn's instructions, which repeat those of the turns before.
-
-        Raises:
-            DataError: the numbers of replies and turns differ.
-        """
-        if len(replies) != len(turns):
-            raise DataError(f"{len(replies)} replies for {len(turns)} turns; give one reply (or None) for each turn")
-        return [self.grade(reply, instructions) for reply, instructions in zip(replies, turns, strict=True)]
 
 
 def loose_versions(reply: str) -> list[str]:
