@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from llamarl.core.errors import ExecutorLostError, StallError
 from llamarl.core.group_judge import GroupJudge
+from llamarl.core.judge import Judge
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
     Assignment,
@@ -225,6 +226,25 @@ class ScriptedTrainer(Executor):
     async def publish(self) -> WeightManifest:
         """The current version, without weights."""
         return WeightManifest(self.version, {})
+
+
+class ScriptedVerdicts(Judge):
+    """A judge that takes `seconds` and answers with what its script says next, or raises it; the last entry repeats.
+
+    A lone verdict is said of every completion; anything else is returned as it is, nonsense too.
+    """
+
+    def __init__(self, name: str, *script: Any, seconds: float = 0.0) -> None:
+        self.name, self.script, self.seconds, self.calls = name, list(script), seconds, 0
+
+    async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        """Plays the next entry of the script."""
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return [answer] * len(completions) if isinstance(answer, Verdict) else answer
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.cgpo_tasks.world import Chat
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.functional.preference import calibrated_reward
 from llamarl.judges.reward_model import RewardModel
@@ -42,7 +43,7 @@ def _parts(prompt: Prompt, completion: Completion) -> dict[str, bool]:
     return Chat(prompt.info["first"], prompt.info["second"]).parts(completion.text)
 
 
-class Style:
+class Style(Judge):
     """The reward model's probability that raters prefer an answer to the prompt's baseline, in (0, 1).
 
     Args:
@@ -57,6 +58,10 @@ class Style:
     def check(self, prompt: Prompt) -> None:
         """Checks, before a run, that there is a baseline."""
         self._model.check(prompt)
+
+    def load(self) -> None:
+        """Loads the reward model."""
+        self._model.load()
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion."""

@@ -51,7 +51,7 @@ llamarl data instructions --turns 3 --format conversations --out held_out.jsonl
 def run_instructions(arguments: argparse.Namespace) -> int:
     """`llamarl data instructions`."""
     from llamarl.data.jsonl import write_jsonl
-    from llamarl.judges.rules.prompts import draw_drafts, to_conversation, to_row
+    from llamarl.tasks.instructions import draw_drafts, to_conversation, to_row
 
     languages = _languages(arguments.language or ["en"])
     drafts = draw_drafts(languages, arguments.count, seed=arguments.seed, turns=arguments.turns)
@@ -73,7 +73,7 @@ def run_instructions(arguments: argparse.Namespace) -> int:
 
 def _languages(chosen: list[str]) -> list[str]:
     """Each chosen language once, in the order given."""
-    from llamarl.judges.rules.prompts import LANGUAGES
+    from llamarl.tasks.instructions import LANGUAGES
 
     codes = [code.strip() for part in chosen for code in part.split(",")]
     return list(LANGUAGES) if ALL in codes else list(dict.fromkeys(codes))

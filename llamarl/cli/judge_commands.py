@@ -17,8 +17,8 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.paths import full_path
 
 if TYPE_CHECKING:
-    from llamarl.judges.audit import AttackResult
-    from llamarl.judges.calibrate import Calibration
+    from llamarl.judges.lab.audit import AttackResult
+    from llamarl.judges.lab.calibrate import Calibration
     from llamarl.judges.panel import JudgePanel
 
 T = TypeVar("T")
@@ -104,8 +104,8 @@ def _add_common(parser: argparse.ArgumentParser, data: str, *, is_needed: bool =
 
 def run_run(arguments: argparse.Namespace) -> int:
     """`llamarl judge run`."""
-    from llamarl.judges.rows import read_completions
-    from llamarl.judges.runner import job_key, judge_file, summary_of
+    from llamarl.judges.lab.rows import read_completions
+    from llamarl.judges.lab.runner import job_key, judge_file, summary_of
 
     out: Path = arguments.out
     if out.resolve() == Path(arguments.data).resolve():
@@ -134,7 +134,7 @@ def run_run(arguments: argparse.Namespace) -> int:
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """`llamarl judge audit`."""
-    from llamarl.judges.audit import audit, overall, problems, read_audit_rows, shipped_rows
+    from llamarl.judges.lab.audit import audit, overall, problems, read_audit_rows, shipped_rows
     from llamarl.report.files import write_json
 
     if not 0.0 <= arguments.max_rate <= 1.0:
@@ -168,8 +168,8 @@ def run_audit(arguments: argparse.Namespace) -> int:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """`llamarl judge calibrate`."""
-    from llamarl.judges.calibrate import calibrate, plot_calibration
-    from llamarl.judges.rows import read_completions
+    from llamarl.judges.lab.calibrate import calibrate, plot_calibration
+    from llamarl.judges.lab.rows import read_completions
     from llamarl.report.files import write_json
 
     rows = read_completions(arguments.data, aside=("label", "score"))
@@ -207,7 +207,7 @@ def _configs(arguments: argparse.Namespace) -> list[Any]:
 
 def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Coroutine[Any, Any, T]]") -> T:
     """Runs `work` with the judges that were asked for, and closes them."""
-    from llamarl.judges.runner import close_panel, equal_panel
+    from llamarl.judges.lab.runner import equal_panel
 
     if arguments.max_in_flight < 1:
         raise ConfigError(f"--max-in-flight {arguments.max_in_flight}: give at least 1")
@@ -217,7 +217,7 @@ def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Cor
         try:
             return await work(panel)
         finally:
-            await close_panel(panel)
+            await panel.aclose()
 
     return asyncio.run(main())
 

@@ -13,14 +13,14 @@ from llamarl.controller.memory import describe_memory, plan_memory
 from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import PromptVariant
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import Judge, info_of
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
 from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
-from llamarl.judges.trial import try_out
+from llamarl.judges.lab.trial import try_out
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.device import describe_device, resolve_device
 from llamarl.models.template_check import check_template
@@ -329,8 +329,7 @@ def _check_judges(
         The weights of the judges that pay, and a sentence on each judge that judged nothing.
     """
     panel = build_panel(config.judges)
-    pairs = zip(panel.judges, config.judges, strict=True)
-    weights = {judge.name: each.weight for judge, each in pairs if each.role == "reward"}
+    weights = {seat.name: seat.weight for seat in panel.seats if seat.role == "reward"}
     try:
         if config.algorithm is not None and config.algorithm.needs.calibrated_reward:
             _check_calibrated(config.name, [judge for judge in panel.judges if weights.get(judge.name)], rows)
@@ -367,7 +366,7 @@ def _check_calibrated(task: str, paying: Sequence[Judge], rows: Sequence[_Row]) 
     """`reward = "calibrated"` takes what judges pay for margins over a baseline; a constraint's 0 or 1 is none."""
     setting = f"algorithm.reward='calibrated' (task {task!r})"
     for judge in paying:
-        if not info_of(judge).is_calibrated:
+        if not judge.info.is_calibrated:
             raise ConfigError(
                 f"{setting}: judge '{judge.name}' pays raw rewards, not margins over a baseline response; set "
                 "calibrated = true in its settings and write baselines with 'llamarl reward baselines', or set "

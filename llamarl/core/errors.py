@@ -20,6 +20,8 @@ import functools
 import inspect
 import os
 import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -74,6 +76,31 @@ class CollapseError(LlamaRLError, RuntimeError):
 
 class StallError(LlamaRLError, TimeoutError):
     """A deadline passed; the message names what was waited for."""
+
+
+@contextmanager
+def boundary(
+    blame: Callable[[str], Exception], function: Any = None, *, passing: type[Exception] | tuple[()] = ()
+) -> Iterator[None]:
+    """Turns whatever a user's code raises inside the block into one error that says whose fault it was.
+
+    Example:
+        >>> with boundary(lambda problem: ConfigError(f"rewards.py: running it failed: {problem}")):
+        ...     raise KeyError("answer")
+        Traceback (most recent call last):
+        llamarl.core.errors.ConfigError: rewards.py: running it failed: KeyError: 'answer'
+
+    Args:
+        blame: makes the error to raise from `describe`'s text: type, message and the line to look at.
+        function: the user's function that is called, for `describe`.
+        passing: an error that goes through as it is.
+    """
+    try:
+        yield
+    except passing:
+        raise
+    except (Exception, SystemExit) as error:  # a user's sys.exit() ends no run
+        raise blame(describe(error, function)) from error
 
 
 REASON_CHARACTERS = 500

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from llamarl.core.config import suggest
-from llamarl.core.errors import ConfigError, LlamaRLError, describe
+from llamarl.core.errors import ConfigError, LlamaRLError, boundary
 
 
 def load_object(spec: str) -> Any:
@@ -32,18 +32,14 @@ def load_object(spec: str) -> Any:
 
 
 def _from_module(name: str, spec: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ConfigError(
-                f"{spec}: no module {error.name!r}; install it, or name a file: 'path/to/file.py:name'"
-            ) from None
-        raise ConfigError(f"{spec}: importing {name} failed: {describe(error)}") from error
-    except LlamaRLError:
-        raise
-    except (Exception, SystemExit) as error:  # the border to the user's module
-        raise ConfigError(f"{spec}: importing {name} failed: {describe(error)}") from error
+    with boundary(lambda problem: ConfigError(f"{spec}: importing {name} failed: {problem}"), passing=LlamaRLError):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and imports one that is not
+            missing = error.name
+    raise ConfigError(f"{spec}: no module {missing!r}; install it, or name a file: 'path/to/file.py:name'")
 
 
 def _from_file(path: str) -> ModuleType:
@@ -61,8 +57,9 @@ def _from_file(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the border to the user's file
-        del sys.modules[name]
-        raise ConfigError(f"{path}: running the file failed: {describe(error)}") from error
+        with boundary(lambda problem: ConfigError(f"{path}: running the file failed: {problem}")):
+            spec.loader.exec_module(module)
+    except ConfigError:
+        del sys.modules[name]  # or the next call would take the broken file for loaded
+        raise
     return module

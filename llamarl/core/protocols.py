@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from llamarl.core.records import (
     Assignment,
     Completion,
     GenerationRequest,
-    Prompt,
     StepResult,
-    Verdict,
     WeightManifest,
     WeightProof,
 )
@@ -79,54 +76,6 @@ class Trainer(Protocol):
 
     def load(self, directory: str) -> int:
         """Restores what `save` wrote; returns the policy version."""
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeInfo:
-    """What a judge says of itself. The same wherever it runs: a judge in a worker process passes its own on."""
-
-    version: str = ""
-    """Changes with every change of a verdict; empty where the judge has none."""
-    cost_class: Literal["free", "local", "paid"] = "free"
-    has_deadline: bool = False
-    """Whether each call ends by itself, so that nobody else need watch the time."""
-    can_pass: bool = True
-    """Whether it may say pass or fail, as a constraint must; False of one that only scores."""
-    is_calibrated: bool = True
-    """Whether its scores may be taken for margins over a baseline response; False of one that knows they are not."""
-    pass_score: float = 0.5
-    """From here on a verdict passes that only scores, where a yes or no is asked for."""
-
-
-@runtime_checkable
-class DescribedJudge(Protocol):
-    """A judge that says something of itself."""
-
-    info: JudgeInfo
-
-
-@runtime_checkable
-class CheckingJudge(Protocol):
-    """A judge that can tell beforehand whether a prompt holds what it needs."""
-
-    def check(self, prompt: Prompt) -> None:
-        """Raises `ConfigError` or `DataError` naming what the prompt or the judge lacks."""
-
-
-def info_of(judge: object) -> JudgeInfo:
-    """What a judge says of itself, or the defaults where it says nothing."""
-    info = judge.info if isinstance(judge, DescribedJudge) else None
-    return info if isinstance(info, JudgeInfo) else JudgeInfo()  # an attribute of that name may be something else
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """Says what it thinks of completions of one prompt."""
-
-    name: str
-
-    async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion, in order. Must not raise for a bad completion; may raise `JudgeError`."""
 
 
 class WeightChannel(Protocol):

@@ -80,6 +80,11 @@ class Completion:
         return min(self.versions)
 
 
+def text_completion(text: str) -> Completion:
+    """Makes a completion that no policy sampled: it has only its text."""
+    return Completion((), (), (), (), text, "stop")
+
+
 MAX_SCORE = 1e30
 """Largest magnitude of a score: beyond it means, squares and float32 advantages are no longer finite."""
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from llamarl.core.config import suggest
-from llamarl.core.errors import ConfigError, DataError, describe
+from llamarl.core.errors import ConfigError, DataError, boundary
 from llamarl.core.loading import load_object
 from llamarl.core.records import Message, Prompt
 
@@ -93,10 +93,8 @@ def load_ask(spec: str, known: Mapping[str, Ask] = SHIPPED) -> Ask:
 
 def _checked(spec: str, function: Ask, prompt: Prompt) -> Prompt:
     """Raises `DataError`, naming the prompt, where a user's function fails or returns no prompt to ask."""
-    try:
+    with boundary(lambda problem: DataError(f"ask {spec!r} failed on prompt {prompt.id!r}: {problem}")):
         asked = function(prompt)
-    except Exception as error:  # the border to the user's function
-        raise DataError(f"ask {spec!r} failed on prompt {prompt.id!r}: {describe(error)}") from error
     if not isinstance(asked, Prompt) or not asked.messages:
         raise DataError(f"ask {spec!r} made no prompt of {prompt.id!r} but {asked!r:.80}; return a core.records.Prompt")
     return asked

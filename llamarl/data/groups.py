@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llamarl.core.errors import ConfigError, DataError, describe
+from llamarl.core.errors import ConfigError, DataError, boundary
 from llamarl.core.loading import load_object
 from llamarl.core.records import Completion, Prompt
 
@@ -54,13 +54,13 @@ def load_group_function(spec: str) -> GroupFunction:
 
 def _checked(spec: str, function: GroupFunction, prompt: Prompt, completion: Completion) -> str | None:
     """Raises `DataError`, naming the prompt, where a user's function fails or returns no group."""
-    try:
-        group = function(prompt, completion)
-    except Exception as error:  # the border to the user's function
-        raise DataError(
-            f"group function {spec!r} failed on a completion of prompt {prompt.id!r}: {describe(error)}; "
+    with boundary(
+        lambda problem: DataError(
+            f"group function {spec!r} failed on a completion of prompt {prompt.id!r}: {problem}; "
             "return None for a completion that it cannot read"
-        ) from error
+        )
+    ):
+        group = function(prompt, completion)
     if not (group is None or (isinstance(group, str) and group)):
         raise DataError(
             f"group function {spec!r} gave a completion of prompt {prompt.id!r} the group {group!r:.80}; return a "

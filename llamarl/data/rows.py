@@ -342,7 +342,7 @@ def _info(rest: dict[str, Any], is_strict: bool) -> dict[str, Any]:
 
 
 def _verl_fields(rest: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """`ground_truth` as the answer; the columns stay in `info` as they are, for `judges.from_verl`."""
+    """`ground_truth` as the answer; the columns stay in `info` as they are, for `judges.VerlJudge`."""
     reward_model = _object(rest.get("reward_model"), "reward_model")
     extra_info = _object(rest.get("extra_info", {}), "extra_info")
     if "ground_truth" not in reward_model:

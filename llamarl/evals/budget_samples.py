@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llamarl.core.errors import ConfigError, DataError, describe
+from llamarl.core.errors import ConfigError, DataError, boundary
 from llamarl.core.loading import load_object
-from llamarl.core.records import Message, Prompt, Sample
+from llamarl.core.records import Message, Prompt, Sample, text_completion
 from llamarl.data.asks import Ask
 from llamarl.data.groups import GroupFunction
 from llamarl.data.prompts import BadRowPolicy, PromptData, raw_rows, read_prompts
@@ -29,10 +29,9 @@ from llamarl.evals.conversations import Conversation, Turn
 from llamarl.evals.progress import EvalProgress
 from llamarl.evals.replies import Reply
 from llamarl.evals.runner import run_conversations
-from llamarl.judges.canary import text_completion
 from llamarl.judges.config import build_panel, read_judges
-from llamarl.judges.rows import CompletionRow
-from llamarl.judges.runner import close_panel, judge_rows
+from llamarl.judges.lab.rows import CompletionRow
+from llamarl.judges.lab.runner import judge_rows
 from llamarl.judges.voting import num_begun, read_vote
 from llamarl.models.endpoint import ChatReply
 
@@ -235,7 +234,7 @@ async def _assess(
     try:
         judged = await judge_rows(panel, rows)
     finally:
-        await close_panel(panel)
+        await panel.aclose()
     found: dict[str, list[Attempt]] = {}
     for problem, samples in zip(problems, judged, strict=True):
         verdicts = iter(samples)
@@ -315,10 +314,8 @@ def load_answer_function(spec: str) -> AnswerFunction:
 
 def _checked_answer(spec: str, function: AnswerFunction, text: str) -> str | None:
     """Raises `DataError` where a user's function fails or returns no answer."""
-    try:
+    with boundary(lambda problem: DataError(f"answers {spec!r} failed on {text!r:.80}: {problem}")):
         answer = function(text)
-    except Exception as error:  # the border to the user's function
-        raise DataError(f"answers {spec!r} failed on {text!r:.80}: {describe(error)}") from error
     if not isinstance(answer, str | None):
         raise DataError(f"answers {spec!r} made {answer!r:.80} of {text!r:.80}; return the answer as text, or None")
     return answer

@@ -1,30 +1,38 @@
 """Judges: what a completion is worth, said by functions, worker processes and mixtures of them. No torch here."""
 
-from llamarl.judges.canary import check_canaries, text_completion
+from llamarl.core.judge import Judge, JudgeInfo
+from llamarl.core.records import text_completion
+from llamarl.judges.adapter import to_verdict
 from llamarl.judges.combine import combine, mixture, satisfies
 from llamarl.judges.config import JudgeConfig, build_judge, build_panel
 from llamarl.judges.executor import JudgeExecutor
-from llamarl.judges.function import FunctionJudge, to_verdict
+from llamarl.judges.function import FunctionJudge
+from llamarl.judges.lab.canary import check_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import as_judge, load_judge
-from llamarl.judges.trl import TRLJudge, from_verl
+from llamarl.judges.seat import Seat
+from llamarl.judges.trl import TRLJudge
 from llamarl.judges.verifiers import VerifiersJudge
+from llamarl.judges.verl import VerlJudge
 from llamarl.judges.worker import ProcessJudge
 
 __all__ = [
     "FunctionJudge",
+    "Judge",
     "JudgeConfig",
     "JudgeExecutor",
+    "JudgeInfo",
     "JudgePanel",
     "ProcessJudge",
+    "Seat",
     "TRLJudge",
     "VerifiersJudge",
+    "VerlJudge",
     "as_judge",
     "build_judge",
     "build_panel",
     "check_canaries",
     "combine",
-    "from_verl",
     "load_judge",
     "mixture",
     "satisfies",

@@ -17,13 +17,11 @@ import time
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from llamarl.core.errors import LlamaRLError, describe
-from llamarl.core.protocols import Judge
+from llamarl.core.errors import JudgeError, LlamaRLError, boundary
+from llamarl.core.judge import Judge
+from llamarl.judges.adapter import FunctionAdapter
 from llamarl.judges.channel import Channel
-from llamarl.judges.function import FunctionJudge
 from llamarl.judges.resolve import as_judge, load_judge
-from llamarl.judges.trl import TRLJudge
-from llamarl.judges.verifiers import VerifiersJudge
 
 PARENT_POLL_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -33,22 +31,30 @@ def main(descriptor: int, parent: int) -> None:
     """Serves the socket `descriptor` until it closes or process `parent` ends."""
     die_with_parent(parent)
     channel = Channel(socket.socket(fileno=descriptor))
+    start = _receive(channel)
+    if start is None:
+        return
     try:
-        judge = _build(ForkingPickler.loads(channel.receive()))
-    except EOFError:
+        with boundary(JudgeError, passing=LlamaRLError):
+            judge = _build(ForkingPickler.loads(start))
+            judge.load()
+    except LlamaRLError as error:  # the parent raises it
+        channel.send(_encode(error=str(error)))
         return
-    except (Exception, SystemExit) as error:  # reported to the parent, which raises it
-        channel.send(_encoded(error=describe(error) if not isinstance(error, LlamaRLError) else str(error)))
-        return
-    channel.send(_encoded(name=judge.name))
+    channel.send(_encode(name=judge.name))
     with asyncio.Runner() as runner:
-        while True:
-            try:
-                prompt, completions = ForkingPickler.loads(channel.receive())
-            except EOFError:
-                return
-            channel.send(_answer(runner, judge, prompt, completions))
+        while (call := _receive(channel)) is not None:
+            channel.send(_answer(runner, judge, call))
             signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left behind would end the next call
+        runner.run(judge.aclose())
+
+
+def _receive(channel: Channel) -> bytes | None:
+    """Returns the parent's next message, or None once it has closed its side."""
+    try:
+        return channel.receive()
+    except EOFError:
+        return None
 
 
 def die_with_parent(parent: int) -> None:
@@ -73,21 +79,20 @@ def _build(start: dict[str, Any]) -> Judge:
         judge = load_judge(start["spec"], start["name"], settings=start["settings"], is_inline=True)
     else:
         judge = as_judge(ForkingPickler.loads(start["pickled"]), start["name"], is_inline=True)
-    if isinstance(judge, FunctionJudge | TRLJudge | VerifiersJudge):
+    if isinstance(judge, FunctionAdapter):  # one that was pickled may have been made for a helper thread
         judge.is_inline = True
-    if hasattr(judge, "load"):
-        judge.load()
     return judge
 
 
-def _answer(runner: asyncio.Runner, judge: Judge, prompt: Any, completions: Any) -> bytes:
+def _answer(runner: asyncio.Runner, judge: Judge, call: bytes) -> bytes:
+    prompt, completions = ForkingPickler.loads(call)
     try:
-        verdicts = runner.run(judge.judge(prompt, completions))
-        metrics = judge.metrics() if isinstance(judge, TRLJudge | VerifiersJudge) else {}
-        return _encoded(verdicts=[dataclasses.asdict(verdict) for verdict in verdicts], metrics=metrics)
-    except (Exception, SystemExit) as error:  # the border to the judge's code
-        return _encoded(error=describe(error))
+        with boundary(JudgeError, passing=JudgeError):
+            verdicts = runner.run(judge.judge(prompt, completions))
+            return _encode(verdicts=[dataclasses.asdict(each) for each in verdicts], metrics=dict(judge.metrics()))
+    except JudgeError as error:
+        return _encode(error=str(error))
 
 
-def _encoded(**answer: Any) -> bytes:
+def _encode(**answer: Any) -> bytes:
     return json.dumps(answer).encode()

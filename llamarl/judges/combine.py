@@ -10,8 +10,7 @@ Each judge has a role:
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from llamarl.core.errors import ConfigError
-from llamarl.core.records import MAX_SCORE, Status, Verdict
+from llamarl.core.records import Status, Verdict
 
 Role = Literal["reward", "constraint", "watch"]
 ROLES: tuple[Role, ...] = ("reward", "constraint", "watch")
@@ -28,7 +27,7 @@ def combine(verdicts: Mapping[str, Verdict], weights: Mapping[str, float]) -> fl
 
     Args:
         verdicts: by judge name; one for every judge of positive weight.
-        weights: by judge name, each finite and at least 0 (`check_weights`).
+        weights: by judge name, each finite and at least 0.
     """
     total, weight_sum = 0.0, 0.0
     for name, weight in weights.items():
@@ -79,14 +78,3 @@ def mixture(
     if is_satisfied is None:
         return None, None
     return combine(verdicts, weights) if weights else float(is_satisfied), is_satisfied
-
-
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Raises `ConfigError` unless every weight is from 0 to 1e30, and one is positive."""
-    for name, weight in weights.items():
-        if not 0 <= weight <= MAX_SCORE:
-            raise ConfigError(
-                f"weight of judge '{name}': got {weight}; use a number from 0 to {MAX_SCORE:g} (turn the score's sign)"
-            )
-    if not any(weights.values()):
-        raise ConfigError(f"weights: {dict(weights)}; at least one judge needs a positive weight")

@@ -19,12 +19,13 @@ from pydantic import Field, model_validator
 
 from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
+from llamarl.core.judge import Judge
 from llamarl.core.paths import absolute, absolute_object
-from llamarl.core.protocols import Judge, info_of
-from llamarl.judges.canary import CanaryWatch, read_canaries
 from llamarl.judges.combine import Role
+from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import load_judge
+from llamarl.judges.seat import Seat
 from llamarl.judges.worker import ProcessJudge
 
 
@@ -64,7 +65,7 @@ class JudgeConfig(Config):
 
 
 def read_judges(spec: str) -> list[JudgeConfig]:
-    """The judges that a command line names: a name, `module:function`, `file.py:function`, or those of a TOML file.
+    """Reads what a command line names: a judge, `module:function`, `file.py:function`, or a TOML file with judges.
 
     The file holds one judge's settings, or `[[judges]]` as a recipe does. Files that it names may stand beside it.
 
@@ -107,7 +108,7 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def build_judge(config: JudgeConfig) -> Judge:
-    """The judge. Raises `ConfigError` if its function cannot be loaded or is no judge."""
+    """Builds the judge. Raises `ConfigError` if its function cannot be loaded or is no judge."""
     if config.isolation == "process":
         return ProcessJudge(
             config.function,
@@ -119,25 +120,19 @@ def build_judge(config: JudgeConfig) -> Judge:
     return load_judge(config.function, config.name, settings=config.settings)
 
 
-def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
-    """The panel of these judges with their roles, weights and deadlines; `options` go to `JudgePanel`."""
-    judges = [build_judge(config) for config in configs]
-    names = [judge.name for judge in judges]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"judges: {names}; give each a different 'name'")
-    pairs = list(zip(names, configs, strict=True))
-    weights = {name: config.weight for name, config in pairs}
-    timeouts = {
-        judge.name: None if info_of(judge).has_deadline else config.timeout_seconds
-        for judge, config in zip(judges, configs, strict=True)
-    }
-    roles = {name: config.role for name, config in pairs}
-    shares = {name: config.share for name, config in pairs}
-    canaries = {
-        name: CanaryWatch(read_canaries(config.canaries), config.canaries_every)
-        for name, config in pairs
-        if config.canaries is not None
-    }
-    return JudgePanel(
-        judges, weights, roles=roles, shares=shares, timeout_seconds=timeouts, canaries=canaries, **options
+def build_seat(config: JudgeConfig) -> Seat:
+    """Builds the judge with its role, weight, deadline and canaries. Raises what `build_judge` and `Seat` raise."""
+    return Seat(
+        build_judge(config),
+        role=config.role,
+        weight=config.weight,
+        share=config.share,
+        timeout_seconds=config.timeout_seconds,
+        canaries=read_canaries(config.canaries) if config.canaries is not None else (),
+        canaries_every=config.canaries_every,
     )
+
+
+def build_panel(configs: Sequence[JudgeConfig], **options: Any) -> JudgePanel:
+    """Builds the panel of these judges; `options` go to `JudgePanel`."""
+    return JudgePanel([build_seat(config) for config in configs], **options)

@@ -6,6 +6,7 @@ from typing import Any
 from llamarl.core.group_judge import GroupJudge
 from llamarl.core.records import Completion, Prompt, Sample
 from llamarl.judges.config import JudgeConfig, build_panel
+from llamarl.judges.lab.canary import CanaryWatch
 from llamarl.judges.panel import JudgePanel
 
 
@@ -38,6 +39,7 @@ class JudgeExecutor(GroupJudge):
             name: each if isinstance(each, JudgePanel) else build_panel(each, **self._options)
             for name, each in by_task.items()
         }
+        self._watches = {name: CanaryWatch(panel) for name, panel in self.panels.items()}
         for panel in self.panels.values():
             panel.load()
 
@@ -50,27 +52,28 @@ class JudgeExecutor(GroupJudge):
     async def judge_group(
         self, prompt: Prompt, completions: Sequence[Completion], task: str = ""
     ) -> tuple[Sample, ...]:
-        """Judged samples of one prompt, in order, by the judges of its task. Raises `JudgeError` if a judge is broken.
+        """Returns the judged samples of one prompt, in order, by the judges of its task.
 
-        Where there is one panel only, it judges every task.
+        Where there is one panel only, it judges every task. Raises `JudgeError` if a judge is broken.
         """
         panel = next(iter(self.panels.values())) if len(self.panels) == 1 else self.panels[task]
         return await panel.judge_group(prompt, completions)
 
     async def check_canaries(self, during_run: bool = False) -> list[str]:
-        """What the judges of all tasks got wrong of their canaries (`JudgePanel.check_canaries`)."""
-        found = [await panel.check_canaries(during_run=during_run) for panel in self.panels.values()]
+        """Returns what the judges of all tasks got wrong of their canaries (`CanaryWatch.look`)."""
+        found = [await watch.look(during_run=during_run) for watch in self._watches.values()]
         return [problem for problems in found for problem in problems]
 
     async def status(self) -> dict[str, float | None]:
-        """The panels' metrics since the last call, those of several tasks under `task/<name>/`.
+        """Returns the panels' metrics since the last call, those of several tasks under `task/<name>/`.
 
         `judge/is_degraded` is 1 while too many samples of any task go unscored.
         """
         metrics: dict[str, float | None] = {}
         for name, panel in self.panels.items():
             prefix = f"task/{name}/" if len(self.panels) > 1 else ""
-            metrics |= {prefix + key: value for key, value in panel.metrics().items()}
+            mine = {**panel.metrics(), **self._watches[name].metrics()}
+            metrics |= {prefix + key: value for key, value in mine.items()}
         panels = self.panels.values()
         metrics["judge/unscored_frac"] = max(panel.unscored_fraction for panel in panels)
         return {**metrics, "judge/is_degraded": float(any(panel.is_degraded for panel in panels))}

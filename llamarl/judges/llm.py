@@ -32,7 +32,7 @@ import httpx
 from pydantic import Field, model_validator
 
 from llamarl.core.errors import ConfigError, EndpointError
-from llamarl.core.protocols import JudgeInfo
+from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Message, Prompt, Status, Verdict
 from llamarl.judges.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
 from llamarl.judges.answers import VERSION as READER_VERSION
@@ -112,7 +112,7 @@ class _Counters:
     cost: float = 0.0
 
 
-class LLMJudge:
+class LLMJudge(Judge):
     """Asks a model about each completion. Requests in flight are bounded by `max_concurrency`."""
 
     def __init__(
@@ -150,6 +150,7 @@ class LLMJudge:
             version=f"{stem}@{self.template.version}",
             cost_class="paid" if config.prompt_price + config.completion_price else "local",
             has_deadline=True,  # of each verdict: a request that hangs must not fail the group's other verdicts
+            counts=frozenset({"requests", "retries", "cost", "blocked"}),
         )
         self.spent = 0.0
         """Dollars since construction."""
@@ -199,7 +200,7 @@ class LLMJudge:
         return metrics
 
     async def aclose(self) -> None:
-        """Closes connections and cache."""
+        """Closes the connections, and waits for that, and the cache."""
         if self._endpoint is not None:
             await self._endpoint.close()
             self._endpoint = None

@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import JudgeInfo
+from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.function import with_seconds
+from llamarl.judges.adapter import with_seconds
 from llamarl.judges.threads import run_in_thread
 from llamarl.models.classifier import LazyClassifier, TokenIds
 
 
-class LocalModelJudge:
+class LocalModelJudge(Judge):
     """Base of `RewardModel` and `ClassifierJudge`. A group is one batch; one forward pass at a time.
 
     Args:

@@ -8,27 +8,36 @@ load_judge("llm", settings={"base_url": ..., "model": ..., "template": "safety"}
 Settings are the keywords of a class, or of a function that builds a judge.
 """
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamarl.core.config import suggest
-from llamarl.core.errors import ConfigError, LlamaRLError, describe
+from llamarl.core.errors import ConfigError, LlamaRLError, boundary
+from llamarl.core.judge import Judge
 from llamarl.core.loading import load_object
-from llamarl.core.protocols import Judge
 from llamarl.judges.function import FunctionJudge
-from llamarl.judges.trl import TRLJudge, from_verl
+from llamarl.judges.trl import TRLJudge
 from llamarl.judges.verifiers import VerifiersJudge, is_reward_function, is_rubric
+from llamarl.judges.verl import VerlJudge
 
-TASKS = "llamarl.tasks"
+SHIPPED = {
+    "classifier": "llamarl.judges.classifier:ClassifierJudge",
+    "code": "llamarl.judges.code.judge:CodeJudge",
+    "instructions": "llamarl.judges.rules.judge:InstructionJudge",
+    "llm": "llamarl.judges.llm:LLMJudge",
+    "math": "llamarl.judges.math.judge:MathJudge",
+    "reward_model": "llamarl.judges.reward_model:RewardModel",
+}
+"""Judges by bare name: each has a page and its settings in the documentation."""
+OF_TASKS = {name: f"llamarl.tasks.{name}:judge" for name in ("chain", "format", "trials")}
+"""Judges of the synthetic tasks by bare name."""
 
 
 def load_judge(
     spec: str, name: str | None = None, *, settings: Mapping[str, Any] | None = None, is_inline: bool = False
 ) -> Judge:
-    """The judge that `spec` names; a shipped judge is called by its bare name.
+    """Returns the judge that `spec` names; a shipped judge is called by its bare name.
 
     Args:
         spec: see above.
@@ -41,14 +50,14 @@ def load_judge(
     """
     target = load_object(spec if ":" in spec else _spec_of(spec))
     if settings is not None or isinstance(target, type):
-        return _built(target, settings or {}, name, is_inline, spec)
+        return _build(target, settings or {}, name, is_inline, spec)
     if ":" not in spec and not isinstance(target, Judge):
         name = name or spec
     return as_judge(target, name, is_inline=is_inline, source=spec)
 
 
 def as_judge(target: Any, name: str | None = None, *, is_inline: bool = False, source: str = "judge") -> Judge:
-    """A judge from a judge (returned as it is), a function of ours, TRL's, verl's or verifiers' shape, or a rubric."""
+    """Makes a judge of a function of our, TRL's, verl's or verifiers' shape, or of a rubric; a judge stays as it is."""
     if isinstance(target, type):
         raise ConfigError(f"{source} is a class; give an instance of it or a function")
     if isinstance(target, Judge):
@@ -58,21 +67,22 @@ def as_judge(target: Any, name: str | None = None, *, is_inline: bool = False, s
     if is_rubric(target):
         return VerifiersJudge(target, name, is_inline=is_inline)
     if not callable(target):
-        raise ConfigError(f"{source} is a {type(target).__name__}; name a function of (prompt, completion)")
-    return _wrapper(target, source)(target, name, is_inline=is_inline)
+        raise ConfigError(
+            f"{source} is a {type(target).__name__}; name a function of (prompt, completion), or derive the class from "
+            "llamarl.judges.Judge"
+        )
+    return _adapter_of(target, source)(target, name, is_inline=is_inline)
 
 
-def _built(factory: Any, settings: Mapping[str, Any], name: str | None, is_inline: bool, source: str) -> Judge:
-    """The judge that a class or function makes of the settings; it takes the name that is wanted."""
-    if (isinstance(factory, Judge) and not isinstance(factory, type)) or not callable(factory):
+def _build(factory: Any, settings: Mapping[str, Any], name: str | None, is_inline: bool, source: str) -> Judge:
+    """Builds the judge from the settings with a class or function; it takes the name that is wanted."""
+    if isinstance(factory, Judge) or not callable(factory):
         raise ConfigError(f"{source}: takes no settings; they are for a class, or a function that builds a judge")
     _check_settings(factory, settings, source)
-    try:
+    with boundary(
+        lambda problem: ConfigError(f"{source}: building it from its settings failed: {problem}"), passing=LlamaRLError
+    ):
         target = factory(**settings)
-    except LlamaRLError:
-        raise
-    except (Exception, SystemExit) as error:  # the border to the user's code
-        raise ConfigError(f"{source}: building it from its settings failed: {describe(error)}") from error
     judge = as_judge(target, is_inline=is_inline, source=f"what {source} builds")
     if name is not None:
         judge.name = name
@@ -97,8 +107,8 @@ def _check_settings(factory: Any, settings: Mapping[str, Any], source: str) -> N
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
-    """Which class takes a function of this signature."""
+def _adapter_of(function: Any, source: str) -> Callable[..., Judge]:
+    """Chooses the class that takes a function of this signature."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # builtins may have none
@@ -107,7 +117,7 @@ def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
     if names & {"prompts", "completions", "completion_ids"}:
         return TRLJudge
     if {"solution_str", "ground_truth"} <= names:
-        return from_verl
+        return VerlJudge
     if is_reward_function(signature):
         return VerifiersJudge
     try:
@@ -121,26 +131,11 @@ def _wrapper(function: Any, source: str) -> Callable[..., Judge]:
     return FunctionJudge
 
 
-SHIPPED = {
-    "classifier": "llamarl.judges.classifier:ClassifierJudge",
-    "code": "llamarl.judges.code.judge:CodeJudge",
-    "instructions": "llamarl.judges.rules.judge:InstructionJudge",
-    "llm": "llamarl.judges.llm:LLMJudge",
-    "math": "llamarl.judges.math.judge:MathJudge",
-    "reward_model": "llamarl.judges.reward_model:RewardModel",
-}
-"""Judges by bare name that are no task's."""
-
-
 def _spec_of(name: str) -> str:
-    """Where the shipped judge called `name` lives."""
-    if name in SHIPPED:
-        return SHIPPED[name]
-    tasks = importlib.import_module(TASKS)
-    names = [module.name for module in pkgutil.iter_modules(tasks.__path__)]
-    if name not in names:
+    """Returns where the shipped judge called `name` lives."""
+    known = {**SHIPPED, **OF_TASKS}
+    if name not in known:
         raise ConfigError(
-            f"no shipped judge {name!r}.{suggest(name, [*SHIPPED, *names])} Your own: 'module:function' or "
-            "'file.py:function'"
+            f"no shipped judge {name!r}.{suggest(name, list(known))} Your own: 'module:function' or 'file.py:function'"
         )
-    return f"{TASKS}.{name}:judge"
+    return known[name]

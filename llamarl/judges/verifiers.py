@@ -20,16 +20,23 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_origin
 
-from llamarl.core.errors import ConfigError, JudgeError, describe
+from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.data.rows import TEXT_PROMPT
-from llamarl.judges.function import function_name, is_async, to_verdict
-from llamarl.judges.threads import run_in_thread
-from llamarl.judges.trl import keyword_names, prompt_text
+from llamarl.judges.adapter import (
+    FunctionAdapter,
+    Read,
+    chosen_keywords,
+    function_name,
+    is_text,
+    keyword_names,
+    own_columns,
+    prompt_text,
+    to_verdict,
+)
 
 SINGULAR = {"prompts": "prompt", "completions": "completion", "answers": "answer", "infos": "info", "tasks": "task"}
 PLURALS = {**SINGULAR, "states": "state"}
@@ -50,17 +57,15 @@ class _Part:
         return function_name(self.function)
 
     def keywords(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those that the function takes."""
-        wanted = keyword_names(self.function)
-        given = {**values, **self.objects}
-        return given if wanted is None else {name: value for name, value in given.items() if name in wanted}
+        """Returns those of the values and of the rubric's objects that the function takes."""
+        return chosen_keywords(self.function, {**values, **self.objects})
 
     @property
     def is_of_group(self) -> bool:
         return bool((keyword_names(self.function) or set()) & PLURALS.keys())
 
 
-class VerifiersJudge:
+class VerifiersJudge(FunctionAdapter):
     """Scores a completion as a rubric of verifiers does. One reward function counts as a rubric of weight 1."""
 
     def __init__(self, rubric: Any, name: str | None = None, *, is_inline: bool = False) -> None:
@@ -81,12 +86,11 @@ class VerifiersJudge:
             returned = getattr(part.function, "__annotations__", {}).get("return")
             if returned is dict or get_origin(returned) is dict:
                 raise ConfigError(f"{part.name}: rewards several agents by name; here a completion has one reward")
-        self.name = name or (function_name(rubric) if callable(rubric) else "rubric")
-        self.is_inline = is_inline
+        super().__init__(rubric, name or (None if callable(rubric) else "rubric"), is_inline=is_inline)
         self._values: dict[str, list[float]] = {}
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion; its reason lists what each function gave."""
+        """Returns one verdict per completion; its reason lists what each function gave."""
         started = time.perf_counter()
         states = [_state(prompt, completion) for completion in completions]
         columns = [await self._column(part, prompt, states) for part in self._parts]
@@ -94,31 +98,29 @@ class VerifiersJudge:
         return [self._verdict([column[row] for column in columns], seconds) for row in range(len(completions))]
 
     def metrics(self) -> dict[str, float]:
-        """Mean value of each function since the last call."""
+        """Returns the mean value of each function since the last call."""
         values, self._values = self._values, {}
         return {name: sum(found) / len(found) for name, found in values.items()}
 
     async def _column(self, part: _Part, prompt: Prompt, states: Sequence[dict[str, Any]]) -> list[Verdict]:
-        """What one function says of each completion."""
-        info = {name: value for name, value in prompt.info.items() if name != TEXT_PROMPT}
+        """Returns what one function says of each completion."""
         if part.is_of_group:
             lists = {plural: [_named(state)[name] for state in states] for plural, name in PLURALS.items()}
-            return _of_group(await self._call(part, lists), len(states))
-        calls = (self._call(part, {**info, **_named(state)}) for state in states)
-        return [to_verdict(value) for value in await asyncio.gather(*calls)]
+            read = await self._call(part, lists, functools.partial(_read_group, count=len(states)))
+            return [read] * len(states) if isinstance(read, Verdict) else read
+        columns = own_columns(prompt)
+        calls = (self._call(part, {**columns, **_named(state)}, to_verdict) for state in states)
+        return list(await asyncio.gather(*calls))
 
-    async def _call(self, part: _Part, values: Mapping[str, Any]) -> Any:
-        """The function's value, or a failed verdict."""
+    async def _call(self, part: _Part, values: Mapping[str, Any], read: Read) -> Any:
+        """Returns what `read` makes of the function's value, or a failed verdict."""
         call = functools.partial(part.function, **part.keywords(values))
-        try:
-            if is_async(part.function):
-                return await call()
-            value = call() if self.is_inline else await run_in_thread(call)
-            return await value if inspect.isawaitable(value) else value
-        except JudgeError:
-            raise
-        except (Exception, SystemExit) as error:  # the border to the user's code
-            return Verdict.failed(describe(error, part.function))
+        [(value, _)] = await self.run(
+            part.function, [call], lambda value: value if inspect.isawaitable(value) else read(value)
+        )
+        if inspect.isawaitable(value):  # of a plain function that calls an async one, which verifiers allows
+            [(value, _)] = await self.run(_wait_for, [functools.partial(_wait_for, value)], read)
+        return value
 
     def _verdict(self, verdicts: Sequence[Verdict], seconds: float) -> Verdict:
         pairs = list(zip(self._parts, verdicts, strict=True))
@@ -134,12 +136,12 @@ class VerifiersJudge:
 
 
 def is_rubric(target: Any) -> bool:
-    """Whether it looks like a rubric of verifiers, or a group of them."""
+    """Says whether it looks like a rubric of verifiers, or a group of them; that package is not imported here."""
     return hasattr(target, "rubrics") or (hasattr(target, "funcs") and hasattr(target, "weights"))
 
 
 def is_reward_function(signature: inspect.Signature) -> bool:
-    """Whether the parameters are those of a verifiers function and cannot be ours, `(prompt, completion)`."""
+    """Says whether the parameters are those of a verifiers function and cannot be ours, `(prompt, completion)`."""
     names = list(signature.parameters)
     required = {
         name
@@ -165,12 +167,12 @@ def _parts(rubric: Any) -> list[_Part]:
 
 def _state(prompt: Prompt, completion: Completion) -> dict[str, Any]:
     """A fresh state for one completion; functions may keep things in it for one another."""
-    is_text = bool(prompt.info.get(TEXT_PROMPT))
+    as_text = is_text(prompt)
     return {
-        "prompt": prompt_text(prompt) if is_text else [dict(message) for message in prompt.messages],
-        "completion": completion.text if is_text else [{"role": "assistant", "content": completion.text}],
+        "prompt": prompt_text(prompt) if as_text else [dict(message) for message in prompt.messages],
+        "completion": completion.text if as_text else [{"role": "assistant", "content": completion.text}],
         "answer": "" if prompt.answer is None else prompt.answer,
-        "info": {name: value for name, value in prompt.info.items() if name != TEXT_PROMPT},
+        "info": own_columns(prompt),
         "task": prompt.task,
         "example_id": prompt.id,
         "trajectory": [],
@@ -182,9 +184,11 @@ def _named(state: dict[str, Any]) -> dict[str, Any]:
     return {**{name: state[name] for name in SINGULAR.values()}, "state": state}
 
 
-def _of_group(values: Any, count: int) -> list[Verdict]:
-    if isinstance(values, Verdict):
-        return [values] * count
+async def _wait_for(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _read_group(values: Any, count: int) -> list[Verdict]:
     if not isinstance(values, list | tuple) or len(values) != count:
         size = f"{len(values)} values" if isinstance(values, list | tuple) else type(values).__name__
         return [Verdict.failed(f"returned {size} for {count} completions; return a list of numbers")] * count

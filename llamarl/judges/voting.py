@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import answers_equal
@@ -136,7 +137,7 @@ def group(prompt: Prompt, completion: Completion) -> str | None:
     return None if completion.finish_reason == "length" else read_vote(completion.text).group
 
 
-class VotingJudge:
+class VotingJudge(Judge):
     """Scores 1 if the final answer is the reference answer, else 0; a malformed vote scores 0 whatever it answers.
 
     Args:
@@ -146,6 +147,7 @@ class VotingJudge:
 
     def __init__(self, math: MathJudge | None = None, name: str = "voting") -> None:
         self.name, self._math = name, math or MathJudge()
+        self.info = JudgeInfo(version=f"1, math {self._math.info.version}", has_deadline=True)
 
     def check(self, prompt: Prompt) -> None:
         """Checks a row before a run; raises what `MathJudge.check` raises."""

@@ -5,7 +5,8 @@
 For functions that may hang, crash or use signals: Python cannot end a thread, but it can end a process. Each
 completion is one call; at its deadline the worker and everything it started get SIGKILL, the verdict is failed, and a
 new worker takes the place. A crash fails the one call that it happened in. This is no sandbox: the function has the
-user's rights.
+user's rights. `info` and `check` are those of a copy of the judge in this process; `load`, `metrics` and `close` reach
+the judges in the workers.
 
     judge() --queue--> one thread per worker --socket--> worker process (`child.py`)
 
@@ -25,18 +26,20 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from llamarl.core.errors import ConfigError, JudgeError
-from llamarl.core.protocols import CheckingJudge, Judge, info_of
+from llamarl.core.errors import ConfigError, JudgeError, boundary
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
 
 START_SECONDS = 60.0
 """A worker must have imported its judge within this time."""
+CLOSE_SECONDS = 5.0
+"""A worker that is told to end may take so long to close its judge; then it gets SIGKILL."""
 KILL_SECONDS = 10.0
 """A process that got SIGKILL must be gone within this time."""
 
@@ -44,10 +47,19 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
     "from llamarl.judges.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
-_Job = tuple[bytes, "Future[dict[str, Any]]"]
 
 
-class ProcessJudge:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a slot is to do: judge one completion; or, without a message, have its worker ready."""
+
+    future: "Future[dict[str, Any]]"
+    message: bytes | None = None
+    barrier: threading.Barrier | None = None
+    """Where a slot waits afterwards, so that of several equal jobs each slot takes one."""
+
+
+class ProcessJudge(Judge):
     """Runs a judge in `num_workers` processes. May be called from any thread and any event loop."""
 
     def __init__(
@@ -77,53 +89,72 @@ class ProcessJudge:
             raise ConfigError(f"ProcessJudge: {num_workers=}, {timeout_seconds=}; both must be positive")
         loaded = load_judge(judge, name, settings=settings) if isinstance(judge, str) else as_judge(judge, name)
         self.name = loaded.name
-        self.info = replace(info_of(loaded), has_deadline=True)
-        """The judge's own; whatever it does, each call ends in time."""
-        self._checks = loaded.check if isinstance(loaded, CheckingJudge) else None
-        self.timeout_seconds = timeout_seconds
-        start = {"spec": judge, "settings": settings} if isinstance(judge, str) else {"pickled": _pickled(judge)}
+        self.info = replace(loaded.info, has_deadline=True)  # whatever the judge does, each call ends in time
+        self._copy = loaded
+        self.timeout_seconds, self._num_workers = timeout_seconds, num_workers
+        start = {"spec": judge, "settings": settings} if isinstance(judge, str) else {"pickled": _pickle(judge)}
         message = bytes(ForkingPickler.dumps({**start, "name": name, "max_memory_bytes": max_memory_bytes}))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._logged: list[dict[str, float]] = []
+        self._load_lock = threading.Lock()
+        self._measured: list[dict[str, float]] = []
         for number in range(num_workers):
             slot = _Slot(self._jobs, message, timeout_seconds)
             threading.Thread(target=slot.run, name=f"judge-{self.name}-{number}", daemon=True).start()
         self._finalizer = weakref.finalize(self, _stop, self._jobs, num_workers)
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion, judged one by one. Raises `JudgeError` where the worker's judge cannot start."""
-        if not self._finalizer.alive:
-            raise JudgeError(f"judge '{self.name}' is closed")
-        futures: list[Future[dict[str, Any]]] = []
-        for completion in completions:
-            futures.append(Future())
-            self._jobs.put((bytes(ForkingPickler.dumps((prompt, [completion]))), futures[-1]))
-        answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        return [self._verdict(answer) for answer in answers]
+        """Returns one verdict per completion, judged one by one.
+
+        Raises:
+            JudgeError: the worker's judge cannot start or raised it, or this judge is closed.
+        """
+        self._refuse_if_closed()
+        jobs = [_Job(Future(), bytes(ForkingPickler.dumps((prompt, [completion])))) for completion in completions]
+        for job in jobs:
+            self._jobs.put(job)
+        answers = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+        return [self._read(answer) for answer in answers]
 
     def check(self, prompt: Prompt) -> None:
-        """What the judge itself says of the prompt, asked in this process."""
-        if self._checks is not None:
-            self._checks(prompt)
+        """Asks the copy of the judge in this process."""
+        self._copy.check(prompt)
+
+    def load(self) -> None:
+        """Starts all workers and loads the judge in each. Raises `JudgeError` where that fails."""
+        self._refuse_if_closed()
+        barrier = threading.Barrier(self._num_workers)
+        jobs = [_Job(Future(), barrier=barrier) for _ in range(self._num_workers)]
+        with self._load_lock:  # two calls at once, mixed in the queue, would leave slots at two barriers for ever
+            for job in jobs:
+                self._jobs.put(job)
+        for job in jobs:
+            job.future.result()
 
     def metrics(self) -> dict[str, float]:
-        """Means of what a TRL function or a rubric logged in the workers since the last call."""
-        logged, self._logged = self._logged, []
-        names = {name for record in logged for name in record}
-        by_name = {name: [record[name] for record in logged if name in record] for name in names}
-        return {name: sum(values) / len(values) for name, values in by_name.items()}
+        """Returns what the judges in the workers measured since the last call: sums of `info.counts`, else means."""
+        measured, self._measured = self._measured, []
+        names = {name for record in measured for name in record}
+        by_name = {name: [record[name] for record in measured if name in record] for name in names}
+        return {
+            name: sum(values) / (1 if name in self.info.counts else len(values)) for name, values in by_name.items()
+        }
 
     def close(self) -> None:
-        """Ends the workers, each after the call it is in. Idempotent."""
+        """Ends the workers, each after the call it is in and after closing its judge. Idempotent."""
         self._finalizer()
+        self._copy.close()
 
-    def _verdict(self, answer: dict[str, Any]) -> Verdict:
+    def _refuse_if_closed(self) -> None:
+        if not self._finalizer.alive:
+            raise JudgeError(f"judge '{self.name}' is closed")
+
+    def _read(self, answer: dict[str, Any]) -> Verdict:
         if "error" in answer:
             raise JudgeError(f"judge '{self.name}': {answer['error']}")
         if "failed" in answer:
             return Verdict.failed(answer["failed"])
         if answer["metrics"]:
-            self._logged.append(answer["metrics"])
+            self._measured.append(answer["metrics"])
         if len(answer["verdicts"]) != 1:
             return Verdict.failed(f"returned {len(answer['verdicts'])} verdicts for 1 completion")
         fields = answer["verdicts"][0]
@@ -140,20 +171,24 @@ class _Slot:
 
     def run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            message, future = job
-            if not future.set_running_or_notify_cancel():
+            if not job.future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._answer(message))
+                job.future.set_result(self._answer(job.message))
             except Exception as error:  # goes to the caller; this thread must live on
-                future.set_exception(error)
+                job.future.set_exception(error)
+            if job.barrier is not None:
+                job.barrier.wait()
             if self._is_replacing:
                 self._replace()
         if self._worker is not None:
-            self._worker.kill()
+            self._worker.end()
 
-    def _answer(self, message: bytes) -> dict[str, Any]:
+    def _answer(self, message: bytes | None) -> dict[str, Any]:
+        # Here, on the slot's own thread: Linux kills a worker with the thread that started it (`PR_SET_PDEATHSIG`).
         self._worker = self._worker or _Worker(self._start_message)
+        if message is None:
+            return {}
         try:
             return self._worker.call(message, self._timeout_seconds)
         except (TimeoutError, EOFError) as error:
@@ -194,6 +229,13 @@ class _Worker:
         answer: dict[str, Any] = json.loads(self._channel.receive(timeout_seconds))
         return answer
 
+    def end(self) -> None:
+        """Lets the worker close its judge, then ends it and all it started."""
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_SECONDS)
+        self.kill()
+
     def kill(self) -> str:
         """Kills the process and all it started; says how it ended."""
         with contextlib.suppress(ProcessLookupError):
@@ -221,12 +263,12 @@ def _stop(jobs: "queue.SimpleQueue[_Job | None]", num_workers: int) -> None:
         jobs.put(None)
 
 
-def _pickled(judge: Any) -> bytes:
-    if getattr(judge, "__module__", None) == "__main__" or type(judge).__module__ == "__main__":
+def _pickle(target: Any) -> bytes:
+    if "__main__" in (getattr(target, "__module__", None), type(target).__module__):
         raise ConfigError(
-            f"{judge!r} is defined in the main program, which workers do not run; name it 'file.py:function'"
+            f"{target!r} is defined in the main program, which workers do not run; name it 'file.py:function'"
         )
-    try:
-        return bytes(ForkingPickler.dumps(judge))
-    except Exception as error:  # pickling runs the object's own code
-        raise ConfigError(f"{judge!r} cannot be sent to a worker ({error}); name it 'file.py:function'") from None
+    with boundary(
+        lambda problem: ConfigError(f"{target!r} cannot be sent to a worker ({problem}); name it 'file.py:function'")
+    ):
+        return bytes(ForkingPickler.dumps(target))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
@@ -145,7 +146,7 @@ def long(prompt: Prompt) -> Prompt:
     return with_mode(prompt, "L")
 
 
-class TrialsJudge:
+class TrialsJudge(Judge):
     """Tries as often as a completion says, and scores 1 if the vote is right, else 0. Abstains from other tasks."""
 
     name = "trials"

@@ -13,7 +13,7 @@ from typing import Any
 
 from llamarl.evals.conversations import read_conversations
 from llamarl.judges.rules import RULES
-from llamarl.judges.rules.prompts import CONFLICTS
+from llamarl.tasks.instructions import CONFLICTS
 
 COUNT = "whole number, 0 or more"
 RELATION = '`"less than"` or `"at least"`'

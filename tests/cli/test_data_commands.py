@@ -6,7 +6,7 @@ import pytest
 from llamarl.cli.main import main
 from llamarl.data import read_prompts
 from llamarl.evals.conversations import read_conversations
-from llamarl.judges.rules.prompts import LANGUAGES
+from llamarl.tasks.instructions import LANGUAGES
 
 
 def test_rows_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

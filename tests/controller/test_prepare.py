@@ -282,8 +282,8 @@ def test_a_watching_judge_that_fails_is_a_note(source: Path) -> None:
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_judges_that_cost_something_are_not_called_and_it_is_said(source: Path, isolation: str) -> None:
     code = (
-        "from llamarl.core.protocols import JudgeInfo\n"
-        "class Paid:\n    name, info = 'paid', JudgeInfo(cost_class='paid')\n"
+        "from llamarl.judges import Judge, JudgeInfo\n"
+        "class Paid(Judge):\n    name, info = 'paid', JudgeInfo(cost_class='paid')\n"
         "    async def judge(self, prompt, completions):\n        raise AssertionError('called')\n"
         "def reward():\n    return Paid()\n"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from llamarl.evals.conversations import Conversation, read_conversations
 from llamarl.judges.rules import RULES, Grader, Mode, build_rule
-from llamarl.judges.rules.prompts import LANGUAGES
+from llamarl.tasks.instructions import LANGUAGES
 
 pytest.importorskip("langdetect")
 pytest.importorskip("lingua")

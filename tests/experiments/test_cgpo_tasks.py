@@ -19,6 +19,7 @@ from experiments.cgpo_tasks.world import (
     prompts,
     word_tokenizer,
 )
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Verdict
 
 CHAT = Prompt("c", ({"role": "user", "content": "chat about moon and rain"},), info={"first": "moon", "second": "rain"})
@@ -95,7 +96,7 @@ def test_every_prompt_has_a_baseline_response():
 
 
 def test_style_is_the_probability_of_being_preferred_and_0_outside_the_limits():
-    class Fixed:
+    class Fixed(Judge):
         async def judge(self, prompt, completions):
             return [Verdict.scored(0.0), Verdict.scored(1.0986122886681098), Verdict.failed("too long")]
 

@@ -11,10 +11,12 @@ from llamarl.core.records import Prompt
 from llamarl.engine.inprocess import InProcessEngine
 from llamarl.judges import (
     FunctionJudge,
+    Judge,
     JudgeConfig,
     JudgeExecutor,
     JudgePanel,
     ProcessJudge,
+    Seat,
     build_judge,
     build_panel,
     text_completion,
@@ -54,7 +56,7 @@ def test_an_engine_runs_the_judges(rewards: str) -> None:
 
 
 def test_a_ready_panel_is_taken_as_it_is() -> None:
-    executor = JudgeExecutor(JudgePanel([FunctionJudge(lambda prompt, completion: 1.0, "one")]))
+    executor = JudgeExecutor(JudgePanel([Seat(FunctionJudge(lambda prompt, completion: 1.0, "one"))]))
     executor.setup()
     assert [sample.reward for sample in asyncio.run(executor.judge_group(PROMPT, TWO))] == [1.0, 1.0]
     executor.teardown()
@@ -81,8 +83,9 @@ def test_panel_takes_weights_and_deadlines_of_its_configs(rewards: str) -> None:
     def seconds(**values: Any) -> str:
         panel = build_panel([JudgeConfig(function=f"{rewards}:exact", weight=2.0, **values)])
         panel.close()
-        assert panel.weights == {"exact": 2.0}
-        return str(panel._timeouts["exact"])
+        (seat,) = panel.seats
+        assert (seat.name, seat.weight) == ("exact", 2.0)
+        return str(seat.deadline_seconds)
 
     assert seconds(timeout_seconds=5.0) == "5.0"
     assert seconds(isolation="process") == "None", "its own deadline starts when a worker does, not in the queue"
@@ -90,8 +93,9 @@ def test_panel_takes_weights_and_deadlines_of_its_configs(rewards: str) -> None:
 
 FACTORY = """
 from llamarl.core.records import Verdict
+from llamarl.judges import Judge
 
-class Limit:
+class Limit(Judge):
     name = "limit"
 
     def __init__(self, limit):
@@ -114,11 +118,11 @@ def test_settings_and_roles_reach_the_panel(tmp_path: Path, rewards: str, isolat
     samples = asyncio.run(panel.judge_group(PROMPT, TWO))
     panel.close()
     assert [(sample.reward, sample.is_satisfied) for sample in samples] == [(1.0, True), (0.0, False)]
-    assert panel.roles == {"brief": "constraint", "exact": "reward"}
+    assert {seat.name: seat.role for seat in panel.seats} == {"brief": "constraint", "exact": "reward"}
 
 
 def test_prompts_are_checked_before_a_run() -> None:
-    class Needy:
+    class Needy(Judge):
         name = "needy"
 
         def check(self, prompt: Prompt) -> None:
@@ -128,7 +132,7 @@ def test_prompts_are_checked_before_a_run() -> None:
         async def judge(self, prompt: Prompt, completions: Any) -> Any:
             raise NotImplementedError
 
-    panel = JudgePanel([Needy(), FunctionJudge(lambda prompt, completion: 1.0, "other")])
+    panel = JudgePanel([Seat(Needy()), Seat(FunctionJudge(lambda prompt, completion: 1.0, "other"))])
     bare = Prompt("q", PROMPT.messages, task="facts")
     panel.check([PROMPT, Prompt("r", PROMPT.messages, info={"judges": ["other"]})])
     with pytest.raises(ConfigError, match=r"prompt 'q' \(task 'facts'\), judge 'needy': answer: needed"):

@@ -15,7 +15,7 @@ from llm_judges import BAD, GOOD, NO, PROMPT, YES, ask, judge
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt, Status, Verdict
-from llamarl.judges import JudgeConfig, JudgePanel, build_panel, load_judge, text_completion
+from llamarl.judges import JudgeConfig, JudgePanel, Seat, build_panel, load_judge, text_completion
 from llamarl.judges.llm import LLMJudge
 from llamarl.testing import run_virtual
 
@@ -150,7 +150,7 @@ def test_faults_that_pass_leave_no_trace() -> None:
 def test_a_row_without_what_the_template_needs(template: str, field: str) -> None:
     made, bare = judge(YES, template), Prompt("bare", PROMPT.messages)
     with pytest.raises(ConfigError, match=rf"prompt 'bare' .*judge '{template}': {field}: this judge"):
-        JudgePanel([made]).check([bare])
+        JudgePanel([Seat(made)]).check([bare])
     (verdict,) = ask(made, "x", prompt=bare)
     assert verdict.status is Status.FAILED and verdict.reason.startswith(field)
 

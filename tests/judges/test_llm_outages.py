@@ -12,10 +12,10 @@ from llm_judges import BAD, NO, PROMPT, YES, ask, judge
 
 from llamarl.core.errors import JudgeError
 from llamarl.core.records import Status, Verdict
-from llamarl.judges import JudgePanel, text_completion
+from llamarl.judges import JudgePanel, Seat, text_completion
+from llamarl.judges.lab.rows import CompletionRow
+from llamarl.judges.lab.runner import judge_rows
 from llamarl.judges.llm import LLMJudge
-from llamarl.judges.rows import CompletionRow
-from llamarl.judges.runner import judge_rows
 from llamarl.testing import run_virtual
 
 
@@ -36,7 +36,7 @@ def panel_rows(panel: JudgePanel, num_rows: int) -> Any:
 def test_an_outage_costs_time_and_few_verdicts() -> None:
     async def main() -> tuple[list[Verdict], float, int]:
         made, scripted = outage(25.0)
-        panel = JudgePanel([made], timeout_seconds=None)
+        panel = JudgePanel([Seat(made)])
         samples = await panel_rows(panel, 400)
         verdicts = [sample.verdicts["factuality"] for (sample,) in samples]
         return verdicts, asyncio.get_running_loop().time(), scripted.max_in_flight
@@ -61,7 +61,7 @@ def test_a_server_that_stays_away_fails_the_run_with_its_reason() -> None:
     async def main() -> tuple[str, float]:
         made, scripted = outage(math.inf, deadline_seconds=100.0)
         with pytest.raises(JudgeError) as error:
-            await panel_rows(JudgePanel([made], timeout_seconds=None), 400)
+            await panel_rows(JudgePanel([Seat(made)]), 400)
         assert len(scripted.requests) < 400
         return str(error.value), asyncio.get_running_loop().time()
 

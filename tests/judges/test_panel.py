@@ -1,6 +1,7 @@
 """On virtual time: sleeps cost nothing, and a wait without a deadline raises."""
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
-from llamarl.judges import JudgePanel, TRLJudge, text_completion
+from llamarl.judges import Judge, JudgeInfo, JudgePanel, Seat, TRLJudge, text_completion
 from llamarl.judges.panel import quantile
+from llamarl.testing import ScriptedVerdicts as Scripted
 from llamarl.testing import run_virtual
 
 PROMPT = Prompt("p", ({"role": "user", "content": "x"},))
@@ -18,23 +20,12 @@ FOUR = [text_completion(text) for text in "abcd"]
 HALF = [Verdict.scored(1.0, passed=True), Verdict.scored(0.0, passed=False)]
 
 
-class Scripted:
-    """A judge that takes `seconds` and answers with what its script says next, or raises it."""
-
-    def __init__(self, name: str, *script: Any, seconds: float = 0.0) -> None:
-        self.name, self.script, self.seconds, self.calls = name, list(script), seconds, 0
-
-    async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        self.calls += 1
-        await asyncio.sleep(self.seconds)
-        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-        if isinstance(answer, BaseException):
-            raise answer
-        return [answer] * len(completions) if isinstance(answer, Verdict) else answer
+def panel_of(*judges: Judge | Seat, **options: Any) -> JudgePanel:
+    return JudgePanel([each if isinstance(each, Seat) else Seat(each) for each in judges], **options)
 
 
-def judged(*judges: Any, **options: Any) -> tuple[Sample, ...]:
-    return run_virtual(JudgePanel(judges, **options).judge_group(PROMPT, FOUR))
+def judged(*judges: Judge | Seat, **options: Any) -> tuple[Sample, ...]:
+    return run_virtual(panel_of(*judges, **options).judge_group(PROMPT, FOUR))
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -48,18 +39,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def test_every_completion_gets_every_verdict_and_one_reward() -> None:
     right = Scripted("right", [Verdict.scored(score) for score in (1, 0, 1, 0)])
     short = Scripted("short", Verdict.scored(0.5))
-    samples = judged(right, short, weights={"right": 3.0})
+    samples = judged(Seat(right, weight=3.0), short)
     assert [sample.completion for sample in samples] == FOUR
     assert [sample.reward for sample in samples] == [0.875, 0.125, 0.875, 0.125]  # (3 * 1 + 0.5) / 4
     assert samples[0].verdicts == {"right": Verdict.scored(1), "short": Verdict.scored(0.5)}
 
 
 def test_no_completions_no_samples() -> None:
-    assert run_virtual(JudgePanel([Scripted("a", HALF[0])]).judge_group(PROMPT, [])) == ()
+    assert run_virtual(panel_of(Scripted("a", HALF[0])).judge_group(PROMPT, [])) == ()
 
 
 def test_judges_run_at_the_same_time() -> None:
-    panel = JudgePanel([Scripted(name, HALF[0], seconds=3.0) for name in "abc"])
+    panel = panel_of(*(Scripted(name, HALF[0], seconds=3.0) for name in "abc"))
     assert timed(lambda: panel.judge_group(PROMPT, FOUR))[0] == 3.0
 
 
@@ -67,7 +58,7 @@ def test_judges_run_at_the_same_time() -> None:
 
 
 def test_a_late_judge_fails_at_its_deadline_and_the_others_keep_their_verdicts() -> None:
-    panel = JudgePanel([Scripted("slow", HALF[0], seconds=100.0), Scripted("quick", HALF[0])], timeout_seconds=5.0)
+    panel = panel_of(Seat(Scripted("slow", HALF[0], seconds=100.0), timeout_seconds=5.0), Scripted("quick", HALF[0]))
     seconds, samples = timed(lambda: panel.judge_group(PROMPT, FOUR))
     assert seconds == 5.0
     assert samples[0].verdicts["slow"] == Verdict.failed("timed out after 5 s")
@@ -84,7 +75,7 @@ def test_a_judge_that_ignores_its_cancellation_is_not_waited_for() -> None:
                 await asyncio.sleep(1000.0)
             return []
 
-    panel = JudgePanel([Stubborn("stubborn")], timeout_seconds=5.0)
+    panel = panel_of(Seat(Stubborn("stubborn"), timeout_seconds=5.0))
     finished: list[float] = []
 
     async def main() -> None:
@@ -96,14 +87,19 @@ def test_a_judge_that_ignores_its_cancellation_is_not_waited_for() -> None:
 
 
 def test_deadlines_may_differ_and_be_left_to_the_judge() -> None:
-    judges = [Scripted("a", HALF[0], seconds=10.0), Scripted("b", HALF[0], seconds=20.0), Scripted("c", HALF[0])]
-    (sample, *_) = judged(*judges, timeout_seconds={"a": 5.0, "b": None})
+    own = Scripted("c", HALF[0], seconds=20.0)
+    own.info = JudgeInfo(has_deadline=True)
+    (sample, *_) = judged(
+        Seat(Scripted("a", HALF[0], seconds=10.0), timeout_seconds=5.0),
+        Seat(Scripted("b", HALF[0], seconds=20.0), timeout_seconds=None),
+        Seat(own, timeout_seconds=5.0),
+    )
     assert [sample.verdicts[name].status for name in "abc"] == [Status.FAILED, Status.SCORED, Status.SCORED]
 
 
 def test_judge_errors_are_retried_with_growing_jittered_pauses() -> None:
     judge = Scripted("a", JudgeError("429"), JudgeError("503"), HALF[0])
-    panel = JudgePanel([judge], retry_seconds=2.0, jitter=random.Random(0))
+    panel = panel_of(judge, retry_seconds=2.0, jitter=random.Random(0))
     seconds, samples = timed(lambda: panel.judge_group(PROMPT, FOUR))
     draws = random.Random(0)
     assert seconds == pytest.approx(2.0 * draws.uniform(0.5, 1.5) + 4.0 * draws.uniform(0.5, 1.5))
@@ -120,14 +116,14 @@ def test_after_the_last_retry_the_judge_has_failed() -> None:
 
 def test_retries_end_at_the_deadline() -> None:
     judge = Scripted("a", JudgeError("down"), seconds=3.0)
-    (sample, *_) = judged(judge, max_retries=100, timeout_seconds=10.0)
+    (sample, *_) = judged(Seat(judge, timeout_seconds=10.0), max_retries=100)
     assert sample.verdicts["a"].reason == "timed out after 10 s"
     assert judge.calls < 5
 
 
 def test_other_exceptions_fail_at_once_without_a_retry() -> None:
     judge = Scripted("a", TimeoutError("read timed out"))
-    (sample, *_) = judged(judge, timeout_seconds=None)
+    (sample, *_) = judged(Seat(judge, timeout_seconds=None))
     assert judge.calls == 1
     assert sample.verdicts["a"].reason.startswith("TimeoutError: read timed out")
 
@@ -149,7 +145,7 @@ def test_nonsense_fails_every_completion(answer: Any, reason: str) -> None:
 
 
 def test_a_judge_of_weight_zero_only_watches() -> None:
-    (sample, *_) = judged(Scripted("a", HALF[0]), Scripted("b", Verdict.failed("x")), weights={"b": 0.0})
+    (sample, *_) = judged(Scripted("a", HALF[0]), Seat(Scripted("b", Verdict.failed("x")), weight=0.0))
     assert sample.reward == 1.0
 
 
@@ -165,7 +161,7 @@ def test_cancelling_the_call_cancels_the_judges() -> None:
                     ended.append(self.name)
                 return []
 
-        task = asyncio.create_task(JudgePanel([Long("a"), Long("b")]).judge_group(PROMPT, FOUR))
+        task = asyncio.create_task(panel_of(Long("a"), Long("b")).judge_group(PROMPT, FOUR))
         await asyncio.sleep(1.0)
         task.cancel()
         await asyncio.wait({task})
@@ -176,7 +172,7 @@ def test_cancelling_the_call_cancels_the_judges() -> None:
 
 
 def test_a_judge_that_fails_64_samples_in_a_row_raises() -> None:
-    panel = JudgePanel([Scripted("fine", HALF[0]), Scripted("dead", Verdict.failed("no key"))])
+    panel = panel_of(Scripted("fine", HALF[0]), Scripted("dead", Verdict.failed("no key")))
 
     async def main() -> int:
         for count in range(1, 100):
@@ -202,16 +198,14 @@ def test_a_judge_that_cancels_itself_has_failed() -> None:
             raise AssertionError
 
     for timeout in (None, 10.0):
-        (sample, *_) = judged(Client("http"), timeout_seconds=timeout)
+        (sample, *_) = judged(Seat(Client("http"), timeout_seconds=timeout))
         assert sample.reward is None and sample.verdicts["http"].reason == "cancelled itself"
 
 
 def test_a_judge_that_watches_sees_its_share_of_groups_and_the_same_ones_again() -> None:
     def seen() -> list[str]:
         watches = Scripted("watches", HALF[0])
-        panel = JudgePanel(
-            [Scripted("pays", HALF[0]), watches], roles={"watches": "watch"}, shares={"watches": 0.25, "pays": 1.0}
-        )
+        panel = panel_of(Scripted("pays", HALF[0]), Seat(watches, role="watch", share=0.25))
         prompts = [Prompt(f"p{i}", PROMPT.messages) for i in range(200)]
         groups = [run_virtual(panel.judge_group(prompt, FOUR)) for prompt in prompts]
         assert all(sample.reward == 1.0 for group in groups for sample in group)
@@ -225,9 +219,7 @@ def test_a_judge_that_watches_sees_its_share_of_groups_and_the_same_ones_again()
 def test_a_broken_judge_that_only_watches_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     pays = Scripted("pays", Verdict.scored(1.0))
     watches, weighs_nothing = (Scripted(name, RuntimeError("boom")) for name in ("watches", "weighs nothing"))
-    panel = JudgePanel(
-        [pays, watches, weighs_nothing], weights={"weighs nothing": 0.0}, roles={"watches": "watch"}, max_retries=0
-    )
+    panel = panel_of(pays, Seat(watches, role="watch"), Seat(weighs_nothing, weight=0.0), max_retries=0)
     for _ in range(40):
         samples = run_virtual(panel.judge_group(PROMPT, FOUR))
         assert [sample.reward for sample in samples] == [1.0] * 4
@@ -240,7 +232,7 @@ def test_a_broken_judge_that_only_watches_ends_nothing(caplog: pytest.LogCapture
 def test_one_scored_sample_ends_the_row_of_failures_but_abstaining_does_not() -> None:
     def rounds(between: Verdict) -> None:
         script = [Verdict.failed("x")] * 10 + [between] + [Verdict.failed("x")] * 10
-        panel = JudgePanel([Scripted("a", *script)])
+        panel = panel_of(Scripted("a", *script))
 
         async def main() -> None:
             for _ in script:
@@ -260,15 +252,16 @@ def test_one_scored_sample_ends_the_row_of_failures_but_abstaining_does_not() ->
 def test_a_row_that_names_its_judges_makes_the_others_abstain() -> None:
     a, b = Scripted("a", HALF[0]), Scripted("b", HALF[1])
     prompt = Prompt("p", (), info={"judges": ["b"]})
-    (sample, *_) = run_virtual(JudgePanel([a, b]).judge_group(prompt, FOUR))
+    (sample, *_) = run_virtual(panel_of(a, b).judge_group(prompt, FOUR))
     assert (a.calls, sample.reward) == (0, 0.0)
     assert sample.verdicts["a"] == Verdict.abstained("the row names other judges")
 
 
 def test_a_row_that_names_constraints_only_is_rewarded_for_meeting_them() -> None:
-    panel = JudgePanel(
-        [Scripted("pays", Verdict.scored(3.0)), Scripted("holds", HALF * 2), Scripted("other", HALF[1])],
-        roles={"holds": "constraint", "other": "constraint"},
+    panel = panel_of(
+        Scripted("pays", Verdict.scored(3.0)),
+        Seat(Scripted("holds", HALF * 2), role="constraint"),
+        Seat(Scripted("other", HALF[1]), role="constraint"),
     )
     row = Prompt("p", PROMPT.messages, info={"judges": ["holds"]})
     samples = run_virtual(panel.judge_group(row, FOUR))
@@ -276,7 +269,7 @@ def test_a_row_that_names_constraints_only_is_rewarded_for_meeting_them() -> Non
 
 
 def test_a_row_whose_judges_decide_nothing_is_a_data_error() -> None:
-    panel = JudgePanel([Scripted("pays", HALF[0]), Scripted("sees", HALF[0])], roles={"sees": "watch"})
+    panel = panel_of(Scripted("pays", HALF[0]), Seat(Scripted("sees", HALF[0]), role="watch"))
     with pytest.raises(DataError, match=r"prompt 'p': its judges \['sees'\] only watch"):
         panel.check([Prompt("p", PROMPT.messages, info={"judges": ["sees"]})])
 
@@ -284,7 +277,7 @@ def test_a_row_whose_judges_decide_nothing_is_a_data_error() -> None:
 def test_a_row_that_names_an_unknown_judge_is_a_data_error() -> None:
     prompt = Prompt("p7", (), info={"judges": ["exat"]})
     with pytest.raises(DataError, match=r"prompt 'p7': no judge 'exat'. Did you mean 'exact'\?"):
-        run_virtual(JudgePanel([Scripted("exact", HALF[0])]).judge_group(prompt, FOUR))
+        run_virtual(panel_of(Scripted("exact", HALF[0])).judge_group(prompt, FOUR))
 
 
 # ---- counters
@@ -292,7 +285,7 @@ def test_a_row_that_names_an_unknown_judge_is_a_data_error() -> None:
 
 def test_metrics_have_their_own_denominators_and_start_afresh() -> None:
     verdicts = [*HALF, Verdict.abstained(), Verdict.failed("x")]
-    panel = JudgePanel([Scripted("a", verdicts, seconds=2.0)])
+    panel = panel_of(Scripted("a", verdicts, seconds=2.0))
     run_virtual(panel.judge_group(PROMPT, FOUR))
     assert panel.metrics() == {
         "judge/unscored_frac": 0.5,
@@ -312,7 +305,7 @@ def test_what_a_trl_function_logs_is_a_metric() -> None:
         log_metric("length", 3.0)
         return [1.0] * len(completions)
 
-    panel = JudgePanel([TRLJudge(reward)])
+    panel = panel_of(TRLJudge(reward))
     run_virtual(panel.judge_group(PROMPT, FOUR))
     assert panel.metrics()["judge/reward/length"] == 3.0
 
@@ -327,7 +320,7 @@ def test_quantile_is_a_value_that_enough_others_do_not_exceed() -> None:
 def test_too_many_unscored_samples_in_the_window_are_flagged() -> None:
     failed, scored = Verdict.failed("x"), HALF[0]
     script = [[failed, scored, scored, scored]] * 4 + [[scored] * 4]
-    panel = JudgePanel([Scripted("a", *script)], unscored_window=16)
+    panel = panel_of(Scripted("a", *script), unscored_window=16)
     states = []
 
     async def main() -> None:
@@ -347,7 +340,7 @@ def test_thirty_percent_faults_leave_no_bias() -> None:
     def faulty() -> list[Verdict]:
         return [Verdict.failed("fault") if rng.random() < 0.3 else rng.choice(HALF) for _ in FOUR]
 
-    panel = JudgePanel([Scripted("a", *(faulty() for _ in range(2000)))])
+    panel = panel_of(Scripted("a", *(faulty() for _ in range(2000))))
 
     async def main() -> list[float]:
         groups = [await panel.judge_group(PROMPT, FOUR) for _ in range(2000)]
@@ -363,21 +356,41 @@ def test_thirty_percent_faults_leave_no_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("names", "fields", "message"),
     [
-        ({"judges": []}, "need at least one, with different names"),
-        ({"judges": ["a", "a"]}, "need at least one, with different names"),
-        ({"judges": ["exact"], "weights": {"exat": 1.0}}, "weights: no judge named 'exat'. Did you mean 'exact'"),
-        ({"judges": ["a"], "timeout_seconds": {"b": 1.0}}, "timeout_seconds: no judge named 'b'"),
-        ({"judges": ["a"], "weights": {"a": 0.0}}, "at least one judge needs a positive weight"),
-        ({"judges": ["a"], "weights": {"a": -1.0}}, "got -1.0"),
-        ({"judges": ["a"], "shares": {"a": 0.5}}, "'a' sees a share of 0.5, but decides about every sample"),
+        ("", {}, "need at least one, and give each a different 'name'"),
+        ("aa", {}, "need at least one, and give each a different 'name'"),
+        ("a", {"weight": 0.0}, "at least one judge needs a positive weight"),
+        ("ab", {"role": "watch"}, "at least one judge needs a positive weight"),
     ],
 )
-def test_rejects_panels_that_cannot_work(options: dict[str, Any], message: str) -> None:
-    judges = [Scripted(name, HALF[0]) for name in options.pop("judges")]
+def test_rejects_panels_that_cannot_work(names: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        JudgePanel(judges, **options)
+        panel_of(*(Seat(Scripted(name, HALF[0]), **fields) for name in names))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": -1.0}, r"weight of judge 'a': got -1\.0; use a number from 0 to 1e\+30"),
+        ({"weight": math.nan}, "weight of judge 'a': got nan"),
+        ({"share": 0.5}, "judge 'a' sees a share of 0.5, but decides about every sample"),
+        ({"share": 0.0, "role": "watch"}, "share of judge 'a': got 0.0; use a number above 0, at most 1"),
+        ({"role": "constrain"}, r"role of judge 'a': got 'constrain'\. Did you mean 'constraint'"),
+    ],
+)
+def test_rejects_seats(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Seat(Scripted("a", HALF[0]), **fields)
+
+
+def test_rejects_a_judge_without_a_name_and_a_constraint_that_only_scores() -> None:
+    with pytest.raises(ConfigError, match="a judge of class ScriptedVerdicts has no name; give its class a 'name'"):
+        Seat(Scripted("", HALF[0]))
+    scores = Scripted("a", HALF[0])
+    scores.info = JudgeInfo(can_pass=False)
+    with pytest.raises(ConfigError, match="judge 'a' is a constraint, but only scores; give it a threshold"):
+        Seat(scores, role="constraint")
 
 
 # ---- roles
@@ -389,7 +402,7 @@ def test_constraints_decide_satisfaction_and_leave_the_reward_alone() -> None:
     score = Scripted("score", Verdict.scored(0.5))
     rule = Scripted("rule", [PASSES, VIOLATES, Verdict.abstained(), Verdict.failed("down")])
     watcher = Scripted("watcher", VIOLATES)
-    samples = judged(score, rule, watcher, roles={"rule": "constraint", "watcher": "watch"})
+    samples = judged(score, Seat(rule, role="constraint"), Seat(watcher, role="watch"))
     assert [sample.is_satisfied for sample in samples] == [True, False, True, None]  # cgpo D1
     assert [sample.reward for sample in samples] == [0.5, 0.5, 0.5, None]
 
@@ -402,10 +415,10 @@ def test_without_constraints_every_sample_is_satisfied() -> None:
 def test_the_order_of_judges_changes_nothing(order: tuple[int, ...]) -> None:
     judges = [
         Scripted("score", [Verdict.scored(x) for x in (1, 2, 3, 4)]),
-        Scripted("first", [PASSES, VIOLATES, PASSES, PASSES]),
-        Scripted("second", [PASSES, PASSES, Verdict.failed("down"), VIOLATES]),
+        Seat(Scripted("first", [PASSES, VIOLATES, PASSES, PASSES]), role="constraint"),
+        Seat(Scripted("second", [PASSES, PASSES, Verdict.failed("down"), VIOLATES]), role="constraint"),
     ]
-    samples = judged(*(judges[i] for i in order), roles={"first": "constraint", "second": "constraint"})
+    samples = judged(*(judges[i] for i in order))
     assert [(sample.reward, sample.is_satisfied) for sample in samples] == [
         (1, True),
         (2, False),
@@ -415,8 +428,8 @@ def test_the_order_of_judges_changes_nothing(order: tuple[int, ...]) -> None:
 
 
 def test_only_constraints_reward_satisfaction() -> None:
-    panel = JudgePanel(
-        [Scripted("rule", PASSES), Scripted("other", HALF * 2)], roles=dict.fromkeys(("rule", "other"), "constraint")
+    panel = panel_of(
+        Seat(Scripted("rule", PASSES), role="constraint"), Seat(Scripted("other", HALF * 2), role="constraint")
     )
     samples = run_virtual(panel.judge_group(PROMPT, FOUR))
     assert [sample.reward for sample in samples] == [1.0, 0.0, 1.0, 0.0]  # cgpo D8
@@ -427,25 +440,12 @@ def test_only_constraints_reward_satisfaction() -> None:
 
 
 def test_a_constraint_that_only_scores_has_failed() -> None:
-    samples = judged(Scripted("a", PASSES), Scripted("rule", Verdict.scored(1.0)), roles={"rule": "constraint"})
+    samples = judged(Scripted("a", PASSES), Seat(Scripted("rule", Verdict.scored(1.0)), role="constraint"))
     assert samples[0].verdicts["rule"].reason.startswith("a constraint judge says pass or fail")
     assert (samples[0].reward, samples[0].is_satisfied) == (None, None)
 
 
 def test_a_panel_without_constraints_logs_none_of_their_metrics() -> None:
-    panel = JudgePanel([Scripted("a", PASSES)])
+    panel = panel_of(Scripted("a", PASSES))
     run_virtual(panel.judge_group(PROMPT, FOUR))
     assert not {"judge/satisfied_frac", "judge/a/violation_rate"} & panel.metrics().keys()
-
-
-@pytest.mark.parametrize(
-    ("roles", "message"),
-    [
-        ({"b": "watch"}, "roles: no judge named 'b'"),
-        ({"a": "constrain"}, r"role of judge 'a': got 'constrain'\. Did you mean 'constraint'"),
-        ({"a": "watch"}, "at least one judge needs a positive weight"),
-    ],
-)
-def test_rejects_roles(roles: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        JudgePanel([Scripted("a", PASSES)], roles=roles)

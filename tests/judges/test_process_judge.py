@@ -13,7 +13,7 @@ import pytest
 
 from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.core.records import Prompt, Status, Verdict
-from llamarl.judges import ProcessJudge, text_completion
+from llamarl.judges import JudgeInfo, ProcessJudge, text_completion
 
 PROMPT = Prompt("p", ({"role": "user", "content": "x"},), answer="4")
 LIMIT = 1.0
@@ -310,6 +310,75 @@ def test_a_judge_that_only_breaks_in_the_worker_raises(tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match=r"the judge does not load in a worker: .*picky.py.*RuntimeError: not here"):
         judged(judge, "x")
     judge.close()
+
+
+LEDGER = """
+import os
+from llamarl.core.errors import ConfigError
+from llamarl.core.records import Verdict
+from llamarl.judges import Judge, JudgeInfo
+
+class Ledger(Judge):
+    name = "ledger"
+    info = JudgeInfo(version="7", cost_class="local", can_pass=False, pass_score=0.2, counts=frozenset({"calls"}))
+
+    def __init__(self, folder):
+        self.folder, self.is_loaded = folder, False
+
+    def note(self, what):
+        with open(f"{self.folder}/{os.getpid()}", "a") as file:
+            file.write(what + " ")
+
+    def check(self, prompt):
+        if prompt.answer is None:
+            raise ConfigError("answer: needed")
+
+    def load(self):
+        self.is_loaded = True
+        self.note("load")
+
+    async def judge(self, prompt, completions):
+        assert self.is_loaded
+        self.value = float(completions[0].text)
+        return [Verdict.scored(self.value)]
+
+    def metrics(self):
+        return {"calls": 1.0, "value": self.value}
+
+    def close(self):
+        self.note("close")
+"""
+
+
+def test_a_judge_in_workers_is_asked_for_all_that_it_declares(tmp_path: Path) -> None:
+    (tmp_path / "ledger.py").write_text(LEDGER)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    judge = ProcessJudge(f"{tmp_path}/ledger.py:Ledger", num_workers=2, settings={"folder": str(notes)})
+    assert judge.info == JudgeInfo(
+        version="7", cost_class="local", can_pass=False, pass_score=0.2, counts=frozenset({"calls"}), has_deadline=True
+    )
+    judge.check(PROMPT)
+    with pytest.raises(ConfigError, match="answer: needed"):
+        judge.check(Prompt("q", ()))
+    judge.load()
+    workers = [path for path in notes.iterdir() if path.name != str(os.getpid())]
+    assert [path.read_text() for path in workers] == ["load "] * 2, "every worker is ready before the first call"
+    assert [verdict.score for verdict in judged(judge, "1", "2", "6")] == [1.0, 2.0, 6.0]
+    assert judge.metrics() == {"calls": 3.0, "value": 3.0}, "counts add up, the others are means"
+    judge.close()
+    assert all(wait_until_gone(int(path.name)) for path in workers)
+    assert [path.read_text() for path in workers] == ["load close "] * 2
+
+
+def test_a_judge_that_does_not_load_is_known_before_the_first_call(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(LEDGER.replace('self.note("load")', "1 / 0"))
+    judge = ProcessJudge(f"{tmp_path}/broken.py:Ledger", num_workers=2, settings={"folder": str(tmp_path)})
+    with pytest.raises(JudgeError, match="the judge does not load in a worker: ZeroDivisionError"):
+        judge.load()
+    judge.close()
+    with pytest.raises(JudgeError, match="judge 'ledger' is closed"):
+        judge.load()
 
 
 def test_rejects_what_cannot_run_in_a_worker(rewards: str) -> None:

@@ -4,13 +4,12 @@ from typing import Any
 import pytest
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Judge
-from llamarl.judges import FunctionJudge, TRLJudge, as_judge, load_judge
-from llamarl.judges.runner import judge_card
+from llamarl.judges import FunctionJudge, Judge, TRLJudge, VerlJudge, as_judge, load_judge
+from llamarl.judges.lab.runner import judge_card
 
 REWARDS = """
 from llamarl.core.records import Verdict
-from llamarl.judges import FunctionJudge
+from llamarl.judges import FunctionJudge, Judge
 
 def ours(prompt, completion):
     return 1.0
@@ -35,7 +34,7 @@ class Exact:
         return True
 
 exact = Exact()
-class Limit:
+class Limit(Judge):
     def __init__(self, limit, *, name="limit"):
         self.limit, self.name = limit, name
 
@@ -69,7 +68,7 @@ def rewards(tmp_path: Path) -> str:
         ("ours", FunctionJudge, "ours"),
         ("trl_style", TRLJudge, "trl_style"),
         ("trl_length", TRLJudge, "trl_length"),
-        ("verl_style", FunctionJudge, "verl_style"),
+        ("verl_style", VerlJudge, "verl_style"),
         ("anything", FunctionJudge, "anything"),
         ("exact", FunctionJudge, "Exact"),
         ("ready", FunctionJudge, "ready"),

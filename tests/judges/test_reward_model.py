@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tiny_classifiers import classifier, completion, prompt
 
 from llamarl.core.errors import CheckpointError, ConfigError
-from llamarl.core.protocols import JudgeInfo, info_of
+from llamarl.core.judge import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Status
 from llamarl.functional.preference import calibrated_reward
-from llamarl.judges.agreement import PASS_SCORE
 from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.reward_model import RewardModel
+from llamarl.judges.seat import Seat
 from llamarl.models.checkpoint import quiet
 
 TEXTS = ["yes", "no, never", "perhaps", "", "a much longer answer than the others"]
@@ -99,8 +99,8 @@ def test_a_threshold_passes(path):
 
 
 def test_a_margin_passes_audits_and_calibrations_from_zero_on() -> None:
-    assert info_of(RewardModel("anywhere", calibrated=True)).pass_score == 0.0
-    assert info_of(RewardModel("anywhere")).pass_score == PASS_SCORE
+    assert RewardModel("anywhere", calibrated=True).info.pass_score == 0.0
+    assert RewardModel("anywhere").info.pass_score == JudgeInfo().pass_score
 
 
 # invariance
@@ -108,20 +108,20 @@ def test_a_margin_passes_audits_and_calibrations_from_zero_on() -> None:
 
 def test_a_constraint_needs_a_threshold() -> None:
     with pytest.raises(ConfigError, match="'rm' is a constraint, but only scores; give it a threshold"):
-        JudgePanel([RewardModel("anywhere", name="rm")], roles={"rm": "constraint"})
-    JudgePanel([RewardModel("anywhere", name="rm", threshold=0.5)], roles={"rm": "constraint"})
+        Seat(RewardModel("anywhere", name="rm"), role="constraint")
+    Seat(RewardModel("anywhere", name="rm", threshold=0.5), role="constraint")
 
 
 @pytest.mark.parametrize("settings", [{}, {"threshold": 0.5}, {"calibrated": True}])
 def test_a_judge_says_and_checks_the_same_in_a_worker_process(path, settings):
     config = JudgeConfig(function="reward_model", name="rm", settings={"model": str(path), **settings})
     here, there = build_judge(config), build_judge(config.model_copy(update={"isolation": "process"}))
-    assert replace(info_of(there), has_deadline=False) == info_of(here) != JudgeInfo()
+    assert replace(there.info, has_deadline=False) == here.info != JudgeInfo()
     outcomes = []
     for each in (here, there):
         for role in ("reward", "constraint"):
             try:
-                JudgePanel([each], roles={"rm": role}).check([prompt("a"), Prompt("bare", prompt("b").messages)])
+                JudgePanel([Seat(each, role=role)]).check([prompt("a"), Prompt("bare", prompt("b").messages)])
                 outcomes.append("")
             except ConfigError as error:
                 outcomes.append(str(error))
@@ -232,7 +232,7 @@ def test_models_of_the_wrong_kind_are_found_before_the_run(tmp_path, path):
 
 
 def test_in_a_panel_a_missing_checkpoint_is_a_failed_verdict(tmp_path):
-    panel = JudgePanel([RewardModel(str(tmp_path / "none"))])
+    panel = JudgePanel([Seat(RewardModel(str(tmp_path / "none")))])
     (sample,) = asyncio.run(panel.judge_group(prompt(), [completion("a")]))
     assert sample.reward is None and "no such directory" in sample.verdicts["reward_model"].reason
 

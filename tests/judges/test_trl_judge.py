@@ -8,7 +8,7 @@ import pytest
 from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.data import TEXT_PROMPT, read_prompts
-from llamarl.judges import TRLJudge, from_verl, text_completion
+from llamarl.judges import TRLJudge, VerlJudge, text_completion
 
 MESSAGES = ({"role": "user", "content": "2 + 2 ="},)
 CHAT = Prompt("p", MESSAGES, answer="4", task="sums", info={"solution": "4", "level": 2})
@@ -112,7 +112,7 @@ def test_async_functions_are_awaited() -> None:
         (1.0, "returned float; return a list of float or None"),
         (None, "returned NoneType"),
         ([float("nan"), "x"], "returned "),
-        (StopIteration(), "RuntimeError: StopIteration"),
+        (StopIteration(), "StopIteration"),
         (SystemExit(1), "SystemExit"),
         (KeyError("solution"), "KeyError: 'solution'"),
     ],
@@ -174,7 +174,7 @@ def verl_judged(result: Any) -> tuple[Verdict, dict[str, Any]]:
 
     row = {"data_source": "sums", "prompt": list(MESSAGES), "reward_model": {"ground_truth": "4"}}
     (prompt,) = read_prompts([{**row, "extra_info": {"index": 1}}])
-    judge = from_verl(compute_score)
+    judge = VerlJudge(compute_score)
     assert judge.name == "compute_score"
     return asyncio.run(judge.judge(prompt, [text_completion("four")]))[0], seen
 
@@ -187,7 +187,7 @@ def test_a_verl_score_gets_its_four_arguments() -> None:
 
 def verl_score(function: Any) -> Verdict:
     (prompt,) = read_prompts([{"data_source": "sums", "prompt": "2+2", "reward_model": {"ground_truth": "4"}}])
-    return asyncio.run(from_verl(function).judge(prompt, [text_completion("4")]))[0]
+    return asyncio.run(VerlJudge(function).judge(prompt, [text_completion("4")]))[0]
 
 
 def test_a_verl_function_gets_the_keywords_that_it_takes() -> None:
@@ -209,7 +209,7 @@ def test_a_verl_function_that_needs_more_is_refused() -> None:
         return 1.0
 
     with pytest.raises(ConfigError, match="compute_score: parameter 'method' has no default, and verl's keywords are"):
-        from_verl(compute_score)
+        VerlJudge(compute_score)
     assert verl_score(functools.partial(compute_score, method="strict")).score == 1.0
 
 

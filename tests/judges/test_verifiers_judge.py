@@ -11,8 +11,16 @@ import pytest
 from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.core.records import Prompt, Status, Verdict
 from llamarl.data.rows import row_to_prompt
-from llamarl.judges import FunctionJudge, JudgePanel, ProcessJudge, VerifiersJudge, as_judge, load_judge
-from llamarl.judges.canary import text_completion
+from llamarl.judges import (
+    FunctionJudge,
+    JudgePanel,
+    ProcessJudge,
+    Seat,
+    VerifiersJudge,
+    as_judge,
+    load_judge,
+    text_completion,
+)
 
 CHAT = row_to_prompt({"prompt": [{"role": "user", "content": "2 + 2 ="}], "answer": "4", "info": {"unit": "none"}})
 TEXT = row_to_prompt({"prompt": "2 + 2 =", "answer": "4"})
@@ -100,7 +108,7 @@ def test_a_group_of_rubrics_is_their_sum() -> None:
 
 
 def test_each_function_s_mean_is_a_metric() -> None:
-    panel = JudgePanel([VerifiersJudge(rubric(exact, brief, weights=[1.0, 0.0]), "sums")])
+    panel = JudgePanel([Seat(VerifiersJudge(rubric(exact, brief, weights=[1.0, 0.0]), "sums"))])
     asyncio.run(panel.judge_group(CHAT, [text_completion("4"), text_completion("five")]))
     metrics = panel.metrics()
     assert (metrics["judge/sums/exact"], metrics["judge/sums/brief"]) == (0.5, 0.625)  # (1 + 1/4) / 2

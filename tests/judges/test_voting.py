@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamarl.core.records import Completion, Prompt
-from llamarl.judges.canary import check_canaries, text_completion
+from llamarl.core.records import Completion, Prompt, text_completion
+from llamarl.judges.lab.canary import check_canaries
 from llamarl.judges.math import MathJudge
 from llamarl.judges.voting import (
     MAX_TRIALS,

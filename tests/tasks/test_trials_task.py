@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Judge
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Status
 from llamarl.data.prompts import read_prompts
 from llamarl.judges.resolve import load_judge

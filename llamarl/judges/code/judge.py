@@ -22,20 +22,20 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import JudgeInfo
+from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
+from llamarl.judges.adapter import with_seconds
 from llamarl.judges.code.extract import Which, extract_code
 from llamarl.judges.code.grading import Setup, grade
 from llamarl.judges.code.inside.wire import encode
 from llamarl.judges.code.sandbox import MAX_SLOTS, Limits, SandboxError, find_python, no_reference
 from llamarl.judges.code.slots import Slots
 from llamarl.judges.code.unit_tests import Call, Program, Test, find_tests, parse_tests
-from llamarl.judges.function import with_seconds
 
 CodeScore = Literal["all", "fraction"]
 
 
-class CodeJudge:
+class CodeJudge(Judge):
     """Scores a program by the unit tests that it passes, in a sandbox. May be called from any event loop."""
 
     info = JudgeInfo(version="2", has_deadline=True)
@@ -86,11 +86,6 @@ class CodeJudge:
         self._seconds = (test_seconds, total_seconds)
         self._tolerance, self._num_slots = tolerance, num_slots
         self._limits = limits if isinstance(limits, Limits) else Limits.parse(limits or {})
-
-    @property
-    def is_sandboxed(self) -> bool:
-        """Whether solutions run in a sandbox; for the record of a run."""
-        return not self._is_unsafe
 
     def check(self, prompt: Prompt) -> None:
         """Checks the sandbox and a row's tests before a run. Raises `ConfigError` naming what is wrong."""

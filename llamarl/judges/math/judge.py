@@ -27,10 +27,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llamarl.core.errors import ConfigError, MissingDependencyError
-from llamarl.core.protocols import JudgeInfo
-from llamarl.core.records import Completion, Prompt, Status, Verdict
-from llamarl.judges.canary import text_completion
-from llamarl.judges.function import with_seconds
+from llamarl.core.judge import Judge, JudgeInfo
+from llamarl.core.records import Completion, Prompt, Status, Verdict, text_completion
+from llamarl.judges.adapter import with_seconds
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import compare_answers
 from llamarl.judges.math.extract import Found, extract_answer, find_answer, last_final_answer
@@ -53,7 +52,7 @@ class _Undecided:
     right: str
 
 
-class MathJudge:
+class MathJudge(Judge):
     """Scores 1 for the reference answer, else 0."""
 
     info = JudgeInfo(version="3", has_deadline=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamarl.core.errors import MissingDependencyError
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.math.read import split_name
 
@@ -99,7 +100,7 @@ def _in_radians(text: str) -> str:
     return _DEGREES.sub(r"(\1*\\pi/180)", text) if _TRIGONOMETRIC.search(text) else text
 
 
-class SymbolicJudge:
+class SymbolicJudge(Judge):
     """Passes a completion whose text equals the prompt's answer in math-verify's eyes. Runs inside a worker."""
 
     name = "math-verify"

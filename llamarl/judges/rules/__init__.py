@@ -4,9 +4,10 @@ grade("fewer words, no comma", [{"id": "punctuation:no_comma"}]).strict      # (
 """
 
 from llamarl.judges.rules.base import Mode, Rule
-from llamarl.judges.rules.grading import Checklist, Grade, Grader, Instruction, grade, loose_versions
+from llamarl.judges.rules.grading import Checklist, Grade, Grader, grade, loose_versions
 from llamarl.judges.rules.judge import InstructionJudge, follows_instructions
 from llamarl.judges.rules.registry import RULES, build_rule
+from llamarl.tasks.instructions.catalog import Instruction
 
 __all__ = [
     "RULES",

@@ -14,7 +14,7 @@ here its position is named with the reason, and the verdict is None (excluded) i
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.judges.rules.base import Mode, Rule
@@ -22,9 +22,7 @@ from llamarl.judges.rules.folding import as_read
 from llamarl.judges.rules.registry import build_rule
 from llamarl.judges.rules.text import Text
 from llamarl.judges.rules.tools import RuleTools, SentenceSplitter
-
-Instruction = Mapping[str, Any]
-"""`{"id": "keywords:existence", "kwargs": {"keywords": ["river"]}}`; `kwargs` may be left out."""
+from llamarl.tasks.instructions.catalog import Instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +37,9 @@ class Grade:
     """Position -> why this instruction cannot be judged."""
 
     @property
-    def num_graded(self) -> int:
-        """Instructions with a verdict: the denominator of instruction-level accuracy."""
-        return sum(verdict is not None for verdict in self.strict)
-
-    @property
     def passes_strict(self) -> bool:
         """Whether all instructions with a verdict are followed strictly; True where there is none."""
         return all(verdict is not False for verdict in self.strict)
-
-    @property
-    def passes_loose(self) -> bool:
-        """Whether all instructions with a verdict are followed loosely; True where there is none."""
-        return all(verdict is not False for verdict in self.loose)
 
 
 class Checklist:
@@ -158,16 +146,6 @@ class Grader:
     def grade(self, reply: str | None, instructions: Sequence[Instruction]) -> Grade:
         """The verdicts on one reply."""
         return self.checklist(instructions).grade(reply)
-
-    def grade_turns(self, replies: Sequence[str | None], turns: Sequence[Sequence[Instruction]]) -> list[Grade]:
-        """Grades each turn's reply against that turn's instructions, which repeat those of the turns before.
-
-        Raises:
-            DataError: the numbers of replies and turns differ.
-        """
-        if len(replies) != len(turns):
-            raise DataError(f"{len(replies)} replies for {len(turns)} turns; give one reply (or None) for each turn")
-        return [self.grade(reply, instructions) for reply, instructions in zip(replies, turns, strict=True)]
 
 
 def loose_versions(reply: str) -> list[str]:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import JudgeInfo
+from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.function import with_seconds
+from llamarl.judges.adapter import with_seconds
 from llamarl.judges.rules.base import Mode, Rule
 from llamarl.judges.rules.grading import Checklist, Grade, Grader
 from llamarl.judges.rules.tools import SentenceSplitter
@@ -23,7 +23,7 @@ from llamarl.judges.threads import run_in_thread
 Score = Literal["fraction", "all"]
 
 
-class InstructionJudge:
+class InstructionJudge(Judge):
     """Scores a completion by the instructions that it follows strictly; it passes if it follows all."""
 
     info = JudgeInfo(version="2")

@@ -372,7 +372,6 @@ def test_an_interpreter_that_does_not_run_in_the_sandbox_is_refused() -> None:
 
 def test_unsafe_runs_are_marked() -> None:
     judge = CodeJudge(unsafe_no_sandbox=True, num_slots=1)
-    assert not judge.is_sandboxed
     with pytest.warns(RuntimeWarning, match="judge 'code' runs solutions without a sandbox"):
         judge.check(prompt_of(["assert f() == 1"]))
     for tests in (["assert f() == 1"], ["x = 1\nassert f() == x"], {"inputs": [""], "outputs": [""]}):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Judge
+from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges import ProcessJudge, load_judge, text_completion
 from llamarl.judges.rules import InstructionJudge

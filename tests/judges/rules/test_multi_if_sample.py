@@ -52,7 +52,8 @@ def test_nearly_every_slot_builds_and_the_prompt_itself_can_be_graded(rows: list
     for row in rows[:300]:
         lists = turns(row)
         prompts = [json.loads(row[f"turn_{turn + 1}_prompt"])["content"] for turn in range(len(lists))]
-        for grade in grader.grade_turns(prompts, lists):
+        for prompt, instructions in zip(prompts, lists, strict=True):
+            grade = grader.grade(prompt, instructions)
             num_slots += len(grade.strict)
             num_ungradable += len(grade.ungradable)
             assert all(loose or not strict for strict, loose in zip(grade.strict, grade.loose, strict=True))

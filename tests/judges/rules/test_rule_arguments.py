@@ -5,6 +5,11 @@ from valid_arguments import VALID
 
 from llamarl.core.errors import ConfigError
 from llamarl.judges.rules import RULES, build_rule
+from llamarl.tasks.instructions.catalog import IDS
+
+
+def test_each_instruction_that_prompts_may_ask_for_has_its_checker() -> None:
+    assert tuple(RULES) == IDS
 
 
 @pytest.mark.parametrize("id", RULES)

@@ -7,12 +7,11 @@ from typing import Any
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.seeds import derive_seed
-from llamarl.judges.rules.grading import Instruction
-from llamarl.judges.rules.prompts.arguments import Draw, draw_kwargs
-from llamarl.judges.rules.prompts.conflicts import FIRST_TURN_ONLY, are_compatible
-from llamarl.judges.rules.prompts.room import have_room
-from llamarl.judges.rules.prompts.wordings import Texts, load_texts
-from llamarl.judges.rules.registry import RULES
+from llamarl.tasks.instructions.arguments import Draw, draw_kwargs
+from llamarl.tasks.instructions.catalog import IDS, Instruction
+from llamarl.tasks.instructions.conflicts import FIRST_TURN_ONLY, are_compatible
+from llamarl.tasks.instructions.room import have_room
+from llamarl.tasks.instructions.wordings import Texts, load_texts
 
 MAX_TURNS = 3
 MAX_FIRST = 3
@@ -89,7 +88,7 @@ def draw_drafts(languages: Sequence[str], count: int, *, seed: int, turns: int =
 
 def _next(draw: Draw, *, is_first: bool) -> Instruction:
     """One more instruction that fits those before it."""
-    ids = [id for id in RULES if (is_first or id not in FIRST_TURN_ONLY) and _fits(id, draw)]
+    ids = [id for id in IDS if (is_first or id not in FIRST_TURN_ONLY) and _fits(id, draw)]
     for id in draw.rng.sample(ids, len(ids)):
         for _ in range(TRIES):
             instruction: dict[str, Any] = {"id": id, "kwargs": draw_kwargs(id, draw)}

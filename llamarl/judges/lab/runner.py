@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import Judge, info_of
-from llamarl.core.records import Sample, Status, Verdict
+from llamarl.core.judge import Judge
+from llamarl.core.records import Sample, Status, Verdict, text_completion
 from llamarl.data.jsonl import write_jsonl
 from llamarl.judges.cache import content_key
-from llamarl.judges.canary import text_completion
 from llamarl.judges.config import JudgeConfig, build_panel
+from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.panel import JudgePanel, quantile
-from llamarl.judges.rows import CompletionRow
 from llamarl.models.endpoint import well_formed
 from llamarl.report.files import JsonlFile, read_jsonl
 
@@ -34,26 +33,14 @@ _MAX_HASHED_BYTES = 16 << 20
 
 
 def equal_panel(configs: Sequence[JudgeConfig]) -> JudgePanel:
-    """The judges side by side: every verdict counts the same, whatever role and weight a recipe gives them."""
-    plain = {"role": "reward", "weight": 1.0, "canaries": None}
+    """Seats the judges side by side: each sees every row and counts the same, whatever role a recipe gives it."""
+    plain = {"role": "reward", "weight": 1.0, "share": 1.0, "canaries": None}
     return build_panel([config.model_copy(update=plain) for config in configs])
 
 
-async def close_panel(panel: JudgePanel) -> None:
-    """Closes the judges, connections included, before the event loop ends."""
-    for judge in panel.judges:
-        if hasattr(judge, "aclose"):
-            await judge.aclose()
-    panel.close()
-
-
 def judge_card(judge: Judge) -> dict[str, str]:
-    """Who judged: name, version (empty where it has none) and cost class (`free`, `local` or `paid`)."""
-    return {
-        "judge": judge.name,
-        "version": info_of(judge).version,
-        "cost_class": info_of(judge).cost_class,
-    }
+    """Says who judged: name, version (empty where it has none) and cost class (`free`, `local` or `paid`)."""
+    return {"judge": judge.name, "version": judge.info.version, "cost_class": judge.info.cost_class}
 
 
 def job_key(configs: Sequence[JudgeConfig]) -> dict[str, Any]:

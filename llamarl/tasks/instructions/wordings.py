@@ -67,7 +67,7 @@ def load_texts(language: str) -> Texts:
     """The texts of a language. Raises `ConfigError` for a language that there are none of."""
     if language not in LANGUAGES:
         raise ConfigError(f"language={language!r}: no prompts in it.{suggest(language, list(LANGUAGES))}")
-    file = resources.files("llamarl.judges.rules.prompts") / "texts" / f"{language}.toml"
+    file = resources.files("llamarl.tasks.instructions") / "texts" / f"{language}.toml"
     values = {name: _tuples(value) for name, value in tomllib.loads(file.read_text(encoding="utf-8")).items()}
     values["topics"] = tuple(Topic(topic["topic"], topic["keywords"]) for topic in values["topics"])
     return Texts(language=language, **values)

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.core.protocols import info_of
+from llamarl.core.judge import Judge
 from llamarl.core.records import Status, Verdict
 from llamarl.functional.preference import Bin, calibration_error, reliability
-from llamarl.judges.agreement import Confusion, auroc, passes, spearman
+from llamarl.judges.lab.agreement import Confusion, auroc, spearman
+from llamarl.judges.lab.rows import CompletionRow, labels_of
+from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
 from llamarl.judges.panel import JudgePanel, quantile
-from llamarl.judges.rows import CompletionRow, labels_of
-from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ async def calibrate(
 
 
 def compare(
-    judge: Any, verdicts: Sequence[Verdict], labels: Sequence[float], label_threshold: float = LABEL_THRESHOLD
+    judge: Judge, verdicts: Sequence[Verdict], labels: Sequence[float], label_threshold: float = LABEL_THRESHOLD
 ) -> Calibration:
     """The judge's verdicts against the labels, one each."""
     pairs = [(verdict, label) for verdict, label in zip(verdicts, labels, strict=True) if verdict.score is not None]
@@ -95,13 +95,12 @@ def compare(
     varies = len(set(scores)) > 1
     bins = reliability(scores, should) if all(0.0 <= score <= 1.0 for score in scores) else []
     seconds = [verdict.seconds for verdict in verdicts]
-    card, pass_score = judge_card(judge), info_of(judge).pass_score
     return Calibration(
-        **card,
+        **judge_card(judge),
         scored=len(pairs),
         abstained=sum(verdict.status is Status.ABSTAINED for verdict in verdicts),
         failed=sum(verdict.status is Status.FAILED for verdict in verdicts),
-        confusion=Confusion.of([passes(verdict, pass_score) is True for verdict, _ in pairs], should),
+        confusion=Confusion.of([judge.info.passes(verdict) is True for verdict, _ in pairs], should),
         auroc=auroc(scores, should) if varies else None,
         spearman=spearman(scores, [label for _, label in pairs]),
         calibration_error=calibration_error(bins) if bins else None,

@@ -5,21 +5,22 @@ from typing import Any
 import pytest
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.protocols import JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges import FunctionJudge, JudgePanel, as_judge
-from llamarl.judges.attacks import ATTACKS, INJECTIONS
-from llamarl.judges.audit import AttackResult, audit, overall, problems, shipped_rows
-from llamarl.judges.calibrate import calibrate
+from llamarl.judges import FunctionJudge, Judge, JudgeInfo, JudgePanel, Seat, as_judge
 from llamarl.judges.config import JudgeConfig
-from llamarl.judges.rows import CompletionRow
-from llamarl.judges.runner import equal_panel
+from llamarl.judges.lab.attacks import ATTACKS, INJECTIONS
+from llamarl.judges.lab.audit import AttackResult, audit, overall, problems, shipped_rows
+from llamarl.judges.lab.calibrate import calibrate
+from llamarl.judges.lab.rows import CompletionRow
+from llamarl.judges.lab.runner import equal_panel
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Capital of France?"},), answer="Paris")
 
 
 def tried(function: Any, attacks: Sequence[str] | None = None, rows: Any = None) -> dict[str, AttackResult]:
-    panel = JudgePanel([FunctionJudge(function, "j", is_inline=True)], retry_seconds=0.0, max_failures_in_row=10**9)
+    panel = JudgePanel(
+        [Seat(FunctionJudge(function, "j", is_inline=True))], retry_seconds=0.0, max_failures_in_row=10**9
+    )
     results = asyncio.run(audit(panel, rows or [CompletionRow("d", 1, PROMPT)], attacks))
     return {result.attack: result for result in results}
 
@@ -62,17 +63,17 @@ def test_scores_pass_from_a_half_on_and_the_rest_is_counted() -> None:
 
 
 def test_scores_of_another_scale_pass_from_the_judges_own_score_on() -> None:
-    class Margin:
+    class Margin(Judge):
         name, info = "margin", JudgeInfo(pass_score=0.0)
 
         async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
             return [Verdict.scored(0.1 if completion.text == "Paris" else -0.1) for completion in completions]
 
     row = CompletionRow("d", 1, PROMPT, ("Rome",), {"good": "Paris"})
-    bad, good = asyncio.run(audit(JudgePanel([Margin()]), [row], ["known_bad"]))
+    bad, good = asyncio.run(audit(JudgePanel([Seat(Margin())]), [row], ["known_bad"]))
     assert (bad.rate, good.rate) == (0.0, 1.0)
     labelled = CompletionRow("d", 1, PROMPT, ("Paris", "Rome"), {"label": [True, False]})
-    (result,) = asyncio.run(calibrate(JudgePanel([Margin()]), [labelled]))
+    (result,) = asyncio.run(calibrate(JudgePanel([Seat(Margin())]), [labelled]))
     assert (result.confusion.agreement, result.auroc) == (1.0, 1.0)
 
 
@@ -171,7 +172,7 @@ def test_shipped_judges_pass_what_is_good(name: str) -> None:
 
 
 def test_each_judge_gets_the_shipped_rows_that_fit_it() -> None:
-    class Picky:
+    class Picky(Judge):
         name = "picky"
 
         def check(self, prompt: Prompt) -> None:
@@ -181,7 +182,7 @@ def test_each_judge_gets_the_shipped_rows_that_fit_it() -> None:
         async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
             return [Verdict.scored(0.0)] * len(completions)
 
-    panel = JudgePanel([Picky(), as_judge(lambda prompt, completion: 0.0, "any")])
+    panel = JudgePanel([Seat(Picky()), Seat(as_judge(lambda prompt, completion: 0.0, "any"))])
     rows = shipped_rows(panel)
     assert [row.prompt.id for row in rows if row.prompt.info["judges"] == ["picky"]] == ["planet"]
     assert sum(row.prompt.info["judges"] == ["any"] for row in rows) >= 6
@@ -190,7 +191,7 @@ def test_each_judge_gets_the_shipped_rows_that_fit_it() -> None:
 
 
 def test_without_a_fitting_row_there_is_no_audit() -> None:
-    class Never:
+    class Never(Judge):
         name = "never"
 
         def check(self, prompt: Prompt) -> None:
@@ -200,4 +201,4 @@ def test_without_a_fitting_row_there_is_no_audit() -> None:
             raise NotImplementedError
 
     with pytest.raises(ConfigError, match=r"none of the shipped prompts fits \(.*info.tests: missing\); give your own"):
-        shipped_rows(JudgePanel([Never()]))
+        shipped_rows(JudgePanel([Seat(Never())]))

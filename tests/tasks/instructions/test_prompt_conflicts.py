@@ -5,10 +5,10 @@ import pytest
 from reply_solver import solve
 
 from llamarl.judges.rules import RULES, Grader
-from llamarl.judges.rules.prompts import CONFLICTS, are_compatible
-from llamarl.judges.rules.prompts.arguments import Draw, draw_kwargs
-from llamarl.judges.rules.prompts.room import have_room
-from llamarl.judges.rules.prompts.wordings import load_texts
+from llamarl.tasks.instructions import CONFLICTS, are_compatible
+from llamarl.tasks.instructions.arguments import Draw, draw_kwargs
+from llamarl.tasks.instructions.room import have_room
+from llamarl.tasks.instructions.wordings import load_texts
 
 pytest.importorskip("langdetect")
 pytest.importorskip("lingua")

@@ -7,19 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamarl.core.protocols import JudgeInfo
-from llamarl.core.records import Verdict
-
-PASS_SCORE = JudgeInfo().pass_score
-"""From here on a verdict passes that only scores; a judge of another scale says so in its `info`."""
-
-
-def passes(verdict: Verdict, pass_score: float = PASS_SCORE) -> bool | None:
-    """Whether a verdict lets the completion pass; None where it was not judged."""
-    if verdict.score is None:
-        return None
-    return verdict.score >= pass_score if verdict.passed is None else verdict.passed
-
 
 @dataclass(frozen=True)
 class Confusion:

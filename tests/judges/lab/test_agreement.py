@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamarl.judges.agreement import Confusion, auroc, ranks, spearman
+from llamarl.judges.lab.agreement import Confusion, auroc, ranks, spearman
 
 pairs = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30)
 

@@ -9,14 +9,14 @@ import pytest
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Prompt, Verdict
-from llamarl.judges import FunctionJudge, JudgePanel
+from llamarl.judges import FunctionJudge, JudgePanel, Seat
 from llamarl.judges.config import JudgeConfig, read_judges
-from llamarl.judges.rows import CompletionRow, labels_of, read_completions
-from llamarl.judges.runner import job_key, judge_file, summary_of
+from llamarl.judges.lab.rows import CompletionRow, labels_of, read_completions
+from llamarl.judges.lab.runner import equal_panel, job_key, judge_file, judge_rows, summary_of
 
 
 def panel(function: Any, **options: Any) -> JudgePanel:
-    return JudgePanel([FunctionJudge(function, "exact", is_inline=True)], retry_seconds=0.0, **options)
+    return JudgePanel([Seat(FunctionJudge(function, "exact", is_inline=True))], retry_seconds=0.0, **options)
 
 
 def exact(prompt: Prompt, completion: Any) -> Any:
@@ -35,6 +35,15 @@ def run(judges: JudgePanel, data: list[CompletionRow], out: Path, **options: Any
 def write(path: Path, *values: Any) -> str:
     path.write_text("".join((value if isinstance(value, str) else json.dumps(value)) + "\n" for value in values))
     return str(path)
+
+
+def test_judges_of_every_role_see_every_row() -> None:
+    watches = {"role": "watch", "share": 0.01, "name": "watches"}
+    configs = [JudgeConfig(function="operator:eq", **watches), JudgeConfig(function="math", role="constraint")]
+    judges = equal_panel(configs)
+    samples = [sample for group in asyncio.run(judge_rows(judges, rows(3))) for sample in group]
+    judges.close()
+    assert all(verdict.score is not None for sample in samples for verdict in sample.verdicts.values())
 
 
 # ---- reading

@@ -15,15 +15,14 @@ from typing import Any
 
 from llamarl.core.config import read_toml, suggest
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Judge, info_of
+from llamarl.core.judge import Judge
 from llamarl.core.records import Status, Verdict
 from llamarl.data.rows import row_to_prompt
 from llamarl.functional.preference import wilson_interval
-from llamarl.judges.agreement import passes
-from llamarl.judges.attacks import ATTACKS, with_injections
+from llamarl.judges.lab.attacks import ATTACKS, with_injections
+from llamarl.judges.lab.rows import CompletionRow, read_completions
+from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_rows
 from llamarl.judges.panel import JudgePanel
-from llamarl.judges.rows import CompletionRow, read_completions
-from llamarl.judges.runner import MAX_IN_FLIGHT, OnDone, judge_rows
 
 SHIPPED_ROWS = Path(__file__).with_name("audit.toml")
 MAX_RATE = 0.05
@@ -170,7 +169,7 @@ def _trials(row: CompletionRow, kinds: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _result(judge: Judge, kind: str, judged: Sequence[tuple[str, Verdict]]) -> AttackResult:
-    decisions = [(text, passes(verdict, info_of(judge).pass_score)) for text, verdict in judged]
+    decisions = [(text, judge.info.passes(verdict)) for text, verdict in judged]
     wrong = [text for text, decision in decisions if decision is (kind != GOOD)]
     return AttackResult(
         judge.name,

@@ -10,16 +10,28 @@ import pytest
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges import FunctionJudge, JudgeConfig, JudgeExecutor, JudgePanel, build_panel, check_canaries
-from llamarl.judges.canary import Canary, CanaryWatch, read_canaries, text_completion
+from llamarl.judges import (
+    FunctionJudge,
+    Judge,
+    JudgeConfig,
+    JudgeExecutor,
+    JudgeInfo,
+    JudgePanel,
+    Seat,
+    build_panel,
+    check_canaries,
+    text_completion,
+)
+from llamarl.judges.lab.canary import CanaryWatch, read_canaries
+from llamarl.judges.seat import Canary
 from llamarl.testing import run_virtual
 
 PROMPT = Prompt("p", ({"role": "user", "content": "2 + 2 ="},), answer="4")
-CANARIES = [Canary(PROMPT, text, text == "4", "c.jsonl, line 7") for text in ("4", "5", "")]
+CANARIES = tuple(Canary(PROMPT, text, text == "4", "c.jsonl, line 7") for text in ("4", "5", ""))
 GROUP = [text_completion("4")]
 
 
-class Moody:
+class Moody(Judge):
     """Right, but for the texts that it is told to judge otherwise."""
 
     name = "moody"
@@ -35,12 +47,12 @@ class Moody:
         return [self.moods.get(c.text, verdict) for c, verdict in zip(completions, right, strict=True)]
 
 
-def panel_of(judge: Any, every: int = 2, **options: Any) -> JudgePanel:
-    return JudgePanel([judge], canaries={judge.name: CanaryWatch(CANARIES, every)}, **options)
+def panel_of(judge: Judge, every: int = 2, **fields: Any) -> JudgePanel:
+    return JudgePanel([Seat(judge, canaries=CANARIES, canaries_every=every, **fields)])
 
 
-def look(panel: JudgePanel, during_run: bool = False) -> list[str]:
-    return run_virtual(panel.check_canaries(during_run=during_run))
+def look(watch: CanaryWatch, during_run: bool = False) -> list[str]:
+    return run_virtual(watch.look(during_run=during_run))
 
 
 # ---- before a run
@@ -48,29 +60,37 @@ def look(panel: JudgePanel, during_run: bool = False) -> list[str]:
 
 def test_a_judge_that_is_right_has_nothing_to_answer_for() -> None:
     panel = panel_of(Moody())
-    assert panel.metrics()["judge/moody/canary_error_rate"] is None, "not looked at yet"
-    assert look(panel) == []
+    watch = CanaryWatch(panel)
+    assert watch.metrics()["judge/moody/canary_error_rate"] is None, "not looked at yet"
+    assert look(watch) == []
     metrics = panel.metrics()
-    assert metrics["judge/moody/canary_error_rate"] == 0.0
+    assert watch.metrics()["judge/moody/canary_error_rate"] == 0.0
     assert (metrics["judge/moody/count"], metrics["judge/unscored_frac"]) == (0.0, 0.0), "canaries are no samples"
 
 
 def test_each_wrong_verdict_is_named_with_its_place_and_reason() -> None:
     judge = Moody()
     judge.moods = {"5": Verdict.scored(1.0, True, "looks fine"), "4": Verdict.scored(0.4), "": Verdict.failed("down")}
-    panel = panel_of(judge)
-    assert look(panel) == [
+    watch = CanaryWatch(panel_of(judge))
+    assert look(watch) == [
         "judge 'moody' did not pass on '4', which must pass (c.jsonl, line 7)",
         "judge 'moody' passed on '5', which must not pass (c.jsonl, line 7): looks fine",
         "judge 'moody' failed on '', which must not pass (c.jsonl, line 7): down",
     ]
-    assert panel.metrics()["judge/moody/canary_error_rate"] == 1.0  # 2 of the 2 that it judged
+    assert watch.metrics()["judge/moody/canary_error_rate"] == 1.0  # 2 of the 2 that it judged
 
 
 def test_a_constraint_that_only_scores_is_found_at_the_start() -> None:
     judge = FunctionJudge(lambda prompt, completion: 1.0, "rule", is_inline=True)
-    problems = look(panel_of(judge, roles={"rule": "constraint"}))
+    problems = look(CanaryWatch(panel_of(judge, role="constraint")))
     assert len(problems) == 3 and "a constraint judge says pass or fail" in problems[0]
+
+
+def test_a_judge_that_only_scores_passes_from_its_own_score_on() -> None:
+    judge = Moody()
+    judge.info = JudgeInfo(pass_score=0.0)
+    judge.moods = {"4": Verdict.scored(0.1), "5": Verdict.scored(-0.1), "": Verdict.scored(-2.0)}
+    assert look(CanaryWatch(panel_of(judge))) == []
 
 
 def test_a_canary_without_its_judge_s_field_is_refused_before_the_run(tmp_path: Path) -> None:
@@ -87,13 +107,14 @@ def test_a_canary_without_its_judge_s_field_is_refused_before_the_run(tmp_path: 
 def test_during_a_run_they_are_tried_every_so_many_groups_and_ring_once() -> None:
     judge = Moody()
     panel = panel_of(judge, every=2)
+    watch = CanaryWatch(panel)
 
     async def main() -> list[list[str]]:
-        assert await panel.check_canaries() == []
+        assert await watch.look() == []
         rings = []
         for _ in range(6):
             await panel.judge_group(PROMPT, GROUP)
-            rings.append(await panel.check_canaries(during_run=True))
+            rings.append(await watch.look(during_run=True))
             judge.moods = {"5": Verdict.scored(1.0, passed=True)}
         return rings
 
@@ -105,17 +126,17 @@ def test_during_a_run_they_are_tried_every_so_many_groups_and_ring_once() -> Non
 def test_during_a_run_a_judge_that_fails_does_not_ring() -> None:
     judge = Moody()
     judge.moods = dict.fromkeys(["4", "5", ""], Verdict.failed("down"))
-    panel = panel_of(judge, every=0)
-    assert look(panel, during_run=True) == []
-    assert panel.metrics()["judge/moody/canary_error_rate"] is None, "nothing judged"
+    watch = CanaryWatch(panel_of(judge, every=0))
+    assert look(watch, during_run=True) == []
+    assert watch.metrics()["judge/moody/canary_error_rate"] is None, "nothing judged"
 
 
 def test_what_is_mended_rings_again_when_it_breaks_again() -> None:
     judge, bad = Moody(), {"5": Verdict.scored(1.0, passed=True)}
-    panel = panel_of(judge, every=0)
+    watch = CanaryWatch(panel_of(judge, every=0))
     counts = []
     for judge.moods in (bad, bad, {}, bad):
-        counts.append(len(look(panel, during_run=True)))
+        counts.append(len(look(watch, during_run=True)))
     assert counts == [1, 0, 0, 1]
 
 
@@ -153,11 +174,9 @@ def test_bad_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
         read_canaries(path)
 
 
-def test_a_file_that_is_not_there_and_canaries_of_nobody_are_refused() -> None:
+def test_a_file_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"canaries='no/such\.jsonl': no such file"):
         build_panel([JudgeConfig(function="math", canaries="no/such.jsonl")])
-    with pytest.raises(ConfigError, match=r"canaries: no judge named 'mody'. Did you mean 'moody'\?"):
-        JudgePanel([Moody()], canaries={"mody": CanaryWatch(CANARIES, 1)})
 
 
 def test_the_executor_looks_at_those_of_every_task(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ for note in await try_out(panel, prompts, complete):      # what was not called,
 from collections.abc import Callable, Sequence
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.protocols import Judge, info_of
 from llamarl.core.records import Completion, Prompt, Status, Verdict
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.seat import Seat
 
 MAX_ROWS = 3
 """A judge that fails on the first row is tried on so many; some rows are odd."""
@@ -34,31 +34,31 @@ async def try_out(
         ConfigError: a judge that decides something failed on all completions; names judge, row and reason.
     """
     notes = []
-    for judge in panel.judges:
-        kind = info_of(judge).cost_class
-        rows = [prompt for prompt in prompts[:1000] if judge.name in panel.judges_for(prompt)][:MAX_ROWS]
+    for seat in panel.seats:
+        kind = seat.judge.info.cost_class
+        rows = [prompt for prompt in prompts[:1000] if seat.name in panel.judges_for(prompt)][:MAX_ROWS]
         if kind != "free":
-            notes.append(f"judge '{judge.name}' was not tried: it is {kind}; only its settings were checked")
+            notes.append(f"judge '{seat.name}' was not tried: it is {kind}; only its settings were checked")
         elif rows:
-            notes += filter(None, [await _try(panel, judge, rows, complete)])
+            notes += filter(None, [await _try(panel, seat, rows, complete)])
     return notes
 
 
 async def _try(
-    panel: JudgePanel, judge: Judge, rows: Sequence[Prompt], complete: Callable[[Prompt], Sequence[Completion]]
+    panel: JudgePanel, seat: Seat, rows: Sequence[Prompt], complete: Callable[[Prompt], Sequence[Completion]]
 ) -> str:
-    """Tries one judge; what there is to say of it."""
+    """Tries one judge; returns what there is to say of it."""
     first: Verdict | None = None
     for prompt in rows:
-        verdicts = await panel.verdicts_of(judge, prompt, complete(prompt))
+        verdicts = await panel.ask(seat, prompt, complete(prompt))
         if not all(verdict.status is Status.FAILED for verdict in verdicts):
             return ""
         first = first or verdicts[0]
     assert first is not None
     problem = (
-        f"judge '{judge.name}' failed on every completion that it was tried on, the first one of prompt "
+        f"judge '{seat.name}' failed on every completion that it was tried on, the first one of prompt "
         f"{rows[0].id!r} (task {rows[0].task!r}): {first.reason}"
     )
-    if not panel.decides(judge.name):
+    if not seat.decides:
         return f"{problem}; it only watches, so the run goes on without it"
     raise ConfigError(f"{problem}; mend it, or let it score or return None (abstain) for texts that it can't read")

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamarl.judges.rules.grading import Instruction
-from llamarl.judges.rules.prompts.room import COUNTED_TWICE
-from llamarl.judges.rules.prompts.wordings import Texts, Topic
+from llamarl.tasks.instructions.catalog import Instruction
+from llamarl.tasks.instructions.room import COUNTED_TWICE
+from llamarl.tasks.instructions.wordings import Texts, Topic
 
 COMMON_LETTERS, RARE_LETTERS = "aeinorst", "jkqvwxyz"
 LATIN = ("en", "fr", "it", "pt", "es")

@@ -8,7 +8,7 @@ Whether numbers leave each other room (400 words in fewer than 3 sentences) is n
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from llamarl.judges.rules.registry import RULES
+from llamarl.tasks.instructions.catalog import IDS
 
 _ANSWER = "detectable_format:constrained_response"
 _BULLETS = "detectable_format:number_bullet_lists"
@@ -48,7 +48,7 @@ _IN_THE_LANGUAGE = {
 """Their arguments belong to the conversation's language, so the reply cannot be in another."""
 
 _TABLE: Mapping[str, set[str]] = {
-    _ANSWER: set(RULES) - _BESIDE_AN_ANSWER,
+    _ANSWER: set(IDS) - _BESIDE_AN_ANSWER,
     _LANGUAGE: {*_IN_THE_LANGUAGE, _CAPITALS, _LOWERCASE},
     # An exact phrase, a marker or a sentence to repeat has its own case.
     _CAPITALS: {_LOWERCASE, _CAPITAL_WORDS, _SECTIONS, _END, _REPEAT},
@@ -69,8 +69,8 @@ _TABLE: Mapping[str, set[str]] = {
 
 
 def _symmetric() -> dict[str, frozenset[str]]:
-    pairs = {(one, other) for one, others in _TABLE.items() for other in others} | {(id, id) for id in RULES}
-    return {id: frozenset({b for a, b in pairs if a == id} | {a for a, b in pairs if b == id}) for id in RULES}
+    pairs = {(one, other) for one, others in _TABLE.items() for other in others} | {(id, id) for id in IDS}
+    return {id: frozenset({b for a, b in pairs if a == id} | {a for a, b in pairs if b == id}) for id in IDS}
 
 
 CONFLICTS: Mapping[str, frozenset[str]] = MappingProxyType(_symmetric())

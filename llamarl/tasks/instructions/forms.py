@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llamarl.judges.rules.prompts.drafts import Draft
+from llamarl.tasks.instructions.drafts import Draft
 
 TASK = "instructions"
 """The task of training rows, for `[[tasks]]` of a recipe."""

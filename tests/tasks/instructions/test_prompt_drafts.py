@@ -10,8 +10,8 @@ from llamarl.core.errors import ConfigError
 from llamarl.data import read_prompts
 from llamarl.judges.rules import RULES, Grader, build_rule
 from llamarl.judges.rules.judge import InstructionJudge
-from llamarl.judges.rules.prompts import LANGUAGES, are_compatible, draw_draft, draw_drafts, to_conversation, to_row
-from llamarl.judges.rules.prompts.wordings import load_texts
+from llamarl.tasks.instructions import LANGUAGES, are_compatible, draw_draft, draw_drafts, to_conversation, to_row
+from llamarl.tasks.instructions.wordings import load_texts
 
 pytest.importorskip("langdetect")
 pytest.importorskip("lingua")

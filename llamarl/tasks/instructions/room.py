@@ -6,7 +6,7 @@ Estimates on the safe side, in words and sentences that a plain text would need;
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llamarl.judges.rules.grading import Instruction
+from llamarl.tasks.instructions.catalog import Instruction
 
 _Kwargs = Mapping[str, Any]
 

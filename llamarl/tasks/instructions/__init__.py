@@ -7,10 +7,10 @@ to_conversation(draft)     # {"key", "language", "turns"}: `llamarl eval multi-i
 The texts of each language are in `texts/`; `llamarl data instructions` writes files.
 """
 
-from llamarl.judges.rules.prompts.conflicts import CONFLICTS, are_compatible
-from llamarl.judges.rules.prompts.drafts import Draft, draw_draft, draw_drafts
-from llamarl.judges.rules.prompts.forms import to_conversation, to_row
-from llamarl.judges.rules.prompts.wordings import LANGUAGES
+from llamarl.tasks.instructions.conflicts import CONFLICTS, are_compatible
+from llamarl.tasks.instructions.drafts import Draft, draw_draft, draw_drafts
+from llamarl.tasks.instructions.forms import to_conversation, to_row
+from llamarl.tasks.instructions.wordings import LANGUAGES
 
 __all__ = [
     "CONFLICTS",
