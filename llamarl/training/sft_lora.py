@@ -92,7 +92,7 @@ class _AdaptedScorer(PackedScorer):
             if isinstance(projection, Joined):
                 return Joined(tuple(adapted(part) for part in projection.parts))
             layer = by_weight.get(id(projection.weight))
-            return projection if layer is None else _AdaptedDense(projection.weight, projection.bias, layer)
+            return projection if layer is None else _AdaptedDense(projection.weight, projection.bias, layer=layer)
 
         for block in self._decoder.layers:
             block.qkv, block.out = adapted(block.qkv), adapted(block.out)
