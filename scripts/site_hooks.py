@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Takes the repository's address from pyproject.toml, and adds the fence for mathematics."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    config.repo_url = project["urls"]["Repository"]
+    config.repo_url, config.repo_name = project["urls"]["Repository"], project["name"]
     fences = {"custom_fences": [{"name": "math", "class": "formula", "format": formula}]}
     config.mdx_configs["pymdownx.superfences"] = fences
     return config
@@ -87,6 +87,7 @@ def picture_uri(picture: Path) -> str:
 
 
 def formula(source: str, *_: Any, **__: Mapping[str, Any]) -> str:
-    """Turns the LaTeX of one block into MathML; lines apart by a blank line are formulas of their own."""
-    parts = [part for part in re.split(r"\n\s*\n", source.strip()) if part]
-    return "".join(f'<div class="formula">{convert(part, display="block")}</div>' for part in parts)
+    """Turns the LaTeX of one block into MathML."""
+    # What GitHub wants, in the converter's dialect.
+    latex = source.replace("{aligned}", "{align*}").replace(r"\_", "_")
+    return f'<div class="formula">{convert(latex, display="block")}</div>'
