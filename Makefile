@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 MODELS ?= $(HOME)/.cache/llamarl/models
 
-.PHONY: demo test real check clean
+.PHONY: demo test real check docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/llamarl demo
@@ -19,6 +19,9 @@ real: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+docs: $(VENV)/.dev
+	PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 # torch first and by itself, so that a CPU build is taken where pip offers one
 $(VENV)/.torch:

@@ -45,6 +45,8 @@ EXTRAS: Mapping[str, Extra] = {
     "hub": Extra(("datasets",), "data comes from files, not from the Hub"),
     "tensorboard": Extra(("tensorboard",), "no TensorBoard"),
     "trackio": Extra(("trackio",), "no Trackio"),
+    "wandb": Extra(("wandb",), "no Weights & Biases"),
+    "mlflow": Extra(("mlflow", "sqlalchemy"), "no MLflow"),
     "inspect": Extra(("inspect_ai",), "no task for Inspect"),
     "gguf": Extra(("gguf", "accelerate"), "GGUF files are not read as models"),
 }

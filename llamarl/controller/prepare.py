@@ -25,6 +25,7 @@ from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.device import describe_device, resolve_device
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
+from llamarl.report.trackers import check_trackers
 from llamarl.training.memory import total_memory
 
 _PROMPTS_MEASURED = 256
@@ -151,7 +152,9 @@ def prepare(recipe: Recipe) -> Prepared:
 
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong, where, and what to do.
+        MissingDependencyError: a tracker's package is not installed.
     """
+    check_trackers(recipe.report.trackers)
     devices = {
         "trainer": resolve_device(recipe.trainer.device, "trainer.device"),
         "generators": recipe.generator.resolved_device,

@@ -70,7 +70,17 @@ class ReportConfig(Config):
     tensorboard: bool = False
     """Also write TensorBoard events (extra `tensorboard`)."""
     trackio: str | None = None
-    """Also log to this trackio project (extra `trackio`)."""
+    """Also log to this Trackio project (extra `trackio`)."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project (extra `wandb`), offline unless `WANDB_MODE` says otherwise."""
+    mlflow: str | None = None
+    """Also log to this MLflow experiment (extra `mlflow`), in the run directory unless `MLFLOW_TRACKING_URI` is set."""
+
+    @property
+    def trackers(self) -> dict[str, str]:
+        """The project that each tracker in use logs to, by the tracker's name."""
+        named = {"trackio": self.trackio, "wandb": self.wandb, "mlflow": self.mlflow}
+        return ({"tensorboard": ""} if self.tensorboard else {}) | {name: to for name, to in named.items() if to}
 
 
 class CoverageConfig(Config):

@@ -41,7 +41,6 @@ class Reporter:
         total_steps: where the run ends.
         groups_per_step: that every step trains, of all tasks.
         rollouts_every, rollouts_per_step: see `recipe.ReportConfig`.
-        sinks: further metric sinks besides `metrics.jsonl`.
         live: the live view, if anybody looks.
     """
 
@@ -54,13 +53,12 @@ class Reporter:
         groups_per_step: int = 0,
         rollouts_every: int = 10,
         rollouts_per_step: int = 2,
-        sinks: Sequence[MetricSink] = (),
         live: LiveView | None = None,
     ) -> None:
         self.directory, self.total_steps, self.live = directory, total_steps, live
         self._ledger, self._groups_per_step = ledger, groups_per_step
         self._metrics_file = JsonlSink(directory / "metrics.jsonl")
-        self._sink = MultiSink([self._metrics_file, *sinks])
+        self._sink = MultiSink([self._metrics_file])
         self._rollouts = RolloutLog(directory / "rollouts.jsonl", rollouts_every, rollouts_per_step)
         self.timeline = Timeline(directory / "timeline.jsonl")
         self.before: Sequence[Group] = ()
@@ -163,6 +161,10 @@ class Reporter:
         """Keeps `processes.json`: which process each executor is, for people with a debugger or a kill."""
         self._processes[name] = list(pids)
         write_json(self.directory / "processes.json", self._processes)
+
+    def add_sinks(self, sinks: Sequence[MetricSink]) -> None:
+        """Writes every later record to these sinks too, and closes them with the files."""
+        self._sink = MultiSink([self._sink, *sinks])
 
     def start_clock(self) -> None:
         """The training loop begins now."""

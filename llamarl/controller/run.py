@@ -48,7 +48,7 @@ from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
 from llamarl.core.errors import CheckpointError, ExecutorLostError
 from llamarl.core.machine import usable_cores
-from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle, MetricSink
+from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle
 from llamarl.data import PromptStream
 from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
@@ -58,8 +58,8 @@ from llamarl.models.checkpoint import load_model, resolve
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
-from llamarl.report.metrics import TensorBoardSink, TrackioSink
 from llamarl.report.summary import RunSummary, write_summary
+from llamarl.report.trackers import open_trackers
 from llamarl.training.executor import TrainerExecutor
 from llamarl.training.reference import ReferenceExecutor
 from llamarl.weights import build_channel
@@ -191,6 +191,9 @@ async def _attempt(
             start.step, start.notes = "latest", ()
             ledger.rewind(version)
             reporter.restore(state, version)
+            reporter.add_sinks(
+                open_trackers(recipe.report.trackers, directory, recipe.record(), reporter.on_message, version + 1)
+            )
             controller = Controller(
                 schedule=recipe.schedule,
                 tasks=tasks,
@@ -417,11 +420,6 @@ def _evaluation(prepared: Prepared) -> Evaluation | None:
 
 @contextmanager
 def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | None) -> Iterator[Reporter]:
-    sinks: list[MetricSink] = []
-    if recipe.report.tensorboard:
-        sinks.append(TensorBoardSink(directory / "tensorboard"))
-    if recipe.report.trackio:
-        sinks.append(TrackioSink(recipe.report.trackio, directory.name))
     reporter = Reporter(
         directory,
         ledger,
@@ -429,7 +427,6 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
         groups_per_step=sum(task.prompts_per_step or 0 for task in recipe.all_tasks),
         rollouts_every=recipe.report.rollouts_every,
         rollouts_per_step=recipe.report.rollouts_per_step,
-        sinks=sinks,
         live=live,
     )
     try:

@@ -1,4 +1,4 @@
-"""Metric records: one per trainer step, always to `metrics.jsonl`, on request to TensorBoard or Trackio too.
+"""Metric records: one per trainer step, always to `metrics.jsonl`, on request to trackers too (`trackers.py`).
 
     {"step": 12, "policy_version": 12, "time": 1767225600.0, "rollout/reward/mean": 0.42, "rollout/reward/count": 128}
 
@@ -7,15 +7,12 @@ counted under `nonfinite`.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamarl.core.errors import MissingDependencyError
 from llamarl.core.protocols import MetricSink
 from llamarl.report.files import JsonlFile, read_jsonl
 from llamarl.report.names import NONFINITE, POLICY_VERSION
@@ -112,66 +109,6 @@ class JsonlSink:
     def close(self) -> None:
         """Closes the file. Idempotent."""
         self._file.close()
-
-
-class TensorBoardSink:
-    """Scalars for TensorBoard.
-
-    Args:
-        directory: of the event files.
-        first_step: events of an earlier attempt from this step on are hidden.
-
-    Raises:
-        MissingDependencyError: the extra `tensorboard` is not installed.
-    """
-
-    def __init__(self, directory: str | Path, first_step: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingDependencyError.for_extra("tensorboard", "tensorboard") from None
-        self._writer: Any = SummaryWriter(str(directory), purge_step=first_step)  # type: ignore[no-untyped-call]
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds the finite values; the count under `nonfinite` tells of the rest."""
-        for name, value in clean(metrics).items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flushes and closes the event file."""
-        self._writer.close()
-
-
-class TrackioSink:
-    """Scalars for Trackio, on this machine unless its own environment variables say otherwise.
-
-    Args:
-        project: groups runs.
-        name: of the run.
-
-    Raises:
-        MissingDependencyError: the extra `trackio` is not installed.
-    """
-
-    def __init__(self, project: str, name: str) -> None:
-        try:
-            import trackio
-        except ImportError:
-            raise MissingDependencyError.for_extra("trackio", "trackio") from None
-        self._trackio: Any = trackio
-        with redirect_stdout(sys.stderr):  # it chats, and standard output may carry `--json`
-            trackio.init(project=project, name=name, resume="allow", embed=False)
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Logs the finite values; the count under `nonfinite` tells of the rest."""
-        finite = {name: value for name, value in clean(metrics).items() if value is not None}
-        self._trackio.log(finite, step=step)
-
-    def close(self) -> None:
-        """Waits until everything is stored."""
-        with redirect_stdout(sys.stderr):
-            self._trackio.finish()
 
 
 class MultiSink:

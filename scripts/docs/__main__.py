@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from instruction_pages import instruction_pages
 from judge_settings import judge_settings
@@ -119,6 +119,8 @@ def annotation_text(annotation: Any) -> str:
     if annotation in plain:
         return plain[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return annotation_text(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in arguments)
     if origin is tuple and arguments[-1] is Ellipsis:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -7,14 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamarl.core.errors import DataError, MissingDependencyError
+from llamarl.core.errors import DataError
 from llamarl.core.protocols import MetricSink
 from llamarl.report.metrics import (
     JsonlSink,
     Meter,
     MultiSink,
-    TensorBoardSink,
-    TrackioSink,
     clean,
     column,
     read_metrics,
@@ -126,25 +123,6 @@ def test_multi_sink_cleans_for_all_and_closes_all_though_one_fails() -> None:
     with pytest.raises(OSError, match="disk full"):
         sink.close()
     assert second.is_closed
-
-
-def test_optional_sinks_name_their_extra(tmp_path: Path) -> None:
-    if importlib.util.find_spec("tensorboard") is None:
-        with pytest.raises(MissingDependencyError, match=r"llamarl\[tensorboard\]"):
-            TensorBoardSink(tmp_path)
-    if importlib.util.find_spec("trackio") is None:
-        with pytest.raises(MissingDependencyError, match=r"llamarl\[trackio\]"):
-            TrackioSink("project", "run")
-
-
-def test_tensorboard_reads_back(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    sink = TensorBoardSink(tmp_path)
-    sink.write(1, {"a/b": 1.5, "bad": math.nan})
-    sink.close()
-    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("a/b")] == [(1, 1.5)]
-    assert "bad" not in events.Tags()["scalars"]
 
 
 def test_every_mean_and_share_names_its_denominator() -> None:
