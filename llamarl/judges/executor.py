@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llamarl.core.group_judge import GroupJudge
+from llamarl.core.group_judge import GroupJudge, JudgesStatus
 from llamarl.core.records import Completion, Prompt, Sample
 from llamarl.judges.config import JudgeConfig, build_panel
 from llamarl.judges.panel import JudgePanel
@@ -62,15 +62,11 @@ class JudgeExecutor(GroupJudge):
         found = [await panel.check_canaries(during_run=during_run) for panel in self.panels.values()]
         return [problem for problems in found for problem in problems]
 
-    async def status(self) -> dict[str, float | None]:
-        """The panels' metrics since the last call, those of several tasks under `task/<name>/`.
-
-        `judge/is_degraded` is 1 while too many samples of any task go unscored.
-        """
-        metrics: dict[str, float | None] = {}
-        for name, panel in self.panels.items():
-            prefix = f"task/{name}/" if len(self.panels) > 1 else ""
-            metrics |= {prefix + key: value for key, value in panel.metrics().items()}
+    async def status(self) -> JudgesStatus:
+        """The panels' metrics since the last call, by task."""
         panels = self.panels.values()
-        metrics["judge/unscored_frac"] = max(panel.unscored_fraction for panel in panels)
-        return {**metrics, "judge/is_degraded": float(any(panel.is_degraded for panel in panels))}
+        return JudgesStatus(
+            {name: panel.metrics() for name, panel in self.panels.items()},
+            max(panel.unscored_fraction for panel in panels),
+            any(panel.is_degraded for panel in panels),
+        )
