@@ -409,13 +409,14 @@ def _run_task(recipe: Recipe, task: PreparedTask, accounted: Collection[tuple[in
 
 def _evaluation(prepared: Prepared) -> Evaluation | None:
     recipe = prepared.recipe
-    if not prepared.held_out:
+    held_out = {task.config.name: task.held_out for task in prepared.tasks}
+    if not any(held_out.values()):
         return None
     temperature = recipe.evaluation.temperature
     sampling = (
         recipe.sampling if temperature is None else recipe.sampling.model_copy(update={"temperature": temperature})
     )
-    return Evaluation(prepared.held_out, sampling, recipe.evaluation.samples_per_prompt)
+    return Evaluation(held_out, sampling, recipe.evaluation.samples_per_prompt)
 
 
 @contextmanager
