@@ -35,6 +35,10 @@ RETURN_MEAN = "train/return/mean"
 PAIR_MARGIN = "train/pair/margin"
 PAIR_ACCURACY = "train/pair/accuracy"
 PAIR_CHOSEN = "train/pair/chosen_logprob"
+MARGIN = "train/margin"
+ACCURACY = "train/accuracy"
+REWARD_CHOSEN = "train/rewards/chosen"
+REWARD_REJECTED = "train/rewards/rejected"
 KEPT = "algorithm/kept_frac"
 SKIPPED_PROMPTS = "algorithm/skipped_prompts"
 FALLBACK = "algorithm/fallback_frac"
@@ -65,6 +69,12 @@ HELD_OUT_REWARD = "eval/reward/mean"
 HELD_OUT_COUNT = "eval/reward/count"
 HELD_OUT_LENGTH = "eval/response_len/mean"
 HELD_OUT_SATISFIED = "eval/satisfied_frac"
+HELD_OUT_LOSS = "eval/loss"
+HELD_OUT_ACCURACY = "eval/accuracy"
+HELD_OUT_MARGIN = "eval/margin/mean"
+HELD_OUT_LENGTH_CORRELATION = "eval/length_correlation"
+HELD_OUT_CALIBRATION = "eval/calibration_error"
+HELD_OUT_TOKENS = "eval/tokens"
 UNSCORED = "judge/unscored_frac"
 SATISFIED = "judge/satisfied_frac"
 DEGRADED = "judge/is_degraded"
@@ -133,6 +143,21 @@ METRICS: dict[str, Metric] = {
     PAIR_CHOSEN: Metric(
         "log-prob of the better", "Mean over pairs of the better sample's log-prob per token.", "nats", "up"
     ),
+    MARGIN: Metric(
+        "margin", "Mean over preference pairs of the chosen answer's reward minus the rejected one's.", better="up"
+    ),
+    ACCURACY: Metric("accuracy", "Share of the step's pairs or labelled rows that are told rightly.", "", "up"),
+    REWARD_CHOSEN: Metric(
+        "reward of the chosen",
+        "Mean over pairs of beta log(policy / reference) of the chosen answer (dpo).",
+        "nats",
+        "up",
+    ),
+    REWARD_REJECTED: Metric(
+        "reward of the rejected",
+        "Mean over pairs of beta log(policy / reference) of the rejected answer (dpo).",
+        "nats",
+    ),
     KEPT: Metric("kept", "Share that trains upwards: of judged samples with crpg, else of judged prompts.", "", "up"),
     SKIPPED_PROMPTS: Metric("prompts skipped", "Judged prompts of the step from which nothing trains.", "prompts"),
     FALLBACK: Metric("fallbacks", "Share of judged prompts that train on their baseline response.", "", "down"),
@@ -174,6 +199,16 @@ METRICS: dict[str, Metric] = {
     HELD_OUT_SATISFIED: Metric(
         "held-out satisfied", "Share of the held-out samples that meet every constraint judge.", "", "up"
     ),
+    HELD_OUT_LOSS: Metric("held-out loss", "Mean loss of a supervised training on the held-out rows.", "nats", "down"),
+    HELD_OUT_ACCURACY: Metric("held-out accuracy", "Share of the held-out rows that are told rightly.", "", "up"),
+    HELD_OUT_MARGIN: Metric("held-out margin", "Mean margin over the held-out pairs.", better="up"),
+    HELD_OUT_LENGTH_CORRELATION: Metric(
+        "length correlation", "Pearson correlation of reward and answer tokens over the held-out answers."
+    ),
+    HELD_OUT_CALIBRATION: Metric(
+        "calibration error", "Expected gap between predicted and observed probability on held-out rows.", "", "down"
+    ),
+    HELD_OUT_TOKENS: Metric("held-out tokens", "Completion tokens behind the held-out loss of `sft`.", "tokens"),
     WATCH_REPETITION: Metric(
         "repeated phrases",
         "Share of four-word phrases that a completion had already said, mean over the step.",
