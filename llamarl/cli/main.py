@@ -14,6 +14,7 @@ from llamarl.cli import (
     demo,
     doctor,
     eval_commands,
+    fit_commands,
     judge_commands,
     model_commands,
     reward_commands,
@@ -31,6 +32,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl resume runs/NAME                            go on after a crash or Ctrl-C
   llamarl view runs/NAME                              how it goes or went
   llamarl export runs/NAME model/                     a Hugging Face checkpoint
+  llamarl sft m rows.jsonl tuned                      fine-tune on examples; llamarl dpo: on preference pairs
   llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
   llamarl judge audit --judge rewards.py:reward       can your judge be cheated?
   llamarl eval multi-if --data builtin --model m --out results
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         demo,
         run_commands,
         model_commands,
+        fit_commands,
         data_commands,
         budget_commands,
         reward_commands,

@@ -1,4 +1,4 @@
-"""generate, sft: a checkpoint by itself."""
+"""generate: a checkpoint by itself."""
 
 import argparse
 import sys
@@ -39,29 +39,6 @@ cat prompts.txt | llamarl generate MODEL -
 
     generate.add_argument("--device", default="auto", help="where the model runs, such as cuda (default auto)")
 
-    sft = add_command(
-        commands,
-        "sft",
-        run_sft,
-        help="fine-tune a checkpoint on examples",
-        examples="""
-llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
-llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear
-llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4 --device cuda
-""",
-        takes_overrides=True,
-    )
-    sft.add_argument("model", nargs="?", help=MODEL_HELP)
-    sft.add_argument(
-        "data",
-        nargs="?",
-        help="rows of {messages, tools?} or {prompt, completion, tools?}: JSONL, Parquet, CSV, a glob or a Hub id",
-    )
-    sft.add_argument("out", nargs="?", help="where the fine-tuned checkpoint goes: new, empty, or an earlier export")
-    add_template_args(sft)
-    sft.add_argument("--held-out", type=int, default=0, metavar="N", help="keep N rows to measure the loss on")
-    sft.add_argument("--list-settings", action="store_true", help="print every setting with its default")
-
 
 def run_generate(arguments: argparse.Namespace) -> int:
     """`llamarl generate`."""
@@ -100,79 +77,6 @@ def run_generate(arguments: argparse.Namespace) -> int:
             say(f"> {text}")
         for completion in done:
             say(completion.text + (" [cut at --max-tokens]" if completion.finish_reason == "length" else ""))
-    return 0
-
-
-def run_sft(arguments: argparse.Namespace) -> int:
-    """`llamarl sft`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
-    from llamarl.models.checkpoint import check_target, load_config, load_model, load_tokenizer, save_model
-    from llamarl.models.device import describe_device, resolve_device
-    from llamarl.models.template_args import parse_template_args
-    from llamarl.models.template_check import check_template
-    from llamarl.report.console import SafeConsole
-    from llamarl.training.config import SFTConfig
-    from llamarl.training.sft import SFTTrainer
-    from llamarl.training.sft_data import encode_chats, read_chats
-
-    if arguments.list_settings:
-        say(describe_settings(SFTConfig))
-        return 0
-    if arguments.out is None:
-        raise ConfigError("give MODEL DATA OUT: llamarl sft model/ data.jsonl out/")
-    settings = parse_overrides(arguments.overrides)
-    template_args = parse_template_args(settings.pop("chat_template_args", arguments.chat_template_args))
-    config = SFTConfig.parse(settings, overrides=dotted_names(settings))
-    check_target(arguments.out, arguments.model)
-    device = resolve_device(config.device)
-    if not arguments.json:
-        say(f"device: {describe_device(device)}", sys.stderr)
-    tokenizer, model_config = load_tokenizer(arguments.model, template_args), load_config(arguments.model)
-    template, chats = check_template(tokenizer, model_config), read_chats(arguments.data)
-    notes: list[str] = []
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    rows = encode_chats(chats, tokenizer, positions, tell=notes.append)
-    limits = template.met_by((messages[:-1], tools) for _, (messages, tools) in chats)
-    notes += [f"chat template: {limit}" for limit in limits]
-    for note in notes:
-        say(f"note: {note}", sys.stderr)
-    if not 0 <= arguments.held_out < len(rows):
-        raise ConfigError(f"--held-out {arguments.held_out}: the data has {len(rows)} rows, and some must train")
-    rows, held_out = rows[: len(rows) - arguments.held_out], rows[len(rows) - arguments.held_out :]
-    model, total_steps = load_model(arguments.model, device=device), config.total_steps(len(rows))
-    trainer = SFTTrainer(model, config, total_steps)
-    before = trainer.evaluate(held_out) if held_out else None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json) as progress:
-        bar = progress.add_task("sft", total=total_steps, loss=float("nan"))
-        loss = trainer.fit(rows, lambda n, metrics: progress.update(bar, completed=n, loss=metrics["train/loss"]))
-    after = trainer.evaluate(held_out) if held_out else None
-    save_model(model, tokenizer, arguments.out)
-    result = {
-        "rows": len(rows),
-        "device": device,
-        "steps": total_steps,
-        "trained_parameters": trainer.num_trained,
-        "loss": loss,
-        "held_out_loss_before": before,
-        "held_out_loss_after": after,
-        "notes": notes,
-        "directory": arguments.out,
-    }
-    if arguments.json:
-        print_json(result)
-    else:
-        change = "" if before is None else f", held-out loss {before:.4f} -> {after:.4f}"
-        scope = "" if config.lora is None else f" with {trainer.num_trained:,} adapter parameters"
-        say(f"{total_steps} steps on {len(rows)} rows{scope}{change}; written to {arguments.out}")
     return 0
 
 

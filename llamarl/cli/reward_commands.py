@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json, say
+from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skipped, show_progress
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --ma
 def run_train(arguments: argparse.Namespace) -> int:
     """`llamarl reward train`."""
     from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
-    from llamarl.training.reward_config import RewardConfig
+    from llamarl.training.objectives import RewardConfig, reward_objective
 
     if arguments.list_settings:
         say(describe_settings(RewardConfig))
@@ -97,15 +97,14 @@ def run_train(arguments: argparse.Namespace) -> int:
         )
     settings = parse_overrides(arguments.overrides)
     config = RewardConfig.parse(settings, overrides=dotted_names(settings))
-    from llamarl.training.reward_run import train_reward_model
+    from llamarl.training.fit import fit
 
-    with _progress(arguments, "reward model") as advance:
-        summary = train_reward_model(
+    with show_progress(arguments, "reward model") as advance:
+        summary = fit(
+            reward_objective("labels" if arguments.labels else "pairs", config),
             arguments.model,
             arguments.data,
             arguments.out,
-            config,
-            kind="labels" if arguments.labels else "pairs",
             eval_data=arguments.eval_data,
             split=arguments.split,
             on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
@@ -166,7 +165,7 @@ def _respond(arguments: argparse.Namespace, prompts: "Sequence[Prompt]", samplin
         ]
     )
     done: dict[int, Completion] = {}
-    with _progress(arguments, "baselines") as advance:
+    with show_progress(arguments, "baselines") as advance:
         while batcher.has_work:
             done |= {key: completions[0] for key, completions in batcher.step()}
             advance(len(done), len(prompts))
@@ -181,45 +180,14 @@ def _with_baseline(prompt: "Prompt", completion: "Completion | None") -> "Prompt
 
 
 def _describe(summary: Mapping[str, Any], out: str) -> Iterator[str]:
-    """What a user wants to know of a finished training."""
+    """Yields what a user wants to know of a finished training."""
     rows, report = summary["rows"], summary["held_out"]
-    if rows["skipped"]:
-        yield "left out       " + ", ".join(f"{count} {reason}" for reason, count in rows["skipped"].items())
+    yield from describe_skipped(rows)
     yield f"trained        {summary['steps']} steps on {rows['train']} rows in {summary['seconds']:.0f} s"
-    if report is not None:
+    if report is not None and "length_correlation" in report:
+        yield from describe_pairs(report)
+    elif report is not None:
         error = report["calibration_error"]
-        yield f"held out       accuracy {_share(report['accuracy'])}, calibration error {error:.3f}"
-    if report is not None and summary["kind"] == "pairs":
-        correlation = report["length_correlation"]
-        yield (
-            f"length         correlation {'-' if correlation is None else f'{correlation:+.2f}'}; accuracy where the "
-            f"chosen is shorter {_share(report['accuracy_where_chosen_is_shorter'])}, longer "
-            f"{_share(report['accuracy_where_chosen_is_longer'])}"
-        )
+        yield f"held out       accuracy {describe_share(report['accuracy'])}, calibration error {error:.3f}"
     yield f"model          {summary['model']} (weights of step {summary['model_step']})"
     yield f"figure         {out}/reward.png"
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    if share["value"] is None:
-        return "- (no pairs)"
-    return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['count']}"
-
-
-@contextmanager
-def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; yields what to call with what is done, the total, and a note."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from llamarl.report.console import SafeConsole
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json or arguments.quiet) as progress:
-        bar = progress.add_task(title, total=None, note="")
-        yield lambda done, total, note="": progress.update(bar, completed=done, total=total, note=note)

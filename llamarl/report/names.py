@@ -73,6 +73,21 @@ METRICS: dict[str, Metric] = {
     names.PAIR_CHOSEN: Metric(
         "log-prob of the better", "Mean over pairs of the better sample's log-prob per token.", "nats", "up"
     ),
+    names.MARGIN: Metric(
+        "margin", "Mean over preference pairs of the chosen answer's reward minus the rejected one's.", better="up"
+    ),
+    names.ACCURACY: Metric("accuracy", "Share of the step's pairs or labelled rows that are told rightly.", "", "up"),
+    names.REWARD_CHOSEN: Metric(
+        "reward of the chosen",
+        "Mean over pairs of beta log(policy / reference) of the chosen answer (dpo).",
+        "nats",
+        "up",
+    ),
+    names.REWARD_REJECTED: Metric(
+        "reward of the rejected",
+        "Mean over pairs of beta log(policy / reference) of the rejected answer (dpo).",
+        "nats",
+    ),
     names.KEPT: Metric(
         "kept", "Share that trains upwards: of judged samples with crpg, else of judged prompts.", "", "up"
     ),
@@ -126,6 +141,18 @@ METRICS: dict[str, Metric] = {
     names.HELD_OUT_SATISFIED: Metric(
         "held-out satisfied", "Share of the held-out samples that meet every constraint judge.", "", "up"
     ),
+    names.HELD_OUT_LOSS: Metric(
+        "held-out loss", "Mean loss of a supervised training on the held-out rows.", "nats", "down"
+    ),
+    names.HELD_OUT_ACCURACY: Metric("held-out accuracy", "Share of the held-out rows that are told rightly.", "", "up"),
+    names.HELD_OUT_MARGIN: Metric("held-out margin", "Mean margin over the held-out pairs.", better="up"),
+    names.HELD_OUT_LENGTH_CORRELATION: Metric(
+        "length correlation", "Pearson correlation of reward and answer tokens over the held-out answers."
+    ),
+    names.HELD_OUT_CALIBRATION: Metric(
+        "calibration error", "Expected gap between predicted and observed probability on held-out rows.", "", "down"
+    ),
+    names.HELD_OUT_TOKENS: Metric("held-out tokens", "Completion tokens behind the held-out loss of `sft`.", "tokens"),
     names.WATCH_REPETITION: Metric(
         "repeated phrases",
         "Share of four-word phrases that a completion had already said, mean over the step.",

@@ -27,8 +27,7 @@ from llamarl.report import names
 from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.tasks.demo import DEMO_CHECKPOINT
-from llamarl.training.config import SFTConfig
-from llamarl.training.reward_config import RewardConfig
+from llamarl.training.objectives import DPOConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -130,7 +129,7 @@ def check_command(words: list[str]) -> None:
     assert arguments.takes_overrides or not rest, rest
     if rest:
         overrides = parse_overrides(rest)
-        others = {"sft": SFTConfig, "reward": RewardConfig}
+        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig}
         model, base = (others[words[0]], {}) if words[0] in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 

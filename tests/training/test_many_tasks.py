@@ -8,8 +8,8 @@ from tiny_policies import samples_of, step_of, tiny_model
 
 from llamarl.algorithms import AIPOConfig, DrGRPOConfig, GRPOConfig, RLOOConfig
 from llamarl.core.errors import ConfigError
+from llamarl.scoring.packing import split_groups
 from llamarl.training.config import TrainerConfig
-from llamarl.training.packing import split_groups
 from llamarl.training.trainer import PolicyTrainer
 
 A, B = RLOOConfig(kl_coef=0.0), AIPOConfig()

@@ -1,4 +1,4 @@
-"""Rows for reward models and classifiers: preference pairs or labelled completions, in TRL's formats, without leaks.
+"""Preference pairs or labelled completions, in TRL's formats, without leaks: for reward models, classifiers and DPO.
 
     pairs     {prompt, chosen, rejected, margin?}     text or messages
               {chosen, rejected, margin?}             whole texts or conversations: their common start is the prompt
@@ -28,13 +28,19 @@ from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.data.prompts import raw_rows
 from llamarl.data.rows import BadRow, RowError, excerpt, read_tools, read_turns
-from llamarl.models.classifier import TokenIds, conversation_ids, text_ids
 from llamarl.models.tokenizer import Tokenizer
-from llamarl.training.reward_config import RewardConfig
+from llamarl.training.config import ExampleConfig
+from llamarl.training.objective import Rows, Source
+from llamarl.training.sft_rows import SFTRow, without_opened_tag
 
 Kind = Literal["pairs", "labels"]
+TokenIds = tuple[int, ...]
 Turns = list[Message]
 Tools = Sequence[Mapping[str, Any]] | None
+Encode = Callable[[Turns, Turns, Tools], tuple[TokenIds, int]]
+"""Encodes a prompt with its answer: all token ids, and how many of them are the answer's.
+
+Raises `RowError`, `DataError` or `ConfigError` for what it refuses."""
 _WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
 _ANSWER_MARK = re.compile(
     r"(?:^|\n)[#* \t]*(?:assistant|ai|bot|response|answer)[* \t]*:"
@@ -59,6 +65,11 @@ class Example:
     """Of a pair, its margin; of a labelled row, 1 or 0."""
     is_open: bool = False
     """Whether the prompt may end earlier, since it is the common start of two texts."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Answer tokens, of both answers where there are two."""
+        return sum(self.lengths)
 
     @property
     def key(self) -> str:
@@ -86,11 +97,32 @@ class ExampleData:
         return dict(Counter(row.reason for row in self.skipped).most_common())
 
 
+def read_rows(
+    data: Source, eval_data: Source | None, kind: Kind, encode: Encode, config: ExampleConfig, split: str | None
+) -> Rows[Example]:
+    """Reads the rows to train on, and splits off or reads those to measure on; no prompt is on both sides.
+
+    Raises:
+        DataError: see `read_examples`, `hold_out`, `without_leaks`.
+    """
+    train = read_examples(data, kind, encode, config, split)
+    if eval_data is None:
+        kept, held_out = hold_out(train.examples, config.held_out)
+        return Rows(kept, held_out, train.skip_counts, conversations=[((), train.has_tools)])
+    evaluation = read_examples(eval_data, kind, encode, config, split)
+    source = str(data) if isinstance(data, str | Path) else "rows"
+    kept, num_leaks = without_leaks(train, evaluation.examples, config, source)
+    skipped = train.skip_counts | {f"evaluation: {name}": n for name, n in evaluation.skip_counts.items()}
+    skipped |= {"leak": num_leaks} if num_leaks else {}
+    has_tools = train.has_tools or evaluation.has_tools
+    return Rows(kept, evaluation.examples, skipped, conversations=[((), has_tools)])
+
+
 def read_examples(
     source: str | Path | Iterable[Mapping[str, Any]],
     kind: Kind,
-    tokenizer: Tokenizer,
-    config: RewardConfig,
+    encode: Encode,
+    config: ExampleConfig,
     split: str | None = None,
 ) -> ExampleData:
     """Reads and encodes a JSONL, Parquet or CSV file, a glob, a Hub id or a list of mappings.
@@ -101,7 +133,7 @@ def read_examples(
     Raises:
         DataError: a bad row, with `config.on_bad_row="error"`; or no usable row at all.
     """
-    reader = _Reader(kind, tokenizer, config)
+    reader = _Reader(kind, encode, config.max_tokens)
     good: list[tuple[str, int, Example]] = []
     skipped: list[BadRow] = []
     for name, line, row in raw_rows(source, split):
@@ -137,7 +169,7 @@ def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], 
 
 
 def without_leaks(
-    train: ExampleData, held_out: Sequence[Example], config: RewardConfig, source: str
+    train: ExampleData, held_out: Sequence[Example], config: ExampleConfig, source: str
 ) -> tuple[list[Example], int]:
     """The training rows whose prompt is not in the evaluation data, and how many were.
 
@@ -185,7 +217,7 @@ def _same_prompts(examples: Iterable[Example]) -> dict[str, str]:
     return {key: shortest(key) for key in is_open}
 
 
-def _refuse(bad: BadRow, config: RewardConfig, skipped: list[BadRow]) -> None:
+def _refuse(bad: BadRow, config: ExampleConfig, skipped: list[BadRow]) -> None:
     if config.on_bad_row == "error":
         raise DataError(f"{bad}, or set on_bad_row='skip'")
     skipped.append(bad)
@@ -210,45 +242,90 @@ def _consistent(good: Sequence[tuple[str, int, Example]], refuse: Callable[[BadR
     return [example for _, _, example in first.values()]
 
 
-class _Reader:
-    """Encodes rows of one kind."""
+class ConversationEncoder:
+    """Encodes whole conversations as the chat template writes them, for what judges them.
 
-    def __init__(self, kind: Kind, tokenizer: Tokenizer, config: RewardConfig) -> None:
-        self._kind, self._tokenizer, self._config = kind, tokenizer, config
+    Args:
+        tokenizer: of the model.
+        is_response_only: leave out prompt and chat template.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, is_response_only: bool = False) -> None:
+        self._tokenizer, self._is_response_only = tokenizer, is_response_only
+
+    def __call__(self, prompt: Turns, answer: Turns, tools: Tools) -> tuple[TokenIds, int]:
+        """Token ids of the conversation, and how many are the answer's. Raises `RowError` or `ConfigError`."""
+        from llamarl.models.classifier import conversation_ids, text_ids
+
+        if self._is_response_only:
+            if not answer[-1].get("content"):
+                remedy = "without is_response_only it may do"
+                raise RowError("no_text", "completion", "the answer has no text", remedy)
+            ids = text_ids(self._tokenizer, answer[-1]["content"])
+            return ids, len(ids)
+        ids = conversation_ids(self._tokenizer, prompt, answer, tools)
+        return ids, max(0, len(ids) - len(self._tokenizer.encode_chat(prompt, tools)))
+
+
+class AnswerEncoder:
+    """Encodes an answer as a policy would generate it behind the prompt, for what trains the policy.
+
+    Args:
+        tokenizer: of the policy.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, prompt: Turns, answer: Turns, tools: Tools) -> tuple[TokenIds, int]:
+        """Token ids of prompt and answer, and how many are the answer's. Raises `RowError`, `DataError`, `ConfigError`.
+
+        One turn is the answer: of several, the earlier ones would differ in what the last one is given.
+        """
+        if len(answer) > 1:
+            problem = f"the answers begin to differ {len(answer)} turns before the end"
+            raise RowError("several_turns", "", problem, "let chosen and rejected differ in the last turn only")
+        messages = without_opened_tag([*prompt, *answer], tools, self._tokenizer)
+        row = SFTRow.of_chat(messages, self._tokenizer, tools)
+        if not row.prompt_ids:
+            raise RowError("no_prompt", "prompt", "the prompt has no tokens", "give it a text")
+        return (*row.prompt_ids, *row.token_ids), row.num_tokens
+
+
+class _Reader:
+    """Reads rows of one kind."""
+
+    def __init__(self, kind: Kind, encode: Encode, max_tokens: int) -> None:
+        self._kind, self._encode, self._max_tokens = kind, encode, max_tokens
         self.has_tools = False
 
     def read(self, row: dict[str, Any] | RowError) -> Example:
+        """Reads and encodes one row. Raises `RowError`."""
         if isinstance(row, RowError):
             raise row
         row = {name: value for name, value in row.items() if value is not None}
-        prompt, answers, target = _pair(row) if self._kind == "pairs" else _labelled(row)
+        prompt, answers, target = _read_pair(row) if self._kind == "pairs" else _read_labelled(row)
         tools = read_tools(row.get("tools"))
         self.has_tools = self.has_tools or bool(tools)
         try:
-            sequences = tuple(self._encode(prompt, answer, tools) for answer in answers)
-            start = 0 if self._config.is_response_only else len(self._tokenizer.encode_chat(prompt, tools))
+            encoded = [self._encode(prompt, answer, tools) for answer in answers]
         except ConfigError as error:
             raise RowError("template", "", str(error), "change the messages") from None
-        if (longest := max(map(len, sequences))) > self._config.max_tokens:
-            raise RowError("too_long", "", f"{longest} tokens", f"max_tokens is {self._config.max_tokens}; raise it")
+        except DataError as error:
+            raise RowError("answer", "", str(error), "mend or remove the row") from None
+        sequences, lengths = tuple(ids for ids, _ in encoded), tuple(length for _, length in encoded)
+        if (longest := max(map(len, sequences))) > self._max_tokens:
+            raise RowError("too_long", "", f"{longest} tokens", f"max_tokens is {self._max_tokens}; raise it")
         if len(set(sequences)) < len(sequences):
             raise RowError("equal_answers", "", "chosen and rejected are equal", "remove the row")
-        lengths = tuple(max(0, len(ids) - start) for ids in sequences)
         told, is_open = prompt, False
         if "prompt" not in row and isinstance(row["chosen"], str):
             told, is_open = _sure_start(prompt[0]["content"], answers)
         return Example(sequences, lengths, _prompt_key(told, tools), target, is_open)
 
-    def _encode(self, prompt: Turns, answer: Turns, tools: Tools) -> TokenIds:
-        if self._config.is_response_only:
-            if not answer[-1].get("content"):
-                raise RowError("no_text", "completion", "the answer has no text", "without is_response_only it may do")
-            return text_ids(self._tokenizer, answer[-1]["content"])
-        return conversation_ids(self._tokenizer, prompt, answer, tools)
 
-
-def _pair(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
-    """Prompt, both answers, margin."""
+def _read_pair(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
+    """Reads prompt, both answers and margin of a preference pair."""
     for field in ("chosen", "rejected"):
         if field not in row:
             raise RowError("missing_field", field, f"fields are {sorted(row)}", "a pair has 'chosen' and 'rejected'")
@@ -286,8 +363,8 @@ def _chat_pair(prompt: Any, chosen: Turns, rejected: Turns) -> tuple[Turns, list
     return chosen[:shared], [chosen[shared:], rejected[shared:]]
 
 
-def _labelled(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
-    """Prompt, the one answer, label."""
+def _read_labelled(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
+    """Reads prompt, answer and label of a labelled row."""
     for field in ("prompt", "completion", "label"):
         if field not in row:
             raise RowError("missing_field", field, f"fields are {sorted(row)}", "give prompt, completion and label")

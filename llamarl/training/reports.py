@@ -5,9 +5,8 @@ Shape legend: N rows.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import StatisticsError, correlation
-from typing import Any
 
 from llamarl.functional.preference import (
     Bin,
@@ -99,9 +98,6 @@ class LabelReport:
         }
 
 
-Report = PairReport | LabelReport
-
-
 def report_pairs(chosen: Sequence[float], rejected: Sequence[float], lengths: Sequence[tuple[int, int]]) -> PairReport:
     """Measures scored pairs.
 
@@ -149,11 +145,6 @@ def report_labels(logits: Sequence[float], labels: Sequence[float]) -> LabelRepo
         calibration_error=calibration_error(bins),
         bins=bins,
     )
-
-
-def as_dict(report: Report) -> dict[str, Any]:
-    """The report as plain JSON values."""
-    return asdict(report)
 
 
 def _share_metrics(share: Share) -> dict[str, float | None]:

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from llamarl.functional.logprobs import token_entropy, token_logprobs
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
-from llamarl.training.joined import join_projections
-from llamarl.training.packing import Packed, TokenRow, split_packed, split_padded
+from llamarl.scoring.adapters import prepare_projections
+from llamarl.scoring.packing import Packed, TokenRow, split_packed, split_padded
 
 MAX_LOGITS = 2**26
 """Most logits held at once (256 MB in float32); beyond that the output head runs in pieces and is recomputed."""
@@ -55,7 +55,7 @@ class PackedScorer:
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
-        self._decoder, self._temperature = join_projections(Decoder.live(model.eval())), temperature
+        self._decoder, self._temperature = prepare_projections(Decoder.live(model.eval()), model), temperature
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
@@ -151,6 +151,27 @@ def build_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
     """The packed scorer, or the padded one for models the packed decoder does not know."""
     config: Any = model.config
     return PaddedScorer(model, temperature) if why_unsupported(config) else PackedScorer(model, temperature)
+
+
+class LogprobScorer:
+    """Log-probs of completions and nothing else, `[S]`, in the precision of a training.
+
+    Args:
+        model: any Hugging Face causal language model, with or without adapters.
+        precision: `fp32` or `bf16`, of the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
+        self._model, self._precision, self._score = model, precision, build_scorer(model)
+
+    def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
+        """`[S]` float32: the completion tokens of the rows, row after row."""
+        with autocast(self._model, self._precision):
+            return self._score(rows).logprobs
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices that cost at most `max_tokens` each; every index once."""
+        return self._score.split(rows, max_tokens)
 
 
 def autocast(model: nn.Module, precision: str) -> AbstractContextManager[object]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from llamarl.core.errors import ConfigError
 from llamarl.models.classifier import PaddedClassifier, TokenIds, live_decoder, without_padding
 from llamarl.models.decoder import why_unsupported
-from llamarl.training.joined import join_projections
-from llamarl.training.packing import Packed
+from llamarl.scoring.adapters import prepare_projections
+from llamarl.scoring.packing import Packed
 
 Conversations = tuple[TokenIds, ...]
 """Alternatives that begin alike: the chosen and the rejected one, or a single one."""
@@ -45,7 +45,7 @@ class PackedConversations:
 
     def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
         config: Any = model.config
-        self._decoder = join_projections(live_decoder(model.eval()))
+        self._decoder = prepare_projections(live_decoder(model.eval()), model)
         self._pad_id: int | None = config.pad_token_id
         self._is_half = precision == "bf16"
 
