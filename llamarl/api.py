@@ -322,8 +322,8 @@ def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[
     """
     from llamarl.core.loops import run_async
     from llamarl.judges.config import JudgeConfig
-    from llamarl.judges.rows import read_completions
-    from llamarl.judges.runner import close_panel, equal_panel, judge_rows, records_of
+    from llamarl.judges.lab.rows import read_completions
+    from llamarl.judges.lab.runner import equal_panel, judge_rows, records_of
 
     if max_in_flight < 1:
         raise ConfigError(f"max_in_flight={max_in_flight}: give at least 1")
@@ -338,7 +338,7 @@ def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[
         try:
             samples = await judge_rows(panel, read, max_in_flight=max_in_flight)
         finally:
-            await close_panel(panel)
+            await panel.aclose()
         return [record for row, judged in zip(read, samples, strict=True) for record in records_of(row, judged)]
 
     return run_async(work())

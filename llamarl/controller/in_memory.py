@@ -13,8 +13,8 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError
 from llamarl.data import write_jsonl
 from llamarl.data.memory import Rows
-from llamarl.judges.config import JudgeConfig
 from llamarl.judges.adapter import function_name
+from llamarl.judges.config import JudgeConfig
 
 
 def write_rows(recipe: Recipe, directory: Path) -> Recipe:

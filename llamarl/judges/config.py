@@ -22,8 +22,8 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
 from llamarl.core.loading import name_object
 from llamarl.core.paths import absolute, absolute_object
-from llamarl.judges.combine import Role
 from llamarl.judges.adapter import function_name
+from llamarl.judges.combine import Role
 from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.resolve import load_judge
