@@ -204,11 +204,11 @@ async def _attempt(
                 if checkpoint:
                     store.forget_after(str(version))
                 _write_records(prepared, directory)
+            ledger.rewind(version)
+            reporter.restore(state, version)
             for note in start.notes:
                 reporter.on_message(note)
             start.notes = ()
-            ledger.rewind(version)
-            reporter.restore(state, version)
             reporter.add_sinks(
                 open_trackers(recipe.report.trackers, directory, recipe.record(), reporter.on_message, version + 1)
             )
