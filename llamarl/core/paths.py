@@ -3,9 +3,9 @@
 import glob
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 
 def absolute(name: str, folder: str | Path = "") -> str:
@@ -26,7 +26,11 @@ def full_path(name: str) -> Path:
     return Path(name).absolute()
 
 
-FileName = Annotated[str, AfterValidator(absolute)]
+def _as_text(name: Any) -> Any:
+    return os.fspath(name) if isinstance(name, os.PathLike) else name
+
+
+FileName = Annotated[str, BeforeValidator(_as_text), AfterValidator(absolute)]
 """A setting that may name a file or directory; absolute from when the config is built, if it is there then."""
 
 ObjectName = Annotated[str, AfterValidator(absolute_object)]

@@ -132,7 +132,8 @@ def annotation_text(annotation: Any) -> str:
         return f"list of {len(arguments)} {annotation_text(arguments[0])}s"
     if origin is dict:
         return f"table of {annotation_text(arguments[1])}s" if annotation_text(arguments[1]) else "table"
-    return " or ".join(annotation_text(argument) for argument in arguments if argument is not NoneType)
+    texts = [annotation_text(argument) for argument in arguments if argument is not NoneType]
+    return " or ".join(filter(None, texts))  # a file holds no objects of a program
 
 
 def default_text(field: FieldInfo) -> str:
