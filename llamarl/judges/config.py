@@ -1,4 +1,4 @@
-"""What a recipe says of a judge, and the judge or panel built from it.
+"""Settings of a judge in a recipe, and the judge, seat or panel built from them.
 
 [[judges]]
 function = "rewards.py:helpful"
@@ -35,18 +35,18 @@ class JudgeConfig(Config):
     function: str
     """`module:function`, `path/to/file.py:function`, or a shipped judge's name, such as `llm` or `format`."""
     name: str | None = None
-    """In verdicts and metrics; default: the judge's or function's own."""
+    """Name in verdicts and metrics; default: the judge's or function's own."""
     settings: dict[str, Any] | None = None
     """Keywords for `function`, which is then a class or a function that builds a judge."""
     role: Role = "reward"
     """`reward`: its score counts; `constraint`: it must pass, its score counts nowhere; `watch`: it is only logged."""
     weight: float = Field(default=1.0, ge=0.0)
-    """In the weighted mean of the reward judges; a judge of weight 0 only watches."""
+    """Weight in the mean of the reward judges; a judge of weight 0 only watches."""
     share: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Of the groups that it sees; below 1 for a judge that only watches and costs much."""
+    """Share of the groups that it sees; below 1 for a judge that only watches and costs much."""
     timeout_seconds: float = Field(default=60.0, gt=0.0)
-    """With threads for a whole group, with processes for one completion. `math`, `code` and `llm` have deadlines of
-    their own, in their settings."""
+    """Deadline: with threads for a whole group, with processes for one completion. `math`, `code` and `llm` have
+    deadlines of their own, in their settings."""
     isolation: Literal["thread", "process"] = "thread"
     """`process` for functions that may hang or crash: they are killed at the deadline."""
     workers: int = Field(default=2, ge=1)
@@ -90,7 +90,7 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     settings = values.get("settings")
     is_local = isinstance(settings, Mapping) and "base_url" not in settings
 
-    def located(value: Any) -> Any:
+    def complete(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         name, colon, attribute = value.partition(":")
@@ -103,7 +103,7 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(values.get(key), str):
             full[key] = locate(values[key], folder)
     if isinstance(settings, Mapping):
-        full["settings"] = {key: located(value) for key, value in settings.items()}
+        full["settings"] = {key: complete(value) for key, value in settings.items()}
     return full
 
 

@@ -1,4 +1,4 @@
-"""What the judges share that run a classifier on this machine: batching, limits, failures, time."""
+"""Base of the judges that run a classifier on this machine: batching, limits, failures, time."""
 
 import functools
 import math

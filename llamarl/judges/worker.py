@@ -51,12 +51,12 @@ _BOOT = (
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a slot is to do: judge one completion; or, without a message, have its worker ready."""
+    """A task of a slot: to judge one completion; or, without a message, to have its worker ready."""
 
     future: "Future[dict[str, Any]]"
     message: bytes | None = None
     barrier: threading.Barrier | None = None
-    """Where a slot waits afterwards, so that of several equal jobs each slot takes one."""
+    """Barrier at which a slot waits afterwards, so that of several equal jobs each slot takes one."""
 
 
 class ProcessJudge(Judge):

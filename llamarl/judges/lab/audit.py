@@ -1,4 +1,4 @@
-"""How often does a judge pass what deserves nothing?
+"""Audit: how often does a judge pass what deserves nothing?
 
     report = await audit(panel, shipped_rows(panel))
     report[0].rate, report[0].upper          # false-positive rate and its 95 % bound
@@ -34,7 +34,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one judge made of one kind of attack."""
+    """Verdicts of one judge on one kind of attack, counted."""
 
     judge: str
     attack: str
@@ -184,7 +184,7 @@ def _result(judge: Judge, kind: str, judged: Sequence[tuple[str, Verdict]]) -> A
 
 
 def overall(results: Sequence[AttackResult]) -> list[AttackResult]:
-    """Per judge, all attacks together (`good` replies aside)."""
+    """Returns for each judge all attacks together (`good` replies aside)."""
     totals = []
     for judge in dict.fromkeys(result.judge for result in results):
         mine = [result for result in results if result.judge == judge and result.attack != GOOD]
@@ -195,7 +195,7 @@ def overall(results: Sequence[AttackResult]) -> list[AttackResult]:
 
 
 def problems(results: Sequence[AttackResult], max_rate: float = MAX_RATE) -> list[str]:
-    """What speaks against trusting the judges, a sentence each; the limit holds for every kind of attack by itself."""
+    """Returns what speaks against trusting the judges, in sentences; the limit holds for each kind of attack."""
     found: list[str] = []
     for total in overall(results):
         mine = [result for result in results if result.judge == total.judge]
@@ -212,7 +212,7 @@ def problems(results: Sequence[AttackResult], max_rate: float = MAX_RATE) -> lis
 
 
 def _problem(result: AttackResult, max_rate: float) -> str:
-    """What is wrong with one row of the report; empty where nothing is."""
+    """Returns what is wrong with one row of the report; empty where nothing is."""
     judge, is_good = f"judge '{result.judge}'", result.attack == GOOD
     if result.rate is None:
         what = "good replies" if is_good else f"replies of the attack {result.attack}"

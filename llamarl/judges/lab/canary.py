@@ -70,14 +70,14 @@ def read_canaries(path: str | Path) -> tuple[Canary, ...]:
 
 @dataclass
 class _Look:
-    """What a judge made of its canaries the last time."""
+    """Outcome of a judge's last look at its canaries."""
 
     num_groups: int = 0
     """Groups that the panel had judged then."""
     error_rate: float | None = None
     """Share of the canaries judged wrongly, of those judged; None where none was."""
     wrong: frozenset[int] = frozenset()
-    """Which of them got a wrong verdict."""
+    """Indices of the canaries that got a wrong verdict."""
 
 
 class CanaryWatch:
