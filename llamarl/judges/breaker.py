@@ -34,7 +34,7 @@ class CircuitBreaker:
             return True
         if self._clock() < self._next_try:
             return False
-        self._next_try = self._clock() + self._seconds
+        self._next_try = self._clock() + self._seconds  # set now: this one try may never report back
         return True
 
     def note_success(self) -> None:

@@ -35,6 +35,7 @@ class Channel:
         pieces = bytearray()
         while len(pieces) < count:
             try:
+                # Of each piece anew, or a sender that trickles would never be late; 0 would mean "do not block".
                 self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-6))
                 piece = self._socket.recv(min(count - len(pieces), 1 << 20))
             except OSError as error:

@@ -213,7 +213,7 @@ class JudgePanel:
         for attempt in range(self._max_retries):
             try:
                 return await judge.judge(prompt, completions)
-            except JudgeError:
+            except JudgeError:  # a random pause, or all groups that a server refused would come back at once
                 await asyncio.sleep(self._retry_seconds * 2**attempt * self._jitter.uniform(0.5, 1.5))
         return await judge.judge(prompt, completions)
 
@@ -223,7 +223,7 @@ class JudgePanel:
             return await work
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task}, timeout=timeout_seconds)
+            await asyncio.wait({task}, timeout=timeout_seconds)  # `wait_for` would wait for the cancelled judge, too
             if task.done():
                 return task.result()
             raise _DeadlineError(f"timed out after {timeout_seconds:g} s")

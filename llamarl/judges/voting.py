@@ -154,11 +154,11 @@ class VotingJudge(Judge):
         self._math.check(prompt)
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion."""
+        """Returns one verdict per completion."""
         votes = [read_vote(completion.text) for completion in completions]
-        verdicts = await self._math.judge(
-            prompt, [replace(c, text=_statement(vote)) for c, vote in zip(completions, votes, strict=True)]
-        )
+        answers = ["" if vote.answer is None else f"\\boxed{{{vote.answer}}}" for vote in votes]
+        said = [replace(completion, text=text) for completion, text in zip(completions, answers, strict=True)]
+        verdicts = await self._math.judge(prompt, said)
         return [_with_form(verdict, vote) for verdict, vote in zip(verdicts, votes, strict=True)]
 
     def close(self) -> None:
@@ -211,10 +211,6 @@ def _tally(answers: Sequence[str | None]) -> list[tuple[str, int]]:
 
 def _is_same(one: str, other: str) -> bool:
     return one == other or clean(one) == clean(other) or answers_equal(one, other)
-
-
-def _statement(vote: Vote) -> str:
-    return "" if vote.answer is None else f"\\boxed{{{vote.answer}}}"
 
 
 def _with_form(verdict: Verdict, vote: Vote) -> Verdict:

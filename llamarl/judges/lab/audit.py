@@ -63,12 +63,12 @@ class AttackResult:
 
 
 def read_audit_rows(source: str | Path) -> list[CompletionRow]:
-    """Rows to attack, with optional `completion` and `good` columns. Raises `DataError` for a bad one."""
+    """Reads rows to attack, with optional `completion` and `good` columns. Raises `DataError` for a bad one."""
     return read_completions(source, aside=("good",), needs_completion=False)
 
 
 def shipped_rows(panel: JudgePanel) -> list[CompletionRow]:
-    """The shipped prompts that fit each judge of the panel, each row for one judge.
+    """Returns the shipped prompts that fit each judge of the panel, each row for one judge.
 
     Raises:
         ConfigError: none fits a judge.
@@ -131,7 +131,7 @@ async def audit(
             raise ConfigError(f"attack {name!r}: no row has a reply for it; give rows with 'completion'")
     judged = await judge_rows(
         panel,
-        [_with(row, trial) for row, trial in zip(rows, trials, strict=True)],
+        [replace(row, completions=tuple(text for _, text in trial)) for row, trial in zip(rows, trials, strict=True)],
         max_in_flight=max_in_flight,
         on_done=on_done,
     )
@@ -151,12 +151,8 @@ async def audit(
     ]
 
 
-def _with(row: CompletionRow, trial: Sequence[tuple[str, str]]) -> CompletionRow:
-    return CompletionRow(row.source, row.line, row.prompt, tuple(text for _, text in trial))
-
-
 def _trials(row: CompletionRow, kinds: Sequence[str]) -> list[tuple[str, str]]:
-    """(kind, reply) pairs to try on the row's prompt."""
+    """Returns (kind, reply) pairs to try on the row's prompt."""
     replies: dict[str, Sequence[str]] = {name: make(row.prompt) for name, make in ATTACKS.items()}
     replies[KNOWN_BAD] = row.completions
     replies[INJECTED_BAD] = [text for bad in row.completions for text in with_injections(bad)]

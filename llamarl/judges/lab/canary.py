@@ -119,7 +119,7 @@ class CanaryWatch:
         return {f"judge/{name}/canary_error_rate": look.error_rate for name, look in self._looks.items()}
 
     async def _ask(self, seat: Seat) -> list[Verdict]:
-        limit = asyncio.Semaphore(MAX_IN_FLIGHT)
+        limit = asyncio.Semaphore(MAX_IN_FLIGHT)  # during a run the judge has groups to judge beside these
 
         async def ask(canary: Canary) -> Verdict:
             async with limit:

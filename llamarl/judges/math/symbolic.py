@@ -105,19 +105,14 @@ class SymbolicJudge(Judge):
 
     name = "math-verify"
 
-    def __setstate__(self, state: Any) -> None:
-        import math_verify  # type: ignore[import-untyped]  # noqa: F401  # here, so that a worker's start pays for the import and not the first call
-
-    def __getstate__(self) -> dict[str, bool]:
-        return {"is_worker": True}  # an empty state would not be restored
+    def load(self) -> None:
+        """Imports math-verify, so that a worker's start pays for it and not the first call."""
+        import math_verify  # type: ignore[import-untyped]  # noqa: F401
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion; both texts are cleaned and bounded."""
-        return [_verdict(symbolically_equal(prompt.answer, completion.text)) for completion in completions]
-
-
-def _verdict(is_equal: bool) -> Verdict:
-    return Verdict.scored(float(is_equal), passed=is_equal)
+        """Returns one verdict per completion; both texts are cleaned and bounded."""
+        equal = [symbolically_equal(prompt.answer, completion.text) for completion in completions]
+        return [Verdict.scored(float(is_equal), passed=is_equal) for is_equal in equal]
 
 
 def symbolically_equal(reference: str, candidate: str) -> bool:
