@@ -24,9 +24,9 @@ from llamarl.core.paths import absolute, absolute_object
 from llamarl.judges.combine import Role
 from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.seat import Seat
-from llamarl.judges.worker import ProcessJudge
 
 
 class JudgeConfig(Config):

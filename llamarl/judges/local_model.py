@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import with_seconds
+from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.threads import run_in_thread
 from llamarl.models.classifier import LazyClassifier, TokenIds
 

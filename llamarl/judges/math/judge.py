@@ -29,14 +29,14 @@ from typing import Literal, get_args
 from llamarl.core.errors import ConfigError, MissingDependencyError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Status, Verdict, text_completion
-from llamarl.judges.adapter import with_seconds
+from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import compare_answers
 from llamarl.judges.math.extract import Found, extract_answer, find_answer, last_final_answer
 from llamarl.judges.math.read import is_numeral, is_readable, says_something, without_label
 from llamarl.judges.math.symbolic import SymbolicJudge, algebra_pair, check_installed, is_algebra
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.threads import run_in_thread
-from llamarl.judges.worker import ProcessJudge
 
 AnswerFormat = Literal["any", "boxed", "final_answer"]
 

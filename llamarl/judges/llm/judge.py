@@ -34,11 +34,11 @@ from pydantic import Field, model_validator
 from llamarl.core.errors import ConfigError, EndpointError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Message, Prompt, Status, Verdict
-from llamarl.judges.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
-from llamarl.judges.answers import VERSION as READER_VERSION
-from llamarl.judges.breaker import CircuitBreaker
-from llamarl.judges.cache import VerdictCache, content_key
-from llamarl.judges.templates import Way, load_template
+from llamarl.judges.llm.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
+from llamarl.judges.llm.answers import VERSION as READER_VERSION
+from llamarl.judges.llm.breaker import CircuitBreaker
+from llamarl.judges.llm.cache import VerdictCache, content_key
+from llamarl.judges.llm.templates import Way, load_template
 from llamarl.judges.threads import run_in_thread
 from llamarl.models.endpoint import ChatEndpoint, ChatReply, EndpointConfig, api_key
 
@@ -55,7 +55,8 @@ class LLMJudgeConfig(EndpointConfig):
     """Settings of an LLM judge: who judges, what it is asked, and what that may cost."""
 
     template: str
-    """`false_refusal`, `factuality`, `safety`, `rubric`, or the path of a TOML file like those in `judges/prompts`."""
+    """`false_refusal`, `factuality`, `safety`, `rubric`, or the path of a TOML file like those in
+    `judges/llm/prompts`."""
     way: Way | None = None
     """`probability` or `json`; None: the template's."""
     criteria: str | None = None

@@ -33,7 +33,7 @@ from typing import Any
 from llamarl.core.errors import ConfigError, JudgeError, boundary
 from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Status, Verdict
-from llamarl.judges.channel import Channel
+from llamarl.judges.process.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
 
 START_SECONDS = 60.0
@@ -45,7 +45,7 @@ KILL_SECONDS = 10.0
 
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from llamarl.judges.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "from llamarl.judges.process.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 
 

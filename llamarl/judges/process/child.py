@@ -19,8 +19,8 @@ from typing import Any
 
 from llamarl.core.errors import JudgeError, LlamaRLError, boundary
 from llamarl.core.judge import Judge
-from llamarl.judges.adapter import FunctionAdapter
-from llamarl.judges.channel import Channel
+from llamarl.judges.adapters.base import FunctionAdapter
+from llamarl.judges.process.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
 
 PARENT_POLL_SECONDS = 1.0

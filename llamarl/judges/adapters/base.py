@@ -82,7 +82,7 @@ async def _attempt_async(function: Any, call: Callable[[], Awaitable[Any]], read
 
 
 def to_verdict(value: Any) -> Verdict:
-    """Reads a judge function's return value as a verdict (table in `judges.function`)."""
+    """Reads a judge function's return value as a verdict (table in `adapters.function`)."""
     if isinstance(value, Verdict):
         return value
     if value is None:

@@ -26,7 +26,7 @@ from typing import Any, get_origin
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import (
+from llamarl.judges.adapters.base import (
     FunctionAdapter,
     Read,
     chosen_keywords,

@@ -1,4 +1,4 @@
-from llamarl.judges.breaker import CircuitBreaker
+from llamarl.judges.llm.breaker import CircuitBreaker
 
 
 class Clock:
