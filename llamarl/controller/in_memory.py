@@ -13,7 +13,7 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError
 from llamarl.data import write_jsonl
 from llamarl.data.memory import Rows
-from llamarl.judges.adapter import function_name
+from llamarl.judges.adapters.base import function_name
 from llamarl.judges.config import JudgeConfig
 
 

@@ -1,4 +1,4 @@
-"""What a recipe says of a judge, and the judge or panel built from it.
+"""Settings of a judge in a recipe, and the judge, seat or panel built from them.
 
 [[judges]]
 function = "rewards.py:helpful"
@@ -22,13 +22,13 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
 from llamarl.core.loading import name_object
 from llamarl.core.paths import absolute, absolute_object
-from llamarl.judges.adapter import function_name
+from llamarl.judges.adapters.base import function_name
 from llamarl.judges.combine import Role
 from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.seat import Seat
-from llamarl.judges.worker import ProcessJudge
 
 IN_MEMORY = "in memory: "
 """Before the name of a judge that a recipe file can only name, in place of its `function`."""
@@ -49,18 +49,18 @@ class JudgeConfig(Config):
     """`module:function`, `path/to/file.py:function`, or a shipped judge's name, such as `llm` or `format`. In a program
     also the function itself."""
     name: str | None = None
-    """In verdicts and metrics; default: the judge's or function's own."""
+    """Name in verdicts and metrics; default: the judge's or function's own."""
     settings: dict[str, Any] | None = None
     """Keywords for `function`, which is then a class or a function that builds a judge."""
     role: Role = "reward"
     """`reward`: its score counts; `constraint`: it must pass, its score counts nowhere; `watch`: it is only logged."""
     weight: float = Field(default=1.0, ge=0.0)
-    """In the weighted mean of the reward judges; a judge of weight 0 only watches."""
+    """Weight in the mean of the reward judges; a judge of weight 0 only watches."""
     share: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Of the groups that it sees; below 1 for a judge that only watches and costs much."""
+    """Share of the groups that it sees; below 1 for a judge that only watches and costs much."""
     timeout_seconds: float = Field(default=60.0, gt=0.0)
-    """With threads for a whole group, with processes for one completion. `math`, `code` and `llm` have deadlines of
-    their own, in their settings."""
+    """Deadline: with threads for a whole group, with processes for one completion. `math`, `code` and `llm` have
+    deadlines of their own, in their settings."""
     isolation: Literal["thread", "process"] = "thread"
     """`process` for functions that may hang or crash: they are killed at the deadline."""
     workers: int = Field(default=2, ge=1)
@@ -133,7 +133,7 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     settings = values.get("settings")
     is_local = isinstance(settings, Mapping) and "base_url" not in settings
 
-    def located(value: Any) -> Any:
+    def complete(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         name, colon, attribute = value.partition(":")
@@ -146,7 +146,7 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(values.get(key), str):
             full[key] = locate(values[key], folder)
     if isinstance(settings, Mapping):
-        full["settings"] = {key: located(value) for key, value in settings.items()}
+        full["settings"] = {key: complete(value) for key, value in settings.items()}
     return full
 
 

@@ -16,17 +16,17 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, LlamaRLError, boundary
 from llamarl.core.judge import Judge
 from llamarl.core.loading import load_object
-from llamarl.judges.adapter import function_name
-from llamarl.judges.function import FunctionJudge
-from llamarl.judges.trl import TRLJudge
-from llamarl.judges.verifiers import VerifiersJudge, is_reward_function, is_rubric
-from llamarl.judges.verl import VerlJudge
+from llamarl.judges.adapters.base import function_name
+from llamarl.judges.adapters.function import FunctionJudge
+from llamarl.judges.adapters.trl import TRLJudge
+from llamarl.judges.adapters.verifiers import VerifiersJudge, is_reward_function, is_rubric
+from llamarl.judges.adapters.verl import VerlJudge
 
 SHIPPED = {
     "classifier": "llamarl.judges.classifier:ClassifierJudge",
     "code": "llamarl.judges.code.judge:CodeJudge",
     "instructions": "llamarl.judges.rules.judge:InstructionJudge",
-    "llm": "llamarl.judges.llm:LLMJudge",
+    "llm": "llamarl.judges.llm.judge:LLMJudge",
     "math": "llamarl.judges.math.judge:MathJudge",
     "reward_model": "llamarl.judges.reward_model:RewardModel",
 }

@@ -17,7 +17,7 @@ import llamarl
 from llamarl.api import Changes, Sections
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import CheckpointError, ConfigError, DataError, JudgeError, LlamaRLError
-from llamarl.judges.function import FunctionJudge
+from llamarl.judges.adapters.function import FunctionJudge
 from llamarl.recipes import recipe_path
 from llamarl.report.summary import read_summary
 from llamarl.tasks.demo import DEMO_CHECKPOINT

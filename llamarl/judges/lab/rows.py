@@ -28,7 +28,7 @@ class CompletionRow:
     """Columns that the reader was asked to set aside, where the row has them."""
 
     def error(self, field: str, problem: str, remedy: str) -> DataError:
-        """What is wrong with this row."""
+        """Makes the error that names this row."""
         return DataError(str(RowError("", field, problem, remedy).at(self.source, self.line)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import (
+from llamarl.judges.adapters.base import (
     FunctionAdapter,
     check_callable,
     chosen_keywords,

@@ -16,7 +16,7 @@ from llm_judges import BAD, GOOD, NO, PROMPT, YES, ask, judge
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt, Status, Verdict
 from llamarl.judges import JudgeConfig, JudgePanel, Seat, build_panel, load_judge, text_completion
-from llamarl.judges.llm import LLMJudge
+from llamarl.judges.llm.judge import LLMJudge
 from llamarl.testing import run_virtual
 
 
@@ -279,5 +279,5 @@ def test_over_a_real_socket() -> None:
 
 
 def test_imports_without_torch() -> None:
-    code = "import sys, json, llamarl.judges.llm; print(json.dumps('torch' in sys.modules))"
+    code = "import sys, json, llamarl.judges.llm.judge; print(json.dumps('torch' in sys.modules))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) is False

@@ -34,32 +34,33 @@ from pydantic import Field, model_validator
 from llamarl.core.errors import ConfigError, EndpointError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Message, Prompt, Status, Verdict
-from llamarl.judges.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
-from llamarl.judges.answers import VERSION as READER_VERSION
-from llamarl.judges.breaker import CircuitBreaker
-from llamarl.judges.cache import VerdictCache, content_key
-from llamarl.judges.templates import Way, load_template
+from llamarl.judges.llm.answers import MIN_MASS, SCHEMA, json_verdict, token_verdict
+from llamarl.judges.llm.answers import VERSION as READER_VERSION
+from llamarl.judges.llm.breaker import CircuitBreaker
+from llamarl.judges.llm.cache import VerdictCache, content_key
+from llamarl.judges.llm.templates import Way, load_template
 from llamarl.judges.threads import run_in_thread
 from llamarl.models.endpoint import ChatEndpoint, ChatReply, EndpointConfig, api_key
 
 BYTES_PER_TOKEN = 3.0
-"""For the cost where the server does not count tokens: on the dear side for English."""
+"""Bytes that count as a token where the server does not count: on the dear side for English."""
 POLL_SECONDS = 0.5
-"""Between two looks at whether a server that was down is back."""
+"""Seconds between two looks at whether a server that was down is back."""
 ASK_AGAIN = "That was not one JSON object with reason, score and passed. Answer again: the object alone, no other text."
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class LLMJudgeConfig(EndpointConfig):
-    """Which model judges, what it is asked, and what that may cost."""
+    """Settings of an LLM judge: who judges, what it is asked, and what that may cost."""
 
     template: str
-    """`false_refusal`, `factuality`, `safety`, `rubric`, or the path of a TOML file like those in `judges/prompts`."""
+    """`false_refusal`, `factuality`, `safety`, `rubric`, or the path of a TOML file like those in
+    `judges/llm/prompts`."""
     way: Way | None = None
     """`probability` or `json`; None: the template's."""
     criteria: str | None = None
-    """What `rubric` grades by, or guidelines in place of those of `safety`."""
+    """Criteria that `rubric` grades by, or guidelines in place of those of `safety`."""
     max_tokens: int = Field(default=512, ge=1)
     """Limit of a JSON answer."""
     top_logprobs: int = Field(default=20, ge=2)
@@ -80,11 +81,11 @@ class LLMJudgeConfig(EndpointConfig):
     """Dollars after which every further verdict fails; requests in flight may exceed it a little. Counted by each judge
     from its start: a resumed run, another process and another task's judge start at 0."""
     deadline_seconds: float = Field(default=300.0, gt=0.0)
-    """For one verdict: its turn among the requests in flight, waiting for a server that is down, all tries and pauses;
-    later it fails, alone. The deadline of the judge's groups (`timeout_seconds` of the recipe's judge) does not
+    """Seconds for one verdict: its turn among the requests in flight, waiting for a server that is down, all tries and
+    pauses; later it fails, alone. The deadline of the judge's groups (`timeout_seconds` of the recipe's judge) does not
     apply."""
     breaker_failures: int = Field(default=8, ge=1)
-    """After so many requests in a row without a usable reply, questions wait for the server, ..."""
+    """Number of requests in a row without a usable reply after which questions wait for the server, ..."""
     breaker_seconds: float = Field(default=10.0, gt=0.0)
     """... and one is tried in each such interval; below `deadline_seconds`."""
 
@@ -102,7 +103,7 @@ class LLMJudgeConfig(EndpointConfig):
 
 @dataclasses.dataclass
 class _Counters:
-    """Since the last `metrics`."""
+    """Counts since the last `metrics`."""
 
     requests: int = 0
     retries: int = 0
@@ -161,7 +162,7 @@ class LLMJudge(Judge):
         self._cache = VerdictCache(config.cache) if config.cache else None
         self._clock, self._sleep = clock, sleep
         self._last_problem = ""
-        """Of the last request without a usable reply."""
+        """Problem of the last request without a usable reply."""
         self._breaker = CircuitBreaker(config.breaker_failures, config.breaker_seconds, clock)
         self._counters = _Counters()
 
@@ -173,7 +174,7 @@ class LLMJudge(Judge):
         self._messages(prompt, "")
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion. Equal texts are asked about once; the first of them bears the cost."""
+        """Returns one verdict per completion. Equal texts are asked about once; the first of them bears the cost."""
         texts = list(dict.fromkeys(completion.text for completion in completions))
         judged = await asyncio.gather(*(self._judge_text(prompt, text) for text in texts))
         by_text = dict(zip(texts, judged, strict=True))
@@ -184,7 +185,7 @@ class LLMJudge(Judge):
         return verdicts
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call: `requests`, their `retries`, `cost` in dollars, `cache_hit_rate`, `blocked`.
+        """Returns, since the last call: `requests`, their `retries`, `cost` in dollars, `cache_hit_rate`, `blocked`.
 
         `blocked` counts questions that were not put, since the server stayed down or the money was spent.
         """
@@ -225,11 +226,11 @@ class LLMJudge(Judge):
         except ConfigError as error:
             return Verdict.failed(str(error))
         deadline = asyncio.get_running_loop().time() + self.config.deadline_seconds
-        work = self._ask if self._cache is None else functools.partial(self._cached, self._cache)
+        work = self._ask if self._cache is None else functools.partial(self._ask_cached, self._cache)
         verdict = await work(messages, deadline)
         return dataclasses.replace(verdict, seconds=time.perf_counter() - started)
 
-    async def _cached(self, cache: VerdictCache, messages: list[Message], deadline: float) -> Verdict:
+    async def _ask_cached(self, cache: VerdictCache, messages: list[Message], deadline: float) -> Verdict:
         key = self._key(messages)
         found = await _before(deadline, functools.partial(cache.get, key))
         if found is not None:
@@ -241,7 +242,7 @@ class LLMJudge(Judge):
         return verdict
 
     def _key(self, messages: list[Message]) -> str:
-        """Of all that makes the verdict: who is asked, what (the filled template), how, and how the answer is read."""
+        """Hashes all that makes the verdict: who is asked, what (the filled template), how, and how it is read."""
         config, template = self.config, self.template
         server = (config.base_url.rstrip("/"), config.model)
         options = (self.way, config.extra, config.max_tokens, config.top_logprobs, config.constrain_json)
@@ -274,17 +275,17 @@ class LLMJudge(Judge):
             except TimeoutError:
                 problem = self._late()
                 if not self._breaker.is_open:  # else what the server answered before says more
-                    self._failed(begun, problem)
+                    self._note_failure(begun, problem)
                 return Verdict.failed(problem), 0.0, None
             except EndpointError as error:
-                self._failed(begun, str(error))
+                self._note_failure(begun, str(error))
                 if not self._breaker.is_open:
                     return Verdict.failed(str(error)), 0.0, None
             except ConfigError as error:  # the server is there, and refused this one request; others may be fine
-                self._breaker.succeeded()
+                self._breaker.note_success()
                 return Verdict.failed(str(error)), 0.0, None
             else:
-                self._breaker.succeeded()
+                self._breaker.note_success()
                 self._counters.retries += reply.retries
                 return self._read(reply), self._pay(reply, messages), reply.text
 
@@ -308,9 +309,9 @@ class LLMJudge(Judge):
             return late
         return f"{late}: the server has been away for {self._breaker.open_seconds:.0f} s; last: {self._last_problem}"
 
-    def _failed(self, begun: float, problem: str) -> None:
+    def _note_failure(self, begun: float, problem: str) -> None:
         was_open, self._last_problem = self._breaker.is_open, problem
-        self._breaker.failed(begun)
+        self._breaker.note_failure(begun)
         if self._breaker.is_open and not was_open:
             _log.warning(
                 "judge %r: %d requests in a row failed; questions wait for the server, for %g s at most. Last: %s",
@@ -357,7 +358,7 @@ class LLMJudge(Judge):
 
 
 async def _before(deadline: float, function: Callable[[], T]) -> T | None:
-    """What a call of the cache gives; None where it fails or is late: a broken cache costs money, not verdicts."""
+    """Calls the cache; returns None where that fails or is late: a broken cache costs money, not verdicts."""
     with contextlib.suppress(sqlite3.Error, TimeoutError):
         async with asyncio.timeout_at(deadline):
             return await run_in_thread(function)

@@ -33,7 +33,7 @@ from typing import Any
 from llamarl.core.errors import ConfigError, JudgeError, boundary
 from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Status, Verdict
-from llamarl.judges.channel import Channel
+from llamarl.judges.process.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
 
 START_SECONDS = 60.0
@@ -45,18 +45,18 @@ KILL_SECONDS = 10.0
 
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from llamarl.judges.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "from llamarl.judges.process.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a slot is to do: judge one completion; or, without a message, have its worker ready."""
+    """A task of a slot: to judge one completion; or, without a message, to have its worker ready."""
 
     future: "Future[dict[str, Any]]"
     message: bytes | None = None
     barrier: threading.Barrier | None = None
-    """Where a slot waits afterwards, so that of several equal jobs each slot takes one."""
+    """Barrier at which a slot waits afterwards, so that of several equal jobs each slot takes one."""
 
 
 class ProcessJudge(Judge):
@@ -100,6 +100,7 @@ class ProcessJudge(Judge):
         for number in range(num_workers):
             slot = _Slot(self._jobs, message, timeout_seconds)
             threading.Thread(target=slot.run, name=f"judge-{self.name}-{number}", daemon=True).start()
+        # A judge that is forgotten ends its threads, too: they hold the queue and not the judge.
         self._finalizer = weakref.finalize(self, _stop, self._jobs, num_workers)
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
@@ -127,7 +128,7 @@ class ProcessJudge(Judge):
         with self._load_lock:  # two calls at once, mixed in the queue, would leave slots at two barriers for ever
             for job in jobs:
                 self._jobs.put(job)
-        for job in jobs:
+        for job in jobs:  # without a deadline of its own: a slot gives up a worker after `START_SECONDS`
             job.future.result()
 
     def metrics(self) -> dict[str, float]:
@@ -171,14 +172,14 @@ class _Slot:
 
     def run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if not job.future.set_running_or_notify_cancel():
+            if not job.future.set_running_or_notify_cancel():  # its caller has given up
                 continue
             try:
                 job.future.set_result(self._answer(job.message))
             except Exception as error:  # goes to the caller; this thread must live on
                 job.future.set_exception(error)
             if job.barrier is not None:
-                job.barrier.wait()
+                job.barrier.wait()  # until the others have theirs, each of which ends by itself
             if self._is_replacing:
                 self._replace()
         if self._worker is not None:
@@ -252,7 +253,7 @@ def _spawn(descriptor: int) -> "subprocess.Popen[bytes]":
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
             stdout=2,  # what a judge prints must not mix with the program's own output
-            start_new_session=True,
+            start_new_session=True,  # its own process group, so that what it starts can be killed with it
         )
     except OSError as error:
         raise JudgeError(f"a worker process cannot be started: {error}") from None

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from llamarl.core.errors import ConfigError, place_of
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import (
+from llamarl.judges.adapters.base import (
     FunctionAdapter,
     check_callable,
     chosen_keywords,

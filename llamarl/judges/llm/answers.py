@@ -1,4 +1,4 @@
-"""What an LLM judge said, as a verdict: the probabilities of two words, or a JSON object. Nothing is guessed.
+"""Readers of an LLM judge's answer: the probabilities of two words, or a JSON object. Nothing is guessed.
 
 An answer that cannot be read is a failed verdict with the reason, never a number.
 """
@@ -17,13 +17,13 @@ SCHEMA: Mapping[str, Any] = {
     "required": ["reason", "score", "passed"],
     "additionalProperties": False,
 }
-"""Of a JSON verdict; the reason comes first, so that it is not made up for the score."""
+"""Schema of a JSON verdict; the reason comes first, so that it is not made up for the score."""
 VERSION = 1
-"""Of what an answer means; part of the cache's key, so it changes with every change of a verdict made here."""
+"""Version of the readers; part of the cache's key, so it changes with every change of a verdict made here."""
 MIN_MASS = 0.5
-"""Where most of the probability lies on other tokens, the model answered something else."""
+"""Least probability of the two words together; below it the model answered something else."""
 MIN_LETTERS = 2
-"""Of a token that begins a word: one letter begins too many others."""
+"""Least length of a token that begins a word: one letter begins too many others."""
 MAX_MASS = 1.05
 """Probabilities that sum to more are none; a little is rounding."""
 MAX_CHARACTERS = 20_000
@@ -119,7 +119,7 @@ def json_verdict(text: str, min_score: float = 0.0, max_score: float = 1.0, pass
     """
     try:
         fields = _verdict_object(text)
-        passed, score = _passed(fields.get("passed")), _score(fields.get("score"))
+        passed, score = _read_passed(fields.get("passed")), _score(fields.get("score"))
         if passed is None and score is None:
             raise ValueError("neither score nor passed")
         if score is None:
@@ -196,7 +196,7 @@ def _score(value: Any) -> float | None:
     return float(value)
 
 
-def _passed(value: Any) -> bool | None:
+def _read_passed(value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     word = value.strip().casefold() if isinstance(value, str) else ""

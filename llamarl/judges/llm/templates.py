@@ -1,4 +1,4 @@
-"""What an LLM judge is asked: shipped prompts (`prompts/*.toml`), the user's own, and how a completion gets into one.
+"""Questions for an LLM judge: shipped prompts (`prompts/*.toml`), the user's own, and how a completion gets in.
 
 A completion under judgement is data, but a model reads data and instructions in the same way, so a completion can try
 to give orders ("full marks, please"). Each piece of data therefore stands between markers with a code computed from
@@ -37,7 +37,7 @@ class Template(Config):
     """Changes with every change of a text; part of the cache key and of the judge's `version`."""
     summary: str = ""
     way: Way
-    """How the answer is read, unless the judge's settings say otherwise."""
+    """Way in which the answer is read, unless the judge's settings say otherwise."""
     system: str = ""
     user: str
     ask_token: str | None = None
@@ -86,15 +86,15 @@ class Template(Config):
             ConfigError: the row or the settings lack a field of the template; names it.
         """
         values: dict[str, str | None] = {
-            "prompt": fenced("request", conversation(prompt)),
-            "completion": fenced("reply", completion),
+            "prompt": fence("request", conversation(prompt)),
+            "completion": fence("reply", completion),
             "reference": _reference(prompt, self.defaults.get("reference")),
             "criteria": prompt.info.get("criteria") or criteria or self.defaults.get("criteria"),
         }
-        user = f"{_filled(self.user, values).strip()}\n\n{(self.asks(way) or '').strip()}"
+        user = f"{_fill(self.user, values).strip()}\n\n{(self.asks(way) or '').strip()}"
         messages: list[Message] = [{"role": "user", "content": user}]
         if self.system:
-            messages.insert(0, {"role": "system", "content": _filled(self.system, values).strip()})
+            messages.insert(0, {"role": "system", "content": _fill(self.system, values).strip()})
         return messages
 
 
@@ -108,7 +108,7 @@ def load_template(name: str) -> Template:
         return Template.from_toml(name)
     if name not in shipped_templates():
         raise ConfigError(f"template {name!r}: not shipped.{suggest(name, shipped_templates())} Your own: 'file.toml'")
-    return _shipped(name)
+    return _load_shipped(name)
 
 
 def shipped_templates() -> list[str]:
@@ -117,12 +117,12 @@ def shipped_templates() -> list[str]:
 
 
 @functools.cache
-def _shipped(name: str) -> Template:
+def _load_shipped(name: str) -> Template:
     return Template.parse(read_toml(FOLDER / f"{name}.toml"), source=f"{name}.toml")
 
 
-def fenced(kind: str, text: str) -> str:
-    """The text between markers with a code that the text cannot contain, since it is the text's hash."""
+def fence(kind: str, text: str) -> str:
+    """Puts the text between markers with a code that the text cannot contain, since it is the text's hash."""
     code = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
     return f"<{kind} {code}>\n{text}\n</{kind} {code}>"
 
@@ -146,11 +146,11 @@ def _reference(prompt: Prompt, default: str | None) -> str | None:
     value: Any = prompt.answer if prompt.answer is not None else prompt.info.get("reference", default)
     if value is None:
         return None
-    return fenced("reference", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return fence("reference", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _filled(text: str, values: Mapping[str, str | None]) -> str:
-    """The text with its fields replaced in one pass, so that fields inside of values stay text."""
+def _fill(text: str, values: Mapping[str, str | None]) -> str:
+    """Replaces the fields of a text in one pass, so that fields inside of values stay text."""
 
     def value(match: re.Match[str]) -> str:
         found = values[match[1]]

@@ -15,7 +15,7 @@ from llamarl.core.records import Status, Verdict
 from llamarl.judges import JudgePanel, Seat, text_completion
 from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.lab.runner import judge_rows
-from llamarl.judges.llm import LLMJudge
+from llamarl.judges.llm.judge import LLMJudge
 from llamarl.testing import run_virtual
 
 

@@ -20,29 +20,29 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last `max_failures` tries all failed."""
+        """True if the last `max_failures` tries all failed."""
         return self._failures >= self._max_failures
 
     @property
     def open_seconds(self) -> float:
-        """For how long it has been open; 0 while closed."""
+        """Seconds since it opened; 0 while closed."""
         return self._clock() - self._opened if self.is_open else 0.0
 
     def allows(self) -> bool:
-        """Whether to try now. While open, True once every `seconds`."""
+        """Says whether to try now. While open, True once every `seconds`."""
         if not self.is_open:
             return True
         if self._clock() < self._next_try:
             return False
-        self._next_try = self._clock() + self._seconds
+        self._next_try = self._clock() + self._seconds  # set now: this one try may never report back
         return True
 
-    def succeeded(self) -> None:
-        """A try succeeded."""
+    def note_success(self) -> None:
+        """Notes a try that succeeded."""
         self._failures, self._last_success = 0, self._clock()
 
-    def failed(self, started: float) -> None:
-        """A try failed that began at `started`, by the breaker's clock."""
+    def note_failure(self, started: float) -> None:
+        """Notes a try that failed, begun at `started`, by the breaker's clock."""
         if started <= self._last_success:
             return
         self._failures += 1

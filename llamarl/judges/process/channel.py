@@ -19,7 +19,7 @@ class Channel:
         try:
             self._socket.sendall(_LENGTH.pack(len(message)) + message)
         except OSError as error:
-            raise _translated(error) from None
+            raise _translate(error) from None
 
     def receive(self, timeout_seconds: float | None = None) -> bytes:
         """Receives one message within the time."""
@@ -35,15 +35,16 @@ class Channel:
         pieces = bytearray()
         while len(pieces) < count:
             try:
+                # Of each piece anew, or a sender that trickles would never be late; 0 would mean "do not block".
                 self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-6))
                 piece = self._socket.recv(min(count - len(pieces), 1 << 20))
             except OSError as error:
-                raise _translated(error) from None
+                raise _translate(error) from None
             if not piece:
                 raise EOFError("the other side is gone")
             pieces += piece
         return bytes(pieces)
 
 
-def _translated(error: OSError) -> Exception:
+def _translate(error: OSError) -> Exception:
     return error if isinstance(error, TimeoutError) else EOFError(f"the other side is gone: {error}")

@@ -71,7 +71,7 @@ def test_failed_verdicts_are_not_cached(tmp_path: Path) -> None:
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     script = (
-        "import sys; from llamarl.judges.cache import VerdictCache; from llamarl.core.records import Verdict\n"
+        "import sys; from llamarl.judges.llm.cache import VerdictCache; from llamarl.core.records import Verdict\n"
         "cache = VerdictCache(sys.argv[1])\n"
         "for n in range(100):\n"
         "    cache.put(f'{n}', Verdict.scored(n, passed=True, reason='r'))\n"

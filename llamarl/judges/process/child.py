@@ -1,4 +1,4 @@
-"""What runs inside a worker process of `ProcessJudge`: load one judge, answer calls until the parent is gone.
+"""The inside of a worker process of `ProcessJudge`: loads one judge, answers calls until the parent is gone.
 
 The judge's functions run on the main thread, so code that uses SIGALRM works. The parent's messages are pickled
 (records and, where the judge is no name, the judge); answers are JSON, so a worker cannot run anything in its parent.
@@ -19,8 +19,8 @@ from typing import Any
 
 from llamarl.core.errors import JudgeError, LlamaRLError, boundary
 from llamarl.core.judge import Judge
-from llamarl.judges.adapter import FunctionAdapter
-from llamarl.judges.channel import Channel
+from llamarl.judges.adapters.base import FunctionAdapter
+from llamarl.judges.process.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
 
 PARENT_POLL_SECONDS = 1.0

@@ -31,7 +31,7 @@ class VerdictCache:
     def __init__(self, path: str | Path) -> None:
         """Opens or makes the file. Raises `ConfigError` where that fails or the file is something else."""
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one connection, called from helper threads
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(

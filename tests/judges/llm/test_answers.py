@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamarl.core.records import Status
-from llamarl.judges.answers import json_verdict, token_verdict
+from llamarl.judges.llm.answers import json_verdict, token_verdict
 
 ln = math.log
 GOOD = '{"reason": "r", "score": 0.8, "passed": true}'

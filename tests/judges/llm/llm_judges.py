@@ -8,7 +8,7 @@ from fake_server import Reply, ScriptedTransport, transport
 
 from llamarl.core.records import Prompt, Verdict
 from llamarl.judges import text_completion
-from llamarl.judges.llm import LLMJudge
+from llamarl.judges.llm.judge import LLMJudge
 from llamarl.testing import run_virtual
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Capital of France?"},), answer="Paris")

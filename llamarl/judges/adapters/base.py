@@ -1,4 +1,4 @@
-"""What the judges share that call a user's functions: `FunctionJudge`, `TRLJudge`, `VerlJudge`, `VerifiersJudge`.
+"""Base of the judges that call a user's functions: `FunctionJudge`, `TRLJudge`, `VerlJudge`, `VerifiersJudge`.
 
 An adapter says with which arguments a function is called and how what it returns is read. The base calls it, on a
 helper thread if it is a plain function, takes the time, and makes a failed verdict of whatever it raises. `JudgeError`
@@ -25,10 +25,10 @@ Read = Callable[[Any], Any]
 
 
 class Outcome(NamedTuple):
-    """What one call of a user's function came to."""
+    """Result of one call of a user's function."""
 
     value: Any
-    """What `Read` made of it; a failed verdict where the call raised."""
+    """The value that `Read` made; a failed verdict where the call raised."""
     seconds: float
 
 
@@ -82,7 +82,7 @@ async def _attempt_async(function: Any, call: Callable[[], Awaitable[Any]], read
 
 
 def to_verdict(value: Any) -> Verdict:
-    """Reads a judge function's return value as a verdict (table in `judges.function`)."""
+    """Reads a judge function's return value as a verdict (table in `adapters.function`)."""
     if isinstance(value, Verdict):
         return value
     if value is None:

@@ -26,7 +26,7 @@ from typing import Any, get_origin
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import (
+from llamarl.judges.adapters.base import (
     FunctionAdapter,
     Read,
     chosen_keywords,
@@ -40,7 +40,7 @@ from llamarl.judges.adapter import (
 
 SINGULAR = {"prompts": "prompt", "completions": "completion", "answers": "answer", "infos": "info", "tasks": "task"}
 PLURALS = {**SINGULAR, "states": "state"}
-"""What a function of a group may name -> what it is a list of."""
+"""Names that a function of a group may have -> what they are lists of."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class VerifiersJudge(FunctionAdapter):
     async def _column(self, part: _Part, prompt: Prompt, states: Sequence[dict[str, Any]]) -> list[Verdict]:
         """Returns what one function says of each completion."""
         if part.is_of_group:
-            lists = {plural: [_named(state)[name] for state in states] for plural, name in PLURALS.items()}
+            lists = {plural: [_name_values(state)[name] for state in states] for plural, name in PLURALS.items()}
             read = await self._call(part, lists, functools.partial(_read_group, count=len(states)))
             return [read] * len(states) if isinstance(read, Verdict) else read
         columns = own_columns(prompt)
-        calls = (self._call(part, {**columns, **_named(state)}, to_verdict) for state in states)
+        calls = (self._call(part, {**columns, **_name_values(state)}, to_verdict) for state in states)
         return list(await asyncio.gather(*calls))
 
     async def _call(self, part: _Part, values: Mapping[str, Any], read: Read) -> Any:
@@ -179,8 +179,8 @@ def _state(prompt: Prompt, completion: Completion) -> dict[str, Any]:
     }
 
 
-def _named(state: dict[str, Any]) -> dict[str, Any]:
-    """What functions may name of a state, and itself."""
+def _name_values(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns what functions may name of a state, and the state itself."""
     return {**{name: state[name] for name in SINGULAR.values()}, "state": state}
 
 

@@ -21,7 +21,7 @@ import functools
 from collections.abc import Awaitable, Callable, Sequence
 
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import FunctionAdapter, check_callable, to_verdict, with_seconds
+from llamarl.judges.adapters.base import FunctionAdapter, check_callable, to_verdict, with_seconds
 
 JudgeResult = Verdict | float | bool | None
 JudgeFunction = Callable[[Prompt, Completion], JudgeResult | Awaitable[JudgeResult]]
