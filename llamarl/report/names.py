@@ -79,13 +79,13 @@ METRICS: dict[str, Metric] = {
     names.ACCURACY: Metric("accuracy", "Share of the step's pairs or labelled rows that are told rightly.", "", "up"),
     names.REWARD_CHOSEN: Metric(
         "reward of the chosen",
-        "Mean over pairs of beta log(policy / reference) of the chosen answer (dpo).",
+        "Mean of beta log(policy / reference) over the chosen answers (dpo).",
         "nats",
         "up",
     ),
     names.REWARD_REJECTED: Metric(
         "reward of the rejected",
-        "Mean over pairs of beta log(policy / reference) of the rejected answer (dpo).",
+        "Mean of beta log(policy / reference) over the rejected answers (dpo).",
         "nats",
     ),
     names.KEPT: Metric(
@@ -145,6 +145,9 @@ METRICS: dict[str, Metric] = {
         "held-out loss", "Mean loss of a supervised training on the held-out rows.", "nats", "down"
     ),
     names.HELD_OUT_ACCURACY: Metric("held-out accuracy", "Share of the held-out rows that are told rightly.", "", "up"),
+    names.HELD_OUT_ACCURACY_LOW: Metric("accuracy, low", "Lower end of its 95 % Wilson interval.", "", "up"),
+    names.HELD_OUT_ACCURACY_HIGH: Metric("accuracy, high", "Upper end of its 95 % Wilson interval.", "", "up"),
+    names.HELD_OUT_ROWS: Metric("held-out rows", "Pairs or labelled rows behind the held-out accuracy.", "rows"),
     names.HELD_OUT_MARGIN: Metric("held-out margin", "Mean margin over the held-out pairs.", better="up"),
     names.HELD_OUT_LENGTH_CORRELATION: Metric(
         "length correlation", "Pearson correlation of reward and answer tokens over the held-out answers."

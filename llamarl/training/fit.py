@@ -23,6 +23,7 @@ from typing import Any, Generic
 
 from torch import Tensor
 
+from llamarl.core import metric_names as names
 from llamarl.core.errors import CollapseError
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.device import resolve_device
@@ -170,11 +171,11 @@ class _Run(Generic[R]):
         """Takes one step, and does what is due after it."""
         started, state = time.perf_counter(), self.state
         metrics: dict[str, float | None] = {**self._fitter.step(self._batches[state.step])}
-        state.step, state.loss = state.step + 1, metrics["train/loss"]
+        state.step, state.loss = state.step + 1, metrics[names.LOSS]
         is_last = state.step == self._batches.num_steps
         if self._rows.held_out and (is_last or state.step % self._config.evaluate_every == 0):
             metrics |= self._evaluate()
-        metrics["time/step"] = time.perf_counter() - started
+        metrics[names.TIME_STEP] = time.perf_counter() - started
         state.seconds += time.perf_counter() - started
         if not is_last and state.step % self._config.checkpoint_every == 0:
             self._files.save_checkpoint(
@@ -186,7 +187,7 @@ class _Run(Generic[R]):
         """Measures on the held-out rows, and keeps the weights where they are the best so far."""
         report, state = self._fitter.evaluate(self._rows.held_out), self.state
         metrics = report.metrics()
-        value = (metrics["eval/accuracy"] or 0.0) if self._config.keep == "accuracy" else -report.loss
+        value = (metrics[names.HELD_OUT_ACCURACY] or 0.0) if self._config.keep == "accuracy" else -report.loss
         if self._config.keep != "last" and value > state.best:
             state.best, state.best_step = value, state.step
             self._files.save_best(state.step, self._fitter.weights())

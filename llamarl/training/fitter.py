@@ -12,6 +12,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from llamarl.core import metric_names as names
 from llamarl.core.errors import CollapseError, ConfigError, DataError
 from llamarl.functional.losses import Metrics, mean_metrics
 from llamarl.training import checkpoints
@@ -67,13 +68,13 @@ class Fitter(Generic[R]):
             value = float(total.detach())
             self._refuse_nonfinite("loss", value)
             (total / divisor).backward()  # type: ignore[no-untyped-call]
-            parts.append({**metrics, "train/loss": (value, losses.numel())})
+            parts.append({**metrics, names.LOSS: (value, losses.numel())})
         norm = self._optimizer.grad_norm()
         self._refuse_nonfinite("gradient norm", norm)
         rate = self._optimizer.step(self.num_steps_done, norm)
         self.num_steps_done += 1
         num_tokens = float(sum(row.num_tokens for row in rows))
-        return {**mean_metrics(parts), "train/grad_norm": norm, "train/lr": rate, "train/tokens": num_tokens}
+        return {**mean_metrics(parts), names.GRAD_NORM: norm, names.LEARNING_RATE: rate, names.TRAIN_TOKENS: num_tokens}
 
     @torch.no_grad()
     def scores(self, rows: Sequence[R]) -> Tensor:
@@ -189,10 +190,10 @@ def fit_model(
     batches = Batches(rows, objective)
     fitter = Fitter(model, objective, batches.num_steps)
     objective.prepare(fitter.scores, rows, None)
-    metrics = {"train/loss": math.nan}
+    metrics = {names.LOSS: math.nan}
     for step in range(batches.num_steps):
         metrics = fitter.step(batches[step])
         if on_step is not None:
             on_step(step + 1, metrics)
     fitter.merge()
-    return metrics["train/loss"]
+    return metrics[names.LOSS]

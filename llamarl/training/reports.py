@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import StatisticsError, correlation
 
+from llamarl.core import metric_names as names
 from llamarl.functional.preference import (
     Bin,
     calibrated_reward,
@@ -65,10 +66,10 @@ class PairReport:
         """Scalars for `metrics.jsonl`."""
         return {
             **_share_metrics(self.accuracy),
-            "eval/loss": self.loss,
-            "eval/margin/mean": self.margin_mean,
-            "eval/length_correlation": self.length_correlation,
-            "eval/calibration_error": self.calibration_error,
+            names.HELD_OUT_LOSS: self.loss,
+            names.HELD_OUT_MARGIN: self.margin_mean,
+            names.HELD_OUT_LENGTH_CORRELATION: self.length_correlation,
+            names.HELD_OUT_CALIBRATION: self.calibration_error,
         }
 
 
@@ -93,8 +94,8 @@ class LabelReport:
         """Scalars for `metrics.jsonl`."""
         return {
             **_share_metrics(self.accuracy),
-            "eval/loss": self.loss,
-            "eval/calibration_error": self.calibration_error,
+            names.HELD_OUT_LOSS: self.loss,
+            names.HELD_OUT_CALIBRATION: self.calibration_error,
         }
 
 
@@ -149,10 +150,10 @@ def report_labels(logits: Sequence[float], labels: Sequence[float]) -> LabelRepo
 
 def _share_metrics(share: Share) -> dict[str, float | None]:
     return {
-        "eval/accuracy": share.value,
-        "eval/accuracy/low": share.low,
-        "eval/accuracy/high": share.high,
-        "eval/count": float(share.count),
+        names.HELD_OUT_ACCURACY: share.value,
+        names.HELD_OUT_ACCURACY_LOW: share.low,
+        names.HELD_OUT_ACCURACY_HIGH: share.high,
+        names.HELD_OUT_ROWS: float(share.count),
     }
 
 

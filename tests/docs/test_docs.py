@@ -27,7 +27,8 @@ from llamarl.report import names
 from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.tasks.demo import DEMO_CHECKPOINT
-from llamarl.training.objectives import DPOConfig, RewardConfig, SFTConfig
+from llamarl.training.fit import fit
+from llamarl.training.objectives import DPO, SFT, DPOConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -239,7 +240,7 @@ def test_generated_pages_are_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every key that tiny runs write: asynchronous AIPO, GRPO with its reference model, and the rest side by side."""
+    """Every key that tiny runs write: asynchronous AIPO, GRPO with its reference model, the rest, fine-tuning, DPO."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keys: set[str] = set()
@@ -251,6 +252,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     train(Recipe.parse(one_task_each(["crpg", "codpo", "crraft", "raft", "ppo"])), directory)
     lines = read_metrics(directory / "metrics.jsonl")
     keys |= {re.sub(r"^task/\w+/", "", key) for record in lines for key in record}
+    pairs = [{"prompt": f"write {n} words", "chosen": "moon " * n, "rejected": "cat " * n} for n in range(1, 13)]
+    examples = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    brief = {"num_steps": 1, "warmup_steps": 0}
+    for objective, rows in (
+        (SFT(SFTConfig.parse({**brief, "held_out": 1})), examples),
+        (DPO(DPOConfig.parse({**brief, "held_out": 0.3})), pairs),
+    ):
+        directory = tmp_path_factory.mktemp("fit") / "out"
+        fit(objective, DEMO_CHECKPOINT, rows, directory)
+        keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
     torch.set_num_threads(threads)
     return keys - {"step", "time"}
 
@@ -277,11 +288,12 @@ def test_every_explained_metric_is_written_by_some_run(written: set[str]) -> Non
 
 
 def test_metrics_in_the_text_exist() -> None:
+    patterns = ("judge/NAME/KEY", "algorithm/NAME", "eval/algorithm/NAME")
     areas = {name.partition("/")[0] for name in METRICS if "/" in name}
     for page in PAGES:
         for name in re.findall(r"`([a-z]+/[A-Za-z_/0-9]+)`", prose(page)):
             if name.partition("/")[0] in areas:
-                assert describe(name).meaning or name in ("judge/NAME/KEY", "algorithm/NAME"), f"{page.name}: {name}"
+                assert describe(name).meaning or name in patterns, f"{page.name}: {name}"
 
 
 def test_every_error_has_advice() -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llamarl.core import metric_names as names
 from llamarl.core.errors import ConfigError
 from llamarl.functional.losses import Metrics
 from llamarl.functional.preference import dpo_loss, ipo_loss
@@ -116,10 +117,10 @@ class DPO(Objective[Example]):
         rewards = self.config.beta * log_ratios.detach()
         margins = rewards[:, 0] - rewards[:, 1]
         metrics: Metrics = {
-            "train/rewards/chosen": (rewards[:, 0].sum(), len(rows)),
-            "train/rewards/rejected": (rewards[:, 1].sum(), len(rows)),
-            "train/margin": (margins.sum(), len(rows)),
-            "train/accuracy": ((margins > 0).sum(), len(rows)),
+            names.REWARD_CHOSEN: (rewards[:, 0].sum(), len(rows)),
+            names.REWARD_REJECTED: (rewards[:, 1].sum(), len(rows)),
+            names.MARGIN: (margins.sum(), len(rows)),
+            names.ACCURACY: ((margins > 0).sum(), len(rows)),
         }
         return self._loss(log_ratios[:, 0] - log_ratios[:, 1]), metrics
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from llamarl.core import metric_names as names
 from llamarl.core.errors import ConfigError
 from llamarl.functional.losses import Metrics
 from llamarl.functional.preference import bradley_terry_loss, centering_penalty
@@ -147,8 +148,8 @@ class PairObjective(RewardObjective):
             losses = losses + self.config.centering * centering_penalty(chosen, rejected)
         gaps = (chosen - rejected).detach()
         metrics: Metrics = {
-            "train/margin": (gaps.sum(), len(gaps)),
-            "train/accuracy": ((gaps > 0).sum(), len(gaps)),
+            names.MARGIN: (gaps.sum(), len(gaps)),
+            names.ACCURACY: ((gaps > 0).sum(), len(gaps)),
         }
         return losses, metrics
 
@@ -194,7 +195,7 @@ class LabelObjective(RewardObjective):
 
         labels = torch.tensor([int(example.target) for example in rows], device=scores.device)
         is_right = scores.detach().argmax(-1) == labels
-        return F.cross_entropy(scores, labels, reduction="none"), {"train/accuracy": (is_right.sum(), len(labels))}
+        return F.cross_entropy(scores, labels, reduction="none"), {names.ACCURACY: (is_right.sum(), len(labels))}
 
     def report(self, scores: "Tensor", rows: Sequence[Example]) -> LabelReport:
         """Accuracy, loss, recalls and calibration; see `LabelReport`."""

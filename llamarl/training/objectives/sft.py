@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from llamarl.core import metric_names as names
 from llamarl.core.errors import ConfigError
 from llamarl.core.seeds import derive_seed
 from llamarl.functional.losses import Metrics
@@ -51,7 +52,7 @@ class TokenReport:
 
     def metrics(self) -> dict[str, float | None]:
         """Scalars for `metrics.jsonl`."""
-        return {"eval/loss": self.loss, "eval/tokens": float(self.tokens)}
+        return {names.HELD_OUT_LOSS: self.loss, names.HELD_OUT_TOKENS: float(self.tokens)}
 
 
 class SFT(Objective[SFTRow]):
