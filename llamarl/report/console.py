@@ -17,7 +17,10 @@ class SafeConsole(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, "force_jupyter": False, **options})
+        plain = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
+        if Console().is_jupyter:  # whose output stream says it were a terminal
+            plain["force_terminal"] = False
+        super().__init__(**{**plain, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What to write, piece by piece; every renderable comes through here."""
