@@ -43,7 +43,7 @@ ELSEWHERE = ("llamarl.judges.code.inside", "llamarl.engine.monarch", "llamarl.ev
 TORCH_FREE = ("llamarl.core", "llamarl.data", "llamarl.report", "llamarl.cli", "llamarl.judges.rules")
 TORCH_FREE += ("llamarl.judges.math", "llamarl.judges.code", "llamarl.judges.llm", "llamarl.judges.process")
 TORCH_FREE += (
-    "llamarl.judges.process.child",
+    "llamarl.judges.adapters",
     "llamarl.judges.threads",
     "llamarl.judges.config",
     "llamarl.models.endpoint",
