@@ -22,11 +22,12 @@ from rich.console import Console
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.directory import held
 from llamarl.controller.export import export_run
+from llamarl.controller.interrupts import first_interrupt
 from llamarl.controller.ledger import Ledger, read_counts
 from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter
-from llamarl.controller.run import first_interrupt, resume, train
+from llamarl.controller.run import resume, train
 from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors
