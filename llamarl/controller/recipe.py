@@ -202,6 +202,7 @@ class Recipe(Config):
             _check_group_size("schedule.", self.schedule.samples_per_prompt, self.coverage)
         for index, task in enumerate(self.all_tasks):
             self._check_algorithm(task)
+            self._check_updates(task)
             own = self.tasks and self.tasks[index].samples_per_prompt
             _check_comparison(task, f"tasks.{index}." if own else "schedule.")
         if self.sampling.temperature == 0.0:
@@ -237,6 +238,28 @@ class Recipe(Config):
                 f"algorithm.type={config.type!r} has no off-policy correction, but schedule.max_staleness="
                 f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or "
                 f"{_correction(config)}"
+            )
+
+    def _check_updates(self, task: TaskConfig) -> None:
+        """Checks that each batch of a task may get several optimizer updates."""
+        config, trainer, size = task.algorithm or self.algorithm, self.trainer, task.prompts_per_step or 1
+        if trainer.num_updates == 1:
+            return
+        updates = f"trainer.passes={trainer.passes} x trainer.minibatches={trainer.minibatches}"
+        if not config.needs.allows_several_updates:
+            raise ValueError(
+                f"{updates}: algorithm.type={config.type!r} as it is set has no ratio that makes up for the updates "
+                f"before; set both to 1, or {_correction(config)}"
+            )
+        if trainer.minibatches > size:
+            raise ValueError(
+                f"trainer.minibatches={trainer.minibatches}: a step has {size} prompts, so some parts would be empty; "
+                f"set it to at most {size}"
+            )
+        if self.schedule.max_staleness > 0 and trainer.behavior_cap is None and config.needs.corrects_staleness:
+            raise ValueError(
+                f"trainer.behavior_cap=none: with {updates} nothing else makes up for schedule.max_staleness="
+                f"{self.schedule.max_staleness}; set trainer.behavior_cap=2.0, or schedule.max_staleness=0"
             )
 
     def _check_tasks(self) -> None:

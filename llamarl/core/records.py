@@ -189,6 +189,11 @@ class TrainSample:
     """Multiplies the sample's loss."""
     reference_logprobs: tuple[float, ...] = ()
     """Per token: log-prob under the frozen reference policy; empty where the algorithm needs none."""
+    old_logprobs: tuple[float, ...] = ()
+    """Per token: the trainer's own log-prob from before the batch's first update, which it notes where it takes several
+    updates on a batch; otherwise empty."""
+    old_values: tuple[float, ...] = ()
+    """Per token: the critic's value from then; empty where there is one update or no critic."""
 
 
 @dataclass(frozen=True, slots=True)

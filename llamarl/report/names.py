@@ -45,14 +45,24 @@ METRICS: dict[str, Metric] = {
     names.RATIO_MEAN: Metric("ratio", "Mean of policy / behaviour over trained tokens; near 1 where both agree."),
     names.CLIP_LOW: Metric("clipped low", "Share of trained tokens whose ratio fell below the lower bound."),
     names.CLIP_HIGH: Metric("clipped high", "Share of trained tokens whose ratio passed the upper bound."),
+    names.CLIP_DELTA: Metric(
+        "dual-clipped", "Share of trained tokens that a negative advantage no longer pushes: `delta`."
+    ),
     names.PPO_KL: Metric("old-new KL", "Mean KL from the behaviour policy over trained tokens.", "nats"),
+    names.BEHAVIOR_WEIGHT: Metric(
+        "behaviour weight",
+        "Mean over trained tokens of what makes up for their age; with several updates a batch.",
+    ),
     names.MISMATCH_KL: Metric(
         "mismatch KL", "KL between generator and trainer at equal weights, per token.", "nats", "down"
     ),
     names.MISMATCH_PROB_MAX: Metric("mismatch, max", "Largest probability gap, generator to trainer.", "", "down"),
-    names.GRAD_NORM: Metric("gradient norm", "Norm of the whole gradient before clipping."),
+    names.UPDATES: Metric("updates", "Optimizer updates applied in the step; 0 where none was.", "updates"),
+    names.GRAD_NORM: Metric(
+        "gradient norm", "Norm of the whole gradient before clipping, mean over the step's updates."
+    ),
     names.GRAD_SPIKE: Metric(
-        "gradient spike", "1 where the norm was far over the median of the steps before.", "", "down"
+        "gradient spikes", "Updates whose norm was far over the median of those before.", "", "down"
     ),
     names.LEARNING_RATE: Metric("learning rate", "Learning rate of the step."),
     names.TRAIN_TOKENS: Metric("tokens of the loss", "Tokens that the step's loss is counted over.", "tokens"),
@@ -99,6 +109,7 @@ METRICS: dict[str, Metric] = {
     names.UNJUDGED: Metric(
         "unjudged", "Share of all samples that could not be judged, and so left the loss.", "", "down"
     ),
+    names.MASKED: Metric("masked", "Share of judged samples that were truncated and so left the loss.", "", "down"),
     names.CALIBRATED_REWARD: Metric(
         "calibrated reward", "Mean over judged samples, whether they keep to the constraints or not.", "", "up"
     ),
@@ -174,7 +185,7 @@ METRICS: dict[str, Metric] = {
     names.DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     names.PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
     names.NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),
-    names.POLICY_VERSION: Metric("policy version", "Optimizer steps behind the weights."),
+    names.POLICY_VERSION: Metric("policy version", "Steps behind the weights."),
 }
 """Every fixed metric name. Judges, the watch and tasks make further ones, see `describe`."""
 

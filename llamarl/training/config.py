@@ -43,6 +43,19 @@ class TrainerConfig(OptimizerConfig):
     """A gradient norm over this times the median of the last 50 is flagged as a spike."""
     should_skip_spikes: bool = False
     """Refuse the update of a spike instead of clipping it."""
+    passes: int = Field(default=1, ge=1)
+    """Times that each batch is gone through."""
+    minibatches: int = Field(default=1, ge=1)
+    """Parts of a batch, by prompts, that get an optimizer update each, in every pass. Where a batch gets several
+    updates, ratios are taken to the trainer's own log-probs from before the first, for one more forward pass."""
+    behavior_cap: float | None = Field(default=2.0, ge=1.0)
+    """With several updates: largest weight of a token by trainer's log-prob before the first update / log-prob at
+    sampling, which makes up for staleness and the generator's precision. None: no such weight."""
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer updates on each batch."""
+        return self.passes * self.minibatches
 
 
 class LoraConfig(Config):

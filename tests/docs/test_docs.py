@@ -244,9 +244,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keys: set[str] = set()
-    for name in ("aipo", "grpo"):
+    twice = ["--trainer.passes", "2", "--trainer.minibatches", "2"]
+    for name, more in (("aipo", []), ("grpo", twice)):
         directory = tmp_path_factory.mktemp(name) / "run"
-        train(Recipe.load(recipe_path("demo"), [*TINY, "--schedule.steps", "2", "--algorithm.type", name]), directory)
+        options = [*TINY, "--schedule.steps", "2", "--algorithm.type", name, *more]
+        train(Recipe.load(recipe_path("demo"), options), directory)
         keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
     directory = tmp_path_factory.mktemp("tasks") / "run"
     train(Recipe.parse(one_task_each(["crpg", "codpo", "crraft", "raft", "ppo"])), directory)
@@ -273,7 +275,8 @@ def one_task_each(algorithms: list[str]) -> dict[str, Any]:
     values = plain.model_dump(mode="json", exclude={"data", "judges", "algorithm", "tasks"})
     judges = [*plain.judges, plain.judges[0].model_copy(update={"name": "kept", "role": "constraint"})]
     source = {"data": plain.data, "judges": judges, "held_out": plain.evaluation.source}
-    tasks = [{"name": name, "algorithm": {"type": name}, **source} for name in algorithms]
+    settings = {name: {"type": name, "mask_truncated": name == "crpg"} for name in algorithms}
+    tasks = [{"name": name, "algorithm": settings[name], **source} for name in algorithms]
     return {**values, "evaluation": {"num_prompts": 4}, "tasks": tasks}
 
 
