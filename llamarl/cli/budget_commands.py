@@ -221,7 +221,7 @@ def _sampled_attempts(arguments: argparse.Namespace, prompts: "Sequence[Prompt]"
     from llamarl.data.asks import SHIPPED
     from llamarl.evals.budget_samples import sample
     from llamarl.evals.chats import NativeChat
-    from llamarl.evals.progress import make_progress
+    from llamarl.report.progress import make_progress
     from llamarl.models.template_args import parse_template_args
 
     if arguments.samples < 1:

@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import llamarl
 from llamarl.cli import (
@@ -13,13 +14,13 @@ from llamarl.cli import (
     data_commands,
     demo,
     doctor,
-    eval_commands,
     judge_commands,
     model_commands,
     reward_commands,
     run_commands,
 )
 from llamarl.cli.common import INTERRUPTED, quieten_terminal, say
+from llamarl.cli.options import Command
 from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
 
 DESCRIPTION = """\
@@ -36,6 +37,31 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl eval multi-if --data builtin --model m --out results
   llamarl doctor                                      what this machine lacks, and what then does not work
 """
+
+
+COMMANDS = {
+    "eval multi-if": "llamarl.cli.eval_commands:multi_if",
+    "eval ifeval": "llamarl.cli.eval_commands:ifeval",
+    "eval compare": "llamarl.cli.eval_commands:compare",
+    "eval budget": "llamarl.cli.eval_commands:budget",
+}
+"""The function of each command. Its module is imported when the command, or a list that names it, is asked for."""
+GROUPS = {
+    "eval": "measure a model",
+}
+"""What the commands that begin with a word have in common."""
+
+
+def load_command(name: str) -> Command:
+    """The command of a name in `COMMANDS`."""
+    module, _, function = COMMANDS[name].partition(":")
+    return Command(name, getattr(import_module(module), function))
+
+
+def split_command(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The command that words begin with, None where it is none, and what follows it."""
+    name = " ".join(words[: 2 if words[:1] and words[0] in GROUPS else 1])
+    return (name, list(words[len(name.split()) :])) if name in COMMANDS else (None, list(words))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
         data_commands,
         budget_commands,
         reward_commands,
-        eval_commands,
         judge_commands,
         doctor,
     ):
@@ -65,13 +90,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Expected errors print one message, never a traceback."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not arguments.takes_overrides:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    arguments.overrides = rest
     quieten_terminal()
+    name, words = split_command(sys.argv[1:] if argv is None else argv)
+    if name is None:
+        parser = build_parser()
+        arguments, rest = parser.parse_known_args(argv)
+        if rest and not arguments.takes_overrides:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        arguments.overrides = rest
     try:
+        if name is not None:
+            return load_command(name).run(words)
         return int(arguments.run(arguments) or 0)
     except (ConfigError, DataError, MissingDependencyError) as error:
         say(f"error: {error}", sys.stderr)

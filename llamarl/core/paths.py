@@ -31,3 +31,6 @@ FileName = Annotated[str, AfterValidator(absolute)]
 
 ObjectName = Annotated[str, AfterValidator(absolute_object)]
 """A setting that may name an object in a Python file."""
+
+FullPath = Annotated[Path, AfterValidator(Path.absolute)]
+"""A setting that names a file or directory which may be yet to be written; absolute from when the config is built."""
