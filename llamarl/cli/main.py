@@ -10,7 +10,6 @@ from importlib import import_module
 
 import llamarl
 from llamarl.cli import (
-    budget_commands,
     data_commands,
     demo,
     doctor,
@@ -40,6 +39,9 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
 
 
 COMMANDS = {
+    "budget solve": "llamarl.cli.budget_commands:solve",
+    "budget build-sv": "llamarl.cli.budget_commands:build_sv",
+    "budget build-asv": "llamarl.cli.budget_commands:build_asv",
     "eval multi-if": "llamarl.cli.eval_commands:multi_if",
     "eval ifeval": "llamarl.cli.eval_commands:ifeval",
     "eval compare": "llamarl.cli.eval_commands:compare",
@@ -47,6 +49,7 @@ COMMANDS = {
 }
 """The function of each command. Its module is imported when the command, or a list that names it, is asked for."""
 GROUPS = {
+    "budget": "reasoning under an inference budget",
     "eval": "measure a model",
 }
 """What the commands that begin with a word have in common."""
@@ -79,7 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
         run_commands,
         model_commands,
         data_commands,
-        budget_commands,
         reward_commands,
         judge_commands,
         doctor,
