@@ -20,6 +20,7 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -194,14 +195,8 @@ class Command:
     def __init__(self, name: str, function: Callable[..., int | None]) -> None:
         self.name = name
         self._function = function
-        types = {key: kind for key, kind in get_type_hints(function).items() if key != "return"}
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
         self.description, self.examples = text.strip(), inspect.cleandoc(examples)
-        self.configs = {key: kind for key, kind in types.items() if issubclass(kind, Config)}
-        self._options = {key: list(_options_of(kind)) for key, kind in self.configs.items()}
-        self._output = next(((key, kind) for key, kind in types.items() if issubclass(kind, Output)), None)
-        self._overrides = next((key for key, kind in types.items() if issubclass(kind, Overrides)), None)
-        self.parser = self._build_parser()
 
     @property
     def summary(self) -> str:
@@ -212,6 +207,34 @@ class Command:
     def takes_overrides(self) -> bool:
         """True if arguments that are no options are settings of something else."""
         return self._overrides is not None
+
+    @cached_property
+    def configs(self) -> dict[str, type[Config]]:
+        """The configs that the function takes, by parameter."""
+        return {key: kind for key, kind in self._types.items() if issubclass(kind, Config)}
+
+    @cached_property
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser of the options; it leaves no trace of those that are not given."""
+        options = [option for options in self._options.values() for option in options]
+        parser = _Parser(
+            prog=f"llamarl {self.name}",
+            usage=" ".join(["%(prog)s", *(each.usage for each in options if each.usage), "[OPTION ...]"]),
+            description=self.description,
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in self.examples.splitlines()),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        groups: dict[str, argparse._ActionsContainer] = {"": parser}
+        for option in sorted(options, key=lambda option: (option.heading != "", not option.field.is_required())):
+            if option.heading not in groups:
+                groups[option.heading] = parser.add_argument_group(option.heading)
+            option.add_to(groups[option.heading])
+        if self._output is not None:
+            group = parser.add_argument_group("output")
+            for each in dataclasses.fields(self._output[1]):
+                group.add_argument(f"--{each.name}", action="store_true", help=each.metadata["help"])
+        return parser
 
     def run(self, arguments: Sequence[str]) -> int:
         """Runs the command and returns its exit status. Raises what `parse` and the function raise."""
@@ -245,26 +268,21 @@ class Command:
             keywords[key] = kind(**{each.name: given.get(each.name, False) for each in dataclasses.fields(kind)})
         return keywords
 
-    def _build_parser(self) -> argparse.ArgumentParser:
-        options = [option for options in self._options.values() for option in options]
-        parser = _Parser(
-            prog=f"llamarl {self.name}",
-            usage=" ".join(["%(prog)s", *(each.usage for each in options if each.usage), "[OPTION ...]"]),
-            description=self.description,
-            epilog="examples:\n" + "\n".join(f"  {line}" for line in self.examples.splitlines()),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        groups: dict[str, argparse._ActionsContainer] = {"": parser}
-        for option in sorted(options, key=lambda option: (option.heading != "", not option.field.is_required())):
-            if option.heading not in groups:
-                groups[option.heading] = parser.add_argument_group(option.heading)
-            option.add_to(groups[option.heading])
-        if self._output is not None:
-            group = parser.add_argument_group("output")
-            for each in dataclasses.fields(self._output[1]):
-                group.add_argument(f"--{each.name}", action="store_true", help=each.metadata["help"])
-        return parser
+    @cached_property
+    def _types(self) -> dict[str, type]:
+        return {key: kind for key, kind in get_type_hints(self._function).items() if key != "return"}
+
+    @cached_property
+    def _options(self) -> dict[str, list[Option]]:
+        return {key: list(_options_of(kind)) for key, kind in self.configs.items()}
+
+    @cached_property
+    def _output(self) -> tuple[str, type[Output]] | None:
+        return next(((key, kind) for key, kind in self._types.items() if issubclass(kind, Output)), None)
+
+    @cached_property
+    def _overrides(self) -> str | None:
+        return next((key for key, kind in self._types.items() if issubclass(kind, Overrides)), None)
 
     def _refuse(self, argument: str) -> NoReturn:
         """Raises `ConfigError` for an argument that the parser does not know."""

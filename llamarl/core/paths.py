@@ -21,11 +21,6 @@ def absolute_object(spec: str, folder: str | Path = "") -> str:
     return f"{absolute(file, folder)}{colon}{name}" if file.endswith(".py") else spec
 
 
-def full_path(name: str) -> Path:
-    """The name from the root, of a file that is yet to be written too: the `type` of a command's argument."""
-    return Path(name).absolute()
-
-
 FileName = Annotated[str, AfterValidator(absolute)]
 """A setting that may name a file or directory; absolute from when the config is built, if it is there then."""
 
