@@ -138,9 +138,3 @@ def _summarize(name: str) -> str:
     tree = ast.parse(resources.files("llamarl.cli").joinpath(f"{module}.py").read_text(encoding="utf-8"))
     defined = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     return (ast.get_docstring(defined) or "").partition("\n")[0].removesuffix(".")
-
-
-if __name__ == "__main__":
-    from llamarl.cli.program import run
-
-    run(main)
