@@ -177,7 +177,7 @@ try:
 except SystemExit:
     pass
 heavy = {"torch", "numpy", "transformers", "rich", "matplotlib", "httpx", "duckdb"}
-sys.exit(", ".join(sorted(heavy & set(sys.modules))))
+sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
 """
 
 
