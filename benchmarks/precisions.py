@@ -27,11 +27,11 @@ source = "train.jsonl"
 [[judges]]
 function = "instructions"
 [sampling]
-max_tokens = {tokens}
+max_tokens = 96
 [schedule]
 steps = {steps}
 prompts_per_step = 4
-samples_per_prompt = {samples}
+samples_per_prompt = 8
 evaluate_every = {every}
 [evaluation]
 num_prompts = 32
@@ -56,8 +56,6 @@ def main() -> None:
     benchmark = Benchmark("precisions", __doc__, repeats=1, quick_repeats=1, max_load=math.inf)
     benchmark.parser.add_argument("--model", required=True, help="checkpoint directory or GGUF file")
     benchmark.parser.add_argument("--steps", type=int, default=50, help="of each run (default 50)")
-    benchmark.parser.add_argument("--samples", type=int, default=8, help="completions of each prompt (default 8)")
-    benchmark.parser.add_argument("--tokens", type=int, default=96, help="most tokens of each (default 96)")
     benchmark.parser.add_argument("--work", type=Path, default=Path("runs/precisions"), help="folder of the runs")
     options = benchmark.start()
     steps = 3 if options.quick else options.steps
@@ -71,8 +69,6 @@ def main() -> None:
             model=Path(options.model).resolve(),
             steps=steps,
             every=max(1, steps // 2),
-            samples=options.samples,
-            tokens=options.tokens,
             trainer=trainer,
             generator=generator,
         )

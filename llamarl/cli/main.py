@@ -25,6 +25,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl resume runs/NAME                            go on after a crash or Ctrl-C
   llamarl view runs/NAME                              how it goes or went
   llamarl export runs/NAME model/                     a Hugging Face checkpoint
+  llamarl sft m rows.jsonl tuned                      fine-tune on examples; llamarl dpo: on preference pairs
   llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
   llamarl judge audit --judge rewards.py:reward       can your judge be cheated?
   llamarl eval multi-if --data builtin --model m --out results
@@ -39,7 +40,8 @@ COMMANDS = {
     "view": "run_commands:view",
     "export": "run_commands:export",
     "generate": "model_commands:generate",
-    "sft": "model_commands:sft",
+    "sft": "fit_commands:sft",
+    "dpo": "fit_commands:dpo",
     "data instructions": "data_commands:instructions",
     "budget solve": "budget_commands:solve",
     "budget build-sv": "budget_commands:build_sv",

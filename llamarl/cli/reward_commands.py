@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from llamarl.cli.common import print_json, say, show_progress
+from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skipped
 from llamarl.cli.options import LiveOutput, Overrides, Positional
 from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
@@ -47,7 +48,7 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         llamarl reward train --list-settings
     """
     from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
-    from llamarl.training.reward_config import RewardConfig
+    from llamarl.training.objectives import RewardConfig, reward_objective
 
     if settings.list_settings:
         say(describe_settings(RewardConfig))
@@ -58,15 +59,14 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         )
     values = parse_overrides(overrides)
     config = RewardConfig.parse(values, overrides=dotted_names(values))
-    from llamarl.training.reward_run import train_reward_model
+    from llamarl.training.fit import fit
 
     with show_progress("steps", output) as update:
-        summary = train_reward_model(
+        summary = fit(
+            reward_objective("labels" if settings.labels else "pairs", config),
             settings.model,
             settings.data,
             settings.out,
-            config,
-            kind="labels" if settings.labels else "pairs",
             eval_data=settings.eval_data,
             split=settings.split,
             on_step=lambda step, total, metrics: update(step, total, note=f"loss {metrics['train/loss']:.4f}"),
@@ -175,26 +175,14 @@ def _with_baseline(prompt: "Prompt", completion: "Completion | None") -> "Prompt
 
 
 def _describe(summary: Mapping[str, Any], out: str) -> Iterator[str]:
-    """What a user wants to know of a finished training."""
+    """Yields what a user wants to know of a finished training."""
     rows, report = summary["rows"], summary["held_out"]
-    if rows["skipped"]:
-        yield "left out       " + ", ".join(f"{count} {reason}" for reason, count in rows["skipped"].items())
+    yield from describe_skipped(rows)
     yield f"trained        {summary['steps']} steps on {rows['train']} rows in {summary['seconds']:.0f} s"
-    if report is not None:
+    if report is not None and "length_correlation" in report:
+        yield from describe_pairs(report)
+    elif report is not None:
         error = report["calibration_error"]
-        yield f"held out       accuracy {_share(report['accuracy'])}, calibration error {error:.3f}"
-    if report is not None and summary["kind"] == "pairs":
-        correlation = report["length_correlation"]
-        yield (
-            f"length         correlation {'-' if correlation is None else f'{correlation:+.2f}'}; accuracy where the "
-            f"chosen is shorter {_share(report['accuracy_where_chosen_is_shorter'])}, longer "
-            f"{_share(report['accuracy_where_chosen_is_longer'])}"
-        )
+        yield f"held out       accuracy {describe_share(report['accuracy'])}, calibration error {error:.3f}"
     yield f"model          {summary['model']} (weights of step {summary['model_step']})"
     yield f"figure         {out}/reward.png"
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    if share["value"] is None:
-        return "- (no pairs)"
-    return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['count']}"

@@ -14,12 +14,13 @@ import functools
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,12 +32,15 @@ from llamarl.controller.directory import (
     RECIPE_FILE,
     check_same_run,
     check_unused,
+    clear,
     held,
+    missing_folders,
     read_recipe,
 )
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.generators import GeneratorPool
 from llamarl.controller.guard import CollapseGuard
+from llamarl.controller.in_memory import give_judges, write_rows
 from llamarl.controller.ledger import Ledger
 from llamarl.controller.loop import Controller
 from llamarl.controller.prepare import Prepared, PreparedTask, encode_prompt, generator_names, prepare
@@ -47,6 +51,7 @@ from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
 from llamarl.core.errors import CheckpointError, ExecutorLostError
+from llamarl.core.loops import run_async
 from llamarl.core.machine import usable_cores
 from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle
 from llamarl.data import PromptStream
@@ -83,18 +88,30 @@ def train(
 
     Raises:
         ConfigError: `run_dir` holds something already, or cannot be written.
-        LlamaRLError: why the run ended early; the run directory says where, and `resume` goes on from it.
+        LlamaRLError: why the run ended early. A run that never began leaves no directory; of any other the directory
+            says how far it came, and `resume` goes on from there.
     """
     directory = (Path(run_dir) if run_dir is not None else _default_directory(recipe)).absolute()
     check_unused(directory)
     prepared = prepare(recipe)
+    start, missing = _Start(), missing_folders(directory)
     with held(directory):
         check_unused(directory)  # another process may have come first
-        return _drive(prepared, directory, live, _Start())
+        try:
+            return _drive(prepared, directory, live, start)
+        except BaseException:
+            if start.step is None:  # it never began, so nothing stands in the way of the next attempt
+                clear(directory, missing)
+            raise
 
 
 def resume(
-    run_dir: str | Path, overrides: Sequence[str] = (), *, step: str = "latest", live: LiveView | None = None
+    run_dir: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    judges: Sequence[Any] | Mapping[str, Any] = (),
+    step: str = "latest",
+    live: LiveView | None = None,
 ) -> tuple[RunSummary, Reporter]:
     """Goes on with a run from its newest good checkpoint.
 
@@ -102,7 +119,8 @@ def resume(
 
     Args:
         run_dir: the directory of a run that ended or was killed.
-        overrides: as on the command line, such as `--schedule.steps 200`.
+        overrides: as on the command line, such as `--schedule.steps 200`, or nested values.
+        judges: those that began the run in the memory of a program (`in_memory.give_judges`).
         step: `latest`, `best`, or the number of a kept checkpoint; what the run did after it is forgotten.
         live: where to show progress.
 
@@ -113,7 +131,7 @@ def resume(
     directory = Path(run_dir).absolute()
     began = read_recipe(directory)
     with held(directory):
-        recipe = read_recipe(directory, overrides)
+        recipe = give_judges(read_recipe(directory, overrides), judges)
         check_same_run(began, recipe, directory)
         return _drive(prepare(recipe), directory, live, _Start(step))
 
@@ -135,7 +153,7 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: _S
     budget = RestartBudget(prepared.recipe.schedule.max_restarts)
     while True:
         try:
-            return asyncio.run(_attempt(prepared, directory, live, start, budget))
+            return run_async(_attempt(prepared, directory, live, start, budget))
         except ExecutorLostError as error:  # the trainer: generators and judges are replaced one by one
             if budget.left <= 0:
                 raise
@@ -144,7 +162,7 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: _S
 
 
 def _write_records(prepared: Prepared, directory: Path) -> None:
-    write_json(directory / RECIPE_FILE, prepared.recipe.record())
+    write_json(directory / RECIPE_FILE, write_rows(prepared.recipe, directory).record())
     write_json(directory / ENVIRONMENT_FILE, environment_record())
     if prepared.skipped_rows:
         write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
@@ -186,11 +204,11 @@ async def _attempt(
                 if checkpoint:
                     store.forget_after(str(version))
                 _write_records(prepared, directory)
-            for note in start.notes:
-                reporter.on_message(note)
-            start.step, start.notes = "latest", ()
             ledger.rewind(version)
             reporter.restore(state, version)
+            for note in start.notes:
+                reporter.on_message(note)
+            start.notes = ()
             reporter.add_sinks(
                 open_trackers(recipe.report.trackers, directory, recipe.record(), reporter.on_message, version + 1)
             )
@@ -218,6 +236,7 @@ async def _attempt(
                 reporter.start_clock()
                 try:
                     async with canaries if has_canaries else nullcontext():
+                        start.step = "latest"
                         await controller.run(_evaluation(prepared), save)
                     measured = await _measure_memory(executors)
                 finally:
@@ -409,13 +428,14 @@ def _run_task(recipe: Recipe, task: PreparedTask, accounted: Collection[tuple[in
 
 def _evaluation(prepared: Prepared) -> Evaluation | None:
     recipe = prepared.recipe
-    if not prepared.held_out:
+    held_out = {task.config.name: task.held_out for task in prepared.tasks}
+    if not any(held_out.values()):
         return None
     temperature = recipe.evaluation.temperature
     sampling = (
         recipe.sampling if temperature is None else recipe.sampling.model_copy(update={"temperature": temperature})
     )
-    return Evaluation(prepared.held_out, sampling, recipe.evaluation.samples_per_prompt)
+    return Evaluation(held_out, sampling, recipe.evaluation.samples_per_prompt)
 
 
 @contextmanager
@@ -442,20 +462,22 @@ def first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[No
     A second SIGHUP does not: shell and system may both send one. A signal that is ignored (`nohup`) stays so.
     """
     loop = asyncio.get_running_loop()
+    is_main = threading.current_thread() is threading.main_thread()  # Python lets no other thread set handlers
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def on_signal() -> None:
         for number in before:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.default_int_handler)
+            if is_main:
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.default_int_handler)
         reporter.on_interrupt()
         stop()
 
     try:
         for number in before:
             loop.add_signal_handler(number, on_signal)
-    except (ValueError, RuntimeError, NotImplementedError):  # not the main thread, or not a platform with signals
+    except (ValueError, RuntimeError, NotImplementedError):  # a thread that hears of no signal, or no POSIX
         yield
         return
     try:
@@ -463,7 +485,8 @@ def first_interrupt(stop: Callable[[], None], reporter: Reporter) -> Iterator[No
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            if is_main:
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 import glob
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 
 def absolute(name: str, folder: str | Path = "") -> str:
@@ -21,7 +21,11 @@ def absolute_object(spec: str, folder: str | Path = "") -> str:
     return f"{absolute(file, folder)}{colon}{name}" if file.endswith(".py") else spec
 
 
-FileName = Annotated[str, AfterValidator(absolute)]
+def _as_text(name: Any) -> Any:
+    return os.fspath(name) if isinstance(name, os.PathLike) else name
+
+
+FileName = Annotated[str, BeforeValidator(_as_text), AfterValidator(absolute)]
 """A setting that may name a file or directory; absolute from when the config is built, if it is there then."""
 
 ObjectName = Annotated[str, AfterValidator(absolute_object)]

@@ -266,4 +266,4 @@ class StepResult:
     logprobs: Mapping[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
     """(group, token ids) -> the trainer's log-prob of each token, for the groups it was asked to watch."""
     task_metrics: tuple[Mapping[str, float], ...] = ()
-    """Of each task by its index, where the run has several."""
+    """Each task's own metrics, by the task's index."""

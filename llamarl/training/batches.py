@@ -14,7 +14,7 @@ from llamarl.core.errors import DataError
 from llamarl.core.records import TrainSample
 from llamarl.functional.logprobs import pad_rows
 from llamarl.functional.losses import Denominators, LossBatch
-from llamarl.training.scoring import Scores
+from llamarl.scoring.logprobs import Scores
 
 
 def loss_batch(

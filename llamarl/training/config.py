@@ -1,11 +1,12 @@
 """Settings of the training side; read without torch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config
+from llamarl.models.template_args import ChatTemplateArgs
 
 Schedule = Literal["constant", "linear", "cosine"]
 """What the learning rate does after warm-up: stays, or falls to 0 at the run's last step."""
@@ -44,13 +45,53 @@ class TrainerConfig(OptimizerConfig):
     """Refuse the update of a spike instead of clipping it."""
 
 
-class ExamplesConfig(OptimizerConfig):
-    """Training on a fixed set of rows, for so many steps or so often through them: one of the two is set."""
+class LoraConfig(Config):
+    """Low-rank adapters: linear layers compute `W x + (alpha / rank) B A x`, and only A and B are trained."""
+
+    rank: int = Field(ge=1)
+    """Rows of A and columns of B; 8 to 64 are usual."""
+    alpha: float = Field(default=32.0, gt=0.0)
+    """What the adapters add is scaled by `alpha / rank`."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters, such as `q_proj`; empty: all but the output head."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Names from the command line, between commas."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+class FitConfig(OptimizerConfig):
+    """Supervised training on a fixed set of rows. A falling schedule reaches 0 at the last step."""
+
+    batches_cross_epochs: ClassVar[bool] = False
+    """Whether a batch may hold the end of an epoch and the start of the next; else an epoch's last batch is smaller."""
 
     num_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of `num_epochs`."""
     num_epochs: int | None = Field(default=None, ge=1)
     """Times each row is seen; instead of `num_steps`."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows per step."""
+    chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
+    """Arguments of the model's chat template, such as `{enable_thinking = false}`; the result's template gets them as
+    defaults."""
+    evaluate_every: int = Field(default=100, ge=1)
+    """Measure on the held-out rows every so many steps, and after the last."""
+    keep: Literal["loss", "accuracy", "last"] = "last"
+    """Which weights become the model: those of the lowest held-out loss, of the highest held-out accuracy, or the
+    last."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Save what a resume needs every so many steps."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the body's forward and backward pass. Weights, loss and optimizer stay in fp32."""
+    device: str = "auto"
+    """Where the model is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
+    seed: int = 0
+    """Decides the order of the rows, and the adapters' first weights."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the weights, and add them to the weights at the end; extra `lora`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,40 +111,27 @@ class ExamplesConfig(OptimizerConfig):
             raise ValueError("num_steps, num_epochs: give one of them")
         return self
 
-
-class LoraConfig(Config):
-    """Low-rank adapters: linear layers compute `W x + (alpha / rank) B A x`, and only A and B are trained."""
-
-    rank: int = Field(ge=1)
-    """Rows of A and columns of B; 8 to 64 are usual."""
-    alpha: float = Field(default=32.0, gt=0.0)
-    """What the adapters add is scaled by `alpha / rank`."""
-    targets: tuple[str, ...] = ()
-    """Names of the linear layers that get adapters, such as `q_proj`; empty: all but the output head."""
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Names from the command line, between commas."""
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-
-
-class SFTConfig(ExamplesConfig):
-    """Supervised fine-tuning. A falling schedule reaches 0 at the last step."""
-
-    num_steps: int | None = Field(default=500, ge=1)
-    """Optimizer steps; instead of `num_epochs`."""
-    batch_size: int = Field(default=32, ge=1)
-    """Rows per step."""
-    reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
-    """`token_mean`: each completion token of the step weighs the same. `sequence_sum`: mean over rows of their sum."""
-    device: str = "auto"
-    """Where the model is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
-    seed: int = 0
-    """Decides the order of the rows, and the adapters' first weights."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of the weights, and add them to the weights at the end; extra `lora`."""
-
     def total_steps(self, num_rows: int) -> int:
-        """Optimizer steps on so many rows. Batches go across epochs, and the last holds what is left."""
-        return self.num_steps or -(-num_rows * (self.num_epochs or 0) // self.batch_size)
+        """Optimizer steps on so many rows."""
+        if self.num_epochs is None:
+            return self.num_steps or 0
+        if self.batches_cross_epochs:
+            return -(-num_rows * self.num_epochs // self.batch_size)
+        return -(-num_rows // self.batch_size) * self.num_epochs
+
+
+class ExampleConfig(FitConfig):
+    """Training on preference pairs or labelled rows (`training.examples`)."""
+
+    num_epochs: int | None = Field(default=1, ge=1)
+    """Times each row is seen; instead of `num_steps`."""
+    max_tokens: int = Field(default=4096, ge=2)
+    """Longest conversation, prompt and answer together, at most the model's positions; longer rows are bad rows."""
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the prompts kept apart to measure on, chosen by a hash of the prompt; unused with `--eval-data`."""
+    keep: Literal["loss", "accuracy", "last"] = "loss"
+    """Which weights become the model: those of the lowest held-out loss, of the highest held-out accuracy (which says
+    nothing of calibration, and whose best of many is partly luck), or the last."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`skip` leaves bad rows out and counts them: malformed, too long, equal answers, duplicates, contradictions, and
+    training rows whose prompt is in the evaluation data."""

@@ -91,9 +91,7 @@ class Gathered:
         return pooled.metrics()
 
     def task_metrics(self) -> tuple[dict[str, float], ...]:
-        """Each task's own numbers; nothing where there is one task, whose numbers are those of the step."""
-        if len(self.tasks) == 1:
-            return ()
+        """Each task's own numbers, by the task's index."""
         return tuple(task.metrics() | {"train/grad_norm": task.grad_norm} for task in self.tasks)
 
 

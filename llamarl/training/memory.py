@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llamarl.scoring.logprobs import MAX_LOGITS
 from llamarl.training.config import OptimizerConfig
-from llamarl.training.scoring import MAX_LOGITS
 
 LARGEST_MICRO_BATCH = 16384
 _SMALLEST = 256

@@ -31,6 +31,8 @@ from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.functional.mismatch import mismatch
 from llamarl.models.decoder import named_tensors
 from llamarl.models.probe import probe_rows
+from llamarl.scoring.logprobs import EntropyMode, autocast, build_scorer
+from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
 from llamarl.training.batches import check_references, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
@@ -38,9 +40,7 @@ from llamarl.training.gathered import Gathered, TaskGathered, in_runs
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
-from llamarl.training.packing import split_groups
-from llamarl.training.scoring import EntropyMode, autocast, build_scorer
-from llamarl.training.sft import SFTRow
+from llamarl.training.sft_rows import SFTRow
 from llamarl.training.values import ValueHeads
 
 MAX_NONFINITE = 5

@@ -27,7 +27,8 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
 from llamarl.report import names
-from llamarl.training.config import LoraConfig, SFTConfig
+from llamarl.training.config import LoraConfig
+from llamarl.training.objectives import DPOConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -36,6 +37,7 @@ BLOCK = re.compile(r"(<!-- generated: settings of (\w+) -->\n).*?(<!-- end -->)"
 ALGORITHMS: dict[str, type[BaseModel]] = {
     str(model.model_fields["type"].default): model for model in models_in(get_args(AlgorithmConfig)[0])
 }
+FIT_COMMANDS: dict[str, type[BaseModel]] = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
 AREAS = {
     "rollout": "What was sampled: the step's batch, whose tokens may be older than the step.",
     "train": "The loss and the update.",
@@ -56,7 +58,7 @@ AREAS = {
 
 
 def settings_page() -> str:
-    """Every setting of a recipe and of `llamarl sft`."""
+    """Every setting of a recipe and of the commands of supervised training."""
     intro = (
         "# Settings\n\n"
         "A recipe is a TOML file with these settings. On the command line each is `--dotted.name VALUE`, with `-` or\n"
@@ -73,7 +75,8 @@ def settings_page() -> str:
         page = "guides/write-an-algorithm.md" if name == "custom" else f"algorithms/{name}.md"
         parts.append(f'\n### type = "{name}"\n\n{summary(model)} See [{name}](../{page}).\n\n')
         parts.append(table(plain_fields(model), "algorithm."))
-    parts.append(f"\n## Settings of `llamarl sft`\n\n{summary(SFTConfig)}\n\n" + table(plain_fields(SFTConfig), ""))
+    for command, model in FIT_COMMANDS.items():
+        parts.append(f"\n## Settings of `llamarl {command}`\n\n{summary(model)}\n\n" + table(plain_fields(model), ""))
     lead = one_line(SFTConfig.model_fields["lora"].description)
     parts.append(f"\n### lora\n\n{lead} {summary(LoraConfig)}\n\n" + table(plain_fields(LoraConfig), "lora."))
     return NOTICE + "".join(parts)
@@ -129,7 +132,8 @@ def annotation_text(annotation: Any) -> str:
         return f"list of {len(arguments)} {annotation_text(arguments[0])}s"
     if origin is dict:
         return f"table of {annotation_text(arguments[1])}s" if annotation_text(arguments[1]) else "table"
-    return " or ".join(annotation_text(argument) for argument in arguments if argument is not NoneType)
+    texts = [annotation_text(argument) for argument in arguments if argument is not NoneType]
+    return " or ".join(filter(None, texts))  # a file holds no objects of a program
 
 
 def default_text(field: FieldInfo) -> str:
@@ -208,7 +212,7 @@ def cli_page() -> str:
         parts.append("\n| argument | meaning |\n|---|---|\n")
         parts += [argument_row(action) for action in command.parser._actions if action.dest != "help"]
         if command.takes_overrides:
-            where = "#settings-of-llamarl-sft" if command.name == "sft" else ""
+            where = f"#settings-of-llamarl-{command.name.replace(' ', '-')}" if command.name in FIT_COMMANDS else ""
             parts.append(f"| `--dotted.name VALUE` | any [setting](settings.md{where}) |\n")
         parts.append(f"\n```bash\n{command.examples}\n```\n")
     return "".join(parts)

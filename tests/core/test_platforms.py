@@ -41,8 +41,13 @@ MODULES = [
 ELSEWHERE = ("llamarl.judges.code.inside", "llamarl.engine.monarch", "llamarl.evals.inspect_task")
 """What runs in the sandbox alone, or needs an extra."""
 TORCH_FREE = ("llamarl.core", "llamarl.data", "llamarl.report", "llamarl.cli", "llamarl.judges.rules")
-TORCH_FREE += ("llamarl.judges.math", "llamarl.judges.code", "llamarl.judges.llm", "llamarl.judges.worker")
-TORCH_FREE += ("llamarl.judges.child", "llamarl.judges.threads", "llamarl.judges.config", "llamarl.models.endpoint")
+TORCH_FREE += ("llamarl.judges.math", "llamarl.judges.code", "llamarl.judges.llm", "llamarl.judges.process")
+TORCH_FREE += (
+    "llamarl.judges.process.child",
+    "llamarl.judges.threads",
+    "llamarl.judges.config",
+    "llamarl.models.endpoint",
+)
 TORCH_FREE += ("llamarl.evals.replies", "llamarl.evals.runner", "llamarl.evals.chats", "llamarl.evals.tables")
 
 

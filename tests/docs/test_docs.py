@@ -27,8 +27,7 @@ from llamarl.report import names
 from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.tasks.demo import DEMO_CHECKPOINT
-from llamarl.training.config import SFTConfig
-from llamarl.training.reward_config import RewardConfig
+from llamarl.training.objectives import DPOConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -135,7 +134,7 @@ def check_command(words: list[str]) -> None:
     keywords = command.parse(rest)
     if command.takes_overrides:
         overrides = parse_overrides(keywords["overrides"])
-        others = {"sft": SFTConfig, "reward train": RewardConfig}
+        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
         model, base = (others[name], {}) if name in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 
