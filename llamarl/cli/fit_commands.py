@@ -1,94 +1,110 @@
 """sft, dpo: train a checkpoint on rows. Reward models have a command of their own."""
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llamarl.cli.common import Subparsers, add_command, print_json, say
-from llamarl.cli.model_commands import MODEL_HELP
+from llamarl.cli.common import print_json, say, show_progress
+from llamarl.cli.options import LiveOutput, Overrides, Positional
+from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from llamarl.training.config import FitConfig
-    from llamarl.training.objective import Objective
-
-ROWS_HELP = "JSONL, Parquet, CSV, a glob or a Hub id"
 
 
-def add_commands(commands: Subparsers) -> None:
-    """Adds this module's commands."""
-    _add_fit(
-        commands,
-        "sft",
-        help="fine-tune a checkpoint on examples",
-        rows="{messages, tools?} or {prompt, completion, tools?}",
-        examples="""
-llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
-llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear --held-out 50 --keep loss
-llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4 --device cuda
-""",
-    )
-    _add_fit(
-        commands,
-        "dpo",
-        help="train a checkpoint to prefer the chosen answers of pairs",
-        rows="{chosen, rejected, prompt?, tools?}",
-        examples="""
-llamarl dpo MODEL pairs.jsonl OUT --learning-rate 1e-6 --beta 0.1
-llamarl dpo MODEL pairs.jsonl OUT --lora.rank 16 --learning-rate 1e-5 --device cuda
-llamarl dpo MODEL pairs.jsonl OUT --loss ipo --is-length-normalized true
-llamarl dpo MODEL owner/name OUT --eval-data held-out.parquet --on-bad-row skip
-""",
-    )
+class FitSettings(Config):
+    """A checkpoint, the rows it is trained on, and where the result goes."""
+
+    model: Positional[str | None] = None
+    """Checkpoint directory in Hugging Face format, a GGUF file (extra gguf), or a Hub id."""
+    data: Positional[str | None] = None
+    """Rows: JSONL, Parquet, CSV, a glob or a Hub id."""
+    out: Positional[str | None] = None
+    """Where the trained checkpoint goes: new, empty, or an earlier result."""
+    eval_data: str | None = None
+    """Rows to measure on (default: those that held_out keeps)."""
+    split: str | None = None
+    """Split of a Hub data set (default train)."""
+    list_settings: bool = False
+    """Print every setting with its default."""
 
 
-def _add_fit(commands: Subparsers, name: str, *, help: str, rows: str, examples: str) -> None:
-    """Adds the command of one objective."""
-    command = add_command(commands, name, partial(run_fit, name), help=help, examples=examples, takes_overrides=True)
-    command.add_argument("model", nargs="?", help=MODEL_HELP)
-    command.add_argument("data", nargs="?", help=f"rows of {rows}: {ROWS_HELP}")
-    command.add_argument("out", nargs="?", help="where the trained checkpoint goes: new, empty, or an earlier result")
-    command.add_argument("--eval-data", metavar="DATA", help="rows to measure on (default: those that held_out keeps)")
-    command.add_argument("--split", help="split of a Hub data set (default train)")
-    command.add_argument("--list-settings", action="store_true", help="print every setting with its default")
-    command.add_argument("--quiet", action="store_true", help="no progress")
+class SFTSettings(FitSettings):
+    """A checkpoint, the examples it is trained on, and where the result goes."""
+
+    data: Positional[str | None] = None
+    """Rows of {messages, tools?} or {prompt, completion, tools?}: JSONL, Parquet, CSV, a glob or a Hub id."""
 
 
-def run_fit(name: str, arguments: argparse.Namespace) -> int:
-    """Runs `llamarl sft` or `llamarl dpo`."""
+class DPOSettings(FitSettings):
+    """A checkpoint, the pairs it is trained on, and where the result goes."""
+
+    data: Positional[str | None] = None
+    """Rows of {chosen, rejected, prompt?, tools?}: JSONL, Parquet, CSV, a glob or a Hub id."""
+
+
+def sft(settings: SFTSettings, output: LiveOutput, overrides: Overrides) -> int:
+    """Fine-tune a checkpoint on examples.
+
+    Examples:
+        llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
+        llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear --held-out 50 --keep loss
+        llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4 --device cuda
+    """
+    from llamarl.training.objectives import SFT, SFTConfig
+
+    return _fit("sft", SFTConfig, SFT, settings, output, overrides)
+
+
+def dpo(settings: DPOSettings, output: LiveOutput, overrides: Overrides) -> int:
+    """Train a checkpoint to prefer the chosen answers of pairs.
+
+    Examples:
+        llamarl dpo MODEL pairs.jsonl OUT --learning-rate 1e-6 --beta 0.1
+        llamarl dpo MODEL pairs.jsonl OUT --lora.rank 16 --learning-rate 1e-5 --device cuda
+        llamarl dpo MODEL pairs.jsonl OUT --loss ipo --is-length-normalized true
+        llamarl dpo MODEL owner/name OUT --eval-data held-out.parquet --on-bad-row skip
+    """
+    from llamarl.training.objectives import DPO, DPOConfig
+
+    return _fit("dpo", DPOConfig, DPO, settings, output, overrides)
+
+
+def _fit(
+    name: str,
+    config_type: "type[FitConfig]",
+    build: Any,
+    settings: FitSettings,
+    output: LiveOutput,
+    overrides: Overrides,
+) -> int:
     from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
-    from llamarl.training.objectives import DPO, SFT, DPOConfig, SFTConfig
 
-    objectives: dict[str, tuple[type[FitConfig], Callable[[Any], Objective[Any]]]]
-    objectives = {"sft": (SFTConfig, SFT), "dpo": (DPOConfig, DPO)}
-    config_type, build = objectives[name]
-    if arguments.list_settings:
+    if settings.list_settings:
         say(describe_settings(config_type))
         return 0
-    if arguments.out is None:
-        raise ConfigError(f"give MODEL DATA OUT: llamarl {name} model/ data.jsonl out/")
-    settings = parse_overrides(arguments.overrides)
-    config = config_type.parse(settings, overrides=dotted_names(settings))
+    if settings.model is None or settings.data is None or settings.out is None:
+        raise ConfigError(f"MODEL, DATA or OUT is missing: use llamarl {name} model/ data.jsonl out/")
+    values = parse_overrides(overrides)
+    config = config_type.parse(values, overrides=dotted_names(values))
     from llamarl.models.device import describe_device, resolve_device
     from llamarl.training.fit import fit
 
-    if not arguments.json:
+    if not output.json:
         say(f"device: {describe_device(resolve_device(config.device))}", sys.stderr)
-    with show_progress(arguments, name) as advance:
+    with show_progress("steps", output) as update:
         summary = fit(
             build(config),
-            arguments.model,
-            arguments.data,
-            arguments.out,
-            eval_data=arguments.eval_data,
-            split=arguments.split,
-            on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
+            settings.model,
+            settings.data,
+            settings.out,
+            eval_data=settings.eval_data,
+            split=settings.split,
+            on_step=lambda step, total, metrics: update(step, total, note=f"loss {metrics['train/loss']:.4f}"),
             tell=lambda note: say(f"note: {note}", sys.stderr),
         )
-    if arguments.json:
+    if output.json:
         print_json(summary)
     else:
         say("\n".join(_describe(summary, has_adapters=config.lora is not None)))
@@ -132,22 +148,3 @@ def _describe(summary: Mapping[str, Any], has_adapters: bool) -> Iterator[str]:
     )
     if after is not None and "accuracy" in after:
         yield from describe_pairs(after)
-
-
-@contextmanager
-def show_progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
-    """Shows a progress bar on standard error; yields what to call with what is done, the total, and a note."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from llamarl.report.console import SafeConsole
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json or arguments.quiet) as progress:
-        bar = progress.add_task(title, total=None, note="")
-        yield lambda done, total, note="": progress.update(bar, completed=done, total=total, note=note)

@@ -21,11 +21,6 @@ def absolute_object(spec: str, folder: str | Path = "") -> str:
     return f"{absolute(file, folder)}{colon}{name}" if file.endswith(".py") else spec
 
 
-def full_path(name: str) -> Path:
-    """The name from the root, of a file that is yet to be written too: the `type` of a command's argument."""
-    return Path(name).absolute()
-
-
 def _as_text(name: Any) -> Any:
     return os.fspath(name) if isinstance(name, os.PathLike) else name
 
@@ -35,3 +30,6 @@ FileName = Annotated[str, BeforeValidator(_as_text), AfterValidator(absolute)]
 
 ObjectName = Annotated[str, AfterValidator(absolute_object)]
 """A setting that may name an object in a Python file."""
+
+FullPath = Annotated[Path, AfterValidator(Path.absolute)]
+"""A setting that names a file or directory which may be yet to be written; absolute from when the config is built."""

@@ -11,7 +11,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llamarl.algorithms import AlgorithmConfig
-from llamarl.cli.main import build_parser
+from llamarl.cli.main import COMMANDS, load_command
 from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
@@ -202,39 +202,28 @@ def cli_page() -> str:
     parts = [
         NOTICE + "# Command line\n\n"
         "Exit status: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted. Messages go to standard error.\n"
-        "Every command takes `--help`; `llamarl --version` prints the version.\n"
+        "Every command takes `--help`; `llamarl --help` lists them, and `llamarl --version` prints the version.\n"
     ]
-    for name, help_text, parser in subcommands():
-        parts.append(
-            f"\n## llamarl {name}\n\n{help_text[0].upper()}{help_text[1:]}.\n\n| argument | meaning |\n|---|---|\n"
-        )
-        parts += [argument_row(action) for action in parser._actions if action.dest != "help"]
-        if parser.get_default("takes_overrides"):
-            where = f"#settings-of-llamarl-{name.replace(' ', '-')}" if name in FIT_COMMANDS else ""
+    for command in map(load_command, COMMANDS):
+        summary, _, details = command.description.partition("\n")
+        parts.append(f"\n## llamarl {command.name}\n\n{summary}\n")
+        if details.strip():
+            parts.append(f"\n```text\n{details.strip()}\n```\n")
+        parts.append("\n| argument | meaning |\n|---|---|\n")
+        parts += [argument_row(action) for action in command.parser._actions if action.dest != "help"]
+        if command.takes_overrides:
+            where = f"#settings-of-llamarl-{command.name.replace(' ', '-')}" if command.name in FIT_COMMANDS else ""
             parts.append(f"| `--dotted.name VALUE` | any [setting](settings.md{where}) |\n")
-        examples = inspect.cleandoc((parser.epilog or "").partition("\n")[2])
-        parts.append(f"\n```bash\n{examples}\n```\n")
+        parts.append(f"\n```bash\n{command.examples}\n```\n")
     return "".join(parts)
-
-
-def subcommands(
-    parser: argparse.ArgumentParser | None = None, before: str = ""
-) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    """Name, one line of help, and parser of each command; those of a group such as `eval` one by one."""
-    for action in (parser or build_parser())._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                name, command = f"{before}{choice.dest}", action.choices[choice.dest]
-                yield from list(subcommands(command, f"{name} ")) or [(name, str(choice.help), command)]
 
 
 def argument_row(action: argparse.Action) -> str:
     """One argument."""
-    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    value = "" if action.nargs == 0 else f" {action.metavar}"
     flags = ", ".join(f"`{flag}{value}`" for flag in action.option_strings)
-    name = flags or f"`{action.metavar or action.dest.upper()}`"
-    choices = f" One of: {', '.join(map(str, action.choices))}." if action.choices else ""
-    return f"| {name} | {one_line(action.help)}{choices} |\n".replace("  |", " |")
+    meaning = one_line(action.help).replace("%%", "%").replace("|", "\\|")
+    return f"| {flags or f'`{action.metavar}`'} | {meaning} |\n"
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------

@@ -54,14 +54,15 @@ TORCH_FREE += ("llamarl.evals.replies", "llamarl.evals.runner", "llamarl.evals.c
 USES = """
 import asyncio, json
 from pathlib import Path
-from llamarl.cli.main import build_parser
+from llamarl.cli.main import COMMANDS, load_command
 
 from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 from llamarl.report.environment import environment_record
 from llamarl.report.summary import peak_memory_bytes
 from llamarl.judges.resolve import load_judge
 
-build_parser()
+for name in COMMANDS:
+    load_command(name).parser
 environment_record()
 peak_memory_bytes()
 ChatEndpoint(EndpointConfig(base_url="http://127.0.0.1:1/v1", model="m"))

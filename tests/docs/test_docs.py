@@ -16,7 +16,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from llamarl.cli.main import build_parser
+from llamarl.cli.main import load_command, split_command
 from llamarl.controller.recipe import Recipe, merge, parse_overrides
 from llamarl.controller.run import train
 from llamarl.core import errors
@@ -126,12 +126,17 @@ def test_commands_exist(block: Block) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    arguments, rest = build_parser().parse_known_args(words)
-    assert arguments.takes_overrides or not rest, rest
-    if rest:
-        overrides = parse_overrides(rest)
-        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig}
-        model, base = (others[words[0]], {}) if words[0] in others else (Recipe, MINIMAL)
+    if words == ["--help"]:
+        return
+    name, rest = split_command(words)
+    command = load_command(name)
+    if rest[-1:] == ["--help"]:
+        return
+    keywords = command.parse(rest)
+    if command.takes_overrides:
+        overrides = parse_overrides(keywords["overrides"])
+        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
+        model, base = (others[name], {}) if name in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 
 

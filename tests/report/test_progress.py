@@ -4,7 +4,7 @@ import io
 import pytest
 from rich.console import Console
 
-from llamarl.evals.progress import BarProgress, LineProgress, NoProgress, make_progress
+from llamarl.report.progress import BarProgress, LineProgress, NoProgress, make_progress
 
 
 def console(is_terminal=False):
@@ -21,7 +21,7 @@ class Clock:
 
 def test_lines_state_rate_and_time_left_of_what_is_new():
     screen, clock = console(), Clock()
-    progress = LineProgress(screen, seconds=10.0, clock=clock)
+    progress = LineProgress("replies", screen, seconds=10.0, clock=clock)
     with progress:
         progress.start(done=400, total=1000)
         for done in range(401, 461):  # 2 turns a second: the 10th and 20th second write a line, the 30th too

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, a line now and then elsewhere, or nothing."""
+"""How far a job is: a bar on a terminal, a line now and then elsewhere, or nothing."""
 
 import asyncio
 import time
@@ -6,21 +6,21 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from llamarl.report.console import SafeConsole
 from llamarl.report.text import format_number, format_seconds
 
 
-class EvalProgress(Protocol):
-    """Told of every finished turn. A context manager around the work."""
+class Progress(Protocol):
+    """A job's view of itself: a context manager around the work, which tells it of every finished piece."""
 
     def start(self, done: int, total: int) -> None:
-        """`done` of `total` turns were there before."""
+        """Begins with `done` of `total` pieces, which were there before."""
 
-    def update(self, done: int, failed: int) -> None:
-        """So many turns are finished by now, the `failed` ones among them."""
+    def update(self, done: int, failed: int = 0, note: str = "") -> None:
+        """Shows how many pieces are finished by now, the `failed` ones among them, and what else there is to say."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -29,13 +29,13 @@ class EvalProgress(Protocol):
 
 
 class NoProgress:
-    """Shows nothing."""
+    """A view that shows nothing."""
 
     def start(self, done: int, total: int) -> None:
-        """Ignored."""
+        """Does nothing."""
 
-    def update(self, done: int, failed: int) -> None:
-        """Ignored."""
+    def update(self, done: int, failed: int = 0, note: str = "") -> None:
+        """Does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -50,14 +50,20 @@ class LineProgress(NoProgress):
     """A line every few seconds, with the rate since the start and the time left at that rate.
 
     Args:
+        what: the pieces of work, in the plural.
         console: where to write; standard error by default.
         seconds: least time between two lines.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, console: Console | None = None, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self,
+        what: str = "replies",
+        console: Console | None = None,
+        seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._what, self._note = what, ""
         self._console, self._seconds, self._clock = console or SafeConsole(stderr=True), seconds, clock
         self._done = self._first = self._total = self._failed = 0
         self._started = self._last = clock()
@@ -69,11 +75,11 @@ class LineProgress(NoProgress):
         self._total, self._started = total, self._clock()
         self._last = self._started
         before = f", {done:,} of them there already" if done else ""
-        self._print(f"{total:,} replies{before}")
+        self._print(f"{total:,} {self._what}{before}")
 
-    def update(self, done: int, failed: int) -> None:
+    def update(self, done: int, failed: int = 0, note: str = "") -> None:
         """Writes a line if the last one is old."""
-        self._done, self._failed = done, failed
+        self._done, self._failed, self._note = done, failed, note
         if self._clock() - self._last >= self._seconds:
             self._last = self._clock()
             self._print_state()
@@ -98,32 +104,39 @@ class LineProgress(NoProgress):
             f", {format_seconds((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
         )
         failed = f", {self._failed:,} failed" if self._failed else ""
-        return f"{self._done:,}/{self._total:,} replies{failed}, {format_number(rate)}/s{left}"
+        note = f", {self._note}" if self._note else ""
+        return f"{self._done:,}/{self._total:,} {self._what}{failed}{note}, {format_number(rate)}/s{left}"
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class BarProgress(NoProgress):
-    """A bar with rate and time left; clears nothing when it ends."""
+    """A bar with rate and time left; clears nothing when it ends.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._progress = Progress(
-            TextColumn("replies"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("[red]{task.fields[failed]}"),
+    Args:
+        what: the pieces of work, in the plural.
+        console: where to draw; standard error by default.
+    """
+
+    def __init__(self, what: str = "replies", console: Console | None = None) -> None:
+        self._progress = rich_progress.Progress(
+            rich_progress.TextColumn(what),
+            rich_progress.BarColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn("{task.fields[rate]}"),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.fields[note]}"),
+            rich_progress.TextColumn("[red]{task.fields[failed]}"),
             console=console or SafeConsole(stderr=True),
         )
-        self._bar: TaskID | None = None
+        self._bar: rich_progress.TaskID | None = None
 
     def start(self, done: int, total: int) -> None:
         """Draws the bar."""
-        self._bar = self._progress.add_task("", completed=done, total=total, rate="", failed="")
+        self._bar = self._progress.add_task("", completed=done, total=total, rate="", failed="", note="")
 
-    def update(self, done: int, failed: int) -> None:
+    def update(self, done: int, failed: int = 0, note: str = "") -> None:
         """Moves the bar."""
         if self._bar is None:
             return
@@ -133,6 +146,7 @@ class BarProgress(NoProgress):
             completed=done,
             rate="" if speed is None else f"{format_number(speed)}/s",
             failed=f"{failed:,} failed" if failed else "",
+            note=note,
         )
 
     def __enter__(self) -> Self:
@@ -147,10 +161,19 @@ class BarProgress(NoProgress):
             self._progress.console.print("stopped; the same command goes on from here", highlight=False)
 
 
-def make_progress(*, quiet: bool = False, plain: bool = False, console: Console | None = None) -> EvalProgress:
-    """Nothing if `quiet`; a bar if `console` (standard error by default) is a terminal; else lines."""
+def make_progress(
+    what: str = "replies", *, quiet: bool = False, plain: bool = False, console: Console | None = None
+) -> Progress:
+    """The view that fits: nothing if `quiet`; a bar if the console is a terminal; else lines.
+
+    Args:
+        what: the pieces of work, in the plural.
+        quiet: whether nothing is shown.
+        plain: whether a terminal gets lines too.
+        console: where to write; standard error by default.
+    """
     if quiet:
         return NoProgress()
     console = console or SafeConsole(stderr=True)
     is_bar = console.is_terminal and not console.is_dumb_terminal and not plain
-    return BarProgress(console) if is_bar else LineProgress(console)
+    return BarProgress(what, console) if is_bar else LineProgress(what, console)
