@@ -13,7 +13,7 @@ from llamarl.core.errors import ConfigError, LlamaRLError, boundary
 
 
 def load_object(spec: str) -> Any:
-    """What `module:attribute` or `file.py:attribute` names.
+    """Loads what `module:attribute` or `file.py:attribute` names.
 
     Raises:
         ConfigError: no such file, module or attribute, or importing it failed; says which and what is near.

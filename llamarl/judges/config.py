@@ -23,6 +23,7 @@ from llamarl.core.judge import Judge
 from llamarl.core.loading import name_object
 from llamarl.core.paths import absolute, absolute_object
 from llamarl.judges.adapters.base import function_name
+from llamarl.judges.adapters.verifiers import is_rubric
 from llamarl.judges.combine import Role
 from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
@@ -37,8 +38,8 @@ IN_MEMORY = "in memory: "
 def _name_importable(function: Any) -> Any:
     if isinstance(function, str):
         return function
-    if not callable(function) and not isinstance(function, Judge):
-        raise ValueError("must be a function of (prompt, completion), or the name of one")
+    if not (callable(function) or isinstance(function, Judge) or is_rubric(function)):
+        raise ValueError("must be a function of (prompt, completion), a judge, a rubric, or the name of one")
     return name_object(function) or function
 
 

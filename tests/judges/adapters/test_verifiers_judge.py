@@ -21,6 +21,7 @@ from llamarl.judges import (
     load_judge,
     text_completion,
 )
+from llamarl.judges.config import JudgeConfig, build_judge
 
 CHAT = row_to_prompt({"prompt": [{"role": "user", "content": "2 + 2 ="}], "answer": "4", "info": {"unit": "none"}})
 TEXT = row_to_prompt({"prompt": "2 + 2 =", "answer": "4"})
@@ -176,6 +177,11 @@ def test_functions_are_told_by_their_parameters() -> None:
     ]
     assert [type(as_judge(each)) for each in theirs] == [VerifiersJudge] * len(theirs)
     assert [type(as_judge(each)) for each in ours] == [FunctionJudge] * len(ours)
+
+
+def test_a_rubric_in_hand_will_do_for_a_recipe() -> None:
+    judge = build_judge(JudgeConfig(function=rubric(exact), name="sums"))
+    assert isinstance(judge, VerifiersJudge) and judge.name == "sums"
 
 
 RUBRIC = """
