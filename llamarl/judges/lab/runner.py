@@ -17,10 +17,11 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge
 from llamarl.core.records import Sample, Status, Verdict, text_completion
 from llamarl.data.jsonl import write_jsonl
+from llamarl.functional.statistics import quantile
 from llamarl.judges.config import JudgeConfig, build_panel
 from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.llm.cache import content_key
-from llamarl.judges.panel import JudgePanel, quantile
+from llamarl.judges.panel import JudgePanel
 from llamarl.models.endpoint import well_formed
 from llamarl.report.files import JsonlFile, read_jsonl
 
