@@ -477,7 +477,9 @@ def test_a_slow_task_holds_up_the_step_and_is_named_when_it_stalls() -> None:
     rig = Rig(
         small(stall_seconds=40.0), tasks=two_tasks(), judge=ScriptedJudge(seconds=lambda p: 99.0 * (p.task == "b"))
     )
-    with pytest.raises(StallError, match=r"^.*task b, batch 0: 0 of 1 groups are ready, 1 pending: 'p20' \(being judged") as caught:
+    with pytest.raises(
+        StallError, match=r"^.*task b, batch 0: 0 of 1 groups are ready, 1 pending: 'p20' \(being judged"
+    ) as caught:
         run_virtual(rig.run())
     assert "task a" not in str(caught.value)
 
