@@ -124,7 +124,7 @@ class Option:
             (signs[key], getattr(item, key)) for item in self.field.metadata for key in signs if hasattr(item, key)
         ]
         facts = [f"{sign} {bound:g}" for sign, bound in bounds]
-        if self.form in ("list", "table") and not self.is_positional and not self.holds_numbers:
+        if self.form == "table" or (self.form == "list" and not (self.is_positional or self.holds_numbers)):
             facts.append("repeatable")
         default = None if self.field.is_required() else self.field.get_default(call_default_factory=True)
         if default not in (None, False, "", (), {}):
