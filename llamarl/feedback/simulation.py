@@ -50,7 +50,7 @@ class Simulation(Config):
     """Equal seeds give equal files."""
     messages_per_day: float = Field(default=2.0, gt=0.0, le=1000.0)
     """Mean number of replies that an honest user sees in a day."""
-    love_rate: float = Field(default=0.02, gt=0.0, lt=0.5)
+    love_rate: float = Field(default=0.018, gt=0.0, lt=0.5)
     """Share of replies that honest users love."""
     adversarial: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of users who are spammers or contrarians, half of each."""
