@@ -1,15 +1,21 @@
 """Learning from users' reactions: a simulator of users, the store of logged messages, and what a store says.
 
-    llamarl feedback simulate    users with a hidden preference, and what they did
-    llamarl feedback ingest      logs -> one store of checked, pseudonymous messages
-    llamarl feedback describe    base rates, and candidate signals compared
+    simulate(Simulation(out="log", users=1000))              # users with a hidden preference, and what they did
+    store = ingest(Ingest(logs=["log/logs.jsonl"], out="store"))    # checked, pseudonymous messages
+    describe(Description(store="store"))                     # base rates, and candidate signals compared
 
 Nothing here imports torch.
 """
 
+from llamarl.feedback.ingest import Ingest, ingest
 from llamarl.feedback.simulation import Simulation, simulate
+from llamarl.feedback.store import Store, hash_user
 
 __all__ = [
+    "Ingest",
     "Simulation",
+    "Store",
+    "hash_user",
+    "ingest",
     "simulate",
 ]

@@ -5,7 +5,6 @@ interrupted goes on with the parts that are missing. Then queries over all parts
 columns, and spill to the disk. Last the parts are copied without what was dropped, and the store is published.
 """
 
-import hashlib
 import hmac
 import json
 import os
@@ -15,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from glob import glob, has_magic
 from pathlib import Path
@@ -30,9 +28,8 @@ from llamarl.feedback import queries
 from llamarl.feedback.queries import FIELDS, Columns, quote, text_literal
 from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
-from llamarl.feedback.store import Connection, Store, connect, hash_keys, publish
+from llamarl.feedback.store import Connection, Store, connect, derive_key, publish
 from llamarl.feedback.suspects import SuspectSettings, find_suspects
-from llamarl.report.files import write_json
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 STAGING = ".staging"
@@ -138,47 +135,31 @@ def _hold(path: Path) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A chunk's place in the staging folder."""
-
-    file: int
-    chunk: int
-    folder: Path
-
-    @property
-    def good(self) -> Path:
-        return self.folder / f"good-{self.file:05d}-{self.chunk:06d}.parquet"
-
-    @property
-    def bad(self) -> Path:
-        return self.folder / f"bad-{self.file:05d}-{self.chunk:06d}.parquet"
-
-    @property
-    def first_row(self) -> int:
-        """Numbers of rows grow with file and chunk; a conversation of a chunk may be many rows."""
-        return (self.file << 48) + (self.chunk << 28)
-
-
 class _Run:
     """One ingest, with the store's folder to itself."""
 
     def __init__(self, settings: Ingest, files: Sequence[Path], key: bytes, now: datetime) -> None:
         self._settings = settings
         self._files = files
-        self._keys = hash_keys(key)
+        self._key = derive_key(key)
         self._latest = now + timedelta(days=1)
         self._columns = Columns(settings.columns, settings.keep)
         self._threads = settings.threads or usable_cores()
         self._staging = settings.out / STAGING
         self._unreadable: list[tuple[int, str]] = []
-        self._inputs = {
-            "files": [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-            "settings": settings.model_dump(
-                mode="json", include={"columns", "keep", "reactions", "time_zone", "context_messages"}
-            ),
-            "key": hmac.digest(key, b"fingerprint", "sha256").hex()[:16],
-        }
+        self._digests = self._digest_files(key)
+
+    def _digest_files(self, key: bytes) -> list[str]:
+        """What the parts of each file depend on, in few characters: its place, the file itself, settings, the key."""
+        settings = self._settings.model_dump(
+            mode="json", include={"columns", "keep", "reactions", "time_zone", "context_messages"}
+        )
+        digests = []
+        for number, path in enumerate(self._files):
+            state = path.stat()
+            inputs = json.dumps([number, str(path.absolute()), state.st_size, state.st_mtime_ns, settings])
+            digests.append(hmac.digest(key, inputs.encode(), "sha256").hex()[:16])
+        return digests
 
     def run(self) -> Store:
         self._prepare_staging()
@@ -190,14 +171,16 @@ class _Run:
     # ---- chunks -> parts
 
     def _prepare_staging(self) -> None:
-        """Keeps the parts of an interrupted ingest of the same logs in the same way, and no others."""
-        record = self._staging / "inputs.json"
-        digest = hashlib.sha256(json.dumps(self._inputs, sort_keys=True).encode()).hexdigest()
-        is_same = record.exists() and json.loads(record.read_text()).get("digest") == digest
-        if not is_same:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging.mkdir(parents=True)
-            write_json(record, {"digest": digest})
+        """Keeps the parts of an interrupted ingest that are still right, and no others."""
+        self._staging.mkdir(exist_ok=True)
+        for path in self._staging.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name.split("-")[0] not in self._digests:
+                path.unlink()
+
+    def _part(self, number: int, chunk: int) -> Path:
+        return self._staging / f"{self._digests[number]}-{chunk:06d}.parquet"
 
     def _stage(self) -> None:
         """Makes a part of every chunk, some at a time."""
@@ -208,12 +191,12 @@ class _Run:
                     for chunk in read_chunks(path):
                         if chunk.index == 0:
                             self._check_columns(path, chunk)
-                        part = _Part(number, chunk.index, self._staging)
-                        if part.good.exists():
+                        part = self._part(number, chunk.index)
+                        if part.exists():
                             continue
                         if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
                             running.popleft().result()
-                        running.append(pool.submit(self._stage_chunk, part, chunk))
+                        running.append(pool.submit(self._stage_chunk, number, chunk, part))
                     while running:
                         running.popleft().result()
                 except _MissingColumnError:
@@ -221,19 +204,16 @@ class _Run:
                 except DataError as error:
                     wait(running)
                     self._unreadable.append((number, str(error)))
-                    for kind in ("good", "bad"):  # half a file is no log: what came before the damage goes, too
-                        for done in self._staging.glob(f"{kind}-{number:05d}-*.parquet"):
-                            done.unlink()
+                    for part in self._staging.glob(f"{self._digests[number]}-*.parquet"):
+                        part.unlink()  # half a file is no log: what came before the damage goes, too
                 finally:
                     for job in running:
                         job.cancel()
 
-    def _stage_chunk(self, part: _Part, chunk: Chunk) -> None:
-        """Checks a chunk's rows; the good part appears last, so that its presence says that the chunk is done."""
+    def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
+        """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
         with self._connect(threads=1) as connection:
-            # as variables, so that no query's text, and no error that shows it, holds the key
-            for name, key in zip(("inner_key", "outer_key"), self._keys, strict=True):
-                connection.execute(f"SET VARIABLE {name} = $1", [key])
+            connection.execute("SET VARIABLE hash_key = $1", [self._key])
             for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
             connection.register("chunk", chunk.table)
@@ -246,13 +226,7 @@ class _Run:
             turns = queries.select_turns(self._columns, self._settings.context_messages)
             connection.execute(f"CREATE TABLE turns AS WITH talks AS ({queries.SELECT_TALKS}) {turns}")
             connection.register("reaction_names", self._name_reactions(connection))
-            connection.execute(
-                f"CREATE TABLE checked AS SELECT {part.file} AS file,"
-                f" {part.first_row} + row_number() OVER (ORDER BY line, turn) AS row, *"
-                f" FROM ({queries.select_checked(self._columns)})"
-            )
-            _copy(connection, "SELECT file, row, line, turn, problem FROM checked WHERE problem IS NOT NULL", part.bad)
-            _copy(connection, "SELECT * EXCLUDE (problem) FROM checked WHERE problem IS NULL ORDER BY row", part.good)
+            _copy(connection, queries.select_checked(self._columns, number), part, "lz4")
 
     def _name_reactions(self, connection: Connection) -> Any:
         """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
@@ -311,11 +285,10 @@ class _Run:
 
     def _write_data(self, connection: Connection, data: Path) -> dict[str, Any]:
         settings = self._settings
-        goods = sorted(self._staging.glob("good-*.parquet"))
-        if not goods:
+        parts = sorted(self._staging.glob("*.parquet"))
+        if not parts:
             raise DataError("\n".join(["no log can be read", *(text for _, text in self._unreadable)]))
-        connection.execute(f"CREATE VIEW staged AS SELECT * FROM {_parquet(self._staging / 'good-*.parquet')}")
-        connection.execute(f"CREATE VIEW bad AS SELECT * FROM {_parquet(self._staging / 'bad-*.parquet')}")
+        connection.execute(f"CREATE VIEW parts AS SELECT * FROM {_parquet(self._staging / '*.parquet')}")
         connection.execute("CREATE TABLE unreadable (file INTEGER)")
         for number, _ in self._unreadable:
             connection.execute("INSERT INTO unreadable VALUES (?)", [number])
@@ -323,18 +296,18 @@ class _Run:
 
         numbers = ", ".join(quote(name) for name in (*queries.NUMBERS, *settings.keep))
         with ThreadPoolExecutor(self._threads, "copy") as pool:  # a part has too few rows to be copied by many threads
-            list(pool.map(lambda good: self._copy_part(connection, good, numbers, data), goods))
+            list(pool.map(lambda part: self._copy_part(connection, part, numbers, data), parts))
         _copy(connection, queries.SELECT_DROPPED, data / "dropped" / "rows.parquet")
         _copy(connection, "SELECT * FROM suspicious ORDER BY ALL", data / "suspicious.parquet")
         connection.execute(f"CREATE VIEW stored AS SELECT * FROM {_parquet(data / 'messages' / '*.parquet')}")
         connection.execute(f"CREATE VIEW dropped AS SELECT * FROM {_parquet(data / 'dropped' / '*.parquet')}")
         return self._summarize(connection)
 
-    def _copy_part(self, connection: Connection, good: Path, numbers: str, data: Path) -> None:
+    def _copy_part(self, connection: Connection, path: Path, numbers: str, data: Path) -> None:
         with connection.cursor() as cursor:
-            part = f"(SELECT * FROM {_parquet(good)}) AS part"
+            part = f"(SELECT * FROM {_parquet(path)}) AS part"
             select = queries.SELECT_STORED.format(numbers=numbers).replace("FROM part", f"FROM {part}")
-            _copy(cursor, select, data / "messages" / good.name.removeprefix("good-"))
+            _copy(cursor, select, data / "messages" / path.name)
 
     def _summarize(self, connection: Connection) -> dict[str, Any]:
         """What `store.json` says, beside where the data are."""
@@ -376,6 +349,7 @@ class _Run:
 
 def drop_rows(connection: Connection, settings: Ingest) -> None:
     """Fills `drops`, `late` and `suspicious` from `staged`: duplicates, reactions, suspicious users, caps, in order."""
+    connection.execute(queries.CREATE_STAGED)
     connection.execute(queries.CREATE_DROPS)
     connection.execute(queries.DROP_DUPLICATE_MESSAGES)
     connection.execute(queries.CREATE_EVENTS)
@@ -431,10 +405,10 @@ def _parquet(path: Path) -> str:
     return f"read_parquet({text_literal(str(path))})"
 
 
-def _copy(connection: Connection, select: str, path: Path) -> None:
+def _copy(connection: Connection, select: str, path: Path, compression: str = "zstd") -> None:
     """Writes rows to a Parquet file, which appears whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    connection.execute(f"COPY ({select}) TO {text_literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd)")
+    connection.execute(f"COPY ({select}) TO {text_literal(str(temporary))} (FORMAT parquet, COMPRESSION {compression})")
     os.replace(temporary, path)
 
 

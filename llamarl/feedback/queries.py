@@ -18,18 +18,6 @@ FIELDS = (*IDS, *TIMES, "prompt", *TEXTS, "reaction", "messages", *NUMBERS)
 OF_ONE_MESSAGE = ("message_id", *TIMES, "reaction", "next_sentiment", "model_version")
 """Fields that a message inside a conversation may have for itself."""
 
-_NUMBER_TYPES = ("BIGINT", "UBIGINT", "HUGEINT", "DOUBLE")
-_JSON_TYPES = {
-    **dict.fromkeys(IDS, ("VARCHAR", *_NUMBER_TYPES)),
-    **dict.fromkeys(TIMES, ("VARCHAR", *_NUMBER_TYPES)),
-    **dict.fromkeys(TEXTS, ("VARCHAR", *_NUMBER_TYPES)),
-    **dict.fromkeys(NUMBERS, ("VARCHAR", "BOOLEAN", *_NUMBER_TYPES)),
-    "response": ("VARCHAR",),
-    "prompt": ("VARCHAR", "ARRAY"),
-    "messages": ("VARCHAR", "ARRAY"),
-    "reaction": ("VARCHAR", "BOOLEAN", "ARRAY", *_NUMBER_TYPES),
-}
-
 SECRETS = (
     r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z0-9.-]+",  # e-mail
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?",
@@ -51,13 +39,11 @@ REDACTED = "[redacted]"
 _NUMERIC = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
 FUNCTIONS = {
     "redact(x)": f"regexp_replace(x, '{'|'.join(SECRETS)}', '{REDACTED}', 'g')",
-    # HMAC-SHA256, of which 72 bits are kept: 12 characters
-    "keyed_hash(x, inner_key, outer_key)": """
-        substr(to_base64(unhex(substr(
-            sha256(outer_key || unhex(sha256(inner_key || encode(x)))), 1, 18))), 1, 12)""",
+    # 72 bits of SHA-256 over the key and the id, as 12 characters. The connection holds the key as a variable, so that
+    # no text of a query has it
+    "hash_id(x)": """
+        substr(to_base64(unhex(substr(sha256(getvariable('hash_key') || encode(x)), 1, 18))), 1, 12)""",
     "fingerprint(x)": "hash(x)",
-    # with the key that the connection holds as variables, so that no text of a query holds it
-    "hash_id(x)": "keyed_hash(x, getvariable('inner_key'), getvariable('outer_key'))",
     # microseconds since 1970, from seconds, milliseconds, microseconds or nanoseconds by their size, or from ISO 8601
     "parse_time(x)": rf"""
         CASE WHEN regexp_full_match(x, '{_NUMERIC}') THEN
@@ -77,6 +63,10 @@ FUNCTIONS = {
 }
 """Name and arguments, and the definition for DuckDB."""
 
+
+FILE_SHIFT, LINE_SHIFT = 44, 14
+"""A row's number is its file, line and turn, so that it grows with them and doesn't depend on how chunks were cut."""
+MOST_TURNS = (1 << LINE_SHIFT) - 1
 
 IS_EARLY = "({reacted} < {shown} - 60000000)"
 """A reaction a minute before its message: clocks differ by less."""
@@ -119,25 +109,41 @@ def json_path(column: str) -> str:
 def select_raw_json(columns: Columns) -> str:
     """JSON lines (`chunk`) -> a column of text for each field, and `problem`, `field:reason` or null."""
     fields = columns.fields
-    paths = "[" + ", ".join(text_literal(json_path(columns.column(field))) for field in fields) + "]"
-    wrong = [
-        f"WHEN types[{place}] NOT IN ({_list(('NULL', *_JSON_TYPES.get(field, _JSON_TYPES['outcome'])))})"
-        f" THEN '{field}:wrong_type'"
-        for place, field in enumerate(fields, 1)
-    ]
+    paths = [text_literal(json_path(columns.column(field))) for field in fields]
     values = ", ".join(f"v[{place}] AS {quote(field)}" for place, field in enumerate(fields, 1))
+    wrong = " ".join(
+        _when_wrong_type(field, f"v[{place}]", f"json_type(text, {path})")
+        for place, (field, path) in enumerate(zip(fields, paths, strict=True), 1)
+    )
     return f"""
-        SELECT line, {values}, CASE WHEN problem IS NOT NULL THEN problem {" ".join(wrong)} END AS problem
+        SELECT line, {values}, CASE WHEN problem IS NOT NULL THEN problem {wrong} END AS problem
         FROM (
-            SELECT line, problem,
-                CASE WHEN problem IS NULL THEN json_extract_string(text, {paths}) END AS v,
-                CASE WHEN problem IS NULL THEN json_type(text, {paths}) END AS types
+            SELECT *, CASE WHEN problem IS NULL THEN json_extract_string(text, [{", ".join(paths)}]) END AS v
             FROM (
                 SELECT {LINE} AS line, {TEXT} AS text,
                     CASE WHEN {BROKEN} IS NOT NULL THEN ':' || {BROKEN}
                          WHEN NOT json_valid({TEXT}) THEN ':invalid_json'
                          WHEN json_type({TEXT}) <> 'OBJECT' THEN ':not_an_object' END AS problem
-                FROM chunk WHERE {BROKEN} IS NOT NULL OR trim({TEXT}, ' \t\r\n') <> ''))"""
+                FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S')))"""
+
+
+def _when_wrong_type(field: str, value: str, json_type: str) -> str:
+    """A branch of CASE for a value of JSON that is not what a field can be.
+
+    The type is looked up only where the text may be of another one: a second look at every value would cost as much as
+    reading them.
+    """
+    looks = f"left({value}, 1) IN ('{{', '[') OR {value} IN ('true', 'false')"
+    allowed: tuple[str, ...] = ("VARCHAR",)
+    if field == "response":
+        looks += f" OR TRY_CAST({value} AS DOUBLE) IS NOT NULL"
+    elif field in ("prompt", "messages"):
+        allowed += ("ARRAY",)
+    elif field == "reaction":
+        allowed += ("ARRAY", "BOOLEAN")
+    elif field not in (*IDS, *TIMES, *TEXTS):
+        allowed += ("BOOLEAN",)
+    return f"WHEN ({looks}) AND {json_type} NOT IN ({_list(allowed)}) THEN '{field}:wrong_type'"
 
 
 def select_raw_table(columns: Columns, types: Mapping[str, str]) -> str:
@@ -195,14 +201,14 @@ def select_turns(columns: Columns, context_messages: int) -> str:
         FROM raw WHERE messages IS NULL OR problem IS NOT NULL
         UNION ALL
         SELECT line, 0, {plain}, NULL, 'messages:bad_messages'
-        FROM talks WHERE NOT coalesce(is_dialogue(items), false)
+        FROM talks WHERE NOT coalesce(is_dialogue(items), false) OR len(items) > {MOST_TURNS}
         UNION ALL
         SELECT line, turn, {own},
             roles_and_texts(items[greatest(1, turn - {context_messages}):turn - 1]) AS context,
             CASE WHEN item ->> '$.role' <> 'assistant' THEN 'messages.reaction:reaction_to_other_role' END AS problem
         FROM (
             SELECT *, unnest(items) AS item, generate_subscripts(items, 1) AS turn
-            FROM talks WHERE coalesce(is_dialogue(items), false))
+            FROM talks WHERE coalesce(is_dialogue(items), false) AND len(items) <= {MOST_TURNS})
         WHERE item ->> '$.role' = 'assistant'
             OR item ->> {text_literal(json_path(columns.column("reaction")))} IS NOT NULL"""
 
@@ -212,8 +218,8 @@ SELECT_TALKS = """
     FROM raw WHERE messages IS NOT NULL AND problem IS NULL"""
 
 
-def select_checked(columns: Columns) -> str:
-    """Turns (`turns`) -> canonical values, and `problem`.
+def select_checked(columns: Columns, file: int) -> str:
+    """Turns (`turns`) of one file -> canonical values, and `problem`.
 
     `reaction_names` holds the name of each spelling. A row without a response whose reaction names a message is an
     event: a reaction that the log tells later.
@@ -231,7 +237,7 @@ def select_checked(columns: Columns) -> str:
     )
     kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in numbers)
     return f"""
-        SELECT line, turn,
+        SELECT {file} AS file, {(file << FILE_SHIFT)} + line * {1 << LINE_SHIFT} + turn AS row, line, turn,
             CASE WHEN "user" IS NOT NULL THEN hash_id('user:' || trim("user")) END AS user_hash,
             CASE WHEN message_id IS NOT NULL THEN hash_id('message:' || message_id)
                  WHEN is_event THEN NULL
@@ -245,7 +251,7 @@ def select_checked(columns: Columns) -> str:
                  ELSE context END AS context,
             CASE WHEN length(trim("user")) >= 6 THEN replace(safe_response, trim("user"), '{REDACTED}')
                  ELSE safe_response END AS response,
-            response <> safe_response AS is_redacted,
+            response <> safe_response OR contains(context, '{REDACTED}') AS is_redacted,
             reaction_name AS reaction, is_event, fingerprint(concat_ws('|', context, response)) AS text_key,
             left(surface, 64) AS surface, lower(left(language, 64)) AS language,
             left(model_version, 64) AS model_version, {kept},
@@ -285,9 +291,10 @@ def _list(values: Sequence[str]) -> str:
 
 
 # ---- all chunks together --------------------------------------------------------------------------------------------
-# `staged` holds the good rows of all chunks; `drops` (row, field, reason) what does not stay; `late` reactions that the
-# log tells in rows of their own. A row's number grows with file and line.
+# `parts` holds the rows of all chunks, `staged` the good ones; `drops` (row, field, reason) what does not stay; `late`
+# reactions that the log tells in rows of their own.
 
+CREATE_STAGED = "CREATE VIEW staged AS SELECT * FROM parts WHERE problem IS NULL"
 CREATE_DROPS = "CREATE TABLE drops (row BIGINT, field VARCHAR, reason VARCHAR)"
 
 DROP_DUPLICATE_MESSAGES = """
@@ -411,14 +418,14 @@ SELECT_STORED = """
         surface, language, model_version, {numbers}, 
         user_hash IN (SELECT user_hash FROM suspicious) AS is_suspicious
     FROM part LEFT JOIN late ON part.row = late.row
-    WHERE NOT is_event AND part.row NOT IN (SELECT row FROM drops)
-    ORDER BY part.row"""
+    WHERE problem IS NULL AND NOT is_event AND part.row NOT IN (SELECT row FROM drops)"""
 
 SELECT_DROPPED = """
     SELECT file, line, turn, field, reason FROM (
         SELECT file, line, turn, field, reason, row FROM staged JOIN drops USING (row)
         UNION ALL
-        SELECT file, line, turn, split_part(problem, ':', 1), split_part(problem, ':', 2), row FROM bad
+        SELECT file, line, turn, split_part(problem, ':', 1), split_part(problem, ':', 2), row FROM parts
+        WHERE problem IS NOT NULL
         UNION ALL
         SELECT file, 0, 0, '', 'unreadable_file', -1 FROM unreadable)
     ORDER BY file, row"""

@@ -10,7 +10,6 @@ as it was. Ids are keyed hashes; the key is nowhere in it.
 """
 
 import hashlib
-import hmac
 import shutil
 from base64 import b64encode
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamarl.core.errors import DataError, MissingDependencyError
-from llamarl.feedback.queries import FUNCTIONS
+from llamarl.core.errors import ConfigError, DataError, MissingDependencyError
+from llamarl.feedback.queries import FUNCTIONS, text_literal
 from llamarl.report.files import read_json, write_json
 
 STORE_FILE = "store.json"
@@ -92,20 +91,21 @@ def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") 
             "autoload_known_extensions": False,
         }
     )
-    connection.execute("SET TimeZone = ?", [time_zone]) if time_zone != "UTC" else connection.execute(
-        "SET TimeZone = 'UTC'"
-    )
+    try:
+        connection.execute(f"SET TimeZone = {text_literal(time_zone)}")
+    except duckdb.Error:
+        raise ConfigError(f"time_zone: {time_zone!r} is unknown; use a name such as Europe/Paris") from None
     for head, body in FUNCTIONS.items():
         connection.execute(f"CREATE MACRO {head} AS {body}")
     return connection
 
 
-def hash_keys(key: bytes) -> tuple[bytes, bytes]:
-    """The two keys of HMAC-SHA256, as the query function `keyed_hash` takes them."""
-    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
-    return bytes(byte ^ 0x36 for byte in block), bytes(byte ^ 0x5C for byte in block)
+def derive_key(secret: bytes) -> bytes:
+    """32 bytes that the hashes of a store begin with."""
+    return hashlib.sha256(secret).digest()
 
 
-def hash_user(user: str, key: bytes) -> str:
-    """The name of a user in a store whose ingest had this key: 72 bits of HMAC-SHA256, as 12 characters."""
-    return b64encode(hmac.digest(key, f"user:{user.strip()}".encode(), "sha256")[:9]).decode()
+def hash_user(user: str, secret: bytes) -> str:
+    """The name of a user in a store whose ingest had this secret: 72 bits of a keyed SHA-256, as 12 characters."""
+    digest = hashlib.sha256(derive_key(secret) + f"user:{user.strip()}".encode()).digest()
+    return b64encode(digest[:9]).decode()

@@ -68,6 +68,8 @@ def _find_much(connection: Connection, chance: float) -> Iterator[tuple[str, str
         rate = float(loves) / float(shown)
     # the variance of a user's loves is rate (1 - rate) (n + (n^2 - n) overdispersion)
     variance = rate * (1.0 - rate)
+    if not variance:
+        return
     overdispersion = (float(spread) / variance - float(shown)) / max(1.0, float(squares) - float(shown))
     overdispersion = min(0.5, max(1e-4, overdispersion))
     size = 1.0 / overdispersion - 1.0
