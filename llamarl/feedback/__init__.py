@@ -7,14 +7,17 @@
 Nothing here imports torch.
 """
 
+from llamarl.feedback.describe import Description, describe
 from llamarl.feedback.ingest import Ingest, ingest
 from llamarl.feedback.simulation import Simulation, simulate
 from llamarl.feedback.store import Store, hash_user
 
 __all__ = [
+    "Description",
     "Ingest",
     "Simulation",
     "Store",
+    "describe",
     "hash_user",
     "ingest",
     "simulate",

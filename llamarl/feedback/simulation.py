@@ -266,7 +266,7 @@ def _draw_sentiment(rng: np.random.Generator, liked: np.ndarray, conversation: n
 def _draw_outcome(rng: np.random.Generator, user: np.ndarray, liked: np.ndarray, users: int) -> np.ndarray:
     """[U] Whether each user still comes two weeks later: the better they liked what they saw, the likelier."""
     mean = np.bincount(user, weights=liked, minlength=users) / np.maximum(1, np.bincount(user, minlength=users))
-    return (rng.random(users) < _sigmoid(2.0 * mean + rng.normal(0.0, 0.5, users))).astype(int)
+    return (rng.random(users) < _sigmoid(6.0 * mean + rng.normal(0.0, 0.5, users))).astype(int)
 
 
 def _format_lines(settings: Simulation, messages: Messages) -> Iterator[tuple[str, str]]:

@@ -74,12 +74,12 @@ def centering_penalty(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
     return (chosen + rejected).square()
 
 
-def wilson_interval(successes: float, total: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:
     """The Wilson score interval of a proportion; (0, 1) where nothing was counted.
 
     Args:
         successes: in [0, total].
-        total: trials.
+        total: trials; a fraction where trials that go together count for fewer.
         z: normal quantile; the default gives 95 %.
     """
     if total == 0:
