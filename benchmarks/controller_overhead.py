@@ -94,7 +94,8 @@ class IdleTrainer(Executor):
     ) -> StepResult:
         """One more."""
         self.version += 1
-        return StepResult(self.version, {"train/loss": 0.0, "train/grad_norm": 1.0})
+        metrics = {"train/loss": 0.0, "train/grad_norm": 1.0}
+        return StepResult(self.version, metrics, task_metrics=(metrics,) * len(assignments))
 
     def publish(self) -> WeightManifest:
         """No weights."""
@@ -107,10 +108,6 @@ class IdleJudge(GroupJudge):
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion], task: str) -> tuple[Sample, ...]:
         """One sample per completion."""
         return tuple(Sample(c, {"idle": Verdict.scored(i % 2)}, float(i % 2)) for i, c in enumerate(completions))
-
-    async def status(self) -> dict[str, float]:
-        """Nothing to tell."""
-        return {}
 
 
 class Timed:

@@ -161,7 +161,7 @@ def main() -> None:
         "eval ifeval": ["eval", "ifeval", "--data", "ifeval.jsonl", "--model", model, "--max-tokens", "96",
                         "--mode", "fixed", "--out", "ifeval"],
         "eval budget": ["eval", "budget", "--data", "sums.jsonl", "--model", f"base={model}", "--out", "budget",
-                        "--max-tokens", "48", "--samples-per-prompt", "4", "--votes", "4", "--best-of", "4"],
+                        "--max-tokens", "48", "--samples", "4", "--votes", "4", "--best-of", "4"],
         "judge run": ["judge", "run", "--judge", "math", "--data", "replies.jsonl", "--out", "verdicts.jsonl"],
     }  # fmt: skip
     rows = []

@@ -33,8 +33,8 @@ import httpx
 from benchmarks.common import Benchmark, spread
 from llamarl.core.records import Prompt, Sample
 from llamarl.judges import JudgeConfig, JudgePanel, build_panel, text_completion
-from llamarl.judges.llm import LLMJudge
-from llamarl.judges.templates import Way
+from llamarl.judges.llm.judge import LLMJudge
+from llamarl.judges.llm.templates import Way
 from llamarl.testing import run_virtual
 
 FAULT_SHARE = 0.3

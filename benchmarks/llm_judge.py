@@ -23,7 +23,7 @@ from benchmarks.common import Benchmark, paired_ratio, spread, take_turns
 from benchmarks.endpoint_throughput import Pace, bare, timed
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges import text_completion
-from llamarl.judges.llm import LLMJudge
+from llamarl.judges.llm.judge import LLMJudge
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Tell me about the lighthouse, in at most 200 words. " * 4},))
 REPLY = "The lighthouse stands on a rock before the coast, and its light is seen for twenty miles. " * 12

@@ -13,7 +13,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,19 @@ def main() -> None:
     benchmark.parser.add_argument("--steps", type=int, default=50, help="of each run (default 50)")
     benchmark.parser.add_argument("--samples", type=int, default=8, help="completions of each prompt (default 8)")
     benchmark.parser.add_argument("--tokens", type=int, default=96, help="most tokens of each (default 96)")
-    benchmark.parser.add_argument("--work", type=Path, default=Path("runs/precisions"), help="folder of the runs")
+    benchmark.parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/precisions"),
+        help="folder of the runs; those that are done there are kept",
+    )
     options = benchmark.start()
     steps = 3 if options.quick else options.steps
-    work = options.work.resolve() / time.strftime("%Y%m%d-%H%M%S")
-    work.mkdir(parents=True)
-    arguments = ["data", "instructions", "--count", str(8 * steps + 64), "--out", "train.jsonl"]
-    subprocess.run([*PROGRAM, *arguments], cwd=work, check=True)
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "train.jsonl").exists():
+        arguments = ["data", "instructions", "--count", str(8 * steps + 64), "--out", "train.jsonl"]
+        subprocess.run([*PROGRAM, *arguments], cwd=work, check=True)
     rows, rewards, paces = [], {}, {}
     for generator, trainer in PRECISIONS.items():
         text = RECIPE.format(
@@ -77,12 +82,14 @@ def main() -> None:
             generator=generator,
         )
         (work / f"{generator}.toml").write_text(text)
-        summary, seconds, peak, status = run(
-            ["train", f"{generator}.toml", "--run-dir", generator, "--plain", "--json"], work
-        )
-        if status != 0:
-            print(f"generator.precision = {generator}: exit status {status}; see {work / 'commands.log'}")
-            sys.exit(1)
+        summary_file = work / generator / "summary.json"
+        if not summary_file.exists():
+            arguments = ["train", f"{generator}.toml", "--run-dir", generator, "--plain", "--json"]
+            status = run(arguments, work)[-1]
+            if status != 0:
+                print(f"generator.precision = {generator}: exit status {status}; see {work / 'commands.log'}")
+                sys.exit(1)
+        summary = json.loads(summary_file.read_text())
         records = [json.loads(line) for line in (work / generator / "metrics.jsonl").read_text().splitlines()]
         reward = rewards[generator] = column(records, "rollout/reward/mean")
         pace = paces[generator] = statistics.median(column(records, "time/step"))
@@ -98,11 +105,11 @@ def main() -> None:
                 "mismatch_kl": statistics.mean(column(records, "train/mismatch_kl")),
                 "s a step": pace,
                 "tokens/s": summary["tokens_per_second"],
-                "peak GB": peak,
+                "peak GB": summary["peak_memory_bytes"] / 1e9,
                 "rewards": [round(value, 4) for value in reward],
             }
         )
-        benchmark.note(f"{generator}: {seconds:.0f} s, last third {rows[-1]['last third']:.3f}")
+        benchmark.note(f"{generator}: {summary['seconds']:.0f} s, last third {rows[-1]['last third']:.3f}")
     headlines = {}
     for name in ("bf16", "int8"):
         gaps = [a - b for a, b in zip(rewards[name], rewards["fp32"], strict=True)]

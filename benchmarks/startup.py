@@ -51,7 +51,7 @@ def demo_gigabytes(steps: int) -> float:
     """Peak memory of `llamarl demo`."""
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory) / "run"
-        command = [sys.executable, "-m", "llamarl.cli.main", "demo", "--quiet", "--steps", str(steps)]
+        command = [sys.executable, "-m", "llamarl", "demo", "--quiet", "--steps", str(steps)]
         subprocess.run([*command, "--run-dir", str(run)], stdout=subprocess.DEVNULL, check=True, timeout=900)
         return float(json.loads((run / "summary.json").read_text())["peak_memory_bytes"]) / 1e9
 

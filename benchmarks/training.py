@@ -27,8 +27,8 @@ from llamarl.algorithms.grpo import GRPOConfig
 from llamarl.core.records import Assignment, TrainSample
 from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.linear import linear
+from llamarl.scoring.packing import Packed
 from llamarl.training.config import TrainerConfig
-from llamarl.training.packing import Packed
 from llamarl.training.trainer import PolicyTrainer
 
 VOCABULARY = 64

@@ -23,8 +23,8 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
 from llamarl.tasks.format import WORDS, Constraints, FormatTask
-from llamarl.training.reward_config import RewardConfig
-from llamarl.training.reward_run import train_reward_model
+from llamarl.training.fit import fit
+from llamarl.training.objectives import PairObjective, RewardConfig
 
 HERE = Path(__file__).parent
 POLICY = HERE.parent / "llamarl" / "tasks" / "assets" / "format"
@@ -110,7 +110,7 @@ def world(folder: Path, seed: int) -> Path:
         config = RewardConfig(
             num_epochs=2, learning_rate=2e-3, warmup_steps=20, schedule="linear", on_bad_row="skip", seed=seed
         )
-        train_reward_model(str(POLICY), directory / "pairs.jsonl", directory / "reward", config)
+        fit(PairObjective(config), POLICY, directory / "pairs.jsonl", directory / "reward")
     return directory
 
 

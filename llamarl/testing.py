@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamarl.core.errors import ExecutorLostError, StallError
-from llamarl.core.group_judge import GroupJudge
+from llamarl.core.group_judge import GroupJudge, JudgesStatus
 from llamarl.core.judge import Judge
 from llamarl.core.protocols import Executor
 from llamarl.core.records import (
@@ -221,7 +221,7 @@ class ScriptedTrainer(Executor):
         self.batches.append([sample for part in parts for sample in part.samples])
         self.weights.append(list(weights))
         self.version += 1
-        return StepResult(self.version, {"train/loss": 0.0})
+        return StepResult(self.version, {"train/loss": 0.0}, task_metrics=({},) * len(parts))
 
     async def publish(self) -> WeightManifest:
         """The current version, without weights."""
@@ -253,7 +253,7 @@ class ScriptedJudge(GroupJudge):
 
     decide: Callable[[Prompt, Completion], Verdict] = lambda prompt, completion: Verdict.scored(1.0)
     seconds: Callable[[Prompt], float] = lambda prompt: 0.0
-    report: Mapping[str, float] = field(default_factory=dict)
+    report: JudgesStatus = field(default_factory=JudgesStatus)
 
     async def judge_group(
         self, prompt: Prompt, completions: Sequence[Completion], task: str = ""
@@ -265,9 +265,9 @@ class ScriptedJudge(GroupJudge):
             Sample(c, {"scripted": verdict}, verdict.score) for c, verdict in zip(completions, verdicts, strict=True)
         )
 
-    async def status(self) -> dict[str, float]:
-        """`report`, or nothing."""
-        return dict(self.report)
+    async def status(self) -> JudgesStatus:
+        """`report`."""
+        return self.report
 
 
 class RecordingObserver:
@@ -277,7 +277,7 @@ class RecordingObserver:
         self.steps: list[Any] = []
         self.groups: list[tuple[Group, str | None]] = []
         self.evaluations: list[tuple[int, list[Group]]] = []
-        self.held_out_metrics: list[Mapping[str, float]] = []
+        self.held_out_metrics: list[Mapping[str, Mapping[str, float]]] = []
         self.messages: list[str] = []
 
     @contextlib.contextmanager
@@ -297,10 +297,10 @@ class RecordingObserver:
         """Kept in `steps`."""
         self.steps.append(record)
 
-    def on_evaluation(self, version: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
-        """Kept in `evaluations` and `held_out_metrics`."""
-        self.evaluations.append((version, list(groups)))
-        self.held_out_metrics.append(metrics)
+    def on_evaluation(self, record: Any) -> None:
+        """Kept in `evaluations`, with the groups of all tasks in a row, and in `held_out_metrics` by task."""
+        self.evaluations.append((record.version, record.all_groups))
+        self.held_out_metrics.append(record.algorithm_metrics)
 
     def on_message(self, text: str) -> None:
         """Kept in `messages`."""

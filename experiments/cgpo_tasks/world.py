@@ -24,10 +24,10 @@ from llamarl.models.checkpoint import new_model, save_model
 from llamarl.models.tiny import piece_tokenizer, tiny_config
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.tasks.format import WORDS, FormatTask
-from llamarl.training.config import SFTConfig
-from llamarl.training.reward_config import RewardConfig
-from llamarl.training.reward_run import train_reward_model
-from llamarl.training.sft import SFTRow, sft
+from llamarl.training.fit import fit
+from llamarl.training.fitter import fit_model
+from llamarl.training.objectives import SFT, PairObjective, RewardConfig, SFTConfig
+from llamarl.training.sft_rows import SFTRow
 
 TASKS = ("format", "sums", "chat")
 WARM = ("dear", "sweet", "lovely", "happy", "kind", "merry", "gentle", "sunny", "golden", "tender", "cosy", "jolly")
@@ -206,7 +206,7 @@ def build_policy(directory: Path, seed: int) -> None:
     shown = (demonstration(task, seed, index) for task in TASKS for index in range(int(SHARES[task] * count)))
     rows = [SFTRow.of_chat(chat_of(prompt, text), tokenizer) for prompt, text in shown]
     model = new_model(config, seed)
-    sft(model, rows, settings)
+    fit_model(model, SFT(settings), rows)
     save_model(model.eval(), tokenizer, directory)
 
 
@@ -271,4 +271,4 @@ def build(directory: Path, seed: int) -> None:
     write_jsonl(directory / "pairs.jsonl", pairs(seed))
     build_policy(directory / "policy", seed)
     config = RewardConfig(num_epochs=3, learning_rate=1e-3, on_bad_row="skip", seed=seed)
-    train_reward_model(str(directory / "policy"), directory / "pairs.jsonl", directory / "reward", config)
+    fit(PairObjective(config), directory / "policy", directory / "pairs.jsonl", directory / "reward")

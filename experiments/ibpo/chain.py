@@ -41,8 +41,9 @@ from llamarl.models.checkpoint import load_model, load_tokenizer, save_model
 from llamarl.recipes.build_chain import build_chain
 from llamarl.report.files import write_json
 from llamarl.tasks import chain
-from llamarl.training.config import SFTConfig
-from llamarl.training.sft import SFTRow, SFTTrainer
+from llamarl.training.fitter import Fitter
+from llamarl.training.objectives import SFT, SFTConfig
+from llamarl.training.sft_rows import SFTRow
 
 BUDGETS = (0.25, 0.5, 0.75)
 ARMS: dict[str, dict[str, Any]] = {
@@ -79,11 +80,11 @@ def _teach(directory: Path, seed: int) -> None:
     settings = SFTConfig(
         num_steps=TOLD_STEPS, learning_rate=1e-3, warmup_steps=20, schedule="linear", betas=(0.9, 0.98), seed=seed
     )
-    trainer = SFTTrainer(load_model(source), settings)
+    fitter = Fitter(load_model(source), SFT(settings))
     for step in range(TOLD_STEPS):
         shown = [budgeted(*task.demonstration(128 * step + i)) for i in range(128)]
-        trainer.step([SFTRow.of_pair(str(p.messages[0]["content"]), text, tokenizer) for p, text in shown])
-    save_model(trainer.model.eval(), tokenizer, directory / "model")
+        fitter.step([SFTRow.of_pair(str(p.messages[0]["content"]), text, tokenizer) for p, text in shown])
+    save_model(fitter.model.eval(), tokenizer, directory / "model")
 
 
 def budgeted(prompt: Prompt, text: str) -> tuple[Prompt, str]:

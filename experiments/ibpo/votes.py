@@ -42,8 +42,9 @@ from llamarl.evals.budget_samples import Attempt
 from llamarl.models.checkpoint import new_model, save_model
 from llamarl.models.tiny import char_tokenizer, tiny_config
 from llamarl.tasks import trials
-from llamarl.training.config import SFTConfig
-from llamarl.training.sft import SFTRow, sft
+from llamarl.training.fitter import fit_model
+from llamarl.training.objectives import SFT, SFTConfig
+from llamarl.training.sft_rows import SFTRow
 
 BUDGETS = (0.25, 0.5, 0.75)
 ARMS: dict[str, dict[str, Any]] = {
@@ -79,7 +80,7 @@ def build(directory: Path, seed: int) -> None:
     shown = map(trials.TrialsTask(seed).demonstration, range(SFT_STEPS * BATCH_SIZE))
     rows = [SFTRow.of_pair(str(prompt.messages[0]["content"]), text, tokenizer) for prompt, text in shown]
     model = new_model(config, seed)
-    sft(model, rows, settings)
+    fit_model(model, SFT(settings), rows)
     save_model(model.eval(), tokenizer, directory / "model")
     trials.write_prompts(directory / "train.jsonl", STEPS * PROMPTS_PER_STEP, seed)
 

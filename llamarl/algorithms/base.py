@@ -21,7 +21,7 @@ from pydantic import Field
 from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.config import Config
 from llamarl.core.records import Assignment, Group, Sample, TrainSample
-from llamarl.functional.advantages import group_advantages
+from llamarl.functional.advantages import Scale, group_advantages
 from llamarl.functional.kl import KLLoss, kl_estimate, kl_loss
 from llamarl.functional.losses import LossBatch, LossOutput, Metrics, Reduction, masked_metric, reduce_terms
 from llamarl.functional.ratios import Objective, log_ratio
@@ -33,7 +33,24 @@ Loss = Callable[[LossBatch], LossOutput]
 """The trainer's half of an algorithm."""
 
 
-class PolicyGradientConfig(Config, Algorithm):
+class AlgorithmSettings(Config, Algorithm):
+    """Settings of every shipped algorithm."""
+
+    mask_truncated: bool = False
+    """Leave completions that the token limit cut out of the loss. Their rewards still count in means and standard
+    deviations; but none is picked as the best, the worst or a right one."""
+
+    def may_train(self, sample: Sample) -> bool:
+        """Whether a judged sample may reach the loss."""
+        return not (self.mask_truncated and sample.completion.finish_reason == "length")
+
+    def mask_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Measures `masked_frac`, the share of the judged samples that may not train; nothing where all may."""
+        masked = [not self.may_train(sample) for group in groups for sample in group.samples if is_judged(sample)]
+        return {"masked_frac": sum(masked) / len(masked)} if self.mask_truncated and masked else {}
+
+
+class PolicyGradientConfig(AlgorithmSettings):
     """Settings of every policy gradient, which sets its own published defaults; by default group-mean advantages."""
 
     reduction: Reduction = "token_mean"
@@ -81,8 +98,30 @@ class PolicyGradientConfig(Config, Algorithm):
         return {}
 
 
+class ScaledConfig(PolicyGradientConfig):
+    """Settings of algorithms that divide group-mean advantages by a standard deviation."""
+
+    scale: Scale = "group"
+    """What advantages are divided by: the standard deviation of the prompt's rewards (published), of all rewards of the
+    step, or nothing."""
+    eps: float = Field(default=1e-6, gt=0.0)
+    """Added to the standard deviation, in the reward's unit."""
+
+    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+        """Computes the reward minus the group's mean, over a standard deviation."""
+        return group_advantages(rewards, groups, scale=self.scale, eps=self.eps)
+
+
+class DualClipConfig(Config):
+    """Settings of PPO's clip from below."""
+
+    delta: float | None = Field(default=3.0, gt=1.0)
+    """Dual clip: a token of negative advantage loses its gradient above this policy / behaviour ratio, which nothing
+    else bounds. It can't act on samples of the newest policy. None: no bound, as published."""
+
+
 class PolicyGradientCredit(Credit):
-    """Gives every judged sample of a batch its advantage."""
+    """Gives every judged sample of a batch that may train its advantage."""
 
     def __init__(self, config: PolicyGradientConfig) -> None:
         self._config = config
@@ -95,17 +134,19 @@ class PolicyGradientCredit(Credit):
         samples = tuple(
             train_sample(sample, groups[i], advantage)
             for (i, sample), advantage in zip(chosen, advantages, strict=True)
+            if self._config.may_train(sample)
         )
-        return Assignment(samples, len({i for i, _ in chosen}), self._config.batch_metrics(groups))
+        metrics = {**self._config.batch_metrics(groups), **self._config.mask_metrics(groups)}
+        return Assignment(samples, num_prompts=len({i for i, _ in chosen}), metrics=metrics)
 
 
 class PolicyGradientLoss:
     """`-objective + kl_coef * KL - entropy_coef * entropy`, reduced over the whole step's denominators.
 
     Metrics, each a mean over the tokens that reached the loss: `train/ratio/mean` (policy / behaviour; its expectation
-    is 1 for tokens of the behaviour policy), `train/ppo_kl` (k3 of behaviour to policy, nats), `train/clip_frac/low`
-    and `/high` (tokens whose weight or gradient was cut), and, where the batch has them, `train/kl_ref` (k3, nats) and
-    `train/entropy` (nats).
+    is 1 for tokens of the behaviour policy), `train/ppo_kl` (k3 of behaviour to policy, nats), `train/clip_frac/low`,
+    `/high` and `/delta` (tokens whose weight or gradient was cut), and, where the batch has them, `train/kl_ref` (k3,
+    nats) and `train/entropy` (nats).
     """
 
     def __init__(self, config: PolicyGradientConfig) -> None:
@@ -120,7 +161,7 @@ class PolicyGradientLoss:
         config = self._config
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         objective = config.objective(batch, log_ratios)
-        terms = -objective.values
+        terms = -weighted(objective.values, batch)
         if config.kl_coef > 0:
             reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
             terms = terms + config.kl_coef * kl_loss(batch.logprobs, reference, batch.mask, config.kl_estimator)
@@ -128,6 +169,11 @@ class PolicyGradientLoss:
             terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
         return LossOutput(loss, policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
+
+
+def weighted(objective: "Tensor", batch: LossBatch) -> "Tensor":
+    """Weighs each token's objective, where ratios are not taken to the policy that sampled it."""
+    return objective if batch.token_weights is None else objective * batch.token_weights
 
 
 def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
@@ -138,12 +184,16 @@ def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
         values["train/kl_ref"] = kl_estimate(batch.logprobs.detach(), batch.reference_logprobs, batch.mask, "k3")
     if batch.entropy is not None:
         values["train/entropy"] = batch.entropy
+    if batch.token_weights is not None:
+        values["train/behavior_weight/mean"] = batch.token_weights
     return {key: masked_metric(value, batch.mask) for key, value in values.items()}
 
 
 def clip_metrics(batch: LossBatch, objective: Objective) -> Metrics:
     """Counts the tokens of a batch that a bound acted on."""
     flags = {"train/clip_frac/low": objective.is_low, "train/clip_frac/high": objective.is_high}
+    if objective.is_floored is not None:
+        flags["train/clip_frac/delta"] = objective.is_floored
     return {key: masked_metric(flag, batch.mask) for key, flag in flags.items()}
 
 

@@ -4,13 +4,11 @@ With `min_weight = 0` its objective is AIPO's; the advantages differ (standardis
 "MiniMax-M1", 2025, arXiv 2506.13585, section 3.1.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradientConfig
-from llamarl.functional.advantages import group_advantages
+from llamarl.algorithms.base import ScaledConfig
 from llamarl.functional.losses import LossBatch
 from llamarl.functional.ratios import Objective, weighted_objective
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CISPOConfig(PolicyGradientConfig):
+class CISPOConfig(ScaledConfig):
     """Settings of CISPO: the mean over the step's tokens, no KL term."""
 
     type: Literal["cispo"] = "cispo"
@@ -26,10 +24,6 @@ class CISPOConfig(PolicyGradientConfig):
     """Smallest importance weight, 1 - epsilon_low; the paper sets no lower bound."""
     max_weight: float = Field(default=5.0, ge=1.0)
     """Largest importance weight, 1 + epsilon_high. The paper names none; ScaleRL (arXiv 2510.13786) uses this order."""
-
-    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Computes the reward minus the group's mean, over the group's standard deviation."""
-        return group_advantages(rewards, groups, scale="std")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
         """Computes `sg(clamp(r, min_weight, max_weight)) A log policy`."""

@@ -55,12 +55,14 @@ class CRRAFTCredit(Credit):
                 samples.append(train_sample(group.baseline, group, self._config.calibrated(group.baseline)))
         own = {"skipped_prompts": float(len(batch) - len(samples)), **means({"fallback_frac": fallbacks})}
         own |= {"kept_frac": len(samples) / len(batch)} if batch else {}
-        metrics = {**own, **constraint_metrics(groups), **kl_metrics(groups, self._config)}
+        own |= {**constraint_metrics(groups), **kl_metrics(groups, self._config)}
+        metrics = {**own, **self._config.mask_metrics(groups)}
         return Assignment(tuple(samples), num_prompts=len(batch), metrics=metrics)
 
     def _best(self, candidates: Sequence[Sample]) -> Sample | None:
         """Picks by the judged reward, which ranks as R_calib does but never saturates."""
-        kept = [s for s in candidates if s.is_satisfied and self._config.kl_of(s) <= self._config.kl_max]
+        config = self._config
+        kept = [s for s in candidates if s.is_satisfied and config.kl_of(s) <= config.kl_max and config.may_train(s)]
         return max(kept, key=reward_of, default=None)
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from llamarl.algorithms.base import Loss
 from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.config import Config
-from llamarl.core.errors import ConfigError
+from llamarl.core.errors import ConfigError, LlamaRLError, boundary
 from llamarl.core.loading import load_object
 from llamarl.core.paths import ObjectName
 
@@ -28,10 +28,12 @@ class CustomConfig(Config, Algorithm):
         if isinstance(factory, type) and issubclass(factory, Config):
             algorithm: Any = factory.parse(self.settings, source="algorithm.settings")
         else:
-            try:
+            with boundary(
+                lambda problem: ConfigError(f"algorithm.factory={self.factory}: {problem}; check algorithm.settings"),
+                factory,
+                passing=LlamaRLError,
+            ):
                 algorithm = factory(**self.settings)
-            except TypeError as error:
-                raise ConfigError(f"algorithm.factory={self.factory}: {error}; check algorithm.settings") from error
         if not isinstance(algorithm, Algorithm):
             raise ConfigError(
                 f"algorithm.factory={self.factory} returned a {type(algorithm).__name__}, but a recipe needs an "

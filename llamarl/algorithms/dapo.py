@@ -4,16 +4,14 @@ Four changes to GRPO: a higher upper clip, groups without signal replaced by oth
 soft penalty on overlong completions. "DAPO", Yu et al. 2025, arXiv 2503.14476.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llamarl.algorithms.base import PolicyGradientConfig, reward_of
+from llamarl.algorithms.base import DualClipConfig, ScaledConfig, reward_of
 from llamarl.core.algorithm import Needs
 from llamarl.core.records import Sample
-from llamarl.functional.advantages import group_advantages
 from llamarl.functional.losses import LossBatch
 from llamarl.functional.ratios import Objective, clipped_objective
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DAPOConfig(PolicyGradientConfig):
+class DAPOConfig(ScaledConfig, DualClipConfig):
     """Settings of DAPO."""
 
     type: Literal["dapo"] = "dapo"
@@ -57,10 +55,7 @@ class DAPOConfig(PolicyGradientConfig):
         excess = len(sample.completion.token_ids) - (self.overlong_limit - self.overlong_buffer)
         return reward - min(max(excess / self.overlong_buffer, 0.0), 1.0)
 
-    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Computes the reward minus the group's mean, over the group's standard deviation."""
-        return group_advantages(rewards, groups, scale="std")
-
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """Computes `min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.clip_low, high=self.clip_high)
+        """Computes `min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)`, at least `delta A`."""
+        low, high = self.clip_low, self.clip_high
+        return clipped_objective(log_ratios, batch.advantages, low=low, high=high, delta=self.delta)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradientConfig
+from llamarl.algorithms.base import DualClipConfig, PolicyGradientConfig
 from llamarl.functional.losses import LossBatch, Reduction
 from llamarl.functional.ratios import Objective, clipped_objective
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DrGRPOConfig(PolicyGradientConfig):
+class DrGRPOConfig(PolicyGradientConfig, DualClipConfig):
     """Settings of Dr. GRPO."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
@@ -25,5 +25,6 @@ class DrGRPOConfig(PolicyGradientConfig):
     """Division by the token limit, a constant: neither short nor long samples are favoured."""
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.clip, high=self.clip)
+        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`, at least `delta A`."""
+        low = high = self.clip
+        return clipped_objective(log_ratios, batch.advantages, low=low, high=high, delta=self.delta)

@@ -3,13 +3,11 @@
 "DeepSeekMath", Shao et al. 2024, arXiv 2402.03300, section 4.1.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradientConfig
-from llamarl.functional.advantages import group_advantages
+from llamarl.algorithms.base import DualClipConfig, ScaledConfig
 from llamarl.functional.kl import KLLoss
 from llamarl.functional.losses import LossBatch, Reduction
 from llamarl.functional.ratios import Objective, clipped_objective
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GRPOConfig(PolicyGradientConfig):
+class GRPOConfig(ScaledConfig, DualClipConfig):
     """Settings of GRPO. Set `kl_coef = 0` to do without a reference model."""
 
     type: Literal["grpo"] = "grpo"
@@ -31,10 +29,7 @@ class GRPOConfig(PolicyGradientConfig):
     kl_estimator: KLLoss = "k3"
     """The paper's equation 4. As a loss it pulls by the reverse KL; `k2` is right for KL(policy || reference)."""
 
-    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Computes the reward minus the group's mean, over the group's standard deviation."""
-        return group_advantages(rewards, groups, scale="std")
-
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.clip, high=self.clip)
+        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`, at least `delta A`."""
+        low = high = self.clip
+        return clipped_objective(log_ratios, batch.advantages, low=low, high=high, delta=self.delta)

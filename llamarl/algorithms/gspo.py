@@ -3,13 +3,11 @@
 "Group Sequence Policy Optimization", Zheng et al. 2025, arXiv 2507.18071.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradientConfig
-from llamarl.functional.advantages import group_advantages
+from llamarl.algorithms.base import DualClipConfig, ScaledConfig
 from llamarl.functional.losses import LossBatch, Reduction
 from llamarl.functional.ratios import Objective, clipped_objective, sequence_log_ratio
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GSPOConfig(PolicyGradientConfig):
+class GSPOConfig(ScaledConfig, DualClipConfig):
     """Settings of GSPO.
 
     The clip is narrow because the mean log-ratio of a long sequence varies far less than a token's. Short completions,
@@ -33,11 +31,7 @@ class GSPOConfig(PolicyGradientConfig):
     reduction: Reduction = "sequence_mean"
     """Every completion weighs the same (equation 5)."""
 
-    def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-        """Computes the reward minus the group's mean, over the group's standard deviation."""
-        return group_advantages(rewards, groups, scale="std")
-
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """Computes `min(s A, clamp(s, 1 - clip_low, 1 + clip_high) A)` with the sequence ratio s at each token."""
-        ratios = sequence_log_ratio(log_ratios, batch.mask)
-        return clipped_objective(ratios, batch.advantages, low=self.clip_low, high=self.clip_high)
+        """Computes `min(s A, clamp(s, 1 - clip_low, 1 + clip_high) A)`, at least `delta A`, of the sequence ratio s."""
+        ratios, low, high = sequence_log_ratio(log_ratios, batch.mask), self.clip_low, self.clip_high
+        return clipped_objective(ratios, batch.advantages, low=low, high=high, delta=self.delta)

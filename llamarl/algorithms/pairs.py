@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import Loss, judged_groups, policy_metrics, required, reward_of, train_sample
-from llamarl.core.algorithm import Algorithm, Credit, Needs
-from llamarl.core.config import Config
+from llamarl.algorithms.base import (
+    AlgorithmSettings,
+    Loss,
+    judged_groups,
+    policy_metrics,
+    required,
+    reward_of,
+    train_sample,
+)
+from llamarl.core.algorithm import Credit, Needs
 from llamarl.core.records import Assignment, Group, Sample
 from llamarl.functional.losses import LossBatch, LossOutput, Metrics
 from llamarl.functional.pairs import PairRows, dpo_terms, pair_rows
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PairConfig(Config, Algorithm):
+class PairConfig(AlgorithmSettings):
     """Settings of algorithms on pairs. A subclass says which pair a group gives."""
 
     beta: float = Field(default=0.1, gt=0.0)
@@ -68,7 +75,8 @@ class PairCredit(Credit):
     def assign(self, groups: Sequence[Group]) -> Assignment:
         """Picks the pairs. Prompts without one count in the denominator."""
         batch = judged_groups(groups)
-        found = [(group, pair) for group, samples in batch if (pair := self._config.pair(samples)) is not None]
+        pairs = ((group, self._pair(samples)) for group, samples in batch)
+        found = [(group, pair) for group, pair in pairs if pair is not None]
         signs = (1.0, -1.0)
         samples = [train_sample(s, group, a) for group, pair in found for s, a in zip(pair, signs, strict=True)]
         metrics = {"skipped_prompts": float(len(batch) - len(found))}
@@ -76,7 +84,11 @@ class PairCredit(Credit):
             metrics["kept_frac"] = len(found) / len(batch)
         if found:
             metrics["reward_gap/mean"] = fmean(reward_of(better) - reward_of(worse) for _, (better, worse) in found)
-        return Assignment(tuple(samples), len(batch), {**metrics, **self._config.batch_metrics(groups)})
+        metrics |= {**self._config.batch_metrics(groups), **self._config.mask_metrics(groups)}
+        return Assignment(tuple(samples), num_prompts=len(batch), metrics=metrics)
+
+    def _pair(self, samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
+        return self._config.pair([sample for sample in samples if self._config.may_train(sample)])
 
 
 class PairLoss:

@@ -5,8 +5,8 @@
     loss      = mean over tokens of  - min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A) + value_coef (V - return)^2 / 2
 
 The critic is a linear head on the policy's last hidden states; it lives in the trainer and its checkpoints and is never
-published or exported. Each batch gets one optimizer step. So advantages come from the values of that very step, without
-gradient; and PPO's clip on the values, which can act only from the second step on a batch, has no place here.
+published or exported. Advantages and returns come from its values before the batch's first update, without gradient,
+and stay the same in all updates. Values are not clipped.
 
 "Proximal Policy Optimization Algorithms", Schulman et al. 2017, arXiv 1707.06347; for language models as in "Training
 language models to follow instructions with human feedback", Ouyang et al. 2022, arXiv 2203.02155.
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from llamarl.algorithms.base import (
+    AlgorithmSettings,
+    DualClipConfig,
     Loss,
     clip_metrics,
     judged_groups,
@@ -25,9 +27,9 @@ from llamarl.algorithms.base import (
     required,
     reward_of,
     train_sample,
+    weighted,
 )
-from llamarl.core.algorithm import Algorithm, Credit, Needs
-from llamarl.core.config import Config
+from llamarl.core.algorithm import Credit, Needs
 from llamarl.core.records import Assignment, Group
 from llamarl.functional.gae import Estimate, generalized_advantages, token_rewards
 from llamarl.functional.losses import LossBatch, LossOutput, Reduction, masked_metric, reduce_terms
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PPOConfig(Config, Algorithm):
+class PPOConfig(AlgorithmSettings, DualClipConfig):
     """Settings of PPO. Set `kl_coef = 0` to do without a reference model."""
 
     type: Literal["ppo"] = "ppo"
@@ -69,7 +71,7 @@ class PPOConfig(Config, Algorithm):
 
     def credit(self) -> Credit:
         """Builds the half that passes rewards on."""
-        return PPOCredit()
+        return PPOCredit(self)
 
     def loss(self) -> Loss:
         """Builds the half with the critic."""
@@ -79,11 +81,15 @@ class PPOConfig(Config, Algorithm):
 class PPOCredit(Credit):
     """Passes rewards on: the trainer estimates advantages from them."""
 
+    def __init__(self, config: PPOConfig) -> None:
+        self._config = config
+
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Turns all judged samples into training samples, whose `advantage` is the judged reward."""
-        batch = judged_groups(groups)
-        samples = tuple(train_sample(s, group, reward_of(s)) for group, members in batch for s in members)
-        return Assignment(samples, num_prompts=len(batch))
+        """Turns the judged samples that may train into training samples, whose `advantage` is the judged reward."""
+        batch, config = judged_groups(groups), self._config
+        chosen = [(group, s) for group, members in batch for s in members if config.may_train(s)]
+        samples = tuple(train_sample(s, group, reward_of(s)) for group, s in chosen)
+        return Assignment(samples, num_prompts=len(batch), metrics=config.mask_metrics(groups))
 
 
 class PPOLoss:
@@ -104,11 +110,12 @@ class PPOLoss:
         """
         config = self._config
         values = required(batch.values, "values").masked_fill(~batch.mask, 0.0)
-        found = self._estimate(batch, values)
+        found = self._estimate(batch, values if batch.old_values is None else batch.old_values)
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
-        objective = clipped_objective(log_ratios, found.advantages, low=config.clip, high=config.clip)
+        low = high = config.clip
+        objective = clipped_objective(log_ratios, found.advantages, low=low, high=high, delta=config.delta)
         errors = (values - found.returns).square()
-        terms = -objective.values + config.value_coef * errors / 2
+        terms = -weighted(objective.values, batch) + config.value_coef * errors / 2
         if config.entropy_coef > 0:
             terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)

@@ -30,15 +30,21 @@ class RAFTConfig(OnPolicyConfig):
 
     def credit(self) -> Credit:
         """Builds the half that picks the best samples."""
-        return RAFTCredit()
+        return RAFTCredit(self)
 
 
 class RAFTCredit(Credit):
     """Picks the sample of highest reward of each group, the first of equals, with advantage 1."""
 
+    def __init__(self, config: RAFTConfig) -> None:
+        self._config = config
+
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Picks one sample of each group that has a judged one."""
-        best = [(group, max(samples, key=reward_of)) for group, samples in judged_groups(groups)]
+        """Picks one sample of each group that has a judged one that may train."""
+        batch = judged_groups(groups)
+        candidates = [(group, [s for s in samples if self._config.may_train(s)]) for group, samples in batch]
+        best = [(group, max(samples, key=reward_of)) for group, samples in candidates if samples]
         samples = tuple(train_sample(sample, group, 1.0) for group, sample in best)
         metrics = means({"best_reward/mean": [reward_of(sample) for _, sample in best]})
-        return Assignment(samples, num_prompts=len(best), metrics=metrics)
+        metrics |= self._config.mask_metrics(groups)
+        return Assignment(samples, num_prompts=len(batch), metrics=metrics)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from llamarl.algorithms.base import PolicyGradientConfig
+from llamarl.algorithms.base import DualClipConfig, PolicyGradientConfig
 from llamarl.core.algorithm import Needs
 from llamarl.functional.advantages import group_advantages
 from llamarl.functional.kl import KLLoss
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ReinforcePPConfig(PolicyGradientConfig):
+class ReinforcePPConfig(PolicyGradientConfig, DualClipConfig):
     """Settings of REINFORCE++. Set `kl_coef = 0` to do without a reference model."""
 
     type: Literal["reinforce_pp"] = "reinforce_pp"
@@ -42,8 +42,9 @@ class ReinforcePPConfig(PolicyGradientConfig):
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
         """Computes rewards, minus group means if asked, standardised over all samples of the step."""
         values = group_advantages(rewards, groups) if self.group_baseline else rewards
-        return group_advantages(values, [0] * len(values), scale="std")
+        return group_advantages(values, [0] * len(values), scale="group")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
-        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`."""
-        return clipped_objective(log_ratios, batch.advantages, low=self.clip, high=self.clip)
+        """Computes `min(r A, clamp(r, 1 - clip, 1 + clip) A)`, at least `delta A`."""
+        low = high = self.clip
+        return clipped_objective(log_ratios, batch.advantages, low=low, high=high, delta=self.delta)

@@ -1,58 +1,20 @@
 """What several commands share."""
 
-import argparse
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
 
 from llamarl.report.text import visible
 
-Subparsers = Any
-"""What `add_subparsers` returns; argparse keeps the type private."""
+if TYPE_CHECKING:
+    from llamarl.cli.options import LiveOutput
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM."""
-
-
-def add_command(
-    commands: Subparsers,
-    name: str,
-    run: Callable[[argparse.Namespace], int | None],
-    *,
-    help: str,
-    examples: str,
-    takes_overrides: bool = False,
-) -> argparse.ArgumentParser:
-    """A subcommand whose `--help` ends with examples."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.set_defaults(run=run, takes_overrides=takes_overrides)
-    return parser
-
-
-def add_view_options(parser: argparse.ArgumentParser) -> None:
-    """How progress is shown."""
-    parser.add_argument("--plain", action="store_true", help="progress as plain lines (the default without a terminal)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-
-
-def add_template_args(parser: Any, prefix: str = "") -> None:
-    """The option `--chat-template-args`, read by `models.template_args.parse_template_args`."""
-    parser.add_argument(
-        "--chat-template-args",
-        metavar="JSON",
-        help=f"""{prefix}arguments of the chat template, such as '{{"enable_thinking": false}}'""",
-    )
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
@@ -86,3 +48,28 @@ def _format_warning(
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
     print(json.dumps(value, indent=2, default=str))
+
+
+@contextmanager
+def show_progress(what: str, output: "LiveOutput") -> Iterator[Callable[..., None]]:
+    """Shows how far a job is, on standard error, and yields what to call: `update(done, total, failed=0, note="")`.
+
+    Nothing is shown before the first call, when the input is known to be good, nor where the result is JSON.
+
+    Args:
+        what: the pieces of work, in the plural.
+        output: what the user asked for.
+    """
+    from llamarl.report.progress import make_progress
+
+    is_begun = False
+    with make_progress(what, quiet=output.quiet or output.json, plain=output.plain) as progress:
+
+        def update(done: int, total: int, failed: int = 0, note: str = "") -> None:
+            nonlocal is_begun
+            if not is_begun:
+                progress.start(max(0, done - 1), total)  # of a job that goes on, what was there before
+                is_begun = True
+            progress.update(done, failed, note)
+
+        yield update

@@ -1,29 +1,30 @@
 """demo: the whole thing on a laptop, from one command."""
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from llamarl.cli.common import INTERRUPTED, Subparsers, add_command, add_view_options, print_json
+from llamarl.cli.common import INTERRUPTED, print_json
+from llamarl.cli.options import LiveOutput, Overrides
+from llamarl.core.config import Config
 
 
-def add_commands(commands: Subparsers) -> None:
-    """Adds `demo`."""
-    demo = add_command(
-        commands,
-        "demo",
-        run_demo,
-        help="train a tiny shipped model on this machine by asynchronous RL; no download, no GPU",
-        examples="llamarl demo\nllamarl demo --steps 100\nllamarl demo --engine monarch --schedule.max-staleness 4",
-        takes_overrides=True,
-    )
-    demo.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
-    demo.add_argument("--run-dir", help="where the run is written (default: a new folder under runs/)")
-    add_view_options(demo)
+class DemoSettings(Config):
+    """How long the demo trains and where its run goes."""
+
+    steps: int | None = None
+    """Optimizer steps (default: the recipe's)."""
+    run_dir: str | None = None
+    """Where the run is written (default: a new folder under runs/)."""
 
 
-def run_demo(arguments: argparse.Namespace) -> int:
-    """`llamarl demo`."""
+def demo(settings: DemoSettings, output: LiveOutput, overrides: Overrides) -> int:
+    """Train a tiny shipped model on this machine by asynchronous RL; no download, no GPU.
+
+    Examples:
+        llamarl demo
+        llamarl demo --steps 100
+        llamarl demo --engine monarch --schedule.max-staleness 4
+    """
     from rich.text import Text
 
     from llamarl.cli.run_commands import draw_figures, live_view, stopped_early
@@ -33,20 +34,20 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from llamarl.report.console import SafeConsole
     from llamarl.report.rollouts import side_by_side
 
-    steps = [] if arguments.steps is None else ["--schedule.steps", str(arguments.steps)]
-    recipe = Recipe.load(recipe_path("demo"), [*steps, *arguments.overrides])
-    console = SafeConsole(stderr=arguments.json)
-    if not arguments.quiet:
+    steps = [] if settings.steps is None else ["--schedule.steps", str(settings.steps)]
+    recipe = Recipe.load(recipe_path("demo"), [*steps, *overrides])
+    console = SafeConsole(stderr=output.json)
+    if not output.quiet:
         console.print(
             "A 0.34M-parameter model learns to follow instructions such as",
             Text("write 3 words with moon, upper, end !", style="bold"),
         )
-    with live_view(arguments, "llamarl demo") as view:
-        summary, reporter = train(recipe, arguments.run_dir, live=view)
+    with live_view(output, "llamarl demo") as view:
+        summary, reporter = train(recipe, settings.run_dir, live=view)
     figure = draw_figures(reporter.directory)
     stopped = stopped_early(reporter, summary.steps)
     status = INTERRUPTED if stopped else 0
-    if arguments.json:
+    if output.json:
         print_json({"run_dir": str(reporter.directory), "figure": str(figure), **asdict(summary)})
         return status
     console.print(side_by_side(list(reporter.before)[:6], list(reporter.after)[:6], width=console.width))

@@ -3,7 +3,6 @@
 `look` gathers what is here, `diagnose` judges it: no finding depends on anything but a `Machine`.
 """
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -14,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llamarl.cli.common import Subparsers, add_command, print_json
+from llamarl.cli.common import print_json
+from llamarl.cli.options import Output
 from llamarl.core.errors import ConfigError
 
 State = Literal["ok", "lacking", "broken"]
@@ -48,6 +48,7 @@ EXTRAS: Mapping[str, Extra] = {
     "wandb": Extra(("wandb",), "no Weights & Biases"),
     "mlflow": Extra(("mlflow", "sqlalchemy"), "no MLflow"),
     "inspect": Extra(("inspect_ai",), "no task for Inspect"),
+    "feedback": Extra(("pyarrow",), "no logs of reactions are read"),
     "gguf": Extra(("gguf", "accelerate"), "GGUF files are not read as models"),
 }
 
@@ -96,25 +97,16 @@ class Finding:
         return f"{self.state:8} {self.name:16} {rest}{f'. {self.remedy}' if self.remedy else ''}"
 
 
-def add_commands(commands: Subparsers) -> None:
-    """Adds this module's command."""
-    add_command(
-        commands,
-        "doctor",
-        run_doctor,
-        help="say what this machine lacks, what then does not work, and the remedy",
-        examples="""
-llamarl doctor
-llamarl doctor --json
-""",
-    )
+def doctor(output: Output) -> int:
+    """Say what this machine lacks, what then does not work, and the remedy.
 
-
-def run_doctor(arguments: argparse.Namespace) -> int:
-    """`llamarl doctor`."""
+    Examples:
+        llamarl doctor
+        llamarl doctor --json
+    """
     findings = diagnose(look())
     is_broken = any(finding.state == "broken" for finding in findings)
-    if arguments.json:
+    if output.json:
         print_json({"is_broken": is_broken, "findings": [asdict(finding) for finding in findings]})
     else:
         print("\n".join(finding.line() for finding in findings))

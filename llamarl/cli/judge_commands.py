@@ -5,16 +5,19 @@ same), a judge broke, or an audit found too many attacks that pass or good repli
 interrupted.
 """
 
-import argparse
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from llamarl.cli.common import Subparsers, add_command, print_json, say
+from pydantic import Field
+
+from llamarl.cli.common import print_json, say, show_progress
+from llamarl.cli.options import LiveOutput
+from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
-from llamarl.core.paths import full_path
+from llamarl.core.paths import FullPath
 
 if TYPE_CHECKING:
     from llamarl.judges.lab.audit import AttackResult
@@ -22,105 +25,85 @@ if TYPE_CHECKING:
     from llamarl.judges.panel import JudgePanel
 
 T = TypeVar("T")
-JUDGE_HELP = (
-    "a shipped judge's name (math, code, instructions, ...), module:function, file.py:function, or a TOML file with a "
-    "judge's settings or [[judges]] (a recipe too); repeatable"
-)
 
 
-def add_commands(commands: Subparsers) -> None:
-    """Adds this module's commands."""
-    text = "Judge completions, try to fool judges, compare judges with labels."
-    parser = commands.add_parser("judge", help="judge completions, audit and calibrate judges", description=text)
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    run = add_command(
-        actions,
-        "run",
-        run_run,
-        help="judge completions from a file",
-        examples="""
-llamarl judge run --judge math --data answers.jsonl --out verdicts.jsonl
-llamarl judge run --judge rewards.py:accuracy --judge safety.toml --data answers.jsonl --out verdicts.jsonl
-the same command again goes on where an interrupted one stopped
-""",
-    )
-    _add_common(run, "rows: a prompt row plus 'completion', a text or a list of texts")
-    run.add_argument(
-        "--out", required=True, type=full_path, metavar="FILE", help="JSON lines, one per completion and judge"
-    )
+class JudgeSettings(Config):
+    """Judges and how they are called."""
 
-    audit = add_command(
-        actions,
-        "audit",
-        run_audit,
-        help="try to fool judges with empty, copied, manipulative replies",
-        examples="""
-llamarl judge audit --judge math
-llamarl judge audit --judge safety.toml --data harmful.jsonl --attack known_bad --attack known_bad_injected
-llamarl judge audit --judge rubric.toml --max-rate 0.01 --out audit.json
-""",
-    )
-    _add_common(
-        audit,
-        "prompt rows; 'good' holds replies that must pass, 'completion' replies that must not (default: shipped rows)",
-        is_needed=False,
-    )
-    audit.add_argument("--attack", action="append", metavar="KIND", help="only this kind of attack; repeatable")
-    audit.add_argument(
-        "--max-rate",
-        type=float,
-        default=0.05,
-        metavar="R",
-        help="exit status 1 if more of any kind of attack pass, or of the good replies don't (0.05)",
-    )
-    audit.add_argument("--out", type=full_path, metavar="FILE", help="write the report as JSON")
-
-    calibrate = add_command(
-        actions,
-        "calibrate",
-        run_calibrate,
-        help="compare judges with labelled completions",
-        examples="""
-llamarl judge calibrate --judge safety.toml --data labelled.jsonl --figure calibration.png
-llamarl judge calibrate --judge a.toml --judge b.toml --data labelled.jsonl --out calibration.json
-""",
-    )
-    _add_common(calibrate, "rows with 'completion' and 'label' (true or false) or 'score' (a number)")
-    calibrate.add_argument(
-        "--label-threshold", type=float, default=0.5, metavar="S", help="labelled scores from S on should pass (0.5)"
-    )
-    calibrate.add_argument("--out", type=full_path, metavar="FILE", help="write the report as JSON")
-    calibrate.add_argument("--figure", type=full_path, metavar="PNG", help="draw confusion and reliability")
+    judge: Annotated[tuple[str, ...], Metavar("JUDGE")]
+    """A shipped judge's name (math, code, instructions, ...), module:function, file.py:function, or a TOML file with a
+    judge's settings or [[judges]] (a recipe too)."""
+    max_in_flight: int = Field(default=16, ge=1)
+    """Rows judged at the same time."""
 
 
-def _add_common(parser: argparse.ArgumentParser, data: str, *, is_needed: bool = True) -> None:
-    parser.add_argument("--judge", action="append", required=True, metavar="JUDGE", help=JUDGE_HELP)
-    parser.add_argument("--data", required=is_needed, metavar="FILE", help=data)
-    parser.add_argument(
-        "--max-in-flight", type=int, default=16, metavar="N", help="rows judged at the same time (default 16)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+class RunSettings(JudgeSettings):
+    """Completions to judge."""
+
+    data: Annotated[str, Metavar("FILE")]
+    """Prompt rows with a 'completion', a text or a list of texts."""
+    out: Annotated[FullPath, Metavar("FILE")]
+    """JSON lines, one per completion and judge."""
 
 
-def run_run(arguments: argparse.Namespace) -> int:
-    """`llamarl judge run`."""
+class AuditSettings(JudgeSettings):
+    """Attacks on judges."""
+
+    data: Annotated[str | None, Metavar("FILE")] = None
+    """Prompt rows; 'good' holds replies that must pass, 'completion' replies that must not (default: shipped rows)."""
+    attack: Annotated[tuple[str, ...], Metavar("KIND")] = ()
+    """Only this kind of attack (default: all)."""
+    max_rate: Annotated[float, Metavar("R")] = Field(default=0.05, ge=0.0, le=1.0)
+    """Exit status 1 if a larger share of any kind of attack passes, or of the good replies doesn't."""
+    out: Annotated[FullPath | None, Metavar("FILE")] = None
+    """Write the report as JSON."""
+
+
+class CalibrateSettings(JudgeSettings):
+    """Labelled completions to compare judges with."""
+
+    data: Annotated[str, Metavar("FILE")]
+    """Rows with 'completion' and 'label' (true or false) or 'score' (a number)."""
+    label_threshold: Annotated[float, Metavar("S")] = 0.5
+    """Labelled scores from S on should pass."""
+    out: Annotated[FullPath | None, Metavar("FILE")] = None
+    """Write the report as JSON."""
+    figure: Annotated[FullPath | None, Metavar("PNG")] = None
+    """Draw confusion and reliability."""
+
+
+def run(settings: RunSettings, output: LiveOutput) -> int:
+    """Judge completions from a file.
+
+    Examples:
+        llamarl judge run --judge math --data answers.jsonl --out verdicts.jsonl
+        llamarl judge run --judge rewards.py:accuracy --judge safety.toml --data answers.jsonl --out verdicts.jsonl
+        the same command again goes on where an interrupted one stopped
+    """
     from llamarl.judges.lab.rows import read_completions
     from llamarl.judges.lab.runner import job_key, judge_file, summary_of
 
-    out: Path = arguments.out
-    if out.resolve() == Path(arguments.data).resolve():
+    out = settings.out
+    if out.resolve() == Path(settings.data).resolve():
         raise ConfigError(f"--out {out}: is the data itself; give another file")
-    configs = _configs(arguments)
-    rows = read_completions(arguments.data)
+    configs = _read_judges(settings)
+    rows = read_completions(settings.data)
 
     async def work(panel: "JudgePanel") -> Any:
         key = job_key(configs)
-        with _progress(arguments, "judging", len(rows)) as on_done:
-            return await judge_file(panel, rows, out, key=key, max_in_flight=arguments.max_in_flight, on_done=on_done)
+        with _show_rows(output, len(rows)) as on_done:
+            return await judge_file(
+                panel,
+                rows,
+                out,
+                key=key,
+                max_in_flight=settings.max_in_flight,
+                on_done=on_done,
+            )
 
-    records = _with_panel(arguments, work)
+    records = _with_panel(settings, work)
     summary = summary_of(records)
-    if arguments.json:
+    if output.json:
         print_json({"rows": len(rows), "out": str(out), "judges": summary})
     else:
         _print_table(
@@ -132,32 +115,42 @@ def run_run(arguments: argparse.Namespace) -> int:
     return int(any(line["failed"] for line in summary))
 
 
-def run_audit(arguments: argparse.Namespace) -> int:
-    """`llamarl judge audit`."""
+def audit(settings: AuditSettings, output: LiveOutput) -> int:
+    """Try to fool judges with empty, copied, manipulative replies.
+
+    Examples:
+        llamarl judge audit --judge math
+        llamarl judge audit --judge safety.toml --data harmful.jsonl --attack known_bad --attack known_bad_injected
+        llamarl judge audit --judge rubric.toml --max-rate 0.01 --out audit.json
+    """
     from llamarl.judges.lab.audit import audit, overall, problems, read_audit_rows, shipped_rows
     from llamarl.report.files import write_json
 
-    if not 0.0 <= arguments.max_rate <= 1.0:
-        raise ConfigError(f"--max-rate {arguments.max_rate:g}: give a share, from 0 to 1")
-    given = None if arguments.data is None else read_audit_rows(arguments.data)
+    given = None if settings.data is None else read_audit_rows(settings.data)
 
     async def work(panel: "JudgePanel") -> Any:
         rows = shipped_rows(panel) if given is None else given
-        with _progress(arguments, "attacking", len(rows)) as on_done:
-            return await audit(panel, rows, arguments.attack, max_in_flight=arguments.max_in_flight, on_done=on_done)
+        with _show_rows(output, len(rows)) as on_done:
+            return await audit(
+                panel,
+                rows,
+                settings.attack,
+                max_in_flight=settings.max_in_flight,
+                on_done=on_done,
+            )
 
-    results = _with_panel(arguments, work)
+    results = _with_panel(settings, work)
     totals = overall(results)
-    warnings = problems(results, arguments.max_rate)
+    warnings = problems(results, settings.max_rate)
     report = {
         "attacks": [each.to_dict() for each in results],
         "overall": [each.to_dict() for each in totals],
-        "max_rate": arguments.max_rate,
+        "max_rate": settings.max_rate,
         "problems": warnings,
     }
-    if arguments.out:
-        write_json(arguments.out, report)
-    if arguments.json:
+    if settings.out:
+        write_json(settings.out, report)
+    if output.json:
         print_json(report)
     else:
         _print_audit(results, totals)
@@ -166,52 +159,55 @@ def run_audit(arguments: argparse.Namespace) -> int:
     return int(bool(warnings))
 
 
-def run_calibrate(arguments: argparse.Namespace) -> int:
-    """`llamarl judge calibrate`."""
+def calibrate(settings: CalibrateSettings, output: LiveOutput) -> int:
+    """Compare judges with labelled completions.
+
+    Examples:
+        llamarl judge calibrate --judge safety.toml --data labelled.jsonl --figure calibration.png
+        llamarl judge calibrate --judge a.toml --judge b.toml --data labelled.jsonl --out calibration.json
+    """
     from llamarl.judges.lab.calibrate import calibrate, plot_calibration
     from llamarl.judges.lab.rows import read_completions
     from llamarl.report.files import write_json
 
-    rows = read_completions(arguments.data, aside=("label", "score"))
+    rows = read_completions(settings.data, aside=("label", "score"))
 
     async def work(panel: "JudgePanel") -> Any:
-        with _progress(arguments, "judging", len(rows)) as on_done:
+        with _show_rows(output, len(rows)) as on_done:
             return await calibrate(
                 panel,
                 rows,
-                label_threshold=arguments.label_threshold,
-                max_in_flight=arguments.max_in_flight,
+                label_threshold=settings.label_threshold,
+                max_in_flight=settings.max_in_flight,
                 on_done=on_done,
             )
 
-    results: list[Calibration] = _with_panel(arguments, work)
+    results: list[Calibration] = _with_panel(settings, work)
     report = {"rows": len(rows), "judges": [each.to_dict() for each in results]}
-    if arguments.out:
-        write_json(arguments.out, report)
-    if arguments.figure:
-        plot_calibration(results, arguments.figure)
-    if arguments.json:
+    if settings.out:
+        write_json(settings.out, report)
+    if settings.figure:
+        plot_calibration(results, settings.figure)
+    if output.json:
         print_json(report)
     else:
         _print_calibrations(results)
-        if arguments.figure:
-            say(f"figure {arguments.figure}")
+        if settings.figure:
+            say(f"figure {settings.figure}")
     return int(any(each.failed for each in results))
 
 
-def _configs(arguments: argparse.Namespace) -> list[Any]:
+def _read_judges(settings: JudgeSettings) -> list[Any]:
     from llamarl.judges.config import read_judges
 
-    return [config for spec in arguments.judge for config in read_judges(spec)]
+    return [config for spec in settings.judge for config in read_judges(spec)]
 
 
-def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Coroutine[Any, Any, T]]") -> T:
+def _with_panel(settings: JudgeSettings, work: "Callable[[JudgePanel], Coroutine[Any, Any, T]]") -> T:
     """Runs `work` with the judges that were asked for, and closes them."""
     from llamarl.judges.lab.runner import equal_panel
 
-    if arguments.max_in_flight < 1:
-        raise ConfigError(f"--max-in-flight {arguments.max_in_flight}: give at least 1")
-    panel = equal_panel(_configs(arguments))
+    panel = equal_panel(_read_judges(settings))
 
     async def main() -> T:
         try:
@@ -223,26 +219,9 @@ def _with_panel(arguments: argparse.Namespace, work: "Callable[[JudgePanel], Cor
 
 
 @contextmanager
-def _progress(arguments: argparse.Namespace, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; yields what to call with the rows done and those with failures."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from llamarl.report.console import SafeConsole
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.quiet or arguments.json) as progress:
-        bar = progress.add_task(what, total=total, failed="", visible=False)  # not before the input is known to be good
-
-        def show(done: int, failed: int) -> None:
-            progress.update(bar, visible=True, completed=done, failed=f"{failed} with failures" if failed else "")
-
-        yield show
+def _show_rows(output: LiveOutput, total: int) -> Iterator[Callable[[int, int], None]]:
+    with show_progress("rows", output) as update:
+        yield lambda done, failed: update(done, total, failed)
 
 
 def _run_cells(line: dict[str, Any]) -> list[str]:

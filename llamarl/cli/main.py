@@ -1,26 +1,20 @@
-"""Parses the command line and dispatches. Nothing heavy is imported before a command runs.
+"""Finds the command and runs it. Nothing heavy is imported before a command runs.
 
 Exit status: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted.
 """
 
-import argparse
+import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module, resources
+from typing import TYPE_CHECKING
 
 import llamarl
-from llamarl.cli import (
-    budget_commands,
-    data_commands,
-    demo,
-    doctor,
-    eval_commands,
-    judge_commands,
-    model_commands,
-    reward_commands,
-    run_commands,
-)
 from llamarl.cli.common import INTERRUPTED, quieten_terminal, say
 from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from llamarl.cli.options import Command
 
 DESCRIPTION = """\
 llamarl: asynchronous, off-policy-corrected RL post-training of language models.
@@ -31,6 +25,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl resume runs/NAME                            go on after a crash or Ctrl-C
   llamarl view runs/NAME                              how it goes or went
   llamarl export runs/NAME model/                     a Hugging Face checkpoint
+  llamarl sft m rows.jsonl tuned                      fine-tune on examples; llamarl dpo: on preference pairs
   llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
   llamarl judge audit --judge rewards.py:reward       can your judge be cheated?
   llamarl eval multi-if --data builtin --model m --out results
@@ -38,41 +33,41 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="llamarl",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"llamarl {llamarl.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (
-        demo,
-        run_commands,
-        model_commands,
-        data_commands,
-        budget_commands,
-        reward_commands,
-        eval_commands,
-        judge_commands,
-        doctor,
-    ):
-        module.add_commands(commands)
-    return parser
+COMMANDS = {
+    "demo": "demo:demo",
+    "train": "run_commands:train",
+    "resume": "run_commands:resume",
+    "view": "run_commands:view",
+    "export": "run_commands:export",
+    "generate": "model_commands:generate",
+    "sft": "fit_commands:sft",
+    "dpo": "fit_commands:dpo",
+    "data instructions": "data_commands:instructions",
+    "budget solve": "budget_commands:solve",
+    "budget build-sv": "budget_commands:build_sv",
+    "budget build-asv": "budget_commands:build_asv",
+    "reward train": "reward_commands:train",
+    "reward baselines": "reward_commands:baselines",
+    "eval multi-if": "eval_commands:multi_if",
+    "eval ifeval": "eval_commands:ifeval",
+    "eval compare": "eval_commands:compare",
+    "eval budget": "eval_commands:budget",
+    "feedback simulate": "feedback_commands:simulate",
+    "feedback ingest": "feedback_commands:ingest",
+    "feedback describe": "feedback_commands:describe",
+    "judge run": "judge_commands:run",
+    "judge audit": "judge_commands:audit",
+    "judge calibrate": "judge_commands:calibrate",
+    "doctor": "doctor:doctor",
+}
+"""Module and function of each command, in the order of the help; a module is imported when it is asked for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Expected errors print one message, never a traceback."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not arguments.takes_overrides:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    arguments.overrides = rest
     quieten_terminal()
     try:
-        return int(arguments.run(arguments) or 0)
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except (ConfigError, DataError, MissingDependencyError) as error:
         say(f"error: {error}", sys.stderr)
         return 2
@@ -87,7 +82,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-if __name__ == "__main__":
-    from llamarl.cli.program import run
+def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that words begin with, and what follows it.
 
-    run(main)
+    Raises:
+        ConfigError: they begin with no command.
+    """
+    from llamarl.core.config import suggest
+
+    for length in (1, 2):
+        if (name := " ".join(words[:length])) in COMMANDS:
+            return name, list(words[length:])
+    if not words:
+        raise ConfigError("no command given: use llamarl COMMAND (llamarl --help lists them)")
+    mine = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if mine and len(words) == 1:
+        raise ConfigError(f"{words[0]}: no command by itself; use llamarl {' or llamarl '.join(mine)}")
+    word = " ".join(words[: 2 if mine else 1])
+    raise ConfigError(f"{word}: unknown command.{suggest(word, mine or [name.split()[0] for name in COMMANDS])}")
+
+
+def load_command(name: str) -> "Command":
+    """The command of a name in `COMMANDS`."""
+    from llamarl.cli.options import Command
+
+    module, _, function = COMMANDS[name].partition(":")
+    return Command(name, getattr(import_module(f"llamarl.cli.{module}"), function))
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        print(f"llamarl {llamarl.__version__}")
+        return 0
+    if words and words[-1] in ("-h", "--help") and " ".join(words[:-1]) not in COMMANDS:
+        prefix = "".join(f"{word} " for word in words[:-1])
+        if names := [name for name in COMMANDS if name.startswith(prefix)]:
+            print("\n".join(_overview(prefix, names)))
+            return 0
+    name, rest = split_command(words)
+    return load_command(name).run(rest)
+
+
+def _overview(prefix: str, names: Sequence[str]) -> Iterator[str]:
+    """The help of the program, or of the commands that begin with a word."""
+    yield f"usage: llamarl {prefix}COMMAND [OPTION ...]\n"
+    if not prefix:
+        yield DESCRIPTION
+    yield "commands:"
+    width = max(map(len, names)) + 2
+    for name in names:
+        yield f"  {name:{width}}{_summarize(name)}"
+    yield "\nllamarl COMMAND --help shows what a command takes"
+    if not prefix:
+        yield "llamarl --version prints the version"
+
+
+def _summarize(name: str) -> str:
+    """The first line of a command's docstring, read without importing its module: that takes a while for them all."""
+    module, _, function = COMMANDS[name].partition(":")
+    tree = ast.parse(resources.files("llamarl.cli").joinpath(f"{module}.py").read_text(encoding="utf-8"))
+    defined = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return (ast.get_docstring(defined) or "").partition("\n")[0].removesuffix(".")

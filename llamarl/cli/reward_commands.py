@@ -1,164 +1,158 @@
 """reward train, reward baselines: reward models and what calibrates them."""
 
-import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from llamarl.cli.common import Subparsers, add_command, add_template_args, print_json, say
+from pydantic import Field
+
+from llamarl.cli.common import print_json, say, show_progress
+from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skipped
+from llamarl.cli.options import LiveOutput, Overrides, Positional
+from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
+from llamarl.models.template_args import ChatTemplateArgs
 
 if TYPE_CHECKING:
     from llamarl.core.records import Completion, Prompt
 
 
-def add_commands(commands: Subparsers) -> None:
-    """Adds this module's commands."""
-    reward = commands.add_parser(
-        "reward",
-        help="train reward models and classifiers; make baselines",
-        description="Reward models and classifiers: train them, and make what calibrates them.",
-        allow_abbrev=False,
-    )
-    actions = reward.add_subparsers(metavar="ACTION", required=True)
-    _add_train(actions)
-    _add_baselines(actions)
+class TrainSettings(Config):
+    """Rows that a reward model or classifier learns from, and where it goes."""
+
+    data: Positional[str | None] = None
+    """Rows of {chosen, rejected, prompt?, margin?}, or with --labels {prompt, completion, label}: JSONL, Parquet, CSV,
+    a glob or a Hub id."""
+    model: str | None = None
+    """Causal language model to start from (a directory, GGUF file or Hub id), or a reward model."""
+    out: Annotated[str | None, Metavar("DIR")] = None
+    """Directory of the training: new, empty, or one that was killed."""
+    eval_data: str | None = None
+    """Held-out rows (default: a share of the prompts of DATA)."""
+    labels: bool = False
+    """Rows carry labels: train a classifier of two labels."""
+    split: str | None = None
+    """Split of a Hub data set (default train)."""
+    list_settings: bool = False
+    """Print every setting with its default."""
 
 
-def _add_train(actions: Subparsers) -> None:
-    train = add_command(
-        actions,
-        "train",
-        run_train,
-        help="train a reward model on preference pairs, or a classifier on labelled completions",
-        examples="""
-llamarl reward train pairs.jsonl --model MODEL --out rewards/helpful --learning-rate 1e-5
-llamarl reward train owner/name --model MODEL --out OUT --eval-data held-out.parquet --on-bad-row skip
-llamarl reward train labelled.jsonl --labels --model MODEL --out OUT --num-steps 200
-llamarl reward train --list-settings
-""",
-        takes_overrides=True,
-    )
-    train.add_argument(
-        "data",
-        nargs="?",
-        help="rows of {chosen, rejected, prompt?, margin?}, or with --labels {prompt, completion, label}: JSONL, "
-        "Parquet, CSV, a glob or a Hub id",
-    )
-    train.add_argument(
-        "--model", help="causal language model to start from (a directory, GGUF file or Hub id), or a reward model"
-    )
-    train.add_argument("--out", help="directory of the training: new, empty, or one that was killed")
-    train.add_argument("--eval-data", metavar="DATA", help="held-out rows (default: a share of the prompts of DATA)")
-    train.add_argument("--labels", action="store_true", help="rows carry labels: train a classifier of two labels")
-    train.add_argument("--split", help="split of a Hub data set (default train)")
-    train.add_argument("--list-settings", action="store_true", help="print every setting with its default")
-    train.add_argument("--quiet", action="store_true", help="no progress")
+def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> int:
+    """Train a reward model on preference pairs, or a classifier on labelled completions.
 
-
-def _add_baselines(actions: Subparsers) -> None:
-    baselines = add_command(
-        actions,
-        "baselines",
-        run_baselines,
-        help="sample one response to each prompt from a fixed policy, for calibrated rewards",
-        examples="""
-llamarl reward baselines --model MODEL --data prompts.jsonl --out prompts-with-baselines.jsonl
-llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --max-tokens 512 --temperature 0.7
-""",
-    )
-    baselines.add_argument("--model", required=True, help="the policy that reinforcement learning starts from")
-    baselines.add_argument("--data", required=True, help="prompts: JSONL, Parquet, CSV, a glob or a Hub id")
-    baselines.add_argument("--out", required=True, help="JSONL file: the same rows with info.baseline")
-    baselines.add_argument("--split", help="split of a Hub data set (default train)")
-    add_template_args(baselines)
-    baselines.add_argument("--max-tokens", type=int, default=256, help="token limit of a response (default 256)")
-    baselines.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
-    baselines.add_argument("--seed", type=int, default=0, help="equal seeds give equal responses (default 0)")
-    baselines.add_argument("--slots", type=int, default=64, help="responses generated together (default 64)")
-    baselines.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32", help="number format")
-    baselines.add_argument("--device", default="auto", help="where the policy runs, such as cuda (default auto)")
-    baselines.add_argument("--quiet", action="store_true", help="no progress")
-
-
-def run_train(arguments: argparse.Namespace) -> int:
-    """`llamarl reward train`."""
+    Examples:
+        llamarl reward train pairs.jsonl --model MODEL --out rewards/helpful --learning-rate 1e-5
+        llamarl reward train owner/name --model MODEL --out OUT --eval-data held-out.parquet --on-bad-row skip
+        llamarl reward train labelled.jsonl --labels --model MODEL --out OUT --num-steps 200
+        llamarl reward train --list-settings
+    """
     from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
-    from llamarl.training.reward_config import RewardConfig
+    from llamarl.training.objectives import RewardConfig, reward_objective
 
-    if arguments.list_settings:
+    if settings.list_settings:
         say(describe_settings(RewardConfig))
         return 0
-    if not (arguments.data and arguments.model and arguments.out):
+    if not (settings.data and settings.model and settings.out):
         raise ConfigError(
-            "give DATA, --model and --out: llamarl reward train pairs.jsonl --model model/ --out rewards/"
+            "DATA, --model or --out is missing: use llamarl reward train pairs.jsonl --model model/ --out rewards/"
         )
-    settings = parse_overrides(arguments.overrides)
-    config = RewardConfig.parse(settings, overrides=dotted_names(settings))
-    from llamarl.training.reward_run import train_reward_model
+    values = parse_overrides(overrides)
+    config = RewardConfig.parse(values, overrides=dotted_names(values))
+    from llamarl.training.fit import fit
 
-    with _progress(arguments, "reward model") as advance:
-        summary = train_reward_model(
-            arguments.model,
-            arguments.data,
-            arguments.out,
-            config,
-            kind="labels" if arguments.labels else "pairs",
-            eval_data=arguments.eval_data,
-            split=arguments.split,
-            on_step=lambda step, total, metrics: advance(step, total, f"loss {metrics['train/loss']:.4f}"),
+    with show_progress("steps", output) as update:
+        summary = fit(
+            reward_objective("labels" if settings.labels else "pairs", config),
+            settings.model,
+            settings.data,
+            settings.out,
+            eval_data=settings.eval_data,
+            split=settings.split,
+            on_step=lambda step, total, metrics: update(step, total, note=f"loss {metrics['train/loss']:.4f}"),
             tell=lambda note: say(f"note: {note}", sys.stderr),
         )
-    if arguments.json:
+    if output.json:
         print_json(summary)
     else:
-        say("\n".join(_describe(summary, arguments.out)))
+        say("\n".join(_describe(summary, settings.out)))
     return 0
 
 
-def run_baselines(arguments: argparse.Namespace) -> int:
-    """`llamarl reward baselines`."""
+class BaselineSettings(Config):
+    """Prompts, the policy that answers them, and how."""
+
+    model: str
+    """The policy that reinforcement learning starts from."""
+    data: str
+    """Prompts: JSONL, Parquet, CSV, a glob or a Hub id."""
+    out: Annotated[str, Metavar("FILE")]
+    """JSONL file: the same rows with info.baseline."""
+    split: str | None = None
+    """Split of a Hub data set (default train)."""
+    chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
+    """Arguments of the chat template, such as '{"enable_thinking": false}'."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Token limit of a response."""
+    temperature: float = Field(default=1.0, ge=0.0)
+    """Sampling temperature; 0 is greedy."""
+    seed: int = 0
+    """Equal seeds give equal responses."""
+    slots: int = Field(default=64, ge=1)
+    """Responses generated together."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Number format."""
+    device: str = "auto"
+    """Where the policy runs, such as cuda."""
+
+
+def baselines(settings: BaselineSettings, output: LiveOutput) -> int:
+    """Sample one response to each prompt from a fixed policy, for calibrated rewards.
+
+    Examples:
+        llamarl reward baselines --model MODEL --data prompts.jsonl --out prompts-with-baselines.jsonl
+        llamarl reward baselines --model MODEL --data prompts.jsonl --out OUT.jsonl --max-tokens 512 --temperature 0.7
+    """
     from llamarl.core.sampling import Sampling
     from llamarl.data import read_prompts, write_jsonl
 
-    sampling = Sampling.parse({"max_tokens": arguments.max_tokens, "temperature": arguments.temperature})
-    prompts = read_prompts(arguments.data, split=arguments.split)
+    sampling = Sampling.parse({"max_tokens": settings.max_tokens, "temperature": settings.temperature})
+    prompts = read_prompts(settings.data, split=settings.split)
     missing = [prompt for prompt in prompts if "baseline" not in prompt.info]
-    made = dict(zip([prompt.id for prompt in missing], _respond(arguments, missing, sampling), strict=True))
-    write_jsonl(arguments.out, (_with_baseline(prompt, made.get(prompt.id)) for prompt in prompts))
+    made = dict(zip([prompt.id for prompt in missing], _respond(settings, output, missing, sampling), strict=True))
+    write_jsonl(settings.out, (_with_baseline(prompt, made.get(prompt.id)) for prompt in prompts))
     result = {
         "prompts": len(prompts),
         "made": len(made),
         "kept": len(prompts) - len(made),
         "cut": sum(completion.finish_reason == "length" for completion in made.values()),
-        "file": arguments.out,
+        "file": settings.out,
     }
-    if arguments.json:
+    if output.json:
         print_json(result)
     else:
         kept = f", {result['kept']} kept theirs" if result["kept"] else ""
         cut = f" ({result['cut']} cut at --max-tokens)" if result["cut"] else ""
-        say(f"{len(made)} baselines{cut}{kept}; written to {arguments.out}")
+        say(f"{len(made)} baselines{cut}{kept}; written to {settings.out}")
     return 0
 
 
-def _respond(arguments: argparse.Namespace, prompts: "Sequence[Prompt]", sampling: Any) -> "list[Completion]":
+def _respond(
+    settings: BaselineSettings, output: LiveOutput, prompts: "Sequence[Prompt]", sampling: Any
+) -> "list[Completion]":
     """One completion of each prompt, from the native generator."""
     from llamarl.core.records import GenerationRequest
     from llamarl.core.seeds import sample_seed
     from llamarl.generation.executor import GeneratorConfig, build_batcher
     from llamarl.models.checkpoint import load_model, load_tokenizer
-    from llamarl.models.template_args import parse_template_args
 
     if not prompts:
         return []
     names = ("precision", "slots", "device")
-    config = GeneratorConfig.parse({name: getattr(arguments, name) for name in names})
-    tokenizer = load_tokenizer(arguments.model, parse_template_args(arguments.chat_template_args))
-    batcher = build_batcher(load_model(arguments.model), config, tokenizer)
-    seeds = [sample_seed(arguments.seed, 0, prompt.id, 0) for prompt in prompts]
+    config = GeneratorConfig.parse({name: getattr(settings, name) for name in names})
+    tokenizer = load_tokenizer(settings.model, settings.chat_template_args)
+    batcher = build_batcher(load_model(settings.model), config, tokenizer)
+    seeds = [sample_seed(settings.seed, 0, prompt.id, 0) for prompt in prompts]
     batcher.add(
         [
             GenerationRequest(key, tokenizer.encode_chat(prompt.messages, prompt.tools), (seed,), sampling)
@@ -166,10 +160,10 @@ def _respond(arguments: argparse.Namespace, prompts: "Sequence[Prompt]", samplin
         ]
     )
     done: dict[int, Completion] = {}
-    with _progress(arguments, "baselines") as advance:
+    with show_progress("baselines", output) as update:
         while batcher.has_work:
             done |= {key: completions[0] for key, completions in batcher.step()}
-            advance(len(done), len(prompts))
+            update(len(done), len(prompts))
     return [done[key] for key in range(len(prompts))]
 
 
@@ -181,45 +175,14 @@ def _with_baseline(prompt: "Prompt", completion: "Completion | None") -> "Prompt
 
 
 def _describe(summary: Mapping[str, Any], out: str) -> Iterator[str]:
-    """What a user wants to know of a finished training."""
+    """Yields what a user wants to know of a finished training."""
     rows, report = summary["rows"], summary["held_out"]
-    if rows["skipped"]:
-        yield "left out       " + ", ".join(f"{count} {reason}" for reason, count in rows["skipped"].items())
+    yield from describe_skipped(rows)
     yield f"trained        {summary['steps']} steps on {rows['train']} rows in {summary['seconds']:.0f} s"
-    if report is not None:
+    if report is not None and "length_correlation" in report:
+        yield from describe_pairs(report)
+    elif report is not None:
         error = report["calibration_error"]
-        yield f"held out       accuracy {_share(report['accuracy'])}, calibration error {error:.3f}"
-    if report is not None and summary["kind"] == "pairs":
-        correlation = report["length_correlation"]
-        yield (
-            f"length         correlation {'-' if correlation is None else f'{correlation:+.2f}'}; accuracy where the "
-            f"chosen is shorter {_share(report['accuracy_where_chosen_is_shorter'])}, longer "
-            f"{_share(report['accuracy_where_chosen_is_longer'])}"
-        )
+        yield f"held out       accuracy {describe_share(report['accuracy'])}, calibration error {error:.3f}"
     yield f"model          {summary['model']} (weights of step {summary['model_step']})"
     yield f"figure         {out}/reward.png"
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    if share["value"] is None:
-        return "- (no pairs)"
-    return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['count']}"
-
-
-@contextmanager
-def _progress(arguments: argparse.Namespace, title: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; yields what to call with what is done, the total, and a note."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from llamarl.report.console import SafeConsole
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=SafeConsole(stderr=True), disable=arguments.json or arguments.quiet) as progress:
-        bar = progress.add_task(title, total=None, note="")
-        yield lambda done, total, note="": progress.update(bar, completed=done, total=total, note=note)

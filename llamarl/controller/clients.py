@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from llamarl.controller.observer import Observer
 from llamarl.controller.restarts import LOST, RevivingClient
 from llamarl.core.errors import JudgeError, StallError
+from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepResult, WeightManifest
 
@@ -191,10 +192,10 @@ class JudgesClient(QueueClient[tuple[Sample, ...]]):
                     answer.set_exception(error)
             raise
 
-    async def read_status(self) -> dict[str, float]:
-        """What the judges counted since the last call, as metrics."""
-        status: dict[str, float | None] = await self._call("status")
-        return {name: value for name, value in status.items() if value is not None}
+    async def read_status(self) -> JudgesStatus:
+        """What the judges counted since the last call."""
+        status: JudgesStatus = await self._call("status")
+        return status
 
     async def check_canaries(self, *, during_run: bool = False) -> list[str]:
         """What the judges got wrong of their canaries, a sentence each; `during_run`: of those that are due."""

@@ -1,7 +1,9 @@
 """A run directory: worked on by one process at a time, and gone on with as the run that it is."""
 
+import contextlib
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +26,8 @@ FREE_DATA_SETTINGS = frozenset({"epochs", "on_bad_row"})
 """These change neither which prompts a run has nor which of them are held out."""
 
 
-def read_recipe(directory: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run, with `--dotted.name value` overrides.
+def read_recipe(directory: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """The recipe of a run, with `--dotted.name value` or nested overrides.
 
     Raises:
         MissingCheckpointError: not a run directory.
@@ -51,6 +53,28 @@ def check_unused(directory: Path) -> None:
         raise ConfigError(
             f"run_dir={directory}: not empty; `llamarl resume {directory}` goes on with it, or choose another directory"
         )
+
+
+def missing_folders(directory: Path) -> list[Path]:
+    """The directory and those of its parents that are still to be made, the innermost first."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
+
+
+def clear(directory: Path, made: Sequence[Path]) -> None:
+    """Removes what a run that never began wrote, and the folders that were made for it where nothing else is in them.
+
+    Args:
+        directory: of the run; it held nothing before (`check_unused`).
+        made: what `missing_folders` gave before `held`.
+    """
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    with contextlib.suppress(OSError):  # somebody else has written into one of them
+        for path in made:
+            path.rmdir()
 
 
 @contextmanager
@@ -106,9 +130,9 @@ def _explained(directory: Path) -> Iterator[None]:
 
 
 def _full(directory: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{directory}: the disk takes no more ({error}); make room, then `llamarl resume {directory}`"
-    )
+    is_run = (directory / RECIPE_FILE).is_file()
+    remedy = f"`llamarl resume {directory}`" if is_run else "start the run again"
+    return CheckpointError(f"{directory}: the disk takes no more ({error}); make room, then {remedy}")
 
 
 def check_same_run(then: Recipe, now: Recipe, directory: Path) -> None:

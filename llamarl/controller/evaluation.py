@@ -22,7 +22,8 @@ HELD_OUT_EPOCH = -1
 class Evaluation:
     """Held-out prompts and how to answer them."""
 
-    prompts: Sequence[Prompt]
+    prompts: Mapping[str, Sequence[Prompt]]
+    """By the name of the task whose judges judge them."""
     sampling: Sampling
     samples_per_prompt: int = 1
 
@@ -31,7 +32,7 @@ class Evaluator:
     """Answers held-out prompts with the weights that are served.
 
     Args:
-        tasks: by name; a prompt's own task judges it.
+        tasks: by name.
         runner: runs the groups.
         pool: the generators.
         pulse: shared with the pool.
@@ -45,48 +46,48 @@ class Evaluator:
         self._pulse, self._stall_seconds = pulse, stall_seconds
         self._next_index = -1
 
-    async def evaluate(self, evaluation: Evaluation, version: int) -> list[Group]:
-        """The judged groups of all held-out prompts, in order.
+    async def evaluate(self, evaluation: Evaluation, version: int) -> dict[str, list[Group]]:
+        """The judged groups of each task's held-out prompts, in order; those of a task without any are none.
 
         Raises:
             JudgeError: no completion could be judged.
             StallError: no more answers came.
         """
         members = await self._pulse.wait_for(self._serving, lambda: "generators to serve", self._stall_seconds)
+        prompts = [(self._tasks[name], prompt) for name, each in evaluation.prompts.items() for prompt in each]
         # Negative, so that held-out prompts go before those of training.
         tickets = [
             Ticket(self._next_index - place, HELD_OUT_EPOCH, prompt, version, is_held_out=True)
-            for place, prompt in enumerate(evaluation.prompts)
+            for place, (_, prompt) in enumerate(prompts)
         ]
         self._next_index -= len(tickets)
         # All begin at once and in turn: what is decoded together then doesn't depend on the clock.
         runs = [
-            asyncio.create_task(self._run_group(ticket, members[place % len(members)], evaluation))
-            for place, ticket in enumerate(tickets)
+            asyncio.create_task(self._run_group(ticket, task, members[place % len(members)], evaluation))
+            for place, (ticket, (task, _)) in enumerate(zip(tickets, prompts, strict=True))
         ]
         watch = asyncio.create_task(self._watch_progress(tickets))
         try:
             groups, _ = await asyncio.gather(asyncio.gather(*runs), watch)
         finally:
-            for task in (*runs, watch):
-                task.cancel()
+            for work in (*runs, watch):
+                work.cancel()
         if mean_reward(groups) is None:
             raise JudgeError(
                 f"version {version}: no completion of the {len(groups)} held-out prompts could be judged; "
                 f"first reason: {first_reason(groups)}"
             )
-        return groups
+        found: dict[str, list[Group]] = {name: [] for name in self._tasks}
+        for (task, _), group in zip(prompts, groups, strict=True):
+            found[task.name].append(group)
+        return found
 
-    async def _run_group(self, ticket: Ticket, generator: GeneratorClient, evaluation: Evaluation) -> Group:
-        prompt = ticket.prompt
+    async def _run_group(
+        self, ticket: Ticket, task: RunTask, generator: GeneratorClient, evaluation: Evaluation
+    ) -> Group:
         generator.reserve()
-        return await self._runner.run_group(
-            ticket,
-            self._task_of(prompt),
-            generator,
-            [(prompt, evaluation.samples_per_prompt)],
-            evaluation.sampling,
-        )
+        variants = [(ticket.prompt, evaluation.samples_per_prompt)]  # held-out prompts are asked as they stand
+        return await self._runner.run_group(ticket, task, generator, variants, evaluation.sampling)
 
     async def _watch_progress(self, tickets: Sequence[Ticket]) -> None:
         """Returns once all are answered. Raises `StallError` once no more came for as long as a stall may last."""
@@ -105,9 +106,6 @@ class Evaluator:
     def _serving(self) -> list[GeneratorClient] | None:
         members = self._pool.members
         return None if any(member.version is None for member in members) else members
-
-    def _task_of(self, prompt: Prompt) -> RunTask:
-        return next(iter(self._tasks.values())) if len(self._tasks) == 1 else self._tasks[prompt.task]
 
 
 def first_reason(groups: Sequence[Group]) -> str:

@@ -31,11 +31,12 @@ from llamarl.controller.generators import GeneratorClient, GeneratorPool
 from llamarl.controller.groups import Encode, GroupRunner
 from llamarl.controller.guard import CollapseGuard
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.metrics import batch_metrics, by_task
-from llamarl.controller.observer import Observer, StepRecord
+from llamarl.controller.metrics import RolloutStats
+from llamarl.controller.observer import EvaluationRecord, Observer, StepRecord
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
+from llamarl.core import metric_names as names
 from llamarl.core.errors import JudgeError, StallError
 from llamarl.core.records import Assignment, Group, Prompt
 from llamarl.core.sampling import Sampling
@@ -173,8 +174,8 @@ class Controller:
             upcoming = self._background(self._next_batch())  # assigned while the trainer is at this one
             self._unsaved = record = await self._step(batch, waited)
             self._observer.on_step(record)
-            self._guard.check(self.version, record.reward, record.metrics["rollout/response_len/mean"])
-            if record.metrics.get("judge/is_degraded"):
+            self._guard.check(self.version, record.rollouts.reward, record.rollouts.response_length)
+            if record.judges.is_degraded:
                 self._is_stopping = True
             if self.version < schedule.steps and not self._is_stopping:
                 if schedule.checkpoint_every and self.version % schedule.checkpoint_every == 0:
@@ -186,9 +187,9 @@ class Controller:
             raise self._judge_error
         if record is None:
             return  # a finished run was resumed, or stopped before its first step
-        if record.metrics.get("judge/is_degraded"):
+        if record.judges.is_degraded:
             raise JudgeError(
-                f"version {self.version}: {record.metrics['judge/unscored_frac']:.0%} of the last samples could not be "
+                f"version {self.version}: {record.judges.unscored_fraction:.0%} of the last samples could not be "
                 "judged, so the run stopped with a checkpoint; mend the judges, then resume"
             )
         if evaluation is not None and not self._is_stopping:
@@ -209,7 +210,8 @@ class Controller:
         """Trains a batch, records it, and sends the new weights on their way."""
         groups = [group for taken in batch.groups.values() for group in taken]
         watched = self._observer.watched(self.version + 1, groups)
-        rollouts = batch_metrics(batch.groups, batch.assignments, self.version) | {"time/wait_batch": waited}
+        rollouts = RolloutStats.measure(groups, self.version)
+        task_metrics = self._measure_tasks(batch)
         result = await self._trainer.train(batch.assignments, watched, [task.weight for task in self.tasks.values()])
         self.version = result.version
         self._ledger.commit_step(self.version, [(group.epoch, group.prompt.id) for group in groups])
@@ -217,10 +219,27 @@ class Controller:
         proofs = [member.proof for member in self._pool.members if member.proof is not None]
         manifest = await self._trainer.publish()
         self._syncing = self._background(self._pool.sync(manifest))
-        judged = await self._judges.read_status()
-        trained = {**result.metrics, **by_task(list(self.tasks), result.task_metrics)}
-        metrics = {**rollouts, **trained, **judged, **self._look(batch.groups)}
-        return StepRecord(self.version, metrics["rollout/reward/mean"], metrics, tuple(groups), proofs, result.logprobs)
+        judges = await self._judges.read_status()
+        self._look(batch, task_metrics)
+        for (name, own), trained in zip(task_metrics.items(), result.task_metrics, strict=True):
+            judged = judges.task_metrics.get(name, {})
+            own.update(trained, **{key: value for key, value in judged.items() if value is not None})
+        metrics = {
+            **rollouts.as_metrics(),
+            names.TIME_WAIT_BATCH: waited,
+            names.UNSCORED: judges.unscored_fraction,
+            names.DEGRADED: float(judges.is_degraded),
+            **result.metrics,
+        }
+        return StepRecord(self.version, rollouts, judges, metrics, task_metrics, tuple(groups), proofs, result.logprobs)
+
+    def _measure_tasks(self, batch: Batch) -> dict[str, dict[str, float]]:
+        """Each task's numbers of the batch it is about to train, and what its algorithm counted."""
+        found = {}
+        for (name, groups), assignment in zip(batch.groups.items(), batch.assignments, strict=True):
+            own = RolloutStats.measure(groups, self.version).as_metrics() if groups else {}
+            found[name] = own | {f"algorithm/{key}": value for key, value in assignment.metrics.items()}
+        return found
 
     # Groups: issued under the staleness bound, run each by its own coroutine, taken as batches
 
@@ -321,15 +340,15 @@ class Controller:
 
     # What is done beside the steps
 
-    def _look(self, batches: Mapping[str, list[Group]]) -> dict[str, float]:
-        """Lets each task's reward-hacking watch see its batch; says what rings."""
-        looks = {name: self.tasks[name].watch.look(self.version, batch) for name, batch in batches.items()}
-        for name, (_, alarms) in looks.items():
+    def _look(self, batch: Batch, task_metrics: Mapping[str, dict[str, float]]) -> None:
+        """Shows each task's reward-hacking watch its groups, adds what it measures, and says its alarms."""
+        for name, groups in batch.groups.items():
+            watch = self.tasks[name].watch
+            metrics, alarms = watch.look(self.version, groups)
+            task_metrics[name].update(metrics)
             for alarm in alarms:
-                self._observer.on_message(f"reward hacking? {name}, {alarm.text}")
-                self._is_stopping |= self.tasks[name].watch.config.should_stop
-        metrics = [found for found, _ in looks.values()]
-        return metrics[0] if len(metrics) == 1 else by_task(list(looks), metrics)
+                self._observer.on_message(f"possible reward hacking in task {name}: {alarm.text}")
+                self._is_stopping |= watch.config.should_stop
 
     async def _await_sync(self) -> None:
         """Waits until every generator serves the weights published last."""
@@ -346,24 +365,19 @@ class Controller:
         with self._observer.span("trainer", "wait for evaluation"):
             groups = await self._evaluator.evaluate(evaluation, self.version)
         await self._judges.read_status()  # the next step's judge metrics are of training prompts only
-        self._observer.on_evaluation(self.version, groups, self._held_out_metrics(groups))
+        found = {name: self._measure_held_out(self.tasks[name], own) for name, own in groups.items()}
+        self._observer.on_evaluation(EvaluationRecord(self.version, groups, found))
 
-    def _held_out_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        """What algorithms find worth knowing of held-out answers."""
-        found: dict[str, dict[str, float]] = {}
-        for name, task in self.tasks.items():
-            own = [group for group in groups if len(self.tasks) == 1 or group.prompt.task == name]
-            if own and (values := task.credit.held_out_metrics(own)):
-                found[name] = {f"eval/algorithm/{key}": value for key, value in values.items()}
-        if len(self.tasks) == 1:
-            return next(iter(found.values()), {})
-        return by_task(list(found), list(found.values()))
+    def _measure_held_out(self, task: RunTask, groups: Sequence[Group]) -> dict[str, float]:
+        """What the task's algorithm finds worth knowing of held-out answers."""
+        values = task.credit.held_out_metrics(groups) if groups else {}
+        return {f"eval/algorithm/{key}": value for key, value in values.items()}
 
     async def _save(self, save: SaveCheckpoint | None) -> None:
         """A checkpoint of the newest step, unless it has one."""
         record, self._unsaved = self._unsaved, None
         if save and record:
-            await save(self.version, record.reward)
+            await save(self.version, record.rollouts.reward)
 
     # Coroutines beside the main loop
 

@@ -1,30 +1,33 @@
-"""Numbers of one batch, from the records alone. Every key is explained in docs/reference/metrics.md."""
+"""Numbers of groups, from the records alone. Every name is explained in docs/reference/metrics.md."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Self, TypeVar
 
-from llamarl.core.records import Assignment, Group
+from llamarl.core import metric_names as names
+from llamarl.core.records import Group
+
+Value = TypeVar("Value", float, float | None)
 
 
-def batch_metrics(
-    batches: Mapping[str, Sequence[Group]], assignments: Sequence[Assignment], version: int
-) -> dict[str, float]:
-    """`rollout/*` and `algorithm/*` of one step's batches about to train at `version`.
+def flatten(metrics: Mapping[str, Value], task_metrics: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """One record of metrics for files and sinks. This is the only place where a task's name becomes part of a metric's.
 
-    With several tasks, `rollout/*` pools them, and each task has its own numbers under `task/<name>/`.
+    With several tasks, each task's metrics stand under `task/<name>/`; a lone task's need no prefix.
+
+    Args:
+        metrics: metrics of the whole run; of two equal names, these count.
+        task_metrics: by task, every task of the run among them.
     """
-    pooled = rollout_metrics([group for batch in batches.values() for group in batch], version)
-    parts = [{f"algorithm/{key}": value for key, value in found.metrics.items()} for found in assignments]
-    if len(batches) == 1:
-        return pooled | parts[0]
-    own = [rollout_metrics(batch, version) if batch else {} for batch in batches.values()]
-    return pooled | by_task(list(batches), own) | by_task(list(batches), parts)
-
-
-def by_task(names: Sequence[str], parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each task's metrics under `task/<name>/`."""
-    pairs = zip(names, parts, strict=True) if parts else ()
-    return {f"task/{name}/{key}": value for name, part in pairs for key, value in part.items()}
+    is_alone = len(task_metrics) == 1
+    own = {
+        key if is_alone else f"task/{task}/{key}": value
+        for task, part in task_metrics.items()
+        for key, value in part.items()
+    }
+    return {**own, **metrics}
 
 
 def mean_reward(groups: Sequence[Group]) -> float | None:
@@ -33,53 +36,88 @@ def mean_reward(groups: Sequence[Group]) -> float | None:
     return fmean(rewards) if rewards else None
 
 
-def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """`rollout/*` of one batch about to train at `version`.
+@dataclass(frozen=True, slots=True)
+class RolloutStats:
+    """A batch of groups that is about to train, in numbers."""
 
-    Denominators: rewards over scored samples, lengths and truncation over all samples, staleness over all tokens,
-    `frac_zero_std` over groups.
-    """
-    samples = [sample for group in groups for sample in group.samples]
-    completions = [sample.completion for sample in samples]
-    rewards = [reward for group in groups for reward in group.rewards]
-    lengths = [len(completion.token_ids) for completion in completions]
-    stale = [version - v for completion in completions for v in completion.versions]
-    return {
-        "rollout/reward/mean": fmean(rewards),
-        "rollout/reward/count": len(rewards),
-        "rollout/reward/std": fmean([(r - fmean(rewards)) ** 2 for r in rewards]) ** 0.5,
-        "rollout/frac_zero_std": fmean([len(set(group.rewards)) <= 1 for group in groups]),
-        "rollout/response_len/mean": fmean(lengths),
-        "rollout/response_len/max": max(lengths),
-        "rollout/truncated_frac": fmean([completion.finish_reason == "length" for completion in completions]),
-        "rollout/staleness/mean": fmean(stale),
-        "rollout/staleness/max": max(stale),
-        "rollout/mixed_version_frac": fmean([len(set(completion.versions)) > 1 for completion in completions]),
-        "rollout/tokens": sum(lengths),
-    }
+    reward: float
+    """Mean over the scored samples."""
+    reward_deviation: float
+    num_scored: int
+    """Samples with a reward."""
+    frac_zero_deviation: float
+    """Share of the groups whose rewards are all equal."""
+    response_length: float
+    """Mean sampled tokens of a completion."""
+    max_response_length: int
+    truncated_frac: float
+    """Share of the completions that the token limit cut."""
+    staleness: float
+    """Trainer version minus token version, mean over all tokens."""
+    max_staleness: int
+    mixed_version_frac: float
+    """Share of the completions sampled across a weight update."""
+    num_tokens: int
+
+    @classmethod
+    def measure(cls, groups: Sequence[Group], version: int) -> Self:
+        """The numbers of at least one group that trains at policy version `version`."""
+        samples = [sample for group in groups for sample in group.samples]
+        completions = [sample.completion for sample in samples]
+        rewards_by_group = [group.rewards for group in groups]
+        rewards = [reward for each in rewards_by_group for reward in each]
+        lengths = [len(completion.token_ids) for completion in completions]
+        versions = [set(completion.versions) for completion in completions]
+        tokens_by_version: Counter[int] = Counter()
+        for completion, kinds, length in zip(completions, versions, lengths, strict=True):
+            if len(kinds) == 1:  # nearly all are: to count their tokens one by one would cost the loop a millisecond
+                tokens_by_version[next(iter(kinds))] += length
+            else:
+                tokens_by_version.update(completion.versions)
+        reward = fmean(rewards)
+        return cls(
+            reward=reward,
+            reward_deviation=fmean([(each - reward) ** 2 for each in rewards]) ** 0.5,
+            num_scored=len(rewards),
+            frac_zero_deviation=fmean([len(set(each)) <= 1 for each in rewards_by_group]),
+            response_length=fmean(lengths),
+            max_response_length=max(lengths),
+            truncated_frac=fmean([completion.finish_reason == "length" for completion in completions]),
+            staleness=sum((version - v) * count for v, count in tokens_by_version.items()) / sum(lengths),
+            max_staleness=version - min(tokens_by_version),
+            mixed_version_frac=fmean([len(kinds) > 1 for kinds in versions]),
+            num_tokens=sum(lengths),
+        )
+
+    def as_metrics(self) -> dict[str, float]:
+        """The numbers under their names as metrics, `rollout/*`."""
+        return {
+            names.REWARD: self.reward,
+            names.REWARD_COUNT: self.num_scored,
+            names.REWARD_STD: self.reward_deviation,
+            names.FRAC_ZERO_STD: self.frac_zero_deviation,
+            names.RESPONSE_LENGTH: self.response_length,
+            names.RESPONSE_LENGTH_MAX: self.max_response_length,
+            names.TRUNCATED: self.truncated_frac,
+            names.STALENESS_MEAN: self.staleness,
+            names.STALENESS_MAX: self.max_staleness,
+            names.MIXED_VERSIONS: self.mixed_version_frac,
+            names.TOKENS: self.num_tokens,
+        }
 
 
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
-    """`eval/*` of judged held-out groups; where their prompts are of several tasks, also `task/<name>/eval/*`.
+    """`eval/*` of judged held-out groups; nothing of none.
 
-    Of each judge the mean score over the samples it scored and, if it decides, the share of them that pass.
+    Of each judge: the mean score over the samples it scored and, if it decides, the share of them that pass.
     """
-    metrics = _evaluation_of(groups)
-    tasks = sorted({group.prompt.task for group in groups})
-    if len(tasks) > 1:
-        parts = [_evaluation_of([group for group in groups if group.prompt.task == name]) for name in tasks]
-        metrics |= {
-            f"task/{name}/{key}": value for name, part in zip(tasks, parts, strict=True) for key, value in part.items()
-        }
-    return metrics
-
-
-def _evaluation_of(groups: Sequence[Group]) -> dict[str, float | None]:
     samples = [sample for group in groups for sample in group.samples]
+    if not samples:
+        return {}
     metrics: dict[str, float | None] = {
-        "eval/reward/mean": mean_reward(groups),
-        "eval/reward/count": sum(sample.reward is not None for sample in samples),
-        "eval/response_len/mean": fmean(len(sample.completion.token_ids) for sample in samples),
+        names.HELD_OUT_REWARD: mean_reward(groups),
+        names.HELD_OUT_COUNT: sum(sample.reward is not None for sample in samples),
+        names.HELD_OUT_LENGTH: fmean(len(sample.completion.token_ids) for sample in samples),
     }
     verdicts = [item for sample in samples for item in sample.verdicts.items()]
     for name in sorted({name for name, _ in verdicts}):
@@ -90,5 +128,5 @@ def _evaluation_of(groups: Sequence[Group]) -> dict[str, float | None]:
         if decided:
             metrics[f"eval/judge/{name}/pass_rate"] = fmean(decided)
     satisfied = [sample.is_satisfied for sample in samples if sample.is_satisfied is not None]
-    metrics["eval/satisfied_frac"] = fmean(satisfied) if satisfied else None
+    metrics[names.HELD_OUT_SATISFIED] = fmean(satisfied) if satisfied else None
     return metrics

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from llamarl.controller.metrics import RolloutStats
+from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.records import Group, WeightProof
 
 
@@ -14,14 +16,34 @@ class StepRecord:
 
     version: int
     """Policy version after the step: the x-axis of every curve."""
-    reward: float
-    """Mean over the batch's scored samples."""
+    rollouts: RolloutStats
+    """The step's groups in numbers."""
+    judges: JudgesStatus
     metrics: Mapping[str, float]
+    """Metrics of the whole step."""
+    task_metrics: Mapping[str, Mapping[str, float]]
+    """Each task's own metrics, by the task's name."""
     groups: Sequence[Group]
     proofs: Sequence[WeightProof]
     """The newest weight proof of each generator."""
     trainer_logprobs: Mapping[tuple[int, tuple[int, ...]], Sequence[float]] = field(default_factory=dict)
     """(group, token ids) -> the trainer's log-prob of each token, for samples of watched groups that trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """Held-out prompts, answered with the weights of one version."""
+
+    version: int
+    groups: Mapping[str, Sequence[Group]]
+    """The judged groups of every task, by the task's name."""
+    algorithm_metrics: Mapping[str, Mapping[str, float]]
+    """What each task's algorithm found worth knowing of its groups."""
+
+    @property
+    def all_groups(self) -> list[Group]:
+        """The groups of all tasks in a row."""
+        return [group for groups in self.groups.values() for group in groups]
 
 
 class Observer(Protocol):
@@ -39,8 +61,8 @@ class Observer(Protocol):
     def on_step(self, record: StepRecord) -> None:
         """An optimizer step was made and recorded in the ledger."""
 
-    def on_evaluation(self, version: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
-        """Held-out prompts were answered with the weights of `version`; `metrics` are what algorithms found of them."""
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        """Held-out prompts were answered and judged."""
 
     def on_message(self, text: str) -> None:
         """Something a person should know: a lost executor, a damaged checkpoint."""

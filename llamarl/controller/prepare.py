@@ -1,12 +1,10 @@
 """Reads and checks everything that can be wrong with a run before anything starts."""
 
-import asyncio
 import functools
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from llamarl.algorithms import AlgorithmConfig
 from llamarl.controller.memory import describe_memory, plan_memory
@@ -14,10 +12,12 @@ from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import PromptVariant
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge
+from llamarl.core.loops import run_async
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
+from llamarl.data.memory import Rows
 from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
 from llamarl.judges.lab.trial import try_out
@@ -30,8 +30,6 @@ from llamarl.training.memory import total_memory
 
 _PROMPTS_MEASURED = 256
 """Of each task, for the length of the longest prompt."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class PreparedTask:
             "completions_per_step": size * samples,
             **({"coverage": {each.name: each.samples for each in self.variants}} if self.variants else {}),
             "algorithm": self.algorithm.type,
-            "judges": [judge.name or judge.function for judge in self.config.judges],
+            "judges": [judge.label for judge in self.config.judges],
             "weight": self.config.weight,
         }
 
@@ -211,7 +209,7 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positi
     return PreparedTask(task, prompts, held_out_prompts, skipped, baselines, paying, variants, [*notes, *untried])
 
 
-def _read(data: DataConfig, source: str, **options: Any) -> tuple[list[_Row], list[BadRow]]:
+def _read(data: DataConfig, source: str | Rows, **options: Any) -> tuple[list[_Row], list[BadRow]]:
     """The rows of a source, and those that are skipped."""
     found = read_prompts(source, mapping=data.mapping, on_bad_row=data.on_bad_row, **options)
     rows = [_Row(_with_system(prompt, data.system), place) for prompt, place in zip(found, found.places, strict=True)]
@@ -338,7 +336,7 @@ def _check_judges(
             _check_calibrated(config.name, [judge for judge in panel.judges if weights.get(judge.name)], rows)
         with _naming_the_row([*rows, *held_out]) as prompts:
             panel.check(prompts)
-        notes = _awaited(try_out(panel, [row.prompt for row in rows], functools.partial(_plausible, tokenizer)))
+        notes = run_async(try_out(panel, [row.prompt for row in rows], functools.partial(_plausible, tokenizer)))
     finally:
         panel.close()
     return weights, notes
@@ -353,16 +351,6 @@ def _plausible(tokenizer: Tokenizer, prompt: Prompt) -> list[Completion]:
         ids = (*tokenizer.encode(text), tokenizer.eos_ids[0])
         completions.append(Completion(prompt_ids, ids, (-1.0,) * len(ids), (0,) * len(ids), text, "stop"))
     return completions
-
-
-def _awaited(work: Coroutine[Any, Any, T]) -> T:
-    """The result, also where an event loop runs in this thread already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
 
 
 def _check_calibrated(task: str, paying: Sequence[Judge], rows: Sequence[_Row]) -> None:

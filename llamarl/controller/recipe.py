@@ -1,11 +1,20 @@
 """The whole configuration of a run, one typed object; a TOML file is the same thing written down."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 
 from llamarl.algorithms import AIPOConfig, AlgorithmConfig
 from llamarl.controller.guard import GuardConfig
@@ -16,6 +25,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.paths import FileName, ObjectName, absolute, absolute_object
 from llamarl.core.sampling import Sampling
 from llamarl.data.asks import load_ask
+from llamarl.data.memory import Rows
 from llamarl.data.prompts import BadRowPolicy
 from llamarl.data.rows import RowFormat
 from llamarl.generation.executor import GeneratorConfig
@@ -24,11 +34,19 @@ from llamarl.models.template_args import ChatTemplateArgs
 from llamarl.training.config import TrainerConfig
 
 
+def _read_source(value: Any) -> str | Rows:
+    return absolute(os.fspath(value)) if isinstance(value, str | os.PathLike) else Rows(value)
+
+
+Source = Annotated[str | Rows, PlainValidator(_read_source), PlainSerializer(str)]
+"""A file, a glob or a Hub id; in a program also rows: a list of dictionaries or a `datasets.Dataset`."""
+
+
 class DataConfig(Config):
     """Where prompts come from."""
 
-    source: FileName
-    """A JSONL, Parquet or CSV file, a glob of them, or a Hub id (`owner/name`, extra `hub`)."""
+    source: Source
+    """A JSONL, Parquet or CSV file, a glob of them, or a Hub id (`owner/name`, extra `hub`). In a program also rows."""
     format: RowFormat = "auto"
     """Row format: `llamarl`, `trl`, `verl`, `verifiers`, or `auto`."""
     mapping: dict[str, str] = Field(default_factory=dict)
@@ -48,7 +66,7 @@ class DataConfig(Config):
 class EvaluationConfig(Config):
     """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
 
-    source: FileName | None = None
+    source: Source | None = None
     """Where they come from; None holds out rows of the training data, which then never train. A run of several tasks
     names a source in each task instead (`held_out`)."""
     num_prompts: int = Field(default=128, ge=0)
@@ -125,7 +143,7 @@ class TaskConfig(Config):
     """Ask each training prompt in these forms, instead of as it stands."""
     weight: float | None = Field(default=None, ge=0.0)
     """Factor of its gradient in the step's sum; None: its share of the step's prompts."""
-    held_out: FileName | None = None
+    held_out: Source | None = None
     """Where its held-out prompts come from; None: rows of its data, which then never train."""
 
 
@@ -178,15 +196,26 @@ class Recipe(Config):
         elif self.data is None or not self.judges:
             missing = "data" if self.data is None else "judges"
             raise ValueError(f"{missing}: required, but not given (a run of several tasks lists them under `tasks`)")
+        if self.engine != "inprocess":
+            self._check_named()
         if "samples_per_prompt" in self.schedule.model_fields_set and not self.tasks:
             _check_group_size("schedule.", self.schedule.samples_per_prompt, self.coverage)
         for index, task in enumerate(self.all_tasks):
             self._check_algorithm(task)
+            self._check_updates(task)
             own = self.tasks and self.tasks[index].samples_per_prompt
             _check_comparison(task, f"tasks.{index}." if own else "schedule.")
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
         return self
+
+    def _check_named(self) -> None:
+        held = [judge.label for task in self.all_tasks for judge in task.judges if judge.is_in_memory]
+        if held:
+            raise ValueError(
+                f"engine={self.engine!r}: its processes do not see the judge {held[0]!r}, which is in this program's "
+                "memory; write it into a file and name it 'file.py:function', or use engine='inprocess'"
+            )
 
     def _check_algorithm(self, task: TaskConfig) -> None:
         config = task.algorithm or self.algorithm
@@ -209,6 +238,28 @@ class Recipe(Config):
                 f"algorithm.type={config.type!r} has no off-policy correction, but schedule.max_staleness="
                 f"{self.schedule.max_staleness} trains stale samples; set schedule.max_staleness=0 or "
                 f"{_correction(config)}"
+            )
+
+    def _check_updates(self, task: TaskConfig) -> None:
+        """Checks that each batch of a task may get several optimizer updates."""
+        config, trainer, size = task.algorithm or self.algorithm, self.trainer, task.prompts_per_step or 1
+        if trainer.num_updates == 1:
+            return
+        updates = f"trainer.passes={trainer.passes} x trainer.minibatches={trainer.minibatches}"
+        if not config.needs.allows_several_updates:
+            raise ValueError(
+                f"{updates}: algorithm.type={config.type!r} as it is set has no ratio that makes up for the updates "
+                f"before; set both to 1, or {_correction(config)}"
+            )
+        if trainer.minibatches > size:
+            raise ValueError(
+                f"trainer.minibatches={trainer.minibatches}: a step has {size} prompts, so some parts would be empty; "
+                f"set it to at most {size}"
+            )
+        if self.schedule.max_staleness > 0 and trainer.behavior_cap is None and config.needs.corrects_staleness:
+            raise ValueError(
+                f"trainer.behavior_cap=none: with {updates} nothing else makes up for schedule.max_staleness="
+                f"{self.schedule.max_staleness}; set trainer.behavior_cap=2.0, or schedule.max_staleness=0"
             )
 
     def _check_tasks(self) -> None:
@@ -272,17 +323,22 @@ class Recipe(Config):
         return values
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Reads a TOML recipe (or a run directory's `recipe.json`) and applies `--dotted.name value` overrides.
+    def load(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
+        """Reads a TOML recipe (or a run directory's `recipe.json`) and applies overrides.
+
+        They are `--dotted.name value` as on a command line, or nested values as a program has them.
 
         Relative file names are relative to the recipe where they exist there, otherwise to the working directory; the
         loaded recipe holds absolute ones.
         """
         path = Path(path)
         values = json.loads(path.read_text()) if path.suffix == ".json" else read_toml(path)
-        changes = parse_overrides(overrides)
+        changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
         values = merge(values, changes)
         _locate_files(values, path.parent)
+        if isinstance(overrides, Mapping):
+            source = f"{path} with {', '.join(changes)}" if changes else str(path)
+            return cls.parse(values, source=source)
         return cls.parse(values, source=str(path), overrides=dotted_names(changes))
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.controller.ledger import Ledger
-from llamarl.controller.metrics import evaluation_metrics, mean_reward
-from llamarl.controller.observer import StepRecord
+from llamarl.controller.metrics import evaluation_metrics, flatten, mean_reward
+from llamarl.controller.observer import EvaluationRecord, StepRecord
+from llamarl.core import metric_names as names
 from llamarl.core.protocols import MetricSink
 from llamarl.core.records import Group
 from llamarl.report.files import write_json
@@ -106,35 +107,40 @@ class Reporter:
         now, totals = time.monotonic(), self._totals
         seconds, self._last_step_at = now - self._last_step_at, now
         self._version = record.version
-        metrics = dict(record.metrics)
-        metrics["time/step"] = seconds
+        metrics = {names.POLICY_VERSION: record.version, **flatten(record.metrics, record.task_metrics)}
+        metrics[names.TIME_STEP] = seconds
         busy = self.timeline.utilisation(seconds)
-        metrics["time/judge"] = seconds * busy.get("judge", 0.0)
-        metrics["time/generate"] = seconds * max((b for n, b in busy.items() if n.startswith("generator")), default=0.0)
-        metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds if seconds > 0 else 0.0
+        generating = (share for name, share in busy.items() if name.startswith("generator"))
+        metrics[names.TIME_JUDGE] = seconds * busy.get("judge", 0.0)
+        metrics[names.TIME_GENERATE] = seconds * max(generating, default=0.0)
+        metrics[names.TOKENS_PER_SECOND] = record.rollouts.num_tokens / seconds if seconds > 0 else 0.0
         if record.proofs:
-            metrics["time/sync"] = max(proof.seconds for proof in record.proofs)
-            metrics["weights/probe_gap"] = max(proof.probe_gap for proof in record.proofs)
-            totals["sync_seconds"].append(metrics["time/sync"])
+            metrics[names.TIME_SYNC] = max(proof.seconds for proof in record.proofs)
+            metrics[names.PROBE_GAP] = max(proof.probe_gap for proof in record.proofs)
+            totals["sync_seconds"].append(metrics[names.TIME_SYNC])
         metrics |= {f"data/{name}": float(count) for name, count in self._ledger.counts().items()}
-        metrics["data/failed"] = float(totals["failed"])
-        totals["rewards"].append(record.reward)
-        totals["staleness_max"] = _larger(totals["staleness_max"], metrics["rollout/staleness/max"])
-        totals["mismatch_max"] = _larger(totals["mismatch_max"], metrics.get("train/mismatch_prob_max"))
+        metrics[names.DATA_FAILED] = float(totals["failed"])
+        totals["rewards"].append(record.rollouts.reward)
+        totals["staleness_max"] = _larger(totals["staleness_max"], record.rollouts.max_staleness)
+        totals["mismatch_max"] = _larger(totals["mismatch_max"], record.metrics.get(names.MISMATCH_PROB_MAX))
         self._latest = metrics
-        self._sink.write(record.version, {"policy_version": record.version, **metrics})
+        self._sink.write(record.version, metrics)
         self._rollouts.write(record.version, record.version - 1, record.groups, _by_position(record))
         self.refresh()
 
-    def on_evaluation(self, version: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
+    def on_evaluation(self, record: EvaluationRecord) -> None:
         """Writes `eval/*`; the first evaluation is "before", the newest "after"."""
+        version, groups = record.version, record.all_groups
         reward = mean_reward(groups)
         if self._totals["reward_before"] is None:
             self._totals["reward_before"], self.before = reward, groups
         if version > 0:
             self._totals["reward_after"], self.after = reward, groups
         self._totals["tokens"] += sum(len(s.completion.token_ids) for group in groups for s in group.samples)
-        self._sink.write(version, {"policy_version": version, **evaluation_metrics(groups), **metrics})
+        found = record.algorithm_metrics
+        own = {name: {**evaluation_metrics(each), **found[name]} for name, each in record.groups.items()}
+        metrics = {names.POLICY_VERSION: version, **evaluation_metrics(groups)}
+        self._sink.write(version, flatten(metrics, own))
         self._last_step_at = time.monotonic()
         self.refresh()
 
@@ -184,11 +190,11 @@ class Reporter:
                 version=self._version,
                 reward=self._totals["rewards"][-1] if self._totals["rewards"] else None,
                 reward_history=self._totals["rewards"],
-                staleness_max=latest.get("rollout/staleness/max"),
-                staleness_mean=latest.get("rollout/staleness/mean"),
-                tokens_per_second=latest.get("perf/tokens_per_second"),
-                mismatch=latest.get("train/mismatch_kl"),
-                weight_sync_seconds=latest.get("time/sync"),
+                staleness_max=latest.get(names.STALENESS_MAX),
+                staleness_mean=latest.get(names.STALENESS_MEAN),
+                tokens_per_second=latest.get(names.TOKENS_PER_SECOND),
+                mismatch=latest.get(names.MISMATCH_KL),
+                weight_sync_seconds=latest.get(names.TIME_SYNC),
                 executors=executors_now(self.timeline),
                 counters={**counts, "failed": self._totals["failed"]},
                 message=self._message,

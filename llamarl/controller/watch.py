@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
+from llamarl.core import metric_names as names
 from llamarl.core.config import Config
 from llamarl.core.records import Group, Sample
 
@@ -117,9 +118,9 @@ class HackingWatch:
         self._num_steps += 1
         if self._num_steps <= self.config.window:
             self._first = _merged([self._first, step])
-        metrics = {"watch/repetition": step["repetition"].mean} if samples else {}
+        metrics = {names.WATCH_REPETITION: step["repetition"].mean} if samples else {}
         if self._num_steps < 2 * self.config.window:
-            return {**metrics, "watch/alarms": 0.0}, []
+            return {**metrics, names.WATCH_ALARMS: 0.0}, []
         now = _merged(self._recent)
         known = [name for name in self._first if self._first[name].count and name in now and now[name].count]
         drifts = {name: self._drift(name, now) for name in known}
@@ -131,7 +132,7 @@ class HackingWatch:
         ]
         self._ringing = set(texts)
         metrics |= {f"watch/{name}/drift": drift for name, drift in drifts.items() if not name.startswith("paid/")}
-        return {**metrics, "watch/alarms": float(len(texts))}, begun
+        return {**metrics, names.WATCH_ALARMS: float(len(texts))}, begun
 
     def state(self) -> dict[str, Any]:
         """What it has seen, as plain JSON."""

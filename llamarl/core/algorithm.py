@@ -48,6 +48,11 @@ class Needs:
     assigns_in_thread: bool = False
     """True if `Credit.assign` takes so long that it runs on a thread, for one batch at a time, beside the loop."""
 
+    @property
+    def allows_several_updates(self) -> bool:
+        """Whether a batch may train a policy that has moved on from the one before the batch's first update."""
+        return self.corrects_staleness or self.ignores_behavior_logprobs
+
 
 class Credit(ABC):
     """The controller's half of an algorithm: which samples train, and with which advantage."""

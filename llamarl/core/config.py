@@ -5,11 +5,23 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from llamarl.core.errors import ConfigError
+
+
+class Metavar(str):
+    """What stands for a setting's value in a command's `--help`, as in `Annotated[str, Metavar("URL")]`."""
+
+
+def _split_commas(value: Any) -> Any:
+    return [part.strip() for text in value for part in text.split(",")] if isinstance(value, (list, tuple)) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+"""A setting of several words, which may be joined by commas, such as `en,fr`."""
 
 
 class Config(BaseModel):
@@ -62,7 +74,7 @@ def describe_errors(
 ) -> str:
     """One line per wrong field: dotted name, what is wrong, the value, and a suggestion for unknown keys.
 
-    A field among `overrides` is named as on the command line, `--dotted.name`; the source is not blamed for it.
+    A field among `overrides` is named as on the command line, `--dotted.long-name`; the source is not blamed for it.
     """
     from_source, from_command = [], []
     for item in error.errors():
@@ -71,13 +83,14 @@ def describe_errors(
             names.append("type")
         field = ".".join(names)
         line = f"{field}: {_problem(item, names, tables, model)}".removeprefix(": ")
-        is_override = any(f"{field}.".startswith(f"{name}.") for name in overrides)
-        if is_override and field:
-            from_command.append(f"--{line}")
+        override = next((name for name in overrides if f"{field}.".startswith(f"{name}.")), None)
+        if override is not None:
+            below = re.sub(r"(\.\d+)+$", "", field.removeprefix(override))  # which entry of a list, its value tells
+            from_command.append(f"--{override}{below}".replace("_", "-") + line.removeprefix(field))
         else:
             from_source.append(line)
-            if overrides and not field:  # of several settings together, some of which may be the command line's
-                source = f"{source} with {' '.join(f'--{name}' for name in overrides)}".removeprefix(" ")
+            if source and overrides and not field:  # several settings together: the command line may be to blame
+                source = f"{source} with {' '.join(f'--{name}'.replace('_', '-') for name in overrides)}"
     if from_source and source:
         from_source[0] = f"{source}: {from_source[0]}"
     return ("\n" + " " * 2).join([*from_source, *from_command])

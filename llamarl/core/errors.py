@@ -147,4 +147,4 @@ _FOREIGN = (
     *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},
     "<frozen ",
 )
-"""Where files begin that are not the user's."""
+"""Beginnings of the paths of files that are not the user's."""

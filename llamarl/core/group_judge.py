@@ -2,10 +2,23 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from llamarl.core.protocols import Executor
 from llamarl.core.records import Completion, Prompt, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class JudgesStatus:
+    """What the judges counted since they were last asked."""
+
+    task_metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """The metrics of each task's judges, by the task's name; None where nothing was counted."""
+    unscored_fraction: float = 0.0
+    """Share of the last samples without a reward; the largest of any task."""
+    is_degraded: bool = False
+    """Whether so many samples of any task go unscored that the run should stop."""
 
 
 class GroupJudge(Executor):
@@ -31,6 +44,10 @@ class GroupJudge(Executor):
     ) -> tuple[Sample, ...]:
         """The judged samples of one prompt, in order."""
         raise NotImplementedError
+
+    async def status(self) -> JudgesStatus:
+        """What the judges counted since the last call."""
+        return JudgesStatus()
 
     async def submit(self, groups: Sequence[tuple[int, Prompt, Sequence[Completion], str]]) -> None:
         """Begins to judge groups (key, prompt, completions, task); returns at once. No key comes twice."""

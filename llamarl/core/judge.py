@@ -1,4 +1,4 @@
-"""What a judge is: one class to derive from, and the record of what it says of itself.
+"""The declaration of a judge: one class to derive from, and the record of what it says of itself.
 
     class Concise(Judge):
         name = "concise"
@@ -22,7 +22,7 @@ CostClass = Literal["free", "local", "paid"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeInfo:
-    """What a judge says of itself. It is the same wherever the judge runs: a worker process passes it on."""
+    """The facts that a judge states of itself, the same wherever it runs: a worker process passes them on."""
 
     version: str = ""
     """The version changes with every change of a verdict; it is empty where the judge has none."""
@@ -34,7 +34,7 @@ class JudgeInfo:
     is_calibrated: bool = True
     """False for a judge that knows that its scores are no margins over a baseline response."""
     pass_score: float = 0.5
-    """Where a yes or no is asked for, a verdict that only scores passes from this score on."""
+    """Score from which on a verdict that only scores passes, where a yes or no is asked for."""
     counts: frozenset[str] = frozenset()
     """Names of those `metrics` that add up over the workers of a judge; the others are means."""
 

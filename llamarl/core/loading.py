@@ -13,7 +13,7 @@ from llamarl.core.errors import ConfigError, LlamaRLError, boundary
 
 
 def load_object(spec: str) -> Any:
-    """What `module:attribute` or `file.py:attribute` names.
+    """Loads what `module:attribute` or `file.py:attribute` names.
 
     Raises:
         ConfigError: no such file, module or attribute, or importing it failed; says which and what is near.
@@ -29,6 +29,26 @@ def load_object(spec: str) -> Any:
             raise ConfigError(f"{spec}: {place} has no {part!r}.{suggest(part, names) if names else ''}")
         target = getattr(target, part)
     return target
+
+
+def name_object(target: Any) -> str | None:
+    """Names an object as `load_object` takes it.
+
+    Returns:
+        The name; None for lambdas, closures, instances, and what a program's main file or a notebook defines.
+    """
+    module = sys.modules.get(str(getattr(target, "__module__", None)))
+    path = getattr(target, "__qualname__", None)
+    if module is None or not isinstance(path, str) or module.__name__ == "__main__":
+        return None
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if found is not target:
+        return None
+    file = Path(module.__file__ or "").resolve()
+    is_alone = file.name == f"{module.__name__}.py"  # in no package: what runs in another folder has no such module
+    return f"{file if is_alone else module.__name__}:{path}"
 
 
 def _from_module(name: str, spec: str) -> ModuleType:
@@ -48,6 +68,9 @@ def _from_file(path: str) -> ModuleType:
     if not file.is_file():
         siblings = [other.name for other in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file.{suggest(file.name, siblings) if siblings else ''}")
+    imported = sys.modules.get(file.stem)
+    if imported is not None and Path(imported.__file__ or "").resolve() == file:
+        return imported  # by the program itself: one file is one module
     name = f"llamarl_file_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
     if name in sys.modules:
         return sys.modules[name]

@@ -3,9 +3,9 @@
 import glob
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 
 def absolute(name: str, folder: str | Path = "") -> str:
@@ -21,13 +21,15 @@ def absolute_object(spec: str, folder: str | Path = "") -> str:
     return f"{absolute(file, folder)}{colon}{name}" if file.endswith(".py") else spec
 
 
-def full_path(name: str) -> Path:
-    """The name from the root, of a file that is yet to be written too: the `type` of a command's argument."""
-    return Path(name).absolute()
+def _as_text(name: Any) -> Any:
+    return os.fspath(name) if isinstance(name, os.PathLike) else name
 
 
-FileName = Annotated[str, AfterValidator(absolute)]
+FileName = Annotated[str, BeforeValidator(_as_text), AfterValidator(absolute)]
 """A setting that may name a file or directory; absolute from when the config is built, if it is there then."""
 
 ObjectName = Annotated[str, AfterValidator(absolute_object)]
 """A setting that may name an object in a Python file."""
+
+FullPath = Annotated[Path, AfterValidator(Path.absolute)]
+"""A setting that names a file or directory which may be yet to be written; absolute from when the config is built."""

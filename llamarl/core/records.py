@@ -90,7 +90,7 @@ MAX_SCORE = 1e30
 
 
 class Status(StrEnum):
-    """What a judge did with a sample."""
+    """Outcome of a judge's look at a sample."""
 
     SCORED = "scored"
     ABSTAINED = "abstained"
@@ -99,15 +99,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one judge says of one completion. Only a scored verdict carries a number."""
+    """Verdict of one judge on one completion. Only a scored verdict carries a number."""
 
     status: Status
     score: float | None = None
     passed: bool | None = None
-    """Whether the completion meets the judge's constraint; None where the judge only scores."""
+    """True if the completion meets the judge's constraint; None where the judge only scores."""
     reason: str = ""
     cost: float = 0.0
-    """In the judge's own unit (dollars for a paid endpoint)."""
+    """Cost in the judge's own unit (dollars for a paid endpoint)."""
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -142,13 +142,13 @@ class Sample:
 
     completion: Completion
     verdicts: Mapping[str, Verdict]
-    """By judge name."""
+    """Verdicts by judge name."""
     reward: float | None
     """Combined reward; None where it could not be judged, and then it leaves every mean, loss and denominator."""
     reference_logprobs: tuple[float, ...] | None = None
     """Per token: log-prob under the frozen reference policy, for algorithms that need it."""
     is_satisfied: bool | None = True
-    """Whether it meets every constraint; None where that could not be judged, and then it has no reward either."""
+    """True if it meets every constraint; None where that could not be judged, and then it has no reward either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +189,11 @@ class TrainSample:
     """Multiplies the sample's loss."""
     reference_logprobs: tuple[float, ...] = ()
     """Per token: log-prob under the frozen reference policy; empty where the algorithm needs none."""
+    old_logprobs: tuple[float, ...] = ()
+    """Per token: the trainer's own log-prob from before the batch's first update, which it notes where it takes several
+    updates on a batch; otherwise empty."""
+    old_values: tuple[float, ...] = ()
+    """Per token: the critic's value from then; empty where there is one update or no critic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,4 +271,4 @@ class StepResult:
     logprobs: Mapping[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
     """(group, token ids) -> the trainer's log-prob of each token, for the groups it was asked to watch."""
     task_metrics: tuple[Mapping[str, float], ...] = ()
-    """Of each task by its index, where the run has several."""
+    """Each task's own metrics, by the task's index."""

@@ -26,7 +26,6 @@ from llamarl.data.prompts import BadRowPolicy, PromptData, raw_rows, read_prompt
 from llamarl.data.rows import RowError
 from llamarl.evals.chats import Chat
 from llamarl.evals.conversations import Conversation, Turn
-from llamarl.evals.progress import EvalProgress
 from llamarl.evals.replies import Reply
 from llamarl.evals.runner import run_conversations
 from llamarl.judges.config import build_panel, read_judges
@@ -34,6 +33,7 @@ from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.lab.runner import judge_rows
 from llamarl.judges.voting import num_begun, read_vote
 from llamarl.models.endpoint import ChatReply
+from llamarl.report.progress import Progress
 
 BUILTIN = "builtin"
 """Source name of held-out prompts of the permutation chain."""
@@ -116,7 +116,7 @@ def sample(
     seed: int = 0,
     system: str | None = None,
     strip_thinking: str = "none",
-    progress: EvalProgress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, list[Reply]]:
     """A model's replies by problem, in the order of their numbers; failures among them.
 

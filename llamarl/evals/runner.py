@@ -25,9 +25,9 @@ from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.evals.chats import Chat
 from llamarl.evals.conversations import Conversation
-from llamarl.evals.progress import EvalProgress, NoProgress
 from llamarl.evals.replies import Reply, ReplyStore
 from llamarl.evals.thinking import ThinkingRule, thinking_rule
+from llamarl.report.progress import NoProgress, Progress
 
 MIN_PATIENCE = 50
 """At least so many turns must fail one after another before the run gives up."""
@@ -42,7 +42,7 @@ def run_conversations(
     seed: int = 0,
     system: str | None = None,
     strip_thinking: str = "none",
-    progress: EvalProgress | None = None,
+    progress: Progress | None = None,
 ) -> list[Reply]:
     """Holds all conversations and returns the replies, in the order of conversations and turns.
 
@@ -87,7 +87,7 @@ async def hold_conversations(
     seed: int = 0,
     system: str | None = None,
     strip_thinking: str = "none",
-    progress: EvalProgress | None = None,
+    progress: Progress | None = None,
 ) -> list[Reply]:
     """`run_conversations` for callers that have an event loop already."""
     async with contextlib.AsyncExitStack() as stack:
@@ -112,7 +112,7 @@ class _Run:
     conversations: Sequence[Conversation]
     chat: Chat
     store: ReplyStore
-    progress: EvalProgress
+    progress: Progress
     seed: int
     opening: list[Message]
     rule: ThinkingRule

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from llamarl.core.config import suggest
+from llamarl.core.config import Metavar, suggest
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.machine import try_lock, usable_cores
 from llamarl.feedback import queries
@@ -43,15 +43,15 @@ class Ingest(SuspectSettings):
 
     logs: tuple[str, ...] = Field(min_length=1)
     """Files or globs: .jsonl, .csv, .tsv or .parquet; text may be compressed as .gz."""
-    out: Path
+    out: Annotated[Path, Metavar("DIR")]
     """Directory of the store; one that is there is replaced when the new one is complete."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Annotated[dict[str, str], Metavar("FIELD=COLUMN")] = Field(default_factory=dict)
     """Where a field stands in the logs, such as user=uid; a dot goes into an object: response=message.text."""
-    keep: tuple[str, ...] = ()
+    keep: Annotated[tuple[str, ...], Metavar("COLUMN")] = ()
     """A further column of numbers to keep, such as a signal to compare."""
-    reactions: dict[str, str] = Field(default_factory=dict)
+    reactions: Annotated[dict[str, str], Metavar("SPELLING=NAME")] = Field(default_factory=dict)
     """What a reaction means, such as sparkles=love."""
-    key_env: str | None = None
+    key_env: Annotated[str | None, Metavar("VARIABLE")] = None
     """The environment variable that holds the key of the hashes; without it a key is drawn and thrown away, so that
     nobody can tell whose messages these are, nor match them with another store's."""
     time_zone: str = "UTC"

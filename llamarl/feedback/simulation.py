@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from llamarl.core.config import Config
+from llamarl.core.config import Config, Metavar
 from llamarl.feedback.phrases import ENGLISH, FEATURES, PIECES, REPLY_PIECES, SPANISH, features_of, liking
 
 KINDS = ("honest", "spammer", "contrarian", "bot")
@@ -40,7 +40,7 @@ _ROWS_AT_A_TIME = 50_000
 class Simulation(Config):
     """Simulated users, and the log that they leave."""
 
-    out: Path
+    out: Annotated[Path, Metavar("DIR")]
     """Directory that logs.jsonl and truth.jsonl are written to."""
     users: int = Field(default=1000, ge=1)
     """Users, of all kinds."""

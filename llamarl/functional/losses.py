@@ -67,7 +67,8 @@ class LossBatch:
     logprobs: "Tensor"
     """`[N, T]` float, of the policy being trained, with gradient."""
     behavior_logprobs: "Tensor"
-    """`[N, T]` float, recorded by the generator at sampling time."""
+    """`[N, T]` float, that ratios are taken to: recorded by the generator at sampling time, or, where a batch gets
+    several updates, the trainer's own from before the first."""
     mask: "Tensor"
     """`[N, T]` bool, True on sampled tokens, the end token included."""
     advantages: "Tensor"
@@ -83,18 +84,30 @@ class LossBatch:
     """`[N, T]` float in nats; with gradient where the algorithm has an entropy term."""
     values: "Tensor | None" = None
     """`[N, T]` float, with gradient: the critic's value of the state before each token."""
+    old_values: "Tensor | None" = None
+    """`[N, T]` float: the same from before the batch's first update; None where this is the first."""
+    token_weights: "Tensor | None" = None
+    """`[N, T]` float: multiplies the objective of each token, where `behavior_logprobs` are not of who sampled it."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
         if len(shape) != 2 or str(self.mask.dtype) != "torch.bool":
             raise ValueError(f"LossBatch.mask must be a bool tensor [N, T], got {self.mask.dtype} {shape}")
-        for name in ("logprobs", "behavior_logprobs", "reference_logprobs", "entropy", "values"):
-            value = getattr(self, name)
+        per_token = {
+            "logprobs": self.logprobs,
+            "behavior_logprobs": self.behavior_logprobs,
+            "reference_logprobs": self.reference_logprobs,
+            "entropy": self.entropy,
+            "values": self.values,
+            "old_values": self.old_values,
+            "token_weights": self.token_weights,
+        }
+        for name, value in per_token.items():
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}, but mask has {shape}")
-        for name in ("advantages", "weights", "groups"):
-            if tuple(getattr(self, name).shape) != shape[:1]:
-                raise ValueError(f"LossBatch.{name} has shape {tuple(getattr(self, name).shape)}; want {shape[:1]}")
+        for name, value in {"advantages": self.advantages, "weights": self.weights, "groups": self.groups}.items():
+            if tuple(value.shape) != shape[:1]:
+                raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}; want {shape[:1]}")
 
 
 @dataclass(frozen=True, slots=True)

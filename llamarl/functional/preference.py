@@ -74,6 +74,41 @@ def centering_penalty(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
     return (chosen + rejected).square()
 
 
+def dpo_loss(gap: "Tensor", beta: float, label_smoothing: float = 0.0) -> "Tensor":
+    """Per pair, `-(1 - e) log sigmoid(beta gap) - e log sigmoid(-beta gap)`, in nats, with label smoothing `e`.
+
+    Without smoothing it is the loss of "Direct Preference Optimization", Rafailov et al. 2023, arXiv 2305.18290,
+    equation 7: `bradley_terry_loss` of the implicit rewards `beta log(policy / reference)`, log 2 at the reference.
+    With it, that of "A note on DPO with noisy preferences", Mitchell 2023: a share `e` of the labels is taken to be
+    wrong, and the loss is least at `gap = log((1 - e) / e) / beta` instead of at infinity.
+
+    Args:
+        gap: `[N]` log(policy / reference) of the chosen completion minus that of the rejected one.
+        beta: above 0; strength of the pull towards the reference.
+        label_smoothing: in [0, 0.5).
+
+    Returns:
+        `[N]`.
+    """
+    return -(1.0 - label_smoothing) * log_sigmoid(beta * gap) - label_smoothing * log_sigmoid(-beta * gap)
+
+
+def ipo_loss(gap: "Tensor", beta: float) -> "Tensor":
+    """Per pair, `(gap - 1 / (2 beta))^2`: least at a finite gap, so that certain preferences do not run away.
+
+    "A general theoretical paradigm to understand learning from human preferences", Azar et al. 2023, arXiv 2310.12036,
+    equation 17, whose tau is `beta`. At the reference it is `1 / (4 beta^2)`.
+
+    Args:
+        gap: `[N]` log(policy / reference) of the chosen completion minus that of the rejected one.
+        beta: above 0.
+
+    Returns:
+        `[N]`.
+    """
+    return (gap - 1.0 / (2.0 * beta)).square()
+
+
 def wilson_interval(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:
     """The Wilson score interval of a proportion; (0, 1) where nothing was counted.
 

@@ -3,7 +3,8 @@
 With `r = policy / behaviour` per token and the advantage A, two families:
 
     weighted   sg(clamp(r, low, high)) A log policy     truncated importance weight; every token keeps a gradient
-    clipped    min(r A, clamp(r, 1 - low, 1 + high) A)   PPO; a token outside of the range loses its gradient
+    clipped    min(r A, clamp(r, 1 - low, 1 + high) A)   PPO; a token outside of the range loses its gradient,
+               and at least delta A where A < 0          and far above it too, where the advantage is negative
 
     gradient with respect to log policy, A = 1, upper bound 2     at r = 5     at r = 1.5
     weighted, high = 2                                             2            1.5
@@ -32,6 +33,8 @@ class Objective(NamedTuple):
     """`[N, T]` bool: the lower bound acted."""
     is_high: "Tensor"
     """`[N, T]` bool: the upper bound acted."""
+    is_floored: "Tensor | None" = None
+    """`[N, T]` bool: the objective's own lower bound acted; None without one."""
 
 
 def log_ratio(logprobs: "Tensor", behavior_logprobs: "Tensor", mask: "Tensor") -> "Tensor":
@@ -88,22 +91,33 @@ def weighted_objective(
     return Objective(values, ratio < low, ratio > high)
 
 
-def clipped_objective(log_ratios: "Tensor", advantages: "Tensor", *, low: float, high: float) -> Objective:
+def clipped_objective(
+    log_ratios: "Tensor", advantages: "Tensor", *, low: float, high: float, delta: float | None = None
+) -> Objective:
     """PPO's clipped surrogate, `min(r A, clamp(r, 1 - low, 1 + high) A)`, with a bound of its own on each side.
 
     Proximal Policy Optimization, Schulman et al. 2017, arXiv 1707.06347, equation 7; `low != high` is DAPO's
     "clip-higher". At r = 1 its gradient is that of REINFORCE, `A` times the score.
+
+    Where A < 0 nothing bounds `r A` from below: a token that has become many times likelier since it was sampled pushes
+    with its whole ratio. `delta` is that bound, `max(..., delta A)`: such a token loses its gradient ("dual clip",
+    Ye et al. 2020, arXiv 1912.09729, equation 5).
 
     Args:
         log_ratios: `[N, T]` per token or from `sequence_log_ratio`, with gradient.
         advantages: `[N]`, or `[N, T]` where each token has its own.
         low: how far r may fall below 1 before a negative advantage stops pushing.
         high: how far r may rise above 1 before a positive advantage stops pushing.
+        delta: the r, above 1, from which a negative advantage stops pushing; None: never.
 
     Returns:
-        The objective; `is_low`, `is_high` mark tokens that lost their gradient.
+        The objective; `is_low`, `is_high`, `is_floored` mark tokens that lost their gradient.
     """
     ratio = log_ratios.exp()
     scores = advantages if advantages.ndim == 2 else advantages[:, None]
     values = (ratio * scores).minimum(ratio.clamp(1 - low, 1 + high) * scores)
-    return Objective(values, (ratio < 1 - low) & (scores < 0), (ratio > 1 + high) & (scores > 0))
+    is_low, is_high = (ratio < 1 - low) & (scores < 0), (ratio > 1 + high) & (scores > 0)
+    if delta is None:
+        return Objective(values, is_low, is_high)
+    is_floored = (ratio > delta) & (scores < 0)
+    return Objective(values.where(~is_floored, delta * scores), is_low, is_high, is_floored)

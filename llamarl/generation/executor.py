@@ -58,7 +58,7 @@ class GeneratorConfig(Config):
     device: str = "auto"
     """Where the model runs: as torch names it, or `auto`: CUDA, else MPS, else the CPU (for `int8` always the CPU)."""
     probe_factor: float = Field(default=4.0, ge=1.0)
-    """After a weight sync, how many times the cost of the precision the probe's log-probs may be off."""
+    """After a weight sync, how many times the cost of the precision the probe's log-probs may be off on average."""
 
     @property
     def resolved_device(self) -> str:
@@ -198,13 +198,14 @@ class GeneratorExecutor(Executor):
             return math.nan
         gap, cost = LogprobGap.between(self._score(manifest.probe), manifest.probe.now), self._precision_cost
         assert cost is not None, "measured before the first update"
-        most = LogprobGap(*(self.config.probe_factor * each + _ROUNDING for each in (cost.mean, cost.largest)))
-        if not (gap.mean <= most.mean and gap.largest <= most.largest):
+        most = self.config.probe_factor * cost.mean + _ROUNDING
+        # Only the mean is held to a bound: the largest gap is that of one token, and on a token that training has made
+        # improbable a low precision is off by any amount, under weights that are all as they were sent.
+        if not gap.mean <= most:
             raise WeightSyncError(
                 f"weights of version {manifest.version}: the probe's log-probs differ from the trainer's by "
-                f"{gap.mean:.3g} nats on average and {gap.largest:.3g} at most; {self.config.precision} alone cost "
-                f"{cost.mean:.3g} and {cost.largest:.3g}, and probe_factor={self.config.probe_factor:g} allows "
-                f"{most.mean:.3g} and {most.largest:.3g}"
+                f"{gap.mean:.3g} nats on average ({gap.largest:.3g} at most); {self.config.precision} alone cost "
+                f"{cost.mean:.3g}, and probe_factor={self.config.probe_factor:g} allows {most:.3g}"
             )
         return gap.largest
 

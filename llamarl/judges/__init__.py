@@ -2,19 +2,19 @@
 
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import text_completion
-from llamarl.judges.adapter import to_verdict
+from llamarl.judges.adapters.base import to_verdict
+from llamarl.judges.adapters.function import FunctionJudge
+from llamarl.judges.adapters.trl import TRLJudge
+from llamarl.judges.adapters.verifiers import VerifiersJudge
+from llamarl.judges.adapters.verl import VerlJudge
 from llamarl.judges.combine import combine, mixture, satisfies
 from llamarl.judges.config import JudgeConfig, build_judge, build_panel
 from llamarl.judges.executor import JudgeExecutor
-from llamarl.judges.function import FunctionJudge
 from llamarl.judges.lab.canary import check_canaries
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import as_judge, load_judge
 from llamarl.judges.seat import Seat
-from llamarl.judges.trl import TRLJudge
-from llamarl.judges.verifiers import VerifiersJudge
-from llamarl.judges.verl import VerlJudge
-from llamarl.judges.worker import ProcessJudge
 
 __all__ = [
     "FunctionJudge",

@@ -79,7 +79,7 @@ class ClassifierJudge(LocalModelJudge):
 
     def _verdict(self, logits: Sequence[float]) -> Verdict:
         labels = self._classifier.labels
-        probabilities = _sigmoids(logits) if labels.is_independent else _softmax(logits)
+        probabilities = [calibrated_reward(x) for x in logits] if labels.is_independent else _softmax(logits)
         score = probabilities[labels.index(self._positive)]
         likeliest = labels.names[probabilities.index(max(probabilities))]
         return Verdict.scored(score, score >= self._threshold, f"likeliest: {likeliest}")
@@ -93,7 +93,3 @@ class ClassifierJudge(LocalModelJudge):
 def _softmax(logits: Sequence[float]) -> list[float]:
     weights = [math.exp(value - max(logits)) for value in logits]
     return [weight / sum(weights) for weight in weights]
-
-
-def _sigmoids(logits: Sequence[float]) -> list[float]:
-    return [calibrated_reward(value) for value in logits]

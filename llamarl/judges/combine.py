@@ -43,7 +43,7 @@ def combine(verdicts: Mapping[str, Verdict], weights: Mapping[str, float]) -> fl
 
 
 def satisfies(verdicts: Iterable[Verdict]) -> bool | None:
-    """Whether a sample meets its constraints, from the constraint judges' verdicts on it in any order.
+    """Says whether a sample meets its constraints, from the constraint judges' verdicts on it in any order.
 
         False   one of them says that it does not pass
         None    none says so, but one failed, so it cannot be told

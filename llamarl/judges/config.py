@@ -1,4 +1,4 @@
-"""What a recipe says of a judge, and the judge or panel built from it.
+"""Settings of a judge in a recipe, and the judge, seat or panel built from them.
 
 [[judges]]
 function = "rewards.py:helpful"
@@ -13,40 +13,55 @@ settings = {base_url = "http://127.0.0.1:8000/v1", model = "judge", template = "
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from llamarl.core.config import Config, read_toml
 from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
+from llamarl.core.loading import name_object
 from llamarl.core.paths import absolute, absolute_object
+from llamarl.judges.adapters.base import function_name
+from llamarl.judges.adapters.verifiers import is_rubric
 from llamarl.judges.combine import Role
 from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.seat import Seat
-from llamarl.judges.worker import ProcessJudge
+
+IN_MEMORY = "in memory: "
+"""Before the name of a judge that a recipe file can only name, in place of its `function`."""
+
+
+def _name_importable(function: Any) -> Any:
+    if isinstance(function, str):
+        return function
+    if not (callable(function) or isinstance(function, Judge) or is_rubric(function)):
+        raise ValueError("must be a function of (prompt, completion), a judge, a rubric, or the name of one")
+    return name_object(function) or function
 
 
 class JudgeConfig(Config):
     """One judge of a task."""
 
-    function: str
-    """`module:function`, `path/to/file.py:function`, or a shipped judge's name, such as `llm` or `format`."""
+    function: Annotated[str | Any, BeforeValidator(_name_importable)]
+    """`module:function`, `path/to/file.py:function`, or a shipped judge's name, such as `llm` or `format`. In a program
+    also the function itself."""
     name: str | None = None
-    """In verdicts and metrics; default: the judge's or function's own."""
+    """Name in verdicts and metrics; default: the judge's or function's own."""
     settings: dict[str, Any] | None = None
     """Keywords for `function`, which is then a class or a function that builds a judge."""
     role: Role = "reward"
     """`reward`: its score counts; `constraint`: it must pass, its score counts nowhere; `watch`: it is only logged."""
     weight: float = Field(default=1.0, ge=0.0)
-    """In the weighted mean of the reward judges; a judge of weight 0 only watches."""
+    """Weight in the mean of the reward judges; a judge of weight 0 only watches."""
     share: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Of the groups that it sees; below 1 for a judge that only watches and costs much."""
+    """Share of the groups that it sees; below 1 for a judge that only watches and costs much."""
     timeout_seconds: float = Field(default=60.0, gt=0.0)
-    """With threads for a whole group, with processes for one completion. `math`, `code` and `llm` have deadlines of
-    their own, in their settings."""
+    """Deadline: with threads for a whole group, with processes for one completion. `math`, `code` and `llm` have
+    deadlines of their own, in their settings."""
     isolation: Literal["thread", "process"] = "thread"
     """`process` for functions that may hang or crash: they are killed at the deadline."""
     workers: int = Field(default=2, ge=1)
@@ -62,6 +77,35 @@ class JudgeConfig(Config):
     def _names_files_in_full(cls, values: Any) -> Any:
         """A judge is loaded later, perhaps after another has changed the working directory."""
         return beside(values, Path()) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _is_seen_by_processes(self) -> Self:
+        if self.is_in_memory and self.isolation == "process":
+            raise ValueError(
+                f"isolation='process': another process does not see {self.label!r}, which is in this program's memory; "
+                "write it into a file and name it 'file.py:function', or use isolation='thread'"
+            )
+        return self
+
+    @field_serializer("function")
+    def _write_function(self, function: Any) -> str:
+        return f"{IN_MEMORY}{self.label}" if self.is_in_memory else function
+
+    @property
+    def is_in_memory(self) -> bool:
+        """True if the judge is an object of this program that no name leads to, such as a lambda."""
+        return not isinstance(self.function, str)
+
+    @property
+    def label(self) -> str:
+        """What the recipe calls the judge before it is built."""
+        return self.name or (function_name(self.function) if self.is_in_memory else str(self.function))
+
+    @property
+    def lost_name(self) -> str | None:
+        """The name of a judge that was in the memory of a program that has ended; None for any other."""
+        is_lost = isinstance(self.function, str) and self.function.startswith(IN_MEMORY)
+        return self.function.removeprefix(IN_MEMORY) if is_lost else None
 
 
 def read_judges(spec: str) -> list[JudgeConfig]:
@@ -90,7 +134,7 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     settings = values.get("settings")
     is_local = isinstance(settings, Mapping) and "base_url" not in settings
 
-    def located(value: Any) -> Any:
+    def complete(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         name, colon, attribute = value.partition(":")
@@ -103,12 +147,17 @@ def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(values.get(key), str):
             full[key] = locate(values[key], folder)
     if isinstance(settings, Mapping):
-        full["settings"] = {key: located(value) for key, value in settings.items()}
+        full["settings"] = {key: complete(value) for key, value in settings.items()}
     return full
 
 
 def build_judge(config: JudgeConfig) -> Judge:
     """Builds the judge. Raises `ConfigError` if its function cannot be loaded or is no judge."""
+    if config.lost_name is not None:
+        raise ConfigError(
+            f"judges: {config.lost_name!r} was a function in the memory of the program that began the run; give it "
+            f"again: llamarl.resume(RUN, judges={{{config.lost_name!r}: FUNCTION}})"
+        )
     if config.isolation == "process":
         return ProcessJudge(
             config.function,

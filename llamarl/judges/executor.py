@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llamarl.core.group_judge import GroupJudge
+from llamarl.core.group_judge import GroupJudge, JudgesStatus
 from llamarl.core.records import Completion, Prompt, Sample
 from llamarl.judges.config import JudgeConfig, build_panel
 from llamarl.judges.lab.canary import CanaryWatch
@@ -64,16 +64,11 @@ class JudgeExecutor(GroupJudge):
         found = [await watch.look(during_run=during_run) for watch in self._watches.values()]
         return [problem for problems in found for problem in problems]
 
-    async def status(self) -> dict[str, float | None]:
-        """Returns the panels' metrics since the last call, those of several tasks under `task/<name>/`.
-
-        `judge/is_degraded` is 1 while too many samples of any task go unscored.
-        """
-        metrics: dict[str, float | None] = {}
-        for name, panel in self.panels.items():
-            prefix = f"task/{name}/" if len(self.panels) > 1 else ""
-            mine = {**panel.metrics(), **self._watches[name].metrics()}
-            metrics |= {prefix + key: value for key, value in mine.items()}
+    async def status(self) -> JudgesStatus:
+        """Returns the panels' metrics since the last call, by task, with those of their canaries."""
         panels = self.panels.values()
-        metrics["judge/unscored_frac"] = max(panel.unscored_fraction for panel in panels)
-        return {**metrics, "judge/is_degraded": float(any(panel.is_degraded for panel in panels))}
+        return JudgesStatus(
+            {name: {**panel.metrics(), **self._watches[name].metrics()} for name, panel in self.panels.items()},
+            max(panel.unscored_fraction for panel in panels),
+            any(panel.is_degraded for panel in panels),
+        )

@@ -1,14 +1,15 @@
-"""What the judges share that run a classifier on this machine: batching, limits, failures, time."""
+"""Base of the judges that run a classifier on this machine: batching, limits, failures, time."""
 
 import functools
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import with_seconds
+from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.threads import run_in_thread
 from llamarl.models.classifier import LazyClassifier, TokenIds
 
@@ -33,7 +34,7 @@ class LocalModelJudge(Judge):
         self._classifier.load()
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion: failed where the model cannot score it."""
+        """Returns one verdict per completion: failed where the model cannot score it."""
         return await run_in_thread(functools.partial(self._judge_all, prompt, completions))
 
     def _judge_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
@@ -45,12 +46,12 @@ class LocalModelJudge(Judge):
         share = (time.perf_counter() - started) / max(1, len(verdicts))
         return [with_seconds(verdict, share) for verdict in verdicts]
 
+    @abstractmethod
     def _verdicts(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """The judge's own part. Raises `ConfigError` where the prompt lacks what the judge needs."""
-        raise NotImplementedError
+        """Judges; the subclass's own part. Raises `ConfigError` where the prompt lacks what the judge needs."""
 
     def _logits(self, rows: Sequence[TokenIds]) -> list[list[float] | Verdict]:
-        """Logits of each row, or a failed verdict where it is too long or the model broke."""
+        """Returns the logits of each row, or a failed verdict where it is too long or the model broke."""
         problems = [self._classifier.why_too_long(row) for row in rows]
         scored = iter(self._classifier([row for row, problem in zip(rows, problems, strict=True) if problem is None]))
         results: list[list[float] | Verdict] = []

@@ -135,7 +135,7 @@ class JudgePanel:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether too many samples go unscored, judged from a quarter of a window on: training should pause."""
+        """True if too many samples go unscored, from a quarter of a window on: training should pause."""
         return len(self._unscored) * 4 >= (self._unscored.maxlen or 0) and self.unscored_fraction > self._max_unscored
 
     def metrics(self) -> dict[str, float | None]:
@@ -154,7 +154,7 @@ class JudgePanel:
             if seat.role == "constraint":
                 values["violation_rate"] = tally.violation_rate
             metrics |= {f"judge/{seat.name}/{key}": value for key, value in values.items()}
-            self._tallies[seat.name] = tally.restarted()
+            self._tallies[seat.name] = tally.restart()
         return metrics
 
     def close(self) -> None:
@@ -207,13 +207,13 @@ class JudgePanel:
             problem = "cancelled itself"  # an HTTP client that gives up, say
         if problem:
             verdicts = [Verdict.failed(problem)] * len(completions)
-        return [_decided(verdict) for verdict in verdicts] if seat.role == "constraint" else verdicts
+        return [_require_pass(verdict) for verdict in verdicts] if seat.role == "constraint" else verdicts
 
     async def _with_retries(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         for attempt in range(self._max_retries):
             try:
                 return await judge.judge(prompt, completions)
-            except JudgeError:
+            except JudgeError:  # a random pause, or all groups that a server refused would come back at once
                 await asyncio.sleep(self._retry_seconds * 2**attempt * self._jitter.uniform(0.5, 1.5))
         return await judge.judge(prompt, completions)
 
@@ -223,7 +223,7 @@ class JudgePanel:
             return await work
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task}, timeout=timeout_seconds)
+            await asyncio.wait({task}, timeout=timeout_seconds)  # `wait_for` would wait for the cancelled judge, too
             if task.done():
                 return task.result()
             raise _DeadlineError(f"timed out after {timeout_seconds:g} s")
@@ -299,13 +299,13 @@ class Tally:
         """Share of the verdicts with pass or fail that fail."""
         return _ratio(self.num_decided - self.num_passed, self.num_decided)
 
-    def restarted(self) -> "Tally":
-        """Zeros, but for what tells a broken judge."""
+    def restart(self) -> "Tally":
+        """Returns zeros, but for what tells a broken judge."""
         return Tally(failures_in_row=self.failures_in_row, last_failure=self.last_failure)
 
 
 def _is_drawn(seat: Seat, prompt: Prompt, completions: Sequence[Completion]) -> bool:
-    """Whether a judge sees this group: by a hash of it, so that a run that is repeated draws the same."""
+    """Says whether a judge sees this group: by its hash, so that a run that is repeated draws the same."""
     if seat.share >= 1.0:
         return True
     texts = "\x1f".join(completion.text for completion in completions)
@@ -330,7 +330,7 @@ def _ratio(part: float, whole: int) -> float | None:
 
 
 def _nonsense(verdicts: Any, count: int) -> str:
-    """What is wrong with a judge's answer; empty if nothing."""
+    """Returns what is wrong with a judge's answer; empty if nothing."""
     if not isinstance(verdicts, list | tuple) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
         return f"returned {type(verdicts).__name__}; a judge returns a list of Verdict"
     return "" if len(verdicts) == count else f"returned {len(verdicts)} verdicts for {count} completions"
@@ -345,8 +345,8 @@ def _check_prompt(judge: Judge, prompt: Prompt, where: str = "") -> None:
         raise ConfigError(f"{where}{place} (task {prompt.task!r}), judge '{judge.name}': {problem}") from None
 
 
-def _decided(verdict: Verdict) -> Verdict:
-    """A constraint's verdict; failed where it scores without saying pass or fail."""
+def _require_pass(verdict: Verdict) -> Verdict:
+    """Returns a constraint's verdict; failed where it scores without saying pass or fail."""
     if verdict.status is Status.SCORED and verdict.passed is None:
         return Verdict.failed("a constraint judge says pass or fail, this one gave only a score; return a bool")
     return verdict

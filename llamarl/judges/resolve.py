@@ -16,16 +16,17 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, LlamaRLError, boundary
 from llamarl.core.judge import Judge
 from llamarl.core.loading import load_object
-from llamarl.judges.function import FunctionJudge
-from llamarl.judges.trl import TRLJudge
-from llamarl.judges.verifiers import VerifiersJudge, is_reward_function, is_rubric
-from llamarl.judges.verl import VerlJudge
+from llamarl.judges.adapters.base import function_name
+from llamarl.judges.adapters.function import FunctionJudge
+from llamarl.judges.adapters.trl import TRLJudge
+from llamarl.judges.adapters.verifiers import VerifiersJudge, is_reward_function, is_rubric
+from llamarl.judges.adapters.verl import VerlJudge
 
 SHIPPED = {
     "classifier": "llamarl.judges.classifier:ClassifierJudge",
     "code": "llamarl.judges.code.judge:CodeJudge",
     "instructions": "llamarl.judges.rules.judge:InstructionJudge",
-    "llm": "llamarl.judges.llm:LLMJudge",
+    "llm": "llamarl.judges.llm.judge:LLMJudge",
     "math": "llamarl.judges.math.judge:MathJudge",
     "reward_model": "llamarl.judges.reward_model:RewardModel",
 }
@@ -35,12 +36,12 @@ OF_TASKS = {name: f"llamarl.tasks.{name}:judge" for name in ("chain", "format", 
 
 
 def load_judge(
-    spec: str, name: str | None = None, *, settings: Mapping[str, Any] | None = None, is_inline: bool = False
+    spec: str | Any, name: str | None = None, *, settings: Mapping[str, Any] | None = None, is_inline: bool = False
 ) -> Judge:
     """Returns the judge that `spec` names; a shipped judge is called by its bare name.
 
     Args:
-        spec: see above.
+        spec: see above; or the function, class or judge itself.
         name: in verdicts and metrics; default: the judge's own.
         settings: what to build it with, if `spec` names a class or a function that builds judges.
         is_inline: call plain functions on the caller's thread (`FunctionJudge`).
@@ -48,7 +49,10 @@ def load_judge(
     Raises:
         ConfigError: no such file, module or attribute, its signature is that of no judge, or the settings don't fit.
     """
-    target = load_object(spec if ":" in spec else _spec_of(spec))
+    if isinstance(spec, str):
+        target = load_object(spec if ":" in spec else _spec_of(spec))
+    else:
+        target, spec = spec, function_name(spec)
     if settings is not None or isinstance(target, type):
         return _build(target, settings or {}, name, is_inline, spec)
     if ":" not in spec and not isinstance(target, Judge):

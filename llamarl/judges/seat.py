@@ -1,4 +1,4 @@
-"""What a judge does in a mixture: its role, its weight, and what watches over it.
+"""The seat of a judge in a mixture: its role, its weight, and what watches over it.
 
 Seat(correct)
 Seat(concise, weight=0.2)
@@ -37,7 +37,7 @@ class Seat:
     judge: Judge
     role: Role = "reward"
     weight: float = 1.0
-    """In the weighted mean of the reward judges, at least 0; a judge of weight 0 only watches."""
+    """Weight in the mean of the reward judges, at least 0; a judge of weight 0 only watches."""
     share: float = 1.0
     """Share of the groups that the judge sees, in (0, 1]; it abstains from the others. Below 1 only for a judge that
     watches."""
@@ -78,7 +78,7 @@ class Seat:
 
     @property
     def decides(self) -> bool:
-        """Whether anything depends on what the judge says."""
+        """True if anything depends on what the judge says."""
         return self.role == "constraint" or self.reward_weight > 0
 
     @property
@@ -88,5 +88,5 @@ class Seat:
 
     @property
     def deadline_seconds(self) -> float | None:
-        """What the panel gives the judge for one group; None where nobody but the judge watches the time."""
+        """Seconds that the panel gives the judge for one group; None where nobody but the judge watches the time."""
         return None if self.judge.info.has_deadline else self.timeout_seconds

@@ -26,7 +26,7 @@ from llamarl.judges.math.judge import MathJudge
 
 MAX_TRIALS = 8
 CONSENSUS = 3
-"""So many equal answers decide, and end the vote."""
+"""Equal answers that decide, and end the vote."""
 
 OPEN, CLOSE = "[TRIAL]", "[/TRIAL]"
 _BESIDE = (
@@ -41,7 +41,7 @@ P[trial 1] and E[trial] are mathematics."""
 _CLOSING = re.compile(r"[^a-z0-9]*/|.*(?<![a-z])(?:end|close|stop)(?![a-z])", re.IGNORECASE)
 
 Problem = Literal["misspelled", "unopened", "nested", "unclosed", "single", "too_many", "continued"]
-"""What makes a vote malformed.
+"""Reasons why a vote is malformed.
 
 `misspelled`   a tag in other letters or brackets, with a number, or with spaces
 `unopened`     a closing tag without an opening one
@@ -60,7 +60,7 @@ class Vote:
     trials: tuple[str, ...] = ()
     """Texts between the tags; empty for a plain answer and for a malformed vote."""
     answers: tuple[str | None, ...] = ()
-    """Per trial; one that gives no answer has no vote."""
+    """Answer of each trial; one that gives no answer has no vote."""
     answer: str | None = None
     """The final answer: of a vote the first to reach three, else the one stated after the last trial, else the last
     trial's; of a plain text the one it gives. None if there is none, and always for a malformed vote."""
@@ -154,11 +154,11 @@ class VotingJudge(Judge):
         self._math.check(prompt)
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion."""
+        """Returns one verdict per completion."""
         votes = [read_vote(completion.text) for completion in completions]
-        verdicts = await self._math.judge(
-            prompt, [replace(c, text=_statement(vote)) for c, vote in zip(completions, votes, strict=True)]
-        )
+        answers = ["" if vote.answer is None else f"\\boxed{{{vote.answer}}}" for vote in votes]
+        said = [replace(completion, text=text) for completion, text in zip(completions, answers, strict=True)]
+        verdicts = await self._math.judge(prompt, said)
         return [_with_form(verdict, vote) for verdict, vote in zip(verdicts, votes, strict=True)]
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ def _count_problem(answers: Sequence[str | None]) -> Problem | None:
 
 
 def _tally(answers: Sequence[str | None]) -> list[tuple[str, int]]:
-    """For each trial with an answer: the first trial's spelling of it, and how many trials agree so far."""
+    """Lists for each trial with an answer: the first trial's spelling of it, and how many trials agree so far."""
     seen: Counter[str] = Counter()
     tally = []
     for answer in spelled_alike(answers):
@@ -211,10 +211,6 @@ def _tally(answers: Sequence[str | None]) -> list[tuple[str, int]]:
 
 def _is_same(one: str, other: str) -> bool:
     return one == other or clean(one) == clean(other) or answers_equal(one, other)
-
-
-def _statement(vote: Vote) -> str:
-    return "" if vote.answer is None else f"\\boxed{{{vote.answer}}}"
 
 
 def _with_form(verdict: Verdict, vote: Vote) -> Verdict:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def load_tokenizer(path: str | Path, chat_template_args: Mapping[str, Any] | Non
     return tokenizer
 
 
-def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) -> Path:
+def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path, beside: Sequence[Path] = ()) -> Path:
     """Writes a checkpoint that `load_model` and any Hugging Face tool can read, and that reloads bit-equal.
 
     The files are written to a hidden sibling folder, which takes the name only when all of them are on disk: whatever
@@ -164,6 +164,7 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) ->
         model: a transformers model; tied weights are stored once.
         tokenizer: goes along with its chat template, which gets `chat_template_args` as defaults.
         directory: new, empty, or an earlier result of this function with nothing else in it.
+        beside: files to copy into the directory, of other names than a checkpoint's.
 
     Raises:
         CheckpointError: the directory holds other files, or the tokenizer isn't this model's.
@@ -181,6 +182,8 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path) ->
         with quiet():
             saved.save_pretrained(draft, safe_serialization=True)
             tokenizer.with_default_args().backend.save_pretrained(draft)
+        for file in beside:
+            shutil.copy(file, draft)
         _write_export_file(draft)
         _swap_in(draft, target)
     finally:

@@ -24,8 +24,9 @@ from llamarl.models.checkpoint import new_model, save_model
 from llamarl.models.tiny import piece_tokenizer, tiny_config
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.tasks.chain import OPERATIONS, UNIFORM, ChainTask, write_prompts
-from llamarl.training.config import SFTConfig
-from llamarl.training.sft import SFTRow, SFTTrainer
+from llamarl.training.fitter import Fitter
+from llamarl.training.objectives import SFT, SFTConfig
+from llamarl.training.sft_rows import SFTRow
 
 BATCH_SIZE = 128
 NUM_TRAIN, NUM_HELDOUT, NUM_SFT = 4096, 1024, 20_000
@@ -49,18 +50,18 @@ def build_chain(
     """
     directory = Path(directory)
     task, tokenizer = ChainTask(seed), chain_tokenizer()
-    trainer = SFTTrainer(new_model(chain_model_config(tokenizer), seed), _settings(steps, seed))
+    fitter = Fitter(new_model(chain_model_config(tokenizer), seed), SFT(_settings(steps, seed)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums split over threads round differently
     try:
         for step in range(steps):
             shown = (task.demonstration(step * BATCH_SIZE + i, step / steps) for i in range(BATCH_SIZE))
-            metrics = trainer.step([SFTRow.of_chat(_chat(*pair), tokenizer) for pair in shown])
+            metrics = fitter.step([SFTRow.of_chat(_chat(*pair), tokenizer) for pair in shown])
             if progress is not None:
                 progress(step + 1, metrics["train/loss"])
     finally:
         torch.set_num_threads(threads)
-    save_model(trainer.model.eval(), tokenizer, directory / "model")
+    save_model(fitter.model.eval(), tokenizer, directory / "model")
     rows = (task.demonstration(index, index / NUM_SFT) for index in range(NUM_SFT))
     write_jsonl(directory / "sft.jsonl", ({"messages": _chat(*pair)} for pair in rows))
     write_prompts(directory / "train.jsonl", NUM_TRAIN, seed)

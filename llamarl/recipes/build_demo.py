@@ -16,8 +16,9 @@ import torch
 from llamarl.models.checkpoint import new_model, save_model
 from llamarl.models.tiny import char_tokenizer, tiny_config
 from llamarl.tasks.format import FormatTask
-from llamarl.training.config import SFTConfig
-from llamarl.training.sft import SFTRow, sft
+from llamarl.training.fitter import fit_model
+from llamarl.training.objectives import SFT, SFTConfig
+from llamarl.training.sft_rows import SFTRow
 
 BATCH_SIZE = 128
 
@@ -66,7 +67,7 @@ def build_demo(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums split over threads round differently
     try:
-        sft(model, rows, settings, None if progress is None else lambda n, m: progress(n, m["train/loss"]))
+        fit_model(model, SFT(settings), rows, None if progress is None else lambda n, m: progress(n, m["train/loss"]))
     finally:
         torch.set_num_threads(threads)
     return save_model(model.eval(), tokenizer, directory)

@@ -11,20 +11,29 @@ A vote takes attempts in order until three agree or eight are used, and is kept 
 golden solution and no attempts votes with three copies of it: that teaches the form only.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
+from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import derive_seed
-from llamarl.data.asks import Mode, instruct
+from llamarl.data.asks import SHIPPED, Mode, instruct
+from llamarl.evals.budget_samples import sample
+from llamarl.evals.chats import NativeChat
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import answers_equal
 from llamarl.judges.math.extract import extract_answer
 from llamarl.judges.math.judge import read_reference
 from llamarl.judges.voting import CONSENSUS, MAX_TRIALS, consensus, plurality, read_vote, write_vote
+from llamarl.report.progress import Progress
+
+SLOTS = 64
+"""Attempts that are sampled together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,55 @@ def recorded_attempts(prompt: Prompt) -> list[str]:
             "(a text), or name a model that makes them"
         )
     return known
+
+
+def sample_attempts(
+    prompts: Sequence[Prompt],
+    model: str,
+    directory: Path,
+    num_samples: int,
+    *,
+    sampling: Sampling,
+    chat_template_args: Mapping[str, Any],
+    seed: int,
+    source: str,
+    progress: Progress | None = None,
+) -> Callable[[Prompt], list[str]]:
+    """Attempts by a model, under the plain instructions, as a function like `recorded_attempts`.
+
+    They are kept, so that a killed call goes on and the other kind of rows needs no second sampling. Attempts that the
+    token limit cut are left out.
+
+    Args:
+        prompts: with unique ids.
+        model: checkpoint directory or Hub id.
+        directory: where attempts are kept, in a folder for each source, model and setting.
+        num_samples: attempts of each prompt.
+        sampling: how tokens are drawn.
+        chat_template_args: arguments of the chat template.
+        seed: of all sampling.
+        source: the prompts' name in that folder's.
+        progress: told of every attempt.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: see `NativeChat` and `run_conversations`.
+    """
+    parts = [source, model, sampling.max_tokens, sampling.temperature, seed]
+    parts += [f"{name}={value}" for name, value in chat_template_args.items()]
+    folder = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-.") for part in parts)
+    replies = sample(
+        prompts,
+        NativeChat(model, sampling, chat_template_args=chat_template_args, slots=SLOTS),
+        directory / folder,
+        num_samples,
+        ask=SHIPPED["plain"],
+        max_in_flight=SLOTS,
+        seed=seed,
+        progress=progress,
+    )
+    return lambda prompt: [
+        r.response for r in replies[prompt.id] if r.response is not None and r.finish_reason == "stop"
+    ]
 
 
 def _is_solution(answer: Any) -> bool:

@@ -13,11 +13,14 @@ class SafeConsole(Console):
     """A rich console on which no text can steer the terminal, whoever wrote it.
 
     Control characters of every renderable become pictures (`visible`); only rich's own styling reaches the terminal.
-    Square brackets and `:names:` are text, not markup.
+    Square brackets and `:names:` are text, not markup. In a notebook it writes lines of plain text.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+        plain = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
+        if Console().is_jupyter:  # whose output stream says it were a terminal
+            plain["force_terminal"] = False
+        super().__init__(**{**plain, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What to write, piece by piece; every renderable comes through here."""

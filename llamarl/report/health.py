@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from llamarl.report import names
+from llamarl.core import metric_names as names
 from llamarl.report.files import Record
 from llamarl.report.metrics import column
+from llamarl.report.names import describe
 from llamarl.report.text import format_number
 
 RECENT = 20
@@ -44,9 +45,7 @@ def _dropped(metrics: Sequence[Record]) -> list[str]:
 def _judges(metrics: Sequence[Record]) -> list[str]:
     keys = {name for record in metrics[-RECENT:] for name in record if name.endswith("/error_rate")}
     rates = {name: fmean(column(metrics[-RECENT:], name)[1] or [0.0]) for name in sorted(keys)}
-    return [
-        f"{names.describe(name).title} in {rate:.0%} of recent verdicts" for name, rate in rates.items() if rate > 0.02
-    ]
+    return [f"{describe(name).title} in {rate:.0%} of recent verdicts" for name, rate in rates.items() if rate > 0.02]
 
 
 _LEVELS = (

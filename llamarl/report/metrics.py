@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llamarl.core.metric_names import NONFINITE, POLICY_VERSION
 from llamarl.core.protocols import MetricSink
 from llamarl.report.files import JsonlFile, read_jsonl
-from llamarl.report.names import NONFINITE, POLICY_VERSION
 
 RESERVED = ("step", "time")
 """Keys of a record that a metric may not take."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from llamarl.report import names
+from llamarl.core import metric_names as names
 from llamarl.report.metrics import column
+from llamarl.report.names import describe
 from llamarl.report.rundir import RunFiles, read_run
 from llamarl.report.text import figure_text, format_number, format_seconds
 from llamarl.report.timeline import Span, Window, extent, read_timeline, utilisation
@@ -183,7 +184,7 @@ def _curve_panel(axes: "Axes", run: RunFiles, name: str, title: str, colour: str
     steps, values = column(run.metrics, name)
     axes.plot(steps, values, color=colour, linewidth=1.5)
     axes.set_title(title)
-    axes.set_ylabel(names.describe(name).unit)
+    axes.set_ylabel(describe(name).unit)
     axes.set_ylim(0, 1.15 * max(values) if values and max(values) > 0 else 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _finish(axes, bool(values))

@@ -10,10 +10,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from llamarl.report import names
+from llamarl.core import metric_names as names
 from llamarl.report.charts import line_chart, sparkline
 from llamarl.report.health import warnings_of
 from llamarl.report.metrics import column
+from llamarl.report.names import describe
 from llamarl.report.panel import busy_bar
 from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
 from llamarl.report.rundir import RunFiles, read_run, total_steps
@@ -135,7 +136,7 @@ def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
     if not values:
         return None
     stats = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values), "count": len(values)}
-    better = names.describe(name).better
+    better = describe(name).better
     return stats | ({"best": stats["max" if better == "up" else "min"]} if better else {})
 
 
@@ -233,7 +234,7 @@ def _metric_table(run: RunFiles, width: int) -> Table:
         stats = metric_stats(run, name)
         if stats is None:
             continue
-        metric = names.describe(name)
+        metric = describe(name)
         label = f"{metric.title} ({metric.unit})" if metric.unit and metric.unit != metric.title else metric.title
         cells = [format_number(stats[key]) if key in stats else "" for key in ("first", "last", "best")]
         if spark_width >= 8:

@@ -14,7 +14,7 @@ from llamarl.core.errors import DataError
 from llamarl.core.records import TrainSample
 from llamarl.functional.logprobs import pad_rows
 from llamarl.functional.losses import Denominators, LossBatch
-from llamarl.training.scoring import Scores
+from llamarl.scoring.logprobs import Scores
 
 
 def loss_batch(
@@ -24,11 +24,13 @@ def loss_batch(
     *,
     needs_reference: bool,
     values: Tensor | None = None,
+    behavior_cap: float | None = None,
 ) -> LossBatch:
-    """One micro-batch; `values` is `[S]`, the critic's.
+    """Builds one micro-batch; `values` is `[S]`, the critic's.
 
     Tokens that no policy sampled (version below 0) have no behaviour policy; they count as the current policy's own, at
-    ratio 1.
+    ratio 1. Where samples hold old log-probs, ratios are taken to these, and tokens are weighted by old / behaviour, at
+    most `behavior_cap`.
 
     Raises:
         DataError: a sample without reference log-probs where they are needed.
@@ -44,9 +46,14 @@ def loss_batch(
 
     logprobs, mask = pad_rows(scores.logprobs, lengths)
     reference = pad(_reference(samples, scores.logprobs)) if needs_reference else None
+    behavior, weights = _behavior(samples, scores.logprobs), None
+    if samples[0].old_logprobs:
+        old = _old_logprobs(samples, scores.logprobs)
+        weights = None if behavior_cap is None else pad(_behavior_weights(old, behavior, behavior_cap))
+        behavior = old
     return LossBatch(
         logprobs=logprobs,
-        behavior_logprobs=pad(_behavior(samples, scores.logprobs)),
+        behavior_logprobs=pad(behavior),
         mask=mask,
         advantages=per_sample("advantage"),
         weights=per_sample("weight"),
@@ -55,6 +62,8 @@ def loss_batch(
         reference_logprobs=reference,
         entropy=None if scores.entropy is None else pad(scores.entropy),
         values=None if values is None else pad(values),
+        old_values=pad(_old_values(samples, device)) if samples[0].old_values else None,
+        token_weights=weights,
     )
 
 
@@ -80,6 +89,22 @@ def _behavior(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:
     known = torch.tensor([value for sample in samples for value in sample.logprobs], device=logprobs.device)
     given = [version < 0 for sample in samples for version in sample.versions]
     return torch.where(torch.tensor(given, device=known.device), logprobs.detach(), known) if any(given) else known
+
+
+def _old_logprobs(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:
+    """`[S]`; tokens that no policy sampled stay at ratio 1, in every update."""
+    old = torch.tensor([value for sample in samples for value in sample.old_logprobs], device=logprobs.device)
+    given = torch.tensor([version < 0 for s in samples for version in s.versions], device=logprobs.device)
+    return torch.where(given, logprobs.detach(), old)
+
+
+def _behavior_weights(old: Tensor, behavior: Tensor, cap: float) -> Tensor:
+    """`[S]` probability before the first update / probability at sampling, cut at `cap`."""
+    return (old - behavior).clamp(max=math.log(cap)).exp()
+
+
+def _old_values(samples: Sequence[TrainSample], device: torch.device) -> Tensor:
+    return torch.tensor([value for sample in samples for value in sample.old_values], device=device)
 
 
 def _reference(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Settings of the training side; read without torch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config
+from llamarl.models.template_args import ChatTemplateArgs
 
 Schedule = Literal["constant", "linear", "cosine"]
 """What the learning rate does after warm-up: stays, or falls to 0 at the run's last step."""
@@ -42,33 +43,19 @@ class TrainerConfig(OptimizerConfig):
     """A gradient norm over this times the median of the last 50 is flagged as a spike."""
     should_skip_spikes: bool = False
     """Refuse the update of a spike instead of clipping it."""
+    passes: int = Field(default=1, ge=1)
+    """Times that each batch is gone through."""
+    minibatches: int = Field(default=1, ge=1)
+    """Parts of a batch, by prompts, that get an optimizer update each, in every pass. Where a batch gets several
+    updates, ratios are taken to the trainer's own log-probs from before the first, for one more forward pass."""
+    behavior_cap: float | None = Field(default=2.0, ge=1.0)
+    """With several updates: largest weight of a token by trainer's log-prob before the first update / log-prob at
+    sampling, which makes up for staleness and the generator's precision. None: no such weight."""
 
-
-class ExamplesConfig(OptimizerConfig):
-    """Training on a fixed set of rows, for so many steps or so often through them: one of the two is set."""
-
-    num_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; instead of `num_epochs`."""
-    num_epochs: int | None = Field(default=None, ge=1)
-    """Times each row is seen; instead of `num_steps`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_one(cls, values: Any) -> Any:
-        """The length that is given takes the place of the default one."""
-        if not isinstance(values, Mapping):
-            return values
-        lengths = ("num_steps", "num_epochs")
-        given = [name for name in lengths if values.get(name) is not None]
-        if len(given) == 2:
-            raise ValueError(f"num_steps={values['num_steps']} and num_epochs={values['num_epochs']}: give one of them")
-        return {**dict.fromkeys(lengths), **values} if given else values
-
-    @model_validator(mode="after")
-    def _has_an_end(self) -> Self:
-        if self.num_steps is None and self.num_epochs is None:
-            raise ValueError("num_steps, num_epochs: give one of them")
-        return self
+    @property
+    def num_updates(self) -> int:
+        """Optimizer updates on each batch."""
+        return self.passes * self.minibatches
 
 
 class LoraConfig(Config):
@@ -88,15 +75,30 @@ class LoraConfig(Config):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-class SFTConfig(ExamplesConfig):
-    """Supervised fine-tuning. A falling schedule reaches 0 at the last step."""
+class FitConfig(OptimizerConfig):
+    """Supervised training on a fixed set of rows. A falling schedule reaches 0 at the last step."""
 
-    num_steps: int | None = Field(default=500, ge=1)
+    batches_cross_epochs: ClassVar[bool] = False
+    """Whether a batch may hold the end of an epoch and the start of the next; else an epoch's last batch is smaller."""
+
+    num_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of `num_epochs`."""
+    num_epochs: int | None = Field(default=None, ge=1)
+    """Times each row is seen; instead of `num_steps`."""
     batch_size: int = Field(default=32, ge=1)
     """Rows per step."""
-    reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
-    """`token_mean`: each completion token of the step weighs the same. `sequence_sum`: mean over rows of their sum."""
+    chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
+    """Arguments of the model's chat template, such as `{enable_thinking = false}`; the result's template gets them as
+    defaults."""
+    evaluate_every: int = Field(default=100, ge=1)
+    """Measure on the held-out rows every so many steps, and after the last."""
+    keep: Literal["loss", "accuracy", "last"] = "last"
+    """Which weights become the model: those of the lowest held-out loss, of the highest held-out accuracy, or the
+    last."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Save what a resume needs every so many steps."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the body's forward and backward pass. Weights, loss and optimizer stay in fp32."""
     device: str = "auto"
     """Where the model is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
     seed: int = 0
@@ -104,6 +106,45 @@ class SFTConfig(ExamplesConfig):
     lora: LoraConfig | None = None
     """Train adapters instead of the weights, and add them to the weights at the end; extra `lora`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_one(cls, values: Any) -> Any:
+        """The length that is given takes the place of the default one."""
+        if not isinstance(values, Mapping):
+            return values
+        lengths = ("num_steps", "num_epochs")
+        given = [name for name in lengths if values.get(name) is not None]
+        if len(given) == 2:
+            raise ValueError(f"num_steps={values['num_steps']} and num_epochs={values['num_epochs']}: give one of them")
+        return {**dict.fromkeys(lengths), **values} if given else values
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if self.num_steps is None and self.num_epochs is None:
+            raise ValueError("num_steps, num_epochs: give one of them")
+        return self
+
     def total_steps(self, num_rows: int) -> int:
-        """Optimizer steps on so many rows. Batches go across epochs, and the last holds what is left."""
-        return self.num_steps or -(-num_rows * (self.num_epochs or 0) // self.batch_size)
+        """Optimizer steps on so many rows."""
+        if self.num_epochs is None:
+            return self.num_steps or 0
+        if self.batches_cross_epochs:
+            return -(-num_rows * self.num_epochs // self.batch_size)
+        return -(-num_rows // self.batch_size) * self.num_epochs
+
+
+class ExampleConfig(FitConfig):
+    """Training on preference pairs or labelled rows (`training.examples`)."""
+
+    num_epochs: int | None = Field(default=1, ge=1)
+    """Times each row is seen; instead of `num_steps`."""
+    max_tokens: int = Field(default=4096, ge=2)
+    """Longest conversation, prompt and answer together, at most the model's positions; longer rows are bad rows."""
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the prompts kept apart to measure on, chosen by a hash of the prompt; unused with `--eval-data`."""
+    keep: Literal["loss", "accuracy", "last"] = "loss"
+    """Which weights become the model: those of the lowest held-out loss, of the highest held-out accuracy (which says
+    nothing of calibration, and whose best of many is partly luck), or the last."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`skip` leaves bad rows out and counts them: malformed, too long, equal answers, duplicates, contradictions, and
+    training rows whose prompt is in the evaluation data."""

@@ -1,4 +1,4 @@
-"""What the losses of one step leave behind until the step is taken."""
+"""What losses leave behind until the optimizer's update, and the pool of a step's updates."""
 
 import math
 from collections.abc import Sequence
@@ -91,10 +91,34 @@ class Gathered:
         return pooled.metrics()
 
     def task_metrics(self) -> tuple[dict[str, float], ...]:
-        """Each task's own numbers; nothing where there is one task, whose numbers are those of the step."""
-        if len(self.tasks) == 1:
-            return ()
+        """Each task's own numbers, by the task's index."""
         return tuple(task.metrics() | {"train/grad_norm": task.grad_norm} for task in self.tasks)
+
+
+def pool(updates: Sequence[Gathered], passes: int) -> Gathered:
+    """Pools the updates of one step: samples count once however many passes they had, losses and norms are means."""
+    count = len(updates)
+    tasks = []
+    for of_task in zip(*(update.tasks for update in updates), strict=True):
+        gaps = [each.prob_gap for each in of_task if each.prob_gap is not None]
+        tasks.append(
+            TaskGathered(
+                parts=[part for each in of_task for part in each.parts],
+                loss=sum(each.loss for each in of_task) / count,
+                grad_norm=sum(each.grad_norm for each in of_task) / count,
+                prob_gap=max(gaps, default=None),
+                num_tokens=sum(each.num_tokens for each in of_task) // passes,
+                num_samples=sum(each.num_samples for each in of_task) // passes,
+                num_samples_without_signal=sum(each.num_samples_without_signal for each in of_task) // passes,
+            )
+        )
+    return Gathered(
+        tasks,
+        loss=sum(update.loss for update in updates) / count,
+        grad_norm=sum(update.grad_norm for update in updates) / count,
+        seconds=sum(update.seconds for update in updates),
+        logprobs={key: row for update in updates for key, row in update.logprobs.items()},
+    )
 
 
 def in_runs(numbers: Sequence[int]) -> str:

@@ -1,14 +1,17 @@
-"""What training takes of memory, from a model's config alone: the default size of a micro-batch follows from it."""
+"""What training takes of memory: planned from a model's config, which sizes micro-batches, and measured."""
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from llamarl.core.records import TrainSample
+from llamarl.scoring.logprobs import MAX_LOGITS
 from llamarl.training.config import OptimizerConfig
-from llamarl.training.scoring import MAX_LOGITS
 
 LARGEST_MICRO_BATCH = 16384
 _SMALLEST = 256
@@ -73,3 +76,31 @@ def total_memory(device: torch.device | str) -> int:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no such group, or "max"
         return total
+
+
+class LargestActivations:
+    """The most bytes that a forward pass left for its backward pass, counted where a micro-batch is a new largest."""
+
+    def __init__(self) -> None:
+        self.num_bytes = self._num_tokens = 0
+
+    @contextmanager
+    def measured(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
+        """Counts the tensors saved for a backward pass inside the block, each storage once and weights not at all."""
+        num_tokens = sum(len(sample.token_ids) for sample in samples)
+        if num_tokens <= self._num_tokens or not torch.is_grad_enabled():
+            yield
+            return
+        self._num_tokens = num_tokens
+        held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in held:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            yield
+        self.num_bytes = max(self.num_bytes, sum(sizes.values()))

@@ -7,10 +7,10 @@ from torch import nn
 
 from llamarl.core.protocols import AllCores, Cores, Executor
 from llamarl.core.sampling import Sampling
+from llamarl.scoring.logprobs import autocast, build_scorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.memory import micro_batch_tokens
-from llamarl.training.scoring import autocast, build_scorer
-from llamarl.training.sft import SFTRow
+from llamarl.training.sft_rows import SFTRow
 
 
 class ReferenceExecutor(Executor):

@@ -6,6 +6,9 @@
             the tasks' gradients add up, each by its weight
     step    guard > clip > AdamW > version + 1
 
+With several updates a batch (`training.passes`), `train` first notes what the policy says of the whole batch, then
+takes loss, guard, clip and AdamW once an update; the version still goes up by one.
+
 Every step counts as a version, also one whose update a guard refused or whose samples carried no signal; then the
 weights and the optimizer's state stay bit-identical. No random number is drawn here (dropout is off), so weights,
 moments and counters are the whole state.
@@ -14,9 +17,10 @@ moments and counters are the whole state.
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -31,16 +35,17 @@ from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.functional.mismatch import mismatch
 from llamarl.models.decoder import named_tensors
 from llamarl.models.probe import probe_rows
+from llamarl.scoring.logprobs import EntropyMode, autocast, build_scorer
+from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
 from llamarl.training.batches import check_references, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
-from llamarl.training.gathered import Gathered, TaskGathered, in_runs
+from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool
 from llamarl.training.guards import GradientGuard, Health
-from llamarl.training.memory import micro_batch_tokens
+from llamarl.training.memory import LargestActivations, micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
-from llamarl.training.packing import split_groups
-from llamarl.training.scoring import EntropyMode, autocast, build_scorer
-from llamarl.training.sft import SFTRow
+from llamarl.training.passes import remember, split_assignment
+from llamarl.training.sft_rows import SFTRow
 from llamarl.training.values import ValueHeads
 
 MAX_NONFINITE = 5
@@ -87,6 +92,11 @@ class PolicyTrainer:
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
         _check(model, self.sampling, chosen)
         self._needs = [algorithm.needs for algorithm in chosen]
+        if self.config.num_updates > 1 and not all(needs.allows_several_updates for needs in self._needs):
+            raise ConfigError(
+                f"passes={self.config.passes}, minibatches={self.config.minibatches}: an algorithm has no ratio that "
+                "makes up for the updates before; set both to 1, or choose another algorithm or off_policy"
+            )
         self._losses = [algorithm.loss() for algorithm in chosen]
         self.version = 0
         """Optimizer steps behind the current weights."""
@@ -100,7 +110,7 @@ class PolicyTrainer:
         self._channel, self._cores = channel, cores or AllCores()
         self._first_micro_batch_tokens = micro_batch_tokens(model, self.config)
         self._micro_batch_tokens = self._first_micro_batch_tokens
-        self._most_activations = _Largest()
+        self._most_activations = LargestActivations()
         self._pending = self._nothing()
         self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
         self._probe_at_start = self._score_rows()
@@ -113,10 +123,24 @@ class PolicyTrainer:
         watched_groups: Sequence[int] = (),
         weights: Sequence[float] = (),
     ) -> StepResult:
-        """`loss` over all samples, then `step`; the result holds the log-probs of the watched groups' samples."""
+        """Takes `loss` over all samples, then `step`; or several updates, as the settings say.
+
+        The result holds the log-probs that the watched groups' samples had before.
+        """
         self._pending.watched = frozenset(watched_groups)
-        self.loss(assignments, weights)
-        return self.step()
+        if self.config.num_updates == 1:
+            self.loss(assignments, weights)
+            return self.step()
+        parts = [assignments] if isinstance(assignments, Assignment) else list(assignments)
+        self._check_tasks(len(parts), weights)
+        shares = weights or _shares(parts)
+        minibatches = self._remember(parts, shares)
+        updates = []
+        for _ in range(self.config.passes):
+            for minibatch in minibatches:
+                self.loss(minibatch, shares)
+                updates.append(self._update())
+        return self._finish(updates)
 
     def loss(self, assignments: Assignment | Sequence[Assignment], weights: Sequence[float] = ()) -> dict[str, float]:
         """Forward and backward passes; the gradient is added to what earlier calls left.
@@ -160,6 +184,9 @@ class PolicyTrainer:
         Raises:
             CollapseError: the fifth non-finite gradient in a row.
         """
+        return self._finish([self._update()])
+
+    def _update(self) -> "_Update":
         started = time.perf_counter()
         pending, self._pending = self._pending, self._nothing()
         health = self._guard.judge(pending.grad_norm) if pending.has_gradient else Health.GOOD
@@ -171,15 +198,22 @@ class PolicyTrainer:
                 self._optimizer.step(self.version, pending.grad_norm)
         else:
             self._optimizer.clear()
-        metrics = pending.metrics() | {
-            "train/grad_norm": pending.grad_norm,
+        pending.seconds += time.perf_counter() - started
+        return _Update(pending, health, is_applied)
+
+    def _finish(self, updates: Sequence["_Update"]) -> StepResult:
+        pooled = pool([update.gathered for update in updates], self.config.passes if len(updates) > 1 else 1)
+        metrics = pooled.metrics() | {
+            "train/grad_norm": pooled.grad_norm,
             "train/lr": self._optimizer.rate(self.version),
-            "train/grad_spike": float(health is Health.SPIKE),
-            "train/skipped_nonfinite": float(health is Health.NONFINITE),
-            "time/train": pending.seconds + time.perf_counter() - started,
+            "train/updates": float(sum(update.is_applied for update in updates)),
+            "train/grad_spike": float(sum(update.health is Health.SPIKE for update in updates)),
+            "train/skipped_nonfinite": float(sum(update.health is Health.NONFINITE for update in updates)),
+            "time/train": pooled.seconds,
         }
         self.version += 1
-        return StepResult(self.version, metrics, not is_applied, pending.logprobs, pending.task_metrics())
+        is_skipped = not any(update.is_applied for update in updates)
+        return StepResult(self.version, metrics, is_skipped, pooled.logprobs, pooled.task_metrics())
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the channel, with checksums and probe log-probs to prove them by.
@@ -236,9 +270,8 @@ class PolicyTrainer:
 
     def _add(self, task: int, assignment: Assignment, weight: float) -> None:
         """One task's share of the step. Its gradient is taken on its own, so that no other task can touch its bits."""
-        pending, needs = self._pending.tasks[task], self._needs[task]
-        samples = assignment.samples
-        chosen = [sample for sample in samples if sample.advantage != 0.0 or needs.zero_advantages]
+        pending, samples = self._pending.tasks[task], assignment.samples
+        chosen = self._choose(task, samples)
         pending.num_samples += len(samples)
         pending.num_samples_without_signal += len(samples) - len(chosen)
         if not chosen:
@@ -285,17 +318,56 @@ class PolicyTrainer:
             f"step {self.version}: out of memory; trainer.micro_batch_tokens is now {self._micro_batch_tokens}"
         )
 
-    def _accumulate(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
-        pending, needs = self._pending.tasks[task], self._needs[task]
+    @torch.no_grad()
+    def _remember(self, parts: Sequence[Assignment], weights: Sequence[float]) -> list[list[Assignment]]:
+        """Splits a step into minibatches, and notes what the policy says of all of them before the first update."""
+        started = time.perf_counter()
+        for part, needs in zip(parts, self._needs, strict=True):
+            check_references(part.samples, needs)
+        split = [split_assignment(part, self.config.minibatches) for part in parts]
+        for task, (of_task, weight) in enumerate(zip(split, weights, strict=True)):
+            if weight != 0.0:
+                of_task[:] = [self._remember_samples(task, part) for part in of_task]
+        self._pending.seconds += time.perf_counter() - started
+        return [list(minibatch) for minibatch in zip(*split, strict=True)]
+
+    def _remember_samples(self, task: int, assignment: Assignment) -> Assignment:
+        chosen = self._choose(task, assignment.samples)
+        if not chosen:
+            return assignment
+        counts = _count(assignment, self.sampling.max_tokens)
+        remembered: dict[int, TrainSample] = {}
+        for part in self._split(task, chosen):
+            samples = [chosen[index] for index in part]
+            with self._cores.using("trainer"):
+                batch = self._build_batch(task, samples, counts)
+            self._compare(self._pending.tasks[task], samples, batch)
+            self._pending.watch(samples, batch.logprobs)
+            remembered.update(zip(map(id, samples), remember(samples, batch.logprobs, batch.values), strict=True))
+        samples = [remembered.get(id(sample), sample) for sample in assignment.samples]
+        return replace(assignment, samples=tuple(samples))
+
+    def _choose(self, task: int, samples: Sequence[TrainSample]) -> list[TrainSample]:
+        """The samples with a gradient."""
+        return [sample for sample in samples if sample.advantage != 0.0 or self._needs[task].zero_advantages]
+
+    def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
+        needs = self._needs[task]
         with autocast(self.model, self.config.precision), self._most_activations.measured(self.model, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
             scores = self._score(samples, entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
-        batch = loss_batch(samples, scores, counts, needs_reference=needs.reference, values=values)
+        cap = None if needs.ignores_behavior_logprobs else self.config.behavior_cap
+        return loss_batch(samples, scores, counts, needs_reference=needs.reference, values=values, behavior_cap=cap)
+
+    def _accumulate(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
+        pending = self._pending.tasks[task]
+        batch = self._build_batch(task, samples, counts)
         output = self._losses[task](batch)
         pending.parts.append(output.metrics)
-        self._compare(pending, samples, batch)
-        self._pending.watch(samples, batch.logprobs)
+        if not samples[0].old_logprobs:  # or else it was done before the first update
+            self._compare(pending, samples, batch)
+            self._pending.watch(samples, batch.logprobs)
         loss = float(output.loss.detach())
         pending.loss += loss
         before = pending.grad_norm
@@ -351,32 +423,12 @@ class PolicyTrainer:
         return tuple(self._score_probe([SFTRow(row[:1], row[1:]) for row in self._probe_rows]).logprobs.tolist())
 
 
-class _Largest:
-    """The most bytes that a forward pass left for its backward pass, counted where a micro-batch is a new largest."""
+class _Update(NamedTuple):
+    """One optimizer update, applied or refused."""
 
-    def __init__(self) -> None:
-        self.num_bytes = self._num_tokens = 0
-
-    @contextmanager
-    def measured(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
-        """Counts the tensors saved inside the block, each storage once and weights not at all."""
-        num_tokens = sum(len(sample.token_ids) for sample in samples)
-        if num_tokens <= self._num_tokens:
-            yield
-            return
-        self._num_tokens = num_tokens
-        held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        sizes: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in held:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            yield
-        self.num_bytes = max(self.num_bytes, sum(sizes.values()))
+    gathered: Gathered
+    health: Health
+    is_applied: bool
 
 
 def _shares(assignments: Sequence[Assignment]) -> list[float]:

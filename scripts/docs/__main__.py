@@ -11,7 +11,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -22,12 +22,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llamarl.algorithms import AlgorithmConfig
-from llamarl.cli.main import build_parser
+from llamarl.cli.main import COMMANDS, load_command
 from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
 from llamarl.report import names
-from llamarl.training.config import LoraConfig, SFTConfig
+from llamarl.training.config import LoraConfig
+from llamarl.training.objectives import DPOConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -36,6 +37,7 @@ BLOCK = re.compile(r"(<!-- generated: settings of (\w+) -->\n).*?(<!-- end -->)"
 ALGORITHMS: dict[str, type[BaseModel]] = {
     str(model.model_fields["type"].default): model for model in models_in(get_args(AlgorithmConfig)[0])
 }
+FIT_COMMANDS: dict[str, type[BaseModel]] = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
 AREAS = {
     "rollout": "What was sampled: the step's batch, whose tokens may be older than the step.",
     "train": "The loss and the update.",
@@ -56,7 +58,7 @@ AREAS = {
 
 
 def settings_page() -> str:
-    """Every setting of a recipe and of `llamarl sft`."""
+    """Every setting of a recipe and of the commands of supervised training."""
     intro = (
         "# Settings\n\n"
         "A recipe is a TOML file with these settings. On the command line each is `--dotted.name VALUE`, with `-` or\n"
@@ -73,7 +75,8 @@ def settings_page() -> str:
         page = "guides/write-an-algorithm.md" if name == "custom" else f"algorithms/{name}.md"
         parts.append(f'\n### type = "{name}"\n\n{summary(model)} See [{name}](../{page}).\n\n')
         parts.append(table(plain_fields(model), "algorithm."))
-    parts.append(f"\n## Settings of `llamarl sft`\n\n{summary(SFTConfig)}\n\n" + table(plain_fields(SFTConfig), ""))
+    for command, model in FIT_COMMANDS.items():
+        parts.append(f"\n## Settings of `llamarl {command}`\n\n{summary(model)}\n\n" + table(plain_fields(model), ""))
     lead = one_line(SFTConfig.model_fields["lora"].description)
     parts.append(f"\n### lora\n\n{lead} {summary(LoraConfig)}\n\n" + table(plain_fields(LoraConfig), "lora."))
     return NOTICE + "".join(parts)
@@ -129,7 +132,8 @@ def annotation_text(annotation: Any) -> str:
         return f"list of {len(arguments)} {annotation_text(arguments[0])}s"
     if origin is dict:
         return f"table of {annotation_text(arguments[1])}s" if annotation_text(arguments[1]) else "table"
-    return " or ".join(annotation_text(argument) for argument in arguments if argument is not NoneType)
+    texts = [annotation_text(argument) for argument in arguments if argument is not NoneType]
+    return " or ".join(filter(None, texts))  # a file holds no objects of a program
 
 
 def default_text(field: FieldInfo) -> str:
@@ -198,39 +202,28 @@ def cli_page() -> str:
     parts = [
         NOTICE + "# Command line\n\n"
         "Exit status: 0 done; 1 the run failed; 2 the input is wrong; 130 interrupted. Messages go to standard error.\n"
-        "Every command takes `--help`; `llamarl --version` prints the version.\n"
+        "Every command takes `--help`; `llamarl --help` lists them, and `llamarl --version` prints the version.\n"
     ]
-    for name, help_text, parser in subcommands():
-        parts.append(
-            f"\n## llamarl {name}\n\n{help_text[0].upper()}{help_text[1:]}.\n\n| argument | meaning |\n|---|---|\n"
-        )
-        parts += [argument_row(action) for action in parser._actions if action.dest != "help"]
-        if parser.get_default("takes_overrides"):
-            where = "#settings-of-llamarl-sft" if name == "sft" else ""
+    for command in map(load_command, COMMANDS):
+        summary, _, details = command.description.partition("\n")
+        parts.append(f"\n## llamarl {command.name}\n\n{summary}\n")
+        if details.strip():
+            parts.append(f"\n```text\n{details.strip()}\n```\n")
+        parts.append("\n| argument | meaning |\n|---|---|\n")
+        parts += [argument_row(action) for action in command.parser._actions if action.dest != "help"]
+        if command.takes_overrides:
+            where = f"#settings-of-llamarl-{command.name.replace(' ', '-')}" if command.name in FIT_COMMANDS else ""
             parts.append(f"| `--dotted.name VALUE` | any [setting](settings.md{where}) |\n")
-        examples = inspect.cleandoc((parser.epilog or "").partition("\n")[2])
-        parts.append(f"\n```bash\n{examples}\n```\n")
+        parts.append(f"\n```bash\n{command.examples}\n```\n")
     return "".join(parts)
-
-
-def subcommands(
-    parser: argparse.ArgumentParser | None = None, before: str = ""
-) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    """Name, one line of help, and parser of each command; those of a group such as `eval` one by one."""
-    for action in (parser or build_parser())._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                name, command = f"{before}{choice.dest}", action.choices[choice.dest]
-                yield from list(subcommands(command, f"{name} ")) or [(name, str(choice.help), command)]
 
 
 def argument_row(action: argparse.Action) -> str:
     """One argument."""
-    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    value = "" if action.nargs == 0 else f" {action.metavar}"
     flags = ", ".join(f"`{flag}{value}`" for flag in action.option_strings)
-    name = flags or f"`{action.metavar or action.dest.upper()}`"
-    choices = f" One of: {', '.join(map(str, action.choices))}." if action.choices else ""
-    return f"| {name} | {one_line(action.help)}{choices} |\n".replace("  |", " |")
+    meaning = one_line(action.help).replace("%%", "%").replace("|", "\\|")
+    return f"| {flags or f'`{action.metavar}`'} | {meaning} |\n"
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------

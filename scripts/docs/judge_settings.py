@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from llamarl.core.loading import load_object
-from llamarl.judges.llm import LLMJudgeConfig
+from llamarl.judges.llm.judge import LLMJudgeConfig
 from llamarl.judges.resolve import SHIPPED
 
 NOT_SET_HERE = ("name",)

@@ -9,10 +9,15 @@ import pytest
 from llamarl.algorithms import (
     AIPOConfig,
     CISPOConfig,
+    CODPOConfig,
+    CRRAFTConfig,
     DAPOConfig,
     DrGRPOConfig,
     GRPOConfig,
     GSPOConfig,
+    OnlineDPOConfig,
+    PPOConfig,
+    RAFTConfig,
     ReinforcePPConfig,
     RLOOConfig,
 )
@@ -52,6 +57,74 @@ def test_grpo_family_divides_by_the_group_std():
     # mean 1/4, std sqrt(3)/4 = 0.4330127; eps 1e-6 lowers 1.7320508 by 4e-6
     for config in (GRPOConfig(), DAPOConfig(), GSPOConfig(), CISPOConfig()):
         assert advantages(config, group_of([1, 0, 0, 0])) == pytest.approx([1.7320508] + [-0.5773503] * 3, abs=1e-5)
+
+
+def test_grpo_family_divides_by_what_it_is_told():
+    groups = group_of([1, 0], index=0), group_of([0, 3], index=1)
+    for config in (GRPOConfig, DAPOConfig, GSPOConfig, CISPOConfig):
+        assert config().scale == "group" and config().eps == 1e-6
+        assert advantages(config(scale="none"), *groups) == [0.5, -0.5, -1.5, 1.5] == advantages(AIPOConfig(), *groups)
+        # all four rewards: mean 1, std sqrt((0 + 1 + 1 + 4) / 4) = 1.2247449
+        expected = [0.4082483, -0.4082483, -1.2247449, 1.2247449]
+        assert advantages(config(scale="batch", eps=1e-12), *groups) == pytest.approx(expected)
+        # stds 1/2 and 3/2 plus 1/2
+        assert advantages(config(eps=0.5), *groups) == pytest.approx([0.5, -0.5, -0.75, 0.75])
+
+
+def truncated(group, *places):
+    """The group with some of its completions cut by the token limit."""
+    samples = [
+        replace(s, completion=replace(s.completion, finish_reason="length")) if i in places else s
+        for i, s in enumerate(group.samples)
+    ]
+    return replace(group, samples=tuple(samples))
+
+
+MASKABLE = [*ALL, PPOConfig]
+
+
+@pytest.mark.parametrize("config", MASKABLE)
+def test_truncated_completions_leave_the_loss_but_count_in_every_mean(config):
+    groups = [truncated(group_of([1, 0, 0, 3]), 1, 3), group_of([2, 5], index=1)]
+    everything, kept = (config(mask_truncated=m).credit().assign(groups) for m in (False, True))
+    assert config().credit().assign(groups) == everything and "masked_frac" not in everything.metrics
+    assert kept.samples == tuple(everything.samples[i] for i in (0, 2, 4, 5))  # their advantages are as before
+    assert kept.num_prompts == everything.num_prompts == 2 and kept.metrics["masked_frac"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("config", MASKABLE)
+def test_a_prompt_of_which_all_is_truncated_trains_nothing_and_counts(config):
+    groups = [truncated(group_of([1, 0]), 0, 1), group_of([2, 5], index=1)]
+    kept = config(mask_truncated=True).credit().assign(groups)
+    assert {sample.group for sample in kept.samples} == {1} and kept.num_prompts == 2
+
+
+def test_the_best_is_never_a_truncated_one():
+    groups = [truncated(group_of([1, 0, 0.5]), 0), truncated(group_of([1, 0], index=1), 0, 1)]
+    for config in (RAFTConfig, CRRAFTConfig):
+        settings = {"reward": "as_is"} if config is CRRAFTConfig else {}
+        known = [
+            replace(g, samples=tuple(replace(s, reference_logprobs=s.completion.logprobs) for s in g.samples))
+            for g in groups
+        ]
+        free = config(**settings).credit().assign(known)
+        assert [sample.token_ids[0] for sample in free.samples] == [0, 0]
+        kept = config(**settings, mask_truncated=True).credit().assign(known)
+        assert [(sample.group, sample.token_ids[0]) for sample in kept.samples] == [(0, 20)] and kept.num_prompts == 2
+
+
+def test_no_pair_holds_a_truncated_one():
+    groups = [truncated(group_of([1, 0, 0.5]), 0), truncated(group_of([1, 0], index=1), 1)]
+    groups[0] = replace(groups[0], samples=tuple(numbered(groups[0].samples)))
+    for config in (OnlineDPOConfig, CODPOConfig):
+        kept = config(mask_truncated=True).credit().assign(groups)
+        assert [(s.group, s.token_ids[0], s.advantage) for s in kept.samples] == [(0, 20, 1.0), (0, 10, -1.0)]
+        assert kept.num_prompts == 2 and kept.metrics["masked_frac"] == pytest.approx(2 / 5)
+
+
+def numbered(samples):
+    """The samples with texts that differ."""
+    return [replace(s, completion=replace(s.completion, text=f"text {i}")) for i, s in enumerate(samples)]
 
 
 def test_reinforce_pp_standardises_the_batch():

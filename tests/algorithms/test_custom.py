@@ -26,6 +26,9 @@ def doubled(rho):
 
 def nothing():
     return object()
+
+def broken():
+    return {}["rho"]
 """
 
 SMALL = [
@@ -57,5 +60,7 @@ def test_rejects_a_factory_that_is_missing_fails_or_returns_no_algorithm(file: P
         CustomConfig(factory=f"{file}:doubled", settings={"roh": 1.0}).load()
     with pytest.raises(ConfigError, match=r"algorithm\.settings: roh: unknown key\. Did you mean 'rho'"):
         CustomConfig(factory=f"{file}:DoubledConfig", settings={"roh": 1.0}).load()
+    with pytest.raises(ConfigError, match=r"broken: KeyError: 'rho' \(.*mine\.py:\d+\); check algorithm\.settings"):
+        CustomConfig(factory=f"{file}:broken").load()
     with pytest.raises(ConfigError, match="returned a object, but a recipe needs an Algorithm"):
         CustomConfig(factory=f"{file}:nothing").load()

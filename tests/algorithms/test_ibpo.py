@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,16 @@ def test_unscored_and_unsatisfied_samples_are_never_accepted():
     assert ibpo(correct_from=0.5).assign(batch([(SHORT, 0.6)])).samples
 
 
+def test_a_truncated_response_is_never_right_where_they_are_masked():
+    cut = batch([(SHORT, 1.0), (LONG, 1.0)], HARD)
+    first = cut[0].samples[0]
+    first = replace(first, completion=replace(first.completion, finish_reason="length"))
+    cut[0] = replace(cut[0], samples=(first, *cut[0].samples[1:]))
+    assert is_long(ibpo(q_plus=1.0).assign(cut)) == {10: False, 11: True}
+    found = ibpo(q_plus=1.0, mask_truncated=True).assign(cut)
+    assert is_long(found) == {10: True, 11: True} and found.metrics["masked_frac"] == 0.25
+
+
 def test_tokens_may_be_bounded():
     # completions of 1 and 18 characters: their mean 9.5 is allowed at 10, not at 9
     assert len(ibpo(q_plus=1.0, mean_tokens=10.0).assign(batch(EASY, HARD)).samples) == 2
@@ -233,7 +244,7 @@ def test_a_spell_without_training_is_told_once(caplog):
     first, second = (record.getMessage() for record in caplog.records)
     assert "rejects all 2 prompts, so that nothing trains: of 2 responses 1 are right and 1 have no group" in first
     assert "rejects all 1 prompts" in second
-    assert caplog.records[0].name == "llamarl.algorithms.ibpo"
+    assert caplog.records[0].name == "llamarl.algorithms.ibpo_credit"
 
 
 def test_a_bound_on_tokens_that_no_choice_keeps_is_told(caplog):

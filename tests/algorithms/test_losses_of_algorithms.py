@@ -163,6 +163,23 @@ def test_metrics_by_hand():
     }, abs=1e-6)  # fmt: skip
 
 
+CLIPPED = [DAPOConfig, DrGRPOConfig, GRPOConfig, GSPOConfig, ReinforcePPConfig]
+
+
+@pytest.mark.parametrize("config", CLIPPED)
+def test_dual_clip_by_hand(config):
+    # one token each at ratio 5: with A = -1 it pushes with -5, or not at all above delta; A = 1 was clipped before
+    batch, leaf = simple_batch([[5.0], [2.0], [5.0]], [-1.0, -1.0, 1.0])
+    settings = {"kl_coef": 0.0, "reduction": "sample_sum"}
+    assert config().delta == 3.0
+    assert torch.allclose(gradient(config(**settings), batch, leaf).squeeze(-1), torch.tensor([0.0, 2 / 3, 0.0]))
+    published = config(**settings, delta=None)
+    assert torch.allclose(gradient(published, batch, leaf).squeeze(-1), torch.tensor([5 / 3, 2 / 3, 0.0]))
+    metrics = mean_metrics([config(**settings).loss()(batch).metrics])
+    assert metrics["train/clip_frac/delta"] == pytest.approx(1 / 3) == metrics["train/clip_frac/high"]
+    assert "train/clip_frac/delta" not in published.loss()(batch).metrics
+
+
 # gradient
 
 
@@ -327,6 +344,13 @@ def test_at_ratio_one_all_agree_up_to_their_reduction():
             assert torch.allclose(grad, grads[0], atol=1e-12), config.type
 
 
+@pytest.mark.parametrize("config", CLIPPED)
+def test_on_policy_the_dual_clip_changes_no_bit(config):
+    logits, tokens, fixed = parameters(spread=0.0)
+    bounded, free = (gradient(config(delta=d), batch_of(logits, tokens, fixed), logits).clone() for d in (1.01, None))
+    assert torch.equal(bounded, free)
+
+
 def test_dapo_with_equal_bounds_is_grpo_with_a_token_mean():
     logits, tokens, fixed = parameters()
     dapo = gradient(DAPOConfig(clip_high=0.2), batch_of(logits, tokens, fixed), logits)
@@ -345,7 +369,7 @@ def test_cispo_without_a_lower_bound_is_aipo():
 
 def test_wide_bounds_reduce_clipping_to_aipo_without_truncation():
     logits, tokens, fixed = parameters()
-    wide = gradient(DAPOConfig(clip_low=0.9999, clip_high=1e6), batch_of(logits, tokens, fixed), logits)
+    wide = gradient(DAPOConfig(clip_low=0.9999, clip_high=1e6, delta=None), batch_of(logits, tokens, fixed), logits)
     aipo = gradient(AIPOConfig(rho=1e6), batch_of(logits, tokens, fixed), logits)
     assert torch.allclose(wide, aipo, atol=1e-12)
 

@@ -63,15 +63,15 @@ def test_solve_takes_further_groups_and_other_names(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--q-plus", "1.25"], "the cap of group 'long' is 1.25; a share lies between 0 and 1"),
-        ([], "give a budget: --q-plus Q"),
+        (["--q-plus", "1.25"], "--q-plus: must be at most 1.0; got 1.25"),
+        ([], "no budget given: use --q-plus Q"),
         (["--mean-cost", "4"], "give both or neither"),
         (["--q-plus", "0.5", "--cost-field", "tokens"], "give both or neither"),
         (["--q-plus", "0.5", "--cap", "tool"], "--cap tool: write NAME=Q"),
         (["--q-plus", "0.5", "--cap", "=0.1"], "--cap =0.1: write NAME=Q"),
-        (["--q-plus", "0.5", "--cap", "long=0.1"], "--cap long=0.1: 'long' has a cap by --q-plus already; give one"),
-        (["--q-plus", "0.5", "--cap", "a=.1", "--cap", "a=.9"], "--cap a=.9: 'a' has a cap by --cap a=.1 already"),
-        (["--q-plus", "0.5", "--time-limit", "0"], "time_limit_seconds"),
+        (["--q-plus", "0.5", "--cap", "long=0.1"], "--cap long: the group has a cap by --q-plus already"),
+        (["--q-plus", "0.5", "--cap", "a=.1", "--cap", "a=.9"], "--cap a=.9: a=0.1 is given already"),
+        (["--q-plus", "0.5", "--time-limit", "0"], "--time-limit: must be greater than 0.0; got 0"),
         (["--q-plus", "0.5", "--long-group", "lon"], "pool.jsonl, line 2, field 'group': 'long' is no group"),
     ],
 )

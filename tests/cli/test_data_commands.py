@@ -11,7 +11,7 @@ from llamarl.tasks.instructions import LANGUAGES
 
 def test_rows_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.jsonl"
-    assert main(["data", "instructions", "--language", "fr", "--count", "4", "--turns", "3", "--out", str(out)]) == 0
+    assert main(["data", "instructions", "--languages", "fr", "--count", "4", "--turns", "3", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"4 rows in fr written to {out}\n"
     prompts = read_prompts(out, format="llamarl")
     assert [prompt.id for prompt in prompts] == ["fr-0-0", "fr-0-1", "fr-0-2", "fr-0-3"]
@@ -20,7 +20,7 @@ def test_rows_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_conversations_to_evaluate_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "held_out.jsonl"
-    options = ["--language", "all", "--count", "2", "--turns", "2", "--format", "conversations", "--json"]
+    options = ["--languages", "all", "--count", "2", "--turns", "2", "--format", "conversations", "--json"]
     assert main(["data", "instructions", *options, "--out", str(out)]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary == {"file": str(out), "lines": 16, "format": "conversations", "languages": list(LANGUAGES)}
@@ -30,7 +30,7 @@ def test_conversations_to_evaluate_with(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_standard_output_and_several_languages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "instructions", "--language", "hi,zh", "--language", "hi", "--count", "1"]) == 0
+    assert main(["data", "instructions", "--languages", "hi,zh", "--languages", "hi", "--count", "1"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["info"]["language"] for row in rows] == ["hi", "zh"]
 
@@ -46,7 +46,7 @@ def test_other_counts_and_seeds(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--language", "xx"], "language='xx'"),
+        (["--languages", "xx"], "language='xx'"),
         (["--count", "0"], "count=0; give at least 1"),
         (["--turns", "4"], "turns=4; give 1 to 3"),
         (["--json"], "give --out FILE"),

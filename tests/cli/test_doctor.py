@@ -83,7 +83,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_bubblewrap_it_says_so_and_exits_with_0() -> None:
     environment = {**os.environ, "PATH": "/nonexistent"}
-    words = [sys.executable, "-m", "llamarl.cli.main", "doctor", "--json"]
+    words = [sys.executable, "-m", "llamarl", "doctor", "--json"]
     done = subprocess.run(words, env=environment, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert findings["sandbox"]["state"] == "lacking" and findings["sandbox"]["found"] == "bwrap not found"
@@ -93,7 +93,7 @@ def test_without_bubblewrap_it_says_so_and_exits_with_0() -> None:
 def test_a_torch_that_cannot_be_imported_breaks_the_core(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: cannot open\\nshared object')")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    words = [sys.executable, "-m", "llamarl.cli.main", "doctor"]
+    words = [sys.executable, "-m", "llamarl", "doctor"]
     done = subprocess.run(words, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if "torch  " in line]

@@ -58,9 +58,9 @@ def test_settings_are_listed_and_wrong_ones_refused(model, pairs, tmp_path, caps
     assert run("reward", "train", "--list-settings") == 0
     assert "num_epochs = 1  # Times each row is seen; instead of `num_steps`." in capsys.readouterr().out
     assert run("reward", "train", pairs, "--model", model, "--out", tmp_path / "o", "--num-epoch", 2) == 2
-    assert "num_epoch: unknown key. Did you mean 'num_epochs'?" in capsys.readouterr().err
+    assert "--num-epoch: unknown key. Did you mean 'num_epochs'?" in capsys.readouterr().err
     assert run("reward", "train", pairs) == 2
-    assert "give DATA, --model and --out" in capsys.readouterr().err
+    assert "DATA, --model or --out is missing: use llamarl reward train" in capsys.readouterr().err
 
 
 def test_baselines_are_sampled_once_per_prompt_and_reproducible(model, tmp_path, capsys):

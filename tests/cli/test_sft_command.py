@@ -35,8 +35,9 @@ def rows(count=8):
 def test_an_earlier_result_is_replaced_and_its_numbers_are_printed(model, tmp_path, capsys):
     for _ in range(2):
         assert run(model, rows(), tmp_path / "out", "--num-steps", 2, "--held-out", 3, "--json") == 0
-    result = json.loads(capsys.readouterr().out.split("}\n")[-2] + "}")
-    assert (result["rows"], result["steps"]) == (5, 2) and result["held_out_loss_after"] > 0
+        result = json.loads(capsys.readouterr().out)
+    assert (result["rows"]["train"], result["steps"]) == (5, 2) and result["held_out"]["loss"] > 0
+    assert result["held_out_before"]["tokens"] == result["held_out"]["tokens"]
 
 
 def test_adapters_from_the_command_line_give_a_checkpoint_without_them(model, tmp_path, capsys):
@@ -57,7 +58,8 @@ def test_adapters_from_the_command_line_give_a_checkpoint_without_them(model, tm
     before, after = (AutoTokenizer.from_pretrained(path) for path in (model, tmp_path / "out"))
     assert after.chat_template == before.chat_template and after.get_vocab() == before.get_vocab()
     files = [{file.name for file in path.iterdir()} for path in (model, tmp_path / "out")]
-    assert files[0] == files[1]
+    records = {"metrics.jsonl", "summary.json", "recipe.json", "environment.json"}
+    assert files[1] == files[0] | records and not (tmp_path / "out.partial").exists()
 
 
 def test_arguments_of_the_template_in_both_spellings_and_epochs(tmp_path, capsys):

@@ -89,7 +89,7 @@ def recipe(tmp_path: Path, labels: list[bool]) -> Recipe:
 def test_a_run_whose_judge_errs_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match=r"judge 'format' .* on 'moon', which must pass .*canaries.jsonl, line 1"):
         train(recipe(tmp_path, [True, True]), tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    assert not (tmp_path / "run").exists(), "the next attempt may use the name"
 
 
 def test_a_run_whose_judge_is_right_logs_it(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_capacity_counts_groups_not_requests() -> None:
 
 def test_held_out_prompts_are_asked_as_they_stand() -> None:
     rig = Rig(small(max_staleness=0), tasks=[covered()])
-    run_virtual(rig.run(Evaluation(PROMPTS[-3:], Sampling(max_tokens=4))))
+    run_virtual(rig.run(Evaluation({"only": PROMPTS[-3:]}, Sampling(max_tokens=4))))
     for _, groups in rig.observer.evaluations:
         assert [len(group.samples) for group in groups] == [1, 1, 1]
         assert [group.samples[0].completion.prompt_ids for group in groups] == [(37,), (38,), (39,)]

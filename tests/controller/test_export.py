@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from llamarl.controller.directory import RECIPE_FILE
 from llamarl.controller.export import export_run
-from llamarl.controller.run import RECIPE_FILE
 from llamarl.core.errors import CheckpointError
 from llamarl.models.tiny import build_tiny
 

@@ -18,9 +18,11 @@ from rig import PROMPTS, PassRewards, Rig, ScriptedAlgorithm, ScriptedReference,
 from llamarl.algorithms import AIPOConfig, DrGRPOConfig, GRPOConfig, ReinforcePPConfig, RLOOConfig
 from llamarl.controller.evaluation import Evaluation
 from llamarl.controller.guard import GuardConfig
+from llamarl.controller.metrics import flatten
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
 from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
+from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.records import MAX_SCORE, Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.testing import RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer, run_virtual
@@ -258,7 +260,7 @@ def test_judges_that_break_cost_no_step(last_good: int, steps: int) -> None:
 
     rig = Rig(small(max_staleness=0, checkpoint_every=0), judge=ScriptedJudge(decide=decide))
     with pytest.raises(JudgeError, match="failed its last 64 samples"):
-        run_virtual(rig.run(Evaluation(PROMPTS[:2], Sampling(max_tokens=4))))
+        run_virtual(rig.run(Evaluation({"only": PROMPTS[:2]}, Sampling(max_tokens=4))))
     assert rig.saved == [steps] and len(rig.observer.steps) == steps
 
 
@@ -296,7 +298,7 @@ def test_the_end_of_the_data_ends_the_run_with_a_smaller_batch() -> None:
 
 def test_evaluation_runs_before_and_after_on_the_same_seeds() -> None:
     rig = Rig(small(max_staleness=1, evaluate_every=2))
-    run_virtual(rig.run(Evaluation(PROMPTS[-6:], Sampling(max_tokens=4))))
+    run_virtual(rig.run(Evaluation({"only": PROMPTS[-6:]}, Sampling(max_tokens=4))))
     assert [version for version, _ in rig.observer.evaluations] == [0, 2, 4, 5]
     before, after = rig.observer.evaluations[0][1], rig.observer.evaluations[-1][1]
     assert [g.prompt.id for g in before] == [p.id for p in PROMPTS[-6:]] == [g.prompt.id for g in after]
@@ -307,7 +309,7 @@ def test_evaluation_runs_before_and_after_on_the_same_seeds() -> None:
 
 
 def test_an_evaluation_may_take_long_while_answers_keep_coming_and_no_longer() -> None:
-    schedule, held_out = small(stall_seconds=60.0), Evaluation(PROMPTS[-6:], Sampling(max_tokens=4))
+    schedule, held_out = small(stall_seconds=60.0), Evaluation({"only": PROMPTS[-6:]}, Sampling(max_tokens=4))
 
     def one_by_one(request: GenerationRequest, sample: int) -> int:
         return 50 * (1 + (-request.key - 1) % 6) if request.key < 0 else 1
@@ -331,7 +333,7 @@ def test_held_out_prompts_are_shared_out_evenly() -> None:
         return generators[-1]
 
     rig = Rig(small(steps=1, max_staleness=0), generator=generator, num_generators=2, capacity=2)
-    run_virtual(rig.run(Evaluation(PROMPTS[-5:], Sampling(max_tokens=4))))
+    run_virtual(rig.run(Evaluation({"only": PROMPTS[-5:]}, Sampling(max_tokens=4))))
     first = [[request.prompt_ids[0] for request in g.submitted if request.key < 0] for g in generators]
     assert [prompts[: len(prompts) // 2] for prompts in first] == [[35, 37, 39], [36, 38]]  # before and after
 
@@ -339,11 +341,11 @@ def test_held_out_prompts_are_shared_out_evenly() -> None:
 def test_held_out_prompts_that_nobody_can_judge_stop_the_run_at_once() -> None:
     rig = Rig(small(), judge=ScriptedJudge(decide=lambda p, c: Verdict.failed("no key")))
     with pytest.raises(JudgeError, match="no key"):
-        run_virtual(rig.run(Evaluation(PROMPTS[-2:], Sampling(max_tokens=4))))
+        run_virtual(rig.run(Evaluation({"only": PROMPTS[-2:]}, Sampling(max_tokens=4))))
 
 
 def test_judges_that_cannot_judge_stop_the_run_with_a_checkpoint() -> None:
-    rig = Rig(small(), judge=ScriptedJudge(report={"judge/is_degraded": 1.0, "judge/unscored_frac": 0.4}))
+    rig = Rig(small(), judge=ScriptedJudge(report=JudgesStatus(unscored_fraction=0.4, is_degraded=True)))
     with pytest.raises(JudgeError, match="40% of the last samples could not be judged"):
         run_virtual(rig.run())
     assert rig.saved == [1]
@@ -463,8 +465,9 @@ def test_every_step_trains_a_full_batch_of_each_task() -> None:
     for record in rig.observer.steps:
         assert [group.prompt.task for group in record.groups] == ["a", "a", "a", "b"]
         assert [len(group.samples) for group in record.groups] == [2, 2, 2, 4]
-        assert record.metrics["task/a/algorithm/groups"] == 3 and record.metrics["task/b/algorithm/groups"] == 1
-        assert record.metrics["rollout/reward/count"] == 10 and record.metrics["task/b/rollout/reward/count"] == 4
+        metrics = flatten(record.metrics, record.task_metrics)
+        assert metrics["task/a/algorithm/groups"] == 3 and metrics["task/b/algorithm/groups"] == 1
+        assert metrics["rollout/reward/count"] == 10 and metrics["task/b/rollout/reward/count"] == 4
     assert max(rig.staleness()) <= 1
     assert len(set(rig.trained())) == len(rig.trained()) == 20
     assert rig.trainer.weights == [[0.75, 0.25]] * 5
@@ -483,7 +486,7 @@ def test_a_task_whose_prompts_end_leaves_the_others_training() -> None:
     rig = Rig(small(steps=6), tasks=two_tasks(stream=iter([(0, replace(p, task="b")) for p in PROMPTS[20:22]])))
     run_virtual(rig.run())
     assert [len(record.groups) for record in rig.observer.steps] == [4, 4, 3, 3, 3, 3]
-    assert "task/b/rollout/reward/mean" not in rig.observer.steps[-1].metrics
+    assert "rollout/reward/mean" not in rig.observer.steps[-1].task_metrics["b"]
 
 
 def test_the_reference_scores_samples_of_algorithms_that_need_it_and_no_others() -> None:
@@ -537,5 +540,7 @@ def test_an_alarm_of_the_watch_is_said_and_may_stop_the_run() -> None:
         rig = Rig(small(steps=8, max_staleness=0), tasks=[task], judge=ScriptedJudge(decide=decide))
         run_virtual(rig.run())
         assert len(rig.observer.steps) == steps
-        assert [record.metrics["watch/alarms"] for record in rig.observer.steps[:4]] == [0, 0, 0, 1]
-        assert rig.observer.messages[0].startswith("reward hacking? only, step 4: reward rose from 0.05 to 1.05 while")
+        assert [record.task_metrics["only"]["watch/alarms"] for record in rig.observer.steps[:4]] == [0, 0, 0, 1]
+        assert rig.observer.messages[0].startswith(
+            "possible reward hacking in task only: step 4: reward rose from 0.05 to 1.05 while"
+        )

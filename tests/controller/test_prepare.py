@@ -197,6 +197,27 @@ def test_stale_samples_are_refused_with_a_setting_that_allows_them(source: Path,
     recipe(source, algorithm={"type": algorithm, name: value}, schedule=schedule)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "remedy"), [("rloo", r"algorithm\.type='aipo'"), ("codpo", r"algorithm\.off_policy='as_is'")]
+)
+def test_several_updates_are_refused_without_a_ratio(source: Path, algorithm: str, remedy: str) -> None:
+    for trainer in ({"passes": 2}, {"minibatches": 2}):
+        with pytest.raises(ConfigError, match=rf"trainer\.passes=. x trainer\.minibatches=.: .*no ratio.* or {remedy}"):
+            recipe(source, algorithm={"type": algorithm}, trainer=trainer)
+    recipe(source, algorithm={"type": "raft"}, trainer={"passes": 2})  # imitation
+
+
+def test_several_updates_fit_the_batch_and_make_up_for_staleness(source: Path) -> None:
+    schedule = {"steps": 1, "max_staleness": 1, "prompts_per_step": 4}
+    recipe(source, schedule=schedule, trainer={"passes": 2, "minibatches": 4})
+    with pytest.raises(ConfigError, match=r"trainer\.minibatches=5: a step has 4 prompts.*set it to at most 4"):
+        recipe(source, schedule=schedule, trainer={"minibatches": 5})
+    with pytest.raises(ConfigError, match=r"trainer\.behavior_cap=none.*schedule\.max_staleness=1; set"):
+        recipe(source, schedule=schedule, trainer={"passes": 2, "behavior_cap": None})
+    recipe(source, schedule={**schedule, "max_staleness": 0}, trainer={"passes": 2, "behavior_cap": None})
+    recipe(source, schedule=schedule, trainer={"behavior_cap": None})  # one update: nothing to cap
+
+
 @pytest.mark.parametrize("filters", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_filtered_samples_train_only_what_learns_by_heart(source: Path, filters: dict[str, float]) -> None:
     ((name, value),) = filters.items()

@@ -22,11 +22,12 @@ from rich.console import Console
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.directory import held
 from llamarl.controller.export import export_run
+from llamarl.controller.interrupts import first_interrupt
 from llamarl.controller.ledger import Ledger, read_counts
 from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter
-from llamarl.controller.run import first_interrupt, resume, train
+from llamarl.controller.run import resume, train
 from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors
@@ -153,7 +154,7 @@ def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tm
     flags = [*SMALL, "--data.limit", "24", "--data.epochs", "1", "--schedule.steps", "50"]
     flags += ["--judges.0.function", f"{tmp_path}/deadly.py:judge"]
     command = ["train", str(recipe_path("demo")), "--quiet", "--run-dir", str(run_dir), *flags]
-    child = subprocess.run([sys.executable, "-m", "llamarl.cli.main", *command], capture_output=True)
+    child = subprocess.run([sys.executable, "-m", "llamarl", *command], capture_output=True)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     (tmp_path / "armed").unlink()
     summary, _ = resume(run_dir)
@@ -169,7 +170,7 @@ def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "llamarl.cli.main", "train", str(recipe_path("demo")), "--plain"]
+    command = [sys.executable, "-m", "llamarl", "train", str(recipe_path("demo")), "--plain"]
     command += ["--run-dir", str(run_dir), *SMALL, "--schedule.checkpoint-every", "0", "--schedule.steps", "10000"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 600  # against hanging

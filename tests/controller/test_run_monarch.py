@@ -34,7 +34,7 @@ def steps_done(run_dir: Path) -> int:
 @pytest.mark.parametrize("victim", ["generator-0", "trainer"])
 def test_a_run_survives_kill_9(tmp_path: Path, victim: str) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "llamarl.cli.main", "train", str(recipe_path("demo")), "--plain"]
+    command = [sys.executable, "-m", "llamarl", "train", str(recipe_path("demo")), "--plain"]
     with open(tmp_path / "log", "w") as log:
         child = subprocess.Popen([*command, "--run-dir", str(run_dir), *FLAGS], stdout=log, stderr=log)
         deadline = time.monotonic() + 600

@@ -41,22 +41,28 @@ MODULES = [
 ELSEWHERE = ("llamarl.judges.code.inside", "llamarl.engine.monarch", "llamarl.evals.inspect_task")
 """What runs in the sandbox alone, or needs an extra."""
 TORCH_FREE = ("llamarl.core", "llamarl.data", "llamarl.report", "llamarl.cli", "llamarl.judges.rules")
-TORCH_FREE += ("llamarl.judges.math", "llamarl.judges.code", "llamarl.judges.llm", "llamarl.judges.worker")
-TORCH_FREE += ("llamarl.judges.child", "llamarl.judges.threads", "llamarl.judges.config", "llamarl.models.endpoint")
+TORCH_FREE += ("llamarl.judges.math", "llamarl.judges.code", "llamarl.judges.llm", "llamarl.judges.process")
+TORCH_FREE += (
+    "llamarl.judges.adapters",
+    "llamarl.judges.threads",
+    "llamarl.judges.config",
+    "llamarl.models.endpoint",
+)
 TORCH_FREE += ("llamarl.evals.replies", "llamarl.evals.runner", "llamarl.evals.chats", "llamarl.evals.tables")
 
 
 USES = """
 import asyncio, json
 from pathlib import Path
-from llamarl.cli.main import build_parser
+from llamarl.cli.main import COMMANDS, load_command
 
 from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 from llamarl.report.environment import environment_record
 from llamarl.report.summary import peak_memory_bytes
 from llamarl.judges.resolve import load_judge
 
-build_parser()
+for name in COMMANDS:
+    load_command(name).parser
 environment_record()
 peak_memory_bytes()
 ChatEndpoint(EndpointConfig(base_url="http://127.0.0.1:1/v1", model="m"))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from llamarl.cli.main import build_parser
+from llamarl.cli.main import load_command, split_command
 from llamarl.controller.recipe import Recipe, merge, parse_overrides
 from llamarl.controller.run import train
 from llamarl.core import errors
@@ -27,8 +27,8 @@ from llamarl.report import names
 from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.tasks.demo import DEMO_CHECKPOINT
-from llamarl.training.config import SFTConfig
-from llamarl.training.reward_config import RewardConfig
+from llamarl.training.fit import fit
+from llamarl.training.objectives import DPO, SFT, DPOConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -126,12 +126,17 @@ def test_commands_exist(block: Block) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    arguments, rest = build_parser().parse_known_args(words)
-    assert arguments.takes_overrides or not rest, rest
-    if rest:
-        overrides = parse_overrides(rest)
-        others = {"sft": SFTConfig, "reward": RewardConfig}
-        model, base = (others[words[0]], {}) if words[0] in others else (Recipe, MINIMAL)
+    if words == ["--help"]:
+        return
+    name, rest = split_command(words)
+    command = load_command(name)
+    if rest[-1:] == ["--help"]:
+        return
+    keywords = command.parse(rest)
+    if command.takes_overrides:
+        overrides = parse_overrides(keywords["overrides"])
+        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
+        model, base = (others[name], {}) if name in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 
 
@@ -240,18 +245,30 @@ def test_generated_pages_are_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every key that tiny runs write: asynchronous AIPO, GRPO with its reference model, and the rest side by side."""
+    """Every key that tiny runs write: asynchronous AIPO, GRPO with its reference model, the rest, fine-tuning, DPO."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keys: set[str] = set()
-    for name in ("aipo", "grpo"):
+    twice = ["--trainer.passes", "2", "--trainer.minibatches", "2"]
+    for name, more in (("aipo", []), ("grpo", twice)):
         directory = tmp_path_factory.mktemp(name) / "run"
-        train(Recipe.load(recipe_path("demo"), [*TINY, "--schedule.steps", "2", "--algorithm.type", name]), directory)
+        options = [*TINY, "--schedule.steps", "2", "--algorithm.type", name, *more]
+        train(Recipe.load(recipe_path("demo"), options), directory)
         keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
     directory = tmp_path_factory.mktemp("tasks") / "run"
     train(Recipe.parse(one_task_each(["crpg", "codpo", "crraft", "raft", "ppo"])), directory)
     lines = read_metrics(directory / "metrics.jsonl")
     keys |= {re.sub(r"^task/\w+/", "", key) for record in lines for key in record}
+    pairs = [{"prompt": f"write {n} words", "chosen": "moon " * n, "rejected": "cat " * n} for n in range(1, 13)]
+    examples = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    brief = {"num_steps": 1, "warmup_steps": 0}
+    for objective, rows in (
+        (SFT(SFTConfig.parse({**brief, "held_out": 1})), examples),
+        (DPO(DPOConfig.parse({**brief, "held_out": 0.3})), pairs),
+    ):
+        directory = tmp_path_factory.mktemp("fit") / "out"
+        fit(objective, DEMO_CHECKPOINT, rows, directory)
+        keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
     torch.set_num_threads(threads)
     return keys - {"step", "time"}
 
@@ -263,7 +280,8 @@ def one_task_each(algorithms: list[str]) -> dict[str, Any]:
     values = plain.model_dump(mode="json", exclude={"data", "judges", "algorithm", "tasks"})
     judges = [*plain.judges, plain.judges[0].model_copy(update={"name": "kept", "role": "constraint"})]
     source = {"data": plain.data, "judges": judges, "held_out": plain.evaluation.source}
-    tasks = [{"name": name, "algorithm": {"type": name}, **source} for name in algorithms]
+    settings = {name: {"type": name, "mask_truncated": name == "crpg"} for name in algorithms}
+    tasks = [{"name": name, "algorithm": settings[name], **source} for name in algorithms]
     return {**values, "evaluation": {"num_prompts": 4}, "tasks": tasks}
 
 
@@ -278,11 +296,12 @@ def test_every_explained_metric_is_written_by_some_run(written: set[str]) -> Non
 
 
 def test_metrics_in_the_text_exist() -> None:
+    patterns = ("judge/NAME/KEY", "algorithm/NAME", "eval/algorithm/NAME")
     areas = {name.partition("/")[0] for name in METRICS if "/" in name}
     for page in PAGES:
         for name in re.findall(r"`([a-z]+/[A-Za-z_/0-9]+)`", prose(page)):
             if name.partition("/")[0] in areas:
-                assert describe(name).meaning or name in ("judge/NAME/KEY", "algorithm/NAME"), f"{page.name}: {name}"
+                assert describe(name).meaning or name in patterns, f"{page.name}: {name}"
 
 
 def test_every_error_has_advice() -> None:

@@ -11,9 +11,9 @@ from scripted_chats import conversations
 
 from llamarl.core.sampling import Sampling
 from llamarl.evals.chats import EndpointChat, NativeChat
-from llamarl.evals.progress import NoProgress
 from llamarl.evals.runner import run_conversations
 from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
+from llamarl.report.progress import NoProgress
 
 TALKS = conversations(12)
 SAMPLING = Sampling(max_tokens=24, temperature=0.0)

@@ -133,10 +133,10 @@ def test_checkpoints_on_the_chain(tmp_path, capsys):
 
 HERE = ("--endpoint", "http://127.0.0.1:1/v1", "--endpoint-model", "m")
 REFUSED = {
-    "nobody answers": ((), "who answers?"),
+    "nobody answers": ((), "no model given: use --model"),
     "a server without a name": (("--endpoint", "http://127.0.0.1:1/v1"), "belong together"),
     "a model without a name": (("--model", "DIR"), "write NAME=DIR"),
-    "a name twice": (("--model", "a=x", "--model", "a=y"), "a name of its own"),
+    "a name twice": (("--model", "a=x", "--model", "a=y"), "--model a=y: a=x is given already; give each name once"),
     "a name with a slash": (("--model", "a/b=x"), "write NAME=DIR"),
     "a name taken": (("--model", "m=x", *HERE), "has that name already"),
     "an unknown baseline": ((*HERE, "--baseline", "n"), "--baseline n: no model"),
@@ -144,16 +144,16 @@ REFUSED = {
     "asked nohow": ((*HERE, "--ask", "m"), "write NAME=HOW"),
     "asked otherwise": ((*HERE, "--ask", "m=nicely"), "choose from plain, voting, adaptive"),
     "a chain's mode elsewhere": ((*HERE, "--ask", "m=S"), "choose from plain"),
-    "no sizes": ((*HERE, "--votes", "1,x"), "--votes 1,x"),
-    "no votes": ((*HERE, "--votes", "0"), "--votes 0"),
-    "too few samples": ((*HERE, "--samples-per-prompt", "4"), "ask for 8"),
+    "no sizes": ((*HERE, "--votes", "1,x"), "--votes: must be a whole number; got 'x'"),
+    "no votes": ((*HERE, "--votes", "0"), "--votes: must be at least 1; got 0"),
+    "too few samples": ((*HERE, "--samples", "4"), "ask for 8"),
     "greedy votes": ((*HERE, "--temperature", "0"), "all samples of a problem would be equal"),
     "a template for a server": ((*HERE, "--chat-template", "x"), "does nothing with an endpoint alone"),
     "a key for a checkpoint": (("--model", "a=x", "--api-key-env", "K"), "does nothing with checkpoints alone"),
     "no answers": ((*HERE, "--answers", "best"), "choose stated or whole"),
     "no groups": ((*HERE, "--groups", "llamarl.data.groups:nothing"), "nothing"),
     "a split of a file": ((*HERE, "--split", "test"), "data.jsonl has no splits"),
-    "no problems": ((*HERE, "--limit", "0"), "limit=0"),
+    "no problems": ((*HERE, "--limit", "0"), "--limit: must be at least 1; got 0"),
     "no judge": ((*HERE, "--judge", "nobody"), "nobody"),
 }
 

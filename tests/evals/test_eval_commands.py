@@ -162,8 +162,8 @@ def test_a_checkpoint_of_ones_own(tmp_path, data):
 # refusals
 
 REFUSED = {
-    "nobody answers": ((), "who answers?"),
-    "a name is missing": (("--endpoint", "http://127.0.0.1:1/v1"), "who answers?"),
+    "nobody answers": ((), "no model given: use --model"),
+    "a name is missing": (("--endpoint", "http://127.0.0.1:1/v1"), "no model given: use --model"),
     "two answer": (("--grade", "r.jsonl", "--out", "o", "--model", "m"), "leave out --model"),
     "nowhere to write": (("--grade", "r.jsonl"), "needs --out"),
     "sampling of replies that exist": (("--grade", "r.jsonl", "--out", "o", "--top-p", "1"), "--top-p does nothing"),
@@ -173,14 +173,14 @@ REFUSED = {
     ),
     "a key for a checkpoint": (("--model", "m", "--api-key-env", "KEY"), "--api-key-env does nothing"),
     "a later turn alone": (("--model", "m", "--turns", "1,3"), "a later turn needs those before it"),
-    "no number of turns": (("--model", "m", "--turns", "x"), "--turns x"),
-    "too many turns": (("--model", "m", "--turns", "4"), "turns=4"),
+    "no number of turns": (("--model", "m", "--turns", "x"), "--turns: must be a whole number; got 'x'"),
+    "too many turns": (("--model", "m", "--turns", "4"), "--turns: must be at most 3; got 4"),
     "an unknown language": (("--model", "m", "--languages", "en,xx"), "language 'xx' is unknown"),
     "no object": (("--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--extra", "[1]"), "--extra"),
     "no JSON": (("--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--extra", "{"), "--extra"),
     "no address": (("--endpoint", "nowhere", "--model", "m"), "--endpoint: base_url"),
-    "nobody grades": (("--model", "m", "--workers", "0"), "--workers 0"),
-    "nobody in flight": (("--model", "m", "--max-in-flight", "0"), "--max-in-flight 0"),
+    "nobody grades": (("--model", "m", "--workers", "0"), "--workers: must be at least 1; got 0"),
+    "nobody in flight": (("--model", "m", "--max-in-flight", "0"), "--max-in-flight: must be at least 1; got 0"),
 }
 
 

@@ -77,6 +77,15 @@ def test_clipped_value_golden():
     assert torch.allclose(objective.values, torch.tensor([[1.2, 1.2, 1.0, 0.25]]))
 
 
+def test_dual_clip_bounds_what_a_negative_advantage_pushes():
+    # A = -1, delta = 3: max(min(-5, -5), -3) = -3 has no gradient; 1.5 and 1 go on; 0.25 was clipped at 0.8 before
+    grad, objective = gradient(lambda p, r: clipped_objective(r, DOWN, low=0.2, high=0.2, delta=3.0))
+    assert torch.allclose(grad, torch.tensor([[0.0, -1.5, -1.0, 0.0]]))
+    assert torch.allclose(objective.values, torch.tensor([[-3.0, -1.5, -1.0, -0.8]]))
+    assert objective.is_floored.tolist() == [[True, False, False, False]]
+    assert objective.is_low.tolist() == [[False, False, False, True]] and not objective.is_high.any()
+
+
 def test_sequence_ratio_is_the_geometric_mean_over_real_tokens():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     logs = log_ratio(torch.tensor([[2.0, 8.0, 999.0], [1.0, 1.0, 8.0]]).log(), torch.zeros(2, 3), mask)
@@ -149,3 +158,30 @@ def test_wide_clip_reduces_to_the_untruncated_weight():
     wide, _ = gradient(lambda p, r: clipped_objective(r, UP, low=0.999, high=1e9))
     weighted, _ = gradient(lambda p, r: weighted_objective(p, r, UP, high=math.inf))
     assert torch.allclose(wide, weighted)
+
+
+@pytest.mark.parametrize("advantages", [UP, DOWN])
+def test_a_bound_that_is_never_reached_changes_no_bit(advantages):
+    plain, old = gradient(lambda p, r: clipped_objective(r, advantages, low=0.2, high=0.28))
+    bounded, new = gradient(lambda p, r: clipped_objective(r, advantages, low=0.2, high=0.28, delta=5.5))
+    assert torch.equal(plain, bounded) and torch.equal(old.values, new.values)
+    assert old.is_floored is None and new.is_floored is not None and not new.is_floored.any()
+
+
+def test_good_tokens_know_no_dual_clip():
+    plain, _ = gradient(lambda p, r: clipped_objective(r, UP, low=0.2, high=9.0))
+    bounded, objective = gradient(lambda p, r: clipped_objective(r, UP, low=0.2, high=9.0, delta=1.1))
+    assert torch.equal(plain, bounded)
+    assert objective.is_floored is not None and not objective.is_floored.any()
+
+
+def test_no_token_pushes_harder_than_the_bounds():
+    generator = torch.Generator().manual_seed(0)
+    ratios = torch.randn(50, 8, generator=generator).mul(4).exp()
+    advantages = torch.randn(50, generator=generator)
+    mask = torch.ones_like(ratios, dtype=torch.bool)
+    grad, _ = gradient(lambda p, r: clipped_objective(r, advantages, low=0.2, high=0.28, delta=3.0), ratios, mask)
+    sizes = grad.abs() / advantages.abs()[:, None]
+    assert sizes.max() <= 3.0 * 1.0001
+    free, _ = gradient(lambda p, r: clipped_objective(r, advantages, low=0.2, high=0.28), ratios, mask)
+    assert (free.abs() / advantages.abs()[:, None]).max() > 1000

@@ -7,7 +7,7 @@ from llamarl.core.sampling import Sampling
 from llamarl.generation.fallback import TransformersGenerator
 from llamarl.models.decoder import named_tensors
 from llamarl.models.rope import rope_threshold, split_by_side
-from llamarl.training.scoring import PaddedScorer
+from llamarl.scoring.logprobs import PaddedScorer
 
 KINDS = {
     "gpt2": {},

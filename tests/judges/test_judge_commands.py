@@ -97,7 +97,7 @@ def test_run_says_when_verdicts_failed(folder: Path, capsys: Any) -> None:
         (["--judge", "mth"], r"no shipped judge 'mth'"),
         (["--judge", "llm"], "base_url: required"),
         (["--judge", "no.toml"], "no.toml: no such file"),
-        (["--judge", "math", "--max-in-flight", "0"], "--max-in-flight 0: give at least 1"),
+        (["--judge", "math", "--max-in-flight", "0"], "--max-in-flight: must be at least 1; got 0"),
         (["--judge", "math", "--out", "ROWS"], "is the data itself"),
         (["--judge", "math", "--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
     ],

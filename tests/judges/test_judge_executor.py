@@ -52,7 +52,8 @@ def test_an_engine_runs_the_judges(rewards: str) -> None:
 
     groups, status = asyncio.run(main())
     assert [[sample.reward for sample in group] for group in groups] == [[1.0, 0.0625]] * 3  # (3 * 0 + 1/4) / 4
-    assert (status["judge/exact/pass_rate"], status["judge/brief/count"], status["judge/is_degraded"]) == (0.5, 6, 0)
+    metrics = status.task_metrics[""]
+    assert (metrics["judge/exact/pass_rate"], metrics["judge/brief/count"], status.is_degraded) == (0.5, 6, False)
 
 
 def test_a_ready_panel_is_taken_as_it_is() -> None:

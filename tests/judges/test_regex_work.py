@@ -14,7 +14,7 @@ from regex_steps import StepCounter, pieces
 
 LONG = [
     *("rules.content", "rules.folding", "rules.keywords", "rules.length", "rules.sentences", "rules.words"),
-    *("rules.languages", "math.extract", "code.extract", "answers", "voting"),
+    *("rules.languages", "math.extract", "code.extract", "llm.answers", "voting"),
 ]
 """Modules whose patterns read whole completions."""
 SHORT = ["math.clean", "math.symbolic"]

@@ -208,3 +208,7 @@ def test_the_judge_abstains_where_math_does_and_knows_right_answers():
     (verdict,) = judged(trials("7"), prompt=Prompt("q", QUESTION.messages))
     assert verdict.score is None and verdict.status == "abstained"
     asyncio.run(check_canaries(VotingJudge(), [(QUESTION, trials("7", "7", "7")), (QUESTION, "7 it is: \\boxed{7}")]))
+
+
+def test_it_says_of_itself_what_the_math_judge_inside_says() -> None:
+    assert VotingJudge().info.has_deadline and MathJudge().info.version in VotingJudge().info.version

@@ -6,7 +6,7 @@ from llamarl.data.prompts import read_prompts
 from llamarl.models.checkpoint import load_tokenizer
 from llamarl.recipes.build_chain import BUDGETS, NUM_HELDOUT, NUM_SFT, NUM_TRAIN, build_chain, chain_tokenizer
 from llamarl.tasks.chain import MAX_TOKENS, ChainTask
-from llamarl.training.sft_data import read_sft_rows
+from llamarl.training.sft_rows import read_sft_rows
 
 
 def test_a_short_build_is_repeatable_and_complete(tmp_path):

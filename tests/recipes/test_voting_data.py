@@ -16,7 +16,7 @@ from llamarl.recipes.voting_data import (
     build_vote,
     recorded_attempts,
 )
-from llamarl.training.sft_data import read_sft_rows
+from llamarl.training.sft_rows import read_sft_rows
 
 
 def problem(index=0, answer="7", **info):

@@ -1,3 +1,4 @@
+import builtins
 import io
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from llamarl.report.console import SafeConsole
 from llamarl.report.live import ExecutorStatus, LiveView, RunStatus
 from llamarl.report.panel import busy_bar, plain_line, render_status
 
@@ -280,3 +282,26 @@ def test_a_resumed_run_counts_its_pace_from_where_it_resumed() -> None:
         view.update(RunStatus(step=92, total_steps=100))
     # 2 steps in 4 s, 8 steps left: 16 s. Counting from step 0 would say under 1 s.
     assert "ETA 16 s" in out.getvalue()
+
+
+def test_a_notebook_gets_lines_though_its_stream_calls_itself_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ZMQInteractiveShell:
+        """By this name rich knows a kernel's shell."""
+
+    class Stream(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    def lines() -> str:
+        stream = Stream()
+        with LiveView("run", console=SafeConsole(file=stream)) as view:
+            view.update(RunStatus(step=1, total_steps=2, reward=0.5, message="\x1b[2K"))
+        return stream.getvalue()
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "╭" in lines()
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    assert lines() == "! ␛[2K\nstep 1/2  reward 0.500\n"

@@ -10,8 +10,8 @@ from llamarl.algorithms import AIPOConfig, CODPOConfig, CRPGConfig, PPOConfig
 from llamarl.core.errors import CheckpointError
 from llamarl.functional.gae import generalized_advantages, token_rewards
 from llamarl.models.decoder import named_tensors
+from llamarl.scoring.logprobs import PackedScorer, PaddedScorer
 from llamarl.training.config import TrainerConfig
-from llamarl.training.scoring import PackedScorer, PaddedScorer
 from llamarl.training.trainer import PolicyTrainer
 from llamarl.weights import LocalChannel
 

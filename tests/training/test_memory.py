@@ -4,8 +4,8 @@ from tiny_policies import samples_of, step_of, tiny_model
 
 from llamarl.algorithms import AIPOConfig
 from llamarl.models.checkpoint import new_config
+from llamarl.scoring.logprobs import MAX_LOGITS, PackedScorer
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes, total_memory
-from llamarl.training.scoring import MAX_LOGITS, PackedScorer
 from llamarl.training.trainer import PolicyTrainer
 
 LLAMA_8B = {

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tiny_policies import VOCABULARY, gradients, samples_of, tiny_model
 
 from llamarl.core.errors import DataError
-from llamarl.training import scoring
-from llamarl.training.packing import Packed, split_packed, split_padded
-from llamarl.training.scoring import PackedScorer, PaddedScorer, build_scorer
-from llamarl.training.sft import SFTRow
+from llamarl.scoring import logprobs as scoring
+from llamarl.scoring.logprobs import PackedScorer, PaddedScorer, build_scorer
+from llamarl.scoring.packing import Packed, split_packed, split_padded
+from llamarl.training.sft_rows import SFTRow
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
 SHAPES = st.lists(

@@ -16,9 +16,9 @@ from llamarl.functional.checksum import checksum, verify
 from llamarl.functional.losses import LossOutput
 from llamarl.models.decoder import Decoder, named_tensors
 from llamarl.models.probe import probe_logprobs
+from llamarl.scoring.logprobs import PaddedScorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.guards import GradientGuard, Health
-from llamarl.training.scoring import PaddedScorer
 from llamarl.training.trainer import PolicyTrainer
 from llamarl.weights import LocalChannel
 

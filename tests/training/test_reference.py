@@ -11,9 +11,9 @@ from llamarl.core.sampling import Sampling
 from llamarl.engine.inprocess import InProcessEngine
 from llamarl.models.checkpoint import load_model
 from llamarl.models.tiny import build_tiny
+from llamarl.scoring.logprobs import PaddedScorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.reference import ReferenceExecutor
-from llamarl.training.scoring import PaddedScorer
 
 ROWS = [(sample.prompt_ids, sample.token_ids) for sample in samples_of([(3, [4, 1, 7]), (6, [2, 5]), (1, [3, 12])])]
 

@@ -6,8 +6,8 @@ from released_templates import released_tokenizer
 
 from llamarl.core.errors import DataError
 from llamarl.models.tiny import char_tokenizer
-from llamarl.training.reward_config import RewardConfig
-from llamarl.training.reward_data import Example, hold_out, read_examples, without_leaks
+from llamarl.training.examples import ConversationEncoder, Example, hold_out, read_examples, without_leaks
+from llamarl.training.objectives import RewardConfig
 
 TOKENIZER = char_tokenizer("plain")
 STRICT, LENIENT = RewardConfig(max_tokens=200), RewardConfig(max_tokens=200, on_bad_row="skip")
@@ -22,7 +22,7 @@ def assistant(text):
 
 
 def read(rows, config=STRICT, kind="pairs"):
-    return read_examples(rows, kind, TOKENIZER, config)
+    return read_examples(rows, kind, ConversationEncoder(TOKENIZER, config.is_response_only), config)
 
 
 def texts(example):
@@ -99,7 +99,7 @@ def test_a_call_is_read_as_the_template_writes_it_or_the_row_is_bad():
     call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     row = {"prompt": "2+3", "chosen": [call], "rejected": "5"}
     tokenizer = released_tokenizer("llama3")
-    (example,) = read_examples([row], "pairs", tokenizer, STRICT).examples
+    (example,) = read_examples([row], "pairs", ConversationEncoder(tokenizer), STRICT).examples
     assert '{"name": "add", "parameters": {"a": 2}}<|eom_id|>' in tokenizer.decode(example.sequences[0], False)
     shown = {**row, "chosen": [{**call, "content": ""}]}
     with pytest.raises(DataError, match=r"rows, line 1: .*leaves out the messages' tool_calls"):
@@ -119,7 +119,7 @@ def test_a_classifier_may_see_the_response_alone():
 def test_tools_reach_the_template():
     tokenizer, tools = char_tokenizer("chatml"), [{"name": "add"}]
     plain, listed, text = (
-        read_examples([{**PAIR, "tools": value}], "pairs", tokenizer, STRICT).examples[0]
+        read_examples([{**PAIR, "tools": value}], "pairs", ConversationEncoder(tokenizer), STRICT).examples[0]
         for value in (None, tools, json.dumps(tools))
     )
     assert listed == text and "Tools:" in tokenizer.decode(listed.sequences[0])
@@ -184,7 +184,7 @@ def test_a_template_that_refuses_is_a_bad_row():
         }
     ]
     with pytest.raises(DataError, match="line 1: the chat template refuses"):
-        read_examples(rows, "pairs", char_tokenizer("gemma"), STRICT)
+        read_examples(rows, "pairs", ConversationEncoder(char_tokenizer("gemma")), STRICT)
 
 
 def test_bad_labels():

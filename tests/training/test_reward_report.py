@@ -1,9 +1,10 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 
-from llamarl.training.reward_report import Share, as_dict, report_labels, report_pairs
+from llamarl.training.reports import Share, report_labels, report_pairs
 
 
 def test_pairs_by_hand():
@@ -57,7 +58,7 @@ def test_a_share_of_nothing_has_no_value():
 
 def test_reports_are_plain_json_and_finite_metrics():
     for report in (report_pairs([1.0, 2.0], [0.0, 3.0], [(1, 2), (2, 1)]), report_labels([1.0], [1.0])):
-        assert json.loads(json.dumps(as_dict(report)))["accuracy"]["count"] >= 1
+        assert json.loads(json.dumps(asdict(report)))["accuracy"]["count"] >= 1
         metrics = report.metrics()
         assert metrics["eval/accuracy/low"] <= metrics["eval/accuracy"] <= metrics["eval/accuracy/high"]
         assert all(value is None or math.isfinite(value) for value in metrics.values())

@@ -7,15 +7,15 @@ from tiny_rewards import examples_of, language_model, marker_pairs, reward_model
 
 from llamarl.core.errors import CollapseError, ConfigError
 from llamarl.models.decoder import named_tensors
-from llamarl.training.reward import Batches, LabelObjective, PairObjective, RewardTrainer, objective_of
-from llamarl.training.reward_config import RewardConfig
-from llamarl.training.reward_data import Example
-from llamarl.training.reward_scoring import (
+from llamarl.scoring.conversations import (
     PackedConversations,
     PaddedConversations,
     build_conversation_scorer,
     split_groups,
 )
+from llamarl.training.examples import Example
+from llamarl.training.fitter import Batches, Fitter
+from llamarl.training.objectives import LabelObjective, PairObjective, RewardConfig, reward_objective
 
 EXACT = RewardConfig(learning_rate=1e-2, warmup_steps=0, max_grad_norm=1e9)
 
@@ -47,7 +47,7 @@ def pair(margin=0.0):
 
 def test_pair_losses_and_metrics_by_hand():
     logits = torch.tensor([[2.0], [1.0], [0.0], [0.0], [1.0], [3.0]], requires_grad=True)  # gaps 1, 0, -2
-    losses, metrics = PairObjective().losses(logits, [pair(), pair(), pair()])
+    losses, metrics = PairObjective(EXACT).losses(logits, [pair(), pair(), pair()])
     # log(1 + e^-1), log 2, log(1 + e^2)
     assert losses.tolist() == pytest.approx([0.313262, 0.693147, 2.126928], abs=1e-6)
     assert [float(value) for value in metrics["train/margin"]] == [-1.0, 3.0]
@@ -56,20 +56,20 @@ def test_pair_losses_and_metrics_by_hand():
 
 def test_margin_and_centering_enter_the_loss():
     logits = torch.tensor([[2.0], [1.0]])
-    losses, _ = PairObjective(centering=0.1).losses(logits, [pair(margin=1.0)])
+    losses, _ = PairObjective(RewardConfig(centering=0.1)).losses(logits, [pair(margin=1.0)])
     assert losses.tolist() == pytest.approx([math.log(2) + 0.1 * 9.0])  # gap 1 - margin 1; (2 + 1)^2
 
 
 def test_label_losses_by_hand():
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
     rows = [Example(((1,),), (1,), "p", label) for label in (1.0, 0.0)]
-    losses, metrics = LabelObjective().losses(logits, rows)
+    losses, metrics = LabelObjective(EXACT).losses(logits, rows)
     assert losses.tolist() == pytest.approx([0.313262, 1.313262], abs=1e-6)  # log(1 + e^-1), log(1 + e)
     assert float(metrics["train/accuracy"][0]) == 1.0
 
 
 def test_a_new_head_starts_at_log_2_and_learns_from_the_first_step(path, examples):
-    trainer = RewardTrainer(reward_model(path, scale=0.0), PairObjective(), EXACT)
+    trainer = Fitter(reward_model(path, scale=0.0), PairObjective(EXACT))
     first, second = trainer.step(examples), trainer.step(examples)
     assert first["train/loss"] == pytest.approx(math.log(2)) and first["train/margin"] == 0.0
     assert first["train/grad_norm"] > 0 and second["train/loss"] < first["train/loss"]
@@ -97,7 +97,7 @@ def test_packed_scores_and_gradients_are_those_of_the_padded_reference(family, t
 def test_the_gradient_of_a_step_is_that_of_the_mean_loss(path, examples):
     model = reward_model(path)
     by_hand = reward_model(path)
-    norm = RewardTrainer(model, PairObjective(), EXACT).step(examples)["train/grad_norm"]
+    norm = Fitter(model, PairObjective(EXACT)).step(examples)["train/grad_norm"]
     scores = PaddedConversations(by_hand)([example.sequences for example in examples]).view(-1, 2)
     (-torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1])).mean().backward()
     expected = torch.stack([p.grad.norm() for p in by_hand.parameters() if p.grad is not None]).norm()
@@ -107,7 +107,7 @@ def test_the_gradient_of_a_step_is_that_of_the_mean_loss(path, examples):
 def test_the_head_alone_is_trained_when_asked(path, examples):
     model = reward_model(path)
     before = weights(model)
-    RewardTrainer(model, PairObjective(), EXACT.model_copy(update={"is_head_only": True})).step(examples)
+    Fitter(model, PairObjective(EXACT.model_copy(update={"is_head_only": True}))).step(examples)
     after = weights(model)
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"score.weight"}
 
@@ -118,7 +118,7 @@ def test_the_head_alone_is_trained_when_asked(path, examples):
 def test_micro_batches_and_the_order_of_pairs_change_nothing(path, examples):
     def stepped(examples, **changes):
         model = reward_model(path)
-        metrics = RewardTrainer(model, PairObjective(), EXACT.model_copy(update=changes)).step(examples)
+        metrics = Fitter(model, PairObjective(EXACT.model_copy(update=changes))).step(examples)
         return metrics
 
     whole = stepped(examples)
@@ -127,7 +127,7 @@ def test_micro_batches_and_the_order_of_pairs_change_nothing(path, examples):
 
 
 def test_swapping_the_answers_negates_the_margin(path, examples):
-    trainer = RewardTrainer(reward_model(path), PairObjective(), EXACT)
+    trainer = Fitter(reward_model(path), PairObjective(EXACT))
     swapped = [Example(e.sequences[::-1], e.lengths[::-1], e.prompt_key, 0.0) for e in examples]
     ahead, back = trainer.evaluate(examples), trainer.evaluate(swapped)
     assert back.margin_mean == pytest.approx(-ahead.margin_mean, abs=1e-5)
@@ -135,10 +135,10 @@ def test_swapping_the_answers_negates_the_margin(path, examples):
 
 
 def test_logits_come_back_in_order_and_training_leaves_no_trace_of_it(path, examples):
-    trainer = RewardTrainer(reward_model(path), PairObjective(), EXACT.model_copy(update={"micro_batch_tokens": 50}))
+    trainer = Fitter(reward_model(path), PairObjective(EXACT.model_copy(update={"micro_batch_tokens": 50})))
     before = weights(trainer.model)
-    logits = trainer.logits(examples)
-    one_by_one = torch.cat([trainer.logits([example]) for example in examples])
+    logits = trainer.scores(examples)
+    one_by_one = torch.cat([trainer.scores([example]) for example in examples])
     assert torch.allclose(logits, one_by_one, atol=2e-5) and equal(before, weights(trainer.model))
 
 
@@ -150,23 +150,27 @@ def test_micro_batches_hold_whole_groups_within_the_budget():
     assert split_groups(groups, 1) == [[3], [2], [0], [1]]
 
 
+def batches_of(examples, seed):
+    return Batches(examples, PairObjective(RewardConfig(batch_size=5, seed=seed, num_epochs=3)))
+
+
 def test_every_example_comes_once_an_epoch_in_an_order_of_seed_and_content_alone(examples):
-    batches = Batches(examples, 5, seed=1)
-    assert batches.per_epoch == 3
+    batches = batches_of(examples, seed=1)
+    assert batches.num_steps == 9
     epochs = [[e.key for step in range(3) for e in batches[3 * epoch + step]] for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(e.key for e in examples)
     assert epochs[0] != epochs[1] and [len(batches[step]) for step in range(3)] == [5, 5, 2]
-    shuffled = Batches(examples[::-1], 5, seed=1)
+    shuffled = batches_of(examples[::-1], seed=1)
     assert [e.key for e in shuffled[4]] == [e.key for e in batches[4]]
-    assert [e.key for e in Batches(examples, 5, seed=2)[0]] != [e.key for e in batches[0]]
+    assert [e.key for e in batches_of(examples, seed=2)[0]] != [e.key for e in batches[0]]
 
 
 def test_a_loaded_checkpoint_goes_on_bit_for_bit(path, examples, tmp_path):
-    straight = RewardTrainer(reward_model(path), PairObjective(), EXACT)
+    straight = Fitter(reward_model(path), PairObjective(EXACT))
     for _ in range(2):
         straight.step(examples)
     straight.save(tmp_path / "two", {"note": 7})
-    resumed = RewardTrainer(reward_model(path), PairObjective(), EXACT)
+    resumed = Fitter(reward_model(path), PairObjective(EXACT))
     assert resumed.load(tmp_path / "two")["note"] == 7 and resumed.num_steps_done == 2
     assert straight.step(examples) == resumed.step(examples)
     assert equal(weights(straight.model), weights(resumed.model))
@@ -178,9 +182,9 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(path, examples, tmp_path):
 def test_two_labels_of_a_pair_of_scores_are_a_pair():
     """Cross-entropy over (rejected, chosen) is the Bradley-Terry loss."""
     scores = torch.tensor([[2.0], [0.5]])
-    (as_pair,), _ = PairObjective().losses(scores, [pair()])
+    (as_pair,), _ = PairObjective(EXACT).losses(scores, [pair()])
     row = Example(((1,),), (1,), "p", 1.0)
-    (as_label,), _ = LabelObjective().losses(scores.flip(0).view(1, 2), [row])
+    (as_label,), _ = LabelObjective(EXACT).losses(scores.flip(0).view(1, 2), [row])
     assert float(as_pair) == pytest.approx(float(as_label))
 
 
@@ -192,8 +196,8 @@ def test_nothing_is_updated_when_a_loss_is_not_finite(path, examples):
     with torch.no_grad():
         model.model.norm.weight[0] = float("inf")
     before = weights(model)
-    trainer = RewardTrainer(model, PairObjective(), EXACT)
-    with pytest.raises(CollapseError, match="step 0: loss is nan; lower learning_rate"):
+    trainer = Fitter(model, PairObjective(EXACT))
+    with pytest.raises(CollapseError, match="reward step 0: loss is nan; lower learning_rate"):
         trainer.step(examples)
     assert equal(before, weights(model)) and all(p.grad is None for p in model.parameters())
     with pytest.raises(CollapseError, match="held-out score is"):
@@ -202,9 +206,9 @@ def test_nothing_is_updated_when_a_loss_is_not_finite(path, examples):
 
 def test_settings_of_the_other_kind_are_refused():
     with pytest.raises(ConfigError, match="is_response_only=true: for labelled rows"):
-        objective_of("pairs", RewardConfig(is_response_only=True))
+        reward_objective("pairs", RewardConfig(is_response_only=True))
     with pytest.raises(ConfigError, match=r"centering=0\.1: for pairs"):
-        objective_of("labels", RewardConfig(centering=0.1))
+        reward_objective("labels", RewardConfig(centering=0.1))
 
 
 def test_half_precision_needs_the_packed_decoder(tmp_path):

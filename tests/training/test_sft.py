@@ -14,11 +14,19 @@ from llamarl.core.errors import CollapseError, ConfigError, DataError
 from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.decoder import named_tensors
 from llamarl.models.tiny import char_tokenizer
-from llamarl.training.config import LoraConfig, SFTConfig
-from llamarl.training.reward_config import RewardConfig
-from llamarl.training.scoring import PaddedScorer
-from llamarl.training.sft import SFTRow, SFTTrainer, sft
-from llamarl.training.sft_data import read_sft_rows
+from llamarl.scoring.logprobs import PackedScorer, PaddedScorer
+from llamarl.training.config import LoraConfig
+from llamarl.training.fitter import Batches, Fitter, fit_model
+from llamarl.training.objectives import SFT, RewardConfig, SFTConfig
+from llamarl.training.sft_rows import SFTRow, read_sft_rows
+
+
+def sft_fitter(model, config):
+    return Fitter(model, SFT(config))
+
+
+def sft(model, rows, config, on_step=None):
+    return fit_model(model, SFT(config), rows, on_step)
 
 
 def reversals(count, seed=0):
@@ -40,7 +48,7 @@ def test_the_gradient_is_that_of_the_loss_on_completion_tokens_alone(reduction, 
     rows = [SFTRow((5, 6, 7), (8, 9, 2)), SFTRow((4,), (3, 3, 3, 2))]  # 3 + 4 tokens in 2 rows
     trained, by_hand = tiny_model(), tiny_model()
     config = SFTConfig(reduction=reduction, learning_rate=1e-2, warmup_steps=0, max_grad_norm=1e9)
-    metrics = SFTTrainer(trained, config).step(rows)
+    metrics = sft_fitter(trained, config).step(rows)
     total = -PaddedScorer(by_hand)(rows).logprobs.sum()
     (total / divisor).backward()
     norm = torch.stack([p.grad.norm() for p in by_hand.parameters()]).norm()
@@ -68,7 +76,7 @@ def test_the_rate_follows_a_cosine():
 def test_merged_adapters_are_the_base_plus_scale_times_their_product(family):
     model, name = tiny_model(family), "query_key_value" if family == "gpt_neox" else "o_proj"
     base = dict(zip((name for name, _ in named_tensors(model)), weights(model), strict=True))
-    trainer = SFTTrainer(model, SFTConfig(learning_rate=1e-2, warmup_steps=0, lora=LoraConfig(rank=3, alpha=6.0)))
+    trainer = sft_fitter(model, SFTConfig(learning_rate=1e-2, warmup_steps=0, lora=LoraConfig(rank=3, alpha=6.0)))
     for batch in (reversals(4), reversals(4, seed=1)):
         trainer.step(batch)
     layer = next(module for path, module in model.named_modules() if path.endswith(name))
@@ -90,14 +98,16 @@ def test_the_loss_falls_while_only_the_targets_change(reduction):
     base = dict(zip((name for name, _ in named_tensors(model)), weights(model), strict=True))
     lora = LoraConfig(rank=8, targets=("q_proj", "down_proj"))
     config = SFTConfig(num_steps=60, batch_size=12, learning_rate=3e-2, reduction=reduction, lora=lora)
-    trainer = SFTTrainer(model, config)
+    trainer = sft_fitter(model, config)
     assert {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad} == {"q_proj", "down_proj"}
     assert trainer.num_trained == 2 * (8 * (48 + 48) + 8 * (96 + 48))
-    trainer.fit(rows, lambda _, metrics: losses.append(metrics["train/loss"]))
+    batches = Batches(rows, trainer.objective)
+    losses += [trainer.step(batches[step])["train/loss"] for step in range(batches.num_steps)]
+    trainer.merge()
     assert losses[0] > 1.3 * losses[-1]
     changed = {name for name, tensor in named_tensors(model) if not torch.equal(tensor, base[name])}
     assert changed == {name for name in base if name.split(".")[-2] in ("q_proj", "down_proj")}
-    assert trainer.evaluate(rows) < losses[-2] and all(p.requires_grad for p in model.parameters())
+    assert trainer.evaluate(rows).loss < losses[-2] and all(p.requires_grad for p in model.parameters())
 
 
 def test_a_toy_is_overfitted_and_the_loss_falls_on_the_way():
@@ -107,13 +117,13 @@ def test_a_toy_is_overfitted_and_the_loss_falls_on_the_way():
     last = sft(model, rows, config, lambda _, metrics: losses.append(metrics["train/loss"]))
     assert losses[0] == pytest.approx(math.log(24), rel=0.1)
     assert losses[0] > 2 * losses[50] and last < 0.15
-    assert SFTTrainer(model, config).evaluate(rows) < 0.15
+    assert sft_fitter(model, config).evaluate(rows).loss < 0.15
 
 
 def test_unseen_rows_are_evaluated_without_training_on_them():
-    trainer, rows = SFTTrainer(tiny_model(), SFTConfig(micro_batch_tokens=10)), reversals(9)
+    trainer, rows = sft_fitter(tiny_model(), SFTConfig(micro_batch_tokens=10)), reversals(9)
     before = weights(trainer.model)
-    loss = trainer.evaluate(rows)
+    loss = trainer.evaluate(rows).loss
     logprobs = PaddedScorer(tiny_model())(rows).logprobs
     assert loss == pytest.approx(-float(logprobs.detach().mean()), rel=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer.model), strict=True))
@@ -135,10 +145,9 @@ def test_equal_seeds_give_bit_equal_weights_and_others_another_order():
 
 def test_every_row_comes_once_per_epoch_also_across_batch_borders():
     rows, seen = reversals(7), []
-    trainer = SFTTrainer(tiny_model(), SFTConfig(batch_size=3))
-    batches = trainer.batches(rows)
-    for _ in range(7):
-        seen += next(batches)
+    batches = Batches(rows, SFT(SFTConfig(batch_size=3)))
+    for step in range(7):
+        seen += batches[step]
     for epoch in range(3):
         part = seen[7 * epoch : 7 * epoch + 7]
         assert sorted(r.prompt_ids for r in part) == sorted(r.prompt_ids for r in rows)
@@ -147,8 +156,8 @@ def test_every_row_comes_once_per_epoch_also_across_batch_borders():
 def test_accumulated_micro_batches_train_like_one():
     rows = reversals(10)
     whole, cut = tiny_model(), tiny_model()
-    full = SFTTrainer(whole, SFTConfig(learning_rate=1e-2)).step(rows)
-    parts = SFTTrainer(cut, SFTConfig(learning_rate=1e-2, micro_batch_tokens=12)).step(rows)
+    full = sft_fitter(whole, SFTConfig(learning_rate=1e-2)).step(rows)
+    parts = sft_fitter(cut, SFTConfig(learning_rate=1e-2, micro_batch_tokens=12)).step(rows)
     assert parts["train/loss"] == pytest.approx(full["train/loss"], rel=1e-6)
     assert parts["train/grad_norm"] == pytest.approx(full["train/grad_norm"], rel=1e-5)
 
@@ -156,39 +165,42 @@ def test_accumulated_micro_batches_train_like_one():
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
 def test_adapters_change_nothing_before_the_first_step(family):
     base, model = tiny_model(family), tiny_model(family)
-    trainer = SFTTrainer(model, SFTConfig(lora=LoraConfig(rank=4)))
-    assert trainer.evaluate(reversals(5)) == pytest.approx(SFTTrainer(base, SFTConfig()).evaluate(reversals(5)))
+    trainer = sft_fitter(model, SFTConfig(lora=LoraConfig(rank=4)))
+    assert trainer.evaluate(reversals(5)).loss == pytest.approx(
+        sft_fitter(base, SFTConfig()).evaluate(reversals(5)).loss
+    )
     trainer.merge()
     assert all(torch.equal(a, b) for a, b in zip(weights(base), weights(model), strict=True))
 
 
 def test_adapters_packed_have_the_loss_and_gradient_of_the_padded_pass_and_of_the_merged_weights():
     model, rows = tiny_model("qwen2"), reversals(6)
-    trainer = SFTTrainer(model, SFTConfig(learning_rate=1e-2, warmup_steps=0, lora=LoraConfig(rank=4)))
+    trainer = sft_fitter(model, SFTConfig(learning_rate=1e-2, warmup_steps=0, lora=LoraConfig(rank=4)))
     trainer.step(rows)
 
-    def gradient(scorer):
-        loss = -scorer(rows).logprobs.sum()
+    def gradient(logprobs):
+        loss = -logprobs.sum()
         loss.backward()
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
         return float(loss.detach()), found
 
-    packed, padded = gradient(trainer._score), gradient(PaddedScorer(model))
+    packed = gradient(PackedScorer(model)(rows).logprobs)
+    padded = gradient(PaddedScorer(model)(rows).logprobs)
     assert len(packed[1]) == 2 * 2 * 7 and all("lora_" in name for name in packed[1])
     assert packed[1].keys() == padded[1].keys() and packed[0] == pytest.approx(padded[0], rel=1e-5)
     for name, tensor in packed[1].items():
         torch.testing.assert_close(tensor, padded[1][name], rtol=1e-3, atol=1e-4)
-    before = trainer.evaluate(rows)
+    before = trainer.evaluate(rows).loss
     trainer.merge()
-    assert trainer.evaluate(rows) == pytest.approx(before, rel=1e-5)
+    assert trainer.evaluate(rows).loss == pytest.approx(before, rel=1e-5)
 
 
 def test_equal_seeds_give_bit_equal_adapters_and_leave_the_random_state_alone():
     def first_weights(seed, noise):
         torch.manual_seed(noise)
         model, state = tiny_model(), torch.get_rng_state()
-        SFTTrainer(model, SFTConfig(seed=seed, lora=LoraConfig(rank=2)))
+        sft_fitter(model, SFTConfig(seed=seed, lora=LoraConfig(rank=2)))
         assert torch.equal(torch.get_rng_state(), state)
         return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
@@ -267,7 +279,7 @@ def test_a_prompt_may_be_text_and_its_completion_messages_and_the_reverse():
 def test_epochs_show_each_row_so_often_and_the_default_is_steps():
     rows = reversals(7)
     config = SFTConfig.parse({"num_epochs": 3, "batch_size": 4})
-    batches = list(SFTTrainer(tiny_model(), config, config.total_steps(7)).batches(rows))
+    batches = [Batches(rows, SFT(config))[step] for step in range(config.total_steps(7))]
     assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 1] and config.total_steps(7) == 6
     assert Counter(row for batch in batches for row in batch) == dict.fromkeys(rows, 3)
     assert (config.num_steps, config.num_epochs) == (None, 3)
@@ -339,7 +351,7 @@ def test_no_rows_and_a_warm_up_longer_than_the_run_are_refused():
     with pytest.raises(DataError, match="no rows"):
         sft(tiny_model(), [], SFTConfig())
     with pytest.raises(ConfigError, match="beyond warmup_steps=10"):
-        SFTTrainer(tiny_model(), SFTConfig(num_steps=5, schedule="linear"))
+        sft_fitter(tiny_model(), SFTConfig(num_steps=5, schedule="linear"))
 
 
 def test_a_non_finite_gradient_stops_before_the_weights_change():
@@ -347,8 +359,8 @@ def test_a_non_finite_gradient_stops_before_the_weights_change():
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     before = weights(model)
-    with pytest.raises(CollapseError, match="SFT step 0: gradient norm is nan"):
-        SFTTrainer(model, SFTConfig()).step(reversals(4))
+    with pytest.raises(CollapseError, match="sft step 0: loss is nan"):
+        sft_fitter(model, SFTConfig()).step(reversals(4))
     pairs = list(zip(before, weights(model), strict=True))
     assert len(pairs) > 10 and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
 
@@ -370,15 +382,15 @@ def test_rows_that_cannot_be_learned_are_refused():
 
 def test_adapters_for_unknown_layers_of_rank_0_and_after_merging_are_refused():
     with pytest.raises(ConfigError, match=r"lora\.targets: 'qkv' is none .* choose among down_proj, gate_proj"):
-        SFTTrainer(tiny_model(), SFTConfig(lora=LoraConfig(rank=1, targets=("q_proj", "qkv"))))
+        sft_fitter(tiny_model(), SFTConfig(lora=LoraConfig(rank=1, targets=("q_proj", "qkv"))))
     gpt2 = new_model(new_config("gpt2", vocab_size=24, n_embd=8, n_layer=1, n_head=1, n_positions=16), 0)
     with pytest.raises(ConfigError, match="lora: GPT2LMHeadModel has no linear layers to adapt"):
-        SFTTrainer(gpt2, SFTConfig(lora=LoraConfig(rank=1)))  # its layers are of a class of their own
+        sft_fitter(gpt2, SFTConfig(lora=LoraConfig(rank=1)))  # its layers are of a class of their own
     with pytest.raises(ConfigError, match=r"lora\.rank: must be at least 1; got 0"):
         SFTConfig.parse({"lora": {"rank": 0}})
-    trainer = SFTTrainer(tiny_model(), SFTConfig(lora=LoraConfig(rank=1)))
+    trainer = sft_fitter(tiny_model(), SFTConfig(lora=LoraConfig(rank=1)))
     trainer.merge()
-    with pytest.raises(ConfigError, match="make another SFTTrainer"):
+    with pytest.raises(ConfigError, match="make another Fitter"):
         trainer.step(reversals(2))
 
 
@@ -387,7 +399,7 @@ def test_without_peft_the_extra_is_named():
         "import sys; sys.modules['peft'] = None\n"
         "from llamarl.core.errors import MissingDependencyError\n"
         "from llamarl.training.config import LoraConfig\n"
-        "from llamarl.training.sft import Adapters\n"
+        "from llamarl.training.lora import Adapters\n"
         "try: Adapters(None, LoraConfig(rank=1), 0)\n"
         "except MissingDependencyError as error: print(error)"
     )

@@ -8,8 +8,8 @@ from torch import nn
 
 from llamarl.models.checkpoint import load_classifier, load_tokenizer
 from llamarl.models.tiny import build_tiny, char_tokenizer
-from llamarl.training.reward_config import RewardConfig
-from llamarl.training.reward_data import Example, read_examples
+from llamarl.training.examples import ConversationEncoder, Example, read_examples
+from llamarl.training.objectives import RewardConfig
 
 MARKER = "#"
 
@@ -42,4 +42,4 @@ def marker_pairs(count: int, seed: int = 0, num_prompts: int | None = None) -> l
 
 def examples_of(rows: list[dict[str, str]], kind: str = "pairs") -> list[Example]:
     """Encoded with the character tokenizer of the llama checkpoints."""
-    return list(read_examples(rows, kind, char_tokenizer("llama3"), RewardConfig()).examples)
+    return list(read_examples(rows, kind, ConversationEncoder(char_tokenizer("llama3")), RewardConfig()).examples)

@@ -1,4 +1,4 @@
-"""Whether what came out of a solution is what was wanted. Runs outside of the sandbox, on plain data only."""
+"""Comparison of a solution's output with the wanted one. Runs outside of the sandbox, on plain data only."""
 
 import math
 import re
@@ -10,7 +10,7 @@ _DECIMAL = re.compile(r"[+-]?(?:\d{1,30}\.\d{0,30}|\.\d{1,30}|\d{1,30})(?:[eE][+
 
 
 def same_output(actual: str, expected: str, tolerance: float = 1e-6) -> bool:
-    """Whether two standard outputs agree.
+    """Says whether two standard outputs agree.
 
     Space at the ends of lines and empty lines at the end do not count. Where a line still differs, its words must agree
     one by one; a word that is wanted with a decimal point may differ by `tolerance`, absolute or relative.
@@ -41,7 +41,7 @@ def _same_word(actual: str, expected: str, tolerance: float) -> bool:
 
 
 def same_value(actual: Any, expected: Any, comparison: Comparison) -> bool:
-    """Whether a call's value is the wanted one.
+    """Says whether a call's value is the wanted one.
 
     Args:
         actual: plain data.

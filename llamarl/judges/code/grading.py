@@ -27,16 +27,16 @@ from llamarl.judges.code.sandbox import (
 from llamarl.judges.code.unit_tests import Call, Program, Script, Test
 
 _OVERHEAD_BYTES = 4096
-"""Of a message, beside what the solution wrote or returned."""
+"""Bytes of a message beside what the solution wrote or returned."""
 _RESULT_BYTES = 8 * MAX_ERROR_CHARACTERS
-"""Of what the grader says of one test."""
+"""Bytes of what the grader says of one test."""
 _GRACE_SECONDS = 1.0
-"""After a test's time, for the process inside to say that it was late."""
+"""Seconds after a test's time, for the process inside to say that it was late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How solutions are run."""
+    """Settings of every run of a solution."""
 
     python: Interpreter
     limits: Limits
@@ -45,7 +45,7 @@ class Setup:
     tolerance: float
     is_unsafe: bool
     should_stop: bool
-    """At the first test that fails."""
+    """True if grading stops at the first test that fails."""
 
     def session(
         self, role: Role, *arguments: int, user: int, ours: socket.socket, theirs: Sequence[socket.socket]
@@ -68,7 +68,7 @@ class Setup:
 
 
 def grade(setup: Setup, source: str, tests: Sequence[Test], slot: int) -> list[str]:
-    """Per test why it failed, or "" for a pass; tests that were not reached are left out.
+    """Returns for each test why it failed, or "" for a pass; tests that were not reached are left out.
 
     Raises:
         SandboxError: a sandbox did not start.
@@ -124,10 +124,10 @@ def _run_one(setup: Setup, test: Test, exchange: Callable[[dict[str, Any], float
         return _judge_call(exchange(request, seconds), test)
     answer = exchange({**request, "seconds": seconds}, seconds + _GRACE_SECONDS)
     packed = answer.get("packed")
-    return _judge_call(_unpacked(packed) if isinstance(packed, bytes) else answer, test)
+    return _judge_call(_unpack(packed) if isinstance(packed, bytes) else answer, test)
 
 
-def _unpacked(answer: bytes) -> dict[str, Any]:
+def _unpack(answer: bytes) -> dict[str, Any]:
     try:
         return unpack(answer)
     except ValueError as error:
@@ -153,7 +153,7 @@ def _judge_call(answer: dict[str, Any], call: Call) -> str:
 
 
 def _failure(answer: dict[str, Any]) -> str:
-    """What an answer says went wrong; "" for nothing."""
+    """Returns what an answer says went wrong; "" for nothing."""
     if "error" not in answer:
         return ""
     match answer["error"]:

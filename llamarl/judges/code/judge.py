@@ -24,7 +24,7 @@ from typing import Literal, get_args
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import with_seconds
+from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.code.extract import Which, extract_code
 from llamarl.judges.code.grading import Setup, grade
 from llamarl.judges.code.inside.wire import encode

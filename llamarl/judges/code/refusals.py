@@ -59,7 +59,7 @@ def _numbers(column: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What system calls are called on one architecture."""
+    """Numbers of system calls on one architecture."""
 
     architecture: int
     """`AUDIT_ARCH_*`: of another (32-bit programs on a 64-bit system) every call is refused."""
@@ -74,7 +74,7 @@ MACHINES = {
     "aarch64": Machine(0xC00000B7, 198, 220, 435, _numbers(2)),
 }
 FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, by Linux' numbers: other systems lack some
-"""Of sockets that a solution may open; none of them leads out of the sandbox."""
+"""Kinds of sockets that a solution may open; none of them leads out of the sandbox."""
 
 NAMESPACES = 0x7E02_0000
 """`CLONE_NEW*` among the flags of `clone`."""

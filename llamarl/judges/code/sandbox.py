@@ -58,12 +58,12 @@ class SolutionEndedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each process inside may use."""
+    """Limits of each process inside."""
 
     memory_bytes: int = 1 << 30
     """Address space."""
     processes: int = 16
-    """And threads, of one sandbox."""
+    """Processes and threads of one sandbox."""
     file_bytes: int = 16 << 20
     """One file, and all of /tmp."""
     output_bytes: int = 64 << 10
@@ -85,7 +85,7 @@ class Limits:
         return cls(**fields)
 
     def as_message(self) -> dict[str, int]:
-        """For the processes inside."""
+        """Returns the limits as the processes inside take them."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -99,7 +99,7 @@ class Interpreter:
     here travel as text, and every run pays for their compilation."""
 
     def program(self, role: Role, *arguments: int) -> str:
-        """What it runs inside: the modules of `inside/`, then `main` of one of them."""
+        """Source of what runs inside: the modules of `inside/`, then `main` of one of them."""
         codes = {f"{_PACKAGE}.{name}": self.compiled.get(name, "") or _source(name) for name in _NEEDED[role]}
         call = f"sys.modules[{_PACKAGE + '.' + role!r}].main({', '.join(map(str, arguments))})"
         return f"codes = {codes!r}\n{_LOADER}{call}\n"
@@ -122,7 +122,7 @@ def _source(name: str) -> str:
 def command(
     python: str, code: str, *, uid: int | None, limits: Limits, is_unsafe: bool, filter_descriptor: int | None = None
 ) -> list[str]:
-    """What to execute so that `python` runs `code` in a sandbox, as user `uid` where given.
+    """Returns the command by which `python` runs `code` in a sandbox, as user `uid` where given.
 
     From `filter_descriptor` bubblewrap reads which system calls to refuse.
     """
@@ -262,7 +262,7 @@ class Session:
             raise SandboxError("a sandbox did not start: its first message has another nonce")
 
     def complaint(self) -> str:
-        """What the process said of itself on standard error; ends it."""
+        """Ends the process and returns what it said of itself on standard error."""
         self._stop()
         assert self._process.stderr is not None
         return (
@@ -326,7 +326,7 @@ def find_python(python: str | None, is_unsafe: bool) -> Interpreter:
     complaints = []
     for candidate in [python] if python else _interpreters():
         try:
-            return _tried(candidate)
+            return _try(candidate)
         except SandboxError as error:
             complaints.append(f"{candidate}: {error}")
     raise ConfigError(f"code judge: no sandbox runs here ({'; '.join(complaints)}); {_REMEDY}")
@@ -356,7 +356,7 @@ def look(sources):
 _MAX_TRIAL_BYTES = 1 << 20
 
 
-def _tried(python: str) -> Interpreter:
+def _try(python: str) -> Interpreter:
     """The interpreter after a first run. Raises `SandboxError` where it fails, or where it sees what it should not."""
     limits, uid, deadline = Limits(), slot_uid(0), time.monotonic() + START_SECONDS
     ours, theirs = socket.socketpair()
@@ -383,5 +383,5 @@ def _tried(python: str) -> Interpreter:
 
 
 def no_reference(*value: Any) -> Any:
-    """Where only plain data may stand: raises ValueError."""
+    """Raises ValueError: only plain data may stand here."""
     raise ValueError(f"{value!r} is no plain data")

@@ -20,7 +20,7 @@ from llamarl.core.errors import DataError
 from llamarl.core.records import Prompt
 
 FIELDS = ("unit_tests", "input_output")
-"""Of `Prompt.info`, in this order; then `Prompt.answer`."""
+"""Fields of `Prompt.info` that may hold tests, in this order; then `Prompt.answer`."""
 
 Comparison = Literal["json", "equal", "is", "true", "false"]
 
@@ -55,7 +55,7 @@ Test = Program | Call | Script
 
 
 def find_tests(prompt: Prompt) -> Any:
-    """What the row holds as its tests; None where it holds none."""
+    """Returns what the row holds as its tests; None where it holds none."""
     for field in FIELDS:
         if prompt.info.get(field) is not None:
             return prompt.info[field]

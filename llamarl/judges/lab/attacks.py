@@ -7,7 +7,7 @@ opening of a solution made generative judges pass up to 90 % of empty answers.
 from collections.abc import Callable, Mapping, Sequence
 
 from llamarl.core.records import Prompt
-from llamarl.judges.templates import conversation
+from llamarl.judges.llm.templates import conversation
 
 EMPTY = ("", " ", "\n\n", "\u200b", "\u00a0")
 PUNCTUATION = (":", ".", ",", ";", "?", "!", "-", "…", '"', "'", "*", "/", "。", "：", "()", "{}")

@@ -1,4 +1,4 @@
-"""How often does a judge pass what deserves nothing?
+"""Audit: how often does a judge pass what deserves nothing?
 
     report = await audit(panel, shipped_rows(panel))
     report[0].rate, report[0].upper          # false-positive rate and its 95 % bound
@@ -34,7 +34,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one judge made of one kind of attack."""
+    """Verdicts of one judge on one kind of attack, counted."""
 
     judge: str
     attack: str
@@ -63,12 +63,12 @@ class AttackResult:
 
 
 def read_audit_rows(source: str | Path) -> list[CompletionRow]:
-    """Rows to attack, with optional `completion` and `good` columns. Raises `DataError` for a bad one."""
+    """Reads rows to attack, with optional `completion` and `good` columns. Raises `DataError` for a bad one."""
     return read_completions(source, aside=("good",), needs_completion=False)
 
 
 def shipped_rows(panel: JudgePanel) -> list[CompletionRow]:
-    """The shipped prompts that fit each judge of the panel, each row for one judge.
+    """Returns the shipped prompts that fit each judge of the panel, each row for one judge.
 
     Raises:
         ConfigError: none fits a judge.
@@ -131,7 +131,7 @@ async def audit(
             raise ConfigError(f"attack {name!r}: no row has a reply for it; give rows with 'completion'")
     judged = await judge_rows(
         panel,
-        [_with(row, trial) for row, trial in zip(rows, trials, strict=True)],
+        [replace(row, completions=tuple(text for _, text in trial)) for row, trial in zip(rows, trials, strict=True)],
         max_in_flight=max_in_flight,
         on_done=on_done,
     )
@@ -151,12 +151,8 @@ async def audit(
     ]
 
 
-def _with(row: CompletionRow, trial: Sequence[tuple[str, str]]) -> CompletionRow:
-    return CompletionRow(row.source, row.line, row.prompt, tuple(text for _, text in trial))
-
-
 def _trials(row: CompletionRow, kinds: Sequence[str]) -> list[tuple[str, str]]:
-    """(kind, reply) pairs to try on the row's prompt."""
+    """Returns (kind, reply) pairs to try on the row's prompt."""
     replies: dict[str, Sequence[str]] = {name: make(row.prompt) for name, make in ATTACKS.items()}
     replies[KNOWN_BAD] = row.completions
     replies[INJECTED_BAD] = [text for bad in row.completions for text in with_injections(bad)]
@@ -184,7 +180,7 @@ def _result(judge: Judge, kind: str, judged: Sequence[tuple[str, Verdict]]) -> A
 
 
 def overall(results: Sequence[AttackResult]) -> list[AttackResult]:
-    """Per judge, all attacks together (`good` replies aside)."""
+    """Returns for each judge all attacks together (`good` replies aside)."""
     totals = []
     for judge in dict.fromkeys(result.judge for result in results):
         mine = [result for result in results if result.judge == judge and result.attack != GOOD]
@@ -195,7 +191,7 @@ def overall(results: Sequence[AttackResult]) -> list[AttackResult]:
 
 
 def problems(results: Sequence[AttackResult], max_rate: float = MAX_RATE) -> list[str]:
-    """What speaks against trusting the judges, a sentence each; the limit holds for every kind of attack by itself."""
+    """Returns what speaks against trusting the judges, in sentences; the limit holds for each kind of attack."""
     found: list[str] = []
     for total in overall(results):
         mine = [result for result in results if result.judge == total.judge]
@@ -212,7 +208,7 @@ def problems(results: Sequence[AttackResult], max_rate: float = MAX_RATE) -> lis
 
 
 def _problem(result: AttackResult, max_rate: float) -> str:
-    """What is wrong with one row of the report; empty where nothing is."""
+    """Returns what is wrong with one row of the report; empty where nothing is."""
     judge, is_good = f"judge '{result.judge}'", result.attack == GOOD
     if result.rate is None:
         what = "good replies" if is_good else f"replies of the attack {result.attack}"

@@ -70,14 +70,14 @@ def read_canaries(path: str | Path) -> tuple[Canary, ...]:
 
 @dataclass
 class _Look:
-    """What a judge made of its canaries the last time."""
+    """Outcome of a judge's last look at its canaries."""
 
     num_groups: int = 0
     """Groups that the panel had judged then."""
     error_rate: float | None = None
     """Share of the canaries judged wrongly, of those judged; None where none was."""
     wrong: frozenset[int] = frozenset()
-    """Which of them got a wrong verdict."""
+    """Indices of the canaries that got a wrong verdict."""
 
 
 class CanaryWatch:
@@ -119,7 +119,7 @@ class CanaryWatch:
         return {f"judge/{name}/canary_error_rate": look.error_rate for name, look in self._looks.items()}
 
     async def _ask(self, seat: Seat) -> list[Verdict]:
-        limit = asyncio.Semaphore(MAX_IN_FLIGHT)
+        limit = asyncio.Semaphore(MAX_IN_FLIGHT)  # during a run the judge has groups to judge beside these
 
         async def ask(canary: Canary) -> Verdict:
             async with limit:

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,17 @@ class CompletionRow:
     """Columns that the reader was asked to set aside, where the row has them."""
 
     def error(self, field: str, problem: str, remedy: str) -> DataError:
-        """What is wrong with this row."""
+        """Makes the error that names this row."""
         return DataError(str(RowError("", field, problem, remedy).at(self.source, self.line)))
 
 
 def read_completions(
-    source: str | Path, *, aside: Collection[str] = (), needs_completion: bool = True
+    source: str | Path | Iterable[Mapping[str, Any]], *, aside: Collection[str] = (), needs_completion: bool = True
 ) -> list[CompletionRow]:
     """Reads every row of a file. Ids may repeat; the row's own `judges` are left out, since the caller names them.
 
     Args:
-        source: JSON lines, Parquet, CSV, or a glob of them.
+        source: JSON lines, Parquet, CSV, or a glob of them; or rows.
         aside: columns to set aside in `extras`, which judges then don't see.
         needs_completion: whether a row without `completion` is an error.
 
@@ -47,7 +47,7 @@ def read_completions(
     """
     rows = [_row(raw, aside, needs_completion) for raw in raw_rows(source)]
     if not rows:
-        raise DataError(f"{source}: no rows; the source is empty")
+        raise DataError(f"{source if isinstance(source, str | Path) else 'rows'}: no rows; the source is empty")
     return rows
 
 

@@ -17,9 +17,9 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge
 from llamarl.core.records import Sample, Status, Verdict, text_completion
 from llamarl.data.jsonl import write_jsonl
-from llamarl.judges.cache import content_key
 from llamarl.judges.config import JudgeConfig, build_panel
 from llamarl.judges.lab.rows import CompletionRow
+from llamarl.judges.llm.cache import content_key
 from llamarl.judges.panel import JudgePanel, quantile
 from llamarl.models.endpoint import well_formed
 from llamarl.report.files import JsonlFile, read_jsonl
@@ -44,7 +44,7 @@ def judge_card(judge: Judge) -> dict[str, str]:
 
 
 def job_key(configs: Sequence[JudgeConfig]) -> dict[str, Any]:
-    """What tells a job of these judges from others: their settings, and a fingerprint of each local file they name.
+    """Returns what tells a job of these judges from others: settings, and a fingerprint of each local file they name.
 
     Those are Python files, templates and other files, and directories of models; not an `llm` judge's `cache`, which
     grows with the job. Build the judges first: modules are found where they were imported from.
@@ -155,7 +155,7 @@ def records_of(row: CompletionRow, samples: Sequence[Sample]) -> list[Record]:
 
 
 def summary_of(records: Sequence[Record]) -> list[Record]:
-    """Per judge: counts by status, mean score, pass rate, cost, and median and 95th percentile of the seconds."""
+    """Counts, for each judge: statuses, mean score, pass rate, cost, median and 95th percentile of the seconds."""
     summaries = []
     for name in dict.fromkeys(record["judge"] for record in records):
         mine = [record for record in records if record["judge"] == name]
@@ -192,7 +192,7 @@ async def _for_each(numbers: Sequence[int], work: Callable[[int], Any], max_in_f
 
 
 def _content(row: CompletionRow) -> list[Any]:
-    """All that a judge sees of a row."""
+    """Returns all that a judge sees of a row."""
     prompt = row.prompt
     return [prompt.id, prompt.messages, prompt.answer, prompt.task, prompt.info, prompt.tools, row.completions]
 
@@ -211,7 +211,7 @@ def _local_paths(config: JudgeConfig) -> list[str]:
 
 
 def _fingerprint(path: str) -> Any:
-    """Of a file, its content; of a large one, or of the files of a directory, name, size and time of change."""
+    """Returns a file's hash; of a large one, or of a directory's files, name, size and time of change."""
     if os.path.isdir(path):
         entries = (entry for entry in os.scandir(path) if entry.is_file())
         return sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)

@@ -1,4 +1,4 @@
-r"""Whether two answers are the same, decided by reading both, exactly and in bounded time.
+r"""Equality of two answers, decided by reading both, exactly and in bounded time.
 
     answers_equal("\frac12", "0.5")             # True
     answers_equal("5 or 6", "5")                   # False
@@ -28,7 +28,7 @@ from llamarl.judges.math.read import Answer, Items, Labelled, Named, Number, Unr
 
 
 def answers_equal(a: str, b: str) -> bool:
-    """Whether `compare_answers` says True. What it cannot decide counts as different."""
+    """Says whether `compare_answers` says True. What it cannot decide counts as different."""
     return compare_answers(a, b) is True
 
 
@@ -62,7 +62,7 @@ def _same(a: Answer, b: Answer) -> bool | None:
 
 
 def _same_choice(a: Answer, b: Answer) -> bool | None:
-    """Of answers such as `(C) 12`, at least one."""
+    """Says whether one of two answers is such as `(C) 12`."""
     if isinstance(a, Labelled) and isinstance(b, Labelled):
         return a.letter == b.letter and _same(a.answer, b.answer) is not False
     labelled, other = (a, b) if isinstance(a, Labelled) else (b, a)

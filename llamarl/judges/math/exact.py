@@ -141,7 +141,7 @@ class _Reader:
         return _root(_as_rational(self._argument()), degree)
 
     def _argument(self) -> Exact:
-        """What a command applies to: a bracket, a command or, as in LaTeX, a single digit."""
+        """Reads what a command applies to: a bracket, a command or, as in LaTeX, a single digit."""
         character = self._peek()
         if character and character in "({":
             return self._bracket()
@@ -207,7 +207,7 @@ def _as_rational(value: Exact) -> Fraction:
     return value.get((1, 0), Fraction(0))
 
 
-def _checked(value: Exact) -> Exact:
+def _check(value: Exact) -> Exact:
     is_large = any(q.numerator.bit_length() + q.denominator.bit_length() > _MAX_BITS for q in value.values())
     if len(value) > _MAX_TERMS or is_large:
         raise _NotExactError
@@ -215,7 +215,7 @@ def _checked(value: Exact) -> Exact:
 
 
 def _plus(a: Exact, b: Exact) -> Exact:
-    return _checked({key: a.get(key, Fraction(0)) + b.get(key, Fraction(0)) for key in a | b})
+    return _check({key: a.get(key, Fraction(0)) + b.get(key, Fraction(0)) for key in a | b})
 
 
 def _times(a: Exact, b: Exact) -> Exact:
@@ -226,7 +226,7 @@ def _times(a: Exact, b: Exact) -> Exact:
             key = (n * m // common**2, j + k)
             sign = -1 if n < 0 and m < 0 else 1  # i * i
             product[key] = product.get(key, Fraction(0)) + sign * p * q * common
-    return _checked(product)
+    return _check(product)
 
 
 def _inverse(value: Exact) -> Exact:
@@ -235,7 +235,7 @@ def _inverse(value: Exact) -> Exact:
         raise ZeroDivisionError
     if len(value) == 1:
         (((n, k), q),) = value.items()
-        return _checked({(n, -k): 1 / (q * n)})
+        return _check({(n, -k): 1 / (q * n)})
     first, *others = value
     conjugate = {key: q if key == first else -q for key, q in value.items()}
     product = _times(value, conjugate)
@@ -279,7 +279,7 @@ def _root(value: Fraction, degree: int) -> Exact:
     if degree > 2:
         return _rational(Fraction(_perfect_root(value.numerator, degree), _perfect_root(value.denominator, degree)))
     factor, radicand = _split_square(abs(value.numerator) * value.denominator)  # sqrt(p/q) = sqrt(p q) / q
-    return _checked({(radicand if value >= 0 else -radicand, 0): Fraction(factor, value.denominator)})
+    return _check({(radicand if value >= 0 else -radicand, 0): Fraction(factor, value.denominator)})
 
 
 def _perfect_root(number: int, degree: int) -> int:

@@ -24,7 +24,7 @@ from typing import Literal
 Form = Literal["boxed", "final_answer", "hashes", "answer_line", "last_number"]
 
 MAX_TEXT_CHARACTERS = 100_000
-"""Only this much of a text's end is read."""
+"""Characters of a text's end that are read."""
 MAX_ANSWER_CHARACTERS = 1_000
 """Something longer is no answer."""
 _MAX_ANSWERS = 32
@@ -38,7 +38,7 @@ _ANSWER_LINE = re.compile(
 )
 _BOX = re.compile(r"\\f?box(?:ed)?[ \t]{0,4}\{")
 _GAP = re.compile(r"(?:[\W_]|(?<![a-z])(?:and|or|the|so|answer)(?![a-z]))*", re.IGNORECASE)
-"""What may stand between the answers of a list."""
+"""Pattern of what may stand between the answers of a list."""
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
 
 
@@ -57,10 +57,10 @@ def extract_answer(text: str, *, use_last_number: bool = False) -> str | None:
 
 
 def find_answer(text: str, *, use_last_number: bool = False) -> Found | None:
-    """As `extract_answer`, with the form."""
+    """Finds the answer as `extract_answer` does, with its form."""
     text = text[-MAX_TEXT_CHARACTERS:]
     candidates: tuple[tuple[Form, Callable[[str], str | None]], ...] = (
-        ("boxed", _boxed),
+        ("boxed", _find_boxed),
         ("final_answer", last_final_answer),
         ("hashes", lambda text: _last_lines(_HASHES, text)),
         ("answer_line", lambda text: _last_lines(_ANSWER_LINE, text)),
@@ -84,11 +84,11 @@ def last_final_answer(text: str) -> str | None:
         spans.append((match.start(), match.end() + length, rest[:length]))
     answer = _last_run(text, spans)
     if answer is not None and "\\boxed" in answer:
-        return _boxed(answer) or answer
+        return _find_boxed(answer) or answer
     return answer
 
 
-def _boxed(text: str) -> str | None:
+def _find_boxed(text: str) -> str | None:
     """The content of the last closed boxes that hold something."""
     spans: list[tuple[int, int, str]] = []
     for match in reversed(list(_BOX.finditer(text))[-_MAX_ANSWERS:]):
@@ -119,7 +119,7 @@ def _last_run(text: str, spans: list[tuple[int, int, str]]) -> str | None:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Where the brace closes that was opened just before `start`."""
+    """Finds where the brace closes that was opened just before `start`."""
     depth, position = 1, start
     end = min(len(text), start + MAX_ANSWER_CHARACTERS)
     while position < end:
@@ -142,7 +142,7 @@ def _last_number(text: str) -> str | None:
 
 
 def _tidy(answer: str) -> str | None:
-    """Without the marks around it; None for nothing, for marks alone, and for what is too long."""
+    """Strips the marks around a text; None for nothing, for marks alone, and for what is too long."""
     answer = answer.lstrip(' \t\r\n*_`"').rstrip(' \t\r\n*_`".')
     if len(answer) > MAX_ANSWER_CHARACTERS or not any(c.isalnum() or c in "∅∞π√" for c in answer):
         return None

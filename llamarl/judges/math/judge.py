@@ -29,14 +29,14 @@ from typing import Literal, get_args
 from llamarl.core.errors import ConfigError, MissingDependencyError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Status, Verdict, text_completion
-from llamarl.judges.adapter import with_seconds
+from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import compare_answers
 from llamarl.judges.math.extract import Found, extract_answer, find_answer, last_final_answer
 from llamarl.judges.math.read import is_numeral, is_readable, says_something, without_label
 from llamarl.judges.math.symbolic import SymbolicJudge, algebra_pair, check_installed, is_algebra
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.threads import run_in_thread
-from llamarl.judges.worker import ProcessJudge
 
 AnswerFormat = Literal["any", "boxed", "final_answer"]
 
@@ -124,7 +124,7 @@ class MathJudge(Judge):
             )
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion (table in the module's docstring)."""
+        """Returns one verdict per completion (table in the module's docstring)."""
         try:
             reference = read_reference(prompt.answer)
         except ConfigError as error:
@@ -132,7 +132,7 @@ class MathJudge(Judge):
         if reference is None:
             return [Verdict.abstained("the row has no answer")] * len(completions)
         first = await run_in_thread(lambda: [self._look(reference, completion.text) for completion in completions])
-        looks = [self._calculate(look) if isinstance(look, _Undecided) else _settled(look) for look in first]
+        looks = [self._calculate(look) if isinstance(look, _Undecided) else asyncio.sleep(0, look) for look in first]
         return list(await asyncio.gather(*looks))
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class MathJudge(Judge):
         return with_seconds(look, time.perf_counter() - started) if isinstance(look, Verdict) else look
 
     def _read(self, reference: str, text: str) -> Verdict | _Undecided:
-        """The verdict as far as reading decides it."""
+        """Returns the verdict as far as reading decides it."""
         found = find_answer(text, use_last_number=self._use_last_number)
         if found is None:
             return _wrong("no answer found")
@@ -183,7 +183,7 @@ class MathJudge(Judge):
         return last_final_answer(text) if self._format == "final_answer" else None
 
     async def _calculate(self, pair: _Undecided) -> Verdict:
-        """What math-verify says."""
+        """Asks math-verify."""
         try:
             workers = self._workers
         except MissingDependencyError as error:
@@ -191,10 +191,6 @@ class MathJudge(Judge):
         (verdict,) = await workers.judge(Prompt("", (), answer=pair.left), [text_completion(pair.right)])
         is_wrong = verdict.status is Status.SCORED and not verdict.passed
         return _wrong(f"wrong answer: {_short(pair.answer)}") if is_wrong else verdict
-
-
-async def _settled(verdict: Verdict) -> Verdict:
-    return verdict
 
 
 def read_reference(answer: object) -> str | None:

@@ -15,7 +15,7 @@ from llamarl.judges.math.exact import Exact, read_exact
 from llamarl.judges.math.units import split_nouns, split_scale, split_unit
 
 MAX_ITEMS = 50
-"""Of a list; a longer one is not read."""
+"""Items of a list; a longer one is not read."""
 _MAX_DEPTH = 5
 
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?) ?(?:=|\\in(?![a-z]) ?)([^=]+)")
@@ -58,7 +58,7 @@ class Number:
     value: tuple[tuple[tuple[int, int], Fraction], ...]
     unit: str = ""
     nouns: tuple[str, ...] = ()
-    """What is counted, where the text says it after the number."""
+    """Things that are counted, where the text says it after the number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def read(text: str, depth: int = 0) -> Answer:
         _number,
         _choice,
         _relation,
-        _named,
+        _read_name,
         _union,
         _items,
         _signs,
@@ -127,18 +127,18 @@ def read(text: str, depth: int = 0) -> Answer:
 
 
 def says_something(text: str) -> bool:
-    """Whether there is a letter or digit: marks alone are no answer."""
+    """Says whether there is a letter or digit: marks alone are no answer."""
     return any(character.isalnum() for character in text)
 
 
 def is_numeral(text: str) -> bool:
-    """Whether an answer is a number that is worked out: digits, one fraction, a power of ten; not `6 * 7`."""
+    """Says whether an answer is a number that is worked out: digits, one fraction, a power of ten; not `6 * 7`."""
     number, _ = split_scale(_split_words(without_name(clean(text)))[0])
     return bool(_NUMERAL.fullmatch(number)) and read_exact(number) is not None
 
 
 def without_name(text: str) -> str:
-    """What an answer that begins with `x =` says of x."""
+    """Returns what an answer that begins with `x =` says of x."""
     return split_name(text)[1]
 
 
@@ -149,13 +149,13 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def without_label(text: str) -> str:
-    """What the choice says that an answer such as `(C) 12` names."""
+    """Returns what the choice says that an answer such as `(C) 12` names."""
     match = _LABELLED.fullmatch(clean(text))
     return match[3] if match else text
 
 
 def is_readable(text: str) -> bool:
-    """Whether an answer is read as a whole, so that it equals others than its own spelling without any algebra."""
+    """Says whether an answer is read as a whole, so that others than its own spelling equal it without algebra."""
     return _is_read(read(clean(text)))
 
 
@@ -188,11 +188,11 @@ def _fixed_words(text: str, depth: int) -> Answer | None:
 def _number(text: str, depth: int) -> Answer | None:
     value = read_exact(text)
     if value is not None:
-        return Number(_frozen(value))
+        return Number(_freeze(value))
     number, unit, nouns = _split_words(text)
     number, factor = split_scale(number)
     value = read_exact(number) if unit or nouns or factor > 1 else None
-    return None if value is None else Number(_frozen(value, factor), unit, nouns)
+    return None if value is None else Number(_freeze(value, factor), unit, nouns)
 
 
 def _split_words(text: str) -> tuple[str, str, tuple[str, ...]]:
@@ -205,7 +205,7 @@ def _split_words(text: str) -> tuple[str, str, tuple[str, ...]]:
     return number, unit, nouns
 
 
-def _frozen(value: Exact, factor: int = 1) -> tuple[tuple[tuple[int, int], Fraction], ...]:
+def _freeze(value: Exact, factor: int = 1) -> tuple[tuple[tuple[int, int], Fraction], ...]:
     return tuple(sorted((key, factor * q) for key, q in value.items()))
 
 
@@ -269,9 +269,9 @@ def _is_bound(answer: Answer) -> bool:
     return isinstance(answer, Number) or answer in (Word("infinity"), Word("-infinity"))
 
 
-def _named(text: str, depth: int) -> Answer | None:
+def _read_name(text: str, depth: int) -> Answer | None:
     match = _NAME.fullmatch(text)
-    if not match or len(_split(_listed(match[2]))) > 1:
+    if not match or len(_split(_separate(match[2]))) > 1:
         return None
     return Named(match[1], read(match[2], depth + 1))
 
@@ -285,7 +285,7 @@ def _union(text: str, depth: int) -> Answer | None:
 
 def _items(text: str, depth: int) -> Answer | None:
     text = text.replace("\\{", "{").replace("\\}", "}")
-    kind, inner = "set", _listed(text)
+    kind, inner = "set", _separate(text)
     if len(text) > 2 and text[-1] in _BRACKETS.get(text[0], "") and _is_one_bracket(text):
         kind, inner = ("set", text[1:-1]) if text[0] == "{" else (text[0] + text[-1], text[1:-1])
     parts = _split(inner)
@@ -294,7 +294,7 @@ def _items(text: str, depth: int) -> Answer | None:
     return Items(kind, tuple(read(part, depth + 1) for part in parts))
 
 
-def _listed(text: str) -> str:
+def _separate(text: str) -> str:
     """`or` and `and` between answers are commas."""
     return _CONJUNCTION.sub(",", text) if any(character.isdigit() for character in text) else text
 
@@ -316,7 +316,7 @@ def _word(text: str, depth: int) -> Answer | None:
 
 
 def _is_one_bracket(text: str) -> bool:
-    """Whether the first bracket closes with the last character, as in `(1, 2)` but not in `(1)(2)`."""
+    """Says whether the first bracket closes with the last character, as in `(1, 2)` but not in `(1)(2)`."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")

@@ -38,7 +38,7 @@ _LARGE_EXPONENT = re.compile(r"\^|!|\d{3,}")
 
 
 def is_bounded(text: str) -> bool:
-    """Whether a cleaned text is mathematics of a size that algebra can deal with: no prose, no towers of powers."""
+    """Says whether a cleaned text is mathematics that algebra can deal with: no prose, no towers of powers."""
     if len(text) > _MAX_CHARACTERS or not _ALLOWED.fullmatch(text) or _LARGE.search(text):
         return False
     depth = deepest = 0
@@ -51,7 +51,7 @@ def is_bounded(text: str) -> bool:
 
 
 def _is_large_power(rest: str) -> bool:
-    """Whether the exponent that `rest` begins with is itself a power, or has three digits."""
+    """Says whether the exponent that `rest` begins with is itself a power, or has three digits."""
     rest = rest.lstrip()
     if rest[:1] in ("{", "("):
         end = closing_bracket(rest)
@@ -61,7 +61,7 @@ def _is_large_power(rest: str) -> bool:
 
 
 def closing_bracket(text: str) -> int | None:
-    """Where the bracket closes that `text` begins with."""
+    """Finds where the bracket closes that `text` begins with."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -91,7 +91,7 @@ def algebra_pair(a: str, b: str) -> tuple[str, str] | None:
 
 
 def is_algebra(text: str) -> bool:
-    """Whether algebra may compare a cleaned answer with others."""
+    """Says whether algebra may compare a cleaned answer with others."""
     return is_bounded(_in_radians(text)) and text.count("=") <= 1
 
 
@@ -105,23 +105,18 @@ class SymbolicJudge(Judge):
 
     name = "math-verify"
 
-    def __setstate__(self, state: Any) -> None:
-        import math_verify  # type: ignore[import-untyped]  # noqa: F401  # here, so that a worker's start pays for the import and not the first call
-
-    def __getstate__(self) -> dict[str, bool]:
-        return {"is_worker": True}  # an empty state would not be restored
+    def load(self) -> None:
+        """Imports math-verify, so that a worker's start pays for it and not the first call."""
+        import math_verify  # type: ignore[import-untyped]  # noqa: F401
 
     async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion; both texts are cleaned and bounded."""
-        return [_verdict(symbolically_equal(prompt.answer, completion.text)) for completion in completions]
-
-
-def _verdict(is_equal: bool) -> Verdict:
-    return Verdict.scored(float(is_equal), passed=is_equal)
+        """Returns one verdict per completion; both texts are cleaned and bounded."""
+        equal = [symbolically_equal(prompt.answer, completion.text) for completion in completions]
+        return [Verdict.scored(float(is_equal), passed=is_equal) for is_equal in equal]
 
 
 def symbolically_equal(reference: str, candidate: str) -> bool:
-    """What math-verify says of two LaTeX texts, to 12 decimals where it calculates. May take for ever.
+    """Asks math-verify about two LaTeX texts, to 12 decimals where it calculates. May take for ever.
 
     Two equations are the same where the differences of their sides are, but for a factor: `2x - y = 7`, `y = 2x - 7`.
     """
@@ -130,11 +125,11 @@ def symbolically_equal(reference: str, candidate: str) -> bool:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off
     if reference.count("=") == candidate.count("=") == 1:
         return _same_equation(*map(_difference, (reference, candidate)))
-    gold, guess = _parsed(reference), _parsed(candidate)
+    gold, guess = _parse(reference), _parse(candidate)
     return bool(gold and guess) and bool(math_verify.verify(gold, guess, float_rounding=12, timeout_seconds=None))
 
 
-def _parsed(text: str) -> list[Any]:
+def _parse(text: str) -> list[Any]:
     import math_verify
 
     config = (math_verify.LatexExtractionConfig(),)
@@ -147,7 +142,7 @@ def _difference(equation: str) -> Any:
     """Left side minus right side, as sympy has it; None where one of them is no expression."""
     import sympy  # type: ignore[import-untyped]
 
-    left, right = ([each for each in _parsed(side) if isinstance(each, sympy.Expr)] for side in equation.split("="))
+    left, right = ([each for each in _parse(side) if isinstance(each, sympy.Expr)] for side in equation.split("="))
     return left[0] - right[0] if left and right else None
 
 

@@ -1,4 +1,4 @@
-"""What every rule is made of: its arguments, checked once, and the two ways it may judge a text."""
+"""Base of every rule: its arguments, checked once, and the two ways it may judge a text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Rule:
     id: ClassVar[str]
     """The instruction's name in IFEval and Multi-IF data."""
     needs_language: ClassVar[bool] = False
-    """Whether `fixed` asks for the text's language."""
+    """True if `fixed` asks for the text's language."""
 
     def __init__(self, arguments: "Arguments") -> None:
         self.mode: Mode = arguments.mode
@@ -47,7 +47,7 @@ class Rule:
         return self.official(text)
 
     def check(self, text: Text) -> bool:
-        """Whether the text follows the instruction.
+        """Says whether the text follows the instruction.
 
         Raises:
             JudgeError: this text is too long for a keyword that is a regular expression (never in fixed mode).
@@ -133,7 +133,7 @@ class Limit:
     number: int
 
     def holds(self, count: int) -> bool:
-        """Whether `count` keeps to the bound."""
+        """Says whether `count` keeps to the bound."""
         return count < self.number if self.relation == "less than" else count >= self.number
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ _FENCES = ("```json", "```Json", "```JSON", "```")
 
 
 class NumberOfPlaceholders(Rule):
-    """At least so many placeholders such as `[name]`."""
+    """The reply has at least so many placeholders such as `[name]`."""
 
     id = "detectable_content:number_placeholders"
 
@@ -113,7 +113,7 @@ class ConstrainedResponse(Rule):
 
 
 class NumberOfHighlights(Rule):
-    """At least so many highlighted passages."""
+    """The reply has at least so many highlighted passages."""
 
     id = "detectable_format:number_highlighted_sections"
 
@@ -133,7 +133,7 @@ class NumberOfHighlights(Rule):
 
 
 class MultipleSections(Rule):
-    """At least so many numbered sections."""
+    """The reply has at least so many numbered sections."""
 
     id = "detectable_format:multiple_sections"
 
@@ -203,12 +203,12 @@ class Title(Rule):
         return "Give a title in double angular brackets, such as <<title>>."
 
     def official(self, text: Text) -> bool:
-        """From the first `<<` to the last `>>` of a line, with something between them."""
+        """Text from the first `<<` to the last `>>` of a line, with something between them."""
         return any(_has_title(line) for line in text.raw.split("\n"))
 
 
 def _brackets(line: str) -> list[tuple[int, int]]:
-    """Where a `[` and the next `]` after it stand."""
+    """Finds where a `[` and the next `]` after it stand."""
     spans = []
     start = line.find("[")
     while start >= 0 and (end := line.find("]", start)) >= 0:
@@ -218,7 +218,7 @@ def _brackets(line: str) -> list[tuple[int, int]]:
 
 
 def _is_placeholder(line: str, start: int, end: int) -> bool:
-    """Whether the brackets hold something and are no link `[text](address)`."""
+    """Says whether the brackets hold something and are no link `[text](address)`."""
     return bool(line[start + 1 : end].strip()) and line[end + 1 : end + 2] != "("
 
 

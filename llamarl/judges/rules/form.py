@@ -74,11 +74,11 @@ class RepeatPrompt(Rule):
         return "First repeat the request word for word, then answer."
 
     def official(self, text: Text) -> bool:
-        """In either case, blanks around it aside."""
+        """Compares in either case, blanks around it aside."""
         return text.raw.strip().lower().startswith(self.request.strip().lower())
 
     def fixed(self, text: Text) -> bool:
-        """In either case, with any blanks, apostrophes and hyphens."""
+        """Compares in either case, with any blanks, apostrophes and hyphens."""
         return text.folded.startswith(self._folded)
 
 
@@ -96,11 +96,11 @@ class EndPhrase(Rule):
         return f"End with exactly this phrase: {self.phrase}"
 
     def official(self, text: Text) -> bool:
-        """In either case; blanks, then straight quotes, may follow."""
+        """Compares in either case; blanks, then straight quotes, may follow."""
         return text.raw.strip().strip('"').lower().endswith(self.phrase.lower())
 
     def fixed(self, text: Text) -> bool:
-        """In either case; blanks and quotes of any kind may follow."""
+        """Compares in either case; blanks and quotes of any kind may follow."""
         end = _CLOSING_QUOTES + " "
         return text.folded.rstrip(end).endswith(fold(self.phrase).rstrip(end))
 
@@ -123,12 +123,12 @@ class Quotation(Rule):
         return _is_quoted(text.raw, _QUOTES[:1])
 
     def fixed(self, text: Text) -> bool:
-        """Also angular, low and white corner marks."""
+        """Accepts angular, low and white corner marks."""
         return _is_quoted(text.raw, _QUOTES + _MORE_QUOTES)
 
 
 class CapitalWords(Rule):
-    """So many words in capitals."""
+    """The reply has so many words in capitals."""
 
     id = "change_case:capital_word_frequency"
 
@@ -179,7 +179,7 @@ class EnglishLowercase(Rule):
         return "Answer in English, in lower-case letters only."
 
     def official(self, text: Text) -> bool:
-        """Where nothing tells the language, the text passes."""
+        """Passes a text where nothing tells its language."""
         return text.raw.islower() and text.language in (None, "en")
 
     def fixed(self, text: Text) -> bool:

@@ -30,15 +30,15 @@ class Grade:
     """Verdicts on one reply, by the position of the instruction: an id may occur twice."""
 
     strict: tuple[bool | None, ...]
-    """Of the reply as it is. None: ungradable, in fixed mode."""
+    """Verdicts on the reply as it is. None: ungradable, in fixed mode."""
     loose: tuple[bool | None, ...]
-    """Of any of the eight versions of the reply."""
+    """Verdicts on any of the eight versions of the reply."""
     ungradable: Mapping[int, str]
     """Position -> why this instruction cannot be judged."""
 
     @property
     def passes_strict(self) -> bool:
-        """Whether all instructions with a verdict are followed strictly; True where there is none."""
+        """True if all instructions with a verdict are followed strictly; True where there is none."""
         return all(verdict is not False for verdict in self.strict)
 
 

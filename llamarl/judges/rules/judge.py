@@ -14,7 +14,7 @@ from typing import Literal
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
-from llamarl.judges.adapter import with_seconds
+from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.rules.base import Mode, Rule
 from llamarl.judges.rules.grading import Checklist, Grade, Grader
 from llamarl.judges.rules.tools import SentenceSplitter

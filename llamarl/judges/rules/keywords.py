@@ -22,11 +22,11 @@ class Existence(Rule):
         super().__init__(arguments)
         self.keywords = arguments.texts("keywords", can_be_blank=self.mode != "fixed")
         self._finders = _finders(self, "keywords", self.keywords)
-        self._folded = _folded(arguments, "keywords", self.keywords)
+        self._fold = _fold(arguments, "keywords", self.keywords)
 
     def describe(self) -> str:
         """One sentence."""
-        return f"Include the keywords {_listed(self.keywords)}."
+        return f"Include the keywords {_list(self.keywords)}."
 
     def official(self, text: Text) -> bool:
         """All found; official keywords are regular expressions."""
@@ -34,7 +34,7 @@ class Existence(Rule):
 
     def fixed(self, text: Text) -> bool:
         """All found, whatever their apostrophes, accents and widths are made of."""
-        return all(keyword in text.folded for keyword in self._folded)
+        return all(keyword in text.folded for keyword in self._fold)
 
 
 class Frequency(Rule):
@@ -52,7 +52,7 @@ class Frequency(Rule):
         self._finder: Pattern | None = None
         with contextlib.suppress(*INVALID):  # the released grader fails every reply then
             self._finder = Pattern(self.keyword) if self.mode != "fixed" else None
-        self._folded = _folded(arguments, "keyword", [self.keyword])
+        self._fold = _fold(arguments, "keyword", [self.keyword])
 
     def describe(self) -> str:
         """One sentence."""
@@ -64,7 +64,7 @@ class Frequency(Rule):
 
     def fixed(self, text: Text) -> bool:
         """Counts hits, whatever apostrophes, accents and widths are made of."""
-        return self.limit.holds(text.folded.count(self._folded[0]))
+        return self.limit.holds(text.folded.count(self._fold[0]))
 
 
 class ForbiddenWords(Rule):
@@ -76,11 +76,11 @@ class ForbiddenWords(Rule):
         super().__init__(arguments)
         self.words = arguments.texts("forbidden_words", can_be_blank=self.mode != "fixed")
         self._finders = _finders(self, "forbidden_words", self.words, before=r"\b", after=r"\b")
-        self._folded = _folded(arguments, "forbidden_words", self.words)
+        self._fold = _fold(arguments, "forbidden_words", self.words)
 
     def describe(self) -> str:
         """One sentence."""
-        return f"Do not use the words {_listed(self.words)}."
+        return f"Do not use the words {_list(self.words)}."
 
     def official(self, text: Text) -> bool:
         """Words end where `re` says: at marks of Indic scripts, but not between Han characters, nor after `+`."""
@@ -92,7 +92,7 @@ class ForbiddenWords(Rule):
         Stars and underscores that set a word or a part of it apart do not hide it.
         """
         versions = dict.fromkeys((text.folded, _without_emphasis(text.folded)))
-        return not any(_is_used(word, version) for version in versions for word in self._folded)
+        return not any(_is_used(word, version) for version in versions for word in self._fold)
 
 
 class LetterFrequency(Rule):
@@ -110,7 +110,7 @@ class LetterFrequency(Rule):
             raise arguments.error("letter", letter, allowed)
         self.letter = letter.lower()
         self.limit = arguments.limit("let_frequency", "let_relation")
-        self._folded = fold(letter) or self.letter
+        self._fold = fold(letter) or self.letter
 
     def describe(self) -> str:
         """One sentence."""
@@ -122,7 +122,7 @@ class LetterFrequency(Rule):
 
     def fixed(self, text: Text) -> bool:
         """Counts in the folded text: a full-width letter is a letter, and so is one with its accent composed."""
-        return self.limit.holds(text.folded.count(self._folded))
+        return self.limit.holds(text.folded.count(self._fold))
 
 
 def _finders(rule: Rule, name: str, keywords: list[str], *, before: str = "", after: str = "") -> list[Pattern]:
@@ -132,7 +132,7 @@ def _finders(rule: Rule, name: str, keywords: list[str], *, before: str = "", af
     return [compile_pattern(rule.id, name, keyword, before=before, after=after) for keyword in keywords]
 
 
-def _folded(arguments: Arguments, name: str, keywords: list[str]) -> list[str]:
+def _fold(arguments: Arguments, name: str, keywords: list[str]) -> list[str]:
     """Keywords that mean themselves, as they are compared in fixed mode."""
     folded = [fold(keyword) for keyword in keywords]
     if arguments.mode == "fixed" and not all(folded):
@@ -141,7 +141,7 @@ def _folded(arguments: Arguments, name: str, keywords: list[str]) -> list[str]:
 
 
 def _without_emphasis(text: str) -> str:
-    """Without stars inside of words, and with blanks for underscores that don't join words."""
+    """Removes stars inside of words, and puts blanks for underscores that don't join words."""
     return _UNDERSCORES.sub(_blank_unless_joining, _STARS_INSIDE.sub("", text))
 
 
@@ -151,7 +151,7 @@ def _blank_unless_joining(match: re.Match[str]) -> str:
 
 
 def _is_used(word: str, text: str) -> bool:
-    """Whether `word` occurs in `text` as a word of its own."""
+    """Says whether `word` occurs in `text` as a word of its own."""
     start = text.find(word)
     while start >= 0:
         if _is_separate(text, start, start + len(word)):
@@ -161,7 +161,7 @@ def _is_used(word: str, text: str) -> bool:
 
 
 def _is_separate(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] is not a part of a longer word."""
+    """Says whether text[start:end] is not a part of a longer word."""
     return (start == 0 or _is_border(text[start - 1], text[start])) and (
         end == len(text) or _is_border(text[end - 1], text[end])
     )
@@ -172,5 +172,5 @@ def _is_border(left: str, right: str) -> bool:
     return not is_inside or is_spaceless(left) or is_spaceless(right)
 
 
-def _listed(words: list[str]) -> str:
+def _list(words: list[str]) -> str:
     return ", ".join(repr(word) for word in words)

@@ -109,7 +109,7 @@ def _one_trial(grams: list[int], generator: random.Random, frequencies: Any) -> 
 
 
 class Profiles:
-    """How frequent which n-gram is in which language; and the n-grams of a text."""
+    """Frequencies of n-grams by language, and the n-grams of a text."""
 
     def __init__(self, languages: tuple[str, ...], grams: Mapping[str, int], frequencies: Any, normalizer: Any) -> None:
         """Takes langdetect's tables.
@@ -135,7 +135,7 @@ class Profiles:
         return grams + self._grams_of_word(words[-1])
 
     def _clean(self, text: str) -> str:
-        """Without addresses; and without Latin letters where those of other scripts clearly prevail."""
+        """The text without addresses; and without Latin letters where those of other scripts clearly prevail."""
         if "http" in text:
             text = _URL.sub(" ", text)
         if "@" in text:
@@ -221,7 +221,7 @@ class Lingua:
 
 
 def _language_of_script(text: str) -> str | None:
-    """What the script of more than half of the letters says, where lingua does not know all of its languages."""
+    """Returns what the script of more than half of the letters says, where lingua lacks some of its languages."""
     letters = [character for character in text if character.isalpha()]
     scripts = {DEVANAGARI: ("\u0900", "\u097f"), "kn": ("\u0c80", "\u0cff"), "ml": ("\u0d00", "\u0d7f")}
     for code, (first, last) in scripts.items():

@@ -143,7 +143,7 @@ class ParagraphFirstWord(Rule):
 
 
 def _holds(limit: Limit, text: Text, usual: int, counters: Mapping[str, Callable[[], int]]) -> bool:
-    """Whether the text keeps to the limit, counted as its language is; `usual` is the count of most languages.
+    """Says whether the text keeps to the limit, counted as its language is; `usual` counts as most languages do.
 
     The language is detected only where the counts that come into question by `SCRIPTS` disagree.
     """

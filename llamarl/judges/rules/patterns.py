@@ -21,7 +21,7 @@ MAX_STEPS = 1e8
 """Upper bound of a search's steps: about a second."""
 
 INVALID = (re.error, OverflowError, RecursionError)
-"""What compiling an invalid regular expression may raise."""
+"""Errors that compiling an invalid regular expression may raise."""
 
 operators: Any = import_module("re._constants")  # none of them has type stubs
 parser: Any = import_module("re._parser")
@@ -51,7 +51,7 @@ class Pattern:
         return sum(1 for _ in self.regex.finditer(text))
 
     def is_in(self, text: str) -> bool:
-        """Whether it matches anywhere. Raises `JudgeError` where that could take too long."""
+        """Says whether it matches anywhere. Raises `JudgeError` where that could take too long."""
         self._check_cost(text)
         return self.regex.search(text) is not None
 
@@ -79,7 +79,7 @@ class _SingleRepeat:
     body: re.Pattern[str]
     """The character that repeats."""
     can_fail: bool
-    """Whether something stands behind the repeat; else every start is a hit, and no character is looked at twice."""
+    """True if something stands behind the repeat; else every start is a hit, and each character is read once."""
 
     def steps(self, text: str) -> float:
         """Bound on the steps of a search."""
@@ -95,7 +95,7 @@ class _SingleRepeat:
 
 
 def _single_repeat(parsed: Any, before: str, after: str, flags: int) -> _SingleRepeat | None:
-    """How far the pattern can be bounded by the text; None where its repeat stands inside of something else."""
+    """Tells how far the text bounds the pattern; None where its repeat stands inside of something else."""
     items = list(parsed)
     positions = [index for index, (operator, argument) in enumerate(items) if _is_unbounded(operator, argument)]
     if not positions:

@@ -40,14 +40,14 @@ _CLOSING_ABBREVIATIONS = frozenset(
     pág págs pag pagg aprox tel ecc usw env ca млн млрд тыс руб коп др гг стр рис см v.v ss vol cap art ex es no
     """.split()  # noqa: SIM905
 )
-"""Those that often stand at a sentence's end too, which the next word's capital tells; some of them are also words."""
+"""Abbreviations that often stand at a sentence's end too, which the next word's capital tells; some are also words."""
 _AFTER_ORDINALS = frozenset(
     """
     januar jänner februar märz april mai juni juli august september oktober november dezember jahrhundert jahrhunderts
     jahrhunderte klasse stock platz kapitel auflage geburtstag oktobers
     """.split()  # noqa: SIM905
 )
-"""What stands behind a German ordinal, such as `3.`."""
+"""Words that stand behind a German ordinal, such as `3.`."""
 _WIDE_END = re.compile(rf"[。！？．｡।॥؟۔…]+[{re.escape(_CLOSERS)}]*")
 _EAST_ASIAN_PIECE = re.compile(r"[^!?。.！？．\n]+")
 _HINDI_END = re.compile(r"[।!?]")
@@ -130,7 +130,7 @@ def _ends_sentence(word: str, following: str) -> bool:
 
 
 def _ends_any_sentence(word: str, following: str) -> bool:
-    """As `_ends_sentence`, knowing the abbreviations of other languages, dotted initials and German ordinals."""
+    """Decides as `_ends_sentence`, knowing abbreviations of other languages, dotted initials and German ordinals."""
     if not _ends_sentence(word, following):
         return False
     word = word.rstrip(_CLOSERS)

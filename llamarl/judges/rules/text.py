@@ -8,7 +8,7 @@ from llamarl.judges.rules.words import count_east_asian, count_runs, count_words
 
 
 class Tools(Protocol):
-    """What differs between modes and settings: how a language is told and how sentences and tokens are cut."""
+    """Tools that differ between modes and settings: how a language is told and how sentences and tokens are cut."""
 
     def detect(self, text: str) -> str | None:
         """ISO 639-1 code of the language (`zh-cn` and `zh-tw` in official mode), None where nothing tells it."""
@@ -45,12 +45,12 @@ class Text:
 
     @cached_property
     def lower(self) -> str:
-        """In lower case."""
+        """The text in lower case."""
         return self.raw.lower()
 
     @cached_property
     def folded(self) -> str:
-        """As words and phrases are compared."""
+        """The text as words and phrases are compared."""
         return fold(self.raw)
 
     @cached_property

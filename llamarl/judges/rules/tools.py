@@ -1,4 +1,4 @@
-"""What the rules of one grader share: its language detector, its sentence splitter, its tokenizer."""
+"""Tools that the rules of one grader share: its language detector, its sentence splitter, its tokenizer."""
 
 import functools
 import importlib
@@ -53,19 +53,19 @@ class RuleTools:
         return self._detector.detect(text)
 
     def thai_words(self, text: str) -> int:
-        """By pythainlp where it is installed, as the released grader does; else runs of word characters."""
+        """Counts words by pythainlp where it is installed, as the released grader does; else runs (`count_runs`)."""
         if not self.has_thai_words:
             return count_runs(text)
         return len(_pythainlp().word_tokenize(text))
 
     def thai_sentences(self, text: str) -> int:
-        """By pythainlp where it and its python-crfsuite are installed, line by line; else lines that are not blank."""
+        """Counts sentences by pythainlp, line by line, where it and python-crfsuite are there; else filled lines."""
         if not self.has_thai_sentences:
             return sum(bool(line.strip()) for line in text.splitlines())
         return sum(len(_pythainlp().sent_tokenize(line)) for line in text.splitlines())
 
     def record(self) -> dict[str, str]:
-        """What a verdict depends on, for the record of a result."""
+        """Versions that a verdict depends on, for the record of a result."""
         return {
             "mode": self.mode,
             "language_detector": "lingua" if self.mode == "fixed" else "langdetect",

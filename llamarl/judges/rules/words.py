@@ -47,7 +47,7 @@ def count_words(text: str) -> int:
 
 
 def word_tokens(text: str) -> list[str]:
-    """What is left between blanks and punctuation. Hyphens join; contractions are two tokens: `DO`, `N'T`."""
+    """Texts between blanks and punctuation. Hyphens join; contractions are two tokens: `DO`, `N'T`."""
     return _FUSED.sub(r"\1 ", _CONTRACTION.sub(" ", _TOKEN_BREAKS.sub(" ", text))).split()
 
 
@@ -57,7 +57,7 @@ def hyphenated_words(text: str) -> list[str]:
 
 
 def is_spaceless(character: str) -> bool:
-    """Whether its script puts no blanks between words, so that a word may begin or end at any character."""
+    """Says whether its script puts no blanks between words, so that a word may begin or end anywhere."""
     return bool(_SPACELESS.match(character))
 
 

@@ -17,7 +17,7 @@ CASELESS = ("hi", "zh")
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What the arguments of one instruction may depend on."""
+    """All that the arguments of one instruction may depend on."""
 
     texts: Texts
     topic: Topic

@@ -1,4 +1,4 @@
-"""Which instructions cannot stand together in one conversation, where the instructions of all turns add up.
+"""Conflicts of instructions that cannot stand together in one conversation, where the instructions of all turns add up.
 
 Two instructions conflict where no reply can follow both, or where a reader would find them contradictory although some
 text passes both checkers (JSON that is divided by `***`). An instruction conflicts with itself: none is given twice.
@@ -36,7 +36,7 @@ _TITLE = "detectable_format:title"
 _TWO = "combination:two_responses"
 
 FIRST_TURN_ONLY = frozenset({_ANSWER, _REPEAT})
-"""They are about the request itself: a yes-or-no question, or the sentence to repeat."""
+"""Instructions about the request itself: a yes-or-no question, or the sentence to repeat."""
 
 _BESIDE_AN_ANSWER = {_HIGHLIGHTS, _TITLE, _POSTSCRIPT, _END, _QUOTATION, _NO_COMMA}
 """All that may stand beside one of three fixed sentences: nothing that counts, and no keywords of another topic."""
@@ -45,7 +45,7 @@ _IN_THE_LANGUAGE = {
     *(_EXISTENCE, _FREQUENCY, _FORBIDDEN, _LETTER, _END, _FIRST_WORD, _SECTIONS, _POSTSCRIPT, _REPEAT),
     *(_ANSWER, _CAPITAL_WORDS),
 }  # fmt: skip
-"""Their arguments belong to the conversation's language, so the reply cannot be in another."""
+"""Instructions whose arguments belong to the conversation's language, so the reply cannot be in another."""
 
 _TABLE: Mapping[str, set[str]] = {
     _ANSWER: set(IDS) - _BESIDE_AN_ANSWER,
@@ -68,17 +68,17 @@ _TABLE: Mapping[str, set[str]] = {
 }  # fmt: skip
 
 
-def _symmetric() -> dict[str, frozenset[str]]:
+def _complete() -> dict[str, frozenset[str]]:
     pairs = {(one, other) for one, others in _TABLE.items() for other in others} | {(id, id) for id in IDS}
     return {id: frozenset({b for a, b in pairs if a == id} | {a for a, b in pairs if b == id}) for id in IDS}
 
 
-CONFLICTS: Mapping[str, frozenset[str]] = MappingProxyType(_symmetric())
+CONFLICTS: Mapping[str, frozenset[str]] = MappingProxyType(_complete())
 """Id -> the ids it cannot stand with, in an English conversation; itself among them."""
 
 
 def are_compatible(one: str, other: str, language: str = "en") -> bool:
-    """Whether two instructions may stand in one conversation of a language.
+    """Says whether two instructions may stand in one conversation of a language.
 
     Capitals and lower case are asked for in English, so in other languages they exclude what an answer in another
     language excludes.

@@ -17,7 +17,7 @@ MAX_TURNS = 3
 MAX_FIRST = 3
 """Most instructions of the first turn; each later turn adds one."""
 TRIES = 4
-"""How often arguments are drawn anew before another instruction is taken."""
+"""Draws of arguments for an instruction before another instruction is taken."""
 
 _ANSWER = "detectable_format:constrained_response"
 
@@ -31,7 +31,7 @@ class Draft:
     messages: tuple[str, ...]
     """The first request with its instructions; then, for each later turn, its instruction alone, as a sentence."""
     instructions: tuple[tuple[Instruction, ...], ...]
-    """By turn; each begins with those of the turn before."""
+    """Instructions by turn; each begins with those of the turn before."""
     variant: int
     """Chooses among equivalent phrases."""
 
@@ -42,7 +42,7 @@ class Draft:
 
 
 def draw_draft(language: str, *, seed: int, index: int, turns: int = 1) -> Draft:
-    """The conversation of a number, the same whatever else is drawn. Fewer turns give a prefix of more.
+    """Draws the conversation of a number, the same whatever else is drawn. Fewer turns give a prefix of more.
 
     Args:
         language: one of `LANGUAGES`.
@@ -67,7 +67,7 @@ def draw_draft(language: str, *, seed: int, index: int, turns: int = 1) -> Draft
     if any(instruction["id"] == _ANSWER for instruction in instructions):
         task = question
     phrasing = random.Random(derive_seed("phrasing", language, seed, index))
-    said = [_said(texts, instruction, phrasing) for instruction in instructions]
+    said = [_phrase(texts, instruction, phrasing) for instruction in instructions]
     return Draft(
         key=f"{language}-{seed}-{index}",
         language=language,
@@ -78,7 +78,7 @@ def draw_draft(language: str, *, seed: int, index: int, turns: int = 1) -> Draft
 
 
 def draw_drafts(languages: Sequence[str], count: int, *, seed: int, turns: int = 1) -> Iterator[Draft]:
-    """`count` conversations in each language."""
+    """Draws `count` conversations in each language."""
     if count < 1:
         raise ConfigError(f"count={count}; give at least 1")
     for language in languages:
@@ -87,7 +87,7 @@ def draw_drafts(languages: Sequence[str], count: int, *, seed: int, turns: int =
 
 
 def _next(draw: Draw, *, is_first: bool) -> Instruction:
-    """One more instruction that fits those before it."""
+    """Draws one more instruction that fits those before it."""
     ids = [id for id in IDS if (is_first or id not in FIRST_TURN_ONLY) and _fits(id, draw)]
     for id in draw.rng.sample(ids, len(ids)):
         for _ in range(TRIES):
@@ -101,8 +101,8 @@ def _fits(id: str, draw: Draw) -> bool:
     return all(are_compatible(id, instruction["id"], draw.texts.language) for instruction in draw.earlier)
 
 
-def _said(texts: Texts, instruction: Instruction, rng: random.Random) -> str:
-    """The instruction as a sentence of the language."""
+def _phrase(texts: Texts, instruction: Instruction, rng: random.Random) -> str:
+    """Says the instruction in a sentence of the language."""
     kwargs = instruction["kwargs"]
     relation = next((value for name, value in kwargs.items() if name.endswith("relation")), "")
     return texts.say(rng.choice(texts.wordings[f"{instruction['id']} {relation}".strip()]), kwargs)

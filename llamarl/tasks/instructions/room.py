@@ -1,4 +1,4 @@
-"""Whether the numbers of several instructions leave each other room: 8 bullets do not fit into fewer than 3 sentences.
+"""Room that the numbers of several instructions leave each other: 8 bullets do not fit into fewer than 3 sentences.
 
 Estimates on the safe side, in words and sentences that a plain text would need; no list that passes is impossible.
 """
@@ -51,7 +51,7 @@ COUNTED_TWICE = ("hi", "zh")
 
 
 def have_room(instructions: Sequence[Instruction], language: str) -> bool:
-    """Whether a reply can keep to all numbers and words of the instructions at once."""
+    """Says whether a reply can keep to all numbers and words of the instructions at once."""
     by_id = {instruction["id"]: instruction["kwargs"] for instruction in instructions}
     scale = 2 if language in COUNTED_TWICE else 1
     words = by_id.get("length_constraints:number_words", {})
@@ -81,7 +81,7 @@ def _least(kwargs: _Kwargs, name: str, relation: str = "relation") -> int:
 
 
 def _is_prescribed_forbidden(by_id: Mapping[str, _Kwargs]) -> bool:
-    """Whether text that one instruction prescribes breaks another."""
+    """Says whether text that one instruction prescribes breaks another."""
     text = _prescribed(by_id)
     frequency = by_id.get("keywords:frequency", {})
     letter = by_id.get("keywords:letter_frequency", {})

@@ -16,7 +16,7 @@ LANGUAGES = ("en", "fr", "ru", "hi", "it", "pt", "es", "zh")
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What a task is about."""
+    """Subject of a task."""
 
     topic: str
     keywords: tuple[str, ...]
@@ -29,18 +29,18 @@ class Texts:
 
     language: str
     joiner: str
-    """Between the sentences of a message."""
+    """Text between the sentences of a message."""
     quotes: tuple[str, str]
     list_separator: str
     tasks: tuple[str, ...]
     """Sentences with a place for `{topic}`."""
     questions: tuple[str, ...]
-    """To be answered with yes or no."""
+    """Questions to be answered with yes or no."""
     topics: tuple[Topic, ...]
     follow_ups: tuple[str, ...]
-    """How a later turn of a conversation asks for one more instruction."""
+    """Phrases by which a later turn of a conversation asks for one more instruction."""
     additions: tuple[str, ...]
-    """How one message asks for more instructions."""
+    """Phrases by which one message asks for more instructions."""
     end_phrases: tuple[str, ...]
     first_words: tuple[str, ...]
     sections: tuple[str, ...]
@@ -52,12 +52,12 @@ class Texts:
 
     def say(self, wording: str, kwargs: Mapping[str, Any]) -> str:
         """A wording with its arguments filled in; lists are quoted and separated as the language does it."""
-        values = {name: self._listed(value) if isinstance(value, list) else value for name, value in kwargs.items()}
+        values = {name: self._list(value) if isinstance(value, list) else value for name, value in kwargs.items()}
         if "language" in values:
             values["language"] = self.languages[values["language"]]
         return wording.format(**values)
 
-    def _listed(self, words: list[str]) -> str:
+    def _list(self, words: list[str]) -> str:
         first, last = self.quotes
         return self.list_separator.join(f"{first}{word}{last}" for word in words)
 

@@ -1,0 +1,151 @@
+"""Where the executors of a run live: on which engine, with which share of the cores, and with how much work each."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import torch
+
+from llamarl.controller.clients import JudgesClient, ScorerClient, TrainerClient
+from llamarl.controller.generators import GeneratorPool
+from llamarl.controller.prepare import Prepared, generator_names
+from llamarl.controller.pulse import Pulse
+from llamarl.controller.recipe import Recipe
+from llamarl.controller.reporter import Reporter
+from llamarl.controller.restarts import RestartBudget
+from llamarl.core.machine import usable_cores
+from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle
+from llamarl.engine import build_engine
+from llamarl.engine.cores import Cores as SharedCores
+from llamarl.generation.executor import GeneratorExecutor
+from llamarl.judges.executor import JudgeExecutor
+from llamarl.models.checkpoint import load_model, resolve
+from llamarl.training.executor import TrainerExecutor
+from llamarl.training.reference import ReferenceExecutor
+from llamarl.weights import build_channel
+
+
+class Executors(NamedTuple):
+    """The executors of one run, as clients."""
+
+    trainer: TrainerClient
+    judges: JudgesClient
+    scorer: ScorerClient | None
+    """The frozen reference policy, where an algorithm needs it."""
+    pool: GeneratorPool
+    """The generators, not yet started."""
+    pulse: Pulse
+    """Shared by the pool and the loop."""
+
+    async def measure_memory(self) -> dict[str, int]:
+        """Bytes that trainer and generators hold, by part."""
+        trainer = await self.trainer.measure_memory()
+        statuses = [await member.read_status() for member in self.pool.members]
+        return {
+            **{f"trainer {part}": size for part, size in trainer.items()},
+            "generator weights": sum(int(status["weight_bytes"]) for status in statuses),
+            "generator cache": sum(int(status["cache_bytes"]) for status in statuses),
+        }
+
+
+@asynccontextmanager
+async def place_executors(prepared: Prepared, reporter: Reporter, budget: RestartBudget) -> AsyncIterator[Executors]:
+    """Starts all executors on the recipe's engine; all are gone at the end of the block.
+
+    Args:
+        prepared: the run.
+        reporter: is told of processes, of losses and of what takes time.
+        budget: limits the replacements of the whole run.
+    """
+    recipe = prepared.recipe
+    cores, environment = _share_cores(recipe)
+    engine = build_engine(recipe.engine, environment, recipe.passed_variables)
+    channel = build_channel(recipe.engine)
+
+    async def spawn(factory: Callable[[], Executor], name: str) -> ExecutorHandle:
+        handle = await engine.spawn(factory, name=name)
+        reporter.on_spawn(name, handle.pids)
+        return handle
+
+    load = functools.partial(load_model, str(resolve(recipe.model)))  # on this machine by now: no executor asks the Hub
+    pulse, call_seconds = Pulse(), recipe.schedule.call_seconds
+    load_frozen = functools.partial(load, device=recipe.trainer.device)
+    build_trainer = functools.partial(
+        TrainerExecutor,
+        recipe.trainer,
+        [task.algorithm for task in prepared.tasks],
+        load_frozen,
+        recipe.sampling,
+        channel,
+        recipe.schedule.steps,
+        cores=cores,
+        probe_prompts=prepared.probe_prompts,
+    )
+    build_judges = functools.partial(JudgeExecutor, {task.config.name: task.config.judges for task in prepared.tasks})
+    build_scorer = functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores)
+    judges = JudgesClient(
+        "judge",
+        functools.partial(spawn, build_judges, "judge"),
+        budget,
+        reporter,
+        call_seconds,
+        judge_seconds=recipe.schedule.judge_seconds,
+    )
+    scorer = ScorerClient(
+        "reference", functools.partial(spawn, build_scorer, "reference"), budget, reporter, call_seconds
+    )
+    try:
+        trainer, *_ = await asyncio.gather(
+            spawn(build_trainer, "trainer"),
+            judges.start(),
+            scorer.start() if prepared.needs_reference else asyncio.sleep(0),
+        )
+        generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel, cores)
+        pool = GeneratorPool(
+            functools.partial(spawn, generator),
+            generator_names(recipe),
+            capacity=_capacity(recipe),
+            observer=reporter,
+            pulse=pulse,
+            call_seconds=call_seconds,
+            budget=budget,
+        )
+        client = TrainerClient(trainer, reporter, call_seconds)
+        yield Executors(client, judges, scorer if prepared.needs_reference else None, pool, pulse)
+    finally:
+        try:
+            await engine.close()
+        finally:  # a second interrupt may have cut that short
+            channel.close()
+
+
+def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
+    """Says how executors share this machine's cores: by turns within one process, in fixed parts between processes.
+
+    Returns:
+        What executors of this process share, and the environment of executors with a process of their own.
+    """
+    total = recipe.threads or usable_cores()
+    if recipe.engine == "inprocess":
+        return SharedCores(total, _set_threads, is_split=not recipe.schedule.is_synchronous), {}
+    return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // (1 + recipe.num_generators)))}
+
+
+def _set_threads(count: int) -> None:
+    torch.get_num_threads()  # a thread's first query overwrites what was set before it
+    torch.set_num_threads(count)
+
+
+def _capacity(recipe: Recipe) -> int:
+    """Counts the prompts that one generator is given: enough to keep its slots full, few enough that they start soon.
+
+    A synchronous step is handed out as a whole: what is decoded together then doesn't depend on the clock, and the run
+    repeats bit for bit.
+    """
+    if recipe.schedule.is_synchronous:
+        return -(-sum(task.prompts_per_step or 1 for task in recipe.all_tasks) // recipe.num_generators)
+    fewest = min(task.samples_per_prompt or 1 for task in recipe.all_tasks)
+    per_slotful = -(-recipe.generator.slots // fewest)
+    return max(1, per_slotful + (per_slotful + 1) // 2)

@@ -1,0 +1,1 @@
+"""Judges from functions: ours, and those written for TRL, verl and verifiers."""

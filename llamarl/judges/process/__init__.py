@@ -1,0 +1,1 @@
+"""Judges in worker processes that are killed when they overrun."""

@@ -1,0 +1,202 @@
+"""Log-probs of completions under a model: packed where the decoder knows the model, padded rows elsewhere.
+
+Both give the same numbers; the padded one runs any Hugging Face causal language model and is the reference in tests.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llamarl.functional.logprobs import token_entropy, token_logprobs
+from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.models.rope import rope_threshold, split_by_side
+from llamarl.scoring.adapters import prepare_projections
+from llamarl.scoring.packing import Packed, TokenRow, split_packed, split_padded
+
+MAX_LOGITS = 2**26
+"""Most logits held at once (256 MB in float32); beyond that the output head runs in pieces and is recomputed."""
+
+
+EntropyMode = Literal["none", "value", "gradient"]
+"""Whether the entropy of each token's distribution is wanted, and whether gradients flow through it."""
+
+
+class Scores(NamedTuple):
+    """Of the `S` completion tokens of some rows, row after row."""
+
+    logprobs: Tensor
+    """`[S]` float32."""
+    entropy: Tensor | None
+    """`[S]` float32, nats; None unless asked for."""
+    hidden: Tensor | None = None
+    """`[S, d]` the final hidden state that predicts each token; None unless asked for."""
+
+
+class Scorer(Protocol):
+    """Scores completions under one model's current weights; gradients flow to its parameters."""
+
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
+        """Scores the rows' completions, in order."""
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices that cost at most `max_tokens` each; every index once."""
+
+
+class PackedScorer:
+    """Each prompt once, no padding in the linear layers, the output head on predicting tokens only.
+
+    Args:
+        model: of a family that `models.decoder.why_unsupported` accepts.
+        temperature: what the completions were sampled with; divides the logits.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        self._decoder, self._temperature = prepare_projections(Decoder.live(model.eval()), model), temperature
+
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
+        """Scores the rows' completions, in order."""
+        packed = Packed(rows, self._decoder.device)
+        states = packed.predicting(self._decoder.hidden(packed.ids, packed.positions, packed.attend))
+        scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)
+        return Scores(
+            scores.logprobs[packed.order],
+            None if scores.entropy is None else scores.entropy[packed.order],
+            states[packed.order] if hidden else None,
+        )
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices, rows of one prompt together, at most `max_tokens` packed tokens each."""
+        return split_packed(rows, max_tokens)
+
+
+class _Span(NamedTuple):
+    """Consecutive tokens of a completion that one forward pass scores."""
+
+    read: tuple[int, ...]
+    """All tokens before the last target; the last `len(targets)` of them predict."""
+    targets: tuple[int, ...]
+    place: int
+    """Of the first target, among those of all rows."""
+
+
+class PaddedScorer:
+    """One right-padded row per completion through the module's ordinary forward pass.
+
+    Where the module's embeddings depend on a sequence's length (see `models.rope`), each token is scored as it was
+    drawn: on the side of the threshold where the tokens before it were. Rows that cross it are read twice.
+
+    Args:
+        model: any Hugging Face causal language model.
+        temperature: what the completions were sampled with; divides the logits.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        self._model, self._temperature = model.eval(), temperature
+        self._threshold = rope_threshold(model.config)
+
+    def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
+        """Scores the rows' completions, in order."""
+        parts = [self._score(spans, entropy, hidden) for spans in self._sides(rows)]
+        if len(parts) == 1:
+            return parts[0][0]
+        order = torch.cat([places for _, places in parts]).argsort()
+        logprobs, entropies, states = (
+            torch.cat(found)[order] if (found := [x for x in column if x is not None]) else None
+            for column in zip(*(scores for scores, _ in parts), strict=True)
+        )
+        assert logprobs is not None
+        return Scores(logprobs, entropies, states)
+
+    def _sides(self, rows: Sequence[TokenRow]) -> Iterator[list["_Span"]]:
+        """What to score in each forward pass."""
+        spans, num_tokens = [], 0
+        for row in rows:
+            ids, first = row.prompt_ids + row.token_ids, len(row.prompt_ids)
+            # The last of so many tokens still follows a short prefix.
+            ends = [len(ids)] if self._threshold is None else [min(self._threshold + 1, len(ids)), len(ids)]
+            for end in ends:
+                if first < end:
+                    spans.append(_Span(ids[: end - 1], ids[first:end], num_tokens))
+                    num_tokens, first = num_tokens + end - first, end
+        for side in split_by_side([len(span.read) for span in spans], self._threshold):
+            yield [spans[index] for index in side]
+
+    def _score(self, spans: Sequence["_Span"], entropy: EntropyMode, hidden: bool) -> tuple[Scores, Tensor]:
+        """Scores of one forward pass, and their places among the scores of all rows."""
+        device = next(self._model.parameters()).device
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(span.read) for span in spans], batch_first=True).to(device)
+        ends = torch.tensor([len(span.read) for span in spans], device=device)
+        starts = ends - torch.tensor([len(span.targets) for span in spans], device=device)
+        places = torch.arange(ids.shape[1], device=device)
+        is_real = places < ends[:, None]
+        output = self._model(input_ids=ids, attention_mask=is_real.long(), use_cache=False, output_hidden_states=hidden)
+        predicts = is_real & (places >= starts[:, None])
+        targets = torch.tensor([token for span in spans for token in span.targets], device=device)
+        scores = score_tokens(output.logits[predicts], targets, lambda x: x, self._temperature, entropy)
+        if hidden:
+            scores = scores._replace(hidden=output.hidden_states[-1][predicts])
+        index = [torch.arange(span.place, span.place + len(span.targets), device=device) for span in spans]
+        return scores, torch.cat(index)
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices, rows of similar length together, at most `max_tokens` padded tokens each."""
+        return split_padded(rows, max_tokens)
+
+
+def build_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
+    """The packed scorer, or the padded one for models the packed decoder does not know."""
+    config: Any = model.config
+    return PaddedScorer(model, temperature) if why_unsupported(config) else PackedScorer(model, temperature)
+
+
+class LogprobScorer:
+    """Log-probs of completions and nothing else, `[S]`, in the precision of a training.
+
+    Args:
+        model: any Hugging Face causal language model, with or without adapters.
+        precision: `fp32` or `bf16`, of the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
+        self._model, self._precision, self._score = model, precision, build_scorer(model)
+
+    def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
+        """`[S]` float32: the completion tokens of the rows, row after row."""
+        with autocast(self._model, self._precision):
+            return self._score(rows).logprobs
+
+    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices that cost at most `max_tokens` each; every index once."""
+        return self._score.split(rows, max_tokens)
+
+
+def autocast(model: nn.Module, precision: str) -> AbstractContextManager[object]:
+    """Computes in half precision where `precision` is `bf16`, on the device that `model` is on."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
+
+def score_tokens(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], temperature: float, entropy: EntropyMode
+) -> Scores:
+    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`. In pieces if S x V is large."""
+
+    def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden)
+        logprobs = token_logprobs(logits, targets, temperature)
+        with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
+            return logprobs, logprobs.detach() if entropy == "none" else token_entropy(logits, temperature)
+
+    with torch.no_grad():
+        size = max(1, MAX_LOGITS // head(hidden[:1]).shape[-1])
+    if len(hidden) <= size:
+        logprobs, entropies = piece(hidden, targets)
+    else:
+        pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        parts = [checkpoint(piece, *part, use_reentrant=False) for part in pieces]
+        logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Scores(logprobs, None if entropy == "none" else entropies)

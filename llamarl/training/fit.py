@@ -1,0 +1,206 @@
+"""A whole supervised training, which a second call goes on with after a kill: `fit(DPO(config), model, data, out)`.
+
+    rows -> measure -> step, and now and then: measure on held-out rows, keep the best, save -> the model, a report
+
+An objective says whether OUT itself becomes the checkpoint (`sft`, `dpo`), or a directory of the training with the
+checkpoint in it (`reward`). The files of the training lie in OUT.partial until OUT is written whole, or in OUT:
+
+metrics.jsonl      one record per step
+summary.json       the result; its presence says that the training is finished
+recipe.json        model, rows and settings, with environment.json
+checkpoints/       what a resume needs, until the training is finished
+best/              the best weights so far, until the training is finished
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from torch import Tensor
+
+from llamarl.core import metric_names as names
+from llamarl.core.errors import CollapseError
+from llamarl.models.checkpoint import load_config, load_tokenizer
+from llamarl.models.device import resolve_device
+from llamarl.models.template_check import check_template
+from llamarl.report.metrics import JsonlSink, read_metrics
+from llamarl.report.summary import peak_memory_bytes
+from llamarl.training.checkpoints import copy_weights
+from llamarl.training.fit_files import FitFiles
+from llamarl.training.fitter import Batches, Fitter
+from llamarl.training.objective import Objective, R, Report, Rows, Source
+
+OnStep = Callable[[int, int, Mapping[str, float | None]], None]
+"""Called after each step with its number, the number of all steps, and the step's metrics."""
+
+
+def fit(
+    objective: Objective[R],
+    model: str | Path,
+    data: Source,
+    out: str | Path,
+    *,
+    eval_data: Source | None = None,
+    split: str | None = None,
+    on_step: OnStep | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Trains, measures, writes `out`; returns what `summary.json` holds.
+
+    Called again with the same arguments after a kill, it goes on from the last checkpoint and ends with the numbers of
+    an uninterrupted training.
+
+    Args:
+        objective: what is learned, with its settings.
+        model: checkpoint to start from: a directory, a GGUF file or a Hub id.
+        data: rows to train on.
+        out: new, empty, or an unfinished training of the same model, data and settings; where the objective's result is
+            a plain checkpoint, also an earlier result, which is replaced.
+        eval_data: rows to measure on; None: those that the settings keep apart of `data`.
+        split: of a Hub data set.
+        on_step: for progress.
+        tell: hears, in sentences, what a user should know before the training.
+
+    Raises:
+        DataError: bad, leaking or missing rows.
+        ConfigError: settings, or a tokenizer or chat template that would spoil the training.
+        CheckpointError: `out` is finished or another training's; `model` cannot be loaded.
+        CollapseError: a loss or score is not finite; the best weights so far stay in `model/` beside the checkpoints.
+    """
+    config, files = objective.config, FitFiles(out, objective.model_folder, model)
+    device = resolve_device(config.device)
+    tokenizer, model_config = load_tokenizer(model, config.chat_template_args), load_config(model)
+    template = check_template(tokenizer, model_config, is_policy=objective.is_policy)
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    rows = objective.read(data, eval_data, split, tokenizer, positions)
+    notes = [*rows.notes, *(f"chat template: {limit}" for limit in template.met_by(rows.conversations))]
+    if tell is not None:
+        for note in notes:
+            tell(note)
+    batches = Batches(rows.train, objective)
+    fitter = Fitter(objective.load(str(model), tokenizer), objective, batches.num_steps)
+    settings = config.model_dump(mode="json")
+    files.claim({"model": str(model), "objective": objective.name, "rows": _fingerprint(rows), "settings": settings})
+    objective.prepare(fitter.scores, [*rows.train, *rows.held_out], files.cache)
+    run = _Run(fitter, batches, rows, files, on_step)
+    try:
+        run.train()
+    except CollapseError:
+        if run.state.best_step is not None:
+            run.settle()
+            files.rescue(fitter.model, tokenizer)
+        raise
+    state, scores = run.state, run.settle()
+    report = None if scores is None else objective.report(scores, rows.held_out)
+    summary = {
+        "steps": state.step,
+        "version": state.step,
+        "seconds": state.seconds,
+        "objective": objective.name,
+        "model": str(files.model),
+        "rows": {"train": len(rows.train), "held_out": len(rows.held_out), "skipped": dict(rows.skipped)},
+        "notes": notes,
+        "device": device,
+        "trained_parameters": fitter.num_trained,
+        "model_step": state.best_step or state.step,
+        "loss": state.loss,
+        "held_out_before": state.before,
+        "held_out": None if report is None else as_dict(report),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    objective.draw(files.work, read_metrics(files.metrics), scores, rows.held_out)
+    files.finish(summary, fitter.model, tokenizer)
+    return summary
+
+
+@dataclass
+class _State:
+    """What a resume needs beside weights and moments."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    """Of the last step."""
+    before: dict[str, Any] | None = None
+    """The report on the held-out rows before the first step."""
+    best_step: int | None = None
+    """None while no weights were kept for being the best."""
+    best: float = -math.inf
+    """Held-out accuracy, or negative loss, of the best measurement."""
+
+
+class _Run(Generic[R]):
+    """Steps, measures, keeps the best weights, saves checkpoints."""
+
+    def __init__(
+        self, fitter: Fitter[R], batches: Batches[R], rows: Rows[R], files: FitFiles, on_step: OnStep | None
+    ) -> None:
+        self._fitter, self._batches, self._rows, self._files = fitter, batches, rows, files
+        self._config, self._on_step = fitter.config, on_step
+        latest = files.latest_checkpoint()
+        self.state = _State() if latest is None else _State(**fitter.load(latest)["state"])
+
+    def train(self) -> None:
+        """Runs the steps that are left."""
+        if self._rows.held_out and self.state.before is None:
+            self.state.before = as_dict(self._fitter.evaluate(self._rows.held_out))
+        sink = JsonlSink(self._files.metrics)
+        sink.rewind(self.state.step)
+        try:
+            while self.state.step < self._batches.num_steps:
+                metrics = self._step()
+                sink.write(self.state.step, metrics)
+                if self._on_step is not None:
+                    self._on_step(self.state.step, self._batches.num_steps, metrics)
+        finally:
+            sink.close()
+
+    def settle(self) -> Tensor | None:
+        """Leaves the model with the weights to keep, adapters merged; gives its scores of the held-out rows."""
+        if self.state.best_step is not None:
+            copy_weights(self._files.read_best(self.state.best_step), self._fitter.weights())
+        self._fitter.merge()
+        return self._fitter.scores(self._rows.held_out) if self._rows.held_out else None
+
+    def _step(self) -> dict[str, float | None]:
+        """Takes one step, and does what is due after it."""
+        started, state = time.perf_counter(), self.state
+        metrics: dict[str, float | None] = {**self._fitter.step(self._batches[state.step])}
+        state.step, state.loss = state.step + 1, metrics[names.LOSS]
+        is_last = state.step == self._batches.num_steps
+        if self._rows.held_out and (is_last or state.step % self._config.evaluate_every == 0):
+            metrics |= self._evaluate()
+        metrics[names.TIME_STEP] = time.perf_counter() - started
+        state.seconds += time.perf_counter() - started
+        if not is_last and state.step % self._config.checkpoint_every == 0:
+            self._files.save_checkpoint(
+                state.step, state.best_step, lambda draft: self._fitter.save(draft, {"state": asdict(state)})
+            )
+        return metrics
+
+    def _evaluate(self) -> dict[str, float | None]:
+        """Measures on the held-out rows, and keeps the weights where they are the best so far."""
+        report, state = self._fitter.evaluate(self._rows.held_out), self.state
+        metrics = report.metrics()
+        value = (metrics[names.HELD_OUT_ACCURACY] or 0.0) if self._config.keep == "accuracy" else -report.loss
+        if self._config.keep != "last" and value > state.best:
+            state.best, state.best_step = value, state.step
+            self._files.save_best(state.step, self._fitter.weights())
+        return metrics
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values."""
+    values: Any = report
+    return asdict(values)
+
+
+def _fingerprint(rows: Rows[R]) -> str:
+    """A hash of all rows in their order."""
+    keys = [[row.key for row in side] for side in (rows.train, rows.held_out)]
+    return hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).hexdigest()

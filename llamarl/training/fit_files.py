@@ -1,0 +1,130 @@
+"""The files of one supervised training: `training.fit` draws them."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llamarl.core.errors import CheckpointError
+from llamarl.models.checkpoint import check_target, save_model
+from llamarl.models.tokenizer import Tokenizer
+from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
+from llamarl.report.files import read_json, write_json
+from llamarl.report.rundir import METRICS_FILE
+from llamarl.report.summary import SUMMARY_FILE
+
+RECIPE_FILE = "recipe.json"
+
+
+class FitFiles:
+    """Where a training keeps what it needs, and where its result goes.
+
+    Args:
+        out: the directory that the user names.
+        model_folder: where the checkpoint lies in it. Empty: it is the checkpoint, and the training's own files lie in
+            `OUT.partial` until they are written into it with the result.
+        source: the model to start from, which is never overwritten.
+
+    Raises:
+        CheckpointError: a training has ended there, or something else lies there.
+    """
+
+    def __init__(self, out: str | Path, model_folder: str, source: str | Path) -> None:
+        out = Path(out)
+        self._is_checkpoint = not model_folder
+        self.work = out.with_name(f"{out.name}.partial") if self._is_checkpoint else out
+        """The directory of the training's own files."""
+        self.model = out / model_folder
+        """The checkpoint; complete whenever it is there."""
+        self.metrics, self.cache = self.work / METRICS_FILE, self.work / "start.json"
+        self._summary, self._recipe = self.work / SUMMARY_FILE, self.work / RECIPE_FILE
+        self._checkpoints, self._best = self.work / "checkpoints", self.work / "best"
+        if self._is_checkpoint:
+            check_target(out, source)
+        elif self._summary.exists():
+            raise CheckpointError(f"{out}: holds a finished training; choose another directory")
+        if self.work.is_dir() and any(self.work.iterdir()) and not self._recipe.exists():
+            raise CheckpointError(f"{self.work}: not empty and no training of a model; choose another")
+
+    def claim(self, recipe: Mapping[str, Any]) -> None:
+        """Writes the recipe or, where there is a checkpoint to go on from, checks that it is the one that is there.
+
+        Raises:
+            CheckpointError: names what differs.
+        """
+        if self.latest_checkpoint() is None:
+            shutil.rmtree(self._best, ignore_errors=True)
+            self.cache.unlink(missing_ok=True)
+            write_json(self._recipe, recipe)
+            write_json(self.work / ENVIRONMENT_FILE, environment_record())
+        there = read_json(self._recipe)
+        for name in recipe:
+            if there.get(name) != recipe[name]:
+                remedy = f"or delete {self.work}" if self._is_checkpoint else "or choose another directory"
+                raise CheckpointError(
+                    f"{self.work}: an unfinished training with other {name} "
+                    f"({_changes(there.get(name), recipe[name])}); repeat the command that began it, {remedy}"
+                )
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return max(self._checkpoints.glob("step-*"), default=None)
+
+    def save_checkpoint(self, step: int, best_step: int | None, write: Callable[[Path], None]) -> None:
+        """Has `write` fill a draft, which takes its name when complete; then what only older ones needed goes."""
+        draft, old = self._checkpoints / "draft", list(self._checkpoints.glob("step-*"))
+        shutil.rmtree(draft, ignore_errors=True)
+        write(draft)
+        draft.rename(self._checkpoints / f"step-{step:09d}")
+        for directory in old:
+            shutil.rmtree(directory)
+        for file in self._best.glob("*"):
+            if best_step is None or file != self._best_file(best_step):
+                file.unlink()
+
+    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keeps the weights of the best measurement so far.
+
+        Those before stay until the next checkpoint: a resume from the last one still needs them.
+        """
+        self._best.mkdir(parents=True, exist_ok=True)
+        draft = self._best / "draft"
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, draft)
+        draft.rename(self._best_file(step))
+
+    def read_best(self, step: int) -> dict[str, Tensor]:
+        """The weights that `save_best` kept of a step."""
+        weights: dict[str, Tensor] = load_file(self._best_file(step))
+        return weights
+
+    def rescue(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Writes the model of a training that cannot go on into `model/` of its own files."""
+        save_model(model, tokenizer, self.work / "model")
+
+    def finish(self, summary: Mapping[str, Any], model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Writes the result, the summary last; what only a resume needs goes."""
+        if self._is_checkpoint:
+            write_json(self._summary, summary)
+            kept = [self.metrics, self._summary, self._recipe, self.work / ENVIRONMENT_FILE]
+            save_model(model, tokenizer, self.model, beside=kept)
+            shutil.rmtree(self.work)
+            return
+        save_model(model, tokenizer, self.model)
+        for directory in (self._checkpoints, self._best):
+            shutil.rmtree(directory, ignore_errors=True)
+        self.cache.unlink(missing_ok=True)
+        write_json(self._summary, summary)
+
+    def _best_file(self, step: int) -> Path:
+        return self._best / f"step-{step:09d}.safetensors"
+
+
+def _changes(before: Any, now: Any) -> str:
+    """Says what it was and is; of settings, only those that differ."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return f"{before}, now {now}"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name}={before.get(name)}, now {now.get(name)}" for name in names)

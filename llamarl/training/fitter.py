@@ -1,0 +1,199 @@
+"""The steps of a supervised training, whatever its objective: micro-batches, gradient, optimizer, measurement.
+
+No randomness is involved, and batches are a function of the step: a resumed training gives the numbers of an
+uninterrupted one.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+
+from llamarl.core import metric_names as names
+from llamarl.core.errors import CollapseError, ConfigError, DataError
+from llamarl.functional.losses import Metrics, mean_metrics
+from llamarl.training import checkpoints
+from llamarl.training.lora import Adapters
+from llamarl.training.memory import micro_batch_tokens
+from llamarl.training.objective import Objective, R, Report
+from llamarl.training.optimizer import Optimizer
+
+
+class Fitter(Generic[R]):
+    """Trains a model in place.
+
+    Args:
+        model: what the objective loads; dropout is switched off.
+        objective: what the rows say.
+        total_steps: where a falling schedule reaches 0; None: `num_steps` of the settings.
+
+    Raises:
+        ConfigError: a schedule that never ends, or adapters for layers that the model hasn't.
+        MissingDependencyError: adapters without the extra `lora`.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective[R], total_steps: int | None = None) -> None:
+        self.model, self.objective, self.config = model, objective, objective.config
+        self.num_steps_done = 0
+        self._adapters = None if self.config.lora is None else Adapters(model, self.config.lora, self.config.seed)
+        self._score = objective.build_scorer(model)
+        self._optimizer = Optimizer(model, self.config, total_steps or self.config.num_steps)
+        self.num_trained = sum(parameter.numel() for parameter in self.weights().values())
+        """Numbers that are trained: the model's parameters, or those of the adapters."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that are trained, by name."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def step(self, rows: Sequence[R]) -> dict[str, float]:
+        """Takes one optimizer step on `rows`.
+
+        Returns:
+            `train/loss`, what the objective logs, `train/grad_norm`, `train/lr`, and `train/tokens` (of the answers).
+
+        Raises:
+            CollapseError: loss or gradient is not finite; the weights stay as they were.
+            ConfigError: the adapters have been merged.
+        """
+        if self.config.lora is not None and self._adapters is None:
+            raise ConfigError("lora: the adapters are merged, and so no step may follow; make another Fitter")
+        divisor, parts = self.objective.divisor(rows), list[Metrics]()
+        for part in self._split(rows):
+            members = [rows[index] for index in part]
+            losses, metrics = self.objective.losses(self._score(members), members)
+            total = losses.sum()
+            value = float(total.detach())
+            self._refuse_nonfinite("loss", value)
+            (total / divisor).backward()  # type: ignore[no-untyped-call]
+            parts.append({**metrics, names.LOSS: (value, losses.numel())})
+        norm = self._optimizer.grad_norm()
+        self._refuse_nonfinite("gradient norm", norm)
+        rate = self._optimizer.step(self.num_steps_done, norm)
+        self.num_steps_done += 1
+        num_tokens = float(sum(row.num_tokens for row in rows))
+        return {**mean_metrics(parts), names.GRAD_NORM: norm, names.LEARNING_RATE: rate, names.TRAIN_TOKENS: num_tokens}
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[R]) -> Tensor:
+        """Gives what the objective's scorer gives of the rows, in order, on the CPU."""
+        found: dict[int, Tensor] = {}
+        for part in self._split(rows):
+            members = [rows[index] for index in part]
+            sizes = [self.objective.num_scores(row) for row in members]
+            found |= zip(part, torch.split(self._score(members).cpu(), sizes), strict=True)  # type: ignore[no-untyped-call]
+        return torch.cat([found[index] for index in range(len(rows))])
+
+    def evaluate(self, rows: Sequence[R]) -> Report:
+        """Measures on rows, at least one, without training on them.
+
+        Raises:
+            CollapseError: a score is not finite.
+        """
+        scores = self.scores(rows)
+        self._refuse_nonfinite("largest held-out score", float(scores.abs().max()))
+        return self.objective.report(scores, rows)
+
+    def merge(self) -> None:
+        """Adds the adapters, where there are any, to the weights: the model is then an ordinary one, to be saved."""
+        if self._adapters is not None:
+            self._adapters.merge()
+            self._adapters, self._score = None, self.objective.build_scorer(self.model)
+
+    def save(self, directory: str | Path, extra: Mapping[str, Any]) -> None:
+        """Writes trained weights, optimizer and counters into an empty directory."""
+        counters = {**extra, "num_steps_done": self.num_steps_done}
+        checkpoints.write(directory, self.weights(), self._optimizer.state(), counters)
+
+    def load(self, directory: str | Path) -> dict[str, Any]:
+        """Restores what `save` wrote; returns its counters. Raises `CheckpointError` for another model's."""
+        weights = self.weights()
+        stored = checkpoints.read(directory, weights)
+        checkpoints.copy_weights(stored.weights, weights)
+        self._optimizer.load_state(stored.optimizer)
+        self.num_steps_done = int(stored.counters["num_steps_done"])
+        return stored.counters
+
+    def _split(self, rows: Sequence[R]) -> list[list[int]]:
+        """Micro-batches that fit the memory: row indices, every one once."""
+        return self._score.split(rows, micro_batch_tokens(self.model, self.config))
+
+    def _refuse_nonfinite(self, what: str, value: float) -> None:
+        """Raises `CollapseError`, without a trace of the step, where a value is not finite."""
+        if not math.isfinite(value):
+            self._optimizer.clear()
+            raise CollapseError(
+                f"{self.objective.name} step {self.num_steps_done}: {what} is {value}; lower learning_rate, or look "
+                "for outliers in the data"
+            )
+
+
+class Batches(Generic[R]):
+    """Batches by step number: every row once an epoch, in the objective's order of that epoch.
+
+    Args:
+        rows: to train on.
+        objective: its settings say how large batches are, and whether they go across epochs.
+
+    Raises:
+        DataError: no rows.
+    """
+
+    def __init__(self, rows: Sequence[R], objective: Objective[R]) -> None:
+        if not rows:
+            raise DataError(f"{objective.name}: no rows to train on")
+        self._rows, self._objective, self._size = rows, objective, objective.config.batch_size
+        whole_batches = -(-len(rows) // self._size) * self._size
+        self._stride = len(rows) if objective.config.batches_cross_epochs else whole_batches
+        self._order: tuple[int, Sequence[int]] = (-1, [])
+        self.num_steps = objective.config.total_steps(len(rows))
+        """Steps of the whole training."""
+
+    def __getitem__(self, step: int) -> list[R]:
+        """The rows of a step, counted from 0."""
+        places = [divmod(place, self._stride) for place in range(step * self._size, (step + 1) * self._size)]
+        last_epoch = self._objective.config.num_epochs or math.inf
+        return [
+            self._rows[self._order_of(epoch)[place]]
+            for epoch, place in places
+            if place < len(self._rows) and epoch < last_epoch  # the rest of an epoch's, or the training's, last batch
+        ]
+
+    def _order_of(self, epoch: int) -> Sequence[int]:
+        """The order of one epoch, kept while it lasts."""
+        if self._order[0] != epoch:
+            self._order = epoch, self._objective.epoch_order(self._rows, epoch)
+        return self._order[1]
+
+
+def fit_model(
+    model: nn.Module,
+    objective: Objective[R],
+    rows: Sequence[R],
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> float:
+    """Trains `model` in place on `rows`, all in memory. `training.fit.fit` is the same with files.
+
+    Save the result with `models.checkpoint.save_model`.
+
+    Args:
+        model: what the objective loads.
+        objective: with its settings.
+        rows: the training set, any size from 1.
+        on_step: called after each step with its number, from 1, and its metrics.
+
+    Returns:
+        The last step's loss.
+    """
+    batches = Batches(rows, objective)
+    fitter = Fitter(model, objective, batches.num_steps)
+    objective.prepare(fitter.scores, rows, None)
+    metrics = {names.LOSS: math.nan}
+    for step in range(batches.num_steps):
+        metrics = fitter.step(batches[step])
+        if on_step is not None:
+            on_step(step + 1, metrics)
+    fitter.merge()
+    return metrics[names.LOSS]

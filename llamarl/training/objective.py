@@ -1,0 +1,157 @@
+"""What an objective of supervised training declares: its settings, rows, loss and report. `training.fit` does the rest.
+
+Importing an objective does not import torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from llamarl.core.records import Message
+from llamarl.core.seeds import derive_seed
+from llamarl.functional.losses import Metrics
+from llamarl.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from llamarl.models.tokenizer import Tokenizer
+
+Source = str | Path | Iterable[Mapping[str, Any]]
+"""A file, a glob, a Hub id, or rows."""
+
+
+class FitRow(Protocol):
+    """One row to learn from, encoded."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Answer tokens."""
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that is learned from."""
+
+
+R = TypeVar("R", bound=FitRow)
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+Conversations = Sequence[tuple[Sequence[Message], Any]]
+"""Messages and tools, as the chat template gets them."""
+
+
+@dataclass(frozen=True)
+class Rows(Generic[R]):
+    """What is trained and measured on."""
+
+    train: Sequence[R]
+    held_out: Sequence[R]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Rows left out, by reason."""
+    notes: Sequence[str] = ()
+    """What a user should know of the rows, in sentences."""
+    conversations: Conversations = ()
+    """What the rows ask of the chat template: its limits are told where these meet them."""
+
+
+class Report(Protocol):
+    """How good a model is on held-out rows: a dataclass of plain values."""
+
+    @property
+    def loss(self) -> float:
+        """The mean loss; lower is better."""
+
+    def metrics(self) -> dict[str, float | None]:
+        """Scalars for `metrics.jsonl`, with names that start with `eval/`."""
+
+
+class Scorer(Protocol[R_contra]):
+    """Computes what a loss reads off a model, under its current weights; gradients flow to its parameters."""
+
+    def __call__(self, rows: Sequence[R_contra]) -> "Tensor":
+        """One tensor for all rows, row after row along its first dimension."""
+
+    def split(self, rows: Sequence[R_contra], max_tokens: int) -> list[list[int]]:
+        """Micro-batches of row indices that cost at most `max_tokens` each; every index once."""
+
+
+class Objective(ABC, Generic[R]):
+    """One kind of supervised training: which rows, which loss, which report."""
+
+    name: ClassVar[str]
+    """Stands in messages and in the record of the training."""
+    model_folder: ClassVar[str] = ""
+    """Where the checkpoint lies in the directory that the user names; empty: that directory is the checkpoint."""
+    is_policy: ClassVar[bool] = True
+    """Whether the result generates, so that its chat template must be fit for that."""
+    config: FitConfig
+
+    @abstractmethod
+    def load(self, path: str, tokenizer: "Tokenizer") -> "nn.Module":
+        """The model to start from, on the device of the settings. It may complete the tokenizer."""
+
+    @abstractmethod
+    def read(
+        self, data: Source, eval_data: Source | None, split: str | None, tokenizer: "Tokenizer", positions: int | None
+    ) -> Rows[R]:
+        """Reads and encodes the rows.
+
+        Args:
+            data: rows to train on.
+            eval_data: rows to measure on; None: those that the settings keep apart of `data`.
+            split: of a Hub data set; None: `train`.
+            tokenizer: of the model.
+            positions: most tokens that the model takes; None: no limit.
+
+        Raises:
+            DataError: bad or missing rows.
+        """
+
+    @abstractmethod
+    def build_scorer(self, model: "nn.Module") -> Scorer[R]:
+        """Scores rows under the model's weights, its adapters included."""
+
+    @abstractmethod
+    def num_scores(self, row: R) -> int:
+        """Entries that the scorer gives of a row."""
+
+    @abstractmethod
+    def losses(self, scores: "Tensor", rows: Sequence[R]) -> "tuple[Tensor, Metrics]":
+        """The loss of each thing that counts (a token, a pair, a row), and further sums and counts to log."""
+
+    @abstractmethod
+    def report(self, scores: "Tensor", rows: Sequence[R]) -> Report:
+        """How good these scores are. Rows are at least one."""
+
+    def divisor(self, rows: Sequence[R]) -> int:
+        """What the sum of the losses of a whole step is divided by: by default its rows."""
+        return len(rows)
+
+    def epoch_order(self, rows: Sequence[R], epoch: int) -> Sequence[int]:
+        """The indices of all rows in the order of an epoch: by default hashed from seed, epoch and content alone."""
+        hashes = [(derive_seed(self.name, self.config.seed, epoch, row.key), row.key) for row in rows]
+        return sorted(range(len(rows)), key=hashes.__getitem__)
+
+    def prepare(self, score: "Callable[[Sequence[R]], Tensor]", rows: Sequence[R], cache: Path | None) -> None:
+        """Computes what the loss needs of the model's first weights.
+
+        Args:
+            score: gives the scores of rows, without gradient, row after row.
+            rows: all rows, those to measure on included.
+            cache: a file to keep it in for a resume; None: none.
+        """
+
+    def draw(
+        self, path: Path, records: Sequence[Mapping[str, Any]], scores: "Tensor | None", rows: Sequence[R]
+    ) -> None:
+        """Draws a figure of the finished training into the directory `path`, where the objective has one.
+
+        Args:
+            path: the directory.
+            records: of `metrics.jsonl`.
+            scores: of the held-out rows; None where there are none.
+            rows: the held-out rows.
+        """
