@@ -12,10 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamarl.api import Run, generate, judge, resume, train
+    from llamarl.api import Run, dpo, generate, judge, resume, sft, train
     from llamarl.core.records import Completion, Prompt, Verdict
 
-__all__ = ["Completion", "Prompt", "Run", "Verdict", "generate", "judge", "resume", "train"]
+__all__ = ["Completion", "Prompt", "Run", "Verdict", "dpo", "generate", "judge", "resume", "sft", "train"]
 __version__ = "0.1.0"
 
 _HOMES = dict.fromkeys(("Completion", "Prompt", "Verdict"), "llamarl.core.records")

@@ -4,11 +4,14 @@
     run = llamarl.resume("runs/first", judges=[reward], schedule={"steps": 200})
     answers = llamarl.generate("model", ["2 + 2 ="], max_tokens=16)
     records = llamarl.judge(rows_with_completions, judges=["math", reward])
+    summary = llamarl.sft("model", rows_with_answers, "tuned", num_epochs=2)
+    summary = llamarl.dpo("model", pairs, "tuned", beta=0.1)
 
 A keyword of `train` is a section of the recipe, with the recipe's words, checks and messages. All functions return when
 the work is done, also where an event loop runs already, as in a notebook.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from llamarl.core.records import Completion
     from llamarl.report.live import LiveView
     from llamarl.report.summary import RunSummary
+    from llamarl.training.objective import Objective
 
+LINE_SECONDS = 5.0
+"""Least time between two lines of progress."""
 FilePath = str | Path
 Settings = Mapping[str, Any] | Any
 """Settings as a dictionary, or as the config that they make, such as `AIPOConfig(...)`."""
@@ -342,6 +348,112 @@ def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[
         return [record for row, judged in zip(read, samples, strict=True) for record in records_of(row, judged)]
 
     return run_async(work())
+
+
+def sft(
+    model: FilePath,
+    data: Any,
+    out: FilePath,
+    *,
+    eval_data: Any = None,
+    split: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Fine-tunes a checkpoint on examples, as `llamarl sft` does.
+
+    Called again with the same arguments after a kill, it goes on from the last checkpoint.
+
+    Args:
+        model: the checkpoint to start from.
+        data: rows of `{messages, tools?}` or `{prompt, completion, tools?}`, in memory or in a file.
+        out: where the trained checkpoint goes: new, empty, or an earlier result.
+        eval_data: rows to measure on; None: those that the setting `held_out` keeps.
+        split: of a Hub data set.
+        progress: whether notes and a line now and then are printed.
+        settings: of `llamarl sft --list-settings`, such as `num_epochs=2`, `learning_rate=1e-5`, `lora={"rank": 16}`.
+
+    Returns:
+        What `summary.json` holds: `steps`, `loss`, `held_out`, `model`, ...
+
+    Raises:
+        ConfigError: a setting that is wrong, or a chat template that would spoil the training.
+        DataError: a row that is wrong; names it.
+        CheckpointError: the model cannot be loaded, or `out` won't do.
+    """
+    from llamarl.training.objectives import SFT, SFTConfig
+
+    return _fit(SFT(SFTConfig.parse(settings)), model, data, out, eval_data, split, progress)
+
+
+def dpo(
+    model: FilePath,
+    data: Any,
+    out: FilePath,
+    *,
+    eval_data: Any = None,
+    split: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains a checkpoint to prefer the chosen answers of pairs, as `llamarl dpo` does.
+
+    Args:
+        model: see `sft`.
+        data: rows of `{chosen, rejected, prompt?, tools?}`, in memory or in a file.
+        out: see `sft`.
+        eval_data: see `sft`.
+        split: see `sft`.
+        progress: see `sft`.
+        settings: of `llamarl dpo --list-settings`, such as `beta=0.1`, `loss="ipo"`.
+
+    Returns:
+        What `summary.json` holds, with the accuracy on held-out pairs.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: see `sft`.
+    """
+    from llamarl.training.objectives import DPO, DPOConfig
+
+    return _fit(DPO(DPOConfig.parse(settings)), model, data, out, eval_data, split, progress)
+
+
+def _fit(
+    objective: "Objective[Any]",
+    model: FilePath,
+    data: Any,
+    out: FilePath,
+    eval_data: Any,
+    split: str | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Trains on rows; prints where it computes, what there is to know, and a line every few seconds."""
+    from llamarl.models.device import describe_device, resolve_device
+    from llamarl.report.console import SafeConsole
+    from llamarl.training.fit import fit
+
+    console, last = SafeConsole(quiet=not progress), time.monotonic()
+
+    def tell(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    def show(step: int, total: int, metrics: Mapping[str, float | None]) -> None:
+        nonlocal last
+        if step == total or time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            tell(f"step {step}/{total}  loss {metrics['train/loss']:.4f}")
+
+    tell(f"! device: {describe_device(resolve_device(objective.config.device))}")
+    return fit(
+        objective,
+        model,
+        data,
+        out,
+        eval_data=eval_data,
+        split=split,
+        on_step=show,
+        tell=lambda note: tell(f"! {note}"),
+    )
 
 
 def _spell_out(sections: Mapping[str, Any]) -> dict[str, Any]:

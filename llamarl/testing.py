@@ -285,7 +285,7 @@ class RecordingObserver:
         """Ignored."""
         yield
 
-    def watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
+    def choose_watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
         """None."""
         return ()
 

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamarl.algorithms.base import judged_groups, reward_of, train_sample
-from llamarl.algorithms.ibpo import IBPOConfig
 from llamarl.algorithms.running_values import RunningValues
 from llamarl.core.algorithm import Credit
 from llamarl.core.errors import DataError
@@ -20,6 +19,9 @@ from llamarl.functional.budget import (
     group_values,
     solve,
 )
+
+if TYPE_CHECKING:
+    from llamarl.algorithms.ibpo import IBPOConfig
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Part(NamedTuple):
 class IBPOCredit(Credit):
     """Picks the responses that the budget program accepts, solved once over the whole step's pool."""
 
-    def __init__(self, config: IBPOConfig) -> None:
+    def __init__(self, config: "IBPOConfig") -> None:
         self._config = config
         self._group_of = load_group_function(config.groups)
         self._running = RunningValues(config.running_values)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from llamarl.cli.common import INTERRUPTED
 from llamarl.cli.main import main
-from llamarl.core.threads import WAIT_SECONDS, unfinished, wait_for_unfinished
+from llamarl.core.threads import WAIT_SECONDS, list_unfinished, wait_for_unfinished
 
 
 def run(command: Callable[[], int] = main, *, wait_seconds: float = WAIT_SECONDS) -> None:
@@ -31,7 +31,7 @@ def run(command: Callable[[], int] = main, *, wait_seconds: float = WAIT_SECONDS
         traceback.print_exc()
         status = 1
     try:
-        left = unfinished() if status == INTERRUPTED else wait_for_unfinished(wait_seconds)
+        left = list_unfinished() if status == INTERRUPTED else wait_for_unfinished(wait_seconds)
     except KeyboardInterrupt:
         left, status = ["interrupted"], INTERRUPTED
     if left:

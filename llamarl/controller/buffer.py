@@ -71,11 +71,6 @@ class WorkBuffer:
         """Judged groups waiting to train."""
         return len(self._ready)
 
-    @property
-    def pending(self) -> list[Ticket]:
-        """Tickets not yet judged, oldest first."""
-        return sorted(self._pending.values(), key=lambda ticket: ticket.index)
-
     def may_issue(self, served_version: int) -> bool:
         """Whether one more group may start on weights of `served_version`."""
         outstanding = self._versions()

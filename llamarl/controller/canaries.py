@@ -13,9 +13,7 @@ MAX_SHOWN = 4
 
 
 @asynccontextmanager
-async def canaries_watched(
-    judges: JudgesClient, observer: Observer, *, poll_seconds: float = 2.0
-) -> AsyncIterator[None]:
+async def watch_canaries(judges: JudgesClient, observer: Observer, *, poll_seconds: float = 2.0) -> AsyncIterator[None]:
     """Has the judges look at their canaries now, and whenever they are due until the end of the block.
 
     Args:

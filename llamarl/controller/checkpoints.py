@@ -81,7 +81,7 @@ class CheckpointStore:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         entries = {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
         manifest = temporary / MANIFEST
-        manifest.write_text(_sealed({"step": step, "score": score, "files": entries}))
+        manifest.write_text(_seal({"step": step, "score": score, "files": entries}))
         for path in [*files, manifest]:
             _sync(path)
         for folder in sorted({p.parent for p in [*files, manifest]}, reverse=True):
@@ -212,7 +212,7 @@ class _Manifest(NamedTuple):
     """By name: `bytes` and `sha256`."""
 
 
-def _sealed(values: dict[str, Any]) -> str:
+def _seal(values: dict[str, Any]) -> str:
     """The manifest's text: the values and their own digest."""
     return json.dumps({**values, "sha256": _digest(values)}, indent=1)
 
@@ -222,7 +222,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _read_manifest(folder: Path) -> _Manifest:
-    """Raises `CheckpointError` unless the manifest is exactly what `_sealed` wrote."""
+    """Raises `CheckpointError` unless the manifest is exactly what `_seal` wrote."""
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_bytes())

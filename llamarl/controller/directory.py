@@ -65,7 +65,7 @@ def clear(directory: Path, made: Sequence[Path]) -> None:
 
     Args:
         directory: of the run; it held nothing before (`check_unused`).
-        made: what `missing_folders` gave before `held`.
+        made: what `missing_folders` gave before `hold`.
     """
     for path in directory.iterdir():
         if path.is_dir():
@@ -78,7 +78,7 @@ def clear(directory: Path, made: Sequence[Path]) -> None:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def hold(directory: Path) -> Iterator[None]:
     """Makes the directory where absent, and holds it: the system lets it go however the process ends.
 
     Raises:
@@ -87,7 +87,7 @@ def held(directory: Path) -> Iterator[None]:
     """
     import fcntl  # POSIX only
 
-    with _explained(directory):
+    with _explain(directory):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             file = open(directory / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115 - closed below
@@ -113,7 +113,7 @@ def held(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(directory: Path) -> Iterator[None]:
+def _explain(directory: Path) -> Iterator[None]:
     """Raises `CheckpointError` in place of what a full disk or a damaged ledger raises."""
     try:
         yield

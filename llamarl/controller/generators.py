@@ -199,7 +199,7 @@ class GeneratorPool:
         """Brings every generator to the manifest's version."""
         await asyncio.gather(*(member.sync(manifest) for member in self.members))
 
-    def with_room(self) -> GeneratorClient | None:
+    def find_room(self) -> GeneratorClient | None:
         """The least busy generator that serves and may be given more."""
         able = [member for member in self.members if member.version is not None and member.room > 0]
         return max(able, key=lambda member: member.room, default=None)

@@ -70,7 +70,6 @@ class CollapseGuard:
             raise CollapseError(
                 f"step {step}: mean reward {reward:.4g} has been under {config.reward_fraction:g} of its best "
                 f"({self._best:.4g}) for {config.patience} steps. Lower trainer.learning_rate or lengthen its warm-up, "
-                ""
                 "and go on with `llamarl resume RUN --step best`; guard.reward_fraction=0 turns this guard off"
             )
         if self._short >= config.patience:

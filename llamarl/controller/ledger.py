@@ -50,7 +50,7 @@ class Ledger:
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
-        with _explained(path):
+        with _explain(path):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -104,7 +104,7 @@ class Ledger:
         self.commit()
         self._recount()
 
-    def accounted(self, version: int | None = None) -> set[tuple[int, str]]:
+    def read_accounted(self, version: int | None = None) -> set[tuple[int, str]]:
         """(epoch, prompt id) of all trained or dropped prompts: what a resumed stream must not issue again.
 
         Args:
@@ -142,11 +142,6 @@ class Ledger:
         query = "SELECT epoch, prompt_id, status, version FROM prompts WHERE status IN ('trained', 'dropped')"
         for epoch, prompt_id, status, version in self._db.execute(query):
             self._digests[version] += _row_digest(epoch, prompt_id, status, version)
-
-    def drop_reasons(self) -> Mapping[str, int]:
-        """Dropped prompts by reason."""
-        query = "SELECT reason, COUNT(*) FROM prompts WHERE status = 'dropped' GROUP BY reason"
-        return dict(self._db.execute(query).fetchall())
 
     def close(self) -> None:
         """Commits and closes. Idempotent."""
@@ -194,7 +189,7 @@ def read_counts(path: str | Path) -> dict[str, int]:
         CheckpointError: the file is not a ledger, is damaged, or cannot be read.
     """
     path = Path(path)
-    with _explained(path):
+    with _explain(path):
         try:
             return _read_counts(path)
         except sqlite3.OperationalError as error:
@@ -231,7 +226,7 @@ def _check(db: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _explained(path: str | Path) -> Iterator[None]:
+def _explain(path: str | Path) -> Iterator[None]:
     """Raises `CheckpointError` in place of what SQLite or the disk says."""
     try:
         yield

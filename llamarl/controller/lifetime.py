@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamarl.controller.canaries import canaries_watched
+from llamarl.controller.canaries import watch_canaries
 from llamarl.controller.checkpoints import Checkpoint, CheckpointStore
 from llamarl.controller.clients import TrainerClient
 from llamarl.controller.directory import LEDGER_FILE, RECIPE_FILE
@@ -76,7 +76,7 @@ async def run_life(
         state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
         if checkpoint:
             ledger.check_digest(version, state.get("ledger", ""))
-        accounted = ledger.accounted(version)
+        accounted = ledger.read_accounted(version)
         async with place_executors(prepared, reporter, budget) as executors:
             guard = CollapseGuard(recipe.guard)
             tasks = [_build_task(recipe, task, accounted) for task in prepared.tasks]
@@ -112,7 +112,7 @@ async def run_life(
                 version=version,
             )
             has_canaries = any(judge.canaries for task in prepared.tasks for judge in task.config.judges)
-            canaries = canaries_watched(executors.judges, reporter) if has_canaries else nullcontext()
+            canaries = watch_canaries(executors.judges, reporter) if has_canaries else nullcontext()
             measured: dict[str, int] | None = None
             with first_interrupt(controller.stop, reporter), _ticking(reporter):
                 reporter.start_clock()

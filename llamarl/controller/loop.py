@@ -209,7 +209,7 @@ class Controller:
     async def _step(self, batch: Batch, waited: float) -> StepRecord:
         """Trains a batch, records it, and sends the new weights on their way."""
         groups = [group for taken in batch.groups.values() for group in taken]
-        watched = self._observer.watched(self.version + 1, groups)
+        watched = self._observer.choose_watched(self.version + 1, groups)
         rollouts = RolloutStats.measure(groups, self.version)
         task_metrics = self._measure_tasks(batch)
         result = await self._trainer.train(batch.assignments, watched, [task.weight for task in self.tasks.values()])
@@ -246,8 +246,8 @@ class Controller:
     async def _issue(self) -> None:
         """Starts groups as soon as the staleness budget and a generator have room."""
         while not all(task.buffer.is_exhausted for task in self.tasks.values()):
-            generator = await self._pulse.wait_for(self._generator_to_feed, lambda: "room for another group")
-            while generator.room > 0 and (task := self._task_to_feed(generator)) is not None:
+            generator = await self._pulse.wait_for(self._find_generator, lambda: "room for another group")
+            while generator.room > 0 and (task := self._find_task(generator)) is not None:
                 item = next(task.stream, None)
                 if item is None:
                     task.buffer.is_exhausted = True
@@ -255,11 +255,11 @@ class Controller:
                 else:
                     self._start_group(task, *item, generator)
 
-    def _generator_to_feed(self) -> GeneratorClient | None:
-        generator = self._pool.with_room()
-        return generator if generator is not None and self._task_to_feed(generator) is not None else None
+    def _find_generator(self) -> GeneratorClient | None:
+        generator = self._pool.find_room()
+        return generator if generator is not None and self._find_task(generator) is not None else None
 
-    def _task_to_feed(self, generator: GeneratorClient) -> RunTask | None:
+    def _find_task(self, generator: GeneratorClient) -> RunTask | None:
         """The task furthest behind among those that may start a group on this generator's weights."""
         version, steps = generator.version, self.schedule.steps
         if version is None:

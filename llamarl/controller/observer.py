@@ -52,7 +52,7 @@ class Observer(Protocol):
     def span(self, executor: str, activity: str) -> AbstractContextManager[None]:
         """Wraps the time an executor spends on something."""
 
-    def watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
+    def choose_watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
         """Indices of the groups whose trainer log-probs are wanted, in the step that makes `version`."""
 
     def on_group(self, group: Group, dropped: str | None) -> None:

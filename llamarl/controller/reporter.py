@@ -92,7 +92,7 @@ class Reporter:
         """A span of the timeline."""
         return self.timeline.span(executor, activity)
 
-    def watched(self, version: int, groups: Sequence[Group]) -> list[int]:
+    def choose_watched(self, version: int, groups: Sequence[Group]) -> list[int]:
         """The groups that the rollout log will show."""
         return [group.index for group in self._rollouts.choose(version, groups)]
 

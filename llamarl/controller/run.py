@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamarl.controller.directory import check_same_run, check_unused, clear, held, missing_folders, read_recipe
+from llamarl.controller.directory import check_same_run, check_unused, clear, hold, missing_folders, read_recipe
 from llamarl.controller.in_memory import give_judges
 from llamarl.controller.lifetime import Start, run_life, write_records
 from llamarl.controller.prepare import Prepared, prepare
@@ -50,7 +50,7 @@ def train(
     check_unused(directory)
     prepared = prepare(recipe)
     start, missing = Start(), missing_folders(directory)
-    with held(directory):
+    with hold(directory):
         check_unused(directory)  # another process may have come first
         try:
             return _drive(prepared, directory, live, start)
@@ -85,7 +85,7 @@ def resume(
     """
     directory = Path(run_dir).absolute()
     began = read_recipe(directory)
-    with held(directory):
+    with hold(directory):
         recipe = give_judges(read_recipe(directory, overrides), judges)
         check_same_run(began, recipe, directory)
         return _drive(prepare(recipe), directory, live, Start(step))

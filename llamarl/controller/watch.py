@@ -30,16 +30,16 @@ REPETITION_RISE = 0.2
 LENGTH_RATIO = 1.5
 DOMINANT_SHARE = 0.9
 DOMINANT_RISE = 1.5
-"""Of the dominant judge's own variance."""
-LEAST_DEVIATION = 0.05
-"""Of a judge's scores: where all passed, one violation is no collapse."""
+"""Factor by which the dominant judge's own variance must have grown."""
+MIN_JUDGE_DEVIATION = 0.05
+"""Lower bound on a judge's standard deviation, so that one violation among perfect scores raises no alarm."""
 CHANCE_ERRORS = 4.0
-"""Standard errors that a fall must exceed."""
+"""Standard errors that a fall must exceed to be beyond chance."""
 SAMPLES_SHOWN = 5
 
 
 class WatchConfig(Config):
-    """When the reward-hacking watch rings."""
+    """When the reward-hacking watch raises an alarm."""
 
     window: int = Field(default=10, ge=2)
     """Steps at the start, and now, that are compared."""
@@ -72,18 +72,18 @@ class Moments:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Moments":
-        """Of these values."""
+        """The moments of these values."""
         known = list(values)
         return cls(len(known), math.fsum(known), math.fsum(value * value for value in known))
 
     @property
     def mean(self) -> float:
-        """NaN of nothing."""
+        """The mean; NaN where there are no values."""
         return self.total / self.count if self.count else math.nan
 
     @property
     def variance(self) -> float:
-        """Of the population; 0 of nothing."""
+        """The population variance; 0 where there are no values."""
         return max(self.squares / self.count - self.mean**2, 0.0) if self.count else 0.0
 
 
@@ -94,8 +94,8 @@ class HackingWatch:
     """Watches one task of a run.
 
     Args:
-        config: when to ring.
-        weights: of the judges that pay, by name; all others are witnesses.
+        config: when to raise an alarm.
+        weights: weights of the judges that pay, by name; all others are witnesses.
     """
 
     def __init__(self, config: WatchConfig, weights: Mapping[str, float]) -> None:
@@ -117,11 +117,11 @@ class HackingWatch:
         self._recent.append(step)
         self._num_steps += 1
         if self._num_steps <= self.config.window:
-            self._first = _merged([self._first, step])
+            self._first = _merge([self._first, step])
         metrics = {names.WATCH_REPETITION: step["repetition"].mean} if samples else {}
         if self._num_steps < 2 * self.config.window:
             return {**metrics, names.WATCH_ALARMS: 0.0}, []
-        now = _merged(self._recent)
+        now = _merge(self._recent)
         known = [name for name in self._first if self._first[name].count and name in now and now[name].count]
         drifts = {name: self._drift(name, now) for name in known}
         texts = self._complaints(now, drifts)
@@ -135,7 +135,7 @@ class HackingWatch:
         return {**metrics, names.WATCH_ALARMS: float(len(texts))}, begun
 
     def state(self) -> dict[str, Any]:
-        """What it has seen, as plain JSON."""
+        """What the watch has seen, as plain JSON."""
         return {
             "steps": self._num_steps,
             "ringing": sorted(self._ringing),
@@ -170,25 +170,27 @@ class HackingWatch:
 
     def _drift(self, name: str, now: Signals) -> float:
         """How far a signal moved since the first window, in standard deviations of single samples then."""
-        first, least = self._first[name], LEAST_DEVIATION if name.startswith("judge/") else 1e-3
+        first, least = self._first[name], MIN_JUDGE_DEVIATION if name.startswith("judge/") else 1e-3
         return (now[name].mean - first.mean) / max(math.sqrt(first.variance), least)
 
     def _complaints(self, now: Signals, drifts: Mapping[str, float]) -> dict[str, str]:
         found, limit = {}, self.config.threshold
         reward_rose = drifts.get("reward", 0.0) >= limit
 
-        def moved(name: str) -> str:
+        def describe_move(name: str) -> str:
             return f"from {self._first[name].mean:.3g} to {now[name].mean:.3g}"
 
         for name, drift in drifts.items():
             is_low = drift <= -limit or now[name].mean <= self._first[name].mean / 2
             if name.startswith("judge/") and reward_rose and is_low and _fell(self._first[name], now[name]):
-                found[name] = f"reward rose {moved('reward')} while {name} fell {moved(name)}"
+                found[name] = f"reward rose {describe_move('reward')} while {name} fell {describe_move(name)}"
         ratio = now["length"].mean / max(self._first["length"].mean, 1.0)
         if reward_rose and abs(drifts["length"]) >= limit and not 1 / LENGTH_RATIO < ratio < LENGTH_RATIO:
-            found["length"] = f"reward rose {moved('reward')} while the mean length went {moved('length')} tokens"
+            found["length"] = (
+                f"reward rose {describe_move('reward')} while the mean length went {describe_move('length')} tokens"
+            )
         if now["repetition"].mean - self._first["repetition"].mean >= REPETITION_RISE:
-            found["repetition"] = f"the share of repeated phrases went {moved('repetition')}"
+            found["repetition"] = f"the share of repeated phrases went {describe_move('repetition')}"
         name, share = _dominant(now)
         has_grown = bool(name) and now[name].variance > DOMINANT_RISE * self._first.get(name, Moments()).variance
         if has_grown and share > DOMINANT_SHARE and _dominant(self._first)[1] <= DOMINANT_SHARE:
@@ -239,7 +241,7 @@ def _dominant(signals: Signals) -> tuple[str, float]:
     return name, variances[name] / total
 
 
-def _merged(parts: Collection[Signals]) -> Signals:
+def _merge(parts: Collection[Signals]) -> Signals:
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum((part[name] for part in parts if name in part), Moments()) for name in names}
 

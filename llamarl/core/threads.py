@@ -27,19 +27,19 @@ def forget(thread: threading.Thread) -> None:
     _unfinished.discard(thread)
 
 
-def unfinished() -> list[str]:
+def list_unfinished() -> list[str]:
     """Names of the threads that still work."""
     return sorted({thread.name for thread in _unfinished.copy() if thread.is_alive()})
 
 
 def wait_for_unfinished(seconds: float = WAIT_SECONDS) -> list[str]:
     """Waits until no such thread works any more, at most so long; returns the names of those that still do."""
-    if not (names := unfinished()):
+    if not (names := list_unfinished()):
         return []
     text = f"waiting up to {seconds:g} s for work that cannot be interrupted: {', '.join(names)}"
     print(text, file=sys.stderr, flush=True)
     deadline = time.monotonic() + seconds
-    while (names := unfinished()) and time.monotonic() < deadline:
+    while (names := list_unfinished()) and time.monotonic() < deadline:
         time.sleep(0.02)  # a judge's thread never ends, so there is nothing to join
     return names
 

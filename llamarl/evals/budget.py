@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 import llamarl
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt
-from llamarl.evals import scores
 from llamarl.evals.budget_curves import best_of_chance, frontier, frontier_area, interpolated, majority_chances
 from llamarl.evals.budget_samples import Attempt, check_attempts
 from llamarl.evals.groups import Bootstrap
 from llamarl.evals.scores import or_none
+from llamarl.functional.statistics import CONFIDENCE, percentile_interval, resample_sums
 from llamarl.judges.voting import spelled_alike
 
 AXES = ("answers", "completion_tokens", "total_tokens")
@@ -106,7 +106,7 @@ def budget_results(problems: Sequence[Prompt], attempts: Mapping[str, Attempts],
         "bootstrap": {
             "seed": plan.bootstrap.seed,
             "num_resamples": plan.bootstrap.num_resamples,
-            "confidence": scores.CONFIDENCE,
+            "confidence": CONFIDENCE,
             "unit": "problem",
         },
         "models": {
@@ -140,7 +140,7 @@ class _Table:
                 for column, value in _row(judged, plan if name in plan.baselines else None).items():
                     columns.setdefault((name, *column), []).append(value)
         table = np.array(list(columns.values())).T
-        drawn = scores.resampled_sums(table, plan.bootstrap.seed, plan.bootstrap.num_resamples) / len(ids)
+        drawn = resample_sums(table, plan.bootstrap.seed, plan.bootstrap.num_resamples) / len(ids)
         self.models = list(attempts)
         self._index = {column: number for number, column in enumerate(columns)}
         self._values = np.vstack([table.mean(axis=0), drawn])
@@ -160,7 +160,7 @@ class _Table:
 
     def rate_of(self, values: Floats) -> dict[str, float | None]:
         """A quantity with its interval, from its value and those of the resamples."""
-        low, high = (scores.interval(values[1:]) if self._has_interval else None) or (None, None)
+        low, high = (percentile_interval(values[1:]) if self._has_interval else None) or (None, None)
         return {"value": or_none(values[0]), "low": low, "high": high}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamarl.evals import scores
 from llamarl.evals.scores import RatePath
+from llamarl.functional.statistics import NUM_RESAMPLES, percentile_interval, resample_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +26,13 @@ class Bootstrap:
     """How intervals are drawn."""
 
     seed: int = 0
-    num_resamples: int = scores.NUM_RESAMPLES
+    num_resamples: int = NUM_RESAMPLES
 
     def sums(self, counts: "Sequence[NDArray[Any]]", group: str) -> "list[NDArray[Any]]":
         """Resampled column sums of tables over the same conversations; each group has draws of its own."""
         import numpy as np
 
-        drawn = scores.resampled_sums(np.hstack(list(counts)), [self.seed, *group.encode()], self.num_resamples)
+        drawn = resample_sums(np.hstack(list(counts)), [self.seed, *group.encode()], self.num_resamples)
         return np.split(drawn, len(counts), axis=1)
 
 
@@ -49,7 +50,7 @@ class GroupRates:
     def interval(self, path: RatePath, baseline: "GroupRates | None" = None) -> tuple[float | None, float | None]:
         """Ends of a rate's interval, or of its difference to a baseline; a single conversation has none."""
         drawn = self.drawn[path] - (baseline.drawn[path] if baseline else 0.0)
-        return (scores.interval(drawn) if self.num_conversations > 1 else None) or (None, None)
+        return (percentile_interval(drawn) if self.num_conversations > 1 else None) or (None, None)
 
 
 def group_rates(

@@ -8,30 +8,23 @@ A line is handed to the operating system whole, so killing the process loses no 
 waited for every few seconds.
 """
 
-import contextlib
 import json
-import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.machine import try_lock
 from llamarl.data.jsonl import read_jsonl
 from llamarl.data.rows import RowError, excerpt
-from llamarl.report.files import JsonlFile, encode, has_torn_tail, read_json, write_json
+from llamarl.jobs import Journal, changed_names, lock_directory
+from llamarl.report.files import encode, has_torn_tail, read_json, write_json
 
 RESPONSES_FILE = "responses.jsonl"
 SETTINGS_FILE = "settings.json"
-LOCK_FILE = ".lock"
 
 MAX_LINE_BYTES = 1 << 28
-SYNC_SECONDS = 5.0
-"""How often the disk is waited for."""
-
 IGNORED_SETTINGS = frozenset({"chat.base_url"})
 """Recorded, but free to change: a server may move."""
 
@@ -123,20 +116,15 @@ class ReplyStore:
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.out = Path(out)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.out)
-        except OSError as error:
-            raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another directory") from None
+        self._lock = lock_directory(self.out, "evaluating into")
         try:
             _check_settings(self.out, settings)
-            self._file = JsonlFile(self.out / RESPONSES_FILE)
-            self._file.keep_only(lambda line: line.get("response") is not None)  # failures are asked again
-            self.finished = read_responses(self._file.path)
+            self._journal = Journal(self.out / RESPONSES_FILE)
+            self._journal.keep_only(lambda line: line.get("response") is not None)  # failures are asked again
+            self.finished = read_responses(self._journal.path)
         except BaseException:
             self._lock.close()
             raise
-        self._is_synced, self._last_sync = True, time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -147,40 +135,18 @@ class ReplyStore:
         self.close()
 
     def append(self, reply: Reply) -> None:
-        """Writes the line; from here on a kill of this process cannot lose it, and soon a power cut cannot either.
-
-        Raises:
-            DataError: the disk refuses.
-        """
-        with self._explained():
-            self._file.append(_line(reply))
-        self._is_synced = False
-        if time.monotonic() - self._last_sync >= SYNC_SECONDS:
-            self.sync()
+        """Writes a reply; see `jobs.Journal`. Raises `DataError` where the disk refuses."""
+        self._journal.append(_line(reply))
 
     def sync(self) -> None:
         """Waits until the disk has what was appended. Raises `DataError` where it refuses."""
-        if self._is_synced:
-            return
-        self._is_synced, self._last_sync = True, time.monotonic()
-        with self._explained(), open(self._file.path, "rb") as file:
-            os.fsync(file.fileno())
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{self._file.path}: cannot be written ({error.strerror}); mend that and run the same again"
-            ) from error
+        self._journal.sync()
 
     def close(self) -> None:
         """Syncs, closes, and lets the directory go."""
         try:
-            self.sync()
+            self._journal.close()
         finally:
-            self._file.close()
             self._lock.close()
 
 
@@ -189,22 +155,6 @@ def _line(reply: Reply) -> dict[str, Any]:
     values = asdict(reply)
     defaults = {field.name: field.default for field in fields(Reply)[4:]}
     return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
-
-
-def _lock(out: Path) -> TextIO:
-    """An open file that holds the directory's lock. The system releases it however the process ends."""
-    file = open(out / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the lock is held
-    if not try_lock(file):
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ConfigError(
-            f"{out}: process {holder} is evaluating into this directory; wait for it, or choose another one"
-        )
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def _check_settings(out: Path, settings: Mapping[str, Any]) -> None:
@@ -218,20 +168,14 @@ def _check_settings(out: Path, settings: Mapping[str, Any]) -> None:
             )
         write_json(path, now)
         return
-    then = _flat(read_json(path))
-    current = _flat(now)
-    names = [n for n in {**then, **current} if then.get(n) != current.get(n) and n not in IGNORED_SETTINGS]
-    if names:
-        changes = "; ".join(f"{n} was {excerpt(then.get(n))}, now {excerpt(current.get(n))}" for n in names)
+    changes = changed_names(read_json(path), now)
+    told = [
+        f"{name} was {excerpt(before)}, now {excerpt(after)}"
+        for name, (before, after) in changes.items()
+        if name not in IGNORED_SETTINGS
+    ]
+    if told:
         raise ConfigError(
-            f"{out}: begun with other settings, which would change the replies: {changes}; "
+            f"{out}: begun with other settings, which would change the replies: {'; '.join(told)}; "
             "go on with the same settings, or choose another directory"
         )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-    return flat

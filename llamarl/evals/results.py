@@ -32,6 +32,7 @@ from llamarl.evals.conversations import LANGUAGES, Conversation, Conversations
 from llamarl.evals.groups import Bootstrap, GroupRates, group_rates, grouped_tree
 from llamarl.evals.replies import Replies, Reply
 from llamarl.evals.verdicts import GraderSettings, TurnVerdict, failures_of, places_of
+from llamarl.functional.statistics import CONFIDENCE
 from llamarl.judges.rules import Mode
 from llamarl.report.files import read_json
 
@@ -91,7 +92,7 @@ def build_results(
         "bootstrap": {
             "seed": bootstrap.seed,
             "num_resamples": bootstrap.num_resamples,
-            "confidence": scores.CONFIDENCE,
+            "confidence": CONFIDENCE,
             "unit": "conversation",
         },
         "failures": _failures(conversations, replies),

@@ -3,7 +3,7 @@
     counts = count(verdicts, keys, num_turns=3)                # one row a conversation
     point = rates(counts.sum(axis=0), num_turns=3)
     point["turns", "1", "strict", "conversation"]              # share of conversations with all instructions followed
-    drawn = rates(resampled_sums(counts), num_turns=3)         # the same in 10,000 resamples: percentiles bound it
+    drawn = rates(resample_sums(counts), num_turns=3)          # the same in 10,000 resamples: percentiles bound it
 
 Every rate is a quotient of two sums over conversations, so a resample needs nothing but weighted sums of the rows.
 
@@ -27,10 +27,6 @@ from llamarl.evals.verdicts import Place, TurnVerdict
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
-MAX_DRAWN = 2_000_000
-"""Conversations drawn at a time: bounds memory."""
 KINDS = ("strict", "loose")
 LEVELS = ("conversation", "instruction")
 
@@ -174,36 +170,6 @@ def denominators(sums: "NDArray[Any]", num_turns: int) -> dict[RatePath, int]:
     return {ratio.path: int(sums[names[ratio.of]]) for ratio in ratios(num_turns)}
 
 
-def resampled_sums(
-    counts: "NDArray[Any]",
-    seed: int | Sequence[int] = 0,
-    num_resamples: int = NUM_RESAMPLES,
-    max_drawn: int = MAX_DRAWN,
-) -> "NDArray[Any]":
-    """[resamples, columns]: the column sums of as many conversations, drawn with replacement.
-
-    Equal seeds draw the same conversations, so two sets of columns over the same rows are compared in pairs.
-
-    Args:
-        counts: [conversations, columns].
-        seed: of the draws.
-        num_resamples: how many.
-        max_drawn: conversations drawn at a time; changes memory only.
-    """
-    import numpy as np
-
-    generator = np.random.default_rng(seed)
-    num_rows = len(counts)
-    step = max(1, max_drawn // num_rows)
-    sums = np.empty((num_resamples, counts.shape[1]))
-    for start in range(0, num_resamples, step):
-        size = min(step, num_resamples - start)
-        drawn = generator.integers(num_rows, size=(size, num_rows)) + num_rows * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * num_rows).reshape(size, num_rows)
-        sums[start : start + size] = times.astype(np.float64) @ counts  # whole numbers: exact in any order
-    return sums
-
-
 def macro(groups: Sequence[Mapping[RatePath, Any]]) -> dict[RatePath, Any]:
     """The unweighted mean of each rate over groups (languages), leaving out those where it has no value."""
     import numpy as np
@@ -216,17 +182,6 @@ def macro(groups: Sequence[Mapping[RatePath, Any]]) -> dict[RatePath, Any]:
         total = np.where(present, values, 0.0).sum(axis=0)
         found[path] = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
     return found
-
-
-def interval(drawn: "NDArray[Any]", confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """The percentile interval of resampled values; None where no resample has one."""
-    import numpy as np
-
-    values = drawn[~np.isnan(drawn)]
-    if not values.size:
-        return None
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def or_none(value: Any) -> float | None:

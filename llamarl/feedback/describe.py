@@ -22,7 +22,7 @@ from llamarl.feedback import queries
 from llamarl.feedback.queries import quote, text_literal
 from llamarl.feedback.reactions import NEGATIVE
 from llamarl.feedback.store import Connection, Store, connect
-from llamarl.functional.preference import Z_95, wilson_interval
+from llamarl.functional.statistics import Z_95, wilson_interval
 
 SIGNALS = ("love", "sentiment", "continued", "returned")
 """Candidates that every store may have; the columns that were kept come behind them."""

@@ -9,15 +9,10 @@ Shape legend: N pairs. Nothing here imports torch: only methods of the tensors t
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Z_95 = 1.959963984540054
-"""The standard normal quantile of a two-sided 95 % interval."""
 
 
 @overload
@@ -107,57 +102,3 @@ def ipo_loss(gap: "Tensor", beta: float) -> "Tensor":
         `[N]`.
     """
     return (gap - 1.0 / (2.0 * beta)).square()
-
-
-def wilson_interval(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion; (0, 1) where nothing was counted.
-
-    Args:
-        successes: in [0, total].
-        total: trials; a fraction where trials that go together count for fewer.
-        z: normal quantile; the default gives 95 %.
-    """
-    if total == 0:
-        return 0.0, 1.0
-    share, scale = successes / total, 1.0 + z * z / total
-    centre = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1.0 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Predictions of similar probability."""
-
-    count: int
-    predicted: float
-    """Mean predicted probability."""
-    observed: float
-    """Share of them that came true."""
-
-
-def reliability(probabilities: Sequence[float], outcomes: Sequence[float], num_bins: int = 10) -> list[Bin]:
-    """Predicted against observed frequency in bins of equal width over [0, 1]; empty bins are left out.
-
-    Args:
-        probabilities: each in [0, 1].
-        outcomes: 1 where it came true, 0 where not, 0.5 for a tie.
-        num_bins: at least 1.
-    """
-    members: dict[int, list[tuple[float, float]]] = {}
-    for probability, outcome in zip(probabilities, outcomes, strict=True):
-        place = min(int(probability * num_bins), num_bins - 1)
-        members.setdefault(place, []).append((probability, outcome))
-    return [
-        Bin(len(pairs), sum(p for p, _ in pairs) / len(pairs), sum(o for _, o in pairs) / len(pairs))
-        for _, pairs in sorted(members.items())
-    ]
-
-
-def calibration_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: mean gap between predicted and observed, each bin weighted by its count.
-
-    Guo et al., "On calibration of modern neural networks" (2017), eq. 3. NaN without predictions.
-    """
-    total = sum(each.count for each in bins)
-    return sum(each.count * abs(each.predicted - each.observed) for each in bins) / total if total else math.nan

@@ -308,10 +308,10 @@ class Batcher:
             done |= tokens == eos
         ended = [first + index for index in done.nonzero()[:, 0].tolist()]
         if self._has_stops:
-            ended = sorted({*ended, *self._stopped(first, last)})
+            ended = sorted({*ended, *self._find_stopped(first, last)})
         return self._retire(ended) if ended else []
 
-    def _stopped(self, first: int, last: int) -> list[int]:
+    def _find_stopped(self, first: int, last: int) -> list[int]:
         """Rows whose newest token completes one of their stop strings."""
         hits = []
         for index in range(first, last):

@@ -75,7 +75,7 @@ def draw(logits: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Ten
     Returns:
         Token ids `[n]` int64 and their log-probs `[n]` float32 under the filtered, renormalised distribution.
     """
-    probs = torch.softmax(filtered(logits.float(), filters), dim=-1)
+    probs = torch.softmax(apply_filters(logits.float(), filters), dim=-1)
     cdf = probs.cumsum(-1)
     target = (uniform * cdf[:, -1].double()).to(cdf.dtype)
     target = torch.minimum(target, torch.nextafter(cdf[:, -1], torch.zeros_like(target)))  # rounding may reach the end
@@ -83,13 +83,13 @@ def draw(logits: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Ten
     return tokens[:, 0], probs.gather(1, tokens)[:, 0].log()
 
 
-def filtered(logits: Tensor, filters: Filters) -> Tensor:
+def apply_filters(logits: Tensor, filters: Filters) -> Tensor:
     """Logits after temperature, top-k, top-p and min-p, in this order; excluded tokens are -inf. `[n, V]` float32."""
     if filters.temperature is not None:
         temperature = filters.temperature.unsqueeze(1)
         logits = torch.where(temperature > 0, logits / temperature.clamp_min(1e-6), _greedy(logits))
     if filters.top_k is not None or filters.top_p is not None:
-        logits = _ranked(logits, filters)
+        logits = _apply_ranked(logits, filters)
     if filters.min_p is not None:
         probs = torch.softmax(logits, dim=-1)
         bound = filters.min_p.unsqueeze(1) * probs.amax(-1, keepdim=True)
@@ -102,7 +102,7 @@ def _greedy(logits: Tensor) -> Tensor:
     return torch.full_like(logits, -torch.inf).scatter(1, logits.argmax(-1, keepdim=True), 0.0)
 
 
-def _ranked(logits: Tensor, filters: Filters) -> Tensor:
+def _apply_ranked(logits: Tensor, filters: Filters) -> Tensor:
     """Top-k and top-p, which need the tokens in order of probability; ties go to the lower id.
 
     Most rows keep few tokens, so the most probable ones are enough; only rows that want more are sorted whole.

@@ -138,11 +138,6 @@ class GeneratorExecutor(Executor):
         finished, self._finished = self._finished, []
         return finished
 
-    async def cancel(self, keys: Sequence[int]) -> None:
-        """Forgets these requests, finished or not."""
-        self.batcher.cancel(keys)
-        self._finished = [entry for entry in self._finished if entry[0] not in set(keys)]
-
     async def update_weights(self, manifest: WeightManifest) -> WeightProof:
         """Takes the published weights between two decode steps and proves them.
 

@@ -234,7 +234,7 @@ class _Aligned:
             self.cache = None
             return
         width = max(self.lengths)
-        for layer in _filled(self.cache):
+        for layer in _find_filled(self.cache):
             layer.keys, layer.values = (x[places, :, -width:] for x in (layer.keys, layer.values))
 
     def join(self, parts: Sequence[_Part]) -> None:
@@ -247,19 +247,19 @@ class _Aligned:
         self.rows = self.rows + [row for _, rows, _ in parts for row in rows]
         self.lengths = self.lengths + [length for _, rows, length in parts for _ in rows]
         self.cache, width = caches[0][0], max(self.lengths)
-        layers = [_filled(cache) for cache, _ in caches]
+        layers = [_find_filled(cache) for cache, _ in caches]
         for merged, *others in zip(*layers, strict=True):
             same = list(zip([merged, *others], (count for _, count in caches), strict=True))
-            merged.keys = torch.cat([_widened(layer.keys, count, width) for layer, count in same])
-            merged.values = torch.cat([_widened(layer.values, count, width) for layer, count in same])
+            merged.keys = torch.cat([_widen(layer.keys, count, width) for layer, count in same])
+            merged.values = torch.cat([_widen(layer.values, count, width) for layer, count in same])
 
 
-def _widened(x: Tensor, num_rows: int, width: int) -> Tensor:
+def _widen(x: Tensor, num_rows: int, width: int) -> Tensor:
     """`[1 or num_rows, heads, T, D]` -> `[num_rows, heads, width, D]`, zeros in front."""
     return F.pad(x, (0, 0, width - x.shape[2], 0)).expand(num_rows, -1, -1, -1)
 
 
-def _filled(cache: Any) -> list[Any]:
+def _find_filled(cache: Any) -> list[Any]:
     """Layers that hold something: some models share the keys and values of others."""
     return [layer for layer in cache.layers if layer.is_initialized]
 

@@ -15,7 +15,8 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.functional.preference import calibrated_reward
 from llamarl.judges.local_model import LocalModelJudge
-from llamarl.models.classifier import LazyClassifier, TokenIds
+from llamarl.models.classifier import TokenIds
+from llamarl.scoring.classifier import LazyClassifier
 
 
 class ClassifierJudge(LocalModelJudge):

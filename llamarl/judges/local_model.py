@@ -11,7 +11,8 @@ from llamarl.core.judge import Judge, JudgeInfo
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.adapters.base import with_seconds
 from llamarl.judges.threads import run_in_thread
-from llamarl.models.classifier import LazyClassifier, TokenIds
+from llamarl.models.classifier import TokenIds
+from llamarl.scoring.classifier import LazyClassifier
 
 
 class LocalModelJudge(Judge):

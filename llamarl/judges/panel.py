@@ -12,10 +12,9 @@ samples in a row is broken: the panel raises, unless the judge only watches.
 
 import asyncio
 import logging
-import math
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +23,7 @@ from llamarl.core.errors import ConfigError, DataError, JudgeError, boundary
 from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
 from llamarl.core.seeds import derive_seed
+from llamarl.functional.statistics import quantile
 from llamarl.judges.combine import mixture
 from llamarl.judges.seat import Seat
 
@@ -310,11 +310,6 @@ def _is_drawn(seat: Seat, prompt: Prompt, completions: Sequence[Completion]) -> 
         return True
     texts = "\x1f".join(completion.text for completion in completions)
     return derive_seed("judge sees", seat.name, prompt.id, texts) % 2**32 < seat.share * 2**32
-
-
-def quantile(values: Collection[float], share: float) -> float | None:
-    """The smallest value that at least `share` of the values do not exceed; None of no values."""
-    return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
 
 
 class _DeadlineError(TimeoutError):

@@ -17,7 +17,8 @@ from typing import Literal
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.judges.local_model import LocalModelJudge
-from llamarl.models.classifier import LazyClassifier, TokenIds
+from llamarl.models.classifier import TokenIds
+from llamarl.scoring.classifier import LazyClassifier
 
 BaselineField = Literal["info", "answer"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamarl.functional.preference import Bin
+from llamarl.functional.statistics import Bin
 from llamarl.report.metrics import column
 from llamarl.report.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, RED, SKY, drawing
 

@@ -9,8 +9,6 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Cores, Executor, WeightChannel
 from llamarl.core.records import Assignment, StepResult, WeightManifest
 from llamarl.core.sampling import Sampling
-from llamarl.models.checkpoint import save_model
-from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.trainer import PolicyTrainer
 
@@ -26,7 +24,6 @@ class TrainerExecutor(Executor):
         sampling: how the completions are drawn (temperature, token limit).
         channel: where `publish` offers the weights.
         total_steps: steps of the run, for falling learning-rate schedules.
-        tokenizer: goes along with `export`.
         cores: shares cores with other executors; by default torch's settings are left alone.
         probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
     """
@@ -39,13 +36,12 @@ class TrainerExecutor(Executor):
         sampling: Sampling,
         channel: WeightChannel,
         total_steps: int | None = None,
-        tokenizer: Tokenizer | None = None,
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
         self._algorithms, self._load_model = algorithms, load_model
-        self._channel, self._tokenizer, self._cores = channel, tokenizer, cores
+        self._channel, self._cores = channel, cores
         self._probe_prompts = tuple(probe_prompts)
 
     def setup(self) -> None:
@@ -91,13 +87,3 @@ class TrainerExecutor(Executor):
     def load(self, directory: str) -> int:
         """Restores what `save` wrote; returns the policy version."""
         return self._trainer.load(directory)
-
-    def export(self, directory: str) -> str:
-        """Writes the policy as a Hugging Face checkpoint, with its tokenizer; returns the directory.
-
-        Raises:
-            ConfigError: the executor was built without a tokenizer.
-        """
-        if self._tokenizer is None:
-            raise ConfigError("tokenizer: needed to export a checkpoint that others can load; pass tokenizer=...")
-        return str(save_model(self._trainer.model, self._tokenizer, directory))

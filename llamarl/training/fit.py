@@ -85,37 +85,38 @@ def fit(
     batches = Batches(rows.train, objective)
     fitter = Fitter(objective.load(str(model), tokenizer), objective, batches.num_steps)
     settings = config.model_dump(mode="json")
-    files.claim({"model": str(model), "objective": objective.name, "rows": _fingerprint(rows), "settings": settings})
-    objective.prepare(fitter.scores, [*rows.train, *rows.held_out], files.cache)
-    run = _Run(fitter, batches, rows, files, on_step)
-    try:
-        run.train()
-    except CollapseError:
-        if run.state.best_step is not None:
-            run.settle()
-            files.rescue(fitter.model, tokenizer)
-        raise
-    state, scores = run.state, run.settle()
-    report = None if scores is None else objective.report(scores, rows.held_out)
-    summary = {
-        "steps": state.step,
-        "version": state.step,
-        "seconds": state.seconds,
-        "objective": objective.name,
-        "model": str(files.model),
-        "rows": {"train": len(rows.train), "held_out": len(rows.held_out), "skipped": dict(rows.skipped)},
-        "notes": notes,
-        "device": device,
-        "trained_parameters": fitter.num_trained,
-        "model_step": state.best_step or state.step,
-        "loss": state.loss,
-        "held_out_before": state.before,
-        "held_out": None if report is None else as_dict(report),
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    objective.draw(files.work, read_metrics(files.metrics), scores, rows.held_out)
-    files.finish(summary, fitter.model, tokenizer)
-    return summary
+    recipe = {"model": str(model), "objective": objective.name, "rows": _fingerprint(rows), "settings": settings}
+    with files.claim(recipe):
+        objective.prepare(fitter.scores, [*rows.train, *rows.held_out], files.cache)
+        run = _Run(fitter, batches, rows, files, on_step)
+        try:
+            run.train()
+        except CollapseError:
+            if run.state.best_step is not None:
+                run.settle()
+                files.rescue(fitter.model, tokenizer)
+            raise
+        state, scores = run.state, run.settle()
+        report = None if scores is None else objective.report(scores, rows.held_out)
+        summary = {
+            "steps": state.step,
+            "version": state.step,
+            "seconds": state.seconds,
+            "objective": objective.name,
+            "model": str(files.model),
+            "rows": {"train": len(rows.train), "held_out": len(rows.held_out), "skipped": dict(rows.skipped)},
+            "notes": notes,
+            "device": device,
+            "trained_parameters": fitter.num_trained,
+            "model_step": state.best_step or state.step,
+            "loss": state.loss,
+            "held_out_before": state.before,
+            "held_out": None if report is None else as_dict(report),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        objective.draw(files.work, read_metrics(files.metrics), scores, rows.held_out)
+        files.finish(summary, fitter.model, tokenizer)
+        return summary
 
 
 @dataclass

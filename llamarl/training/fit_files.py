@@ -1,7 +1,8 @@
 """The files of one supervised training: `training.fit` draws them."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llamarl.core.errors import CheckpointError
+from llamarl.jobs import LOCK_FILE, changed_names, lock_directory
 from llamarl.models.checkpoint import check_target, save_model
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
@@ -46,15 +48,28 @@ class FitFiles:
             check_target(out, source)
         elif self._summary.exists():
             raise CheckpointError(f"{out}: holds a finished training; choose another directory")
-        if self.work.is_dir() and any(self.work.iterdir()) and not self._recipe.exists():
+        is_empty = not self.work.is_dir() or all(file.name == LOCK_FILE for file in self.work.iterdir())
+        if not is_empty and not self._recipe.exists():
             raise CheckpointError(f"{self.work}: not empty and no training of a model; choose another")
 
-    def claim(self, recipe: Mapping[str, Any]) -> None:
-        """Writes the recipe or, where there is a checkpoint to go on from, checks that it is the one that is there.
+    @contextmanager
+    def claim(self, recipe: Mapping[str, Any]) -> Iterator[None]:
+        """Holds the directory against other processes; writes the recipe or compares it with that of the checkpoint.
 
         Raises:
             CheckpointError: names what differs.
+            ConfigError: another process trains there.
         """
+        with lock_directory(self.work, "training in"):
+            self._check(recipe)
+            yield
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return max(self._checkpoints.glob("step-*"), default=None)
+
+    def _check(self, recipe: Mapping[str, Any]) -> None:
+        """Writes the recipe where there is nothing to go on from, else compares it with the one that is there."""
         if self.latest_checkpoint() is None:
             shutil.rmtree(self._best, ignore_errors=True)
             self.cache.unlink(missing_ok=True)
@@ -66,12 +81,8 @@ class FitFiles:
                 remedy = f"or delete {self.work}" if self._is_checkpoint else "or choose another directory"
                 raise CheckpointError(
                     f"{self.work}: an unfinished training with other {name} "
-                    f"({_changes(there.get(name), recipe[name])}); repeat the command that began it, {remedy}"
+                    f"({_describe_changes(there.get(name), recipe[name])}); repeat the command that began it, {remedy}"
                 )
-
-    def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
-        return max(self._checkpoints.glob("step-*"), default=None)
 
     def save_checkpoint(self, step: int, best_step: int | None, write: Callable[[Path], None]) -> None:
         """Has `write` fill a draft, which takes its name when complete; then what only older ones needed goes."""
@@ -117,14 +128,14 @@ class FitFiles:
             shutil.rmtree(directory, ignore_errors=True)
         self.cache.unlink(missing_ok=True)
         write_json(self._summary, summary)
+        (self.work / LOCK_FILE).unlink()
 
     def _best_file(self, step: int) -> Path:
         return self._best / f"step-{step:09d}.safetensors"
 
 
-def _changes(before: Any, now: Any) -> str:
+def _describe_changes(before: Any, now: Any) -> str:
     """Says what it was and is; of settings, only those that differ."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         return f"{before}, now {now}"
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name}={before.get(name)}, now {now.get(name)}" for name in names)
+    return ", ".join(f"{name}={old}, now {new}" for name, (old, new) in changed_names(before, now).items())

@@ -6,38 +6,10 @@ Shape legend: N rows.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import StatisticsError, correlation
 
 from llamarl.core import metric_names as names
-from llamarl.functional.preference import (
-    Bin,
-    calibrated_reward,
-    calibration_error,
-    reliability,
-    wilson_interval,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A proportion with its 95 % Wilson interval."""
-
-    count: int
-    """Rows it is taken of."""
-    value: float | None
-    """None of no rows."""
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, flags: Sequence[bool]) -> "Share":
-        """The share of True."""
-        low, high = wilson_interval(sum(flags), len(flags))
-        return cls(len(flags), sum(flags) / len(flags) if flags else None, low, high)
-
-    def __str__(self) -> str:
-        value = "-" if self.value is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        return f"{value} of {self.count}"
+from llamarl.functional.preference import calibrated_reward
+from llamarl.functional.statistics import Bin, Share, calibration_error, pearson, reliability
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +92,8 @@ def report_pairs(chosen: Sequence[float], rejected: Sequence[float], lengths: Se
         accuracy=Share.of(is_right),
         loss=_mean([_softplus(-margin) for margin in margins]),
         margin_mean=_mean(margins),
-        length_correlation=_correlation([*chosen, *rejected], tokens),
-        length_gap_correlation=_correlation(margins, gaps),
+        length_correlation=pearson([*chosen, *rejected], tokens),
+        length_gap_correlation=pearson(margins, gaps),
         accuracy_where_chosen_is_shorter=Share.of([ok for ok, gap in zip(is_right, gaps, strict=True) if gap < 0]),
         accuracy_where_chosen_is_longer=Share.of([ok for ok, gap in zip(is_right, gaps, strict=True) if gap > 0]),
         calibration_error=calibration_error(bins),
@@ -163,11 +135,3 @@ def _softplus(x: float) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Pearson's; None where one side does not vary."""
-    try:
-        return correlation(xs, ys)
-    except StatisticsError:
-        return None

@@ -141,12 +141,12 @@ def _views(memory: Tensor, layout: Layout) -> dict[str, Tensor]:
     for name, shape, dtype in layout:
         num_bytes = _num_bytes(shape, dtype)
         views[name] = memory[offset : offset + num_bytes].view(getattr(torch, dtype)).view(shape)
-        offset += _aligned(num_bytes)
+        offset += _align(num_bytes)
     return views
 
 
 def _slot_bytes(layout: Layout) -> int:
-    return sum(_aligned(_num_bytes(shape, dtype)) for _, shape, dtype in layout)
+    return sum(_align(_num_bytes(shape, dtype)) for _, shape, dtype in layout)
 
 
 def _num_bytes(shape: list[int], dtype: str) -> int:
@@ -155,8 +155,8 @@ def _num_bytes(shape: list[int], dtype: str) -> int:
 
 
 def _tensors_at(layout_length: int) -> int:
-    return _aligned(_LAYOUT_AT + layout_length)
+    return _align(_LAYOUT_AT + layout_length)
 
 
-def _aligned(num_bytes: int) -> int:
+def _align(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

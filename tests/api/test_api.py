@@ -21,7 +21,7 @@ from llamarl.judges.adapters.function import FunctionJudge
 from llamarl.recipes import recipe_path
 from llamarl.report.summary import read_summary
 from llamarl.tasks.demo import DEMO_CHECKPOINT
-from llamarl.tasks.format import FormatTask
+from llamarl.tasks.format import WORDS, FormatTask
 
 ROWS = [{"prompt": prompt.messages[0]["content"], "id": prompt.id} for prompt in FormatTask().prompts(24)]
 TINY: dict[str, Any] = {
@@ -381,3 +381,44 @@ def test_the_directory_is_left_where_it_is_used(run_dir: Path) -> None:
     with pytest.raises(ConfigError, match="not empty; `llamarl resume"):
         llamarl.train(data=ROWS, judges=[bang], run_dir=run_dir, **TINY)
     assert files(run_dir) == before and os.path.isdir(run_dir)
+
+
+# sft and dpo
+
+CHATS = [{"prompt": row["prompt"], "completion": "moon cat."} for row in ROWS]
+PAIRS = [{"prompt": f"write 2 words with {word}", "chosen": f"{word} cat.", "rejected": "no"} for word in WORDS]
+SHORT = {"num_steps": 3, "batch_size": 4, "device": "cpu", "learning_rate": 1e-3}
+
+
+def test_fine_tuning_on_rows_in_memory_says_what_the_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    async def in_a_loop() -> dict[str, Any]:
+        return llamarl.sft(DEMO_CHECKPOINT, DataSet(CHATS), "inside", eval_data=CHATS[:2], **SHORT)
+
+    summary = llamarl.sft(DEMO_CHECKPOINT, CHATS, "tuned", held_out=4, **SHORT)
+    assert summary["steps"] == 3 and summary["rows"]["train"] == len(CHATS) - 4
+    assert f"step 3/3  loss {summary['loss']:.4f}" in capsys.readouterr().out
+    assert json.loads(Path("tuned/summary.json").read_text())["loss"] == summary["loss"]
+    assert llamarl.generate("tuned", ["write 2 words with moon"], max_tokens=8)[0][0].token_ids
+    assert asyncio.run(in_a_loop())["held_out"]["loss"] > 0.0
+
+
+def test_preference_pairs_in_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = llamarl.dpo(DEMO_CHECKPOINT, PAIRS, Path("tuned"), beta=0.5, progress=False, **SHORT)
+    assert summary["steps"] == 3 and summary["held_out"]["accuracy"]["count"] > 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: llamarl.sft(DEMO_CHECKPOINT, CHATS, "out", num_step=3), ConfigError, "Did you mean 'num_steps'"),
+        (lambda: llamarl.sft(DEMO_CHECKPOINT, [{"prompt": "p"}], "out"), DataError, "rows, line 1"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, "out", beta=-1), ConfigError, "beta: must be greater than 0"),
+    ],
+)
+def test_training_on_rows_rejects(
+    call: Callable[[], Any], kind: type[LlamaRLError], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+    assert not files(tmp_path)

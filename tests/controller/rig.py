@@ -1,5 +1,6 @@
 """A run on scripted executors, for tests of the loop."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +133,9 @@ class Rig:
 
     def trained(self) -> list[str]:
         return [group.prompt.id for record in self.observer.steps for group in record.groups]
+
+    def drop_reasons(self) -> Counter[str]:
+        return Counter(reason for _, reason in self.observer.groups if reason)
 
     def staleness(self) -> list[int]:
         return [int(record.metrics["rollout/staleness/max"]) for record in self.observer.steps]

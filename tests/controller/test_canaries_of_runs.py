@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamarl.controller.canaries import canaries_watched
+from llamarl.controller.canaries import watch_canaries
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import train
 from llamarl.core.errors import ConfigError, JudgeError, StallError
@@ -45,7 +45,7 @@ def watched(judge: Judge, seconds: float) -> list[str]:
     listener = Listener()
 
     async def main() -> None:
-        async with canaries_watched(judge, listener, poll_seconds=2.0):
+        async with watch_canaries(judge, listener, poll_seconds=2.0):
             await asyncio.sleep(seconds)
         await asyncio.sleep(100.0)
 

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from llamarl.controller.checkpoints import CheckpointStore
-from llamarl.controller.directory import held
+from llamarl.controller.directory import hold
 from llamarl.controller.export import export_run
 from llamarl.controller.interrupts import first_interrupt
 from llamarl.controller.ledger import Ledger, read_counts
@@ -160,7 +160,7 @@ def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tm
     summary, _ = resume(run_dir)
     with Ledger(run_dir / "ledger.sqlite") as ledger:
         counts = ledger.counts()
-        assert len(ledger.accounted()) == 24
+        assert len(ledger.read_accounted()) == 24
     assert counts == {"issued": 24, "finished": 0, "trained": 24, "dropped": 0}
     assert summary.steps == 6
     steps = [record["step"] for record in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in record]
@@ -286,7 +286,7 @@ def contents(run_dir: Path) -> dict[str, bytes]:
     names = ["recipe.json", "metrics.jsonl", *(str(p.relative_to(run_dir)) for p in run_dir.glob("checkpoints/**/*"))]
     files = {name: (run_dir / name).read_bytes() for name in names if (run_dir / name).is_file()}
     with Ledger(run_dir / "ledger.sqlite") as ledger:
-        return files | {"ledger": repr(sorted(ledger.accounted())).encode()}
+        return files | {"ledger": repr(sorted(ledger.read_accounted())).encode()}
 
 
 def test_what_the_checkpoint_refuses_leaves_the_run_as_it_was(run_dir: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_resume_keeps_what_its_numbers_mean(run_dir: Path, setting: str, value
 
 
 def test_one_process_works_on_a_run_and_others_may_look(run_dir: Path, tmp_path: Path) -> None:
-    with held(run_dir):
+    with hold(run_dir):
         with pytest.raises(ConfigError, match=f"process {os.getpid()} is training in it"):
             resume(run_dir)
         assert read_counts(run_dir / "ledger.sqlite")["trained"] == 16

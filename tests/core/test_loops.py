@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llamarl.core.loops import run_async
-from llamarl.core.threads import unfinished
+from llamarl.core.threads import list_unfinished
 
 VALUE = contextvars.ContextVar("value", default=0)
 
@@ -39,7 +39,7 @@ def test_the_result_comes_back(where: Callable[..., Any]) -> None:
     VALUE.set(7)
     value, thread = where(lambda: run_async(work()))
     assert value == 7 and (thread == "MainThread") == (where is plainly)
-    assert not unfinished()
+    assert not list_unfinished()
 
 
 @WHERE
@@ -49,7 +49,7 @@ def test_an_error_comes_back(where: Callable[..., Any]) -> None:
 
     with pytest.raises(ValueError, match="so it is"):
         where(lambda: run_async(work()))
-    assert not unfinished()
+    assert not list_unfinished()
 
 
 def interrupt() -> None:
@@ -69,7 +69,7 @@ def test_ctrl_c_cancels_and_is_raised(where: Callable[..., Any]) -> None:
     before, done = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt):
         where(lambda: run_async(endless(done)))
-    assert done == ["closed"] and signal.getsignal(signal.SIGINT) == before and not unfinished()
+    assert done == ["closed"] and signal.getsignal(signal.SIGINT) == before and not list_unfinished()
 
 
 @WHERE
@@ -103,7 +103,7 @@ def test_a_coroutine_that_will_not_end_is_left_behind_at_the_third_ctrl_c() -> N
 
     with pytest.raises(KeyboardInterrupt):
         in_a_loop(lambda: run_async(work()))
-    assert unfinished() == ["event loop"]
+    assert list_unfinished() == ["event loop"]
     release.set()
 
 

@@ -179,34 +179,3 @@ def test_multi_if_p8_macro_means_are_those_of_the_published_table(line):
 def test_macro_leaves_out_languages_without_a_value():
     found = scores.macro([{("r",): np.array([0.2, np.nan])}, {("r",): np.array([0.4, np.nan])}])
     np.testing.assert_allclose(found["r",], [0.3, np.nan])
-
-
-# intervals
-
-
-def test_resamples_are_seeded_and_drawn_in_pairs():
-    counts = np.arange(12.0).reshape(6, 2)
-    drawn = scores.resampled_sums(counts, 3, 50)
-    np.testing.assert_array_equal(drawn, scores.resampled_sums(counts, 3, 50))
-    assert (drawn != scores.resampled_sums(counts, 4, 50)).any()
-    np.testing.assert_allclose(drawn[:, 1] - drawn[:, 0], 6)  # both columns from the same six rows
-
-
-def test_resampling_in_pieces_draws_the_same():
-    counts = np.random.default_rng(0).integers(0, 5, (7, 3)).astype(float)
-    whole = scores.resampled_sums(counts, 0, 40)
-    in_sixes = scores.resampled_sums(counts, 0, 40, max_drawn=7 * 6)
-    np.testing.assert_array_equal(in_sixes, whole)
-
-
-def test_the_interval_of_a_share_is_the_binomial_one():
-    counts = np.array([[1.0]] * 40 + [[0.0]] * 60)
-    low, high = scores.interval(scores.resampled_sums(counts)[:, 0] / 100)
-    # 0.4 +- 1.96 * sqrt(0.4 * 0.6 / 100) = 0.4 +- 0.096
-    assert low == pytest.approx(0.304, abs=0.011)
-    assert high == pytest.approx(0.496, abs=0.011)
-
-
-def test_an_interval_ignores_resamples_without_a_value():
-    assert scores.interval(np.array([np.nan, 0.5, 0.5])) == (0.5, 0.5)
-    assert scores.interval(np.array([np.nan])) is None

@@ -7,7 +7,7 @@ from feedback_logs import ingest_rows, message
 from llamarl.core.errors import DataError
 from llamarl.feedback import Description, describe
 from llamarl.feedback.describe import clustered_rate, fisher_interval
-from llamarl.functional.preference import wilson_interval
+from llamarl.functional.statistics import wilson_interval
 
 HOUR = 3600
 DAY = 24 * HOUR

@@ -6,14 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamarl.functional.preference import (
-    Bin,
     bradley_terry_loss,
     calibrated_reward,
-    calibration_error,
     centering_penalty,
     log_sigmoid,
-    reliability,
-    wilson_interval,
 )
 
 
@@ -44,26 +40,6 @@ def test_the_calibrated_reward_is_a_probability():
     assert calibrated_reward(math.log(3)) == pytest.approx(0.75)  # odds of 3 to 1
     assert calibrated_reward(-math.log(3)) == pytest.approx(0.25)
     assert calibrated_reward(torch.tensor([0.0, math.log(3)])).tolist() == pytest.approx([0.5, 0.75])
-
-
-def test_wilson_interval_by_hand():
-    # 8 of 10, z^2 = 3.84146: centre (0.8 + 0.192073) / 1.384146 = 0.716740,
-    # half 1.959964 / 1.384146 * sqrt(0.016 + 0.00960365) = 1.416009 * 0.160011 = 0.226577
-    assert wilson_interval(8, 10) == pytest.approx((0.490163, 0.943317), abs=2e-6)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == pytest.approx(1.0)
-
-
-def test_reliability_and_its_error_by_hand():
-    bins = reliability([0.05, 0.15, 0.95, 1.0, 0.9], [0, 1, 1, 1, 0.5], num_bins=2)
-    # under 0.5: mean 0.1, one of two came true; from 0.5: mean 2.85 / 3 = 0.95, 2.5 of 3
-    assert [b.count for b in bins] == [2, 3]
-    assert [b.predicted for b in bins] == pytest.approx([0.1, 0.95])
-    assert [b.observed for b in bins] == pytest.approx([0.5, 2.5 / 3])
-    # (2 * 0.4 + 3 * 0.116667) / 5 = 1.15 / 5
-    assert calibration_error(bins) == pytest.approx(0.23)
-    assert math.isnan(calibration_error([]))
-    assert calibration_error([Bin(7, 0.6, 0.6)]) == 0.0
 
 
 # gradient
@@ -119,19 +95,3 @@ def test_a_constant_per_prompt_changes_nothing(reward, baseline, constant):
 def test_the_two_orders_are_complementary(gap):
     assert calibrated_reward(gap) + calibrated_reward(-gap) == pytest.approx(1.0)
     assert log_sigmoid(doubles(gap)).item() == pytest.approx(math.log(calibrated_reward(gap)), abs=1e-9)
-
-
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_holds_the_share_and_mirrors(pair):
-    successes, total = pair
-    low, high = wilson_interval(successes, total)
-    assert 0.0 <= low <= successes / total + 1e-9 and successes / total - 1e-9 <= high <= 1.0
-    assert wilson_interval(total - successes, total) == pytest.approx((1 - high, 1 - low))
-
-
-# rejects
-
-
-def test_unequal_lists_are_refused():
-    with pytest.raises(ValueError):
-        reliability([0.5], [])

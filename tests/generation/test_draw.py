@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
-from llamarl.generation.draw import Filters, draw, filtered, uniforms
+from llamarl.generation.draw import Filters, apply_filters, draw, uniforms
 
 LOGITS = torch.log(tensor([[0.1, 0.4, 0.2, 0.3]]))
 
@@ -18,7 +18,7 @@ def splitmix64(x):
 
 
 def kept(**settings_):
-    return (filtered(LOGITS, Filters(**settings_)) > -math.inf)[0].tolist()
+    return (apply_filters(LOGITS, Filters(**settings_)) > -math.inf)[0].tolist()
 
 
 # golden
@@ -90,7 +90,7 @@ def test_greedy_is_certain():
 def test_an_unfiltered_row_is_untouched_beside_filtered_ones():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     every = Filters(tensor([1.0, 0.7, 0.0]), tensor([0, 5, 0]), tensor([1.0, 0.8, 1.0]), tensor([0.0, 0.1, 0.0]))
-    assert torch.equal(filtered(logits, every)[0], logits[0])
+    assert torch.equal(apply_filters(logits, every)[0], logits[0])
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 30.0), st.integers(0, 8), st.floats(0.05, 1.0), st.floats(0.0, 0.9))
@@ -104,7 +104,7 @@ def test_a_drawn_token_always_has_probability(seed, scale, top_k, top_p, min_p):
     same = Filters(top_k=torch.full((16,), top_k), top_p=torch.full((16,), top_p), min_p=torch.full((16,), min_p))
     tokens, logprobs = draw(logits, uniform, same)
     assert torch.isfinite(logprobs).all() and (tokens % 3 != 0).all()
-    probs = torch.softmax(filtered(logits, same), dim=-1)
+    probs = torch.softmax(apply_filters(logits, same), dim=-1)
     assert torch.allclose(probs.gather(1, tokens[:, None])[:, 0].log(), logprobs)
 
 
@@ -130,7 +130,7 @@ def test_ranks_among_many_tokens_are_those_of_a_whole_sort(seed, scale, top_k, t
     logits = scale * torch.randn(4, 900, generator=generator) * tensor([[1.0], [0.1], [1.0], [1.0]])
     logits[2] = logits[2].round()
     tops = tensor([top_k, top_k, top_k, 0]), tensor([top_p, top_p, top_p, 1.0])
-    found = filtered(logits, Filters(top_k=tops[0], top_p=tops[1]))
+    found = apply_filters(logits, Filters(top_k=tops[0], top_p=tops[1]))
     for row, k, p in zip(range(4), tops[0].tolist(), tops[1].tolist(), strict=True):
         kept_ids = set((found[row] > -math.inf).nonzero()[:, 0].tolist())
         expected = by_sorting(logits[row], k, p)

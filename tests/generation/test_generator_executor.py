@@ -346,18 +346,6 @@ def test_a_bad_request_is_refused_and_the_good_ones_go_on():
     asyncio.run(scenario())
 
 
-def test_cancelled_requests_never_arrive():
-    async def scenario():
-        generator = executor(Shelf())
-        await generator.update_weights(publish(generator._channel, 0, build()))
-        await generator.submit([request(k) for k in range(3)])
-        await generator.cancel([0, 2])
-        assert list(await collect_all(generator, 1)) == [1]
-        assert (await generator.status())["requests_active"] == 0
-
-    asyncio.run(scenario())
-
-
 class Broken(Forgetful):
     def decode(self, tokens, longest):
         raise RuntimeError("out of memory")

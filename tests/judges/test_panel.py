@@ -11,7 +11,6 @@ import pytest
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
 from llamarl.judges import Judge, JudgeInfo, JudgePanel, Seat, TRLJudge, text_completion
-from llamarl.judges.panel import quantile
 from llamarl.testing import ScriptedVerdicts as Scripted
 from llamarl.testing import run_virtual
 
@@ -308,13 +307,6 @@ def test_what_a_trl_function_logs_is_a_metric() -> None:
     panel = panel_of(TRLJudge(reward))
     run_virtual(panel.judge_group(PROMPT, FOUR))
     assert panel.metrics()["judge/reward/length"] == 3.0
-
-
-def test_quantile_is_a_value_that_enough_others_do_not_exceed() -> None:
-    assert quantile(range(1, 101), 0.95) == 95
-    assert quantile([7.0], 0.95) == 7.0
-    assert quantile([3.0, 1.0], 0.95) == 3.0
-    assert quantile([], 0.95) is None
 
 
 def test_too_many_unscored_samples_in_the_window_are_flagged() -> None:

@@ -7,8 +7,6 @@ import torch
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.models.checkpoint import load_classifier, load_model, load_tokenizer, quiet, save_model
 from llamarl.models.classifier import (
-    Labels,
-    LazyClassifier,
     PaddedClassifier,
     conversation_ids,
     ensure_padding,
@@ -16,6 +14,7 @@ from llamarl.models.classifier import (
     without_padding,
 )
 from llamarl.models.tiny import build_tiny, char_tokenizer
+from llamarl.scoring.classifier import Labels, LazyClassifier
 
 USER = [{"role": "user", "content": "hi"}]
 ANSWER = [{"role": "assistant", "content": "yo"}]

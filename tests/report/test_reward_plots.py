@@ -1,7 +1,7 @@
 import struct
 from pathlib import Path
 
-from llamarl.functional.preference import Bin
+from llamarl.functional.statistics import Bin
 from llamarl.report.reward_plots import plot_reward_model
 
 

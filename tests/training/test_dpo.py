@@ -320,6 +320,14 @@ def test_an_unfinished_training_of_other_settings_is_refused(model, tmp_path):
         fit(changed, model, marker_pairs(20), tmp_path / "out")
 
 
+def test_two_trainings_into_one_directory_are_refused(model, tmp_path):
+    def start_another(step, total, metrics):
+        fit(DPO(SHORT), model, marker_pairs(20), tmp_path / "out")
+
+    with pytest.raises(ConfigError, match=r"process \d+ is training in this directory; wait for it"):
+        fit(DPO(SHORT), model, marker_pairs(20), tmp_path / "out", on_step=start_another)
+
+
 def test_objectives_are_declared_without_torch():
     code = "import sys, llamarl.training.objectives; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
-from llamarl.training.reports import Share, report_labels, report_pairs
+from llamarl.functional.statistics import Share
+from llamarl.training.reports import report_labels, report_pairs
 
 
 def test_pairs_by_hand():

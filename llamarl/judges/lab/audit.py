@@ -18,7 +18,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
 from llamarl.core.records import Status, Verdict
 from llamarl.data.rows import row_to_prompt
-from llamarl.functional.preference import wilson_interval
+from llamarl.functional.statistics import wilson_interval
 from llamarl.judges.lab.attacks import ATTACKS, with_injections
 from llamarl.judges.lab.rows import CompletionRow, read_completions
 from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_rows

@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from llamarl.core.judge import Judge
 from llamarl.core.records import Status, Verdict
-from llamarl.functional.preference import Bin, calibration_error, reliability
-from llamarl.judges.lab.agreement import Confusion, auroc, spearman
+from llamarl.functional.statistics import (
+    Bin,
+    Confusion,
+    auroc,
+    calibration_error,
+    quantile,
+    reliability,
+    spearman,
+)
 from llamarl.judges.lab.rows import CompletionRow, labels_of
 from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
-from llamarl.judges.panel import JudgePanel, quantile
+from llamarl.judges.panel import JudgePanel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

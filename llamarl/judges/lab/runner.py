@@ -17,12 +17,14 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge
 from llamarl.core.records import Sample, Status, Verdict, text_completion
 from llamarl.data.jsonl import write_jsonl
+from llamarl.functional.statistics import quantile
+from llamarl.jobs import Journal, changed_names
 from llamarl.judges.config import JudgeConfig, build_panel
 from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.llm.cache import content_key
-from llamarl.judges.panel import JudgePanel, quantile
+from llamarl.judges.panel import JudgePanel
 from llamarl.models.endpoint import well_formed
-from llamarl.report.files import JsonlFile, read_jsonl
+from llamarl.report.files import read_jsonl
 
 Record = dict[str, Any]
 OnDone = Callable[[int, int], object]
@@ -122,7 +124,7 @@ async def judge_file(
     parts = {"data": [_content(row) for row in rows], "judges": [judge_card(judge) for judge in panel.judges]}
     job = {name: content_key(part) for name, part in {**parts, **(key or {})}.items()}
     done = _read_partial(partial, job)
-    log = JsonlFile(partial)
+    log = Journal(partial)
     if not done:
         log.keep_only(lambda record: False)
         log.append({"job": job})
@@ -231,7 +233,7 @@ def _read_partial(path: Path, job: Mapping[str, str]) -> dict[int, list[Record]]
     before = records[0].get("job")
     if before != job:
         before = before if isinstance(before, Mapping) else {}
-        changed = [name for name in {**before, **job} if before.get(name) != job.get(name)]
+        changed = changed_names(before, job)
         raise DataError(
             f"{path}: left by a job that differs in {', '.join(changed)}; undo the change to finish that job, or "
             "delete the file to judge all rows anew"
