@@ -1,13 +1,10 @@
 import json
-import math
 
 import pytest
 from feedback_logs import ingest_rows, message
 
 from llamarl.core.errors import DataError
 from llamarl.feedback import Description, describe
-from llamarl.feedback.describe import clustered_rate, fisher_interval
-from llamarl.functional.statistics import wilson_interval
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -37,14 +34,6 @@ def test_rates_by_segment(tmp_path):
     assert [row["segment"] for row in result["by"]["language"]] == [None]
     assert [row["segment"] for row in result["by"]["day"]] == ["2025-03-01"]
     json.dumps(result, allow_nan=False)
-
-
-def test_clustered_rate_by_hand():
-    """Two users: 2 of 4, 0 of 4. p = 1/4; sum (l - p n)^2 = 1 + 1; variance = 2/1 * 2/64 = 1/16; plain 3/128."""
-    rate, interval, effect = clustered_rate([2, 8, 2, 4, 8, 32])
-    assert rate == 0.25
-    assert effect == pytest.approx((1 / 16) / (3 / 128))
-    assert interval == pytest.approx(wilson_interval(2 / effect, 8 / effect))
 
 
 def test_signals_of_a_log_where_love_means_something(tmp_path):
@@ -85,32 +74,9 @@ def test_without_an_outcome_nothing_is_correlated(tmp_path):
     assert signal["correlation"] is None and signal["ambiguity"] is None
 
 
-def test_fisher_by_hand():
-    half = 1.959963984540054 / math.sqrt(100 - 3)
-    assert fisher_interval(0.0, 100) == pytest.approx((-math.tanh(half), math.tanh(half)))
-
-
-# reduces to
-
-
-def test_users_of_one_message_give_wilson():
-    """30 users with a love, 70 without: the design effect is U / (U - 1)."""
-    _, interval, effect = clustered_rate([30, 100, 100, 30, 30, 100])
-    assert effect == pytest.approx(100 / 99)
-    assert interval == pytest.approx(wilson_interval(30, 100), abs=1e-3)
-
-
-def test_where_nobody_loves_the_effect_of_the_whole_log_holds():
-    assert clustered_rate([0, 100, 10, 0, 0, 1000], 4.0)[1] == wilson_interval(0, 25)
-
-
 # rejects
 
 
 def test_a_folder_that_is_no_store(tmp_path):
     with pytest.raises(DataError, match="no store of messages"):
         describe(Description(store=tmp_path))
-
-
-def test_fewer_than_four_pairs_say_nothing():
-    assert fisher_interval(0.9, 3) == (-1.0, 1.0)
