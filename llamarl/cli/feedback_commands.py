@@ -101,10 +101,8 @@ def describe(settings: DescribeSettings, output: Output) -> int:
     if output.json:
         print_json(result)
         return 0
-    low, high = result["base_rate_interval"]
-    say(
-        f"{result['messages']:,} messages of {result['users']:,} users; {_percent(result['base_rate'], (low, high))} loved"
-    )
+    loved = _percent(result["base_rate"], result["base_rate_interval"])
+    say(f"{result['messages']:,} messages of {result['users']:,} users; {loved} loved")
     console = SafeConsole()
     for name, rates in result["by"].items():
         if len(rates) > 1:
