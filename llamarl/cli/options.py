@@ -117,6 +117,11 @@ class Option:
         return f"{self.flag} {self.metavar}" if self.field.is_required() else ""
 
     @property
+    def meaning(self) -> str:
+        """The field's docstring on one line, without its full stop."""
+        return " ".join((self.field.description or "").split()).removesuffix(".")
+
+    @property
     def help(self) -> str:
         """The field's docstring, with the range of the value, whether it may be repeated, and the default."""
         signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -124,7 +129,7 @@ class Option:
             (signs[key], getattr(item, key)) for item in self.field.metadata for key in signs if hasattr(item, key)
         ]
         facts = [f"{sign} {bound:g}" for sign, bound in bounds]
-        if self.form in ("list", "table") and not self.is_positional and not self.holds_numbers:
+        if self.form == "table" or (self.form == "list" and not (self.is_positional or self.holds_numbers)):
             facts.append("repeatable")
         default = None if self.field.is_required() else self.field.get_default(call_default_factory=True)
         if default not in (None, False, "", (), {}):
@@ -132,7 +137,7 @@ class Option:
             facts.append(
                 "default " + ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in entries)
             )
-        text = " ".join((self.field.description or "").split()).removesuffix(".")
+        text = self.meaning
         if not facts:
             return text
         return f"{text[:-1]}, {', '.join(facts)})" if text.endswith(")") else f"{text} ({', '.join(facts)})"
@@ -316,7 +321,7 @@ def _options_of(config: type[Config], prefix: str = "", heading: str = "") -> It
     for name, field in fields:
         option = Option(f"{prefix}{name}", field, heading)
         if isinstance(option.type, type) and issubclass(option.type, Config):
-            yield from _options_of(option.type, f"{option.name}.", option.help)
+            yield from _options_of(option.type, f"{option.name}.", option.meaning)
             continue
         yield dataclasses.replace(option, heading=headings.get(name, heading))
 

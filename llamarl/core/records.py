@@ -261,13 +261,13 @@ class WeightProof:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did."""
+    """What one step did: one optimizer update of the policy, or several on the same batch."""
 
     version: int
     """Policy version after the step."""
     metrics: Mapping[str, float]
     is_skipped: bool = False
-    """A guard refused the update; the weights are bit-identical to before."""
+    """No update was applied (refused by a guard, or without signal); the weights are bit-identical to before."""
     logprobs: Mapping[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
     """(group, token ids) -> the trainer's log-prob of each token, for the groups it was asked to watch."""
     task_metrics: tuple[Mapping[str, float], ...] = ()

@@ -24,7 +24,7 @@ Ask = Callable[[Prompt], Prompt]
 """The problem as a model is asked it: with its instructions, or in its mode."""
 
 Mode = Literal["plain", "voting", "adaptive"]
-"""What a prompt asks for: one answer, a vote, or a vote where the problem is hard."""
+"""A prompt asks for one answer, for a vote, or for a vote where the problem is hard."""
 
 FORM = (
     "Solve the problem below. If two steps or fewer are enough, be brief. Otherwise give each step a heading "
@@ -41,7 +41,7 @@ CONDITIONS: dict[Mode, str] = {
     "voting": VOTE,
     "adaptive": f"If the problem is easy, solve it once, without any tags. If it is medium or hard: {VOTE}",
 }
-"""What stands between the form and the problem."""
+"""The instruction that stands between the form and the problem."""
 
 
 def instruct(prompt: Prompt, mode: Mode) -> tuple[Message, ...]:
@@ -88,11 +88,11 @@ def load_ask(spec: str, known: Mapping[str, Ask] = SHIPPED) -> Ask:
         inspect.signature(function).bind(None)
     except (TypeError, ValueError):
         raise ConfigError(f"ask {spec!r}: no function of a prompt") from None
-    return partial(_checked, spec, function)
+    return partial(_call_ask, spec, function)
 
 
-def _checked(spec: str, function: Ask, prompt: Prompt) -> Prompt:
-    """Raises `DataError`, naming the prompt, where a user's function fails or returns no prompt to ask."""
+def _call_ask(spec: str, function: Ask, prompt: Prompt) -> Prompt:
+    """Calls a user's function. Raises `DataError`, naming the prompt, where it fails or returns no prompt to ask."""
     with boundary(lambda problem: DataError(f"ask {spec!r} failed on prompt {prompt.id!r}: {problem}")):
         asked = function(prompt)
     if not isinstance(asked, Prompt) or not asked.messages:

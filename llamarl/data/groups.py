@@ -49,11 +49,11 @@ def load_group_function(spec: str) -> GroupFunction:
         inspect.signature(function).bind(None, None)
     except (TypeError, ValueError):
         raise ConfigError(f"groups: {spec} is no function of (prompt, completion)") from None
-    return partial(_checked, spec, function)
+    return partial(_call_group, spec, function)
 
 
-def _checked(spec: str, function: GroupFunction, prompt: Prompt, completion: Completion) -> str | None:
-    """Raises `DataError`, naming the prompt, where a user's function fails or returns no group."""
+def _call_group(spec: str, function: GroupFunction, prompt: Prompt, completion: Completion) -> str | None:
+    """Calls a user's function. Raises `DataError`, naming the prompt, where it fails or returns no group."""
     with boundary(
         lambda problem: DataError(
             f"group function {spec!r} failed on a completion of prompt {prompt.id!r}: {problem}; "

@@ -81,7 +81,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any] | Prompt]) ->
         with open(temporary, "xb") as file:
             for row in rows:
                 count += 1
-                file.write(_encoded(row, path, count))
+                file.write(_encode_row(row, path, count))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -92,7 +92,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any] | Prompt]) ->
     return count
 
 
-def _encoded(row: Mapping[str, Any] | Prompt, path: Path, number: int) -> bytes:
+def _encode_row(row: Mapping[str, Any] | Prompt, path: Path, number: int) -> bytes:
     values = prompt_to_row(row) if isinstance(row, Prompt) else dict(row)
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"

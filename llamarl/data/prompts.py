@@ -42,7 +42,7 @@ class PromptData(Sequence[Prompt]):
         self._prompts = tuple(prompts)
         self.skipped = tuple(skipped)
         self.places = tuple(places)
-        """Where each prompt stands, in their order; empty where they were not read."""
+        """The file and line of each prompt, in their order; empty where they were not read."""
 
     @property
     def skip_counts(self) -> dict[str, int]:
@@ -97,7 +97,7 @@ def read_prompts(
     seen: dict[str, Place] = {}
     for name, line, row in raw_rows(source, split, max_row_bytes):
         try:
-            prompts.append(_checked(name, line, row, format, mapping, seen))
+            prompts.append(_parse_prompt(name, line, row, format, mapping, seen))
         except RowError as error:
             skipped.append(error.at(name, line))
             if on_bad_row == "error":
@@ -144,7 +144,7 @@ def _file_rows(path: Path, max_row_bytes: int) -> Iterator[RawRow]:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def _checked(
+def _parse_prompt(
     name: str,
     line: int,
     row: dict[str, Any] | RowError,
@@ -152,7 +152,7 @@ def _checked(
     mapping: Mapping[str, str] | None,
     seen: dict[str, Place],
 ) -> Prompt:
-    """The row's prompt, whose id is new."""
+    """Reads the prompt of a row. Raises `RowError` where the row is bad or its id is known already."""
     if isinstance(row, RowError):
         raise row
     prompt = row_to_prompt(row, format, mapping)

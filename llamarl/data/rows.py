@@ -43,7 +43,7 @@ class BadRow:
     reason: str
     """Short name of the kind of defect, for counting."""
     field: str
-    """Where in the row, such as `prompt[1].role`; empty for the row as a whole."""
+    """The place in the row, such as `prompt[1].role`; empty for the row as a whole."""
     problem: str
     remedy: str
 
@@ -65,7 +65,7 @@ class RowError(Exception):
 
 
 def excerpt(value: Any) -> str:
-    """At most 60 characters of `repr(value)`."""
+    """Returns at most 60 characters of `repr(value)`."""
     text = repr(value[: 2 * EXCERPT_CHARACTERS] if isinstance(value, str | bytes) else value)
     return text if len(text) <= EXCERPT_CHARACTERS else text[:EXCERPT_CHARACTERS] + "…"
 
@@ -85,7 +85,7 @@ def row_to_prompt(
     """
     canonical = _canonical(row)
     if mapping:
-        row = _renamed(row, mapping)
+        row = _rename_columns(row, mapping)
     if format == "auto":
         format = "verl" if "reward_model" in row else "trl"
     messages, is_text = _messages(row)
@@ -195,7 +195,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 # ---- fields ---------------------------------------------------------------------------------------------------------
 
 
-def _renamed(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
+def _rename_columns(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
     for column in mapping.values():
         if column not in row:
             remedy = f"mapping names it;{suggest(column, list(row))}"

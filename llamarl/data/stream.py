@@ -93,7 +93,7 @@ class PromptStream(Iterator[Issue]):
         return [issue for _, issue in zip(range(count), self, strict=False)]
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, as plain JSON."""
+        """The position of the stream, as plain JSON."""
         epoch = self._next // len(self._prompts)
         done = [[e, identifier] for e in sorted(self._done) if e >= epoch for identifier in sorted(self._done[e])]
         return {"seed": self._seed, "next": self._next, "done": done, "data": self._fingerprint()}

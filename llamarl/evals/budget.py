@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import llamarl
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Prompt
-from llamarl.evals.budget_curves import best_of_chance, frontier, frontier_area, interpolated, majority_chances
+from llamarl.evals.budget_curves import best_of_chance, frontier, frontier_area, interpolate, majority_chances
 from llamarl.evals.budget_samples import Attempt, check_attempts
 from llamarl.evals.groups import Bootstrap
 from llamarl.evals.scores import or_none
@@ -34,18 +34,18 @@ from llamarl.functional.statistics import CONFIDENCE, percentile_interval, resam
 from llamarl.judges.voting import spelled_alike
 
 AXES = ("answers", "completion_tokens", "total_tokens")
-"""What a budget is counted in, where models are compared."""
+"""The units in which a budget is counted where models are compared."""
 SPENDING = ("answers", "completion_tokens", "prompt_tokens", "total_tokens")
 
 Attempts = Mapping[str, Sequence[Attempt]]
-"""Of one model, by problem id."""
+"""The attempts of one model, by problem id."""
 Column = tuple[str, ...]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetPlan:
-    """What is compared.
+    """The settings of a comparison.
 
     Raises:
         ConfigError: numbers that are not positive, or no baseline.
@@ -58,7 +58,7 @@ class BudgetPlan:
     best_of: tuple[int, ...] = (1, 2, 4, 8)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     should_merge_spellings: bool = True
-    """Whether 1/2 and 0.5 are one answer of a vote, as among the trials of `judges.voting`; else equal texts are."""
+    """True counts 1/2 and 0.5 as one answer of a vote, as in `judges.voting`; False counts equal texts only."""
 
     def __post_init__(self) -> None:
         for name in ("votes", "best_of"):
@@ -243,7 +243,7 @@ def _summary(attempts: Sequence[Attempt]) -> dict[str, Any]:
 
 
 def _counts(by_id: Attempts) -> dict[str, Any]:
-    """How many samples there are, and what became of those that are in no number."""
+    """The number of samples, and of those that are in no rate by the reason."""
     attempts = [attempt for each in by_id.values() for attempt in each]
     judged = [attempt for attempt in attempts if attempt.is_right is not None]
     return {
@@ -288,7 +288,7 @@ def _gain(table: _Table, model: str, baseline: str, axis: str, votes: Sequence[i
         return {**unknown, "where": "unknown"}
     if budget[0] > budgets[0, -1] * (1 + 1e-9):
         return {**unknown, "where": "above"}
-    opponent = interpolated(budget, budgets, accuracies)
+    opponent = interpolate(budget, budgets, accuracies)
     where = "below" if budget[0] < budgets[0, 0] * (1 - 1e-9) else "inside"
     rate = table.rate_of(table.values(model, "accuracy") - opponent)
     return {**rate, "opponent": float(opponent[0]), "where": where}

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 @lru_cache(maxsize=65_536)
 def majority_chances(right: tuple[int, ...], wrong: tuple[int, ...], num_samples: int, max_votes: int) -> list[float]:
-    """How often the most frequent answer among k samples is right: the mean over all subsets of k, for k = 1, 2, ...
+    """The share of subsets of k samples whose most frequent answer is right, for k = 1, 2, ...
 
     Of equally frequent answers the one drawn first wins. Over all orders of drawing, each of t of them wins 1/t of the
     time, which is what counts here. A sample without an answer has no vote; where nobody votes the result is wrong.
@@ -44,12 +44,12 @@ def majority_chances(right: tuple[int, ...], wrong: tuple[int, ...], num_samples
     for index, count in enumerate(right):
         others = (*right[:index], *right[index + 1 :], *wrong)
         for votes in range(1, min(count, max_votes) + 1):
-            for (used, tied), ways in _outvoted(others, blanks, votes, max_votes - votes).items():
+            for (used, tied), ways in _count_ways_to_win(others, blanks, votes, max_votes - votes).items():
                 won[votes + used] += comb(count, votes) * ways / (tied + 1)
     return [won[k] / comb(num_samples, k) for k in range(1, max_votes + 1)]
 
 
-def _outvoted(counts: Sequence[int], blanks: int, votes: int, room: int) -> dict[tuple[int, int], int]:
+def _count_ways_to_win(counts: Sequence[int], blanks: int, votes: int, room: int) -> dict[tuple[int, int], int]:
     """(samples used, answers that tie) -> ways to draw other samples so that no other answer has more than `votes`."""
     ways = {(used, 0): comb(blanks, used) for used in range(min(blanks, room) + 1)}
     for count in counts:
@@ -63,7 +63,7 @@ def _outvoted(counts: Sequence[int], blanks: int, votes: int, room: int) -> dict
 
 
 def best_of_chance(num_samples: int, num_right: int, k: int) -> float:
-    """How often at least one of k samples is right: the mean over all subsets of k.
+    """The share of subsets of k samples with at least one that is right.
 
     1 - C(n - c, k) / C(n, k), the unbiased pass@k of "Evaluating Large Language Models Trained on Code", Chen et al.
     2021, arXiv 2107.03374.
@@ -76,7 +76,7 @@ def best_of_chance(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
-def interpolated(budget: Any, budgets: Floats, accuracies: Floats) -> Floats:
+def interpolate(budget: Any, budgets: Floats, accuracies: Floats) -> Floats:
     """Accuracy of a curve at a budget: straight lines between its points, its end values outside of them.
 
     A straight line is what a random mixture of its two ends costs and achieves.
@@ -115,7 +115,7 @@ def frontier(budgets: Sequence[float], accuracies: Sequence[float]) -> list[tupl
 
 
 def _is_below(point: tuple[float, float], left: tuple[float, float], right: tuple[float, float]) -> bool:
-    """Whether a point lies on or under the line from left to right."""
+    """True where a point lies on or under the line from left to right."""
     (x, y), (x0, y0), (x1, y1) = point, left, right
     return (y - y0) * (x1 - x0) <= (y1 - y0) * (x - x0)
 

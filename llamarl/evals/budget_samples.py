@@ -39,10 +39,10 @@ BUILTIN = "builtin"
 """Source name of held-out prompts of the permutation chain."""
 NUM_BUILTIN = 256
 CORRECT_FROM = 1.0
-"""Of a reward: as in IBPO."""
+"""The reward from which a sample counts as right, as in IBPO."""
 
 AnswerFunction = Callable[[str], str | None]
-"""What a text answers, and so votes for; None: no vote."""
+"""Reads the answer of a text, for which the text votes; None is no vote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,17 @@ class Attempt:
     is_right: bool | None
     """None: no reply, or no verdict; such a sample is in no number."""
     answer: str | None = None
-    """What it votes for."""
+    """The answer for which the sample votes."""
     group: str | None = None
-    """Its response group; None: malformed or cut."""
+    """The response group of the sample; None where it is malformed or cut."""
     num_answers: int = 1
     """Trials of a vote, else one."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     is_cut: bool = False
-    """At the token limit."""
+    """True where the sample ended at the token limit."""
     problem: str | None = None
-    """Why it is in no number."""
+    """The reason for which the sample is in no rate."""
 
 
 def read_problems(
@@ -177,7 +177,7 @@ class _WholePrompts:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How replies are judged and measured."""
+    """The rules by which replies are judged and measured."""
 
     judge: str
     """A judge's name, `module:function`, `file.py:function`, or a TOML file of judges."""
@@ -202,7 +202,7 @@ class Reading:
             panel.close()
 
     def answer_of(self, problem: Prompt, text: str) -> str | None:
-        """What a reply votes for. Raises `DataError`, naming the problem, where the function fails."""
+        """Reads the answer of a reply. Raises `DataError`, naming the problem, where the function fails."""
         try:
             return self.answer(text)
         except DataError as error:
@@ -241,22 +241,22 @@ async def _assess(
         found[problem.id] = [
             Attempt(problem.id, number, None, problem=reply.error or "no reply")
             if reply.response is None
-            else _judged(_measured(problem, number, reply, reply.response, reading), next(verdicts))
+            else _add_verdict(_measure_reply(problem, number, reply, reply.response, reading), next(verdicts))
             for number, reply in enumerate(replies[problem.id])
         ]
     return found
 
 
-def _judged(attempt: Attempt, verdict: Sample) -> Attempt:
-    """The attempt with what the judges say."""
+def _add_verdict(attempt: Attempt, verdict: Sample) -> Attempt:
+    """Adds what the judges say to an attempt."""
     if verdict.reward is None:
         reasons = [each.reason for each in verdict.verdicts.values() if each.score is None]
         return replace(attempt, problem=f"not judged: {reasons[0] if reasons else 'no reward'}")
     return replace(attempt, is_right=verdict.reward >= CORRECT_FROM and verdict.is_satisfied is not False)
 
 
-def _measured(problem: Prompt, number: int, reply: Reply, text: str, reading: Reading) -> Attempt:
-    """What can be told without the judge."""
+def _measure_reply(problem: Prompt, number: int, reply: Reply, text: str, reading: Reading) -> Attempt:
+    """Measures what needs no judge."""
     is_cut = reply.finish_reason == "length"
     completion = replace(text_completion(text), finish_reason="length" if is_cut else "stop")
     return Attempt(
@@ -288,7 +288,7 @@ def whole_answer(text: str) -> str | None:
 
 
 ANSWERS: Mapping[str, AnswerFunction] = {"stated": stated_answer, "whole": whole_answer}
-"""What a text answers, by names of their own."""
+"""The shipped ways to read an answer, by name."""
 
 
 def load_answer_function(spec: str) -> AnswerFunction:

@@ -15,7 +15,7 @@ LABELS = {"answers": "answers", "completion_tokens": "tokens", "total_tokens": "
 
 
 class BudgetTable:
-    """What `results.json` holds, for `Console.print`."""
+    """The contents of `results.json` as tables for `Console.print`."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         self.results = results
@@ -66,7 +66,7 @@ def _gains(name: str, results: Mapping[str, Any]) -> Table:
             if budget is None:
                 continue
             opponent = "–" if gain["opponent"] is None else f"{gain['opponent']:.3f}"
-            shown = "beyond all votes" if gain["value"] is None else _signed(gain)
+            shown = "beyond all votes" if gain["value"] is None else _format_sign(gain)
             mark = " *" if gain["where"] == "below" else ""
             label = "" if axis != AXES[0] else model
             table.add_row(label, LABELS[axis], f"{budget:,.2f}{mark}", opponent, fraction(found["accuracy"]), shown)
@@ -79,11 +79,11 @@ def _areas(name: str, baseline: Mapping[str, Any]) -> Table:
         if area["difference"] is not None:
             sides = [fraction(area[side]) for side in ("self_consistency", "models")]
             ends = [f"{area[end]:,.2f}" for end in ("low", "high")]
-            table.add_row("", LABELS[axis], *ends, *sides, _signed(area["difference"]))
+            table.add_row("", LABELS[axis], *ends, *sides, _format_sign(area["difference"]))
     return table
 
 
-def _signed(rate: Rate) -> str:
+def _format_sign(rate: Rate) -> str:
     ends = "" if rate["low"] is None else f" [{rate['low']:+.3f}, {rate['high']:+.3f}]"
     return f"{rate['value']:+.3f}{ends}"
 

@@ -1,4 +1,4 @@
-"""Who answers: a model server, or a checkpoint in this process.
+"""Chats that answer conversations: a model server, or a checkpoint in this process.
 
     EndpointChat(ChatEndpoint(EndpointConfig(base_url=..., model=...)), Sampling(temperature=0.0))
     NativeChat("model/", Sampling(temperature=0.0))
@@ -42,7 +42,7 @@ class Chat(Protocol):
         """
 
     def record(self) -> Mapping[str, Any]:
-        """What the answers depend on: model, sampling, template, precision."""
+        """The settings on which the answers depend: model, sampling, template, precision."""
 
     async def close(self) -> None:
         """Lets go of connections and work. Idempotent."""
@@ -141,11 +141,11 @@ class NativeChat:
         self._tokenizer.chat_template_args = dict(chat_template_args or {})
         module = load_model(model, dtype="bfloat16" if precision == "bf16" else "float32")
         self.fallback: str | None = why_unsupported(module.config)
-        """Why the transformers forward is used, or None."""
+        """The reason for which the forward pass of transformers is used, or None."""
         self._weights = _digest(module)
         config = GeneratorConfig.parse({"precision": precision, "slots": slots, "device": device})
         self.device = config.resolved_device
-        """Where it runs."""
+        """The device on which the model runs."""
         self._batcher = build_batcher(module, config, self._tokenizer)
         self._batcher.reuses_cache = slots > 1 and self._batcher.backend.can_reuse
         self._keys = itertools.count()
@@ -161,7 +161,7 @@ class NativeChat:
         """
         started = time.perf_counter()
         prompt = self._tokenizer.encode_chat([{**m, "content": well_formed(m["content"])} for m in messages])
-        request = GenerationRequest(next(self._keys), prompt, (seed,), self._fitted(len(prompt)))
+        request = GenerationRequest(next(self._keys), prompt, (seed,), self._fit_sampling(len(prompt)))
         self._batcher.add([request])
         self._waiting[request.key] = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
@@ -199,8 +199,8 @@ class NativeChat:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _fitted(self, num_prompt: int) -> Sampling:
-        """The sampling settings with at most the tokens that still fit behind the prompt."""
+    def _fit_sampling(self, num_prompt: int) -> Sampling:
+        """Caps the tokens of a sampling at those that still fit behind the prompt."""
         room = self._batcher.backend.max_positions - num_prompt
         if room < 1:
             raise EndpointError(

@@ -140,7 +140,7 @@ def _tree(a: GroupRates, b: GroupRates) -> dict[str, Any]:
         low, high = b.interval(path, baseline=a)
         values = {"a": a.point[path], "b": b.point[path], "difference": b.point[path] - a.point[path]}
         leaves[path] = {name: or_none(value) for name, value in values.items()} | {"low": low, "high": high}
-    return {"conversations": a.num_conversations, **scores.nested(leaves)}
+    return {"conversations": a.num_conversations, **scores.nest(leaves)}
 
 
 class ComparisonTable:

@@ -60,7 +60,7 @@ class Turn:
 
     prompt: str
     instructions: tuple[Instruction, ...]
-    """Those of earlier turns first: `{"id": ..., "kwargs": {...}}`."""
+    """The instructions that hold at this turn, those of earlier turns first: `{"id": ..., "kwargs": {...}}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def read_conversations(
         DataError: a bad row (names source, line, field and remedy), an unreadable source, or nothing that is asked for.
         ConfigError: a wrong argument.
     """
-    wanted = _wanted(languages, turns, limit, on_bad_row)
+    wanted = _select_languages(languages, turns, limit, on_bad_row)
     found: list[Conversation] = []
     skipped: list[BadRow] = []
     seen: dict[str, int] = {}
@@ -156,7 +156,7 @@ def language_code(name: str) -> str:
     return code
 
 
-def _wanted(languages: Sequence[str] | None, turns: int, limit: int | None, on_bad_row: str) -> set[str]:
+def _select_languages(languages: Sequence[str] | None, turns: int, limit: int | None, on_bad_row: str) -> set[str]:
     if not 1 <= turns <= MAX_TURNS:
         raise ConfigError(f"turns={turns}; give 1 to {MAX_TURNS}")
     if limit is not None and limit < 1:
@@ -239,7 +239,7 @@ def _released_turns(row: Mapping[str, Any]) -> list[Turn]:
             continue
         if len(turns) != number - 1:
             raise RowError("missing_turn", f"turn_{len(turns) + 1}_prompt", f"empty, but {field} is not", "fill it")
-        message = _decoded(row[field], field)
+        message = _decode_json(row[field], field)
         if not isinstance(message, Mapping):
             raise RowError("no_message", field, f"not a chat message: {excerpt(message)}", "write {role, content}")
         prompt = _text(message.get("content"), f"{field}.content")
@@ -251,7 +251,7 @@ def _released_turns(row: Mapping[str, Any]) -> list[Turn]:
 
 def _turn(prompt: str, row: Mapping[str, Any], id_field: str, kwargs_field: str) -> Turn:
     """A turn whose ids and arguments stand in two parallel lists, either of which may be JSON text."""
-    ids, kwargs = (_list(_decoded(row.get(field), field), field) for field in (id_field, kwargs_field))
+    ids, kwargs = (_list(_decode_json(row.get(field), field), field) for field in (id_field, kwargs_field))
     if len(ids) != len(kwargs):
         problem = f"{len(kwargs)} entries for {len(ids)} ids"
         raise RowError("length_mismatch", kwargs_field, problem, "give each instruction its arguments, if only {}")
@@ -261,7 +261,7 @@ def _turn(prompt: str, row: Mapping[str, Any], id_field: str, kwargs_field: str)
     return Turn(
         prompt,
         tuple(
-            _instruction(id, _decoded(values, f"{kwargs_field}[{i}]"), f"{id_field}[{i}]", f"{kwargs_field}[{i}]")
+            _instruction(id, _decode_json(values, f"{kwargs_field}[{i}]"), f"{id_field}[{i}]", f"{kwargs_field}[{i}]")
             for i, (id, values) in pairs
         ),
     )
@@ -304,8 +304,8 @@ def _instruction(id: Any, kwargs: Any, id_field: str, kwargs_field: str) -> Inst
     return {"id": id, "kwargs": {name: value for name, value in kwargs.items() if value is not None}}
 
 
-def _decoded(value: Any, field: str) -> Any:
-    """A value that may be JSON text."""
+def _decode_json(value: Any, field: str) -> Any:
+    """Reads a value that may be JSON text."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,4 +1,4 @@
-"""From replies to everything that an evaluation leaves in its directory.
+"""Turns replies into everything that an evaluation leaves in its directory.
 
 OUT/verdicts.jsonl    {"key", "turn", "mode", "strict": [...], "loose": [...]} a line
 OUT/results.json      rates, intervals, and what they depend on (see `results`)
@@ -78,6 +78,6 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 
 
 def generation_record(directory: str | Path) -> dict[str, Any] | None:
-    """How the replies in a directory were made; None where nothing says so."""
+    """The settings with which the replies in a directory were made; None where nothing says so."""
     path = Path(directory) / SETTINGS_FILE
     return read_json(path) if path.is_file() else None

@@ -23,7 +23,7 @@ POOLED, MACRO = "pooled", "macro"
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How intervals are drawn."""
+    """The settings of the resampling that draws intervals."""
 
     seed: int = 0
     num_resamples: int = NUM_RESAMPLES
@@ -42,7 +42,7 @@ class GroupRates:
 
     point: Mapping[RatePath, Any]
     drawn: Mapping[RatePath, Any]
-    """Of each resample: arrays."""
+    """The rates of each resample, as arrays."""
     of: Mapping[RatePath, int]
     """Denominators."""
     num_conversations: int

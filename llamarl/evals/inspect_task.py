@@ -29,7 +29,7 @@ from llamarl.judges.rules import Mode
 from llamarl.judges.rules.tools import SentenceSplitter
 
 SAMPLING = GenerateConfig(max_tokens=1024, temperature=0.6, top_p=0.9, seed=42)
-"""As in the released Multi-IF script; Inspect's own options replace them."""
+"""The sampling of the released Multi-IF script; Inspect's own options replace it."""
 REPLIES = "replies"
 """Name in a sample's store."""
 
@@ -116,7 +116,7 @@ def hold_conversation(strip_thinking: str = "none") -> Solver:
 
 @metric(scores="unreduced")
 def rates() -> Metric:
-    """Per turn the four accuracies and their mean, over everything, as the mean of languages, and for each language.
+    """The four accuracies of each turn and their mean: over everything, as the mean of languages, and by language.
 
     Instruction-level accuracy is pooled over instructions, as in the released code: no mean over conversations. Over
     everything and as the mean of languages there are also forgetting, recovery, and conversations that pass throughout.
@@ -198,7 +198,7 @@ def _score(conversation: Conversation, verdicts: Sequence[TurnVerdict]) -> Score
     graded = [value for value in overalls if value is not None]
     return Score(
         value=sum(graded) / len(graded) if graded else math.nan,
-        explanation="\n".join(_missed(conversation, verdicts)) or "everything is followed",
+        explanation="\n".join(_describe_misses(conversation, verdicts)) or "everything is followed",
         metadata={
             "language": conversation.language,
             "strict": [list(verdict.strict) for verdict in verdicts],
@@ -207,8 +207,8 @@ def _score(conversation: Conversation, verdicts: Sequence[TurnVerdict]) -> Score
     )
 
 
-def _missed(conversation: Conversation, verdicts: Sequence[TurnVerdict]) -> Iterator[str]:
-    """A line for each turn that misses something."""
+def _describe_misses(conversation: Conversation, verdicts: Sequence[TurnVerdict]) -> Iterator[str]:
+    """Yields a line for each turn that misses something."""
     for verdict in verdicts:
         instructions = conversation.turns[verdict.turn - 1].instructions
         missed = [each["id"] for each, is_met in zip(instructions, verdict.strict, strict=True) if is_met is False]

@@ -31,20 +31,20 @@ IGNORED_SETTINGS = frozenset({"chat.base_url"})
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of one turn."""
+    """The outcome of one turn."""
 
     key: str
-    """Of its conversation."""
+    """The key of the conversation."""
     turn: int
-    """From 1."""
+    """The number of the turn, counted from 1."""
     response: str | None
     """The answer as it is graded and as later turns see it. None: the infrastructure failed, and nothing is graded."""
     finish_reason: str = "stop"
     """`stop`; `length`: cut at the token limit; `error`: no answer; or what the server says."""
     error: str | None = None
-    """Why there is no response."""
+    """The reason for which there is no response."""
     thinking: str | None = None
-    """What was taken out of the answer."""
+    """The thinking that was taken out of the answer."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     """Thinking included."""
@@ -55,7 +55,7 @@ class Reply:
 
 
 Replies = dict[tuple[str, int], Reply]
-"""By conversation key and turn."""
+"""The replies by conversation key and turn."""
 
 
 def read_responses(path: str | Path) -> Replies:

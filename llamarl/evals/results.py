@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain values: `results.json`.
+"""The findings of an evaluation, as plain values: `results.json`.
 
     modes.official.pooled                  rates over all conversations, as the released code reports them
     modes.official.macro                   unweighted means over languages, as the paper's tables report them
@@ -50,7 +50,7 @@ CHECKERS = {
     "blanks only follows nothing",
     "fixed": "those released with Multi-IF, with their defects repaired",
 }
-"""Which checkers a mode uses, in words, for the record."""
+"""The checkers that each mode uses, in words, for the record."""
 
 
 def texts_of(replies: Replies) -> dict[tuple[str, int], str]:
@@ -153,7 +153,7 @@ def _data(conversations: Conversations, replies: Replies) -> dict[str, Any]:
 
 
 def _keys(conversations: Conversations) -> dict[str, list[str]]:
-    """What was evaluated, by language: a later comparison needs it."""
+    """The keys of the evaluated conversations by language, which a later comparison needs."""
     keys: dict[str, list[str]] = defaultdict(list)
     for each in conversations:
         keys[each.language].append(each.key)
@@ -196,7 +196,7 @@ def _tree(rates: GroupRates) -> dict[str, Any]:
         leaves[path] = {"value": scores.or_none(value), "low": low, "high": high}
         if path in rates.of:
             leaves[path]["of"] = rates.of[path]
-    return {"conversations": rates.num_conversations, **scores.nested(leaves)}
+    return {"conversations": rates.num_conversations, **scores.nest(leaves)}
 
 
 def _by_instruction(conversations: Sequence[Conversation], verdicts: Iterable[TurnVerdict]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from llamarl.evals.thinking import ThinkingRule, thinking_rule
 from llamarl.report.progress import NoProgress, Progress
 
 MIN_PATIENCE = 50
-"""At least so many turns must fail one after another before the run gives up."""
+"""The least number of turns that must fail one after another before the run gives up."""
 
 
 def run_conversations(
@@ -167,7 +167,7 @@ class _Run:
             history.append({"role": "assistant", "content": reply.response})
 
     async def _ask(self, conversation: Conversation, number: int, history: Sequence[Message]) -> Reply:
-        key, asked = conversation.key, _asked(conversation, number)
+        key, asked = conversation.key, _digest_questions(conversation, number)
         try:
             answer = await self.chat.reply(list(history), derive_seed("turn", self.seed, key, number))
         except (EndpointError, ConfigError) as error:
@@ -216,8 +216,8 @@ class _Run:
         self.progress.update(self.num_done, len(self.failed))
 
 
-def _asked(conversation: Conversation, number: int) -> str:
-    """Digest of the user's messages up to this turn."""
+def _digest_questions(conversation: Conversation, number: int) -> str:
+    """Digests the user's messages up to this turn."""
     questions = [turn.prompt for turn in conversation.turns[:number]]
     return hashlib.blake2b(json.dumps(questions).encode(), digest_size=8).hexdigest()
 
@@ -233,7 +233,7 @@ def _check_questions(conversations: Sequence[Conversation], store: ReplyStore) -
     for conversation in conversations:
         for number in range(1, len(conversation.turns) + 1):
             reply = store.finished.get((conversation.key, number))
-            if reply is not None and reply.asked != _asked(conversation, number):
+            if reply is not None and reply.asked != _digest_questions(conversation, number):
                 raise DataError(
                     f"{store.out}: what is on file for conversation {conversation.key!r}, turn {number} answers "
                     "another question; the data changed since: choose another directory"

@@ -31,7 +31,7 @@ KINDS = ("strict", "loose")
 LEVELS = ("conversation", "instruction")
 
 RatePath = tuple[str, ...]
-"""Where a rate stands in a group of `results.json`, such as `("turns", "1", "strict", "conversation")`."""
+"""The place of a rate in a group of `results.json`, such as `("turns", "1", "strict", "conversation")`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def columns(num_turns: int) -> list[str]:
 
 
 def count(verdicts: Iterable[TurnVerdict], lengths: Mapping[str, int], num_turns: int) -> "NDArray[Any]":
-    """What each conversation adds to each column, in one mode.
+    """Counts what each conversation adds to each column, in one mode.
 
     A turn without a verdict, or with no gradable instruction, adds nothing; so does a pair that lacks one of its turns.
 
@@ -122,7 +122,7 @@ def _of_pair(earlier: TurnVerdict, later: TurnVerdict) -> dict[str, int]:
 
 
 def _of_all(key: str, num_turns: int, by_place: Mapping[Place, TurnVerdict]) -> dict[str, int]:
-    """Whether all turns of a conversation pass; nothing where one of them has no verdict."""
+    """Counts whether all turns of a conversation pass; nothing where one of them has no verdict."""
     verdicts = [by_place.get((key, turn)) for turn in range(1, num_turns + 1)]
     present = [verdict for verdict in verdicts if verdict is not None]
     if len(present) < num_turns:
@@ -165,7 +165,7 @@ def rates(sums: "NDArray[Any]", num_turns: int) -> dict[RatePath, "NDArray[Any]"
 
 
 def denominators(sums: "NDArray[Any]", num_turns: int) -> dict[RatePath, int]:
-    """What each quotient is divided by."""
+    """The divisor of each rate."""
     names = {name: index for index, name in enumerate(columns(num_turns))}
     return {ratio.path: int(sums[names[ratio.of]]) for ratio in ratios(num_turns)}
 
@@ -189,8 +189,8 @@ def or_none(value: Any) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def nested(leaves: Mapping[RatePath, Any]) -> dict[str, Any]:
-    """Values by path as nested mappings."""
+def nest(leaves: Mapping[RatePath, Any]) -> dict[str, Any]:
+    """Turns values by path into nested mappings."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = tree

@@ -22,7 +22,7 @@ Rate = Mapping[str, Any]
 
 
 class ResultsTable:
-    """What `results.json` holds, for `Console.print`."""
+    """The contents of `results.json` as tables for `Console.print`."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         self.results = results
@@ -49,8 +49,8 @@ def fraction(rate: Rate, *, with_interval: bool = False) -> str:
     return f"{rate['value']:.3f} ±{half.lstrip('0')}"
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 turn`, `2 turns`."""
+def format_count(count: int, noun: str) -> str:
+    """Formats a count with its noun: `1 turn`, `2 turns`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -60,13 +60,13 @@ def percent(rate: Rate) -> str:
 
 
 def notes(results: Mapping[str, Any]) -> Iterator[Text]:
-    """What a reader must know beside the numbers."""
+    """Yields the notes that a reader must know beside the numbers."""
     failures, truncation = results["failures"], results["truncation"]
     if failures["turns"]:
         reasons = list(failures["by_reason"].items())
         listed = ", ".join(f"{count}× {one_line(reason, 160)}" for reason, count in reasons[:REASONS])
-        more = f", and {counted(len(reasons) - REASONS, 'more reason')}" if len(reasons) > REASONS else ""
-        turns = counted(failures["turns"], "turn")
+        more = f", and {format_count(len(reasons) - REASONS, 'more reason')}" if len(reasons) > REASONS else ""
+        turns = format_count(failures["turns"], "turn")
         yield Text(f"{turns} without a reply, in no denominator: {listed}{more}", style="yellow")
     if truncation["rate"] is not None:
         style = "yellow" if truncation["rate"] > 0.01 else ""
@@ -81,7 +81,7 @@ def notes(results: Mapping[str, Any]) -> Iterator[Text]:
             first = ungradable[0]
             where = f"{first['key']}, turn {first['turn']}: {one_line(first['reason'], 100)}"
             yield Text(
-                f"{mode}: {counted(len(ungradable), 'ungradable instruction')} {verb}, the first: {where}",
+                f"{mode}: {format_count(len(ungradable), 'ungradable instruction')} {verb}, the first: {where}",
                 style="yellow",
             )
     yield Text(_grader_line(results), style="dim")

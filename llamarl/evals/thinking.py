@@ -17,7 +17,7 @@ from llamarl.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class ThinkingRule:
-    """Where a thinking block begins and ends."""
+    """The texts with which a thinking block begins and ends."""
 
     opening: str = ""
     """Empty: the reply begins inside the block."""
@@ -25,7 +25,7 @@ class ThinkingRule:
     """Empty: nothing is taken out."""
 
     def __str__(self) -> str:
-        """As `thinking_rule` takes it."""
+        """The text from which `thinking_rule` makes the same rule."""
         pair = f"{self.opening},{self.closing}"
         return {",": "none", "<think>,</think>": "think"}.get(pair, pair)
 

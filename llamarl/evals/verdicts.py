@@ -38,13 +38,13 @@ Texts = Mapping[Place, str]
 
 @dataclass(frozen=True, slots=True)
 class TurnVerdict:
-    """What one mode says of one turn's reply."""
+    """The verdict of one mode on one turn's reply."""
 
     key: str
     turn: int
     mode: Mode
     strict: tuple[bool | None, ...]
-    """By position of the instruction; None: ungradable, in fixed mode."""
+    """The verdicts by position of the instruction; None where it is ungradable, in fixed mode."""
     loose: tuple[bool | None, ...]
     ungradable: Mapping[int, str] = field(default_factory=dict)
     """Position -> why this instruction cannot be judged."""
@@ -52,13 +52,13 @@ class TurnVerdict:
 
 @dataclass(frozen=True, slots=True)
 class GraderSettings:
-    """What verdicts depend on."""
+    """The settings on which verdicts depend."""
 
     modes: tuple[Mode, ...] = MODES
     sentence_splitter: SentenceSplitter | None = None
     """`punkt` (default) or `rules`; fixed mode always has its own."""
     seed: int | None = 0
-    """Of langdetect, which fixed mode does without; None draws anew on each call."""
+    """The seed of langdetect, which fixed mode does without; None draws anew on each call."""
 
     def grader(self, mode: Mode) -> Grader:
         """The grader of one mode. Raises what `Grader` raises."""
@@ -96,7 +96,7 @@ def grade_replies(
     parts = ((chunk, {place: texts[place] for place in places_of(chunk) if place in texts}) for chunk in chunks)
     verdicts: list[TurnVerdict] = []
     with _worker_pool(settings, min(workers, len(chunks) or 1)) if workers > 1 else nullcontext() as pool:
-        graded = pool.map(_grade_part, parts) if pool else (_graded(graders, *part) for part in parts)
+        graded = pool.map(_grade_part, parts) if pool else (_grade_texts(graders, *part) for part in parts)
         for chunk in chunks:
             verdicts += next(graded)
             on_graded(len(chunk))
@@ -134,7 +134,7 @@ def write_verdicts(path: str | Path, verdicts: Sequence[TurnVerdict]) -> None:
 
 
 def read_verdicts(path: str | Path) -> list[TurnVerdict]:
-    """What `write_verdicts` wrote. Raises `DataError` naming file and line."""
+    """Reads what `write_verdicts` wrote. Raises `DataError` naming file and line."""
     kinds = {"key": str, "turn": int, "mode": str, "strict": list, "loose": list}
     verdicts = []
     for number, row in enumerate(read_jsonl(path, kinds), start=1):
@@ -159,7 +159,7 @@ def _is_verdict(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _graded(graders: Sequence[Grader], conversations: Sequence[Conversation], texts: Texts) -> list[TurnVerdict]:
+def _grade_texts(graders: Sequence[Grader], conversations: Sequence[Conversation], texts: Texts) -> list[TurnVerdict]:
     return [
         _verdict(grader, conversation, turn, texts[conversation.key, turn])
         for conversation in conversations
@@ -176,7 +176,7 @@ def _verdict(grader: Grader, conversation: Conversation, turn: int, text: str) -
 
 
 _worker_graders: list[Grader] = []
-"""Of this process, where it is a worker: built once."""
+"""The grader of this process where it is a worker, built once."""
 
 
 def _start_worker(settings: GraderSettings) -> None:
@@ -184,4 +184,4 @@ def _start_worker(settings: GraderSettings) -> None:
 
 
 def _grade_part(part: tuple[Sequence[Conversation], Texts]) -> list[TurnVerdict]:
-    return _graded(_worker_graders, *part)
+    return _grade_texts(_worker_graders, *part)

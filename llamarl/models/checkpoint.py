@@ -40,7 +40,7 @@ _FROM_HUB = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a checkpoint lies: in a directory in Hugging Face format, or in one GGUF file of a directory."""
+    """The place of a checkpoint: a directory in Hugging Face format, or one GGUF file of a directory."""
 
     directory: Path
     gguf_file: str | None = None
@@ -139,7 +139,7 @@ def load_tokenizer(path: str | Path, chat_template_args: Mapping[str, Any] | Non
         )
     has_config = source.gguf_file is not None or (source.directory / "config.json").exists()
     config = _config_of(source) if has_config else None
-    with quiet() as transformers, _explained(source, "tokenizer"):
+    with quiet() as transformers, _explain_errors(source, "tokenizer"):
         backend = transformers.AutoTokenizer.from_pretrained(source.directory, **source.options)
         if source.gguf_file is not None and (rules := without_invented(backend, source.directory / source.gguf_file)):
             template, names = backend.chat_template, backend.special_tokens_map
@@ -252,7 +252,7 @@ def new_tokenizer(rules: Any, chat_template: str | None, **special_tokens: Any) 
 
 
 def resolve(path: str | Path) -> Source:
-    """Where a checkpoint lies; a Hub id (`owner/name`) is downloaded, without any pickled file.
+    """Finds a checkpoint; a Hub id (`owner/name`) is downloaded, without any pickled file.
 
     Raises:
         MissingCheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had.
@@ -314,7 +314,7 @@ def new_cache() -> Any:
 
 
 @contextlib.contextmanager
-def _explained(source: Source, what: str) -> Iterator[None]:
+def _explain_errors(source: Source, what: str) -> Iterator[None]:
     """Turns what a broken file makes transformers raise into one `CheckpointError` that names checkpoint and part.
 
     Any exception is one: configs and tokenizers are the checkpoint's, and what their values run into is not foreseen.
@@ -335,7 +335,7 @@ def _load(auto_class: str, source: Source, config: Any, dtype: str) -> tuple[Any
     _check_weight_files(source)
     _refuse_oversized(source, config, auto_class)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "config": config, **source.options}
-    with quiet() as transformers, _explained(source, "weights"), contextlib.ExitStack() as stack:
+    with quiet() as transformers, _explain_errors(source, "weights"), contextlib.ExitStack() as stack:
         if source.gguf_file is None:
             options["use_safetensors"] = True
         else:
@@ -353,7 +353,7 @@ def _load(auto_class: str, source: Source, config: Any, dtype: str) -> tuple[Any
 
 def _refuse_oversized(source: Source, config: Any, auto_class: str) -> None:
     """Raises `CheckpointError` before memory is taken for many more numbers than the files can hold."""
-    with quiet() as transformers, _explained(source, "weights"), torch.device("meta"):
+    with quiet() as transformers, _explain_errors(source, "weights"), torch.device("meta"):
         skeleton = getattr(transformers, auto_class).from_config(config)
     wanted = sum(parameter.numel() for parameter in skeleton.parameters())
     is_packed = source.gguf_file is not None
@@ -371,7 +371,7 @@ def _config_of(source: Source) -> Any:
         values = _read_json(source.directory / "config.json")
         _refuse_quantized(source, values)
         _refuse_counts(source, values)
-    with quiet() as transformers, _explained(source, "config"):
+    with quiet() as transformers, _explain_errors(source, "config"):
         config = transformers.AutoConfig.from_pretrained(source.directory, **source.options)
         if source.gguf_file is not None and config.get_text_config().rope_parameters is not None:
             head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
@@ -439,7 +439,7 @@ def _names(*keys: Iterable[Any]) -> list[str]:
 
 
 def _is_head(name: str) -> bool:
-    """Whether a weight belongs to the head of a classifier or of a language model."""
+    """True for a weight that belongs to the head of a classifier or of a language model."""
     return name.split(".")[0] in ("score", "classifier", "lm_head", "embed_out")
 
 

@@ -43,13 +43,13 @@ class Quantised(Projection, Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Of the stored weights."""
+        """The bytes of the stored weights."""
 
     def write(self, rows: slice, weight: Tensor) -> None:
         """Takes `weight [rows, in]` as the weights of these outputs."""
 
     def holds(self, rows: slice, weight: Tensor) -> bool:
-        """Whether these outputs hold exactly what `write` makes of `weight`."""
+        """True where these outputs hold exactly what `write` makes of `weight`."""
 
 
 MakeProjection = Callable[[str, Tensor, Tensor | None], Projection]
@@ -86,7 +86,7 @@ class Dense:
     weight: Tensor
     bias: Tensor | None = None
     padding_id: int | None = None
-    """As an embedding, the token whose weights take no gradient, as in `nn.Embedding`."""
+    """The token whose embedding takes no gradient, as in `nn.Embedding`."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Maps `x [M, in]`."""
@@ -156,7 +156,7 @@ class Geometry:
 
 
 def why_unsupported(config: Any) -> str | None:
-    """Why this decoder cannot run a model of `config`, or None if it can. Other models fall back to transformers."""
+    """Says why this decoder cannot run a model of `config`; None if it can. Other models fall back to transformers."""
     kind = getattr(config, "model_type", "?")
     if kind not in ("llama", "qwen2", "qwen3", "mistral"):
         return f"model_type {kind!r} is not one of llama, qwen2, qwen3, mistral"
@@ -268,7 +268,7 @@ class Decoder:
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights that a fused decoder holds."""
+        """The bytes of the weights that a fused decoder holds."""
         projections = {id(projection): projection for projection, _, _ in self._quantised.values()}
         return sum(t.nbytes for t in self._views.values()) + sum(p.num_bytes for p in projections.values())
 
@@ -300,7 +300,7 @@ class Decoder:
         return wrong
 
     def _head_computes_with(self, weight: Tensor) -> bool:
-        """Whether the head maps unit vectors to columns of `weight`: one product with 1 and sums of zeros are exact."""
+        """True where the head maps unit vectors to columns of `weight`: products with 1 and sums of zeros are exact."""
         columns = torch.arange(0, weight.shape[1], max(1, weight.shape[1] // _HEAD_COLUMNS), device=weight.device)
         unit_vectors = torch.zeros(len(columns), weight.shape[1], dtype=self.dtype, device=self.device)
         unit_vectors[torch.arange(len(columns)), columns] = 1.0
@@ -358,7 +358,7 @@ class Decoder:
         return self._rms(x[:num_tokens] if num_added else x, self.norm)
 
     def rounded(self, num_tokens: int) -> int:
-        """How many tokens `hidden` computes with: products have kernels for few numbers of rows only."""
+        """The number of tokens that `hidden` computes with: products have kernels for few numbers of rows only."""
         return round_rows(num_tokens) if self._rounds_rows else num_tokens
 
     def rotation(self, positions: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where tensors live: the device that a setting names, or the best one that this machine has."""
+"""The device of tensors: the one that a setting names, or the best one that this machine has."""
 
 import functools
 
@@ -57,7 +57,7 @@ def _best_device() -> str:
 
 
 def computes_like_cpu(name: str) -> bool:
-    """Whether a device has the operations of training and generation, with the CPU's results.
+    """True where a device has the operations of training and generation, with the CPU's results.
 
     Looked at are attention under a mask, log-probs, their gradient, sorting, and the 64-bit checksums of weights.
     """

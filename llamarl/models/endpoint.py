@@ -42,11 +42,11 @@ MAX_REPLY_BYTES = 4 << 20
 MAX_COUNT = 1 << 40
 """Larger numbers of tokens are no counts."""
 MAX_REASON_CHARACTERS = 64
-"""What is kept of a finish reason."""
+"""The most characters that are kept of a finish reason."""
 MAX_PAUSE_SECONDS = 60.0
 """Cap of every pause before a retry, `Retry-After` included."""
 FIRST_PAUSE_SECONDS = 0.5
-"""Before the first retry; doubles, times a random factor in [0.5, 1.5)."""
+"""The pause before the first retry; it doubles, times a random factor in [0.5, 1.5)."""
 RETRIED = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may pass."""
 EXCERPT_CHARACTERS = 300
@@ -55,20 +55,20 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 
 
 class EndpointConfig(Config):
-    """Where a model is served."""
+    """The address of a served model, and how it is asked."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
     base_url: str
     """Address up to the version, such as `http://127.0.0.1:8000/v1`; `/chat/completions` is appended."""
     model: str = Field(min_length=1)
-    """As the server calls it."""
+    """The name that the server has for the model."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; never the key itself."""
     max_concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
     timeout_seconds: float = Field(default=120.0, gt=0.0)
-    """For one try, from connecting to the last byte."""
+    """The deadline of one try, from connecting to the last byte."""
     max_retries: int = Field(default=5, ge=0)
     """Further tries after a failure that may pass."""
 
@@ -93,17 +93,17 @@ class EndpointConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """What the model said."""
+    """The reply of a model."""
 
     text: str
     finish_reason: str
-    """As the server names it: `stop`, `length`, ...; `unknown` where it does not say."""
+    """The reason as the server names it: `stop`, `length`, ...; `unknown` where it names none."""
     prompt_tokens: int | None
     completion_tokens: int | None
     top_logprobs: tuple[Mapping[str, float], ...] = ()
-    """Per generated token, where asked for: token text -> log-prob, the generated token included."""
+    """The log-probs by token text at each generated token, where asked for, the generated token included."""
     seconds: float = 0.0
-    """From the first try to the reply, pauses included."""
+    """The time from the first try to the reply, pauses included."""
     retries: int = 0
 
 
@@ -213,13 +213,13 @@ class ChatEndpoint:
         limit = self.config.timeout_seconds
         try:
             async with self._slots, asyncio.timeout(limit):
-                with self._borrowed() as client:
+                with self._borrow_client() as client:
                     async with client.stream("POST", self._url, content=content) as response:
                         body = await self._read(response)
         except TimeoutError:
             raise _RetryableError(f"no full reply within timeout_seconds={limit:g}") from None
         except httpx.TransportError as error:
-            raise _RetryableError(f"{type(error).__name__}: {_shortened(str(error))}") from None
+            raise _RetryableError(f"{type(error).__name__}: {_shorten(str(error))}") from None
         if response.status_code in RETRIED or response.status_code >= 500:
             problem = f"status {response.status_code}{_excerpt(body)}"
             raise _RetryableError(problem, _asked_pause(response.headers.get("Retry-After", "")))
@@ -228,8 +228,8 @@ class ChatEndpoint:
         return body
 
     @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[httpx.AsyncClient]:
-        """A client for one request. Each holds one connection: a pool's work for a request grows with its size."""
+    def _borrow_client(self) -> Iterator[httpx.AsyncClient]:
+        """Lends a client for a request. Each has one connection: a pool's work for a request grows with its size."""
         client = self._idle.pop() if self._idle else self._connect()
         try:
             yield client
@@ -240,7 +240,7 @@ class ChatEndpoint:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise _RetryableError(
-                f"a body in Content-Encoding {_shortened(encoding)!r}, though the request accepts only identity; turn "
+                f"a body in Content-Encoding {_shorten(encoding)!r}, though the request accepts only identity; turn "
                 "compression off at the server or the proxy before it"
             )
         body = bytearray()
@@ -354,7 +354,7 @@ def _asked_pause(header: str) -> float:
 
 
 def _excerpt(body: bytes) -> str:
-    """What the server says is wrong, shortened: `: message`."""
+    """The server's own words about what is wrong, shortened: `: message`."""
     text = body[: 1 << 16].decode(errors="replace")
     try:
         answer = json.loads(text)
@@ -362,12 +362,12 @@ def _excerpt(body: bytes) -> str:
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError, RecursionError):
         pass  # no JSON object: the text itself
-    text = _shortened(text)
+    text = _shorten(text)
     return f": {text}" if text else ""
 
 
-def _shortened(text: str) -> str:
-    """The server's words on one line, cut, without control characters."""
+def _shorten(text: str) -> str:
+    """Cuts the server's words to one line without control characters."""
     head = text[: 10 * EXCERPT_CHARACTERS]
     return " ".join("".join(c if c.isprintable() else " " for c in head).split())[:EXCERPT_CHARACTERS]
 
@@ -391,7 +391,7 @@ def _reply(body: bytes, seconds: float, retries: int) -> ChatReply:
             retries,
         )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
-        problem = _shortened(f"{type(error).__name__}: {error}")
+        problem = _shorten(f"{type(error).__name__}: {error}")
         raise _RetryableError(f"the body is no chat completion ({problem}){_excerpt(body)}") from None
 
 

@@ -1,4 +1,4 @@
-"""What transformers leaves out when it reads a GGUF file, or invents. The only module that imports gguf.
+"""Mends what transformers leaves out of a GGUF file, or invents. The only module that imports gguf.
 
 transformers unpacks the weights, and rebuilds config and tokenizer from the file's metadata. But it takes every rotary
 embedding for an unscaled one: Llama 3.1 and later divide its frequencies by factors that the file holds as a tensor;
@@ -82,7 +82,7 @@ def without_invented(backend: Any, file: Path) -> str | None:
 
 
 def _llama3_factors(theta: float, head_dim: int, factor: float) -> list[float]:
-    """What Llama 3.1 divides each frequency by: 1 for short waves, `factor` for long ones, smooth in between."""
+    """The divisors of Llama 3.1's frequencies: 1 for short waves, `factor` for long ones, smooth in between."""
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
     assert isinstance(low, float) and isinstance(high, float)
     found = []

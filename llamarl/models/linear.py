@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _FEW_ROWS = 16
-"""With fewer rows a product with a small weight is bound by the call itself, and MKL's call is shorter."""
+"""Fewer rows than this, times a small weight, are bound by the call itself, and MKL's call is shorter."""
 _FEWEST_ROWS = 6
 """Six rows take as long as one, and less than two: their kernel reads memory faster."""
 _SMALL_WEIGHT = 1 << 16
@@ -58,7 +58,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def is_onednn_faster() -> bool:
-    """Whether fp32 products of this machine belong to oneDNN: an AVX-512 CPU that isn't Intel's."""
+    """True where fp32 products belong to oneDNN: on an AVX-512 CPU that isn't Intel's."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     is_foreign = "intel" not in str(capabilities.get("cpu_name", "intel")).lower()
     has_op = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")

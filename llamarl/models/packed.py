@@ -43,7 +43,7 @@ class Packed:
 
     @property
     def num_bytes(self) -> int:
-        """Of the packed weights: as many as of the plain ones."""
+        """The bytes of the packed weights: as many as of the plain ones."""
         return self.shape.numel() * self.blocks.itemsize
 
     def write(self, rows: slice, weight: Tensor) -> None:
@@ -52,7 +52,7 @@ class Packed:
         self.blocks[places] = weight.to(self.blocks).reshape(-1, *self.blocks.shape[2:])
 
     def holds(self, rows: slice, weight: Tensor) -> bool:
-        """Whether the weights of these outputs are exactly `weight` in this dtype."""
+        """True where the weights of these outputs are exactly `weight` in this dtype."""
         return torch.equal(self.dense(rows), weight.to(self.blocks))
 
     def dense(self, rows: slice) -> Tensor:
@@ -68,7 +68,7 @@ class Packed:
 
 
 def suits_packing(weight: Tensor) -> bool:
-    """Whether `weight [out, in]` can be packed on this machine, and products with it gain by that."""
+    """True where `weight [out, in]` can be packed on this machine, and products with it gain by that."""
     if weight.dim() != 2 or not weight.is_cpu or weight.numel() < _MIN_SIZE:
         return False
     if weight.shape[0] % _OUT_BLOCK or weight.shape[1] * weight.element_size() % _IN_BLOCK_BYTES:
@@ -81,7 +81,7 @@ def suits_packing(weight: Tensor) -> bool:
 
 @cache
 def _has_known_order(shape: torch.Size, dtype: torch.dtype) -> bool:
-    """Whether this version of oneDNN orders weights of this shape as the module says; other CPUs may want others."""
+    """True where this version of oneDNN orders weights of this shape as the module says; other CPUs may want others."""
     if not hasattr(torch.ops.mkldnn, "data_ptr"):
         return False
     weight = torch.arange(shape.numel(), dtype=torch.int32).mul_(7919).remainder_(251).view(shape).to(dtype)

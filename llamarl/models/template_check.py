@@ -53,7 +53,7 @@ _CHATS: dict[str, tuple[Message, ...]] = {
 }
 
 THINKING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""What opens and closes a block of thoughts, by family."""
+"""The texts that open and close a block of thoughts, of each family of models."""
 _THOUGHTS = re.compile("|".join(rf"{re.escape(a)}.*?(?:{re.escape(b)}\s*|\Z)" for a, b in THINKING_TAGS), re.DOTALL)
 _OF_HISTORY = ("thinking_dropped", "history_rewritten")
 """Limits of conversations with more than one answer."""
@@ -61,17 +61,17 @@ _OF_HISTORY = ("thinking_dropped", "history_rewritten")
 
 @dataclass(frozen=True, slots=True)
 class TemplateReport:
-    """What `check_template` found short of an error."""
+    """The findings of `check_template` short of an error."""
 
     limits: dict[str, str] = field(default_factory=dict)
-    """By name: what the template can't do and what follows. Names: `no_template`, `no_bos`, `turn_end`,
+    """The limits by name: what the template can't do and what follows. Names: `no_template`, `no_bos`, `turn_end`,
     `thinking_dropped`, `history_rewritten`, `tools_ignored`."""
     refused: tuple[str, ...] = ()
     """Names of the mock chats the template refuses (a system role it doesn't know, tool messages)."""
 
     @property
     def keeps_history(self) -> bool:
-        """Whether each turn's text starts with the whole earlier text: only then one sample may span several turns."""
+        """True where each turn's text starts with all earlier text: only then one sample may span several turns."""
         return not {"no_template", *_OF_HISTORY} & set(self.limits)
 
     def met_by(self, prompts: Iterable[tuple[Sequence[Message], Any]]) -> list[str]:

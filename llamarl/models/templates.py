@@ -88,4 +88,4 @@ STYLES: dict[str, ChatStyle] = {
     "gemma": ChatStyle(_GEMMA, eos="<end_of_turn>", bos="<bos>", specials=("<start_of_turn>",)),
     "phi": ChatStyle(_PHI, eos="<|end|>", specials=_ROLES),
 }
-"""By family; `plain` is the one of the shipped demo checkpoint."""
+"""The style of each family of models; `plain` is that of the shipped demo checkpoint."""

@@ -46,7 +46,7 @@ def piece_tokenizer(
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Rules
 
-    rules = Rules(models.WordLevel(_numbered([*_specials(style), *pieces]), unk_token="<unk>"))
+    rules = Rules(models.WordLevel(_number_tokens([*_specials(style), *pieces]), unk_token="<unk>"))
     rules.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     rules.decoder = decoder or decoders.Fuse()
     if normalizer is not None:
@@ -120,7 +120,7 @@ def _specials(style: str) -> list[str]:
     return ["<pad>", "<unk>", *([chosen.bos] if chosen.bos else []), chosen.eos, *chosen.specials]
 
 
-def _numbered(tokens: list[str]) -> dict[str, int]:
+def _number_tokens(tokens: list[str]) -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 

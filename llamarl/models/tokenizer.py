@@ -16,7 +16,7 @@ ERROR_CHARACTERS = 500
 
 
 class Tokenizer:
-    """What the rest of the package needs of a Hugging Face tokenizer. Picklable; equal fingerprints encode equally.
+    """A Hugging Face tokenizer as the package uses it. Picklable; equal fingerprints encode equally.
 
     Load one with `checkpoint.load_tokenizer`.
 
@@ -40,7 +40,7 @@ class Tokenizer:
         """The largest id plus one: a model's embedding must have at least this many rows."""
 
     def why_unfit(self, num_embeddings: int) -> str | None:
-        """Why a model with so many embedding rows cannot take this tokenizer's ids, or None if it can."""
+        """Says why a model with so many embedding rows cannot take this tokenizer's ids; None if it can."""
         largest = max(self.vocab_size - 1, *self.eos_ids, 0)
         if largest < num_embeddings:
             return None
@@ -51,7 +51,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `encode_chat` can take several messages."""
+        """True where `encode_chat` can take several messages."""
         return bool(self.backend.chat_template)
 
     @property

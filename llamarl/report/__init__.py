@@ -1,1 +1,1 @@
-"""What a run leaves behind and how people look at it: metrics, timeline, live view, rollouts, summary, plots."""
+"""The records that a run leaves behind and the ways to look at them: metrics, timeline, live view, rollouts, plots."""

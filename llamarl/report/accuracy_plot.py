@@ -22,7 +22,7 @@ CHANGES = {"ifr_percent": "Forgotten, % of followed", "ecr_percent": "Recovered,
 WIDTH_INCHES = 13
 ROW_INCHES = 0.62
 ROW_SHARE = 0.62
-"""Of a row's height, that dots take up."""
+"""The share of a row's height that dots take up."""
 
 Rate = Mapping[str, Any]
 """`{"value", "low", "high"}`."""

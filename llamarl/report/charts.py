@@ -39,7 +39,7 @@ def line_chart(values: Values, width: int, height: int, first: int = 1) -> list[
     bounds = _bounds(resample(values, 2 * width))
     if bounds is None:
         return ["no value yet"]
-    low, high = _padded(*bounds)
+    low, high = _pad_range(*bounds)
     labels = [_axis_label(high, high - low), _axis_label(low, high - low)]
     gutter = max(map(len, labels))
     columns = max(2, width - gutter - 2)
@@ -93,8 +93,8 @@ def _clamp(point: float | None, low: float, high: float) -> float | None:
     return None if point is None else min(high, max(low, point))
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
-    """A range of positive height: a flat curve lies in its middle."""
+def _pad_range(low: float, high: float) -> tuple[float, float]:
+    """Widens a range to a positive height: a flat curve lies in its middle."""
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
     margin = abs(low) * 0.1 or 1.0

@@ -23,6 +23,6 @@ class SafeConsole(Console):
         super().__init__(**{**plain, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What to write, piece by piece; every renderable comes through here."""
+        """Yields what to write, piece by piece; every renderable comes through here."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else visible(text), style, control)

@@ -1,4 +1,4 @@
-"""What a run ran on. Environment variables come from an allow-list: a secret can't slip in by its name."""
+"""The machine and the versions that a run ran on. Environment variables come from an allow-list: no secret slips in."""
 
 import importlib.metadata
 import os

@@ -89,7 +89,7 @@ def read_jsonl(path: str | Path, required: Mapping[str, type] = MappingProxyType
 
 
 def has_torn_tail(path: str | Path) -> bool:
-    """Whether the last line is cut off."""
+    """True where the last line is cut off."""
     tail = _read_bytes(Path(path)).rpartition(b"\n")[2]
     return bool(tail) and _parse_or_none(tail) is None
 

@@ -14,7 +14,7 @@ AXES = {"answers": "answers per problem", "total_tokens": "tokens per problem, p
 CURVE_COLOURS = (INK, PURPLE, SKY)
 MODEL_COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 Quantity = Callable[[Mapping[str, Any]], float | None]
-"""Of a model at a level."""
+"""Reads a quantity from the results of a model at a level."""
 WIDTH_INCHES, HEIGHT_INCHES = 12, 5.2
 LEVEL_HEIGHT_INCHES = 3.0
 
@@ -90,7 +90,7 @@ def _points(found: Any, axis: str) -> list[tuple[float, float, float, float]]:
 
 
 def _draw_levels(axes: "Axes", results: Mapping[str, Any], quantity: Quantity, title: str) -> None:
-    """What each model spends on problems of each level."""
+    """Draws what each model spends on problems of each level."""
     levels = list(dict.fromkeys(level for model in results["models"].values() for level in model["levels"]))
     is_known = False
     for model, colour in zip(results["models"].values(), cycle(MODEL_COLOURS), strict=False):
@@ -107,7 +107,7 @@ def _draw_levels(axes: "Axes", results: Mapping[str, Any], quantity: Quantity, t
 
 
 def _share(found: Mapping[str, Any]) -> float:
-    """Of answers with a form that isn't `short`."""
+    """The share of answers in a form that isn't `short`."""
     return float(sum(share for group, share in found["shares"].items() if group not in ("short", "none")))
 
 

@@ -1,4 +1,4 @@
-"""What in a run's metrics a person should look at, in words."""
+"""Warnings, in words, about what in a run's metrics a person should look at."""
 
 from collections.abc import Sequence
 from statistics import fmean, median
@@ -15,11 +15,11 @@ RECENT = 20
 
 def warnings_of(metrics: Sequence[Record]) -> list[str]:
     """Sentences on non-finite values, skipped updates, drops, judges, signal, length, entropy and gradients."""
-    found = [*_nonfinite(metrics), *_skipped(metrics), *_dropped(metrics), *_judges(metrics)]
-    return [*found, *_recent_levels(metrics), *_entropy(metrics), *_gradient(metrics)]
+    found = [*_check_finite(metrics), *_check_skips(metrics), *_check_drops(metrics), *_check_judges(metrics)]
+    return [*found, *_check_levels(metrics), *_check_entropy(metrics), *_check_gradient(metrics)]
 
 
-def _nonfinite(metrics: Sequence[Record]) -> list[str]:
+def _check_finite(metrics: Sequence[Record]) -> list[str]:
     bad = [record for record in metrics if record.get(names.NONFINITE)]
     if not bad:
         return []
@@ -29,12 +29,12 @@ def _nonfinite(metrics: Sequence[Record]) -> list[str]:
     ]
 
 
-def _skipped(metrics: Sequence[Record]) -> list[str]:
+def _check_skips(metrics: Sequence[Record]) -> list[str]:
     steps = [step for step, value in zip(*column(metrics, names.SKIPPED_NONFINITE), strict=True) if value > 0]
     return [f"updates were skipped for a non-finite loss or gradient, last at step {steps[-1]}"] if steps else []
 
 
-def _dropped(metrics: Sequence[Record]) -> list[str]:
+def _check_drops(metrics: Sequence[Record]) -> list[str]:
     last = {name: (column(metrics, name)[1] or [0.0])[-1] for name in (names.DATA_ISSUED, names.DATA_DROPPED)}
     issued, dropped = last[names.DATA_ISSUED], last[names.DATA_DROPPED]
     if issued > 0 and dropped > 0.1 * issued:
@@ -42,7 +42,7 @@ def _dropped(metrics: Sequence[Record]) -> list[str]:
     return []
 
 
-def _judges(metrics: Sequence[Record]) -> list[str]:
+def _check_judges(metrics: Sequence[Record]) -> list[str]:
     keys = {name for record in metrics[-RECENT:] for name in record if name.endswith("/error_rate")}
     rates = {name: fmean(column(metrics[-RECENT:], name)[1] or [0.0]) for name in sorted(keys)}
     return [f"{describe(name).title} in {rate:.0%} of recent verdicts" for name, rate in rates.items() if rate > 0.02]
@@ -55,7 +55,7 @@ _LEVELS = (
 )
 
 
-def _recent_levels(metrics: Sequence[Record]) -> list[str]:
+def _check_levels(metrics: Sequence[Record]) -> list[str]:
     found = []
     for name, limit, sentence in _LEVELS:
         values = column(metrics[-RECENT:], name)[1]
@@ -65,7 +65,7 @@ def _recent_levels(metrics: Sequence[Record]) -> list[str]:
     return found
 
 
-def _entropy(metrics: Sequence[Record]) -> list[str]:
+def _check_entropy(metrics: Sequence[Record]) -> list[str]:
     values = column(metrics, names.ENTROPY)[1]
     if len(values) <= 10 + RECENT or values[9] <= 0:
         return []
@@ -73,7 +73,7 @@ def _entropy(metrics: Sequence[Record]) -> list[str]:
     return [f"entropy fell to {share:.0%} of its value at the tenth record; the policy narrows"] if share < 0.2 else []
 
 
-def _gradient(metrics: Sequence[Record]) -> list[str]:
+def _check_gradient(metrics: Sequence[Record]) -> list[str]:
     steps, values = column(metrics, names.GRAD_NORM)
     if len(values) < 10:
         return []

@@ -28,7 +28,7 @@ __all__ = ["ExecutorStatus", "LiveView", "RunStatus", "executors_now"]
 
 MAX_REFRESH_HZ = 8.0
 TICK_SECONDS = 1.0
-"""How often the clock of an idle view moves on."""
+"""The interval at which the clock of an idle view moves on."""
 
 
 class LiveView:
@@ -57,9 +57,9 @@ class LiveView:
         self._title = title
         self._console = console or SafeConsole()
         self.is_plain = plain or not _can_draw(self._console)
-        """Whether lines are printed instead of a panel."""
+        """True where lines are printed instead of a panel."""
         self.failure: Exception | None = None
-        """What the terminal refused, after which nothing more is shown."""
+        """The error with which the terminal refused output; nothing more is shown after it."""
         self._frame_seconds = 1.0 / min(max(refresh_hz, 0.1), MAX_REFRESH_HZ)
         self._plain_seconds = plain_seconds
         self._clock = clock
@@ -95,7 +95,7 @@ class LiveView:
         is_new = bool(status.message) and (not self._messages or self._messages[0] != status.message)
         if is_new:
             self._messages.appendleft(status.message)
-        self._status = _with_last_known(status, self._status)
+        self._status = _keep_last_known(status, self._status)
         if not self.is_plain:
             self._news.set()
             return
@@ -185,8 +185,8 @@ class LiveView:
             self.failure = self.failure or error.__context__
 
 
-def _with_last_known(status: RunStatus, before: RunStatus | None) -> RunStatus:
-    """A number that this step did not measure keeps its last value, so that lines don't come and go."""
+def _keep_last_known(status: RunStatus, before: RunStatus | None) -> RunStatus:
+    """Keeps the last value of each number that this step did not measure, so that lines don't come and go."""
     if before is None:
         return status
     names = ("mismatch", "weight_sync_seconds", "tokens_per_second")

@@ -9,7 +9,7 @@ from llamarl.core import metric_names as names
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What one metric means."""
+    """The meaning of one metric."""
 
     title: str
     """Short, for a table or an axis."""
@@ -17,7 +17,7 @@ class Metric:
     """One sentence, with the denominator of a mean or a share."""
     unit: str = ""
     better: Literal["up", "down", ""] = ""
-    """Which direction is good; empty where neither is."""
+    """The good direction; empty where neither is."""
 
 
 METRICS: dict[str, Metric] = {
@@ -228,7 +228,7 @@ _SOLVER_METRICS = {
         better="down",
     ),
 }
-"""Of runs under an inference budget."""
+"""The metrics of runs under an inference budget."""
 _OF_BUDGET = re.compile(r"algorithm/budget/(?P<budget>[^/]+)/(?P<rest>.+)$")
 _HELD_OUT = re.compile(r"eval/(?P<rest>algorithm/.+)$")
 _TASK = re.compile(r"task/(?P<name>[^/]+)/(?P<rest>.+)$")
@@ -236,7 +236,7 @@ _DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
 
 def describe(name: str) -> Metric:
-    """What a metric name means; unknown names get their own name as the title."""
+    """The meaning of a metric name; unknown names get their own name as the title."""
     if match := _TASK.match(name):
         inner = describe(match["rest"])
         return Metric(f"{match['name']}: {inner.title}", inner.meaning, inner.unit, inner.better)

@@ -1,4 +1,4 @@
-"""How a `RunStatus` looks in a terminal, from 40 columns up."""
+"""The panel that shows a `RunStatus` in a terminal, from 40 columns up."""
 
 from collections.abc import Mapping, Sequence
 

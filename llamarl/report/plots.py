@@ -238,7 +238,7 @@ def _timeline_panel(axes: "Axes", spans: Sequence[Span], window: Window) -> None
     colours = _activity_colours(inside)
     for activity, colour in colours.items():
         for row, executor in enumerate(executors):
-            pieces = [_clip(s, window) for s in inside if s.executor == executor and _shown_as(s) == activity]
+            pieces = [_clip(s, window) for s in inside if s.executor == executor and _activity_label(s) == activity]
             axes.broken_barh(pieces, (row - 0.36, 0.72), facecolors=colour, linewidth=0)
         axes.plot([], [], "s", color=colour, label=activity)
     busy = utilisation(spans)
@@ -259,13 +259,13 @@ def _clip(span: Span, window: Window) -> Window:
     return start - window[0], min(span.end, window[1]) - start
 
 
-def _shown_as(span: Span) -> str:
+def _activity_label(span: Span) -> str:
     return span.activity if span.is_busy else WAITING
 
 
 def _activity_colours(spans: Sequence[Span]) -> dict[str, str]:
     """A colour per activity; waiting is light grey and comes first, under the others."""
-    shown = dict.fromkeys(_shown_as(span) for span in spans)
+    shown = dict.fromkeys(_activity_label(span) for span in spans)
     colours = {WAITING: LIGHT} if WAITING in shown else {}
     busy = [activity for activity in shown if activity != WAITING]
     return colours | {name: ACTIVITY_COLOURS[index % len(ACTIVITY_COLOURS)] for index, name in enumerate(busy)}

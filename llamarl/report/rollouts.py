@@ -37,7 +37,7 @@ class LoggedSample:
     """Runs of (policy version, how many tokens in a row)."""
     token_ids: tuple[int, ...]
     logprobs: tuple[float | None, ...]
-    """Per token, of the generator; four decimals; None where it was not finite."""
+    """The generator's log-prob of each token, to four decimals; None where it was not finite."""
     trainer_logprobs: tuple[float | None, ...] | None = None
     """The same of the trainer, where known."""
 
@@ -120,7 +120,7 @@ def read_rollouts(path: str | Path) -> list[LoggedGroup]:
 
 
 def is_passed(verdicts: Mapping[str, Verdict]) -> bool | None:
-    """Whether a completion passes every judge that says pass or fail; None where none of them does."""
+    """True where a completion passes every judge that says pass or fail; None where none of them says so."""
     passes = [verdict.passed for verdict in verdicts.values() if verdict.passed is not None]
     return all(passes) if passes else None
 
@@ -213,8 +213,8 @@ def _sample_record(sample: Sample, version: int, trainer_logprobs: Sequence[floa
         "verdicts": {name: _verdict_record(verdict) for name, verdict in sample.verdicts.items()},
         "versions": _runs(completion),
         "token_ids": completion.token_ids,
-        "logprobs": _rounded(completion.logprobs),
-        "trainer_logprobs": None if trainer_logprobs is None else _rounded(trainer_logprobs),
+        "logprobs": _round_logprobs(completion.logprobs),
+        "trainer_logprobs": None if trainer_logprobs is None else _round_logprobs(trainer_logprobs),
     }
 
 
@@ -223,7 +223,7 @@ def _verdict_record(verdict: Verdict) -> Record:
     return {name: getattr(verdict, name) for name in fields}
 
 
-def _rounded(logprobs: Sequence[float]) -> list[float]:
+def _round_logprobs(logprobs: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in logprobs]
 
 

@@ -8,10 +8,10 @@ from llamarl.report.timeline import Timeline
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStatus:
-    """What one executor does."""
+    """The activity of one executor."""
 
     activity: str
-    """In words, for people: `generating 96 rows`, `judging`, `training`, `waiting for weights`."""
+    """The activity in words, for people: `generating 96 rows`, `judging`, `training`, `waiting for weights`."""
     busy_fraction: float | None = None
     """Share of recent time spent working, in [0, 1]."""
 
@@ -24,7 +24,7 @@ class RunStatus:
     """Optimizer steps done."""
     total_steps: int
     phase: str = ""
-    """What the next step waits for, in words: `generating 20 of 32 groups`, `training`; empty where not known."""
+    """The next step's wait, in words: `generating 20 of 32 groups`, `training`; empty where not known."""
     version: int = 0
     """Policy version of the trainer."""
     reward: float | None = None

@@ -13,7 +13,7 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """How a run went. None: not measured."""
+    """The outcome of a run. None is not measured."""
 
     steps: int
     """Optimizer steps of the run, those before a resume included."""

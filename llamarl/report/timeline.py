@@ -1,4 +1,4 @@
-"""What each executor did and when: spans on disk, busy fractions, and a trace that Perfetto opens.
+"""Spans of what each executor did and when: on disk, as busy fractions, and as a trace that Perfetto opens.
 
     {"executor": "generator-0", "activity": "decode", "start": 12.5, "end": 13.1}
 
@@ -33,12 +33,12 @@ class Span:
 
     @property
     def is_busy(self) -> bool:
-        """Whether this was work, not waiting."""
+        """True where this was work, not waiting."""
         return is_busy(self.activity)
 
 
 def is_busy(activity: str) -> bool:
-    """Whether an activity is work: everything but `wait...` and `idle`."""
+    """True for an activity that is work: everything but `wait...` and `idle`."""
     return not activity.startswith(("wait", "idle"))
 
 
@@ -95,7 +95,7 @@ class Timeline:
             return [*self._recent, *(Span(*item, max(item[2], now)) for item in self._open.values())]
 
     def activities(self) -> dict[str, str]:
-        """What each executor does right now: its newest open span; absent where none is open."""
+        """The activity of each executor right now: its newest open span; absent where none is open."""
         with self._lock:
             return {executor: activity for executor, activity, _ in self._open.values()}
 

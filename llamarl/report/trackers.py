@@ -33,7 +33,7 @@ MAX_WAITING = 1000
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What a tracker is told of a run before the first record."""
+    """The run as a tracker is told of it before the first record."""
 
     project: str
     """The tracker's name for a group of runs; MLflow calls it an experiment."""
@@ -121,7 +121,7 @@ class WandbSink:
         self._run.log({"step": step, **_finite(metrics)})
 
     def close(self) -> None:
-        """Ends this process's part of the run, and waits until everything is stored."""
+        """Ends this process's part of the run; W&B's own process stores it, at the latest when this one exits."""
         self._run.finish()
 
 
@@ -194,7 +194,7 @@ SINKS: Mapping[str, Callable[[TrackedRun], MetricSink]] = {
     "wandb": WandbSink,
     "mlflow": MlflowSink,
 }
-"""How each tracker is opened, by the name of its module, which is also the name of its extra."""
+"""The sink of each tracker, by the name of its module, which is also the name of its extra."""
 
 
 class Tracker:

@@ -31,13 +31,13 @@ from llamarl.data.jsonl import write_jsonl
 NUM_STATES = 8
 OPERATIONS = "abcdef"
 FREQUENCIES = (0.34, 0.26, 0.16, 0.12, 0.07, 0.05)
-"""Of the operations."""
+"""The share of each operation in a chain."""
 MAX_LEVEL = 8
 MAX_TOKENS = 12
-"""Of the longest valid answer, its end token included."""
+"""The tokens of the longest valid answer, its end token included."""
 
 LEVEL_WEIGHTS = (0.5, 0.5, 1.0, 1.2, 1.2, 1.2, 1.2, 1.2)
-"""Of levels 1 to 8 in training prompts: three quarters of them are hard, so that a budget of 75 % binds."""
+"""The weights of levels 1 to 8 in training prompts: three quarters are hard, so that a budget of 75 % binds."""
 UNIFORM = (1.0,) * MAX_LEVEL
 
 SHORT_CURRICULUM = (
@@ -45,7 +45,7 @@ SHORT_CURRICULUM = (
     (0.45, (1.0, 1.0, 1.0, 1.0)),
     (0.6, (2.0, 3.0, 5.0, 3.0, 2.0, 1.0, 1.0, 1.0)),
 )
-"""From which share of the steps on, which level weights the demonstrations of short answers have."""
+"""The level weights of the demonstrations of short answers, each with the share of the steps from which it holds."""
 
 Mode = Literal["S", "L", "A"]
 """Short, long, or either."""
@@ -74,7 +74,7 @@ class Chain:
 
     @property
     def is_heldout(self) -> bool:
-        """Whether it belongs to the held-out fifth, by hash: no seed ever shows it in the training split."""
+        """True for the held-out fifth, chosen by hash: no seed ever shows it in the training split."""
         return derive_seed("chain-split", self.start, self.operations) % 5 == 0
 
     def request(self, mode: Mode, budget: float | None = None) -> str:

@@ -28,7 +28,7 @@ SPLITS = ("train", "heldout")
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What one prompt asks for; `Prompt.info` holds these fields."""
+    """The constraints that one prompt asks for; `Prompt.info` holds these fields."""
 
     num_words: int
     keyword: str
@@ -43,11 +43,11 @@ class Constraints:
 
     @property
     def is_heldout(self) -> bool:
-        """Whether this request belongs to the held-out fifth, by hash: no seed ever shows it in training."""
+        """True for the held-out fifth of requests, chosen by hash: no seed ever shows one of them in training."""
         return derive_seed("format-split", self.request) % 5 == 0
 
     def parts(self, text: str) -> dict[str, bool]:
-        """Which of the five constraints an answer meets."""
+        """Tells for each of the five constraints whether an answer meets it."""
         body = text[:-1] if text.endswith(("!", ".")) else text
         words = body.split(" ")
         return {

@@ -36,11 +36,11 @@ KINDS = "BCDEFGHIJKMNOPQRTUVW"
 NUM_VALUES = 8
 NUM_NUMBERS = 10_000
 NUM_TRIALS = 5
-"""Of a vote."""
+"""The most trials of a vote."""
 CHANCES = (1.0, 0.75, 0.55, 0.4, 0.125)
-"""That a trial is right, by level: 1, 2, ... The last is that of a guess."""
+"""The chance that a trial is right, by level: 1, 2, ... The last is that of a guess."""
 MAX_TOKENS = NUM_TRIALS + 3
-"""Of a vote, its end token included; a trial takes three."""
+"""The tokens of a vote, its end token included; a single trial takes three."""
 
 Mode = Literal["S", "L", "A"]
 """Short, long, or either."""
@@ -58,7 +58,7 @@ class Problem:
 
     @property
     def level(self) -> int:
-        """From 1, easy, to 5, hopeless."""
+        """The difficulty, from 1 (easy) to 5 (hopeless)."""
         return levels()[self.kind]
 
     @property
@@ -68,7 +68,7 @@ class Problem:
 
     @property
     def is_heldout(self) -> bool:
-        """Whether it belongs to the held-out fifth, by hash: no seed ever shows it in the training split."""
+        """True for the held-out fifth, chosen by hash: no seed ever shows it in the training split."""
         return derive_seed("trials-split", self.kind, self.number) % 5 == 0
 
     def outcomes(self, place: int, count: int) -> list[int]:
@@ -161,7 +161,7 @@ class TrialsJudge(Judge):
 
 
 judge = TrialsJudge()
-"""For recipes: `function = "trials"`."""
+"""The judge as recipes name it: `function = "trials"`."""
 
 
 def group(prompt: Prompt, completion: Completion) -> str | None:
@@ -171,13 +171,13 @@ def group(prompt: Prompt, completion: Completion) -> str | None:
 
 
 def num_trials(prompt: Prompt, text: str) -> int | None:
-    """How often a completion tries; None for another form, or another kind."""
+    """The number of trials in a completion; None for another form, or another kind."""
     match = _FORM.fullmatch(text)
     return match[2].count(".") if match and match[1] == prompt.info["kind"] else None
 
 
 def answer(prompt: Prompt, text: str, place: int) -> int | None:
-    """What the completion at a place comes to; None if malformed."""
+    """The answer of the completion at a place; None if it is malformed."""
     count = num_trials(prompt, text)
     return None if count is None else vote(_problem_of(prompt).outcomes(place, count))
 

@@ -69,7 +69,7 @@ class TrainerExecutor(Executor):
         watched_groups: Sequence[int] = (),
         weights: Sequence[float] = (),
     ) -> StepResult:
-        """Loss over all samples and one optimizer step; also returns the log-probs of the watched groups."""
+        """Takes one step on all samples, of one optimizer update or several; see `PolicyTrainer.train`."""
         return self._trainer.train(assignments, watched_groups, weights)
 
     def publish(self) -> WeightManifest:

@@ -150,13 +150,14 @@ def test_the_help_says_meaning_range_choices_default_and_examples(capsys: pytest
         "--kind {red,blue} Which of them (default red)",
         "--sizes N,N,... How large (default 1,2)",
         "--stop STOP A text (repeatable)",
-        "A bound (optional, repeatable)",
+        "--caps NAME=VALUE A bound (optional, repeatable)",
         "--extra JSON Anything",
         "--is-dry Do nothing",
     ):
         assert line in lines
     sampling = lines.index("How it samples:")
     assert lines[sampling + 1].startswith("--temperature X Randomness, 100 % at 1 (at least 0, at most 2, default")
+    assert "What is added:" in lines
     assert "--adapter.rank N Width of the adapter (at least 1, default 8)" in lines
     assert lines[-2:] == ["examples:", "llamarl show HERE"]
 

@@ -28,10 +28,11 @@ def test_a_tracker_that_cannot_be_opened_costs_a_run_one_message(
 
 
 def test_a_resumed_run_goes_on_with_its_run_of_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(Recipe.load(recipe_path("demo"), [*SMALL, "--report.wandb", "tests"]), tmp_path)
     resume(tmp_path, ["--schedule.steps", "3"])
+    wandb.teardown()  # as at the exit of the process: waits until its own process has written
     identity = json.loads((tmp_path / "wandb" / "run.json").read_text())["id"]
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert [file.name for file in files] == [f"run-{identity}.wandb"] * 2

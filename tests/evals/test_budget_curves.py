@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamarl.evals.budget_curves import best_of_chance, frontier, frontier_area, interpolated, majority_chances
+from llamarl.evals.budget_curves import best_of_chance, frontier, frontier_area, interpolate, majority_chances
 
 # golden
 
@@ -30,12 +30,12 @@ def test_best_of_two_by_hand():
 
 def test_interpolation_by_hand():
     budgets, accuracies = np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.6, 0.8])
-    found = interpolated([0.5, 1.0, 1.5, 3.0, 4.0, 9.0], np.tile(budgets, (6, 1)), np.tile(accuracies, (6, 1)))
+    found = interpolate([0.5, 1.0, 1.5, 3.0, 4.0, 9.0], np.tile(budgets, (6, 1)), np.tile(accuracies, (6, 1)))
     assert found == pytest.approx([0.5, 0.5, 0.55, 0.7, 0.8, 0.8])  # end values outside
 
 
 def test_interpolation_of_one_point_is_that_point():
-    assert interpolated([3.0, 7.0], np.array([[1.0], [1.0]]), np.array([[0.4], [0.5]])) == pytest.approx([0.4, 0.5])
+    assert interpolate([3.0, 7.0], np.array([[1.0], [1.0]]), np.array([[0.4], [0.5]])) == pytest.approx([0.4, 0.5])
 
 
 def test_a_frontier_drops_what_mixtures_beat():
