@@ -365,7 +365,9 @@ SELECT_RATES = """
     FROM activity WHERE loves <= {most} * shown"""
 """What the spread of the users' rates is made of."""
 
-SELECT_MANY_LOVES = "SELECT user_hash, loves, shown FROM activity WHERE loves >= {least} AND loves > {rate} * shown"
+SELECT_MANY_LOVES = """
+    SELECT user_hash, CAST(loves AS BIGINT) AS loves, shown FROM activity
+    WHERE loves >= {least} AND loves > {rate} * shown ORDER BY user_hash"""
 
 CREATE_WORDS = """
     CREATE TABLE {name} AS
@@ -384,8 +386,8 @@ SELECT_PAIRS = """
         SELECT user_hash, pair, loved_with, loves FROM loved JOIN activity USING (user_hash)
         WHERE loved_with >= 2 AND 2 * loved_with >= loves),
     usual AS (SELECT pair, count(*) AS seen_with FROM sampled_words GROUP BY pair)
-    SELECT user_hash, pair, loved_with, loves, coalesce(seen_with, 0)
-    FROM often LEFT JOIN usual USING (pair)"""
+    SELECT user_hash, pair, loved_with, CAST(loves AS BIGINT) AS loves, coalesce(seen_with, 0) AS seen_with
+    FROM often LEFT JOIN usual USING (pair) ORDER BY user_hash, pair"""
 """Pairs of words in at least half of what a user loves, and in how many of the sampled replies they are."""
 
 DROP_SUSPICIOUS = """

@@ -9,9 +9,10 @@ A rule that asks how likely something is by chance allows for people being diffe
 wrong suspicion takes a real user's voice.
 """
 
-from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from llamarl.core.config import Config
@@ -39,48 +40,61 @@ class SuspectSettings(Config):
 
 def find_suspects(connection: Connection, settings: SuspectSettings) -> None:
     """Fills the table `suspicious` from `messages` and `activity`."""
-    found: list[tuple[str, str, float, float, str]] = []
-    for user, value in connection.execute(queries.SELECT_BURSTS.format(limit=settings.burst)).fetchall():
-        found.append((user, "burst", value, settings.burst, "messages in a minute"))
+    bursts = connection.execute(queries.SELECT_BURSTS.format(limit=settings.burst)).fetchall()
+    found = [_Suspect(user, "burst", most, settings.burst, "messages in a minute") for user, most in bursts]
     quick = queries.SELECT_QUICK.format(least=FEW_LOVES, limit=settings.quick_seconds)
-    for user, value in connection.execute(quick).fetchall():
-        found.append((user, "quick", value, settings.quick_seconds, "median seconds to a love"))
-    found += _find_much(connection, settings.chance)
+    for user, seconds in connection.execute(quick).fetchall():
+        found.append(_Suspect(user, "quick", seconds, settings.quick_seconds, "median seconds to a love"))
+    found += _find_much(connection, settings.chance / 10)
     found += _find_phrases(connection, settings.chance)
     if found:
         connection.executemany("INSERT INTO suspicious VALUES (?, ?, ?, ?, ?)", found)
 
 
-def _find_much(connection: Connection, chance: float) -> Iterator[tuple[str, str, float, float, str]]:
+class _Suspect(NamedTuple):
+    user: str
+    reason: str
+    value: float
+    expected: float
+    detail: str
+
+
+def _find_much(connection: Connection, chance: float) -> Iterator[_Suspect]:
     """Users in the far tail of a beta-binomial law that has the mean and the spread of the users' rates."""
     from scipy import stats
 
-    loves, shown = connection.execute("SELECT sum(loves), sum(shown) FROM activity").fetchone()
-    if not loves:
+    rate, overdispersion = _fit_rates(connection)
+    if rate in (0.0, 1.0):
         return
-    rate = float(loves) / float(shown)
-    for _ in range(3):  # those who love most are left out of the law, which they would stretch
-        loves, shown, squares, spread = connection.execute(
-            queries.SELECT_RATES.format(rate=rate, most=min(1.0, 8 * rate))
-        ).fetchone()
-        if not loves:
-            return
-        rate = float(loves) / float(shown)
-    # the variance of a user's loves is rate (1 - rate) (n + (n^2 - n) overdispersion)
-    variance = rate * (1.0 - rate)
-    if not variance:
-        return
-    overdispersion = (float(spread) / variance - float(shown)) / max(1.0, float(squares) - float(shown))
-    overdispersion = min(0.5, max(1e-4, overdispersion))
     size = 1.0 / overdispersion - 1.0
-    candidates = connection.execute(queries.SELECT_MANY_LOVES.format(least=MANY_LOVES, rate=3 * rate)).fetchall()
-    for user, loved, seen in candidates:
-        tail = float(stats.betabinom.sf(loved - 1, seen, rate * size, (1.0 - rate) * size))
-        if tail < chance / 10:
-            yield user, "loves_much", loved / seen, rate, f"{loved} of {seen} messages loved"
+    select = queries.SELECT_MANY_LOVES.format(least=MANY_LOVES, rate=3 * rate)
+    users, loves, shown = _fetch_columns(connection, select)
+    tails = stats.betabinom.sf(loves - 1, shown, rate * size, (1.0 - rate) * size)
+    for place in np.flatnonzero(tails < chance):
+        detail = f"{loves[place]} of {shown[place]} messages loved"
+        yield _Suspect(users[place], "loves_much", float(loves[place] / shown[place]), rate, detail)
 
 
-def _find_phrases(connection: Connection, chance: float) -> Iterator[tuple[str, str, float, float, str]]:
+def _fit_rates(connection: Connection) -> tuple[float, float]:
+    """The mean share of messages that users love, and how far users differ (0: by chance alone, below 1).
+
+    By moments: the variance of the loves of n messages is rate (1 - rate) (n + (n^2 - n) overdispersion). Those who
+    love most are left out, as they would stretch the law that is to find them.
+    """
+    rate, most = 0.0, 1.0
+    for _ in range(4):
+        select = queries.SELECT_RATES.format(rate=rate, most=most)
+        loves, shown, squares, spread = (float(value or 0.0) for value in connection.execute(select).fetchone())
+        if not loves:
+            return 0.0, 0.0
+        variance = rate * (1.0 - rate)
+        rate, most = loves / shown, min(1.0, 8.0 * loves / shown)
+    if not variance or squares <= shown:
+        return rate, 1e-4
+    return rate, min(0.5, max(1e-4, (spread / variance - shown) / (squares - shown)))
+
+
+def _find_phrases(connection: Connection, chance: float) -> Iterator[_Suspect]:
     """Users whose loves share a pair of words that few replies have.
 
     A phrase of several users is looked at more closely: where some are beyond doubt, others with fewer loves follow.
@@ -89,24 +103,27 @@ def _find_phrases(connection: Connection, chance: float) -> Iterator[tuple[str, 
 
     total = connection.execute("SELECT count(*) FROM messages").fetchone()[0]
     every = max(1, total // SAMPLED_MESSAGES)
-    connection.execute(
-        queries.CREATE_WORDS.format(name="loved_words", rows=queries.LOVED_ROWS.format(least=FEW_LOVES - 1))
-    )
-    connection.execute(queries.CREATE_WORDS.format(name="sampled_words", rows=queries.SAMPLED_ROWS.format(every=every)))
-    sampled = max(1, total // every)
-    by_user: dict[str, list[tuple[float, float, str, int, int]]] = {}
-    for user, pair, loved_with, loves, seen_with in connection.execute(queries.SELECT_PAIRS).fetchall():
-        usual = (seen_with + 0.5) / (sampled + 1.0)
-        tail = float(stats.binom.sf(loved_with - 1, loves, min(1.0, TASTE * usual)))
-        by_user.setdefault(user, []).append((tail, usual, pair, int(loved_with), int(loves)))
-    phrases: Counter[str] = Counter()
-    for pairs in by_user.values():
-        phrases.update(pair for tail, _, pair, loved_with, _ in pairs if loved_with >= FEW_LOVES and tail < chance / 10)
-    shared = {pair for pair, users in phrases.items() if users >= FEW_LOVES}
-    for user, pairs in by_user.items():
-        tail, usual, pair, loved_with, loves = min(
-            pairs, key=lambda entry: entry[0] / (10.0 if entry[2] in shared else 1.0)
-        )
-        limit = chance * 10 if pair in shared else chance / 10
-        if tail < limit:
-            yield user, "loves_phrase", loved_with / loves, usual, f"{loved_with} of {loves} loves on {pair!r}"
+    loved_rows, sampled_rows = queries.LOVED_ROWS.format(least=FEW_LOVES - 1), queries.SAMPLED_ROWS.format(every=every)
+    connection.execute(queries.CREATE_WORDS.format(name="loved_words", rows=loved_rows))
+    connection.execute(queries.CREATE_WORDS.format(name="sampled_words", rows=sampled_rows))
+    users, pairs, loved_with, loves, seen_with = _fetch_columns(connection, queries.SELECT_PAIRS)
+    usual = (seen_with + 0.5) / (max(1, total // every) + 1.0)
+    tails = stats.binom.sf(loved_with - 1, loves, np.minimum(1.0, TASTE * usual))
+    is_sure = (loved_with >= FEW_LOVES) & (tails < chance / 10)
+    names, counts = np.unique(pairs[is_sure].astype(str), return_counts=True)
+    is_shared = np.isin(pairs.astype(str), names[counts >= FEW_LOVES])
+    reported: set[str] = set()
+    surprise = tails / np.where(is_shared, 100.0, 1.0)
+    for place in np.argsort(surprise, kind="stable"):
+        if surprise[place] >= chance / 10:
+            return
+        if (user := users[place]) not in reported:
+            reported.add(user)
+            detail = f"{loved_with[place]} of {loves[place]} loves on {pairs[place]!r}"
+            share = float(loved_with[place] / loves[place])
+            yield _Suspect(user, "loves_phrase", share, float(usual[place]), detail)
+
+
+def _fetch_columns(connection: Connection, select: str) -> list[np.ndarray]:
+    """The columns of a query as arrays; texts are objects."""
+    return [np.asarray(column) for column in connection.execute(select).fetchnumpy().values()]
