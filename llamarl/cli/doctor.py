@@ -48,6 +48,7 @@ EXTRAS: Mapping[str, Extra] = {
     "wandb": Extra(("wandb",), "no Weights & Biases"),
     "mlflow": Extra(("mlflow", "sqlalchemy"), "no MLflow"),
     "inspect": Extra(("inspect_ai",), "no task for Inspect"),
+    "feedback": Extra(("pyarrow",), "no logs of reactions are read"),
     "gguf": Extra(("gguf", "accelerate"), "GGUF files are not read as models"),
 }
 

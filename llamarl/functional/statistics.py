@@ -2,6 +2,7 @@
 
     Share.of(flags)                       a proportion with its Wilson interval
     Confusion.of(decisions, labels)       agreement, precision, recall, F1, Cohen's kappa
+    clustered_rate, fisher_interval       rates of users with many messages; the interval of a correlation
     auroc, spearman, pearson              do scores order as labels or other scores do?
     calibration_error(reliability(p, y))  are probabilities frequencies?
     percentile_interval(resample_sums(x)) the bootstrap, of quotients of sums
@@ -26,12 +27,12 @@ MAX_DRAWN = 2_000_000
 """Rows that a bootstrap draws at a time: bounds memory."""
 
 
-def wilson_interval(successes: float, total: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:
     """The Wilson score interval of a proportion; (0, 1) where nothing was counted.
 
     Args:
         successes: in [0, total].
-        total: trials.
+        total: trials; a fraction where trials that go together count for fewer.
         z: normal quantile; the default gives 95 %.
     """
     if total == 0:
@@ -40,6 +41,48 @@ def wilson_interval(successes: float, total: int, z: float = Z_95) -> tuple[floa
     centre = (share + z * z / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1.0 - share) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_rate(
+    sums: Sequence[float], design_effect: float | None = None
+) -> tuple[float, tuple[float, float], float]:
+    """A rate of messages with an interval that allows for users.
+
+        rate p = sum l / sum n        variance = U / (U - 1) * sum (l - p n)^2 / (sum n)^2
+
+    over U users with l loves of n messages each. The interval is Wilson's with p (1 - p) / variance messages. Users of
+    one message each give the plain Wilson interval, but for the factor U / (U - 1).
+
+    Args:
+        sums: of l, n, 1, l^2, l n, n^2 over users.
+        design_effect: used where the variance says nothing: nobody loved anything, everybody everything, or one user.
+
+    Returns:
+        The rate, its 95 % interval, and the design effect: how many messages count as much as an independent one.
+    """
+    loves, shown, users, love_squares, products, shown_squares = sums
+    rate = loves / shown
+    spread = max(0.0, love_squares - 2.0 * rate * products + rate * rate * shown_squares)
+    plain = rate * (1.0 - rate) / shown
+    if users > 1 and spread > 0.0 and plain > 0.0:
+        design_effect = max(1.0, users / (users - 1.0) * spread / (shown * shown) / plain)
+    effect = min(design_effect or 1.0, shown)
+    return rate, wilson_interval(loves / effect, shown / effect), effect
+
+
+def fisher_interval(correlation: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of Pearson's r by Fisher's transform; (-1, 1) with fewer than four pairs.
+
+    Args:
+        correlation: in [-1, 1].
+        count: pairs.
+    """
+    if count < 4:
+        return -1.0, 1.0
+    if abs(correlation) >= 1.0:
+        return correlation, correlation
+    half = Z_95 / math.sqrt(count - 3)
+    return math.tanh(math.atanh(correlation) - half), math.tanh(math.atanh(correlation) + half)
 
 
 @dataclass(frozen=True, slots=True)

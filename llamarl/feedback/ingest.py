@@ -1,0 +1,418 @@
+"""Logs -> a store: every row checked, ids hashed, secrets taken out, and users found who don't react as people do.
+
+Three stages. Chunks of the logs become staged Parquet parts, many at a time and each by itself; an ingest that was
+interrupted goes on with the parts that are missing. Then queries over all parts decide what is dropped; they read few
+columns, and spill to the disk. Last the parts are copied without what was dropped, and the store is published.
+"""
+
+import hmac
+import json
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from llamarl.core.config import Metavar, suggest
+from llamarl.core.errors import ConfigError, DataError
+from llamarl.core.machine import try_lock, usable_cores
+from llamarl.feedback import queries
+from llamarl.feedback.queries import FIELDS, Columns, quote, text_literal
+from llamarl.feedback.reactions import NAMES, name_reaction
+from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
+from llamarl.feedback.store import Connection, Store, connect, derive_key, publish
+from llamarl.feedback.suspects import SuspectSettings, find_suspects
+
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+STAGING = ".staging"
+LEAST_KEY_CHARACTERS = 16
+FIRST_BAD_ROWS = 20
+"""Rows that were not kept which `store.json` shows; the store has all."""
+
+
+class Ingest(SuspectSettings):
+    """Logs, and how they become a store."""
+
+    logs: tuple[str, ...] = Field(min_length=1)
+    """Files or globs: .jsonl, .csv, .tsv or .parquet; text may be compressed as .gz."""
+    out: Annotated[Path, Metavar("DIR")]
+    """Directory of the store; one that is there is replaced when the new one is complete."""
+    columns: Annotated[dict[str, str], Metavar("FIELD=COLUMN")] = Field(default_factory=dict)
+    """Where a field stands in the logs, such as user=uid; a dot goes into an object: response=message.text."""
+    keep: Annotated[tuple[str, ...], Metavar("COLUMN")] = ()
+    """A further column of numbers to keep, such as a signal to compare."""
+    reactions: Annotated[dict[str, str], Metavar("SPELLING=NAME")] = Field(default_factory=dict)
+    """What a reaction means, such as sparkles=love."""
+    key_env: Annotated[str | None, Metavar("VARIABLE")] = None
+    """The environment variable that holds the key of the hashes; without it a key is drawn and thrown away, so that
+    nobody can tell whose messages these are, nor match them with another store's."""
+    time_zone: str = "UTC"
+    """The zone of times that name none."""
+    max_messages_per_user: int = Field(default=1000, ge=1)
+    """Of more than these messages of a user a fixed random choice is kept."""
+    keep_suspicious: bool = False
+    """Keep the messages of suspicious users; they are marked and listed still."""
+    context_messages: int = Field(default=32, ge=1)
+    """Messages of the conversation that are kept before each reply, the last ones."""
+    threads: int | None = Field(default=None, ge=1)
+    """Cores to use, all by default."""
+    memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
+    """Memory for the queries over all messages; what is more goes to the disk."""
+
+
+def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, now: datetime | None = None) -> Store:
+    """Reads logs into a store.
+
+    Args:
+        settings: what and how.
+        environment: where `key_env` is looked up; this process's by default.
+        now: no message is from more than a day after it; the clock's time by default.
+
+    Raises:
+        ConfigError: a setting is wrong, or another process writes this store.
+        DataError: a log lacks a column, or no row of the logs is good. The store is then as it was.
+    """
+    key = _read_key(settings.key_env, os.environ if environment is None else environment)
+    files = find_logs(settings.logs)
+    for field in settings.columns:
+        if field not in FIELDS:
+            raise ConfigError(f"columns: {field!r} is no field.{suggest(field, list(FIELDS))}")
+    for name in settings.reactions.values():
+        if name not in NAMES:
+            raise ConfigError(f"reactions: {name!r} is no reaction.{suggest(name, list(NAMES))}")
+    if clash := set(settings.keep) & set(FIELDS):
+        raise ConfigError(f"keep: {', '.join(sorted(clash))} is kept anyway; leave it out")
+    import_pyarrow()
+    with _hold(settings.out):
+        return _Run(settings, files, key, now or datetime.now(UTC)).run()
+
+
+def find_logs(names: Sequence[str]) -> list[Path]:
+    """The files behind names and globs, each once. Raises `ConfigError` where a name leads nowhere."""
+    files: dict[Path, None] = {}
+    for name in names:
+        found = [name] if os.path.isfile(name) else sorted(glob(name, recursive=True)) if has_magic(name) else []
+        found = [path for path in found if os.path.isfile(path)]
+        if not found:
+            raise ConfigError(f"{name}: no such file; give log files or a glob of them")
+        files |= dict.fromkeys(Path(path) for path in found)
+    for path in files:
+        find_format(path)
+    return list(files)
+
+
+def _read_key(variable: str | None, environment: Mapping[str, str]) -> bytes:
+    if variable is None:
+        return secrets.token_bytes(32)
+    key = environment.get(variable, "")
+    if len(key) < LEAST_KEY_CHARACTERS:
+        problem = "not set" if not key else f"shorter than {LEAST_KEY_CHARACTERS} characters"
+        raise ConfigError(
+            f"key_env: ${variable} is {problem}; set it, for instance to the output of: openssl rand -hex 32"
+        )
+    return key.encode()
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other ingests out of it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / ".lock", "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ConfigError(f"out={path}: cannot be written ({error.strerror}); choose another directory") from None
+    with file:
+        if not try_lock(file):
+            raise ConfigError(f"out={path}: another ingest writes this store; wait until it ends")
+        yield
+
+
+class _Run:
+    """One ingest, with the store's folder to itself."""
+
+    def __init__(self, settings: Ingest, files: Sequence[Path], key: bytes, now: datetime) -> None:
+        self._settings = settings
+        self._files = files
+        self._key = derive_key(key)
+        self._latest = now + timedelta(days=1)
+        self._columns = Columns(settings.columns, settings.keep)
+        self._threads = settings.threads or usable_cores()
+        self._staging = settings.out / STAGING
+        self._unreadable: list[tuple[int, str]] = []
+        self._digests = self._digest_files(key)
+
+    def _digest_files(self, key: bytes) -> list[str]:
+        """What the parts of each file depend on, in few characters: its place, the file itself, settings, the key."""
+        settings = self._settings.model_dump(
+            mode="json", include={"columns", "keep", "reactions", "time_zone", "context_messages"}
+        )
+        digests = []
+        for number, path in enumerate(self._files):
+            state = path.stat()
+            inputs = json.dumps([number, str(path.absolute()), state.st_size, state.st_mtime_ns, settings])
+            digests.append(hmac.digest(key, inputs.encode(), "sha256").hex()[:16])
+        return digests
+
+    def run(self) -> Store:
+        self._prepare_staging()
+        self._stage()
+        store = self._finish()
+        shutil.rmtree(self._staging)
+        return store
+
+    # ---- chunks -> parts
+
+    def _prepare_staging(self) -> None:
+        """Keeps the parts of an interrupted ingest that are still right, and no others."""
+        self._staging.mkdir(exist_ok=True)
+        for path in self._staging.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name.split("-")[0] not in self._digests:
+                path.unlink()
+
+    def _part(self, number: int, chunk: int) -> Path:
+        return self._staging / f"{self._digests[number]}-{chunk:06d}.parquet"
+
+    def _stage(self) -> None:
+        """Makes a part of every chunk, some at a time."""
+        with ThreadPoolExecutor(self._threads, "ingest") as pool:
+            for number, path in enumerate(self._files):
+                running: deque[Future[None]] = deque()
+                try:
+                    for chunk in read_chunks(path):
+                        if chunk.index == 0:
+                            self._check_columns(path, chunk)
+                        part = self._part(number, chunk.index)
+                        if part.exists():
+                            continue
+                        if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
+                            running.popleft().result()
+                        running.append(pool.submit(self._stage_chunk, number, chunk, part))
+                    while running:
+                        running.popleft().result()
+                except _MissingColumnError:
+                    raise
+                except DataError as error:
+                    wait(running)
+                    self._unreadable.append((number, str(error)))
+                    for part in self._staging.glob(f"{self._digests[number]}-*.parquet"):
+                        part.unlink()  # half a file is no log: what came before the damage goes, too
+                finally:
+                    for job in running:
+                        job.cancel()
+
+    def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
+        """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
+        with self._connect(threads=1) as connection:
+            connection.execute("SET VARIABLE hash_key = $1", [self._key])
+            for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
+                connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
+            connection.register("chunk", chunk.table)
+            raw = (
+                queries.select_raw_json(self._columns)
+                if chunk.is_json
+                else queries.select_raw_table(self._columns, _kinds(chunk.table.schema))
+            )
+            connection.execute(f"CREATE TABLE raw AS {raw}")
+            turns = queries.select_turns(self._columns, self._settings.context_messages)
+            connection.execute(f"CREATE TABLE turns AS WITH talks AS ({queries.SELECT_TALKS}) {turns}")
+            connection.register("reaction_names", self._name_reactions(connection))
+            _copy(connection, queries.select_checked(self._columns, number), part, "lz4")
+
+    def _name_reactions(self, connection: Connection) -> Any:
+        """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
+        pyarrow = import_pyarrow()
+        found = connection.execute("SELECT DISTINCT reaction FROM turns WHERE reaction IS NOT NULL").fetchall()
+        spellings = [text for (text,) in found]
+        names = [name_reaction(text, self._settings.reactions) for text in spellings]
+        return pyarrow.table(
+            {"spelling": pyarrow.array(spellings, pyarrow.string()), "name": pyarrow.array(names, pyarrow.string())}
+        )
+
+    def _check_columns(self, path: Path, chunk: Chunk) -> None:
+        """Refuses a log that is named wrong altogether, where single rows would only be counted."""
+        found = _columns_of(chunk)
+        if not found:
+            return
+        lacking = {field for field in FIELDS if self._columns.column(field).split(".")[0] not in found}
+        for field, column in self._settings.columns.items():
+            if field in lacking:
+                raise _MissingColumnError(f"{path}: no column {column!r} for {field};{suggest(column, sorted(found))}")
+        if "messages" not in lacking:
+            needed = {"user"} & lacking
+        elif "response" in lacking and not {"reaction", "message_id"} & lacking:
+            needed = set()  # reactions only
+        else:
+            needed = {"user", "ts", "prompt", "response"} & lacking
+        if needed:
+            field = sorted(needed)[0]
+            raise _MissingColumnError(
+                f"{path}: no column for {', '.join(sorted(needed))} among {', '.join(sorted(found))}; "
+                f"say where it is: --columns {field}=COLUMN"
+            )
+
+    def _connect(self, threads: int) -> Connection:
+        return connect(
+            threads=threads,
+            memory=self._settings.memory,
+            folder=self._staging / "spill",
+            time_zone=self._settings.time_zone,
+        )
+
+    # ---- parts -> store
+
+    def _finish(self) -> Store:
+        """Decides what is dropped, copies the rest, and publishes it."""
+        data = self._settings.out / f"data-{secrets.token_hex(4)}"
+        try:
+            for folder in (data, data / "messages", data / "dropped"):
+                folder.mkdir()
+            with self._connect(self._threads) as connection:
+                record = self._write_data(connection, data)
+            return publish(self._settings.out, data, record)
+        except BaseException:
+            shutil.rmtree(data, ignore_errors=True)
+            raise
+
+    def _write_data(self, connection: Connection, data: Path) -> dict[str, Any]:
+        settings = self._settings
+        parts = sorted(self._staging.glob("*.parquet"))
+        if not parts:
+            raise DataError("\n".join(["no log can be read", *(text for _, text in self._unreadable)]))
+        connection.execute(f"CREATE VIEW parts AS SELECT * FROM {_parquet(self._staging / '*.parquet')}")
+        connection.execute("CREATE TABLE unreadable (file INTEGER)")
+        for number, _ in self._unreadable:
+            connection.execute("INSERT INTO unreadable VALUES (?)", [number])
+        drop_rows(connection, settings)
+
+        numbers = ", ".join(quote(name) for name in (*queries.NUMBERS, *settings.keep))
+        with ThreadPoolExecutor(self._threads, "copy") as pool:  # a part has too few rows to be copied by many threads
+            list(pool.map(lambda part: self._copy_part(connection, part, numbers, data), parts))
+        _copy(connection, queries.SELECT_DROPPED, data / "dropped" / "rows.parquet")
+        _copy(connection, "SELECT * FROM suspicious ORDER BY ALL", data / "suspicious.parquet")
+        connection.execute(f"CREATE VIEW stored AS SELECT * FROM {_parquet(data / 'messages' / '*.parquet')}")
+        connection.execute(f"CREATE VIEW dropped AS SELECT * FROM {_parquet(data / 'dropped' / '*.parquet')}")
+        return self._summarize(connection)
+
+    def _copy_part(self, connection: Connection, path: Path, numbers: str, data: Path) -> None:
+        with connection.cursor() as cursor:
+            part = f"(SELECT * FROM {_parquet(path)}) AS part"
+            select = queries.SELECT_STORED.format(numbers=numbers).replace("FROM part", f"FROM {part}")
+            _copy(cursor, select, data / "messages" / path.name)
+
+    def _summarize(self, connection: Connection) -> dict[str, Any]:
+        """What `store.json` says, beside where the data are."""
+        kept, users, loves, first, last = connection.execute(queries.SELECT_TOTALS).fetchone()
+        dropped = dict(connection.execute(queries.SELECT_REASONS).fetchall())
+        names = [str(path) for path in self._files]
+        shown = connection.execute(queries.SELECT_FIRST_BAD.format(limit=FIRST_BAD_ROWS)).fetchall()
+        bad_rows = [
+            {"file": names[file], "line": line, "field": field, "reason": reason} for file, line, field, reason in shown
+        ]
+        if not kept:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "the logs are empty"
+            first_bad = "".join(
+                f"\n  {bad['file']}, line {bad['line']}, {bad['field']}: {bad['reason']}" for bad in bad_rows[:5]
+            )
+            raise DataError(f"no row of the logs is good: {reasons}{first_bad}")
+        late, redacted = connection.execute(queries.SELECT_LATE_AND_REDACTED).fetchone()
+        notes = [text for _, text in self._unreadable]
+        if not loves:
+            notes.append("no message has a love reaction: nothing can be learnt from this log alone")
+        return {
+            "rows": kept + sum(dropped.values()),
+            "kept": kept,
+            "dropped": dropped,
+            "users": users,
+            "suspicious_users": connection.execute("SELECT count(DISTINCT user_hash) FROM suspicious").fetchone()[0],
+            "loves": loves,
+            "first": f"{first}",
+            "last": f"{last}",
+            "reactions_from_other_rows": late,
+            "redacted": redacted,
+            "notes": notes,
+            "bad_rows": bad_rows,
+            "files": names,
+            "settings": self._settings.model_dump(mode="json", exclude={"out", "logs"}),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def drop_rows(connection: Connection, settings: Ingest) -> None:
+    """Fills `drops`, `late` and `suspicious` from `staged`: duplicates, reactions, suspicious users, caps, in order."""
+    connection.execute(queries.CREATE_STAGED)
+    connection.execute(queries.CREATE_DROPS)
+    connection.execute(queries.DROP_DUPLICATE_MESSAGES)
+    connection.execute(queries.CREATE_EVENTS)
+    connection.execute(queries.DROP_BAD_EVENTS)
+    connection.execute(queries.CREATE_LATE)
+    connection.execute(queries.CREATE_MESSAGES)
+    connection.execute(queries.CREATE_ACTIVITY)
+    connection.execute(
+        "CREATE TABLE suspicious (user_hash VARCHAR, reason VARCHAR, value DOUBLE, least DOUBLE, detail VARCHAR)"
+    )
+    find_suspects(connection, settings)
+    if not settings.keep_suspicious:
+        connection.execute(queries.DROP_SUSPICIOUS)
+    connection.execute(queries.DROP_DUPLICATE_TEXTS)
+    connection.execute("DROP TABLE activity")
+    connection.execute(queries.CREATE_ACTIVITY)
+    connection.execute(queries.DROP_ABOVE_CAP.format(cap=settings.max_messages_per_user))
+
+
+class _MissingColumnError(DataError):
+    """A log lacks a column; the ingest ends."""
+
+
+def _columns_of(chunk: Chunk) -> set[str]:
+    """The columns of a table, or the keys in the first thousand lines that are JSON objects."""
+    if not chunk.is_json:
+        return set(chunk.table.column_names) - {LINE, BROKEN}
+    found: set[str] = set()
+    for text in chunk.table.column(TEXT).slice(0, 1000).to_pylist():
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        found |= row.keys() if isinstance(row, dict) else set()
+    return found
+
+
+def _kinds(schema: Any) -> dict[str, str]:
+    """Whether each column of a table is of text, of other plain values, or nested."""
+    from pyarrow import types
+
+    def kind(of: Any) -> str:
+        if types.is_dictionary(of):
+            return kind(of.value_type)
+        if types.is_nested(of):
+            return "nested"
+        return "text" if types.is_string(of) or types.is_large_string(of) or types.is_string_view(of) else "plain"
+
+    return {field.name: kind(field.type) for field in schema}
+
+
+def _parquet(path: Path) -> str:
+    return f"read_parquet({text_literal(str(path))})"
+
+
+def _copy(connection: Connection, select: str, path: Path, compression: str = "zstd") -> None:
+    """Writes rows to a Parquet file, which appears whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    connection.execute(f"COPY ({select}) TO {text_literal(str(temporary))} (FORMAT parquet, COMPRESSION {compression})")
+    os.replace(temporary, path)
+
+
+def _raise_first(jobs: Sequence[Future[None]]) -> None:
+    for job in jobs:
+        if job.done():
+            job.result()

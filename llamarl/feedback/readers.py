@@ -1,0 +1,227 @@
+"""Log files in chunks, whatever their size: JSON lines, CSV and Parquet as Arrow tables of raw values and their lines.
+
+A chunk is the unit of work and of resuming: the same file always falls into the same chunks. Memory holds a chunk, not
+a file. JSON lines are cut at line breaks without looking at what they hold, so that reading costs next to nothing.
+"""
+
+import csv
+import gzip
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
+
+from llamarl.core.errors import ConfigError, DataError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Format = Literal["jsonl", "csv", "parquet"]
+SUFFIXES: dict[str, Format] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+}
+LINE, BROKEN, TEXT = "__line", "__broken", "__text"
+"""Columns of a chunk beside those of a file: line from 1; why a row cannot be read, or null; the JSON of a row."""
+CHUNK_BYTES = 1 << 25
+CHUNK_ROWS = 50_000
+MAX_ROW_BYTES = 1 << 23
+"""A longer line is taken for a defect: a missing line break."""
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one file."""
+
+    index: int
+    """Place in the file, from 0."""
+    table: Any
+    """A `pyarrow.Table` with `LINE`, `BROKEN`, and either `TEXT` or the columns of the file."""
+    is_json: bool
+
+
+def find_format(path: Path) -> Format:
+    """The format of a log by its name; `.gz` behind it is fine for text. Raises `ConfigError` for other names."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: logs end in {', '.join(SUFFIXES)}, or in .gz after it; rename or convert the file")
+    return SUFFIXES[suffix]
+
+
+def read_chunks(path: Path) -> Iterator[Chunk]:
+    """The rows of a log, chunk by chunk.
+
+    Raises:
+        DataError: the file, or the rest of it, cannot be read.
+    """
+    readers = {"jsonl": _read_json_lines, "csv": _read_csv, "parquet": _read_parquet}
+    try:
+        yield from readers[find_format(path)](path)
+    except (OSError, EOFError) as error:  # a broken gzip among them; pyarrow's errors are OSErrors or ValueErrors
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def import_pyarrow() -> Any:
+    """The module, or `MissingDependencyError`."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise MissingDependencyError.for_extra("pyarrow", "feedback") from None
+    return pyarrow
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+
+
+# ---- JSON lines -----------------------------------------------------------------------------------------------------
+
+
+def _read_json_lines(path: Path) -> Iterator[Chunk]:
+    with _open(path) as file:
+        index, first_line = 0, 1
+        rest, is_skipping = file.read(4), False
+        if rest.startswith(_WIDE_MARKS):
+            raise DataError(f"{path}: UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        rest = rest.removeprefix(b"\xef\xbb\xbf")
+        while True:
+            block = file.read(CHUNK_BYTES)
+            data = rest + block
+            end = data.rfind(b"\n") + 1 if block else len(data)
+            if block and end == 0:  # still no line break: a line this long is dropped, not held
+                is_skipping = is_skipping or len(data) > MAX_ROW_BYTES
+                rest = b"" if is_skipping else data
+                continue
+            rest = data[end:]
+            if end or is_skipping:
+                table, lines = _cut_lines(data[:end], first_line, is_skipping)
+                yield Chunk(index, table, is_json=True)
+                index, first_line, is_skipping = index + 1, first_line + lines, False
+            if not block:
+                return
+
+
+def _cut_lines(data: bytes, first_line: int, is_first_too_long: bool) -> tuple["pyarrow.Table", int]:
+    """The lines of some bytes as a table, and their number; the text column shares the bytes."""
+    pyarrow = import_pyarrow()
+    ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
+    if not data.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    broken: dict[int, str] = {}
+    too_long = np.flatnonzero(np.diff(offsets) > MAX_ROW_BYTES).tolist()
+    broken |= dict.fromkeys([0, *too_long] if is_first_too_long else too_long, "row_too_long")
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        for place, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            try:
+                data[begin:end].decode()
+            except UnicodeDecodeError:
+                broken.setdefault(place, "invalid_utf8")
+    count = len(ends)
+    if broken:  # what cannot be read becomes empty text, and is known by its reason
+        reasons: Any = pyarrow.array([broken.get(place) for place in range(count)], pyarrow.string())
+        pieces = [b"{}" if place in broken else data[offsets[place] : offsets[place + 1]] for place in range(count)]
+        text: Any = pyarrow.array(pieces, pyarrow.binary()).cast(pyarrow.string())
+    else:
+        reasons = pyarrow.nulls(count, pyarrow.string())
+        text = pyarrow.StringArray.from_buffers(count, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data))
+    lines = pyarrow.array(np.arange(first_line, first_line + count))
+    return pyarrow.table({LINE: lines, BROKEN: reasons, TEXT: text}), count
+
+
+# ---- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Iterator[Chunk]:
+    """Read by the standard library, which knows lines and goes on after a bad row."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        delimiter = "\t" if ".tsv" in path.suffixes else ","
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
+        try:
+            columns = next(reader, [])
+        except csv.Error as error:
+            raise DataError(f"{path}, line 1: no CSV header: {error}") from None
+        if not columns or len(set(columns)) < len(columns) or "" in columns:
+            raise DataError(f"{path}, line 1: the header names a column twice or leaves one without a name: {columns}")
+        rows = _csv_rows(reader, len(columns))
+        for index in range(1 << 32):
+            batch = list(islice(rows, CHUNK_ROWS))
+            if not batch and index:
+                return
+            yield Chunk(index, _csv_table(columns, batch), is_json=False)
+
+
+def _csv_rows(reader: Any, width: int) -> Iterator[tuple[int, str | None, Sequence[str]]]:
+    """Line on which a row ends, what is wrong with it, and its values."""
+    empty = [""] * width
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield reader.line_num, "invalid_csv", empty
+            continue
+        if len(values) == width:
+            yield reader.line_num, None, values
+        elif values:
+            yield reader.line_num, "column_count", empty
+
+
+def _csv_table(columns: Sequence[str], batch: list[tuple[int, str | None, Sequence[str]]]) -> "pyarrow.Table":
+    pyarrow = import_pyarrow()
+    lines, reasons, rows = zip(*batch, strict=True) if batch else ((), (), ())
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+    try:
+        arrays = [pyarrow.array(column, pyarrow.string()) for column in values]
+    except UnicodeEncodeError:  # surrogates stand for bytes that are not UTF-8
+        fine = ["".join(row).isprintable() or _is_text("".join(row)) for row in rows]
+        reasons = tuple(
+            reason or (None if is_fine else "invalid_utf8") for reason, is_fine in zip(reasons, fine, strict=True)
+        )
+        arrays = [
+            pyarrow.array([value if is_fine else "" for value, is_fine in zip(column, fine, strict=True)])
+            for column in values
+        ]
+    named = dict(zip(columns, arrays, strict=True))
+    return pyarrow.table(
+        {LINE: pyarrow.array(lines, pyarrow.int64()), BROKEN: pyarrow.array(reasons, pyarrow.string()), **named}
+    )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ---- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path) -> Iterator[Chunk]:
+    pyarrow = import_pyarrow()
+    from pyarrow import parquet
+
+    line = 1
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=CHUNK_ROWS)
+            for index, batch in enumerate(batches):
+                table = pyarrow.Table.from_batches([batch])
+                table = table.append_column(LINE, pyarrow.array(np.arange(line, line + len(batch))))
+                table = table.append_column(BROKEN, pyarrow.nulls(len(batch), pyarrow.string()))
+                yield Chunk(index, table, is_json=False)
+                line += len(batch)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: no readable Parquet ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,111 @@
+"""A store of messages: a folder with one table, which a reader sees whole or not at all.
+
+    store.json               what is in it, how it was made, what was dropped; names the folder of the data
+    data-XXXX/messages/*.parquet    one row for each message shown
+    data-XXXX/dropped/*.parquet     file, line, field and reason of each row that was not kept
+    data-XXXX/suspicious.parquet    user, reason, value and limit
+
+`store.json` is replaced in one step when all its data lie on the disk: an ingest that is interrupted leaves the store
+as it was. Ids are keyed hashes; the key is nowhere in it.
+"""
+
+import hashlib
+import shutil
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamarl.core.errors import ConfigError, DataError, MissingDependencyError
+from llamarl.feedback.queries import FUNCTIONS, text_literal
+from llamarl.report.files import read_json, write_json
+
+STORE_FILE = "store.json"
+FORMAT = 1
+Connection = Any
+"""A connection of DuckDB, which has no types of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A store that is complete."""
+
+    path: Path
+    record: Mapping[str, Any]
+    """What `store.json` holds."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """The store in a folder. Raises `DataError` where there is none, or one of another version."""
+        path = Path(path)
+        if not (path / STORE_FILE).exists():
+            raise DataError(f"{path}: no store of messages; make one with llamarl feedback ingest LOGS --out {path}")
+        record = read_json(path / STORE_FILE)
+        if record.get("format") != FORMAT:
+            raise DataError(f"{path}: format {record.get('format')!r}, not {FORMAT}; ingest the logs again")
+        return cls(path, record)
+
+    @property
+    def data(self) -> Path:
+        """The folder of the tables."""
+        return self.path / str(self.record["data"])
+
+    @property
+    def messages(self) -> str:
+        """The Parquet files of the messages, as one glob."""
+        return str(self.data / "messages" / "*.parquet")
+
+    @property
+    def dropped(self) -> str:
+        """The Parquet files of the rows that were not kept, as one glob."""
+        return str(self.data / "dropped" / "*.parquet")
+
+    @property
+    def suspicious(self) -> str:
+        """The Parquet file of the users who were found out."""
+        return str(self.data / "suspicious.parquet")
+
+
+def publish(path: Path, data: Path, record: Mapping[str, Any]) -> Store:
+    """Makes new data the store's, and removes what they replace."""
+    write_json(path / STORE_FILE, {"format": FORMAT, "data": data.name, **record})
+    for old in path.glob("data-*"):
+        if old != data:
+            shutil.rmtree(old)
+    return Store.open(path)
+
+
+def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") -> Connection:
+    """A database in memory with `FUNCTIONS`, which goes on in the folder where the memory ends."""
+    try:
+        import duckdb
+    except ImportError:
+        raise MissingDependencyError.for_extra("duckdb", "feedback") from None
+    connection = duckdb.connect(
+        config={
+            "threads": threads,
+            "memory_limit": memory,
+            "temp_directory": str(folder),
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+    )
+    try:
+        connection.execute(f"SET TimeZone = {text_literal(time_zone)}")
+    except duckdb.Error:
+        raise ConfigError(f"time_zone: {time_zone!r} is unknown; use a name such as Europe/Paris") from None
+    for head, body in FUNCTIONS.items():
+        connection.execute(f"CREATE MACRO {head} AS {body}")
+    return connection
+
+
+def derive_key(secret: bytes) -> bytes:
+    """32 bytes that the hashes of a store begin with."""
+    return hashlib.sha256(secret).digest()
+
+
+def hash_user(user: str, secret: bytes) -> str:
+    """The name of a user in a store whose ingest had this secret: 72 bits of a keyed SHA-256, as 12 characters."""
+    digest = hashlib.sha256(derive_key(secret) + f"user:{user.strip()}".encode()).digest()
+    return b64encode(digest[:9]).decode()

@@ -1,0 +1,129 @@
+"""Users who don't react as people do, each with the reason: four rules over what the log says of them.
+
+    burst           more messages in one minute than a person reads
+    quick           loves faster than a person reads
+    loves_much      loves a share of messages that the spread of all users' shares doesn't explain
+    loves_phrase    loves replies that share a phrase, far more often than replies have it
+
+A rule that asks how likely something is by chance allows for people being different: it is made for precision, since a
+wrong suspicion takes a real user's voice.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from llamarl.core.config import Config
+from llamarl.feedback import queries
+from llamarl.feedback.store import Connection
+
+SAMPLED_MESSAGES = 50_000
+"""Replies that say how usual a phrase is."""
+MANY_LOVES = 5
+FEW_LOVES = 3
+TASTE = 3.0
+"""How many times more often than it is seen a phrase may be loved because people like what goes with it."""
+
+
+class SuspectSettings(Config):
+    """When a user is suspicious."""
+
+    burst: int = Field(default=20, ge=1)
+    """Messages in one minute that a person may see."""
+    quick_seconds: float = Field(default=2.0, ge=0.0)
+    """Median seconds from message to love that no person beats."""
+    chance: float = Field(default=1e-3, gt=0.0, lt=1.0)
+    """A user whose loves are less likely than this among people is suspicious."""
+
+
+def find_suspects(connection: Connection, settings: SuspectSettings) -> None:
+    """Fills the table `suspicious` from `messages` and `activity`."""
+    bursts = connection.execute(queries.SELECT_BURSTS.format(limit=settings.burst)).fetchall()
+    found = [_Suspect(user, "burst", most, settings.burst, "messages in a minute") for user, most in bursts]
+    quick = queries.SELECT_QUICK.format(least=FEW_LOVES, limit=settings.quick_seconds)
+    for user, seconds in connection.execute(quick).fetchall():
+        found.append(_Suspect(user, "quick", seconds, settings.quick_seconds, "median seconds to a love"))
+    found += _find_much(connection, settings.chance / 10)
+    found += _find_phrases(connection, settings.chance)
+    if found:
+        connection.executemany("INSERT INTO suspicious VALUES (?, ?, ?, ?, ?)", found)
+
+
+class _Suspect(NamedTuple):
+    user: str
+    reason: str
+    value: float
+    expected: float
+    detail: str
+
+
+def _find_much(connection: Connection, chance: float) -> Iterator[_Suspect]:
+    """Users in the far tail of a beta-binomial law that has the mean and the spread of the users' rates."""
+    from scipy import stats
+
+    rate, overdispersion = _fit_rates(connection)
+    if rate in (0.0, 1.0):
+        return
+    size = 1.0 / overdispersion - 1.0
+    select = queries.SELECT_MANY_LOVES.format(least=MANY_LOVES, rate=3 * rate)
+    users, loves, shown = _fetch_columns(connection, select)
+    tails = stats.betabinom.sf(loves - 1, shown, rate * size, (1.0 - rate) * size)
+    for place in np.flatnonzero(tails < chance):
+        detail = f"{loves[place]} of {shown[place]} messages loved"
+        yield _Suspect(users[place], "loves_much", float(loves[place] / shown[place]), rate, detail)
+
+
+def _fit_rates(connection: Connection) -> tuple[float, float]:
+    """The mean share of messages that users love, and how far users differ (0: by chance alone, below 1).
+
+    By moments: the variance of the loves of n messages is rate (1 - rate) (n + (n^2 - n) overdispersion). Those who
+    love most are left out, as they would stretch the law that is to find them.
+    """
+    rate, most = 0.0, 1.0
+    for _ in range(4):
+        select = queries.SELECT_RATES.format(rate=rate, most=most)
+        loves, shown, squares, spread = (float(value or 0.0) for value in connection.execute(select).fetchone())
+        if not loves:
+            return 0.0, 0.0
+        variance = rate * (1.0 - rate)
+        rate, most = loves / shown, min(1.0, 8.0 * loves / shown)
+    if not variance or squares <= shown:
+        return rate, 1e-4
+    return rate, min(0.5, max(1e-4, (spread / variance - shown) / (squares - shown)))
+
+
+def _find_phrases(connection: Connection, chance: float) -> Iterator[_Suspect]:
+    """Users whose loves share a pair of words that few replies have.
+
+    A phrase of several users is looked at more closely: where some are beyond doubt, others with fewer loves follow.
+    """
+    from scipy import stats
+
+    total = connection.execute("SELECT count(*) FROM messages").fetchone()[0]
+    every = max(1, total // SAMPLED_MESSAGES)
+    loved_rows, sampled_rows = queries.LOVED_ROWS.format(least=FEW_LOVES - 1), queries.SAMPLED_ROWS.format(every=every)
+    connection.execute(queries.CREATE_WORDS.format(name="loved_words", rows=loved_rows))
+    connection.execute(queries.CREATE_WORDS.format(name="sampled_words", rows=sampled_rows))
+    users, pairs, loved_with, loves, seen_with = _fetch_columns(connection, queries.SELECT_PAIRS)
+    usual = (seen_with + 0.5) / (max(1, total // every) + 1.0)
+    tails = stats.binom.sf(loved_with - 1, loves, np.minimum(1.0, TASTE * usual))
+    is_sure = (loved_with >= FEW_LOVES) & (tails < chance / 10)
+    names, counts = np.unique(pairs[is_sure].astype(str), return_counts=True)
+    is_shared = np.isin(pairs.astype(str), names[counts >= FEW_LOVES])
+    reported: set[str] = set()
+    surprise = tails / np.where(is_shared, 100.0, 1.0)
+    for place in np.argsort(surprise, kind="stable"):
+        if surprise[place] >= chance / 10:
+            return
+        if (user := users[place]) not in reported:
+            reported.add(user)
+            detail = f"{loved_with[place]} of {loves[place]} loves on {pairs[place]!r}"
+            share = float(loved_with[place] / loves[place])
+            yield _Suspect(user, "loves_phrase", share, float(usual[place]), detail)
+
+
+def _fetch_columns(connection: Connection, select: str) -> list[np.ndarray]:
+    """The columns of a query as arrays; texts are objects."""
+    return [np.asarray(column) for column in connection.execute(select).fetchnumpy().values()]
