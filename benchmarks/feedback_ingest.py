@@ -5,8 +5,8 @@
 
 Each run is a process of its own, so that its peak is its own. Memory is flat if the peak of a large log is that of the
 small one. pandas reads the file, parses times, drops repeated messages, sums up users and writes Parquet; it checks no
-row, hashes no id, redacts no text and looks for no bots, all of which the ingest does. It is left out without pandas, and
-with the large log, which it would need to hold in memory.
+row, hashes no id, redacts no text and looks for no bots, all of which the ingest does. It is left out without pandas,
+and with the large log, which it would need to hold in memory.
 """
 
 import json
