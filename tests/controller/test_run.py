@@ -167,6 +167,15 @@ def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tm
     assert steps == sorted(set(steps)) == list(range(1, 7))
 
 
+@pytest.fixture
+def heard_hangup() -> Iterator[None]:
+    """`nohup` starts what it runs with SIGHUP ignored, and children inherit that; here it is heard."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:
     run_dir = tmp_path / "run"
@@ -210,6 +219,7 @@ def test_the_second_signal_of_either_kind_ends_at_once(tmp_path: Path, number: i
     reporter.close()
 
 
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
 def test_a_closed_terminal_is_a_first_interrupt_and_what_is_ignored_stays_so(tmp_path: Path, ignored: int) -> None:
     reporter = Reporter(tmp_path, Ledger(":memory:"), 5)
