@@ -302,6 +302,9 @@ class RecordingObserver:
         self.evaluations.append((record.version, record.all_groups))
         self.held_out_metrics.append(record.algorithm_metrics)
 
+    def on_progress(self) -> None:
+        """Ignored."""
+
     def on_message(self, text: str) -> None:
         """Kept in `messages`."""
         self.messages.append(text)

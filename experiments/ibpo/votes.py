@@ -37,7 +37,7 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core.records import Completion, Prompt
 from llamarl.core.seeds import derive_seed
 from llamarl.evals.budget import BudgetPlan, budget_results
-from llamarl.evals.budget_curves import frontier, interpolated
+from llamarl.evals.budget_curves import frontier, interpolate
 from llamarl.evals.budget_samples import Attempt
 from llamarl.models.checkpoint import new_model, save_model
 from llamarl.models.tiny import char_tokenizer, tiny_config
@@ -221,7 +221,7 @@ def early(results: Mapping[str, Any], answers: float) -> float:
     """What stopping early reaches with so many answers on average."""
     short = results["models"]["short"]["accuracy"]["value"]
     budgets, accuracies = zip(*frontier(*zip((1.0, short), *results["stopping"], strict=True)), strict=True)
-    return float(interpolated(answers, np.array(budgets), np.array(accuracies)))
+    return float(interpolate(answers, np.array(budgets), np.array(accuracies)))
 
 
 def level_gains(models: Mapping[str, Any]) -> tuple[list[float], list[float]]:

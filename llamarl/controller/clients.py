@@ -23,6 +23,9 @@ from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepRes
 
 Answer = TypeVar("Answer")
 
+PROGRESS_SECONDS = 1.0
+"""How often the observer may look how far a step is."""
+
 
 class TrainerClient:
     """The trainer. It holds what no other executor could go on from, so its loss is the run's to deal with.
@@ -41,9 +44,16 @@ class TrainerClient:
     ) -> StepResult:
         """One optimizer step on the tasks' weighted losses (`core.protocols.Trainer.train`)."""
         with self._observer.span("trainer", "train"):
-            result: StepResult = await self._handle.call(
-                "train", assignments, watched_groups, weights, timeout_seconds=self._call_seconds
+            call = asyncio.ensure_future(
+                self._handle.call("train", assignments, watched_groups, weights, timeout_seconds=self._call_seconds)
             )
+            try:
+                while not call.done():  # a step of a real model takes half a minute: its progress is shown
+                    await asyncio.wait([call], timeout=PROGRESS_SECONDS)
+                    self._observer.on_progress()
+            finally:
+                call.cancel()  # where this wait is cancelled, so is the call
+            result: StepResult = call.result()
         return result
 
     async def publish(self) -> WeightManifest:

@@ -64,5 +64,8 @@ class Observer(Protocol):
     def on_evaluation(self, record: EvaluationRecord) -> None:
         """Held-out prompts were answered and judged."""
 
+    def on_progress(self) -> None:
+        """The trainer is still at its step, a second later."""
+
     def on_message(self, text: str) -> None:
         """Something a person should know: a lost executor, a damaged checkpoint."""

@@ -82,6 +82,7 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         recipe.schedule.steps,
         cores=cores,
         probe_prompts=prepared.probe_prompts,
+        on_micro_batch=reporter.progress.write,
     )
     build_judges = functools.partial(JudgeExecutor, {task.config.name: task.config.judges for task in prepared.tasks})
     build_scorer = functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores)

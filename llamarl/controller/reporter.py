@@ -13,6 +13,7 @@ from llamarl.controller.ledger import Ledger
 from llamarl.controller.metrics import evaluation_metrics, flatten, mean_reward
 from llamarl.controller.observer import EvaluationRecord, StepRecord
 from llamarl.core import metric_names as names
+from llamarl.core.progress import StepProgress
 from llamarl.core.protocols import MetricSink
 from llamarl.core.records import Group
 from llamarl.report.files import write_json
@@ -62,6 +63,7 @@ class Reporter:
         self._sink = MultiSink([self._metrics_file])
         self._rollouts = RolloutLog(directory / "rollouts.jsonl", rollouts_every, rollouts_per_step)
         self.timeline = Timeline(directory / "timeline.jsonl")
+        self.progress = StepProgress(directory / "training_progress")
         self.before: Sequence[Group] = ()
         """Held-out groups answered by the untrained policy, in this process."""
         self.after: Sequence[Group] = ()
@@ -144,6 +146,10 @@ class Reporter:
         self._last_step_at = time.monotonic()
         self.refresh()
 
+    def on_progress(self) -> None:
+        """Shows the micro-batch under way."""
+        self.refresh()
+
     def on_message(self, text: str) -> None:
         """Shows and keeps a message."""
         self._message = text
@@ -206,6 +212,9 @@ class Reporter:
         activity = self.timeline.activities().get("trainer", "")
         if activity == "wait":
             return f"generating {min(num_ready, self._groups_per_step)} of {self._groups_per_step} groups"
+        known = self.progress.read() if activity == "train" else None
+        if known is not None:
+            return f"training micro-batch {known[0]} of {known[1]}"
         return PHASES.get(activity, "")
 
     def state(self) -> dict[str, Any]:
@@ -247,6 +256,7 @@ class Reporter:
         self._sink.close()
         self._rollouts.close()
         self.timeline.close()
+        self.progress.clear()
 
     def _seconds(self) -> float:
         running = time.monotonic() - self._started_at if self._is_training else 0.0

@@ -26,6 +26,7 @@ class TrainerExecutor(Executor):
         total_steps: steps of the run, for falling learning-rate schedules.
         cores: shares cores with other executors; by default torch's settings are left alone.
         probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
+        on_micro_batch: told the number of each micro-batch, from 1, and how many a task's batch has.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class TrainerExecutor(Executor):
         total_steps: int | None = None,
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
+        on_micro_batch: Callable[[int, int], None] = lambda number, total: None,
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
         self._algorithms, self._load_model = algorithms, load_model
         self._channel, self._cores = channel, cores
-        self._probe_prompts = tuple(probe_prompts)
+        self._probe_prompts, self._on_micro_batch = tuple(probe_prompts), on_micro_batch
 
     def setup(self) -> None:
         """Loads the model.
@@ -61,6 +63,7 @@ class TrainerExecutor(Executor):
             total_steps=self._total_steps,
             cores=self._cores,
             probe_prompts=self._probe_prompts,
+            on_micro_batch=self._on_micro_batch,
         )
 
     def train(

@@ -17,7 +17,7 @@ moments and counters are the whole state.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,7 @@ class PolicyTrainer:
         total_steps: steps of the whole run, for falling learning-rate schedules.
         cores: shares cores with other executors; by default torch's settings are left alone.
         probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
+        on_micro_batch: told the number of each micro-batch, from 1, and how many a task's batch has.
 
     Raises:
         ConfigError: half-precision weights, greedy sampling, no algorithm, or a schedule without an end.
@@ -86,8 +87,10 @@ class PolicyTrainer:
         total_steps: int | None = None,
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
+        on_micro_batch: Callable[[int, int], None] = lambda number, total: None,
     ) -> None:
         self.model = model
+        self._on_micro_batch = on_micro_batch
         chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
         _check(model, self.sampling, chosen)
@@ -290,7 +293,9 @@ class PolicyTrainer:
     def _accumulate_all(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
         before = self._pending.tasks[task].copy()
         try:
-            for part in self._split(task, samples):
+            parts = self._split(task, samples)
+            for number, part in enumerate(parts, 1):
+                self._on_micro_batch(number, len(parts))
                 with self._cores.using("trainer"):
                     self._accumulate(task, [samples[index] for index in part], counts)
                 if not math.isfinite(self._pending.tasks[task].grad_norm):

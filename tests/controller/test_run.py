@@ -257,7 +257,11 @@ def test_progress_says_what_the_next_step_waits_for(tmp_path: Path) -> None:
         for activity in ("train", "wait for sync", "wait for evaluation", "checkpoint"):
             with reporter.span("trainer", activity):
                 reporter.refresh()
+        reporter.progress.write(3, 5)
+        with reporter.span("trainer", "train"):
+            reporter.on_progress()
         reporter.close()
+    assert not (tmp_path / "training_progress").exists()
     assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == [
         "generating 1 of 4 groups",
         "generating 2 of 4 groups",
@@ -265,6 +269,7 @@ def test_progress_says_what_the_next_step_waits_for(tmp_path: Path) -> None:
         "passing weights on",
         "evaluating",
         "writing a checkpoint",
+        "training micro-batch 3 of 5",
     ]
 
 

@@ -81,6 +81,18 @@ class Scripted(Algorithm):
 # golden
 
 
+def test_micro_batches_are_counted_for_whoever_watches():
+    told = []
+    trainer = PolicyTrainer(
+        tiny_model(),
+        PLAIN,
+        TrainerConfig(micro_batch_tokens=16),
+        on_micro_batch=lambda number, total: told.append((number, total)),
+    )
+    trainer.train(step_of(samples_of([(4, [5, 5]), (4, [5, 5]), (4, [5, 5])])))
+    assert len(told) > 1 and told == [(number, len(told)) for number in range(1, len(told) + 1)]
+
+
 def test_the_step_is_that_of_a_loop_written_by_hand(batch):
     model, by_hand = tiny_model(), tiny_model()
     trainer_of(model, config=TrainerConfig(learning_rate=0.01, warmup_steps=1, max_grad_norm=0.05)).train(
