@@ -3,10 +3,10 @@
     python -m benchmarks.feedback_ingest                  # 1 and 20 million rows: needs 10 GB of disk in the folder
     python -m benchmarks.feedback_ingest --quick          # 20 and 100 thousand
 
-Each run is a process of its own, so that its peak is its own. Memory is flat if the peak of a large log is that of the
-small one. pandas reads the file, parses times, drops repeated messages, sums up users and writes Parquet; it checks no
-row, hashes no id, redacts no text and looks for no bots, all of which the ingest does. It is left out without pandas,
-and with the large log, which it would need to hold in memory.
+Each run is a process of its own, so that its peak is its own. Memory is flat if the peak of the large log is that of
+the small one. pandas reads the file, parses times, drops repeated messages, sums up users and writes Parquet; it checks
+no row, hashes no id, redacts no text and looks for no bots, all of which the ingest does. Where pandas is not installed
+it is left out; it is left out of the large log, too, which it would need to hold in memory.
 """
 
 import json

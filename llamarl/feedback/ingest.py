@@ -222,9 +222,14 @@ class _Run:
                 if chunk.is_json
                 else queries.select_raw_table(self._columns, _kinds(chunk.table.schema))
             )
-            connection.execute(f"CREATE TABLE raw AS {raw}")
-            turns = queries.select_turns(self._columns, self._settings.context_messages)
-            connection.execute(f"CREATE TABLE turns AS WITH talks AS ({queries.SELECT_TALKS}) {turns}")
+            turns = queries.select_flat(self._columns, self._settings.context_messages)
+            if chunk.may_have(self._columns.column("messages")):
+                connection.execute(f"CREATE TABLE raw AS {raw}")
+                replies = queries.select_replies(self._columns, self._settings.context_messages)
+                turns = f"WITH talks AS ({queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
+            else:
+                turns = f"WITH raw AS ({raw}) {turns}"  # read once, so not written down
+            connection.execute(f"CREATE TABLE turns AS {turns}")
             connection.register("reaction_names", self._name_reactions(connection))
             _copy(connection, queries.select_checked(self._columns, number), part, "lz4")
 

@@ -15,8 +15,9 @@ TIMES = ("ts", "reaction_ts", "edited_ts")
 NUMBERS = ("next_sentiment", "outcome")
 FIELDS = (*IDS, *TIMES, "prompt", *TEXTS, "reaction", "messages", *NUMBERS)
 """What a log may say of a message."""
-OF_ONE_MESSAGE = ("message_id", *TIMES, "reaction", "next_sentiment", "model_version")
-"""Fields that a message inside a conversation may have for itself."""
+ONLY_OF_ONE_MESSAGE = ("message_id", "reaction", "reaction_ts", "edited_ts", "next_sentiment")
+ALSO_OF_ONE_MESSAGE = ("ts", "model_version")
+"""Fields that a message inside a conversation has for itself; where it lacks one of these, its conversation's holds."""
 
 SECRETS = (
     r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z0-9.-]+",  # e-mail
@@ -173,49 +174,59 @@ def select_raw_table(columns: Columns, types: Mapping[str, str]) -> str:
         FROM chunk"""
 
 
-def select_turns(columns: Columns, context_messages: int) -> str:
-    """Raw rows (`raw`) -> one row for each assistant message: flat rows as they are, conversations taken apart.
+SELECT_TALKS = """
+    SELECT *, CASE WHEN json_valid(messages) THEN TRY_CAST(messages AS JSON[]) END AS items
+    FROM raw WHERE messages IS NOT NULL AND problem IS NULL"""
 
-    `context` is the conversation before the message, JSON. A conversation with an unreadable message is one bad row.
-    """
-    rest = [field for field in columns.fields if field not in ("prompt", "messages")]
-    own = ", ".join(
-        f"coalesce(item ->> {text_literal(json_path(columns.column(field)))}, {quote(field)}) AS {quote(field)}"
-        if field in OF_ONE_MESSAGE
-        else "item ->> '$.content' AS response"
-        if field == "response"
-        else quote(field)
-        for field in rest
-    )
-    plain = ", ".join(quote(field) for field in rest)
+
+def select_flat(columns: Columns, context_messages: int) -> str:
+    """Raw rows (`raw`) of one message each -> rows with `turn` and `context`, the conversation before it as JSON."""
+    is_list = "starts_with(trim(prompt), '[{') AND json_valid(prompt)"
+    items = "TRY_CAST(prompt AS JSON[])"
     return f"""
-        SELECT line, 0 AS turn, {plain},
+        SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))},
             CASE WHEN prompt IS NULL THEN NULL
-                 WHEN starts_with(trim(prompt), '[{{') AND json_valid(prompt) THEN
-                    CASE WHEN is_dialogue(TRY_CAST(prompt AS JSON[]))
-                         THEN roles_and_texts(TRY_CAST(prompt AS JSON[])[-{context_messages}:]) END
+                 WHEN {is_list} THEN
+                    CASE WHEN is_dialogue({items}) THEN roles_and_texts({items}[-{context_messages}:]) END
                  ELSE one_message(prompt) END AS context,
-            CASE WHEN problem IS NULL AND prompt IS NOT NULL AND starts_with(trim(prompt), '[{{')
-                      AND json_valid(prompt) AND NOT is_dialogue(TRY_CAST(prompt AS JSON[]))
-                 THEN 'prompt:bad_messages' ELSE problem END AS problem
-        FROM raw WHERE messages IS NULL OR problem IS NOT NULL
-        UNION ALL
-        SELECT line, 0, {plain}, NULL, 'messages:bad_messages'
+            CASE WHEN problem IS NULL AND {is_list} AND NOT is_dialogue({items}) THEN 'prompt:bad_messages'
+                 ELSE problem END AS problem
+        FROM raw WHERE messages IS NULL OR problem IS NOT NULL"""
+
+
+def select_replies(columns: Columns, context_messages: int) -> str:
+    """Raw rows that are conversations (`talks`) -> the same for each message of the assistant.
+
+    A conversation with an unreadable message is one bad row, and so is a reaction to another role.
+    """
+    own = []
+    for field in _of_message(columns):
+        inside = f"item ->> {text_literal(json_path(columns.column(field)))}"
+        if field == "response":
+            own.append("item ->> '$.content' AS response")
+        elif field in ONLY_OF_ONE_MESSAGE:
+            own.append(f"{inside} AS {quote(field)}")
+        elif field in ALSO_OF_ONE_MESSAGE:
+            own.append(f"coalesce({inside}, {quote(field)}) AS {quote(field)}")
+        else:
+            own.append(quote(field))
+    reaction = f"item ->> {text_literal(json_path(columns.column('reaction')))}"
+    return f"""
+        SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))}, NULL AS context,
+            'messages:bad_messages' AS problem
         FROM talks WHERE NOT coalesce(is_dialogue(items), false) OR len(items) > {MOST_TURNS}
         UNION ALL
-        SELECT line, turn, {own},
+        SELECT line, turn, {", ".join(own)},
             roles_and_texts(items[greatest(1, turn - {context_messages}):turn - 1]) AS context,
             CASE WHEN item ->> '$.role' <> 'assistant' THEN 'messages.reaction:reaction_to_other_role' END AS problem
         FROM (
             SELECT *, unnest(items) AS item, generate_subscripts(items, 1) AS turn
             FROM talks WHERE coalesce(is_dialogue(items), false) AND len(items) <= {MOST_TURNS})
-        WHERE item ->> '$.role' = 'assistant'
-            OR item ->> {text_literal(json_path(columns.column("reaction")))} IS NOT NULL"""
+        WHERE item ->> '$.role' = 'assistant' OR {reaction} IS NOT NULL"""
 
 
-SELECT_TALKS = """
-    SELECT *, CASE WHEN json_valid(messages) THEN TRY_CAST(messages AS JSON[]) END AS items
-    FROM raw WHERE messages IS NOT NULL AND problem IS NULL"""
+def _of_message(columns: Columns) -> list[str]:
+    return [field for field in columns.fields if field not in ("prompt", "messages")]
 
 
 def select_checked(columns: Columns, file: int) -> str:
@@ -339,7 +350,8 @@ CREATE_LATE = """
 
 CREATE_MESSAGES = """
     CREATE VIEW messages AS
-    SELECT staged.row, user_hash, ts, response, text_key, coalesce(late.reaction, staged.reaction) AS reaction,
+    SELECT staged.row, line + turn AS place, user_hash, ts, response, text_key,
+        coalesce(late.reaction, staged.reaction) AS reaction,
         coalesce(late.reaction_ts, staged.reaction_ts) AS reaction_ts
     FROM staged LEFT JOIN late ON staged.row = late.row
     WHERE NOT is_event AND staged.row NOT IN (SELECT row FROM drops)"""
@@ -371,14 +383,14 @@ SELECT_MANY_LOVES = """
 
 CREATE_WORDS = """
     CREATE TABLE {name} AS
-    SELECT DISTINCT row, user_hash, words[place] || ' ' || words[place + 1] AS pair FROM (
-        SELECT row, user_hash, words, unnest(range(1, len(words))) AS place FROM (
+    SELECT DISTINCT row, user_hash, words[first] || ' ' || words[first + 1] AS pair FROM (
+        SELECT row, user_hash, words, unnest(range(1, len(words))) AS first FROM (
             SELECT row, user_hash, string_split(trim(regexp_replace(
                 lower(left(response, 4000)), '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')), ' ') AS words
             FROM messages {rows}))"""
 """Each pair of neighbouring words in some replies, once a reply."""
 LOVED_ROWS = "JOIN (SELECT user_hash FROM activity WHERE loves >= {least}) USING (user_hash) WHERE reaction = 'love'"
-SAMPLED_ROWS = "WHERE row % {every} = 0"
+SAMPLED_ROWS = "WHERE place % {every} = 0"
 
 SELECT_PAIRS = """
     WITH loved AS (SELECT user_hash, pair, count(*) AS loved_with FROM loved_words GROUP BY user_hash, pair),

@@ -44,6 +44,15 @@ class Chunk:
     """A `pyarrow.Table` with `LINE`, `BROKEN`, and either `TEXT` or the columns of the file."""
     is_json: bool
 
+    def may_have(self, column: str) -> bool:
+        """False if surely no row has the column; JSON is searched for its name, not parsed."""
+        if not self.is_json:
+            return column in self.table.column_names
+        if not (column.isascii() and column.isidentifier()):  # JSON may spell it otherwise
+            return True
+        data = self.table.column(TEXT).chunk(0).buffers()[2]
+        return data is not None and f'"{column}"'.encode() in memoryview(data).tobytes()
+
 
 def find_format(path: Path) -> Format:
     """The format of a log by its name; `.gz` behind it is fine for text. Raises `ConfigError` for other names."""

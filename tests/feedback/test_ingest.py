@@ -65,6 +65,13 @@ def test_a_conversation_becomes_a_row_for_each_reply_with_what_was_said_before(t
     assert "reaction" not in rows[1][3]
 
 
+def test_what_stands_beside_a_conversation_is_no_reaction_to_its_messages(tmp_path):
+    talk = [{"role": role, "content": f"{role} {turn}"} for turn in range(3) for role in ("user", "assistant")]
+    row = {"user": "u", "ts": 1740823200, "messages": talk, "reaction": "❤️", "message_id": "all", "outcome": 2}
+    store = ingest_rows(tmp_path, [row, message(1)])
+    assert stored(store, "loved, outcome")[:3] == [(False, 2.0)] * 3
+
+
 def test_the_context_is_the_last_messages(tmp_path):
     talk = [{"role": role, "content": f"{role} {turn}"} for turn in range(9) for role in ("user", "assistant")]
     store = ingest_rows(tmp_path, [{"user": "u", "ts": 1740823200, "messages": talk}], context_messages=3)

@@ -2,8 +2,10 @@ import json
 
 import pytest
 from feedback_logs import ENVIRONMENT, NOW, SECRET, ingest_rows, message, query
+from scipy import stats
 
 from llamarl.feedback import Ingest, Simulation, hash_user, ingest, simulate
+from llamarl.feedback.suspects import beta_binomial_tail
 
 MORE = 1740823200
 
@@ -85,6 +87,12 @@ def test_suspicious_users_can_be_kept_and_are_marked(tmp_path):
     store = ingest_rows(tmp_path, rows, keep_suspicious=True)
     assert (store.record["suspicious_users"], store.record["dropped"]) == (1, {})
     assert query(f"SELECT count(*) FROM '{store.messages}' WHERE is_suspicious") == [(40,)]
+
+
+@pytest.mark.parametrize(("count", "trials"), [(0, 5), (3, 10), (10, 10), (40, 900)])
+def test_the_tail_is_that_of_scipy(count, trials):
+    expected = stats.betabinom.sf(count - 1, trials, 0.6, 25.0)
+    assert beta_binomial_tail(count, trials, 0.6, 25.0) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", [10, 11])
