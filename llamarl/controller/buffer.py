@@ -31,7 +31,7 @@ class Ticket:
     """Lower bound on the policy version of its oldest token."""
     is_held_out: bool = False
     is_complete: bool = False
-    """Whether its completions are there, so that only verdicts are still awaited."""
+    """True once all completions have arrived, so that only verdicts are still awaited."""
 
 
 class WorkBuffer:
@@ -72,7 +72,7 @@ class WorkBuffer:
         return len(self._ready)
 
     def may_issue(self, served_version: int) -> bool:
-        """Whether one more group may start on weights of `served_version`."""
+        """True if one more group may start on weights of `served_version` without breaking the staleness bound."""
         outstanding = self._versions()
         window = (served_version - self.next_version + self.lookahead + 1) * self.batch_groups
         return len(outstanding) < window and self._is_feasible([*outstanding, served_version], self.next_version)
@@ -97,12 +97,12 @@ class WorkBuffer:
 
     @property
     def is_over(self) -> bool:
-        """Whether the stream has ended and everything it gave was trained or dropped."""
+        """True once the stream has ended and every group it gave was trained or dropped."""
         return self.is_exhausted and not self._pending and not self._ready
 
     @property
     def has_batch(self) -> bool:
-        """Whether `take_batch` has something to give: a batch, or nothing more because all is over."""
+        """True if `take_batch` would return a list: a batch, or the empty one that ends the run."""
         return self.is_over or self._chosen() is not None
 
     def take_batch(self) -> list[Group] | None:

@@ -39,7 +39,7 @@ class Checkpoint:
     step: int
     path: Path
     score: float | None
-    """What `best` is chosen by (mean reward); None where unknown."""
+    """Mean reward at this step, by which `best` is chosen; None where it is unknown."""
 
 
 class CheckpointStore:
@@ -204,12 +204,12 @@ class CheckpointStore:
 
 
 class _Manifest(NamedTuple):
-    """What a checkpoint consists of."""
+    """The contents of a checkpoint, as its manifest file states them."""
 
     step: int
     score: float | None
     files: dict[str, dict[str, Any]]
-    """By name: `bytes` and `sha256`."""
+    """File name -> its `bytes` and `sha256`."""
 
 
 def _seal(values: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a recipe holds that no recipe file can: rows and functions of the program that started the run.
+"""Rows and functions that a program hands to a run, and which no recipe file can hold.
 
 Rows are written into the run directory, which then goes on by itself. A function is only named there, and whoever
 resumes the run gives it again.

@@ -80,7 +80,7 @@ class Ledger:
         self._move(epoch, prompt_id, "finished")
 
     def drop(self, epoch: int, prompt_id: str, version: int, reason: str) -> None:
-        """It will not train in this epoch."""
+        """Records that a prompt will not train in this epoch, and why."""
         self._move(epoch, prompt_id, "dropped", version, reason)
 
     def commit_step(self, version: int, trained: Iterable[tuple[int, str]]) -> None:
@@ -242,7 +242,7 @@ def _explain(path: str | Path) -> Iterator[None]:
 
 
 def is_refused(error: sqlite3.Error) -> bool:
-    """Whether the disk refuses to be written, so that nothing is wrong with the ledger."""
+    """True if the disk refuses to be written, so that nothing is wrong with the ledger itself."""
     code = error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0  # Python's own errors have none
     return code & 0xFF in _REFUSED
 

@@ -38,17 +38,17 @@ from llamarl.report.summary import RunSummary, write_summary
 from llamarl.report.trackers import open_trackers
 
 STATE_FILE = "run.json"
-"""Beside the trainer's files in a checkpoint: the run's totals."""
+"""File beside the trainer's files in a checkpoint; it holds the totals of the run and the state of its controller."""
 
 
 @dataclass(slots=True)
 class Start:
-    """Where the next life of the executors begins."""
+    """The checkpoint from which the next life of the executors begins."""
 
     step: str | None = None
     """None: at the recipe's checkpoint; or which of the run's checkpoints to go on from."""
     notes: Sequence[str] = ()
-    """What is said first."""
+    """Messages shown before anything else."""
 
 
 async def run_life(
@@ -192,7 +192,7 @@ class Checkpointer:
         )
 
     def _state(self, version: int) -> dict[str, Any]:
-        """What the parts of the controller remember, as plain JSON."""
+        """State of all parts of the controller, as plain JSON."""
         return {
             **self._reporter.state(),
             "ledger": self._ledger.digest(version),

@@ -44,19 +44,19 @@ from llamarl.core.sampling import Sampling
 T = TypeVar("T")
 
 POLL_SECONDS = 2.0
-"""How long one `collect` call waits at a generator or the judges."""
+"""Longest wait of one `collect` call at a generator or the judges, in seconds."""
 
 SaveCheckpoint = Callable[[int, float], Awaitable[None]]
 """`(version, mean reward)`: writes a checkpoint of the trainer."""
 
 
 class Batch(NamedTuple):
-    """What one step trains on, task by task."""
+    """The groups of one optimizer step and what each task's algorithm made of them."""
 
     groups: Mapping[str, list[Group]]
-    """By the task's name; the list of a task whose prompts have ended is empty."""
+    """Task name -> its groups; the list of a task whose prompts have ended is empty."""
     assignments: list[Assignment]
-    """In the order of the tasks."""
+    """One assignment per task, in the order of the tasks."""
 
 
 class Controller:
@@ -369,7 +369,7 @@ class Controller:
         self._observer.on_evaluation(EvaluationRecord(self.version, groups, found))
 
     def _measure_held_out(self, task: RunTask, groups: Sequence[Group]) -> dict[str, float]:
-        """What the task's algorithm finds worth knowing of held-out answers."""
+        """Returns the metrics of held-out answers that the task's algorithm computes, under `eval/algorithm/`."""
         values = task.credit.held_out_metrics(groups) if groups else {}
         return {f"eval/algorithm/{key}": value for key, value in values.items()}
 
@@ -401,7 +401,7 @@ class Controller:
 
 
 def _describe_batch(task: RunTask) -> str:
-    """What a task's next batch has and lacks, for the message of a stall."""
+    """Says for the message of a stall what a task's next batch has and lacks."""
     buffer = task.buffer
     dropped = f"; dropped since the last step: {_count(task.dropped)}" if task.dropped else ""
     waiting = [

@@ -1,4 +1,4 @@
-"""What every engine's handles share: ranks, deadlines and their messages."""
+"""The part that the handles of all engines share: ranks, deadlines and their messages."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -45,7 +45,7 @@ class RankedHandle(ABC):
     @property
     @abstractmethod
     def is_alive(self) -> bool:
-        """Whether all ranks are up, as far as is known without asking them."""
+        """True if all ranks are up, as far as is known without asking them."""
 
     @abstractmethod
     async def stop(self) -> None:

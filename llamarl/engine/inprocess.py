@@ -68,12 +68,12 @@ class InProcessHandle(RankedHandle):
 
     @property
     def pids(self) -> list[int]:
-        """This process, once per rank."""
+        """The id of this process, once per rank."""
         return [os.getpid()] * self.num_ranks
 
     @property
     def is_alive(self) -> bool:
-        """Whether no rank was killed, stopped or lost."""
+        """True if no rank was killed, stopped or lost."""
         return all(rank.is_alive for rank in self._ranks)
 
     async def stop(self) -> None:
@@ -105,7 +105,7 @@ class _Rank:
     def __init__(self, title: str) -> None:
         self.title = title
         self.death: str | None = None
-        """Why it ended; None while it runs."""
+        """Reason why the executor ended; None while it runs."""
         self._executor: Executor | None = None
         self._pending: set[Future[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()

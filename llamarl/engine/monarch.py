@@ -140,7 +140,7 @@ class MonarchHandle(RankedHandle):
 
     @property
     def is_alive(self) -> bool:
-        """Whether no rank is known to be dead; a death shows when the rank is called."""
+        """True if no rank is known to be dead; a death shows when the rank is called."""
         return self._death is None
 
     async def stop(self) -> None:

@@ -37,7 +37,7 @@ class Backend(Protocol):
     max_positions: int
     vocab_size: int
     can_reuse: bool
-    """Whether `move` may copy rows that stay, and `prefill` may be told what rows hold already."""
+    """True if `move` may copy rows that stay, and `prefill` may be told what rows hold already."""
 
     def prefill(
         self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], num_known: Sequence[int]
@@ -89,7 +89,7 @@ class _Row:
     job: _Job
     sample: int
     length_offset: int
-    """Its length (prompt and drawn tokens) minus the batcher's clock: constant, since all rows grow together."""
+    """The row's length (prompt and drawn tokens) minus the batcher's clock: constant, since all rows grow together."""
     versions: list[tuple[int, int]] = field(default_factory=list)
     """(index of the first token, version), one entry per version that drew tokens."""
 
@@ -130,8 +130,9 @@ class Batcher:
         self._state = Rows(slots, backend.device)
         self._kept = KeptRows(slots)
         self.reuses_cache = False
-        """Whether prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs then
-        depend, by rounding, on what was generated before: a training run that is resumed would not repeat exactly."""
+        """True lets prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs
+        then depend, by rounding, on what was generated before: a training run that is resumed would not repeat
+        exactly."""
         self.num_tokens = 0
         """Tokens drawn."""
         self.num_recalled = 0
@@ -198,7 +199,7 @@ class Batcher:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is unfinished."""
+        """True while a request is unfinished."""
         return bool(self._jobs)
 
     @property
@@ -289,7 +290,7 @@ class Batcher:
         return plan.num_known
 
     def _is_current(self, row: _Row) -> bool:
-        """Whether what the cache holds of a row comes from the present weights alone."""
+        """True if all that the cache holds of a row comes from the present weights."""
         return self._on_update == "recompute" or len(row.versions) == 1
 
     # Decoding
@@ -379,7 +380,7 @@ class Batcher:
         self._note_settings()
 
     def _note_settings(self) -> None:
-        """What the active rows need beyond plain sampling."""
+        """Notes which filters and stop strings the active rows use, so that a step computes no others."""
         requests = [row.job.request for row in self._rows]
         self._state.use_filters_of(requests)
         self._has_stops = any(request.sampling.stop for request in requests)
@@ -388,7 +389,7 @@ class Batcher:
         return max(row.length_offset for row in self._rows) + self._clock
 
     def _prefix(self, index: int, count: int) -> tuple[int, ...]:
-        """What the row's cache holds: the prompt and all drawn tokens but the newest."""
+        """Tokens that the cache holds of a row: the prompt and all drawn tokens but the newest."""
         return (*self._rows[index].job.request.prompt_ids, *self._state.drawn(index)[: count - 1])
 
     def _own_rows(self) -> list[list[int]]:

@@ -192,7 +192,7 @@ class NativeBackend:
         return self.decoder.head(hidden)
 
     def _spans_of(self, num_rows: int, length: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each layer: its cache; keys `[n * K, D, T]` and values `[n * K, T, D]` of the first rows.
+        """Returns the cache of each layer: keys `[n * K, D, T]` and values `[n * K, T, D]` of the first rows.
 
         Made anew only when they change, since a decode step of few rows is as slow as its many small calls.
         """

@@ -31,7 +31,7 @@ class Slots:
 
     @property
     def versions(self) -> list[int]:
-        """What can be read now."""
+        """Versions that can be read now."""
         return [version for stamp, version in self._stamps.tolist() if stamp > 0]
 
     @torch.no_grad()

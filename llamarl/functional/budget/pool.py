@@ -21,7 +21,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent, as bounds on the responses that are accepted."""
+    """Bounds on the responses that are accepted."""
 
     caps: Mapping[str, float] = field(default_factory=dict)
     """Expensive group -> largest share of the accepted responses that may belong to it, in [0, 1]."""
@@ -56,12 +56,12 @@ class Pool:
     """The responses of one step: four columns of equal length N."""
 
     prompts: Sequence[Hashable]
-    """Which prompt a response answers."""
+    """Prompt that each response answers."""
     groups: Sequence[str | None]
-    """Its group; None for a malformed response, which is never accepted and counts in no value."""
+    """Group of each response; None for a malformed one, which is never accepted and counts in no value."""
     correct: Sequence[bool]
     costs: Sequence[float] | None = None
-    """What a response costs, such as its tokens; None counts responses only."""
+    """Cost of each response, such as its tokens; None counts responses only."""
 
     def __post_init__(self) -> None:
         for name in ("groups", "correct", "costs"):
@@ -114,7 +114,7 @@ class GroupValues:
 def group_values(
     pool: Pool, groups: Sequence[str], known: Mapping[Hashable, Mapping[str, float]] | None = None
 ) -> GroupValues:
-    """What each group is worth on each prompt.
+    """Computes the value of each group on each prompt.
 
         V_j^g = mean_k{ c_jk : g_jk = g },   m_j^g = V_j^g - mean_{h != g} V_j^h
 

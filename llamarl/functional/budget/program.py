@@ -17,17 +17,17 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.functional.budget.pool import Bools, Budget, Floats, GroupValues, Ints, Pool
 
 Form = Literal["accepted", "prompts"]
-"""What a bound is a share of. `accepted`: the accepted responses; prompts that a free group solves are always accepted.
-`prompts`: all prompts of the pool, and any may be skipped; its optimum is that of a greedy rule."""
+"""Whole of which a bound is a share. `accepted`: the accepted responses; prompts that a free group solves are always
+accepted. `prompts`: all prompts of the pool, and any may be skipped; its optimum is that of a greedy rule."""
 
 Worth = Literal["margin", "correctness"]
-"""What a correct response is worth: the margin of its group, or 1 like every other."""
+"""Value of a correct response: the margin of its group, or 1 like every other."""
 
 EPS = 1e-3
 """Default bonus of a free group, so that equal margins go to it."""
 
 SLACK = 1e-9
-"""By how much rounding may exceed a limit: per prompt, as a share of the largest weight."""
+"""Excess over a limit that counts as rounding: per prompt, as a share of the largest weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Program:
         return np.asarray(self.weights[:, np.arange(len(choice)), choice].sum(axis=1))
 
     def keeps(self, choice: Ints) -> bool:
-        """Whether every constraint holds."""
+        """True if every constraint holds."""
         return bool((self.used(choice) <= self.ceilings).all())
 
     def worth(self, choice: Ints) -> float:

@@ -14,10 +14,11 @@ Method = Literal["auto", "milp", "lagrangian"]
 """`milp` is exact; `lagrangian` is fast and says how far from the optimum it may be; `auto` goes by the size."""
 
 RELATIVE_GAP = 1e-6
-"""How close to its bound the exact solver may stop."""
+"""Relative distance to its bound at which the exact solver may stop."""
 
 MAX_VARIABLES = 4000
-"""Above so many integer variables `auto` takes the relaxation. Counts only those left after like prompts are joined."""
+"""Largest number of integer variables that `auto` solves exactly; above that it takes the relaxation. It counts the
+variables left after like prompts are joined."""
 
 MAX_VARIABLES_WITH_COSTS = 64
 """The same where the mean cost is bounded: unlike weights are hard, and the relaxation's gap is small. On hard programs
@@ -25,7 +26,7 @@ HiGHS also prints to the process's standard output, whatever its options are; on
 
 
 class Answer(NamedTuple):
-    """What a solver found."""
+    """A solver's choice, with a bound on the optimum."""
 
     choice: Ints | None
     """`[P]` columns, within the limits; None if it found none."""
@@ -77,7 +78,7 @@ def solve_milp(program: Program, kinds: Kinds, time_limit_seconds: float) -> Ans
 def _optimized(
     program: Program, kinds: Kinds, time_limit_seconds: float, is_integral: bool
 ) -> tuple[Any, Floats | None]:
-    """What SciPy's HiGHS says, and `[K, G]` how many of a kind take each option; None where it found no choice."""
+    """Solves with SciPy's HiGHS: its result, and `[K, G]` how many of a kind take each option (None: no choice)."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
