@@ -103,20 +103,20 @@ class WorkBuffer:
     @property
     def has_batch(self) -> bool:
         """True if `take_batch` would return a list: a batch, or the empty one that ends the run."""
-        return self.is_over or self._chosen() is not None
+        return self.is_over or self._choose() is not None
 
     def take_batch(self) -> list[Group] | None:
         """The next batch in issue order, or None while it must wait.
 
         B groups, or all that remain once the stream is exhausted and nothing is pending: none where all is over.
         """
-        chosen = [] if self.is_over else self._chosen()
+        chosen = [] if self.is_over else self._choose()
         if chosen is None:
             return None
         self.next_version += 1
         return [self._ready.pop(index)[1] for index in sorted(chosen)]
 
-    def _chosen(self) -> list[int] | None:
+    def _choose(self) -> list[int] | None:
         """Indices of the groups that the next batch would take."""
         size = self.batch_groups
         if self.is_exhausted and not self._pending:

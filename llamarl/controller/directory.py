@@ -168,12 +168,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         "evaluation.temperature": evaluation.temperature,
     }
     if recipe.data is not None:
-        kept |= _named("data.", recipe.data.model_dump())
+        kept |= _select_settings("data.", recipe.data.model_dump())
     for index, task in enumerate(recipe.tasks):
         kept |= {f"tasks.{index}.name": task.name, f"tasks.{index}.held_out": task.held_out}
-        kept |= _named(f"tasks.{index}.data.", task.data.model_dump())
+        kept |= _select_settings(f"tasks.{index}.data.", task.data.model_dump())
     return kept
 
 
-def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _select_settings(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {prefix + name: value for name, value in values.items() if name not in FREE_DATA_SETTINGS}

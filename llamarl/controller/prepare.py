@@ -168,7 +168,7 @@ def prepare(recipe: Recipe) -> Prepared:
     template = check_template(tokenizer, config)
     tasks = [_prepare_task(recipe, task, tokenizer, positions) for task in recipe.all_tasks]
     prompts = (prompt for task in tasks for prompt in (*task.prompts, *task.held_out))
-    limits = template.met_by((prompt.messages, prompt.tools) for prompt in prompts)
+    limits = template.limits_for((prompt.messages, prompt.tools) for prompt in prompts)
     where = [f"{name} on {describe_device(device)}" for name, device in devices.items()]
     notes = [
         f"device: {', '.join(where)}",

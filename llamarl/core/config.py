@@ -124,16 +124,16 @@ def _problem(item: Any, names: Sequence[str], tables: Sequence[type[BaseModel]],
     if kind == "extra_forbidden":
         return "unknown key." + _suggest_setting(names, tables, root)
     if kind == "union_tag_invalid":
-        return f"{context['tag']!r} is unknown.{suggest(context['tag'], _quoted(context['expected_tags']))}"
+        return f"{context['tag']!r} is unknown.{suggest(context['tag'], _find_quotes(context['expected_tags']))}"
     if kind == "literal_error" and isinstance(value, str):
-        return f"{value!r} is unknown.{suggest(value, _quoted(context['expected']))}"
+        return f"{value!r} is unknown.{suggest(value, _find_quotes(context['expected']))}"
     text = _PLAIN[kind].format(**context) if kind in _PLAIN else item["msg"]
     text = text.removeprefix("Value error, ").replace("Input should be", "must be")
     is_shown = kind not in ("missing", "union_tag_not_found") and not isinstance(value, (dict, BaseModel))
     return text + (f"; got {value!r:.{_MAX_SHOWN}}" if is_shown else "")
 
 
-def _quoted(choices: str) -> list[str]:
+def _find_quotes(choices: str) -> list[str]:
     return re.findall(r"'([^']*)'", choices)
 
 

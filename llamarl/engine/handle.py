@@ -59,7 +59,7 @@ class RankedHandle(ABC):
     def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """The result of `method` on `rank`, or its exception, or `ExecutorLostError`."""
 
-    def _lost(self, rank: int, reason: str) -> ExecutorLostError:
+    def _lost_error(self, rank: int, reason: str) -> ExecutorLostError:
         return ExecutorLostError(f"executor {self.name!r} rank {rank} is lost: {reason}")
 
 

@@ -88,11 +88,11 @@ class InProcessHandle(RankedHandle):
     async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
         chosen = self._ranks[rank]
         if not chosen.is_alive:
-            raise self._lost(rank, chosen.death or "stopped")
+            raise self._lost_error(rank, chosen.death or "stopped")
         try:
             return await chosen.run(chosen.invoke, method, args)
         except _RankEnded as ended:
-            raise self._lost(rank, str(ended)) from None
+            raise self._lost_error(rank, str(ended)) from None
 
 
 class _RankEnded(Exception):
@@ -172,14 +172,11 @@ class _Rank:
     def _main(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # its exit cancels tasks and closes the loop
             try:
-                runner.run(self._until_ended())
+                runner.run(self._ended.wait())
             except SystemExit:  # a method left: the executor is lost, the process goes on
                 _log.info("%s: a method called sys.exit", self.title)
             finally:
                 self.end("its thread ended")
-
-    async def _until_ended(self) -> None:
-        await self._ended.wait()
 
     def _post(self, callback: Callable[..., Any], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: then `death` is set

@@ -165,7 +165,7 @@ class MonarchHandle(RankedHandle):
 
     async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
         if self._death is not None:
-            raise self._lost(rank, self._death)
+            raise self._lost_error(rank, self._death)
         number = next(self._numbers)
         try:
             return await self._ask(rank, "invoke", number, method, args)
@@ -184,7 +184,7 @@ class MonarchHandle(RankedHandle):
             is_good, value = await getattr(self._actors[rank], endpoint).call_one(*args)
         except SupervisionError as error:
             self._death = self._death or str(error).strip().splitlines()[-1].strip()
-            raise self._lost(rank, self._death) from None
+            raise self._lost_error(rank, self._death) from None
         if not is_good:
             raise value
         return value

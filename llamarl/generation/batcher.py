@@ -317,7 +317,7 @@ class Batcher:
         hits = []
         for index in range(first, last):
             stops = self._rows[index].job.request.sampling.stop
-            if stops and completes_stop(self._state.drawn(index), stops, self._decode_text):
+            if stops and completes_stop(self._state.tokens_of(index), stops, self._decode_text):
                 hits.append(index)
         return hits
 
@@ -340,7 +340,7 @@ class Batcher:
 
     def _completion(self, index: int) -> Completion:
         row = self._rows[index]
-        tokens = self._state.drawn(index)
+        tokens = self._state.tokens_of(index)
         starts = [*(start for start, _ in row.versions), len(tokens)]
         versions = [v for i, (_, v) in enumerate(row.versions) for _ in range(starts[i + 1] - starts[i])]
         text = self._decode_text(tokens)
@@ -350,7 +350,7 @@ class Batcher:
         return Completion(
             prompt_ids=row.job.request.prompt_ids,
             token_ids=tuple(tokens),
-            logprobs=tuple(self._state.drawn_logprobs(index)),
+            logprobs=tuple(self._state.logprobs_of(index)),
             versions=tuple(versions),
             text=text,
             finish_reason=reason,
@@ -390,7 +390,7 @@ class Batcher:
 
     def _prefix(self, index: int, count: int) -> tuple[int, ...]:
         """Tokens that the cache holds of a row: the prompt and all drawn tokens but the newest."""
-        return (*self._rows[index].job.request.prompt_ids, *self._state.drawn(index)[: count - 1])
+        return (*self._rows[index].job.request.prompt_ids, *self._state.tokens_of(index)[: count - 1])
 
     def _own_rows(self) -> list[list[int]]:
         return [[index] for index in range(len(self._rows))]

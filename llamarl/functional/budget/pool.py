@@ -140,8 +140,8 @@ def group_values(
     size = shape[0] * shape[1]
     counts: Ints = np.bincount(cells, minlength=size).reshape(shape)
     sums = np.bincount(cells, weights=correct, minlength=size).astype(np.float64).reshape(shape)
-    values = _divided(sums, counts)
-    fills = np.broadcast_to(_divided(sums.sum(axis=0), counts.sum(axis=0)), shape).copy()
+    values = _divide(sums, counts)
+    fills = np.broadcast_to(_divide(sums.sum(axis=0), counts.sum(axis=0)), shape).copy()
     for prompt, of_prompt in (known or {}).items():
         row = prompts[prompt]
         fills[row] = [of_prompt.get(group, fill) for group, fill in zip(groups, fills[row], strict=True)]
@@ -160,7 +160,7 @@ def _columns(pool: Pool, groups: Sequence[str]) -> Ints:
     return np.fromiter((columns[group] for group in pool.groups), np.int64, len(pool))
 
 
-def _divided(sums: Floats, counts: Ints) -> Floats:
+def _divide(sums: Floats, counts: Ints) -> Floats:
     """Quotients, NaN where nothing was counted."""
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), math.nan), dtype=np.float64)
 

@@ -44,7 +44,7 @@ class Program:
     """`[R]` right sides."""
 
     @property
-    def forced(self) -> Bools:
+    def must_accept(self) -> Bools:
         """`[P]` whether the prompt must be accepted."""
         return np.isneginf(self.values[:, -1])
 
@@ -58,13 +58,13 @@ class Program:
         """`[R]` right sides with room for rounding."""
         return np.asarray(self.limits + SLACK * max(1, len(self.values)) * self.scales)
 
-    def used(self, choice: Ints) -> Floats:
+    def usage(self, choice: Ints) -> Floats:
         """`[R]` left sides of the constraints."""
         return np.asarray(self.weights[:, np.arange(len(choice)), choice].sum(axis=1))
 
     def keeps(self, choice: Ints) -> bool:
         """True if every constraint holds."""
-        return bool((self.used(choice) <= self.ceilings).all())
+        return bool((self.usage(choice) <= self.ceilings).all())
 
     def worth(self, choice: Ints) -> float:
         """The objective; a forced prompt that is skipped all the same counts 0."""

@@ -140,10 +140,10 @@ def solve(
         answer = solve_lagrangian(program, kinds, time_limit_seconds)
     else:
         answer = Answer(np.full(len(program.values), -1), 0.0)
-    choice, status = _judged(program, answer)
+    choice, status = _read_answer(program, answer)
     objective = program.worth(choice)
     return Solution(
-        accepted=_accepted(len(pool), program, choice),
+        accepted=_mark_responses(len(pool), program, choice),
         objective=objective,
         bound=objective if answer.is_infeasible else answer.bound,
         status=status,
@@ -168,8 +168,8 @@ def _solver(program: Program, kinds: Kinds, method: Method, has_costs: bool) -> 
     return method
 
 
-def _judged(program: Program, answer: Answer) -> tuple[Ints, Status]:
-    """The choice that stands, and what it is."""
+def _read_answer(program: Program, answer: Answer) -> tuple[Ints, Status]:
+    """Returns the choice that stands and its status: the cheapest choice where the solver found none."""
     if answer.choice is None:
         choice, num_left_out = cheapest(program)
         return choice, "infeasible" if num_left_out or answer.is_infeasible else "cheapest"
@@ -179,7 +179,7 @@ def _judged(program: Program, answer: Answer) -> tuple[Ints, Status]:
     return answer.choice, "time_limit" if answer.is_cut else "near_optimal"
 
 
-def _accepted(num_responses: int, program: Program, choice: Ints) -> tuple[bool, ...]:
+def _mark_responses(num_responses: int, program: Program, choice: Ints) -> tuple[bool, ...]:
     accepted = np.zeros(num_responses, dtype=bool)
     rows = np.flatnonzero(choice >= 0)
     accepted[program.responses[rows, choice[rows]]] = True
