@@ -160,9 +160,8 @@ class NativeBackend:
             return torch.cat(mixed)
 
         longest = max(len(sequence) for sequence, _, _ in jobs)
-        hidden = self.decoder.hidden_states(
-            torch.tensor(ids, device=self.device), torch.cat(positions), attend, longest
-        )
+        tokens = torch.tensor(ids, device=self.device)
+        hidden = self.decoder.hidden_states(tokens, torch.cat(positions), attend, longest)
         for sequence, targets, _ in jobs:
             self._lengths[list(targets)] = len(sequence)
         return self.decoder.head(hidden[[tokens.stop - 1 for tokens, *_ in parts]])

@@ -1,6 +1,7 @@
 """Per-row buffers of the batcher: seeds, limits, sampling settings, and what was drawn so far.
 
-Rows 0..n-1 are active. All buffers live on the backend's device; nothing here waits for it except `drawn`.
+Rows 0..n-1 are active. All buffers live on the backend's device; nothing here waits for it except `tokens_of` and
+`logprobs_of`.
 """
 
 from collections.abc import Sequence

@@ -176,7 +176,7 @@ def why_unsupported(config: Any) -> str | None:
 class Decoder:
     """The packed forward pass over one set of weights.
 
-    Build it with `live` (trainer: the module's own parameters, gradients flow) or `fused` (generator: own copies, wide
+    Build it with `live` (trainer: the module's own parameters, gradients flow) or `fuse` (generator: own copies, wide
     matrices, refreshed by `copy_from`).
     """
 

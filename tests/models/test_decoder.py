@@ -42,7 +42,7 @@ def logits(decoder, ids):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("build", [Decoder.live, Decoder.fused])
+@pytest.mark.parametrize("build", [Decoder.live, Decoder.fuse])
 def test_logprobs_equal_those_of_transformers(family, build):
     model = tiny(family)
     ids = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(1)).tolist()
