@@ -114,6 +114,7 @@ class WorkBuffer:
         if chosen is None:
             return None
         self.next_version += 1
+        # In issue order, so that a batch does not depend on which of its groups was judged first.
         return [self._ready.pop(index)[1] for index in sorted(chosen)]
 
     def _choose(self) -> list[int] | None:
@@ -123,6 +124,7 @@ class WorkBuffer:
             size = min(size, len(self._ready))
         if not size or len(self._ready) < size:
             return None
+        # The oldest first, as they fall due first; the index breaks ties, so that the choice can be repeated.
         chosen = sorted(self._ready, key=lambda i: (self._ready[i][0].version, i))[:size]
         rest = [t.version for i, (t, _) in self._ready.items() if i not in set(chosen)]
         rest += [ticket.version for ticket in self._pending.values()]
@@ -137,6 +139,7 @@ class WorkBuffer:
 
     def _is_feasible(self, versions: list[int], next_version: int) -> bool:
         return all(
+            # Oldest first, B a step: the j-th trains at version `next_version + j // B`.
             next_version + j // self.batch_groups <= version + self.max_staleness
             for j, version in enumerate(sorted(versions))
         )

@@ -84,6 +84,7 @@ class CheckpointStore:
         manifest.write_text(_seal({"step": step, "score": score, "files": entries}))
         for path in [*files, manifest]:
             _sync(path)
+        # A file's name is durable only once its folder is flushed; inner folders before those that name them.
         for folder in sorted({p.parent for p in [*files, manifest]}, reverse=True):
             _sync(folder)
         target = self._folder(step)
@@ -199,6 +200,7 @@ class CheckpointStore:
         temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
         temporary.write_text(target)
         _sync(temporary)
+        # A rename is atomic: whoever reads the pointer finds the old target or the new one.
         os.rename(temporary, self.directory / name)
         _sync(self.directory)
 
@@ -218,6 +220,7 @@ def _seal(values: dict[str, Any]) -> str:
 
 
 def _digest(values: dict[str, Any]) -> str:
+    # Sorted, so that the digest is one of the values and not of their order.
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

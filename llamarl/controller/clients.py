@@ -110,6 +110,7 @@ class QueueClient(RevivingClient, Generic[Answer]):
         while True:
             await self._has_unsent.wait()
             handle = await self._current()
+            # Before the questions are taken: one that comes during the call sets it again.
             self._has_unsent.clear()
             questions, self._unsent = list(self._unsent.values()), {}
             try:

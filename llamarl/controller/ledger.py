@@ -51,8 +51,10 @@ class Ledger:
     def __init__(self, path: str | Path) -> None:
         self._path = path
         with _explain(path):
+            # No transactions of Python's own: ours last from step to step, and a kill loses the open one as a whole.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
+                # Others may read the counts while the run writes, and a committed step survives a loss of power.
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(SCHEMA)

@@ -91,6 +91,7 @@ async def run_life(
             reporter.restore(state, version)
             for note in start.notes:
                 reporter.on_message(note)
+            # Said once: another life has its own.
             start.notes = ()
             reporter.add_sinks(
                 open_trackers(recipe.report.trackers, directory, recipe.record(), reporter.on_message, version + 1)
@@ -118,6 +119,7 @@ async def run_life(
                 reporter.start_clock()
                 try:
                     async with canaries:
+                        # From here on another life goes on from what this one saved, wherever this one began.
                         start.step = "latest"
                         await controller.run(_build_evaluation(prepared), checkpointer.save)
                     measured = await executors.measure_memory()

@@ -76,6 +76,7 @@ async def gather_within(
             raise
         raise StallError(f"{what}: no answer within {timeout_seconds:g} s") from None
     finally:
+        # `gather` leaves the others running when one fails.
         for task in tasks:
             task.cancel()
 

@@ -110,7 +110,9 @@ class _Rank:
         self._pending: set[Future[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
+        # The loop is made here and not on the thread: calls may be posted before the thread has begun.
         self._loop = asyncio.new_event_loop()
+        # A daemon, as a method that never returns must not keep the program alive.
         self._thread = threading.Thread(target=self._main, name=title, daemon=True)
         self._thread.start()
 
@@ -130,6 +132,7 @@ class _Rank:
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Runs `function` on the rank's thread and awaits its result, or raises `_RankEnded`."""
         outcome: Future[Any] = Future()
+        # Pending before the look at `death`: whenever the rank ends, one of the two fails this call.
         self._pending.add(outcome)
         self._post(self._start, outcome, function, args)
         if self.death is not None:
@@ -156,6 +159,7 @@ class _Rank:
                     raise
             finally:
                 self.end("stopped")
+        # On another thread, since a join would stop the caller's loop.
         await asyncio.to_thread(self._thread.join, max(0.0, deadline - loop.time()))
         if self._thread.is_alive():
             _log.warning("%s: still busy %g s after stop; its thread is abandoned", self.title, timeout_seconds)
@@ -184,8 +188,10 @@ class _Rank:
 
     def _start(self, outcome: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         task = self._loop.create_task(self._settle(outcome, function, args))
+        # The loop refers to its tasks weakly only: one that waits might be collected.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A caller that gives up, at its deadline say, takes the method along.
         outcome.add_done_callback(lambda done: self._post(task.cancel) if done.cancelled() else None)
 
     async def _settle(self, outcome: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:

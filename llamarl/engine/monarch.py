@@ -171,6 +171,7 @@ class MonarchHandle(RankedHandle):
             return await self._ask(rank, "invoke", number, method, args)
         except asyncio.CancelledError:
             if self._death is None:
+                # Sent without waiting for an answer: this coroutine is being cancelled itself.
                 self._actors[rank].cancel.broadcast(number)
             raise
 
@@ -203,6 +204,7 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
 
     def __init__(self) -> None:
         self._rank = monarch.actor.current_rank().rank
+        # One thread, so that an executor's plain methods never run side by side.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
         self._executor: Executor | None = None
         self._calls: dict[int, asyncio.Future[Reply]] = {}

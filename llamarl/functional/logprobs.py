@@ -106,6 +106,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _scale(logits: Tensor, temperature: float) -> Tensor:
+    # A sum over a vocabulary loses its many small terms in half precision.
     full = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return full if temperature == 1.0 else full / temperature
 

@@ -154,6 +154,7 @@ class Batcher:
         for request in requests:
             job = _Job(request, [None] * len(request.seeds), num_open=len(request.seeds))
             self._jobs[request.key] = job
+            # The arrival breaks ties: first come, first served, and jobs need no order of their own.
             heapq.heappush(self._waiting, (request.priority, self._arrivals, job))
             self._arrivals += 1
 
@@ -189,6 +190,7 @@ class Batcher:
     def adopt(self, version: int) -> None:
         """Goes on under the weights that the backend holds by now, as `version`."""
         self.version = version
+        # Kept rows come from the weights before.
         self._kept.clear()
         counts = self._state.count.tolist()
         for index, row in enumerate(self._rows):

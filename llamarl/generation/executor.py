@@ -134,6 +134,7 @@ class GeneratorExecutor(Executor):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_news.wait(), timeout_seconds)
         if self._has_failed() and self._task is not None:
+            # Raises what ended the decode task.
             self._task.result()
         finished, self._finished = self._finished, []
         return finished
@@ -145,6 +146,7 @@ class GeneratorExecutor(Executor):
             WeightSyncError: version, checksum or probe disagree; nothing is drawn until a good update.
         """
         start = time.monotonic()
+        # Refused from here to the proof: whatever fails in between, nothing is drawn from doubtful weights.
         self._refusal = f"the update to version {manifest.version} failed"
         with self._cores.using("generator"):
             if self._precision_cost is None and manifest.probe is not None:
@@ -184,6 +186,7 @@ class GeneratorExecutor(Executor):
                 f"weights of version {manifest.version}: {len(wrong)} tensors differ after loading ({wrong[0]}, ...)"
             )
         if self.config.precision == "fp32":
+            # Other precisions hold rounded weights, of which no checksum can be that of the sender.
             verify(manifest, manifest.version, checksum(backend.named_views()))
         return self._check_probe(manifest)
 

@@ -95,6 +95,7 @@ def find_outliers(model: nn.Module, num_tokens: int = 256) -> dict[str, Tensor]:
     hooks = [module.register_forward_pre_hook(functools.partial(note, name)) for name, module in linears]
     try:
         length = min(num_tokens, config.max_position_embeddings)
+        # Seeded, so that all generators of a run keep the same channels.
         ids = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
         model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
     finally:

@@ -24,7 +24,7 @@ from llamarl.models.probe import probe_logprobs
 Precision = Literal["fp32", "bf16", "int8"]
 
 _BLOCK = 16
-"""Cache reads are rounded up to this many positions."""
+"""Cache reads are rounded up to this many positions, so that the views of `_spans_of` last so many steps."""
 _PREFILL_TOKENS = 4096
 """Most tokens of one packed prefill pass."""
 

@@ -366,6 +366,7 @@ class Decoder:
         if longest is None:
             longest = int(positions.max()) + 1 if len(positions) else 1
         if longest > len(self.cos):
+            # At least twice as long, so that a growing completion seldom makes new tables.
             self.cos, self.sin = self._tables(max(longest, 2 * len(self.cos)))
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
@@ -379,6 +380,7 @@ class Decoder:
     @torch.no_grad()
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=self._rotary.inv_freq.device)
+        # The rotary module reads no more than dtype and device of its first argument.
         like = torch.empty(1, 1, 1, dtype=self.dtype, device=positions.device)
         cos, sin = (t.to(self.device) for t in self._rotary(like, positions.unsqueeze(0)))
         half = self.geometry.head_dim // 2
@@ -392,6 +394,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every parameter, tied ones once: what a weight channel carries."""
+    # Detached, as a copy through a channel is part of no graph.
     yield from ((name, parameter.detach()) for name, parameter in model.named_parameters())
 
 
