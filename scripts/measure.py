@@ -51,8 +51,8 @@ IRREGULAR = words(
 PREPOSITIONS = words("as at by for from in into of on per to with within without")
 BEGINNINGS = words(
     """
-    accept ask build check count draw drop find keep list make note raise read refuse remove require split wait write
-    well without why is has are was can does should may must num max min test
+    accept ask build check choose count draw drop find keep list load make note raise read refuse remove require split
+    wait write well without why is has are was can does should may must num max min test
     """
 )
 NO_SUBJECT = PREPOSITIONS | words(

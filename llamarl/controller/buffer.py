@@ -31,7 +31,7 @@ class Ticket:
     """Lower bound on the policy version of its oldest token."""
     is_held_out: bool = False
     is_complete: bool = False
-    """Whether its completions are there, so that only verdicts are still awaited."""
+    """True once all completions have arrived, so that only verdicts are still awaited."""
 
 
 class WorkBuffer:
@@ -72,7 +72,7 @@ class WorkBuffer:
         return len(self._ready)
 
     def may_issue(self, served_version: int) -> bool:
-        """Whether one more group may start on weights of `served_version`."""
+        """True if one more group may start on weights of `served_version` without breaking the staleness bound."""
         outstanding = self._versions()
         window = (served_version - self.next_version + self.lookahead + 1) * self.batch_groups
         return len(outstanding) < window and self._is_feasible([*outstanding, served_version], self.next_version)
@@ -97,32 +97,34 @@ class WorkBuffer:
 
     @property
     def is_over(self) -> bool:
-        """Whether the stream has ended and everything it gave was trained or dropped."""
+        """True once the stream has ended and every group it gave was trained or dropped."""
         return self.is_exhausted and not self._pending and not self._ready
 
     @property
     def has_batch(self) -> bool:
-        """Whether `take_batch` has something to give: a batch, or nothing more because all is over."""
-        return self.is_over or self._chosen() is not None
+        """True if `take_batch` would return a list: a batch, or the empty one that ends the run."""
+        return self.is_over or self._choose() is not None
 
     def take_batch(self) -> list[Group] | None:
         """The next batch in issue order, or None while it must wait.
 
         B groups, or all that remain once the stream is exhausted and nothing is pending: none where all is over.
         """
-        chosen = [] if self.is_over else self._chosen()
+        chosen = [] if self.is_over else self._choose()
         if chosen is None:
             return None
         self.next_version += 1
+        # In issue order, so that a batch does not depend on which of its groups was judged first.
         return [self._ready.pop(index)[1] for index in sorted(chosen)]
 
-    def _chosen(self) -> list[int] | None:
+    def _choose(self) -> list[int] | None:
         """Indices of the groups that the next batch would take."""
         size = self.batch_groups
         if self.is_exhausted and not self._pending:
             size = min(size, len(self._ready))
         if not size or len(self._ready) < size:
             return None
+        # The oldest first, as they fall due first; the index breaks ties, so that the choice can be repeated.
         chosen = sorted(self._ready, key=lambda i: (self._ready[i][0].version, i))[:size]
         rest = [t.version for i, (t, _) in self._ready.items() if i not in set(chosen)]
         rest += [ticket.version for ticket in self._pending.values()]
@@ -137,6 +139,7 @@ class WorkBuffer:
 
     def _is_feasible(self, versions: list[int], next_version: int) -> bool:
         return all(
+            # Oldest first, B a step: the j-th trains at version `next_version + j // B`.
             next_version + j // self.batch_groups <= version + self.max_staleness
             for j, version in enumerate(sorted(versions))
         )

@@ -39,7 +39,7 @@ class Checkpoint:
     step: int
     path: Path
     score: float | None
-    """What `best` is chosen by (mean reward); None where unknown."""
+    """Mean reward at this step, by which `best` is chosen; None where it is unknown."""
 
 
 class CheckpointStore:
@@ -84,6 +84,7 @@ class CheckpointStore:
         manifest.write_text(_seal({"step": step, "score": score, "files": entries}))
         for path in [*files, manifest]:
             _sync(path)
+        # A file's name is durable only once its folder is flushed; inner folders before those that name them.
         for folder in sorted({p.parent for p in [*files, manifest]}, reverse=True):
             _sync(folder)
         target = self._folder(step)
@@ -199,17 +200,18 @@ class CheckpointStore:
         temporary = self.directory / f"tmp-{uuid.uuid4().hex[:8]}"
         temporary.write_text(target)
         _sync(temporary)
+        # A rename is atomic: whoever reads the pointer finds the old target or the new one.
         os.rename(temporary, self.directory / name)
         _sync(self.directory)
 
 
 class _Manifest(NamedTuple):
-    """What a checkpoint consists of."""
+    """The contents of a checkpoint, as its manifest file states them."""
 
     step: int
     score: float | None
     files: dict[str, dict[str, Any]]
-    """By name: `bytes` and `sha256`."""
+    """File name -> its `bytes` and `sha256`."""
 
 
 def _seal(values: dict[str, Any]) -> str:
@@ -218,6 +220,7 @@ def _seal(values: dict[str, Any]) -> str:
 
 
 def _digest(values: dict[str, Any]) -> str:
+    # Sorted, so that the digest is one of the values and not of their order.
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -24,7 +24,7 @@ from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepRes
 Answer = TypeVar("Answer")
 
 PROGRESS_SECONDS = 1.0
-"""How often the observer may look how far a step is."""
+"""Seconds between two reports of a step's progress to the observer."""
 
 
 class TrainerClient:
@@ -110,6 +110,7 @@ class QueueClient(RevivingClient, Generic[Answer]):
         while True:
             await self._has_unsent.wait()
             handle = await self._current()
+            # Before the questions are taken: one that comes during the call sets it again.
             self._has_unsent.clear()
             questions, self._unsent = list(self._unsent.values()), {}
             try:
@@ -203,12 +204,12 @@ class JudgesClient(QueueClient[tuple[Sample, ...]]):
             raise
 
     async def read_status(self) -> JudgesStatus:
-        """What the judges counted since the last call."""
+        """Returns and resets the counts of the judges; they cover the time since the last call."""
         status: JudgesStatus = await self._call("status")
         return status
 
     async def check_canaries(self, *, during_run: bool = False) -> list[str]:
-        """What the judges got wrong of their canaries, a sentence each; `during_run`: of those that are due."""
+        """Asks the judges their canaries and returns a sentence for each wrong answer; `during_run`: only those due."""
         problems: list[str] = await self._call("check_canaries", during_run, timeout_seconds=self._judge_seconds)
         return problems
 

@@ -23,7 +23,7 @@ LOCK_FILE = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 FREE_DATA_SETTINGS = frozenset({"epochs", "on_bad_row"})
-"""These change neither which prompts a run has nor which of them are held out."""
+"""Data settings that may change on resume: neither the prompts of a run nor which are held out depend on them."""
 
 
 def read_recipe(directory: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
@@ -136,7 +136,7 @@ def _full(directory: Path, error: Exception) -> CheckpointError:
 
 
 def check_same_run(then: Recipe, now: Recipe, directory: Path) -> None:
-    """What decides which prompts a run has and what its numbers mean must stay as it was.
+    """Checks that no setting changed which decides a run's prompts or what its numbers mean.
 
     Raises:
         ConfigError: names each changed setting, its old and its new value.
@@ -157,7 +157,7 @@ def check_same_run(then: Recipe, now: Recipe, directory: Path) -> None:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    """By dotted name, the settings that a run keeps."""
+    """Dotted name -> value of each setting that a resumed run must keep."""
     evaluation = recipe.evaluation
     kept: dict[str, Any] = {
         "model": recipe.model,
@@ -168,12 +168,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         "evaluation.temperature": evaluation.temperature,
     }
     if recipe.data is not None:
-        kept |= _named("data.", recipe.data.model_dump())
+        kept |= _select_settings("data.", recipe.data.model_dump())
     for index, task in enumerate(recipe.tasks):
         kept |= {f"tasks.{index}.name": task.name, f"tasks.{index}.held_out": task.held_out}
-        kept |= _named(f"tasks.{index}.data.", task.data.model_dump())
+        kept |= _select_settings(f"tasks.{index}.data.", task.data.model_dump())
     return kept
 
 
-def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _select_settings(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {prefix + name: value for name, value in values.items() if name not in FREE_DATA_SETTINGS}

@@ -23,7 +23,7 @@ class Evaluation:
     """Held-out prompts and how to answer them."""
 
     prompts: Mapping[str, Sequence[Prompt]]
-    """By the name of the task whose judges judge them."""
+    """Task name -> held-out prompts, which that task's judges judge."""
     sampling: Sampling
     samples_per_prompt: int = 1
 

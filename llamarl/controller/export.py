@@ -15,7 +15,7 @@ from llamarl.training.checkpoints import copy_weights, read
 
 
 class Trained(NamedTuple):
-    """What a run has made of its model."""
+    """A run's model with the weights of one of its checkpoints."""
 
     model: nn.Module
     tokenizer: Tokenizer

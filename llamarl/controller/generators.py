@@ -51,7 +51,7 @@ class GeneratorClient(QueueClient[tuple[Completion, ...]]):
 
     @property
     def room(self) -> int:
-        """How many more groups it may be given."""
+        """Number of groups that it may be given beside those it has."""
         return self._capacity - self._num_groups
 
     def reserve(self) -> None:
@@ -100,7 +100,7 @@ class GeneratorClient(QueueClient[tuple[Completion, ...]]):
             self._pulse.notify()
 
     async def read_status(self) -> dict[str, float]:
-        """Its counters (`core.protocols.Generator.status`)."""
+        """Reads the generator's counters (`core.protocols.Generator.status`)."""
         status: dict[str, float] = await self._call("status")
         return status
 

@@ -12,7 +12,7 @@ from llamarl.core.errors import CollapseError
 
 
 class GuardConfig(Config):
-    """When a run counts as collapsed. Both signs must hold for `patience` steps in a row."""
+    """Settings of the guard that stops a collapsed run. Both signs must hold for `patience` steps in a row."""
 
     patience: int = Field(default=10, ge=1)
     """Steps."""
@@ -34,7 +34,7 @@ class CollapseGuard:
         self._low_reward = self._short = 0
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as plain JSON."""
+        """State for `restore`, as plain JSON."""
         return {
             "rewards": list(self._rewards),
             "best": self._best,

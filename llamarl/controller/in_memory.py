@@ -1,4 +1,4 @@
-"""What a recipe holds that no recipe file can: rows and functions of the program that started the run.
+"""Rows and functions that a program hands to a run, and which no recipe file can hold.
 
 Rows are written into the run directory, which then goes on by itself. A function is only named there, and whoever
 resumes the run gives it again.
@@ -59,7 +59,7 @@ def give_judges(recipe: Recipe, judges: Sequence[Any] | Mapping[str, Any]) -> Re
     Raises:
         ConfigError: the recipe has no place for one of them.
     """
-    given = dict(judges) if isinstance(judges, Mapping) else dict(map(_named, judges))
+    given = dict(judges) if isinstance(judges, Mapping) else dict(map(_read_entry, judges))
     configs = [judge for task in recipe.all_tasks for judge in task.judges]
     lost = [judge.lost_name for judge in configs if judge.lost_name is not None]
     for name, function in given.items():
@@ -80,9 +80,9 @@ def give_judges(recipe: Recipe, judges: Sequence[Any] | Mapping[str, Any]) -> Re
     return recipe.model_copy(update={"tasks": tasks, **fill_all(recipe.judges)})
 
 
-def _named(entry: Any) -> tuple[str, Any]:
+def _read_entry(entry: Any) -> tuple[str, Any]:
     """The name and the function of a judge as `train` takes it."""
     if not isinstance(entry, Mapping):
         return (entry if isinstance(entry, str) else function_name(entry)), entry
     function = entry.get("function")
-    return entry.get("name") or _named(function)[0], function
+    return entry.get("name") or _read_entry(function)[0], function

@@ -51,8 +51,10 @@ class Ledger:
     def __init__(self, path: str | Path) -> None:
         self._path = path
         with _explain(path):
+            # No transactions of Python's own: ours last from step to step, and a kill loses the open one as a whole.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
+                # Others may read the counts while the run writes, and a committed step survives a loss of power.
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(SCHEMA)
@@ -80,7 +82,7 @@ class Ledger:
         self._move(epoch, prompt_id, "finished")
 
     def drop(self, epoch: int, prompt_id: str, version: int, reason: str) -> None:
-        """It will not train in this epoch."""
+        """Records that a prompt will not train in this epoch, and why."""
         self._move(epoch, prompt_id, "dropped", version, reason)
 
     def commit_step(self, version: int, trained: Iterable[tuple[int, str]]) -> None:
@@ -242,7 +244,7 @@ def _explain(path: str | Path) -> Iterator[None]:
 
 
 def is_refused(error: sqlite3.Error) -> bool:
-    """Whether the disk refuses to be written, so that nothing is wrong with the ledger."""
+    """True if the disk refuses to be written, so that nothing is wrong with the ledger itself."""
     code = error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0  # Python's own errors have none
     return code & 0xFF in _REFUSED
 

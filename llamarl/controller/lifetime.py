@@ -38,17 +38,17 @@ from llamarl.report.summary import RunSummary, write_summary
 from llamarl.report.trackers import open_trackers
 
 STATE_FILE = "run.json"
-"""Beside the trainer's files in a checkpoint: the run's totals."""
+"""File beside the trainer's files in a checkpoint; it holds the totals of the run and the state of its controller."""
 
 
 @dataclass(slots=True)
 class Start:
-    """Where the next life of the executors begins."""
+    """The checkpoint from which the next life of the executors begins."""
 
     step: str | None = None
     """None: at the recipe's checkpoint; or which of the run's checkpoints to go on from."""
     notes: Sequence[str] = ()
-    """What is said first."""
+    """Messages shown before anything else."""
 
 
 async def run_life(
@@ -91,6 +91,7 @@ async def run_life(
             reporter.restore(state, version)
             for note in start.notes:
                 reporter.on_message(note)
+            # Said once: another life has its own.
             start.notes = ()
             reporter.add_sinks(
                 open_trackers(recipe.report.trackers, directory, recipe.record(), reporter.on_message, version + 1)
@@ -118,6 +119,7 @@ async def run_life(
                 reporter.start_clock()
                 try:
                     async with canaries:
+                        # From here on another life goes on from what this one saved, wherever this one began.
                         start.step = "latest"
                         await controller.run(_build_evaluation(prepared), checkpointer.save)
                     measured = await executors.measure_memory()
@@ -192,7 +194,7 @@ class Checkpointer:
         )
 
     def _state(self, version: int) -> dict[str, Any]:
-        """What the parts of the controller remember, as plain JSON."""
+        """State of all parts of the controller, as plain JSON."""
         return {
             **self._reporter.state(),
             "ledger": self._ledger.digest(version),

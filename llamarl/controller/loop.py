@@ -44,19 +44,19 @@ from llamarl.core.sampling import Sampling
 T = TypeVar("T")
 
 POLL_SECONDS = 2.0
-"""How long one `collect` call waits at a generator or the judges."""
+"""Longest wait of one `collect` call at a generator or the judges, in seconds."""
 
 SaveCheckpoint = Callable[[int, float], Awaitable[None]]
 """`(version, mean reward)`: writes a checkpoint of the trainer."""
 
 
 class Batch(NamedTuple):
-    """What one step trains on, task by task."""
+    """The groups of one optimizer step and what each task's algorithm made of them."""
 
     groups: Mapping[str, list[Group]]
-    """By the task's name; the list of a task whose prompts have ended is empty."""
+    """Task name -> its groups; the list of a task whose prompts have ended is empty."""
     assignments: list[Assignment]
-    """In the order of the tasks."""
+    """One assignment per task, in the order of the tasks."""
 
 
 class Controller:
@@ -133,6 +133,7 @@ class Controller:
             self._background(client.collect(POLL_SECONDS))
         main = asyncio.create_task(self._evaluate_and_train(evaluation, save))
         try:
+            # The failure of a background task ends the main loop even while it waits for that task's work.
             await asyncio.wait([main, self._failure], return_when=asyncio.FIRST_COMPLETED)
             (main if main.done() else self._failure).result()
         finally:
@@ -142,6 +143,7 @@ class Controller:
             unfinished = [main, *self._background_tasks]
             for task in unfinished:
                 task.cancel()
+            # Their `finally` blocks run before the caller stops the executors that they use.
             await asyncio.gather(*unfinished, return_exceptions=True)
 
     def stop(self) -> None:
@@ -201,6 +203,7 @@ class Controller:
         """The batch, or None where the run is to end. Raises `StallError` at the deadline."""
         limit = self.schedule.stall_seconds
         with self._observer.span("trainer", "wait"):
+            # `wait_for` would take a time-out raised by the work for this deadline.
             done, _ = await asyncio.wait([upcoming], timeout=limit)
         if not done:
             raise StallError(f"no progress for {limit:g} s while waiting for {self._describe_pending()}")
@@ -271,6 +274,7 @@ class Controller:
         """Enters a group in every account and starts its coroutine."""
         ticket = Ticket(self._next_index, epoch, prompt, generator.version or 0)
         self._next_index += 1
+        # All accounts before the coroutine, which begins later: `_issue` asks them again at once.
         task.num_issued += 1
         task.buffer.issue(ticket)
         self._ledger.issue(epoch, prompt.id)
@@ -331,6 +335,7 @@ class Controller:
 
     async def _assign(self, task: RunTask, groups: Sequence[Group]) -> Assignment:
         if task.needs.assigns_in_thread:
+            # A solver may take seconds, in which this loop must serve generators and judges.
             return await asyncio.to_thread(task.assign, groups)
         return task.assign(groups)
 
@@ -354,6 +359,7 @@ class Controller:
         """Waits until every generator serves the weights published last."""
         if self._syncing is not None:
             with self._observer.span("trainer", "wait for sync"):
+                # `wait`, as awaiting the task itself would cancel it along with this wait.
                 await asyncio.wait([self._syncing])
             self._syncing.result()
 
@@ -369,7 +375,7 @@ class Controller:
         self._observer.on_evaluation(EvaluationRecord(self.version, groups, found))
 
     def _measure_held_out(self, task: RunTask, groups: Sequence[Group]) -> dict[str, float]:
-        """What the task's algorithm finds worth knowing of held-out answers."""
+        """Returns the metrics of held-out answers that the task's algorithm computes, under `eval/algorithm/`."""
         values = task.credit.held_out_metrics(groups) if groups else {}
         return {f"eval/algorithm/{key}": value for key, value in values.items()}
 
@@ -401,7 +407,7 @@ class Controller:
 
 
 def _describe_batch(task: RunTask) -> str:
-    """What a task's next batch has and lacks, for the message of a stall."""
+    """Says for the message of a stall what a task's next batch has and lacks."""
     buffer = task.buffer
     dropped = f"; dropped since the last step: {_count(task.dropped)}" if task.dropped else ""
     waiting = [

@@ -1,4 +1,4 @@
-"""What a run takes of memory, part by part: planned from the model's config, measured from what the executors hold.
+"""The memory of a run, part by part: planned from the model's config, measured from what the executors hold.
 
 A run needs its weights many times over. Per parameter of the policy in float32, with one bf16 generator:
 

@@ -1,4 +1,4 @@
-"""What the loop tells the outside. The run directory's reporter implements it; tests record it."""
+"""The events that the loop reports. The run directory's reporter implements the observer; tests record them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -38,7 +38,7 @@ class EvaluationRecord:
     groups: Mapping[str, Sequence[Group]]
     """The judged groups of every task, by the task's name."""
     algorithm_metrics: Mapping[str, Mapping[str, float]]
-    """What each task's algorithm found worth knowing of its groups."""
+    """Task name -> metrics of its held-out groups that the task's algorithm computes."""
 
     @property
     def all_groups(self) -> list[Group]:

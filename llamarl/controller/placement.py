@@ -1,4 +1,4 @@
-"""Where the executors of a run live: on which engine, with which share of the cores, and with how much work each."""
+"""The place of each executor of a run: its engine, its share of the cores, and how much work it gets."""
 
 import asyncio
 import functools

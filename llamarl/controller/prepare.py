@@ -29,7 +29,7 @@ from llamarl.report.trackers import check_trackers
 from llamarl.training.memory import total_memory
 
 _PROMPTS_MEASURED = 256
-"""Of each task, for the length of the longest prompt."""
+"""Most prompts per task that are encoded to find the length of the longest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +37,27 @@ class PreparedTask:
     """One task's data, read and checked."""
 
     config: TaskConfig
-    """With nothing left open (`Recipe.all_tasks`)."""
+    """The task's settings, with those that it left open filled in (`Recipe.all_tasks`)."""
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
     skipped_rows: Sequence[Any]
     baselines: Mapping[str, Completion]
-    """By prompt id, where the algorithm may fall back on `info.baseline`."""
+    """Prompt id -> `info.baseline` as a completion, for algorithms that may fall back on it."""
     paying: Mapping[str, float]
     """Weights of the judges whose scores make the reward, by name."""
     variants: Sequence[PromptVariant]
     """Rewrites of training prompts to sample from; where empty, the prompts as they stand."""
     notes: Sequence[str] = ()
-    """What to know of it before the run starts."""
+    """Remarks about the task for the user, said before the run starts."""
 
     @property
     def algorithm(self) -> AlgorithmConfig:
-        """Its algorithm's settings."""
+        """Settings of the task's algorithm."""
         assert self.config.algorithm is not None
         return self.config.algorithm
 
     def describe(self, steps: int) -> dict[str, Any]:
-        """What of it would run."""
+        """Returns what the task would run, for `--dry-run`."""
         size, samples = self.config.prompts_per_step or 0, self.config.samples_per_prompt or 0
         return {
             "prompts": len(self.prompts),
@@ -83,15 +83,15 @@ class Prepared:
     """The policy's transformers config."""
     max_positions: int
     template_limits: Sequence[str]
-    """What the prompts need and the chat template cannot do, in words."""
+    """Sentences about each ability that the prompts need and the chat template lacks."""
     devices: Mapping[str, str]
-    """Where the trainer and the generators run."""
+    """Devices of the trainer and the generators, by executor."""
     notes: Sequence[str]
-    """What to know of the run before it starts, in words; the first says where it runs."""
+    """Remarks about the run for the user, said before it starts; the first says where it runs."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether an algorithm compares with the policy that the run starts from."""
+        """True if an algorithm of the run compares with the policy that the run starts from."""
         return any(task.algorithm.needs.reference for task in self.tasks)
 
     @property
@@ -107,16 +107,16 @@ class Prepared:
 
     @property
     def held_out(self) -> list[Prompt]:
-        """Of all tasks."""
+        """Held-out prompts of all tasks."""
         return [prompt for task in self.tasks for prompt in task.held_out]
 
     @property
     def skipped_rows(self) -> list[Any]:
-        """Of all tasks."""
+        """Skipped rows of all tasks."""
         return [row for task in self.tasks for row in task.skipped_rows]
 
     def describe(self) -> dict[str, Any]:
-        """What would run, for `--dry-run`."""
+        """Returns what would run, for `--dry-run`."""
         schedule = self.recipe.schedule
         tasks = {task.config.name: task.describe(schedule.steps) for task in self.tasks}
         executors = ["trainer", "judge", *(["reference"] if self.needs_reference else [])]
@@ -168,7 +168,7 @@ def prepare(recipe: Recipe) -> Prepared:
     template = check_template(tokenizer, config)
     tasks = [_prepare_task(recipe, task, tokenizer, positions) for task in recipe.all_tasks]
     prompts = (prompt for task in tasks for prompt in (*task.prompts, *task.held_out))
-    limits = template.met_by((prompt.messages, prompt.tools) for prompt in prompts)
+    limits = template.limits_for((prompt.messages, prompt.tools) for prompt in prompts)
     where = [f"{name} on {describe_device(device)}" for name, device in devices.items()]
     notes = [
         f"device: {', '.join(where)}",
@@ -236,7 +236,7 @@ def _naming_the_row(rows: Sequence[_Row]) -> Iterator[Iterator[Prompt]]:
 
 
 def _of_task(name: str, rows: Sequence[_Row]) -> list[_Row]:
-    """With ids that are unique over all tasks of the run."""
+    """Returns the rows with ids that are unique over all tasks of the run."""
     return [_Row(replace(prompt, id=f"{name}/{prompt.id}", task=name), place) for prompt, place in rows]
 
 

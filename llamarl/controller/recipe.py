@@ -43,7 +43,7 @@ Source = Annotated[str | Rows, PlainValidator(_read_source), PlainSerializer(str
 
 
 class DataConfig(Config):
-    """Where prompts come from."""
+    """Source and format of the prompts."""
 
     source: Source
     """A JSONL, Parquet or CSV file, a glob of them, or a Hub id (`owner/name`, extra `hub`). In a program also rows."""
@@ -67,32 +67,32 @@ class EvaluationConfig(Config):
     """Held-out prompts, answered before and after training, and every `schedule.evaluate_every` steps."""
 
     source: Source | None = None
-    """Where they come from; None holds out rows of the training data, which then never train. A run of several tasks
-    names a source in each task instead (`held_out`)."""
+    """Source of the held-out prompts; None holds out rows of the training data, which then never train. A run of
+    several tasks names a source in each task instead (`held_out`)."""
     num_prompts: int = Field(default=128, ge=0)
     """Most prompts to use of each task, at most a fifth of the training data where held out from it; 0 turns evaluation
     off."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Completions of each; the reported reward is the mean over all."""
     temperature: float | None = Field(default=None, ge=0.0)
-    """Of the evaluation; None: the training temperature."""
+    """Sampling temperature of the evaluation; None: the training temperature."""
 
 
 class ReportConfig(Config):
-    """What is written beside `metrics.jsonl`, `summary.json` and the figures, which always are."""
+    """Outputs of a run beside `metrics.jsonl`, `summary.json` and the figures, which are always written."""
 
     rollouts_every: int = Field(default=10, ge=1)
     """Log some groups with all their texts, verdicts and versions every so many steps."""
     rollouts_per_step: int = Field(default=2, ge=0)
-    """How many groups then."""
+    """Groups shown in each logged step."""
     tensorboard: bool = False
-    """Also write TensorBoard events (extra `tensorboard`)."""
+    """True also writes TensorBoard events (extra `tensorboard`)."""
     trackio: str | None = None
-    """Also log to this Trackio project (extra `trackio`)."""
+    """Trackio project to log to as well (extra `trackio`)."""
     wandb: str | None = None
-    """Also log to this Weights & Biases project (extra `wandb`), offline unless `WANDB_MODE` says otherwise."""
+    """Weights & Biases project to log to as well (extra `wandb`), offline unless `WANDB_MODE` says otherwise."""
     mlflow: str | None = None
-    """Also log to this MLflow experiment (extra `mlflow`), in the run directory unless `MLFLOW_TRACKING_URI` is set."""
+    """MLflow experiment to log to as well (extra `mlflow`), in the run directory if `MLFLOW_TRACKING_URI` is unset."""
 
     @property
     def trackers(self) -> dict[str, str]:
@@ -129,14 +129,14 @@ class TaskConfig(Config):
     """One of several tasks that a run trains together: its own prompts, judges and algorithm."""
 
     name: str = Field(pattern=r"^[\w-]+$")
-    """In metrics, and before the ids of its prompts."""
+    """Name of the task, used in metrics and before the ids of its prompts."""
     data: DataConfig
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
-    """Who judges this task's completions, and only these."""
+    """Judges of this task's completions, and only these."""
     algorithm: Annotated[AlgorithmConfig | None, BeforeValidator(_by_name)] = None
     """None: the recipe's."""
     prompts_per_step: int | None = Field(default=None, ge=1)
-    """Its groups in one optimizer step; None: `schedule.prompts_per_step`."""
+    """Groups of the task in one optimizer step; None: `schedule.prompts_per_step`."""
     samples_per_prompt: int | None = Field(default=None, ge=1)
     """None: `schedule.samples_per_prompt`, or the sum over `coverage`."""
     coverage: tuple[CoverageConfig, ...] = ()
@@ -144,7 +144,7 @@ class TaskConfig(Config):
     weight: float | None = Field(default=None, ge=0.0)
     """Factor of its gradient in the step's sum; None: its share of the step's prompts."""
     held_out: Source | None = None
-    """Where its held-out prompts come from; None: rows of its data, which then never train."""
+    """Source of the task's held-out prompts; None: rows of its data, which then never train."""
 
 
 class Recipe(Config):
@@ -163,7 +163,7 @@ class Recipe(Config):
     data: DataConfig | None = None
     """Required, unless the recipe lists `tasks`."""
     judges: tuple[JudgeConfig, ...] = ()
-    """Who judges; required, unless the recipe lists `tasks`. The reward is the weighted mean of their scores."""
+    """Judges of the run; required, unless the recipe lists `tasks`. The reward is the weighted mean of their scores."""
     algorithm: Annotated[AlgorithmConfig, BeforeValidator(_by_name)] = Field(default_factory=AIPOConfig)
     tasks: tuple[TaskConfig, ...] = ()
     """Several tasks trained together, one optimizer step for the weighted sum of their gradients."""

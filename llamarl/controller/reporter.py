@@ -31,7 +31,7 @@ PHASES = {
     "wait for evaluation": "evaluating",
     "checkpoint": "writing a checkpoint",
 }
-"""By what the trainer does."""
+"""The trainer's activity -> the run's phase as users read it."""
 
 
 class Reporter:
@@ -79,7 +79,7 @@ class Reporter:
             "rewards": [],
         }
         self.is_interrupted = False
-        """Whether somebody asked the run to stop."""
+        """True once somebody asked the run to stop."""
         self._processes: dict[str, list[int]] = {}
         self._version = self._first_version = 0
         self._last_step_at = self._started_at = time.monotonic()
@@ -208,7 +208,7 @@ class Reporter:
         )
 
     def _phase(self, num_ready: int) -> str:
-        """What the next step waits for; `num_ready` groups are judged and not yet trained."""
+        """Names what the next step waits for; `num_ready` groups are judged and not yet trained."""
         activity = self.timeline.activities().get("trainer", "")
         if activity == "wait":
             return f"generating {min(num_ready, self._groups_per_step)} of {self._groups_per_step} groups"
@@ -230,7 +230,7 @@ class Reporter:
         self._rollouts.rewind(version)
 
     def summary(self) -> RunSummary:
-        """How the run went so far."""
+        """Summarises the run up to now."""
         totals, counts, seconds = self._totals, self._ledger.counts(), self._seconds()
         syncs = totals["sync_seconds"]
         return RunSummary(

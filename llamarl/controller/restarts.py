@@ -10,7 +10,7 @@ from llamarl.core.errors import ExecutorLostError, StallError, WeightSyncError
 from llamarl.core.protocols import ExecutorHandle
 
 LOST = (ExecutorLostError, StallError, WeightSyncError)
-"""What makes an executor count as lost: death, silence (which is as good as death), and weights it cannot prove."""
+"""Errors by which an executor counts as lost: death, silence (as good as death), and weights it cannot prove."""
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class RevivingClient:
             self._end_revival()
 
     def _describe_work(self) -> str:
-        """What starts over with a fresh executor, for the message of a loss."""
+        """Says for the message of a loss which work starts over with a fresh executor."""
         return ""
 
     def _begin_revival(self) -> None:

@@ -1,4 +1,4 @@
-"""From a recipe to a finished run: prepares, starts the executors, runs the loop, and survives what it can.
+"""The way from a recipe to a finished run: prepares, starts the executors, runs the loop, survives what it can.
 
 prepare    reads and checks everything that can be wrong before anything starts
 train      a new run directory, from the recipe's checkpoint

@@ -1,4 +1,4 @@
-"""How much work, in what order, and how long to wait for it."""
+"""Settings of the amount of work, its order, and the longest waits."""
 
 from pydantic import Field, model_validator
 
@@ -38,7 +38,7 @@ class Schedule(Config):
 
     @property
     def is_synchronous(self) -> bool:
-        """Whether every step waits for its own groups: nothing is generated while the trainer works."""
+        """True if every step waits for its own groups: nothing is generated while the trainer works."""
         return self.max_staleness == 0
 
     @model_validator(mode="after")

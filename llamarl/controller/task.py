@@ -32,7 +32,7 @@ class RunTask:
     stream: Iterator[tuple[int, Prompt]]
     """(epoch, prompt) pairs still to train, in order."""
     algorithm: Algorithm
-    """Its settings; `credit` and `needs` come from them."""
+    """Settings of the algorithm; `credit` and `needs` come from them."""
     prompts_per_step: int
     """Groups in one optimizer step."""
     samples_per_prompt: int
@@ -42,7 +42,7 @@ class RunTask:
     watch: HackingWatch = field(default_factory=lambda: HackingWatch(WatchConfig(), {}))
     """Raises an alarm when the reward rises and what it stands for falls."""
     baselines: Mapping[str, Completion] = field(default_factory=dict)
-    """By prompt id: a response that is not sampled, which the algorithm may fall back on."""
+    """Prompt id -> a response that was not sampled, which the algorithm may fall back on."""
     judged_baselines: dict[str, Sample] = field(default_factory=dict)
     """The baselines with their verdicts, which do not change during a run."""
     variants: Sequence[PromptVariant] = ()
@@ -64,7 +64,7 @@ class RunTask:
         return self.buffer.take_batch() or []
 
     def reason_to_drop(self, group: Group) -> str | None:
-        """Why a judged group will not train: `unscored` (a judge failed), `abstained`, `no_signal`; None: it may."""
+        """Names why a judged group will not train: `unscored` (a judge failed), `abstained`, `no_signal`; or None."""
         if len(group.rewards) < min(2, len(group.samples)):
             verdicts = [v for sample in group.samples if sample.reward is None for v in sample.verdicts.values()]
             return "unscored" if any(v.status is Status.FAILED for v in verdicts) else "abstained"
@@ -93,7 +93,7 @@ class RunTask:
         return self.num_issued / self.prompts_per_step
 
     def may_issue(self, served_version: int, total_steps: int) -> bool:
-        """Whether one more group may start on weights of `served_version`."""
+        """True if one more group may start on weights of `served_version`."""
         buffer = self.buffer
         still_wanted = (total_steps - buffer.next_version) * buffer.batch_groups
         outstanding = buffer.num_pending + buffer.num_ready

@@ -39,7 +39,7 @@ SAMPLES_SHOWN = 5
 
 
 class WatchConfig(Config):
-    """When the reward-hacking watch raises an alarm."""
+    """Settings of the reward-hacking watch: its windows and its thresholds."""
 
     window: int = Field(default=10, ge=2)
     """Steps at the start, and now, that are compared."""
@@ -56,7 +56,7 @@ class Alarm:
     version: int
     signal: str
     text: str
-    """What moved, from where to where, and which samples to look at."""
+    """Message that says what moved, from where to where, and which samples to look at."""
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class HackingWatch:
         return {**metrics, names.WATCH_ALARMS: float(len(texts))}, begun
 
     def state(self) -> dict[str, Any]:
-        """What the watch has seen, as plain JSON."""
+        """State for `restore`, as plain JSON."""
         return {
             "steps": self._num_steps,
             "ringing": sorted(self._ringing),
@@ -169,7 +169,7 @@ class HackingWatch:
         return {name: Moments.of(found) for name, found in values.items()}
 
     def _drift(self, name: str, now: Signals) -> float:
-        """How far a signal moved since the first window, in standard deviations of single samples then."""
+        """Distance of a signal's mean from its first window, in standard deviations of that window's samples."""
         first, least = self._first[name], MIN_JUDGE_DEVIATION if name.startswith("judge/") else 1e-3
         return (now[name].mean - first.mean) / max(math.sqrt(first.variance), least)
 
@@ -226,7 +226,7 @@ def repetition(text: str) -> float:
 
 
 def _fell(first: Moments, now: Moments) -> bool:
-    """Whether a mean fell beyond chance."""
+    """True if a mean fell by more than chance explains."""
     error = math.sqrt(first.variance / first.count + now.variance / now.count)
     return first.mean - now.mean > CHANCE_ERRORS * error
 

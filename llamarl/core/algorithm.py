@@ -1,4 +1,4 @@
-"""What an algorithm declares: its needs, and its two halves.
+"""The declarations that every algorithm makes: its needs, and its two halves.
 
     settings.needs       read by recipe, controller and trainer, without building anything
     settings.credit()    the controller's half: judged groups -> training samples with advantages (plain numbers)
@@ -15,12 +15,12 @@ from typing import Any, Literal
 from llamarl.core.records import Assignment, Group, Prompt
 
 Comparison = Literal["group", "batch"]
-"""Whom a sample's reward is compared with: the samples of its prompt, or those of the whole step."""
+"""Samples that a reward is compared with: those of the same prompt, or those of the whole step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What an algorithm, as it is set, asks of a run, and what may be done with its samples."""
+    """An algorithm's demands on a run, under its present settings, and what may be done with its samples."""
 
     reference: bool = False
     """True if the first policy, frozen, must score every sample (`Sample.reference_logprobs`)."""
@@ -39,7 +39,7 @@ class Needs:
     varied_rewards: bool = False
     """True if groups whose rewards are all equal are dropped, and other prompts take their place."""
     comparison: Comparison | None = None
-    """Whom a sample's reward is compared with: alone among them, it teaches nothing. None: one sample teaches alone."""
+    """Samples that a reward is compared with: alone among them, one teaches nothing. None: one sample teaches alone."""
     corrects_staleness: bool = False
     """True if the loss weighs or clips by policy / behaviour; otherwise every sample must be of the newest policy."""
     ignores_behavior_logprobs: bool = False
@@ -50,7 +50,7 @@ class Needs:
 
     @property
     def allows_several_updates(self) -> bool:
-        """Whether a batch may train a policy that has moved on from the one before the batch's first update."""
+        """True if a batch may train a policy that has moved on from the one before the batch's first update."""
         return self.corrects_staleness or self.ignores_behavior_logprobs
 
 

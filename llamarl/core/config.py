@@ -13,7 +13,7 @@ from llamarl.core.errors import ConfigError
 
 
 class Metavar(str):
-    """What stands for a setting's value in a command's `--help`, as in `Annotated[str, Metavar("URL")]`."""
+    """Placeholder for a setting's value in a command's `--help`, as in `Annotated[str, Metavar("URL")]`."""
 
 
 def _split_commas(value: Any) -> Any:
@@ -114,26 +114,26 @@ _PLAIN = {
     **dict.fromkeys(("list_type", "tuple_type", "set_type"), "must be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a table of settings"),
 }
-"""What is wrong, by pydantic's type of error."""
+"""Plain message for each of pydantic's types of error."""
 _MAX_SHOWN = 200
 
 
 def _problem(item: Any, names: Sequence[str], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:
-    """What is wrong with one field, in words that name neither pydantic nor its types."""
+    """Says what is wrong with one field, in words that name neither pydantic nor its types."""
     kind, context, value = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
         return "unknown key." + _suggest_setting(names, tables, root)
     if kind == "union_tag_invalid":
-        return f"{context['tag']!r} is unknown.{suggest(context['tag'], _quoted(context['expected_tags']))}"
+        return f"{context['tag']!r} is unknown.{suggest(context['tag'], _find_quotes(context['expected_tags']))}"
     if kind == "literal_error" and isinstance(value, str):
-        return f"{value!r} is unknown.{suggest(value, _quoted(context['expected']))}"
+        return f"{value!r} is unknown.{suggest(value, _find_quotes(context['expected']))}"
     text = _PLAIN[kind].format(**context) if kind in _PLAIN else item["msg"]
     text = text.removeprefix("Value error, ").replace("Input should be", "must be")
     is_shown = kind not in ("missing", "union_tag_not_found") and not isinstance(value, (dict, BaseModel))
     return text + (f"; got {value!r:.{_MAX_SHOWN}}" if is_shown else "")
 
 
-def _quoted(choices: str) -> list[str]:
+def _find_quotes(choices: str) -> list[str]:
     return re.findall(r"'([^']*)'", choices)
 
 

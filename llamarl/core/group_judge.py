@@ -11,14 +11,14 @@ from llamarl.core.records import Completion, Prompt, Sample
 
 @dataclass(frozen=True, slots=True)
 class JudgesStatus:
-    """What the judges counted since they were last asked."""
+    """Counts of the judges since they were last asked."""
 
     task_metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """The metrics of each task's judges, by the task's name; None where nothing was counted."""
     unscored_fraction: float = 0.0
     """Share of the last samples without a reward; the largest of any task."""
     is_degraded: bool = False
-    """Whether so many samples of any task go unscored that the run should stop."""
+    """True if so many samples of some task go unscored that the run should stop."""
 
 
 class GroupJudge(Executor):
@@ -46,7 +46,7 @@ class GroupJudge(Executor):
         raise NotImplementedError
 
     async def status(self) -> JudgesStatus:
-        """What the judges counted since the last call."""
+        """Returns and resets the counts of the judges."""
         return JudgesStatus()
 
     async def submit(self, groups: Sequence[tuple[int, Prompt, Sequence[Completion], str]]) -> None:

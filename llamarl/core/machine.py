@@ -1,4 +1,4 @@
-"""What differs between operating systems, each part imported where it is used.
+"""Differences between operating systems, each part imported where it is used.
 
 The package is tested on Linux and expected to work on macOS. Elsewhere it imports, reads configs and data, and asks
 models behind endpoints; worker processes of judges, the sandbox and engines with processes need POSIX.

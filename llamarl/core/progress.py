@@ -1,4 +1,4 @@
-"""How far a step's training is, told across processes without a call: the trainer answers none while it trains."""
+"""Progress of a step's training, shared across processes without a call: the trainer answers none while it trains."""
 
 import contextlib
 import struct

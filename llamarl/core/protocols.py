@@ -125,7 +125,7 @@ class ExecutorHandle(Protocol):
 
 
 class Engine(Protocol):
-    """Who starts and watches executors: spawn, call (on the handle), stop, close."""
+    """Engine that starts and watches executors: spawn, call (on the handle), stop, close."""
 
     async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> ExecutorHandle:
         """Starts `num_ranks` copies built by the picklable `factory`, runs their `setup`, returns the handle."""

@@ -1,4 +1,4 @@
-"""What crosses the borders between executors. All frozen, picklable and free of torch.
+"""Records that cross the borders between executors. All are frozen, picklable and free of torch.
 
     Prompt --generator--> Completion --judges--> Sample, Group --algorithm--> Assignment --trainer--> StepResult
 
@@ -60,9 +60,9 @@ class Completion:
     token_ids: tuple[int, ...]
     """Sampled ids, the end token included; never re-tokenised from text."""
     logprobs: tuple[float, ...]
-    """Per token: log-prob under the distribution it was drawn from."""
+    """Log-prob of each token under the distribution it was drawn from."""
     versions: tuple[int, ...]
-    """Per token: the policy version of the weights that produced it."""
+    """Policy version of the weights that produced each token."""
     text: str
     """The decoded completion without special tokens."""
     finish_reason: FinishReason
@@ -146,7 +146,7 @@ class Sample:
     reward: float | None
     """Combined reward; None where it could not be judged, and then it leaves every mean, loss and denominator."""
     reference_logprobs: tuple[float, ...] | None = None
-    """Per token: log-prob under the frozen reference policy, for algorithms that need it."""
+    """Log-prob of each token under the frozen reference policy; None where the algorithm needs none."""
     is_satisfied: bool | None = True
     """True if it meets every constraint; None where that could not be judged, and then it has no reward either."""
 
@@ -188,23 +188,23 @@ class TrainSample:
     weight: float = 1.0
     """Multiplies the sample's loss."""
     reference_logprobs: tuple[float, ...] = ()
-    """Per token: log-prob under the frozen reference policy; empty where the algorithm needs none."""
+    """Log-prob of each token under the frozen reference policy; empty where the algorithm needs none."""
     old_logprobs: tuple[float, ...] = ()
-    """Per token: the trainer's own log-prob from before the batch's first update, which it notes where it takes several
-    updates on a batch; otherwise empty."""
+    """The trainer's own log-prob of each token from before the batch's first update, which it notes where it takes
+    several updates on a batch; otherwise empty."""
     old_values: tuple[float, ...] = ()
-    """Per token: the critic's value from then; empty where there is one update or no critic."""
+    """The critic's value at each token before that update; empty where there is one update or no critic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What an algorithm makes of one task's batch."""
+    """The training samples that an algorithm makes of one task's batch."""
 
     samples: tuple[TrainSample, ...]
     num_prompts: int
     """Judged groups of the batch, those without a training sample included."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the algorithm counted, under short names such as `violation_rate`."""
+    """Metrics of the algorithm, under short names such as `violation_rate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class WeightProbe:
     rows: tuple[tuple[int, ...], ...]
     """Token ids: prompts of the run, each with its greedy continuation under the run's checkpoint."""
     at_start: tuple[float, ...]
-    """Under the run's checkpoint, before any step: of each row's tokens but the first, row after row."""
+    """Log-probs under the run's checkpoint, before any step: of each row's tokens but the first, row after row."""
     now: tuple[float, ...]
     """The same tokens under the published weights."""
 
@@ -235,13 +235,13 @@ class LogprobGap:
 
 @dataclass(frozen=True, slots=True)
 class WeightManifest:
-    """What the trainer says it published. Small: it travels through the controller; the weights do not."""
+    """The trainer's record of a published version. Small: it travels through the controller; the weights do not."""
 
     version: int
     checksums: Mapping[str, int]
-    """Per tensor name (`functional.checksum`)."""
+    """Tensor name -> its checksum (`functional.checksum`)."""
     probe: WeightProbe | None = None
-    """What a receiver's own log-probs must agree with; None where nobody trains, as in some tests."""
+    """Tokens and log-probs that a receiver must reproduce; None where nobody trains, as in some tests."""
     num_bytes: int = 0
     seconds: float = 0.0
 
@@ -256,12 +256,12 @@ class WeightProof:
     num_bytes: int
     seconds: float
     precision_cost: LogprobGap | None = None
-    """What the receiver's precision alone costs on the probe tokens, measured before its first update."""
+    """Gap on the probe tokens that the receiver's precision alone causes, measured before its first update."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did: one optimizer update of the policy, or several on the same batch."""
+    """Outcome of one step: one optimizer update of the policy, or several on the same batch."""
 
     version: int
     """Policy version after the step."""

@@ -1,4 +1,4 @@
-"""How tokens are drawn."""
+"""Settings by which tokens are drawn."""
 
 from pydantic import Field
 

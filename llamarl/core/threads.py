@@ -11,7 +11,7 @@ import threading
 import time
 
 WAIT_SECONDS = 10.0
-"""How long the end of a program waits for such threads."""
+"""Longest wait for such threads at the end of a program, in seconds."""
 
 _unfinished: set[threading.Thread] = set()
 """`add` and `discard` are atomic."""

@@ -59,13 +59,13 @@ def instruct(prompt: Prompt, mode: Mode) -> tuple[Message, ...]:
     return (*before, {"role": "user", "content": _instructions(mode) + problem})
 
 
-def instructed(prompt: Prompt, mode: Mode) -> Prompt:
+def ask_in_mode(prompt: Prompt, mode: Mode) -> Prompt:
     """The prompt as reinforcement learning asks it: in a mode, without the attempts and solution of its row."""
     info = {key: value for key, value in prompt.info.items() if key not in ("completions", "solution")}
     return replace(prompt, messages=instruct(prompt, mode), info=info)
 
 
-SHIPPED: dict[str, Ask] = {mode: partial(instructed, mode=mode) for mode in CONDITIONS}
+SHIPPED: dict[str, Ask] = {mode: partial(ask_in_mode, mode=mode) for mode in CONDITIONS}
 """Ways to ask that have a name of their own."""
 
 

@@ -120,6 +120,7 @@ class PromptStream(Iterator[Issue]):
             order: Sequence[int] = range(len(self._prompts))
             if self._should_shuffle:
                 keys = [derive_seed("order", self._seed, epoch, prompt.id) for prompt in self._prompts]
+                # By hash and id, never by place: the order stays when the rows of a file move.
                 order = sorted(order, key=lambda position: (keys[position], self._prompts[position].id))
             self._order = (epoch, order)
         return self._order[1]

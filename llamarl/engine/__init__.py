@@ -1,4 +1,4 @@
-"""Who starts and watches executors: spawn, call, stop, close. Knows nothing of RL and imports no torch.
+"""Engines, which start and watch executors: spawn, call, stop, close. They know nothing of RL and import no torch.
 
 engine = build_engine("inprocess")                  # or "monarch": one process per rank
 trainer = await engine.spawn(make_trainer, name="trainer")

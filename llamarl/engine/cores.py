@@ -46,6 +46,7 @@ class Cores:
         self._set_threads = set_threads
         self._weights, self._is_split = dict(weights or {}), is_split
         self._active: Counter[str] = Counter()
+        # Executors compute on threads of their own, and each reads what the others change.
         self._lock = threading.Lock()
 
     def share(self, name: str) -> int:

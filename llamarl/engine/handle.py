@@ -1,4 +1,4 @@
-"""What every engine's handles share: ranks, deadlines and their messages."""
+"""The part that the handles of all engines share: ranks, deadlines and their messages."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -45,7 +45,7 @@ class RankedHandle(ABC):
     @property
     @abstractmethod
     def is_alive(self) -> bool:
-        """Whether all ranks are up, as far as is known without asking them."""
+        """True if all ranks are up, as far as is known without asking them."""
 
     @abstractmethod
     async def stop(self) -> None:
@@ -59,7 +59,7 @@ class RankedHandle(ABC):
     def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """The result of `method` on `rank`, or its exception, or `ExecutorLostError`."""
 
-    def _lost(self, rank: int, reason: str) -> ExecutorLostError:
+    def _lost_error(self, rank: int, reason: str) -> ExecutorLostError:
         return ExecutorLostError(f"executor {self.name!r} rank {rank} is lost: {reason}")
 
 
@@ -76,6 +76,7 @@ async def gather_within(
             raise
         raise StallError(f"{what}: no answer within {timeout_seconds:g} s") from None
     finally:
+        # `gather` leaves the others running when one fails.
         for task in tasks:
             task.cancel()
 

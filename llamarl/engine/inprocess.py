@@ -68,12 +68,12 @@ class InProcessHandle(RankedHandle):
 
     @property
     def pids(self) -> list[int]:
-        """This process, once per rank."""
+        """The id of this process, once per rank."""
         return [os.getpid()] * self.num_ranks
 
     @property
     def is_alive(self) -> bool:
-        """Whether no rank was killed, stopped or lost."""
+        """True if no rank was killed, stopped or lost."""
         return all(rank.is_alive for rank in self._ranks)
 
     async def stop(self) -> None:
@@ -88,11 +88,11 @@ class InProcessHandle(RankedHandle):
     async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
         chosen = self._ranks[rank]
         if not chosen.is_alive:
-            raise self._lost(rank, chosen.death or "stopped")
+            raise self._lost_error(rank, chosen.death or "stopped")
         try:
             return await chosen.run(chosen.invoke, method, args)
         except _RankEnded as ended:
-            raise self._lost(rank, str(ended)) from None
+            raise self._lost_error(rank, str(ended)) from None
 
 
 class _RankEnded(Exception):
@@ -105,12 +105,14 @@ class _Rank:
     def __init__(self, title: str) -> None:
         self.title = title
         self.death: str | None = None
-        """Why it ended; None while it runs."""
+        """Reason why the executor ended; None while it runs."""
         self._executor: Executor | None = None
         self._pending: set[Future[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
+        # The loop is made here and not on the thread: calls may be posted before the thread has begun.
         self._loop = asyncio.new_event_loop()
+        # A daemon, as a method that never returns must not keep the program alive.
         self._thread = threading.Thread(target=self._main, name=title, daemon=True)
         self._thread.start()
 
@@ -130,6 +132,7 @@ class _Rank:
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Runs `function` on the rank's thread and awaits its result, or raises `_RankEnded`."""
         outcome: Future[Any] = Future()
+        # Pending before the look at `death`: whenever the rank ends, one of the two fails this call.
         self._pending.add(outcome)
         self._post(self._start, outcome, function, args)
         if self.death is not None:
@@ -156,6 +159,7 @@ class _Rank:
                     raise
             finally:
                 self.end("stopped")
+        # On another thread, since a join would stop the caller's loop.
         await asyncio.to_thread(self._thread.join, max(0.0, deadline - loop.time()))
         if self._thread.is_alive():
             _log.warning("%s: still busy %g s after stop; its thread is abandoned", self.title, timeout_seconds)
@@ -172,14 +176,11 @@ class _Rank:
     def _main(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # its exit cancels tasks and closes the loop
             try:
-                runner.run(self._until_ended())
+                runner.run(self._ended.wait())
             except SystemExit:  # a method left: the executor is lost, the process goes on
                 _log.info("%s: a method called sys.exit", self.title)
             finally:
                 self.end("its thread ended")
-
-    async def _until_ended(self) -> None:
-        await self._ended.wait()
 
     def _post(self, callback: Callable[..., Any], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: then `death` is set
@@ -187,8 +188,10 @@ class _Rank:
 
     def _start(self, outcome: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         task = self._loop.create_task(self._settle(outcome, function, args))
+        # The loop refers to its tasks weakly only: one that waits might be collected.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A caller that gives up, at its deadline say, takes the method along.
         outcome.add_done_callback(lambda done: self._post(task.cancel) if done.cancelled() else None)
 
     async def _settle(self, outcome: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -140,7 +140,7 @@ class MonarchHandle(RankedHandle):
 
     @property
     def is_alive(self) -> bool:
-        """Whether no rank is known to be dead; a death shows when the rank is called."""
+        """True if no rank is known to be dead; a death shows when the rank is called."""
         return self._death is None
 
     async def stop(self) -> None:
@@ -165,12 +165,13 @@ class MonarchHandle(RankedHandle):
 
     async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
         if self._death is not None:
-            raise self._lost(rank, self._death)
+            raise self._lost_error(rank, self._death)
         number = next(self._numbers)
         try:
             return await self._ask(rank, "invoke", number, method, args)
         except asyncio.CancelledError:
             if self._death is None:
+                # Sent without waiting for an answer: this coroutine is being cancelled itself.
                 self._actors[rank].cancel.broadcast(number)
             raise
 
@@ -184,7 +185,7 @@ class MonarchHandle(RankedHandle):
             is_good, value = await getattr(self._actors[rank], endpoint).call_one(*args)
         except SupervisionError as error:
             self._death = self._death or str(error).strip().splitlines()[-1].strip()
-            raise self._lost(rank, self._death) from None
+            raise self._lost_error(rank, self._death) from None
         if not is_good:
             raise value
         return value
@@ -203,6 +204,7 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
 
     def __init__(self) -> None:
         self._rank = monarch.actor.current_rank().rank
+        # One thread, so that an executor's plain methods never run side by side.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
         self._executor: Executor | None = None
         self._calls: dict[int, asyncio.Future[Reply]] = {}

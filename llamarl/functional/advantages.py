@@ -53,16 +53,16 @@ def group_advantages(
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     advantages = [0.0] * len(rewards)
-    batch_std = _std(_centered(rewards)) if scale == "batch" and rewards else 0.0
+    batch_std = _std(_center(rewards)) if scale == "batch" and rewards else 0.0
     for indices in members.values():
-        values = _centered([rewards[i] for i in indices])
+        values = _center([rewards[i] for i in indices])
         factor = _factor(values, center, scale, batch_std, eps)
         for index, value in zip(indices, values, strict=True):
             advantages[index] = factor * value
     return advantages
 
 
-def _centered(rewards: Sequence[float]) -> list[float]:
+def _center(rewards: Sequence[float]) -> list[float]:
     """Subtracts the mean; the detour over the first one makes equal rewards exactly zero."""
     shifted = [reward - rewards[0] for reward in rewards]
     mean = fsum(shifted) / len(shifted)

@@ -1,4 +1,4 @@
-"""How far one completion has drifted from the reference, and what that leaves of its reward. Plain numbers.
+"""Drift of one completion from the reference, and the share of its reward that it leaves. Plain numbers.
 
     KL      = sum over tokens of  log policy - log reference          one sample's estimate
     factor  = max(1 - KL / KL_max, 0)
@@ -12,7 +12,7 @@ from math import fsum
 from typing import Literal
 
 KLReduction = Literal["sum", "mean"]
-"""How a sequence's KL estimate counts its tokens: their sum, or their mean, which does not favour short ones."""
+"""Reduction of a sequence's KL estimate over its tokens: their sum, or their mean, which does not favour short ones."""
 
 
 def sequence_kl(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """Per token, 0 where masked, without gradient."""
+    """Advantages and returns per token, 0 where masked, without gradient."""
 
     advantages: "Tensor"
     """`[N, T]`."""

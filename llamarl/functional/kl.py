@@ -50,6 +50,7 @@ def kl_estimate(
     Returns:
         `[N, T]`, 0 where masked.
     """
+    # Filled, not multiplied: padding may hold inf or NaN, and times 0 both are NaN.
     delta = (logprobs - reference_logprobs).masked_fill(~mask, 0.0)
     if estimator == "k1":
         return delta
@@ -73,6 +74,7 @@ def kl_loss(logprobs: "Tensor", reference_logprobs: "Tensor", mask: "Tensor", ki
         `[N, T]`, 0 where masked.
     """
     if kind == "k1_return":
+        # Detached: the reward-to-go is a weight, and the gradient is that of the score function alone.
         delta = kl_estimate(logprobs.detach(), reference_logprobs, mask, "k1")
         return delta.flip(-1).cumsum(-1).flip(-1) * logprobs.masked_fill(~mask, 0.0)
     return kl_estimate(logprobs, reference_logprobs, mask, kind)

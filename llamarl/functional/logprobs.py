@@ -50,7 +50,7 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
         ValueError: the temperature is not positive.
     """
     _check(logits, temperature)
-    scaled = _scaled(logits, temperature)
+    scaled = _scale(logits, temperature)
     if not (torch.is_grad_enabled() and logits.requires_grad):
         # a vocabulary's table is far larger than any cache: the fewer passes over it, the better
         log_normalizer = scaled.logsumexp(-1)
@@ -90,7 +90,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        scaled = _scaled(logits, temperature)
+        scaled = _scale(logits, temperature)
         log_normalizer = scaled.logsumexp(-1)
         ctx.save_for_backward(logits, targets, log_normalizer)
         ctx.temperature = temperature
@@ -101,11 +101,12 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, log_normalizer = ctx.saved_tensors
         column = grad[:, None] / ctx.temperature
-        table = (_scaled(logits, ctx.temperature) - log_normalizer[:, None]).exp_().mul_(-column)
+        table = (_scale(logits, ctx.temperature) - log_normalizer[:, None]).exp_().mul_(-column)
         return table.scatter_add_(-1, targets[:, None], column).to(logits.dtype), None, None
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
+def _scale(logits: Tensor, temperature: float) -> Tensor:
+    # A sum over a vocabulary loses its many small terms in half precision.
     full = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return full if temperature == 1.0 else full / temperature
 

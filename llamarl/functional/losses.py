@@ -1,4 +1,4 @@
-"""From per-token objectives to one scalar: masks, weights, denominators and metrics.
+"""The reduction of per-token objectives to one scalar: masks, weights, denominators and metrics.
 
 A step's samples reach the loss in micro-batches. Each micro-batch loss is already divided by the denominators of the
 whole step, so the micro-batch losses (and their gradients) simply add up, however the step was cut:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Reduction = Literal["token_mean", "sequence_mean", "fixed_length", "sample_sum", "group_sum", "prompt_sum"]
-"""What a sum of per-token terms is divided by."""
+"""Denominator of a sum of per-token terms."""
 
 Metrics = dict[str, tuple["Tensor | float", "Tensor | float"]]
-"""By key, a sum and the count that it is divided by at the end. Both add up over micro-batches and ranks."""
+"""Metric name -> a sum, and the count that it is divided by at the end. Both add up over micro-batches and ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

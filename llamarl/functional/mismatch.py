@@ -1,4 +1,4 @@
-"""How far generator and trainer disagree about the same tokens under the same weights.
+"""Disagreement of generator and trainer about the same tokens under the same weights.
 
 Both should compute the same log-probs. Different kernels, precisions, templates or a forgotten temperature show here
 first, on tokens whose policy version is the trainer's own; on older tokens the numbers would mix in staleness.
@@ -20,7 +20,7 @@ class Mismatch(NamedTuple):
     kl_sum: "Tensor"
     """Sum over tokens of the k3 estimate of KL(generator || trainer), nats; `kl_sum / tokens` under 1e-3 is healthy."""
     tokens: "Tensor"
-    """How many were compared."""
+    """Number of tokens that were compared."""
     prob_max: "Tensor"
     """Largest absolute difference of a token's two probabilities, in [0, 1]; 0 where nothing was compared."""
 

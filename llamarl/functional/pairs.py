@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PairRows(NamedTuple):
-    """Which rows of a batch form pairs."""
+    """Rows of a batch that form pairs."""
 
     chosen: "Tensor"
     """`[P]` int64 rows, in the order of their groups."""

@@ -45,7 +45,7 @@ def log_sigmoid(x: "Tensor") -> "Tensor":
 
 
 def bradley_terry_loss(chosen: "Tensor", rejected: "Tensor", margin: "Tensor | float" = 0.0) -> "Tensor":
-    """Per pair, `-log sigmoid(r_chosen - r_rejected - margin)`, in nats.
+    """Loss of each pair, `-log sigmoid(r_chosen - r_rejected - margin)`, in nats.
 
     Without margins it is the negative log-likelihood of the preferences: log 2 for equal rewards. A margin asks for a
     gap of that size before the loss is log 2 (Touvron et al., "Llama 2", 2023, eq. 2).
@@ -62,7 +62,7 @@ def bradley_terry_loss(chosen: "Tensor", rejected: "Tensor", margin: "Tensor | f
 
 
 def centering_penalty(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
-    """Per pair, `(r_chosen + r_rejected)^2`: pulls the free constant of the rewards to 0 and leaves their gap alone.
+    """Penalty of each pair, `(r_chosen + r_rejected)^2`: pulls the rewards' free constant to 0, leaves their gap alone.
 
     Eisenstein et al., "Helping or herding?" (arXiv 2312.09244), eq. 2.
     """
@@ -70,7 +70,7 @@ def centering_penalty(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
 
 
 def dpo_loss(gap: "Tensor", beta: float, label_smoothing: float = 0.0) -> "Tensor":
-    """Per pair, `-(1 - e) log sigmoid(beta gap) - e log sigmoid(-beta gap)`, in nats, with label smoothing `e`.
+    """Loss of each pair, `-(1 - e) log sigmoid(beta gap) - e log sigmoid(-beta gap)`, in nats; `e` is label smoothing.
 
     Without smoothing it is the loss of "Direct Preference Optimization", Rafailov et al. 2023, arXiv 2305.18290,
     equation 7: `bradley_terry_loss` of the implicit rewards `beta log(policy / reference)`, log 2 at the reference.
@@ -89,7 +89,7 @@ def dpo_loss(gap: "Tensor", beta: float, label_smoothing: float = 0.0) -> "Tenso
 
 
 def ipo_loss(gap: "Tensor", beta: float) -> "Tensor":
-    """Per pair, `(gap - 1 / (2 beta))^2`: least at a finite gap, so that certain preferences do not run away.
+    """Loss of each pair, `(gap - 1 / (2 beta))^2`: least at a finite gap, so that certain preferences do not run away.
 
     "A general theoretical paradigm to understand learning from human preferences", Azar et al. 2023, arXiv 2310.12036,
     equation 17, whose tau is `beta`. At the reference it is `1 / (4 beta^2)`.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Objective(NamedTuple):
-    """What to maximise, per token, and where the correction was cut. Values at masked positions are meaningless."""
+    """Objective to maximise, per token, and where the correction was cut. Values at masked positions mean nothing."""
 
     values: "Tensor"
     """`[N, T]`."""

@@ -1,4 +1,4 @@
-"""What numbers say and how surely: proportions, agreement with labels, correlations, calibration, resampling. No torch.
+"""Statistics and their uncertainty: proportions, agreement with labels, correlations, calibration, resampling.
 
     Share.of(flags)                       a proportion with its Wilson interval
     Confusion.of(decisions, labels)       agreement, precision, recall, F1, Cohen's kappa

@@ -37,7 +37,7 @@ class Backend(Protocol):
     max_positions: int
     vocab_size: int
     can_reuse: bool
-    """Whether `move` may copy rows that stay, and `prefill` may be told what rows hold already."""
+    """True if `move` may copy rows that stay, and `prefill` may be told what rows hold already."""
 
     def prefill(
         self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], num_known: Sequence[int]
@@ -89,7 +89,7 @@ class _Row:
     job: _Job
     sample: int
     length_offset: int
-    """Its length (prompt and drawn tokens) minus the batcher's clock: constant, since all rows grow together."""
+    """The row's length (prompt and drawn tokens) minus the batcher's clock: constant, since all rows grow together."""
     versions: list[tuple[int, int]] = field(default_factory=list)
     """(index of the first token, version), one entry per version that drew tokens."""
 
@@ -130,8 +130,9 @@ class Batcher:
         self._state = Rows(slots, backend.device)
         self._kept = KeptRows(slots)
         self.reuses_cache = False
-        """Whether prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs then
-        depend, by rounding, on what was generated before: a training run that is resumed would not repeat exactly."""
+        """True lets prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs
+        then depend, by rounding, on what was generated before: a training run that is resumed would not repeat
+        exactly."""
         self.num_tokens = 0
         """Tokens drawn."""
         self.num_recalled = 0
@@ -153,6 +154,7 @@ class Batcher:
         for request in requests:
             job = _Job(request, [None] * len(request.seeds), num_open=len(request.seeds))
             self._jobs[request.key] = job
+            # The arrival breaks ties: first come, first served, and jobs need no order of their own.
             heapq.heappush(self._waiting, (request.priority, self._arrivals, job))
             self._arrivals += 1
 
@@ -188,6 +190,7 @@ class Batcher:
     def adopt(self, version: int) -> None:
         """Goes on under the weights that the backend holds by now, as `version`."""
         self.version = version
+        # Kept rows come from the weights before.
         self._kept.clear()
         counts = self._state.count.tolist()
         for index, row in enumerate(self._rows):
@@ -198,7 +201,7 @@ class Batcher:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is unfinished."""
+        """True while a request is unfinished."""
         return bool(self._jobs)
 
     @property
@@ -289,7 +292,7 @@ class Batcher:
         return plan.num_known
 
     def _is_current(self, row: _Row) -> bool:
-        """Whether what the cache holds of a row comes from the present weights alone."""
+        """True if all that the cache holds of a row comes from the present weights."""
         return self._on_update == "recompute" or len(row.versions) == 1
 
     # Decoding
@@ -316,7 +319,7 @@ class Batcher:
         hits = []
         for index in range(first, last):
             stops = self._rows[index].job.request.sampling.stop
-            if stops and completes_stop(self._state.drawn(index), stops, self._decode_text):
+            if stops and completes_stop(self._state.tokens_of(index), stops, self._decode_text):
                 hits.append(index)
         return hits
 
@@ -339,7 +342,7 @@ class Batcher:
 
     def _completion(self, index: int) -> Completion:
         row = self._rows[index]
-        tokens = self._state.drawn(index)
+        tokens = self._state.tokens_of(index)
         starts = [*(start for start, _ in row.versions), len(tokens)]
         versions = [v for i, (_, v) in enumerate(row.versions) for _ in range(starts[i + 1] - starts[i])]
         text = self._decode_text(tokens)
@@ -349,7 +352,7 @@ class Batcher:
         return Completion(
             prompt_ids=row.job.request.prompt_ids,
             token_ids=tuple(tokens),
-            logprobs=tuple(self._state.drawn_logprobs(index)),
+            logprobs=tuple(self._state.logprobs_of(index)),
             versions=tuple(versions),
             text=text,
             finish_reason=reason,
@@ -379,7 +382,7 @@ class Batcher:
         self._note_settings()
 
     def _note_settings(self) -> None:
-        """What the active rows need beyond plain sampling."""
+        """Notes which filters and stop strings the active rows use, so that a step computes no others."""
         requests = [row.job.request for row in self._rows]
         self._state.use_filters_of(requests)
         self._has_stops = any(request.sampling.stop for request in requests)
@@ -388,8 +391,8 @@ class Batcher:
         return max(row.length_offset for row in self._rows) + self._clock
 
     def _prefix(self, index: int, count: int) -> tuple[int, ...]:
-        """What the row's cache holds: the prompt and all drawn tokens but the newest."""
-        return (*self._rows[index].job.request.prompt_ids, *self._state.drawn(index)[: count - 1])
+        """Tokens that the cache holds of a row: the prompt and all drawn tokens but the newest."""
+        return (*self._rows[index].job.request.prompt_ids, *self._state.tokens_of(index)[: count - 1])
 
     def _own_rows(self) -> list[list[int]]:
         return [[index] for index in range(len(self._rows))]

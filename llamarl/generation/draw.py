@@ -89,7 +89,7 @@ def apply_filters(logits: Tensor, filters: Filters) -> Tensor:
         temperature = filters.temperature.unsqueeze(1)
         logits = torch.where(temperature > 0, logits / temperature.clamp_min(1e-6), _greedy(logits))
     if filters.top_k is not None or filters.top_p is not None:
-        logits = _apply_ranked(logits, filters)
+        logits = _filter_by_rank(logits, filters)
     if filters.min_p is not None:
         probs = torch.softmax(logits, dim=-1)
         bound = filters.min_p.unsqueeze(1) * probs.amax(-1, keepdim=True)
@@ -102,7 +102,7 @@ def _greedy(logits: Tensor) -> Tensor:
     return torch.full_like(logits, -torch.inf).scatter(1, logits.argmax(-1, keepdim=True), 0.0)
 
 
-def _apply_ranked(logits: Tensor, filters: Filters) -> Tensor:
+def _filter_by_rank(logits: Tensor, filters: Filters) -> Tensor:
     """Top-k and top-p, which need the tokens in order of probability; ties go to the lower id.
 
     Most rows keep few tokens, so the most probable ones are enough; only rows that want more are sorted whole.

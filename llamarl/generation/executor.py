@@ -47,18 +47,18 @@ _BROKEN: Mapping[Precision, float] = {"fp32": 0.01, "bf16": 0.5, "int8": 1.0}
 
 
 class GeneratorConfig(Config):
-    """How a generator runs."""
+    """Settings of a generator."""
 
     precision: Precision = "fp32"
     """Number format of weights and activations. `int8` (CPU) quantises the layers at each weight update."""
     slots: int = Field(default=64, ge=1)
     """Most completions decoded together."""
     on_update: Literal["recompute", "keep"] = "recompute"
-    """What new weights do to completions under way: `recompute` rebuilds their cache, `keep` goes on with the old."""
+    """Fate of open completions at a weight update: `recompute` rebuilds their cache, `keep` goes on with the old."""
     device: str = "auto"
-    """Where the model runs: as torch names it, or `auto`: CUDA, else MPS, else the CPU (for `int8` always the CPU)."""
+    """Device of the model, as torch names it, or `auto`: CUDA, else MPS, else the CPU (for `int8` always the CPU)."""
     probe_factor: float = Field(default=4.0, ge=1.0)
-    """After a weight sync, how many times the cost of the precision the probe's log-probs may be off on average."""
+    """Largest mean gap of the probe's log-probs after a weight sync, as a multiple of the precision's cost."""
 
     @property
     def resolved_device(self) -> str:
@@ -68,7 +68,7 @@ class GeneratorConfig(Config):
 
 
 class TextDecoder(Protocol):
-    """What a generator needs of a tokenizer; `models.tokenizer.Tokenizer` is one."""
+    """The part of a tokenizer that a generator uses; `models.tokenizer.Tokenizer` is one."""
 
     eos_ids: tuple[int, ...]
 
@@ -134,6 +134,7 @@ class GeneratorExecutor(Executor):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_news.wait(), timeout_seconds)
         if self._has_failed() and self._task is not None:
+            # Raises what ended the decode task.
             self._task.result()
         finished, self._finished = self._finished, []
         return finished
@@ -145,6 +146,7 @@ class GeneratorExecutor(Executor):
             WeightSyncError: version, checksum or probe disagree; nothing is drawn until a good update.
         """
         start = time.monotonic()
+        # Refused from here to the proof: whatever fails in between, nothing is drawn from doubtful weights.
         self._refusal = f"the update to version {manifest.version} failed"
         with self._cores.using("generator"):
             if self._precision_cost is None and manifest.probe is not None:
@@ -184,6 +186,7 @@ class GeneratorExecutor(Executor):
                 f"weights of version {manifest.version}: {len(wrong)} tensors differ after loading ({wrong[0]}, ...)"
             )
         if self.config.precision == "fp32":
+            # Other precisions hold rounded weights, of which no checksum can be that of the sender.
             verify(manifest, manifest.version, checksum(backend.named_views()))
         return self._check_probe(manifest)
 
@@ -205,7 +208,7 @@ class GeneratorExecutor(Executor):
         return gap.largest
 
     def _measure_precision(self, probe: WeightProbe) -> LogprobGap:
-        """What this generator's precision costs, while it holds the very weights that the trainer started from.
+        """Measures what this generator's precision costs, while it holds the weights that the trainer started from.
 
         Raises:
             WeightSyncError: more than rounding: the two sides loaded other checkpoints, or compute another model.

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 _TRIED_TOKENS = 10
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""How far log-probs with the cache may be from those without, in the try at the start."""
+"""Largest gap between log-probs with the cache and those without, in the try at the start, by dtype."""
 
 
 class TransformersBackend:

@@ -21,7 +21,7 @@ _LEVELS = 127
 _SMALLEST = 1e-12
 """Scale of an all-zero row, which must not divide by zero."""
 _OUTLIER_SHARE = 1 / 32
-"""Of a projection's input channels. Twice as many gain little."""
+"""Share of a projection's input channels that stay in float32. Twice as many gain little."""
 
 
 class Int8:
@@ -51,7 +51,7 @@ class Int8:
 
     @property
     def num_bytes(self) -> int:
-        """Of levels, scales and the columns kept in float32."""
+        """Bytes of levels, scales and the columns kept in float32."""
         return self.quantised.nbytes + self.scale.nbytes + self.kept.nbytes
 
     def write(self, rows: slice, weight: Tensor) -> None:
@@ -59,7 +59,7 @@ class Int8:
         self.scale[rows], self.quantised[rows], self.kept[rows] = self._quantise(weight)
 
     def holds(self, rows: slice, weight: Tensor) -> bool:
-        """Whether these outputs hold what `weight` is quantised to, level by level: one small update changes some."""
+        """True if these outputs hold what `weight` is quantised to, level by level: one small update changes some."""
         held = (self.scale[rows], self.quantised[rows], self.kept[rows])
         return all(torch.equal(mine, new) for mine, new in zip(held, self._quantise(weight), strict=True))
 
@@ -78,7 +78,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def find_outliers(model: nn.Module, num_tokens: int = 256) -> dict[str, Tensor]:
-    """Of each linear module of `model` by name: int64 indices of the input channels that carry the largest values.
+    """Finds the input channels that carry the largest values: by name of each linear module of `model`, int64 indices.
 
     Args:
         model: a transformers `*ForCausalLM` in evaluation mode.
@@ -95,6 +95,7 @@ def find_outliers(model: nn.Module, num_tokens: int = 256) -> dict[str, Tensor]:
     hooks = [module.register_forward_pre_hook(functools.partial(note, name)) for name, module in linears]
     try:
         length = min(num_tokens, config.max_position_embeddings)
+        # Seeded, so that all generators of a run keep the same channels.
         ids = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
         model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
     finally:

@@ -1,4 +1,4 @@
-"""What the cache rows behind the active ones still hold: prompts that go on where one of them ends aren't read again.
+"""Cache rows behind the active ones, kept so that prompts that go on where one of them ends aren't read again.
 
     rows     0 .. n-1    active
              n .. S-1    kept: what finished completions left; free for whoever starts, the oldest first
@@ -16,10 +16,10 @@ MIN_KNOWN = 16
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Where rows go before new ones start."""
+    """Moves of cache rows that must be made before new ones start."""
 
     num_known: list[int]
-    """Of each prompt, how many of its first tokens its rows then hold."""
+    """Number of each prompt's first tokens that its rows hold after the moves."""
     sources: list[int]
     targets: list[int]
     longest: int

@@ -24,7 +24,7 @@ from llamarl.models.probe import probe_logprobs
 Precision = Literal["fp32", "bf16", "int8"]
 
 _BLOCK = 16
-"""Cache reads are rounded up to this many positions."""
+"""Cache reads are rounded up to this many positions, so that the views of `_spans_of` last so many steps."""
 _PREFILL_TOKENS = 4096
 """Most tokens of one packed prefill pass."""
 
@@ -126,7 +126,7 @@ class NativeBackend:
             )
             return out.transpose(1, 2)[sequence, positions].flatten(1)
 
-        hidden = self.decoder.hidden(ids, positions, attend, longest)
+        hidden = self.decoder.hidden_states(ids, positions, attend, longest)
         self._lengths[targets] = lengths.to(self.device)[owner]
         return self.decoder.head(hidden[ends.to(self.device) - 1])
 
@@ -160,7 +160,8 @@ class NativeBackend:
             return torch.cat(mixed)
 
         longest = max(len(sequence) for sequence, _, _ in jobs)
-        hidden = self.decoder.hidden(torch.tensor(ids, device=self.device), torch.cat(positions), attend, longest)
+        tokens = torch.tensor(ids, device=self.device)
+        hidden = self.decoder.hidden_states(tokens, torch.cat(positions), attend, longest)
         for sequence, targets, _ in jobs:
             self._lengths[list(targets)] = len(sequence)
         return self.decoder.head(hidden[[tokens.stop - 1 for tokens, *_ in parts]])
@@ -177,7 +178,7 @@ class NativeBackend:
         mask = mask.expand(n, g.num_kv_heads, 1, num_read).reshape(-1, 1, num_read)
         batch, per_kv, scale = n * g.num_kv_heads, g.num_heads // g.num_kv_heads, g.head_dim**-0.5
         rows, spans = self._row_index[:n], self._spans_of(n, num_read)
-        mixed = mask.new_zeros(self.decoder.rounded(n), g.num_heads * g.head_dim)  # serves all layers
+        mixed = mask.new_zeros(self.decoder.num_computed(n), g.num_heads * g.head_dim)  # serves all layers
         into = mixed[:n].view(batch, per_kv, g.head_dim)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -187,12 +188,12 @@ class NativeBackend:
             torch.bmm(torch.softmax(scores, dim=-1), values, out=into)
             return mixed
 
-        hidden = self.decoder.hidden(tokens, positions, attend, longest)
+        hidden = self.decoder.hidden_states(tokens, positions, attend, longest)
         self._lengths[:n] += 1
         return self.decoder.head(hidden)
 
     def _spans_of(self, num_rows: int, length: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each layer: its cache; keys `[n * K, D, T]` and values `[n * K, T, D]` of the first rows.
+        """Returns the cache of each layer: keys `[n * K, D, T]` and values `[n * K, T, D]` of the first rows.
 
         Made anew only when they change, since a decode step of few rows is as slow as its many small calls.
         """
@@ -288,13 +289,13 @@ class NativeGenerator(Batcher):
 def fused_decoder(model: nn.Module, precision: Precision, device: torch.device | str = "cpu") -> Decoder:
     """The decoder of a generator at `precision`. Raises `ConfigError` where this machine cannot run it."""
     if precision == "fp32":
-        return Decoder.fused(model, torch.float32, device)
+        return Decoder.fuse(model, torch.float32, device)
     if precision == "bf16":
-        return Decoder.fused(model, torch.bfloat16, device)
+        return Decoder.fuse(model, torch.bfloat16, device)
     if precision == "int8":
         check_int8(device)
         outliers = find_outliers(model)
-        return Decoder.fused(
+        return Decoder.fuse(
             model, torch.float32, device, make=lambda name, weight, bias: Int8(weight, bias, outliers[name])
         )
     raise ConfigError(f"precision {precision!r} is unknown; choose fp32, bf16 or int8")

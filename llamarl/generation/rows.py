@@ -1,6 +1,7 @@
 """Per-row buffers of the batcher: seeds, limits, sampling settings, and what was drawn so far.
 
-Rows 0..n-1 are active. All buffers live on the backend's device; nothing here waits for it except `drawn`.
+Rows 0..n-1 are active. All buffers live on the backend's device; nothing here waits for it except `tokens_of` and
+`logprobs_of`.
 """
 
 from collections.abc import Sequence
@@ -67,12 +68,12 @@ class Rows:
         self.token[first:last] = tokens
         self.count[first:last] += 1
 
-    def drawn(self, row: int) -> list[int]:
+    def tokens_of(self, row: int) -> list[int]:
         """Tokens drawn for a row so far."""
         tokens: list[int] = self._tokens[row, : int(self.count[row])].tolist()
         return tokens
 
-    def drawn_logprobs(self, row: int) -> list[float]:
+    def logprobs_of(self, row: int) -> list[float]:
         """Log-probs of the tokens drawn for a row so far."""
         logprobs: list[float] = self._logprobs[row, : int(self.count[row])].tolist()
         return logprobs

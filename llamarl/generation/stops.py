@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 def completes_stop(
     token_ids: Sequence[int], stops: Sequence[str], decode: Callable[[Sequence[int]], str], margin: int = 8
 ) -> bool:
-    """Whether the newest token completes one of `stops`.
+    """True if the newest token completes one of `stops`.
 
     Only the tail is decoded: as many tokens as give the longest stop string and `margin` characters, since tokens may
     decode to nothing (special ones, parts of a character) and the first of a tail may lose a space.

@@ -176,7 +176,7 @@ def why_unsupported(config: Any) -> str | None:
 class Decoder:
     """The packed forward pass over one set of weights.
 
-    Build it with `live` (trainer: the module's own parameters, gradients flow) or `fused` (generator: own copies, wide
+    Build it with `live` (trainer: the module's own parameters, gradients flow) or `fuse` (generator: own copies, wide
     matrices, refreshed by `copy_from`).
     """
 
@@ -226,7 +226,7 @@ class Decoder:
         return cls(Geometry.of(config), embed, layers, body.norm.weight, _dense(head), model)
 
     @classmethod
-    def fused(
+    def fuse(
         cls,
         model: nn.Module,
         dtype: torch.dtype = torch.float32,
@@ -318,13 +318,13 @@ class Decoder:
                 f"weights: {wrong[0]} has shape {list(tensors[wrong[0]].shape)}, not {list(shapes[wrong[0]])}"
             )
 
-    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, longest: int | None = None) -> Tensor:
+    def hidden_states(self, ids: Tensor, positions: Tensor, attend: Attend, longest: int | None = None) -> Tensor:
         """Final hidden states, normalised, ready for `head`.
 
         Args:
             ids: `[M]` int64 token ids.
             positions: `[M]` int64 position of each token in its own sequence, from 0.
-            attend: the attention strategy. Its result may have `rounded(M)` rows: the rest doesn't matter.
+            attend: the attention strategy. Its result may have `num_computed(M)` rows: the rest doesn't matter.
             longest: length of the longest sequence, where the caller knows it: then the device isn't waited for.
 
         Returns:
@@ -333,7 +333,7 @@ class Decoder:
         g, num_tokens = self.geometry, len(ids)
         if longest is None:
             longest = int(positions.max()) + 1 if num_tokens else 1
-        num_added = self.rounded(num_tokens) - num_tokens
+        num_added = self.num_computed(num_tokens) - num_tokens
         if num_added:  # tokens that nobody attends to
             ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
         x = self.embed.lookup(ids)
@@ -357,8 +357,8 @@ class Decoder:
             x = x + layer.down(F.silu(gate) * up)
         return self._rms(x[:num_tokens] if num_added else x, self.norm)
 
-    def rounded(self, num_tokens: int) -> int:
-        """The number of tokens that `hidden` computes with: products have kernels for few numbers of rows only."""
+    def num_computed(self, num_tokens: int) -> int:
+        """Number of rows `hidden_states` computes with: products have kernels for few numbers of rows only."""
         return round_rows(num_tokens) if self._rounds_rows else num_tokens
 
     def rotation(self, positions: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:
@@ -366,6 +366,7 @@ class Decoder:
         if longest is None:
             longest = int(positions.max()) + 1 if len(positions) else 1
         if longest > len(self.cos):
+            # At least twice as long, so that a growing completion seldom makes new tables.
             self.cos, self.sin = self._tables(max(longest, 2 * len(self.cos)))
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
@@ -379,6 +380,7 @@ class Decoder:
     @torch.no_grad()
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=self._rotary.inv_freq.device)
+        # The rotary module reads no more than dtype and device of its first argument.
         like = torch.empty(1, 1, 1, dtype=self.dtype, device=positions.device)
         cos, sin = (t.to(self.device) for t in self._rotary(like, positions.unsqueeze(0)))
         half = self.geometry.head_dim // 2
@@ -392,6 +394,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every parameter, tied ones once: what a weight channel carries."""
+    # Detached, as a copy through a channel is part of no graph.
     yield from ((name, parameter.detach()) for name, parameter in model.named_parameters())
 
 

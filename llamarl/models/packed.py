@@ -84,6 +84,7 @@ def _has_known_order(shape: torch.Size, dtype: torch.dtype) -> bool:
     """True where this version of oneDNN orders weights of this shape as the module says; other CPUs may want others."""
     if not hasattr(torch.ops.mkldnn, "data_ptr"):
         return False
+    # Neighbours differ, and bf16 holds every number below 256 exactly.
     weight = torch.arange(shape.numel(), dtype=torch.int32).mul_(7919).remainder_(251).view(shape).to(dtype)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
     if torch.ops.mkldnn._nbytes(packed) != weight.nbytes:

@@ -51,6 +51,6 @@ def _continue(model: nn.Module, prompt: Sequence[int]) -> tuple[int, ...]:
 def probe_logprobs(decoder: Decoder, ids: Sequence[int]) -> tuple[float, ...]:
     """Log-probs of `ids[1:]`, each given the ids before it, in fp32: `len(ids) - 1` numbers."""
     tokens = torch.tensor(ids, device=decoder.device)
-    hidden = decoder.hidden(tokens, torch.arange(len(tokens), device=tokens.device), causal)
+    hidden = decoder.hidden_states(tokens, torch.arange(len(tokens), device=tokens.device), causal)
     logprobs = torch.log_softmax(decoder.head(hidden[:-1]).float(), dim=-1)
     return tuple(logprobs.gather(1, tokens[1:, None])[:, 0].tolist())

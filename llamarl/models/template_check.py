@@ -74,7 +74,7 @@ class TemplateReport:
         """True where each turn's text starts with all earlier text: only then one sample may span several turns."""
         return not {"no_template", *_OF_HISTORY} & set(self.limits)
 
-    def met_by(self, prompts: Iterable[tuple[Sequence[Message], Any]]) -> list[str]:
+    def limits_for(self, prompts: Iterable[tuple[Sequence[Message], Any]]) -> list[str]:
         """The limits that these prompts meet, in words.
 
         Args:

@@ -55,7 +55,7 @@ class PackedConversations:
         device = self._decoder.device
         packed = Packed(rows, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
-            hidden = self._decoder.hidden(packed.ids, packed.positions, packed.attend)
+            hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
         ends = torch.tensor([end - 1 for end in accumulate(packed.lengths)], device=device)
         last = packed.predicting(hidden).index_select(0, packed.order[ends])
         return self._decoder.head(last.float())

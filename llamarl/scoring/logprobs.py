@@ -60,7 +60,7 @@ class PackedScorer:
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
         packed = Packed(rows, self._decoder.device)
-        states = packed.predicting(self._decoder.hidden(packed.ids, packed.positions, packed.attend))
+        states = packed.predicting(self._decoder.hidden_states(packed.ids, packed.positions, packed.attend))
         scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)
         return Scores(
             scores.logprobs[packed.order],

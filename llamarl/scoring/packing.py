@@ -113,7 +113,7 @@ class Packed:
         return torch.cat([*parts, hidden[: self._target_tail].detach()])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The attention strategy for `models.decoder.Decoder.hidden`: `[M, H, D], [M, K, D] x 2 -> [M, H * D]`."""
+        """Attention for `models.decoder.Decoder.hidden_states`: `[M, H, D], [M, K, D] x 2 -> [M, H * D]`."""
         parts = iter(zip(*(torch.split(x, self._sizes) for x in (q, k, v)), strict=True))
         outputs = []
         for prompts, blocks in self.buckets:

@@ -78,7 +78,7 @@ def fit(
     template = check_template(tokenizer, model_config, is_policy=objective.is_policy)
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     rows = objective.read(data, eval_data, split, tokenizer, positions)
-    notes = [*rows.notes, *(f"chat template: {limit}" for limit in template.met_by(rows.conversations))]
+    notes = [*rows.notes, *(f"chat template: {limit}" for limit in template.limits_for(rows.conversations))]
     if tell is not None:
         for note in notes:
             tell(note)

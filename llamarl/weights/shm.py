@@ -44,7 +44,7 @@ class ShmChannel:
         self._published: Slots | None = None
         self._attached: Slots | None = None
         self._inode = 0
-        """Of the file that is attached."""
+        """Inode of the file that is attached; 0 where none is."""
         resource_tracker.register(f"/{self.name}", "shared_memory")
 
     @property

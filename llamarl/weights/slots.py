@@ -31,7 +31,7 @@ class Slots:
 
     @property
     def versions(self) -> list[int]:
-        """What can be read now."""
+        """Versions that can be read now."""
         return [version for stamp, version in self._stamps.tolist() if stamp > 0]
 
     @torch.no_grad()
@@ -44,9 +44,11 @@ class Slots:
         check_layout(tensors, self._copies[0])
         stamps = [stamp for stamp, _ in self._stamps.tolist()]
         slot = stamps.index(min(stamps))
+        # 0 before any byte is copied: no reader begins with this slot, and one still busy finds its stamp gone.
         self._stamps[slot, 0] = 0
         _copy(self._copies[slot], tensors)
         self._stamps[slot, 1] = version
+        # The stamp comes last, since readers choose a slot by it.
         self._stamps[slot, 0] = max(stamps) + 1
 
     @torch.no_grad()

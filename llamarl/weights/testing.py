@@ -10,7 +10,7 @@ from torch import Tensor
 from llamarl.core.protocols import WeightChannel
 
 Fault = Literal["none", "skipped", "partial", "zeros", "old", "swapped"]
-"""What `fetch` does to the receiver:
+"""Fault of `fetch`, by what it does to the receiver:
 
 - skipped: nothing is copied, yet the fetch succeeds;
 - partial: the second half of each tensor is not copied;

@@ -38,11 +38,11 @@ def tiny(family, seed=0, **sizes):
 
 
 def logits(decoder, ids):
-    return decoder.head(decoder.hidden(torch.tensor(ids), torch.arange(len(ids)), causal))
+    return decoder.head(decoder.hidden_states(torch.tensor(ids), torch.arange(len(ids)), causal))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("build", [Decoder.live, Decoder.fused])
+@pytest.mark.parametrize("build", [Decoder.live, Decoder.fuse])
 def test_logprobs_equal_those_of_transformers(family, build):
     model = tiny(family)
     ids = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -69,7 +69,7 @@ def test_scaled_rotary_positions_equal_those_of_transformers(rope):
     model = tiny("llama", rope_parameters={"rope_theta": 10000.0, **rope})
     ids = list(range(60))
     with torch.no_grad():
-        gap = (logits(Decoder.fused(model), ids) - model(torch.tensor([ids])).logits[0]).abs().max()
+        gap = (logits(Decoder.fuse(model), ids) - model(torch.tensor([ids])).logits[0]).abs().max()
     assert gap < 1e-5
 
 
@@ -77,14 +77,14 @@ def test_rotary_tables_grow_past_their_first_length():
     model = tiny("llama", max_position_embeddings=2048)
     ids = (list(range(61)) * 12)[:700]
     with torch.no_grad():
-        gap = (logits(Decoder.fused(model), ids) - model(torch.tensor([ids])).logits[0]).abs().max()
+        gap = (logits(Decoder.fuse(model), ids) - model(torch.tensor([ids])).logits[0]).abs().max()
     assert gap < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_named_views_hold_every_parameter_under_its_name(family):
     model = tiny(family)
-    views, parameters = Decoder.fused(model).named_views(), dict(named_tensors(model))
+    views, parameters = Decoder.fuse(model).named_views(), dict(named_tensors(model))
     assert views.keys() == parameters.keys()
     assert all(torch.equal(views[name], parameters[name]) for name in views)
     assert not any(views[name].data_ptr() == parameters[name].data_ptr() for name in views)
@@ -92,14 +92,14 @@ def test_named_views_hold_every_parameter_under_its_name(family):
 
 def test_tied_head_is_carried_once():
     model = tiny("llama", tie_word_embeddings=True)
-    decoder = Decoder.fused(model)
+    decoder = Decoder.fuse(model)
     assert "lm_head.weight" not in decoder.named_views()
     assert decoder.head is decoder.embed
 
 
 def test_writing_a_view_changes_the_forward_pass():
     model = tiny("qwen2")
-    decoder = Decoder.fused(model)
+    decoder = Decoder.fuse(model)
     before = logits(decoder, [1, 2, 3])
     decoder.named_views()["model.layers.1.self_attn.k_proj.weight"].mul_(2.0)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_writing_a_view_changes_the_forward_pass():
 
 def test_copy_from_takes_all_weights_or_none():
     old, new = tiny("qwen3", 0), tiny("qwen3", 1)
-    decoder, tensors = Decoder.fused(old), dict(named_tensors(new))
+    decoder, tensors = Decoder.fuse(old), dict(named_tensors(new))
     assert len(decoder.mismatches(tensors)) == len(tensors)
     decoder.copy_from(tensors)
     assert decoder.mismatches(tensors) == []
@@ -127,7 +127,7 @@ def test_copy_from_takes_all_weights_or_none():
 
 def test_bf16_copy_is_the_rounded_one():
     model = tiny("llama")
-    decoder, tensors = Decoder.fused(model, torch.bfloat16), dict(named_tensors(model))
+    decoder, tensors = Decoder.fuse(model, torch.bfloat16), dict(named_tensors(model))
     assert decoder.mismatches(tensors) == []
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.1
     assert decoder.mismatches(tensors) == ["model.norm.weight"]

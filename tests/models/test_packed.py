@@ -75,7 +75,7 @@ def test_other_dtypes_stay_dense():
 def test_a_packed_decoder_takes_new_weights_and_names_what_it_holds(is_tied):
     weight_of(torch.float32)
     old, new = (model(seed, tie_word_embeddings=is_tied) for seed in (0, 1))
-    decoder, tensors = Decoder.fused(old), dict(named_tensors(new))
+    decoder, tensors = Decoder.fuse(old), dict(named_tensors(new))
     assert isinstance(decoder.head, Packed) and isinstance(decoder.layers[0].down, Packed)
     assert decoder.named_views().keys() == tensors.keys()
     assert set(decoder.mismatches(tensors)) >= {"model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight"}
@@ -87,7 +87,7 @@ def test_a_packed_decoder_takes_new_weights_and_names_what_it_holds(is_tied):
 
 
 def test_a_wrong_shape_is_refused_before_anything_is_written():
-    decoder, tensors = Decoder.fused(model()), dict(named_tensors(model(1)))
+    decoder, tensors = Decoder.fuse(model()), dict(named_tensors(model(1)))
     tensors["model.layers.0.mlp.down_proj.weight"] = torch.zeros(192, 128)
     with pytest.raises(WeightSyncError, match=r"down_proj.weight has shape \[192, 128\], not \[128, 192\]"):
         decoder.copy_from(tensors)

@@ -41,9 +41,9 @@ def test_logprobs_are_the_models_own_and_see_each_layer():
     with torch.no_grad():
         table = torch.log_softmax(model(torch.tensor([row])).logits[0], dim=-1)
     expected = [table[i, row[i + 1]].item() for i in range(len(row) - 1)]
-    assert probe_logprobs(Decoder.fused(model), row) == pytest.approx(expected, abs=1e-5)
+    assert probe_logprobs(Decoder.fuse(model), row) == pytest.approx(expected, abs=1e-5)
     changed = tiny()
     with torch.no_grad():
         changed.model.layers[0].mlp.down_proj.weight.mul_(-50)
-    gap = max(abs(a - b) for a, b in zip(probe_logprobs(Decoder.fused(changed), row), expected, strict=True))
+    gap = max(abs(a - b) for a, b in zip(probe_logprobs(Decoder.fuse(changed), row), expected, strict=True))
     assert gap > 1e-2

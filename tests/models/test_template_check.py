@@ -87,7 +87,7 @@ def test_limits_are_told_where_prompts_meet_them():
     report = check(released_tokenizer("deepseek-r1"))
     question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     names = [
-        {limit.split(":")[0] for limit in report.met_by(prompts)}
+        {limit.split(":")[0] for limit in report.limits_for(prompts)}
         for prompts in (
             [([question], None), ([question], [])],
             [([question], [{"type": "function"}])],
@@ -95,7 +95,7 @@ def test_limits_are_told_where_prompts_meet_them():
         )
     ]
     assert names == [set(), {"tools_ignored"}, {"thinking_dropped"}]
-    assert check(tokenizer_with(None)).met_by([([question], None)])[0].startswith("no_template: ")
+    assert check(tokenizer_with(None)).limits_for([([question], None)])[0].startswith("no_template: ")
 
 
 def test_a_model_that_only_reads_needs_no_end_token_and_no_generation_prompt():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Prompt
-from llamarl.data.asks import instruct, instructed
+from llamarl.data.asks import ask_in_mode, instruct
 from llamarl.judges.voting import consensus, read_vote
 from llamarl.models.tiny import char_tokenizer
 from llamarl.recipes.voting_data import (
@@ -116,7 +116,7 @@ def test_instructions_wrap_the_last_message_and_keep_the_others():
 
 
 def test_prompts_for_training_hold_no_solution():
-    prompt = instructed(problem(solution="\\boxed{7}", completions=["a"], level=2), "adaptive")
+    prompt = ask_in_mode(problem(solution="\\boxed{7}", completions=["a"], level=2), "adaptive")
     assert prompt.info == {"level": 2} and prompt.answer == "7" and prompt.id == "p0"
     assert "[TRIAL]" in prompt.messages[0]["content"]
 

@@ -1,4 +1,4 @@
-"""What the solved programs of a step say of it: numbers to log, and what kept it from training as the budget means."""
+"""Metrics of a step's solved programs, and the problems that kept it from training as the budget means."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Solved = tuple[Pool, Solution]
 """The responses of one budget, and what its program made of them."""
 
 Problem = Literal["infeasible", "cheapest", "rejected"]
-"""What may be wrong with a step: the bound on the mean cost is too low, the time was too short, nothing trains."""
+"""Problem of a step: the bound on the mean cost is too low, the time was too short, or nothing trains."""
 
 
 def find_problems(solved: Sequence[Solved]) -> dict[Problem, str]:

@@ -21,7 +21,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent, as bounds on the responses that are accepted."""
+    """Bounds on the responses that are accepted."""
 
     caps: Mapping[str, float] = field(default_factory=dict)
     """Expensive group -> largest share of the accepted responses that may belong to it, in [0, 1]."""
@@ -56,12 +56,12 @@ class Pool:
     """The responses of one step: four columns of equal length N."""
 
     prompts: Sequence[Hashable]
-    """Which prompt a response answers."""
+    """Prompt that each response answers."""
     groups: Sequence[str | None]
-    """Its group; None for a malformed response, which is never accepted and counts in no value."""
+    """Group of each response; None for a malformed one, which is never accepted and counts in no value."""
     correct: Sequence[bool]
     costs: Sequence[float] | None = None
-    """What a response costs, such as its tokens; None counts responses only."""
+    """Cost of each response, such as its tokens; None counts responses only."""
 
     def __post_init__(self) -> None:
         for name in ("groups", "correct", "costs"):
@@ -114,7 +114,7 @@ class GroupValues:
 def group_values(
     pool: Pool, groups: Sequence[str], known: Mapping[Hashable, Mapping[str, float]] | None = None
 ) -> GroupValues:
-    """What each group is worth on each prompt.
+    """Computes the value of each group on each prompt.
 
         V_j^g = mean_k{ c_jk : g_jk = g },   m_j^g = V_j^g - mean_{h != g} V_j^h
 
@@ -140,8 +140,8 @@ def group_values(
     size = shape[0] * shape[1]
     counts: Ints = np.bincount(cells, minlength=size).reshape(shape)
     sums = np.bincount(cells, weights=correct, minlength=size).astype(np.float64).reshape(shape)
-    values = _divided(sums, counts)
-    fills = np.broadcast_to(_divided(sums.sum(axis=0), counts.sum(axis=0)), shape).copy()
+    values = _divide(sums, counts)
+    fills = np.broadcast_to(_divide(sums.sum(axis=0), counts.sum(axis=0)), shape).copy()
     for prompt, of_prompt in (known or {}).items():
         row = prompts[prompt]
         fills[row] = [of_prompt.get(group, fill) for group, fill in zip(groups, fills[row], strict=True)]
@@ -160,7 +160,7 @@ def _columns(pool: Pool, groups: Sequence[str]) -> Ints:
     return np.fromiter((columns[group] for group in pool.groups), np.int64, len(pool))
 
 
-def _divided(sums: Floats, counts: Ints) -> Floats:
+def _divide(sums: Floats, counts: Ints) -> Floats:
     """Quotients, NaN where nothing was counted."""
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), math.nan), dtype=np.float64)
 

@@ -17,17 +17,17 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.functional.budget.pool import Bools, Budget, Floats, GroupValues, Ints, Pool
 
 Form = Literal["accepted", "prompts"]
-"""What a bound is a share of. `accepted`: the accepted responses; prompts that a free group solves are always accepted.
-`prompts`: all prompts of the pool, and any may be skipped; its optimum is that of a greedy rule."""
+"""Whole of which a bound is a share. `accepted`: the accepted responses; prompts that a free group solves are always
+accepted. `prompts`: all prompts of the pool, and any may be skipped; its optimum is that of a greedy rule."""
 
 Worth = Literal["margin", "correctness"]
-"""What a correct response is worth: the margin of its group, or 1 like every other."""
+"""Value of a correct response: the margin of its group, or 1 like every other."""
 
 EPS = 1e-3
 """Default bonus of a free group, so that equal margins go to it."""
 
 SLACK = 1e-9
-"""By how much rounding may exceed a limit: per prompt, as a share of the largest weight."""
+"""Excess over a limit that counts as rounding: per prompt, as a share of the largest weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Program:
     """`[R]` right sides."""
 
     @property
-    def forced(self) -> Bools:
+    def must_accept(self) -> Bools:
         """`[P]` whether the prompt must be accepted."""
         return np.isneginf(self.values[:, -1])
 
@@ -58,13 +58,13 @@ class Program:
         """`[R]` right sides with room for rounding."""
         return np.asarray(self.limits + SLACK * max(1, len(self.values)) * self.scales)
 
-    def used(self, choice: Ints) -> Floats:
+    def usage(self, choice: Ints) -> Floats:
         """`[R]` left sides of the constraints."""
         return np.asarray(self.weights[:, np.arange(len(choice)), choice].sum(axis=1))
 
     def keeps(self, choice: Ints) -> bool:
-        """Whether every constraint holds."""
-        return bool((self.used(choice) <= self.ceilings).all())
+        """True if every constraint holds."""
+        return bool((self.usage(choice) <= self.ceilings).all())
 
     def worth(self, choice: Ints) -> float:
         """The objective; a forced prompt that is skipped all the same counts 0."""

@@ -1,4 +1,4 @@
-"""From a pool and a budget to the responses that train."""
+"""Choice of the responses that train, from a pool and a budget."""
 
 import math
 import time
@@ -26,7 +26,7 @@ from llamarl.functional.budget.solvers import (
 )
 
 Status = Literal["optimal", "near_optimal", "time_limit", "cheapest", "infeasible"]
-"""How good a solution is.
+"""Quality of a solution.
 
 `optimal`        proved
 `near_optimal`   of the relaxation: at most `gap` below the optimum
@@ -47,13 +47,13 @@ class Spending:
 
     @property
     def slack(self) -> float:
-        """What was left."""
+        """Rest of the bound that was not used."""
         return self.bound - self.used
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Which responses train."""
+    """The responses that train, and how good and how expensive this choice is."""
 
     accepted: tuple[bool, ...] = field(repr=False)
     """`[N]` the program's z."""
@@ -64,22 +64,22 @@ class Solution:
     status: Status
     solver: Literal["milp", "lagrangian", "none"]
     seconds: float
-    """From the pool to the choice; the import of SciPy does not count."""
+    """Time from the pool to the choice, without the import of SciPy."""
     spending: Mapping[str, Spending]
-    """By capped group; `mean_cost` if that is bounded."""
+    """Spending of each capped group, and of `mean_cost` if that is bounded."""
     num_prompts: int
     num_accepted: Mapping[str, int]
     """Accepted responses by group."""
     mean_margins: Mapping[str, float]
-    """By group: mean margin over the prompts that have responses of it and of another group. NaN if none has."""
+    """Group -> mean margin over the prompts that have responses of it and of another group; NaN if none has."""
     num_compared: Mapping[str, int]
-    """By group: so many prompts that is."""
+    """Group -> number of prompts in that mean."""
     num_one_sided: int
     """Prompts whose responses are of fewer than two groups: their margins rest on the pool's means alone."""
 
     @property
     def gap(self) -> float:
-        """By how much the objective may fall short of the optimum."""
+        """Largest amount by which the objective may fall short of the optimum."""
         return max(0.0, self.bound - self.objective)
 
     @property
@@ -89,7 +89,7 @@ class Solution:
 
     @property
     def is_fallback(self) -> bool:
-        """Whether the cheapest choice stands in for a solution."""
+        """True if the cheapest choice stands in for a solution."""
         return self.status in ("cheapest", "infeasible")
 
 
@@ -140,10 +140,10 @@ def solve(
         answer = solve_lagrangian(program, kinds, time_limit_seconds)
     else:
         answer = Answer(np.full(len(program.values), -1), 0.0)
-    choice, status = _judged(program, answer)
+    choice, status = _read_answer(program, answer)
     objective = program.worth(choice)
     return Solution(
-        accepted=_accepted(len(pool), program, choice),
+        accepted=_mark_responses(len(pool), program, choice),
         objective=objective,
         bound=objective if answer.is_infeasible else answer.bound,
         status=status,
@@ -168,8 +168,8 @@ def _solver(program: Program, kinds: Kinds, method: Method, has_costs: bool) -> 
     return method
 
 
-def _judged(program: Program, answer: Answer) -> tuple[Ints, Status]:
-    """The choice that stands, and what it is."""
+def _read_answer(program: Program, answer: Answer) -> tuple[Ints, Status]:
+    """Returns the choice that stands and its status: the cheapest choice where the solver found none."""
     if answer.choice is None:
         choice, num_left_out = cheapest(program)
         return choice, "infeasible" if num_left_out or answer.is_infeasible else "cheapest"
@@ -179,7 +179,7 @@ def _judged(program: Program, answer: Answer) -> tuple[Ints, Status]:
     return answer.choice, "time_limit" if answer.is_cut else "near_optimal"
 
 
-def _accepted(num_responses: int, program: Program, choice: Ints) -> tuple[bool, ...]:
+def _mark_responses(num_responses: int, program: Program, choice: Ints) -> tuple[bool, ...]:
     accepted = np.zeros(num_responses, dtype=bool)
     rows = np.flatnonzero(choice >= 0)
     accepted[program.responses[rows, choice[rows]]] = True

@@ -14,10 +14,11 @@ Method = Literal["auto", "milp", "lagrangian"]
 """`milp` is exact; `lagrangian` is fast and says how far from the optimum it may be; `auto` goes by the size."""
 
 RELATIVE_GAP = 1e-6
-"""How close to its bound the exact solver may stop."""
+"""Relative distance to its bound at which the exact solver may stop."""
 
 MAX_VARIABLES = 4000
-"""Above so many integer variables `auto` takes the relaxation. Counts only those left after like prompts are joined."""
+"""Largest number of integer variables that `auto` solves exactly; above that it takes the relaxation. It counts the
+variables left after like prompts are joined."""
 
 MAX_VARIABLES_WITH_COSTS = 64
 """The same where the mean cost is bounded: unlike weights are hard, and the relaxation's gap is small. On hard programs
@@ -25,7 +26,7 @@ HiGHS also prints to the process's standard output, whatever its options are; on
 
 
 class Answer(NamedTuple):
-    """What a solver found."""
+    """A solver's choice, with a bound on the optimum."""
 
     choice: Ints | None
     """`[P]` columns, within the limits; None if it found none."""
@@ -66,18 +67,18 @@ def load_solver() -> None:
 
 def solve_milp(program: Program, kinds: Kinds, time_limit_seconds: float) -> Answer:
     """The optimum, by whole numbers of each kind's prompts."""
-    result, counts = _optimized(program, kinds, time_limit_seconds, is_integral=True)
+    result, counts = _run_highs(program, kinds, time_limit_seconds, is_integral=True)
     bound = np.inf if result.mip_dual_bound is None else 0.0 - result.mip_dual_bound
     if counts is None:
         return Answer(None, bound, is_infeasible=result.status == 2, is_cut=result.status == 1)
-    choice = _dealt(kinds, np.rint(counts).astype(np.int64))
-    return Answer(repaired(program, choice), bound, is_cut=result.status == 1)
+    choice = _deal(kinds, np.rint(counts).astype(np.int64))
+    return Answer(repair(program, choice), bound, is_cut=result.status == 1)
 
 
-def _optimized(
+def _run_highs(
     program: Program, kinds: Kinds, time_limit_seconds: float, is_integral: bool
 ) -> tuple[Any, Floats | None]:
-    """What SciPy's HiGHS says, and `[K, G]` how many of a kind take each option; None where it found no choice."""
+    """Solves with SciPy's HiGHS: its result, and `[K, G]` how many of a kind take each option (None: no choice)."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
@@ -85,7 +86,7 @@ def _optimized(
     kind, option = np.nonzero(np.isfinite(values))
     variables = np.arange(len(kind))
     members = csr_array((np.ones(len(kind)), (kind, variables)), shape=(len(values), len(kind)))
-    least = np.where(program.forced[kinds.first], kinds.sizes, 0)
+    least = np.where(program.must_accept[kinds.first], kinds.sizes, 0)
     scales = program.scales[:, None]
     result = milp(
         -values[kind, option],
@@ -104,7 +105,7 @@ def _optimized(
     return result, counts
 
 
-def _dealt(kinds: Kinds, taken: Ints) -> Ints:
+def _deal(kinds: Kinds, taken: Ints) -> Ints:
     """Gives each kind's prompts its options, earlier prompts the more expensive ones (the later columns)."""
     choice = np.full(len(kinds.kind_of), -1)
     members = np.split(np.argsort(kinds.kind_of, kind="stable"), np.cumsum(kinds.sizes)[:-1])
@@ -125,26 +126,26 @@ def solve_lagrangian(program: Program, kinds: Kinds, time_limit_seconds: float) 
     bound is the optimum of the program without whole numbers, which divides at most as many kinds as there are
     constraints: these are rounded, made to fit, and then prompts are upgraded while there is room.
     """
-    result, counts = _optimized(program, kinds, time_limit_seconds, is_integral=False)
+    result, counts = _run_highs(program, kinds, time_limit_seconds, is_integral=False)
     if counts is None:
         return Answer(None, np.inf, is_infeasible=result.status == 2, is_cut=result.status == 1)
-    choice = repaired(program, _dealt(kinds, _rounded(program, kinds, counts)))
+    choice = repair(program, _deal(kinds, _round_counts(program, kinds, counts)))
     if choice is None:  # few prompts and tight limits: small enough to be solved exactly
         return solve_milp(program, kinds, time_limit_seconds)
-    return Answer(filled(program, choice), 0.0 - result.fun)
+    return Answer(upgrade(program, choice), 0.0 - result.fun)
 
 
-def _rounded(program: Program, kinds: Kinds, counts: Floats) -> Ints:
+def _round_counts(program: Program, kinds: Kinds, counts: Floats) -> Ints:
     """`[K, G]` counts without their fractions; forced prompts left over go to the options with the largest ones."""
     whole = np.floor(counts + 1e-6)
-    left_over = np.where(program.forced[kinds.first], kinds.sizes - whole.sum(axis=1), 0).astype(np.int64)
+    left_over = np.where(program.must_accept[kinds.first], kinds.sizes - whole.sum(axis=1), 0).astype(np.int64)
     for kind in np.flatnonzero(left_over):
         largest_first = np.argsort(whole[kind] - counts[kind], kind="stable")
         whole[kind, largest_first[: left_over[kind]]] += 1
     return np.asarray(whole, dtype=np.int64)
 
 
-def filled(program: Program, choice: Ints) -> Ints:
+def upgrade(program: Program, choice: Ints) -> Ints:
     """A choice within the limits, improved: upgrades by value per weight, as long as they fit; one per prompt."""
     choice = choice.copy()
     rows = np.arange(len(choice))
@@ -153,7 +154,7 @@ def filled(program: Program, choice: Ints) -> Ints:
     prompts, options = np.nonzero(gains > 0)
     gain, extra = gains[prompts, options], extra[:, prompts, options]
     size = (np.maximum(extra, 0) / program.scales[:, None]).sum(axis=0)
-    room = program.ceilings - program.used(choice)
+    room = program.ceilings - program.usage(choice)
     upgraded = np.zeros(len(choice), dtype=bool)
     for move in np.argsort(-gain / np.maximum(size, 1e-15), kind="stable"):
         prompt = prompts[move]
@@ -166,11 +167,11 @@ def filled(program: Program, choice: Ints) -> Ints:
 # ---- within the limits ----------------------------------------------------------------------------------------------
 
 
-def repaired(program: Program, choice: Ints, max_moves: int = 1000) -> Ints | None:
+def repair(program: Program, choice: Ints, max_moves: int = 1000) -> Ints | None:
     """A choice made to keep the limits, by the moves that lose the least value per weight; None if it can't be."""
     choice, rows = choice.copy(), np.arange(len(choice))
     for _ in range(max_moves):
-        excess = (program.used(choice) - program.ceilings) / program.scales
+        excess = (program.usage(choice) - program.ceilings) / program.scales
         if (excess <= 0).all():
             return choice
         weights = program.weights[excess.argmax()]
@@ -191,11 +192,11 @@ def cheapest(program: Program) -> tuple[Ints, int]:
     """
     burden = (program.weights / program.scales[:, None, None]).sum(axis=0)
     burden = np.where(np.isfinite(program.values), burden, np.inf)
-    choice = np.where(program.forced, burden.argmin(axis=1), -1)
-    order = np.flatnonzero(program.forced)
+    choice = np.where(program.must_accept, burden.argmin(axis=1), -1)
+    order = np.flatnonzero(program.must_accept)
     order = order[np.argsort(-burden[order, choice[order]], kind="stable")]
     spared = np.cumsum(program.weights[:, order, choice[order]], axis=1)
-    left = program.used(choice)[:, None] - np.column_stack([np.zeros(len(program.limits)), spared])
+    left = program.usage(choice)[:, None] - np.column_stack([np.zeros(len(program.limits)), spared])
     dropped = int((left <= program.ceilings[:, None]).all(axis=0).argmax())
     choice[order[:dropped]] = -1
     return choice, dropped
