@@ -328,8 +328,8 @@ def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[
     """
     from llamarl.core.loops import run_async
     from llamarl.judges.config import JudgeConfig
-    from llamarl.judges.lab.rows import read_completions
     from llamarl.judges.lab.runner import equal_panel, judge_rows, records_of
+    from llamarl.judges.rows import read_completions
 
     if max_in_flight < 1:
         raise ConfigError(f"max_in_flight={max_in_flight}: give at least 1")

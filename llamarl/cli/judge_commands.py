@@ -80,8 +80,8 @@ def run(settings: RunSettings, output: LiveOutput) -> int:
         llamarl judge run --judge rewards.py:accuracy --judge safety.toml --data answers.jsonl --out verdicts.jsonl
         the same command again goes on where an interrupted one stopped
     """
-    from llamarl.judges.lab.rows import read_completions
     from llamarl.judges.lab.runner import job_key, judge_file, summary_of
+    from llamarl.judges.rows import read_completions
 
     out = settings.out
     if out.resolve() == Path(settings.data).resolve():
@@ -167,7 +167,7 @@ def calibrate(settings: CalibrateSettings, output: LiveOutput) -> int:
         llamarl judge calibrate --judge a.toml --judge b.toml --data labelled.jsonl --out calibration.json
     """
     from llamarl.judges.lab.calibrate import calibrate, plot_calibration
-    from llamarl.judges.lab.rows import read_completions
+    from llamarl.judges.rows import read_completions
     from llamarl.report.files import write_json
 
     rows = read_completions(settings.data, aside=("label", "score"))

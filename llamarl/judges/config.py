@@ -24,8 +24,8 @@ from llamarl.core.loading import name_object
 from llamarl.core.paths import absolute, absolute_object
 from llamarl.judges.adapters.base import function_name
 from llamarl.judges.adapters.verifiers import is_rubric
+from llamarl.judges.canary import read_canaries
 from llamarl.judges.combine import Role
-from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import load_judge
