@@ -229,7 +229,7 @@ def train(
     parsed = Recipe.parse(values) if recipe is None else Recipe.load(Path(recipe), values)
     with _live(Path(parsed.model).name if recipe is None else Path(recipe).stem, progress) as live:
         _, reporter = run.train(parsed, run_dir, live=live)
-    return _finished(reporter.directory, reporter.is_interrupted)
+    return _result_of(reporter.directory, reporter.is_interrupted)
 
 
 def resume(
@@ -263,7 +263,7 @@ def resume(
 
     with _live(Path(run_dir).name, progress) as live:
         _, reporter = run.resume(run_dir, _spell_out(sections), judges=judges, step=str(step), live=live)
-    return _finished(reporter.directory, reporter.is_interrupted)
+    return _result_of(reporter.directory, reporter.is_interrupted)
 
 
 def generate(
@@ -496,7 +496,7 @@ def _live(title: str, progress: bool) -> "Iterator[LiveView | None]":
         yield view
 
 
-def _finished(directory: Path, is_interrupted: bool) -> Run:
+def _result_of(directory: Path, is_interrupted: bool) -> Run:
     """The run; raises `KeyboardInterrupt` where that ended it early, or the program would go on as if it had not."""
     run = Run(directory)
     steps, total = run.summary.steps, run.recipe.schedule.steps

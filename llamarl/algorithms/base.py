@@ -161,17 +161,17 @@ class PolicyGradientLoss:
         config = self._config
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         objective = config.objective(batch, log_ratios)
-        terms = -weighted(objective.values, batch)
+        terms = -weigh_tokens(objective.values, batch)
         if config.kl_coef > 0:
-            reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
+            reference = require_tensor(batch.reference_logprobs, "reference_logprobs", "kl_coef")
             terms = terms + config.kl_coef * kl_loss(batch.logprobs, reference, batch.mask, config.kl_estimator)
         if config.entropy_coef > 0:
-            terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
+            terms = terms - config.entropy_coef * require_tensor(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
         return LossOutput(loss, policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
 
 
-def weighted(objective: "Tensor", batch: LossBatch) -> "Tensor":
+def weigh_tokens(objective: "Tensor", batch: LossBatch) -> "Tensor":
     """Weighs each token's objective, where ratios are not taken to the policy that sampled it."""
     return objective if batch.token_weights is None else objective * batch.token_weights
 
@@ -228,7 +228,7 @@ def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
     )
 
 
-def required(value: "Tensor | None", name: str, coefficient: str = "") -> "Tensor":
+def require_tensor(value: "Tensor | None", name: str, coefficient: str = "") -> "Tensor":
     """Returns the tensor. Raises `ValueError` if the batch lacks it, naming the coefficient that asks for it."""
     if value is None:
         why = f"{coefficient} > 0 needs it; fill it or set {coefficient} = 0" if coefficient else "the loss needs it"

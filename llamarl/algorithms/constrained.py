@@ -60,7 +60,7 @@ class KLBoundConfig(Config):
     """What the judged reward is. `calibrated`: a margin over the baseline response, through a sigmoid (the paper's).
     `as_is`: at least 0, used unchanged. `constant`: only the constraints count; for tasks where no judge pays."""
 
-    def calibrated(self, sample: Sample) -> float:
+    def calibrate_reward(self, sample: Sample) -> float:
         """Computes R_calib of a judged sample.
 
         Raises:
@@ -102,7 +102,7 @@ def kl_metrics(groups: Sequence[Group], config: KLBoundConfig) -> dict[str, floa
     divergences = [config.kl_of(sample) for sample in samples]
     return means(
         {
-            "calibrated_reward/mean": [config.calibrated(sample) for sample in samples],
+            "calibrated_reward/mean": [config.calibrate_reward(sample) for sample in samples],
             "kl/mean": divergences,
             "kl_factor/zero_frac": [kl_factor(kl, config.kl_max) == 0.0 for kl in divergences],
             "kl_factor/above_one_frac": [kl_factor(kl, config.kl_max) > VISIBLY_ABOVE_ONE for kl in divergences],

@@ -12,7 +12,7 @@ from llamarl.algorithms.base import (
     Loss,
     judged_groups,
     policy_metrics,
-    required,
+    require_tensor,
     reward_of,
     train_sample,
 )
@@ -108,7 +108,7 @@ class PairLoss:
             ValueError: no reference log-probs, or a group of the micro-batch is not a pair.
         """
         beta = self._config.beta
-        reference = required(batch.reference_logprobs, "reference_logprobs")
+        reference = require_tensor(batch.reference_logprobs, "reference_logprobs")
         pairs = pair_rows(batch.advantages, batch.groups)
         log_ratios = (batch.logprobs - reference).masked_fill(~batch.mask, 0.0).sum(-1)
         terms = dpo_terms(log_ratios, pairs, beta) + self._config.likelihood(batch, pairs)

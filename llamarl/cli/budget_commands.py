@@ -83,7 +83,7 @@ def solve(settings: SolveSettings, output: Output) -> int:
     _check_files({"--out": settings.out})
     budget = settings.budget
     data = read_pool(settings.data, budget.groups, settings.cost_field)
-    with _silenced():
+    with _silence_stdout():
         solution = solve(
             data.pool, budget, form=settings.form, time_limit_seconds=settings.time_limit, method=settings.method
         )
@@ -98,7 +98,7 @@ def solve(settings: SolveSettings, output: Output) -> int:
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def _silence_stdout() -> Iterator[None]:
     """Drops what native code prints past Python: HiGHS says some things whatever its options are.
 
     Standard output is the whole process's, so this is only for a command that does nothing else meanwhile.

@@ -130,7 +130,7 @@ def describe_share(share: Mapping[str, Any]) -> str:
     return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['count']}"
 
 
-def describe_skipped(rows: Mapping[str, Any]) -> Iterator[str]:
+def describe_skips(rows: Mapping[str, Any]) -> Iterator[str]:
     """Yields how many rows were left out, where some were."""
     if rows["skipped"]:
         yield "left out       " + ", ".join(f"{count} {reason}" for reason, count in rows["skipped"].items())
@@ -139,7 +139,7 @@ def describe_skipped(rows: Mapping[str, Any]) -> Iterator[str]:
 def _describe(summary: Mapping[str, Any], has_adapters: bool) -> Iterator[str]:
     """Yields what a user wants to know of a finished training."""
     before, after = summary["held_out_before"], summary["held_out"]
-    yield from describe_skipped(summary["rows"])
+    yield from describe_skips(summary["rows"])
     scope = f" with {summary['trained_parameters']:,} adapter parameters" if has_adapters else ""
     change = "" if after is None else f", held-out loss {before['loss']:.4f} -> {after['loss']:.4f}"
     yield (

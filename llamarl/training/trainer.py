@@ -358,7 +358,7 @@ class PolicyTrainer:
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
-        with autocast(self.model, self.config.precision), self._most_activations.measured(self.model, samples):
+        with autocast(self.model, self.config.precision), self._most_activations.measure(self.model, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
             scores = self._score(samples, entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)

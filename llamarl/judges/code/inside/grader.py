@@ -58,7 +58,7 @@ def grade(solution: Solution, tests: list[str], should_stop: bool) -> list[str]:
     """Per test why it failed, or "". They share their names, in order."""
     try:
         names = solution.load()
-        namespace = {"__name__": "tests", **provided(solution, names, tests)}
+        namespace = {"__name__": "tests", **provide_names(solution, names, tests)}
     except BaseException as error:  # the solution may raise anything
         return [LOST if solution.is_lost else f"raised {words(error)}"]
     results: list[str] = []
@@ -75,7 +75,7 @@ def grade(solution: Solution, tests: list[str], should_stop: bool) -> list[str]:
     return results
 
 
-def provided(solution: Solution, names: list[str], tests: list[str]) -> dict[str, Any]:
+def provide_names(solution: Solution, names: list[str], tests: list[str]) -> dict[str, Any]:
     """What the tests may use without defining it.
 
     The solution's names, save builtins, so that it cannot redefine `all`; and save modules of the standard library
@@ -153,7 +153,7 @@ class Solution:
         try:
             self.lines.send(request)
             while "ask" in (answer := self.lines.receive()):
-                self.lines.send(self._called(answer))
+                self.lines.send(self._call_back(answer))
             raised = exception(answer["error"], self._find) if "error" in answer else None
             value = None if raised else decode(answer["value"], self._find)
             args = [decode(arg, self._find) for arg in answer.get("args", [])]
@@ -169,7 +169,7 @@ class Solution:
             raise raised
         return {"value": value, "args": args}
 
-    def _called(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _call_back(self, request: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that the tests passed to the solution. That is all the solution can ask."""
         try:
             function = self._kept.objects[request["on"]]
@@ -360,14 +360,14 @@ def _between_objects(name: str) -> Any:
     return lambda self, other: state(self).ask(name, other) if type(other) is Remote else NotImplemented
 
 
-def _of_known(name: str) -> Any:
+def _ask_known(name: str) -> Any:
     return lambda self, *args: state(self).ask_known(name, *args)
 
 
 for _name in BINARY:
     setattr(Remote, _name, _between_objects(_name))
 for _name in (*UNARY, *ITEMS):
-    setattr(Remote, _name, _of_known(_name))
+    setattr(Remote, _name, _ask_known(_name))
 
 
 def is_of_plain_data(name: str) -> bool:

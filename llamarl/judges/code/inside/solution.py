@@ -132,14 +132,14 @@ class Server:
 
     def _find(self, tag: str, content: Any) -> Any:
         if tag == "name":
-            return self._named(content)
+            return self._look_up(content)
         if tag == "builtin":
             return getattr(builtins, content)
         if tag == "yours":
             return self._kept.objects[content]
         return Callback(content, self)
 
-    def _named(self, name: str) -> Any:
+    def _look_up(self, name: str) -> Any:
         """A name of the module, or the method of its class `Solution`, as some data sets want it."""
         if name in self._module.__dict__ or "Solution" not in self._module.__dict__:
             return self._module.__dict__[name] if name in self._module.__dict__ else _missing(name)
@@ -166,7 +166,7 @@ class Server:
             return 0
 
         output, _, status, end = in_child(work, seconds, self._max_output_bytes)
-        return {"error": end or ended(status)} if end or status or not output else {"packed": output}
+        return {"error": end or describe_end(status)} if end or status or not output else {"packed": output}
 
     def _program(self, request: dict[str, Any]) -> dict[str, Any]:
         stdin = _nameless_file()
@@ -183,7 +183,7 @@ class Server:
         os.close(stdin)
         last_line = error.decode("utf-8", "replace").strip().rpartition("\n")[2][:MAX_ERROR_CHARACTERS]
         if not end and status:
-            end = f"raised {last_line}" if last_line else ended(status)
+            end = f"raised {last_line}" if last_line else describe_end(status)
         return {"output": output, "end": end}
 
 
@@ -289,7 +289,7 @@ def collect(child: int, out_read: int, error_read: int, seconds: float, max_byte
     return bytes(pieces[out_read]), bytes(pieces[error_read]), end
 
 
-def ended(status: int) -> str:
+def describe_end(status: int) -> str:
     """How a process ended, in words."""
     if os.WIFSIGNALED(status):
         import signal

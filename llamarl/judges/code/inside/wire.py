@@ -67,11 +67,11 @@ def encode(value: Any, keep: Callable[[Any], Any], room: int = MAX_DEPTH - 8) ->
     if name in ("dict", "OrderedDict", "Counter", "defaultdict"):
         pairs = [[encode(key, keep, room - 3), encode(item, keep, room - 3)] for key, item in value.items()]
         return {"t": "dict" if name == "defaultdict" else name, "v": pairs}
-    content = _written(name, value)
+    content = _content_of(name, value)
     return keep(value) if content is None else {"t": name, "v": content}
 
 
-def _written(name: str, value: Any) -> Any:
+def _content_of(name: str, value: Any) -> Any:
     """The content of a value that holds no others, of the plain type called `name`; None for other types."""
     if name == "bytearray":
         return bytes(value)
@@ -91,7 +91,7 @@ def _written(name: str, value: Any) -> Any:
         zone = value.tzinfo
         if zone is not None and type(zone).__name__ != "timezone":  # others need the system's files
             return None
-        offset = None if zone is None else _written("timedelta", zone.utcoffset(None))
+        offset = None if zone is None else _content_of("timedelta", zone.utcoffset(None))
         clock = [value.hour, value.minute, value.second, value.microsecond, offset, value.fold]
         return clock if name == "time" else [value.year, value.month, value.day, *clock]
     return None
@@ -165,7 +165,7 @@ def _counter(pairs: list[tuple[Any, Any]]) -> Any:
     return Counter(_dict(pairs))
 
 
-def _ordered(pairs: list[tuple[Any, Any]]) -> Any:
+def _ordered_dict(pairs: list[tuple[Any, Any]]) -> Any:
     from collections import OrderedDict
 
     return OrderedDict(_dict(pairs))
@@ -238,7 +238,7 @@ _COLLECTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "items": lambda items: _dict([(key, item) for key, item in items]).items(),
 }
 _TABLES: dict[str, Callable[[list[tuple[Any, Any]]], Any]] = {
-    **{"dict": _dict, "Counter": _counter, "OrderedDict": _ordered}
+    **{"dict": _dict, "Counter": _counter, "OrderedDict": _ordered_dict}
 }
 _SCALARS: dict[str, Callable[[Any], Any]] = {
     **{"bytearray": lambda content: bytearray(_of(bytes, content)), "complex": _complex},
