@@ -68,7 +68,7 @@ class Sections(Changes, total=False):
 
 
 class SamplingSettings(TypedDict, total=False):
-    """How tokens are drawn."""
+    """Settings by which tokens are drawn."""
 
     max_tokens: int
     temperature: float
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def summary(self) -> "RunSummary":
-        """How the run went, from `summary.json`. Raises `DataError` where the run has not written it yet."""
+        """The run's figures, from `summary.json`. Raises `DataError` where the run has not written it yet."""
         from llamarl.report.summary import read_summary
 
         return read_summary(self.run_dir)
@@ -497,7 +497,7 @@ def _live(title: str, progress: bool) -> "Iterator[LiveView | None]":
 
 
 def _result_of(directory: Path, is_interrupted: bool) -> Run:
-    """The run; raises `KeyboardInterrupt` where that ended it early, or the program would go on as if it had not."""
+    """Returns the run. Raises `KeyboardInterrupt` where that ended it early, or the program would go on as if not."""
     run = Run(directory)
     steps, total = run.summary.steps, run.recipe.schedule.steps
     if is_interrupted and steps < total:

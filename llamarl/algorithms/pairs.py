@@ -1,4 +1,4 @@
-"""What the algorithms on pairs share: one better and one worse sample of each prompt, and a preference likelihood."""
+"""Base of the algorithms on pairs: one better and one worse sample of each prompt, and a preference likelihood."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

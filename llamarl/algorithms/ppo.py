@@ -44,7 +44,7 @@ class PPOConfig(AlgorithmSettings, DualClipConfig):
 
     type: Literal["ppo"] = "ppo"
     reduction: Reduction = "token_mean"
-    """What the sum over tokens is divided by (`llamarl.functional.losses`)."""
+    """Denominator of the sum over tokens (`llamarl.functional.losses`)."""
     clip: float = Field(default=0.2, gt=0.0)
     """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
     kl_coef: float = Field(default=0.02, ge=0.0)

@@ -21,7 +21,7 @@ class FitSettings(Config):
     data: Positional[str | None] = None
     """Rows: JSONL, Parquet, CSV, a glob or a Hub id."""
     out: Positional[str | None] = None
-    """Where the trained checkpoint goes: new, empty, or an earlier result."""
+    """Directory for the trained checkpoint: new, empty, or an earlier result."""
     eval_data: str | None = None
     """Rows to measure on (default: those that held_out keeps)."""
     split: str | None = None
@@ -124,7 +124,7 @@ def describe_pairs(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_share(share: Mapping[str, Any]) -> str:
-    """A proportion with its interval."""
+    """Writes a proportion with its interval."""
     if share["value"] is None:
         return "- (no pairs)"
     return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['count']}"

@@ -52,7 +52,7 @@ class AuditSettings(JudgeSettings):
     data: Annotated[str | None, Metavar("FILE")] = None
     """Prompt rows; 'good' holds replies that must pass, 'completion' replies that must not (default: shipped rows)."""
     attack: Annotated[tuple[str, ...], Metavar("KIND")] = ()
-    """Only this kind of attack (default: all)."""
+    """Kind of attack to try alone (default: all)."""
     max_rate: Annotated[float, Metavar("R")] = Field(default=0.05, ge=0.0, le=1.0)
     """Exit status 1 if a larger share of any kind of attack passes, or of the good replies doesn't."""
     out: Annotated[FullPath | None, Metavar("FILE")] = None

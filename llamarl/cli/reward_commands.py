@@ -103,7 +103,7 @@ class BaselineSettings(Config):
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Number format."""
     device: str = "auto"
-    """Where the policy runs, such as cuda."""
+    """Device of the policy, such as cuda."""
 
 
 def baselines(settings: BaselineSettings, output: LiveOutput) -> int:

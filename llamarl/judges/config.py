@@ -32,7 +32,7 @@ from llamarl.judges.resolve import load_judge
 from llamarl.judges.seat import Seat
 
 IN_MEMORY = "in memory: "
-"""Before the name of a judge that a recipe file can only name, in place of its `function`."""
+"""Mark before the name of a judge that a recipe file can only name, in place of its `function`."""
 
 
 def _name_importable(function: Any) -> Any:
@@ -98,7 +98,7 @@ class JudgeConfig(Config):
 
     @property
     def label(self) -> str:
-        """What the recipe calls the judge before it is built."""
+        """The judge's name in the recipe, before it is built."""
         return self.name or (function_name(self.function) if self.is_in_memory else str(self.function))
 
     @property

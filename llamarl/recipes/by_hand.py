@@ -88,7 +88,7 @@ def run(
 
 
 def judge_samples(prompt: Prompt, completions: tuple[Completion, ...]) -> Iterator[Sample]:
-    """Each completion with its verdict and reward."""
+    """Judges completions; yields each with its verdict and reward."""
     for completion in completions:
         verdict = task.judge(prompt, completion)
         yield Sample(completion, {"judge": verdict}, verdict.score)

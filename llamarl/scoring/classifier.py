@@ -19,12 +19,12 @@ from llamarl.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a checkpoint says it can tell apart."""
+    """Labels of a checkpoint: what it can tell apart."""
 
     names: tuple[str, ...]
-    """By label index."""
+    """Name of each label, by its index."""
     is_independent: bool
-    """Whether each label has a probability of its own, instead of one distribution over all."""
+    """True where each label has a probability of its own, instead of one distribution over all."""
 
     def index(self, label: str | int) -> int:
         """The index of a label given by name or index. Raises `ConfigError` for one that is not there."""
@@ -98,7 +98,7 @@ class LazyClassifier:
             return text_ids(self._load()[1], text)
 
     def why_too_long(self, ids: TokenIds) -> str | None:
-        """Why the model cannot take this sequence, or None if it can."""
+        """Says why the model cannot take this sequence; None where it can."""
         limit = self._load()[2]
         return None if limit is None or len(ids) <= limit else f"{len(ids)} tokens, the model takes at most {limit}"
 

@@ -105,12 +105,12 @@ def split_groups(groups: Sequence[Conversations], max_tokens: int) -> list[list[
 
 
 def _rows(group: Sequence[TokenIds]) -> list[_Row]:
-    """Packed rows: a common prompt and each rest. A packed row's last token is no input, so one is added."""
+    """Makes the rows to pack: a common prompt and each rest. A packed row's last token is no input, so one is added."""
     cut = max(1, _common_length(group))
     return [_Row(ids[:cut], (*ids[cut:], 0)) for ids in group]
 
 
 def _common_length(group: Sequence[TokenIds]) -> int:
-    """Number of tokens that all begin with."""
+    """Counts the tokens that all sequences begin with."""
     columns = zip(*group, strict=False)
     return next((place for place, column in enumerate(columns) if len(set(column)) > 1), min(map(len, group)))

@@ -22,11 +22,11 @@ MAX_LOGITS = 2**26
 
 
 EntropyMode = Literal["none", "value", "gradient"]
-"""Whether the entropy of each token's distribution is wanted, and whether gradients flow through it."""
+"""Use of the entropy of each token's distribution: none, its value, or its value with gradients through it."""
 
 
 class Scores(NamedTuple):
-    """Of the `S` completion tokens of some rows, row after row."""
+    """Scores of the `S` completion tokens of some rows, row after row."""
 
     logprobs: Tensor
     """`[S]` float32."""
@@ -80,7 +80,7 @@ class _Span(NamedTuple):
     """All tokens before the last target; the last `len(targets)` of them predict."""
     targets: tuple[int, ...]
     place: int
-    """Of the first target, among those of all rows."""
+    """Place of the first target among those of all rows."""
 
 
 class PaddedScorer:
@@ -112,7 +112,7 @@ class PaddedScorer:
         return Scores(logprobs, entropies, states)
 
     def _sides(self, rows: Sequence[TokenRow]) -> Iterator[list["_Span"]]:
-        """What to score in each forward pass."""
+        """Yields the spans to score in each forward pass."""
         spans, num_tokens = [], 0
         for row in rows:
             ids, first = row.prompt_ids + row.token_ids, len(row.prompt_ids)

@@ -28,11 +28,11 @@ class TokenRow(Protocol):
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """What is given."""
+        """The tokens that are given, not scored."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """What is scored, the end token included."""
+        """The tokens that are scored, the end token included."""
 
 
 PromptRows = tuple[tuple[int, ...], list[int]]

@@ -15,12 +15,12 @@ from llamarl.core.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER, COUNTERS = "model.safetensors", "optimizer.safetensors", "trainer.json"
 CRITICS = "critics.safetensors"
-"""Only where an algorithm trains a critic."""
+"""File of the critics' weights; written only where an algorithm trains a critic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a checkpoint holds."""
+    """Contents of a checkpoint."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]

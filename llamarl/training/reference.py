@@ -40,7 +40,7 @@ class ReferenceExecutor(Executor):
 
     @torch.no_grad()
     def logprobs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
-        """Of each row (prompt ids, token ids), in order: the log-prob of each of its tokens.
+        """Computes the log-prob of each completion token of each row (prompt ids, token ids), in order.
 
         Raises:
             DataError: a row without prompt or completion tokens.

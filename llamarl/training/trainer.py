@@ -49,10 +49,10 @@ from llamarl.training.sft_rows import SFTRow
 from llamarl.training.values import ValueHeads
 
 MAX_NONFINITE = 5
-"""So many non-finite updates in a row end the run."""
+"""Number of non-finite updates in a row that end the run."""
 
 MAX_HALVINGS = 3
-"""How often micro-batches are halved where memory runs out."""
+"""Number of times that micro-batches are halved where memory runs out."""
 
 _log = logging.getLogger(__name__)
 

@@ -95,7 +95,7 @@ def _is_prescribed_forbidden(by_id: Mapping[str, _Kwargs]) -> bool:
 
 
 def _required_text(by_id: Mapping[str, _Kwargs]) -> str:
-    """All that a reply must contain, in lower case."""
+    """Joins all texts that a reply must contain, in lower case."""
     parts: list[str] = []
     for id, kwargs in by_id.items():
         parts += kwargs.get("keywords", ())
