@@ -44,7 +44,7 @@ class _VirtualSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-ty
     loop: "VirtualTimeLoop"
 
     def select(self, timeout: float | None = None) -> Any:
-        if timeout:
+        if timeout:  # seconds to the next timer, when no task can go on before it
             self.loop.elapsed += timeout
         if timeout is None:
             raise RuntimeError("deadlock: every task waits and no timer is set")
@@ -104,7 +104,7 @@ class DirectHandle:
                 raise ExecutorLostError(f"{self.name} died during {method}")
             raise StallError(f"{self.name}.{method}: no answer within {timeout_seconds:g} s")
         finally:
-            for task in (answer, death):
+            for task in (answer, death):  # the one still waiting would outlive the call, and warn at the loop's end
                 task.cancel()
 
     def kill(self) -> None:

@@ -178,7 +178,7 @@ def weigh_tokens(objective: "Tensor", batch: LossBatch) -> "Tensor":
 
 def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
     """Measures the policy's distance from who sampled and from the reference, and its entropy, by token."""
-    known = log_ratios.detach()
+    known = log_ratios.detach()  # metrics outlive the loss, and must not keep its graph in memory
     values = {"train/ratio/mean": known.exp(), "train/ppo_kl": known.expm1() - known}
     if batch.reference_logprobs is not None:
         values["train/kl_ref"] = kl_estimate(batch.logprobs.detach(), batch.reference_logprobs, batch.mask, "k3")

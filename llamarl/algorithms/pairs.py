@@ -113,7 +113,7 @@ class PairLoss:
         log_ratios = (batch.logprobs - reference).masked_fill(~batch.mask, 0.0).sum(-1)
         terms = dpo_terms(log_ratios, pairs, beta) + self._config.likelihood(batch, pairs)
         loss = -(batch.weights[pairs.chosen] * terms).sum() / batch.denominators.prompts
-        margins = beta * (log_ratios[pairs.chosen] - log_ratios[pairs.rejected]).detach()
+        margins = beta * (log_ratios[pairs.chosen] - log_ratios[pairs.rejected]).detach()  # of metrics only
         metrics = policy_metrics(batch, log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask))
         return LossOutput(loss, metrics | _pair_metrics(margins, mean_logprobs(batch)[pairs.chosen]))
 

@@ -58,12 +58,12 @@ class LazyClassifier:
         self.path = str(path)
         self._device, self._dtype = device, dtype
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # judges call from several threads; reentrant, since `encode` loads under it
         self._labels: Labels | None = None
         self._loaded: tuple[PaddedClassifier, Tokenizer, int | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_loaded": None}
+        return {**self.__dict__, "_lock": None, "_loaded": None}  # a worker process loads its own copy of the model
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())

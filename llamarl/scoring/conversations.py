@@ -58,7 +58,7 @@ class PackedConversations:
             hidden = self._decoder.hidden(packed.ids, packed.positions, packed.attend)
         ends = torch.tensor([end - 1 for end in accumulate(packed.lengths)], device=device)
         last = packed.predicting(hidden).index_select(0, packed.order[ends])
-        return self._decoder.head(last.float())
+        return self._decoder.head(last.float())  # outside autocast: rewards are compared by small differences
 
 
 class PaddedConversations:

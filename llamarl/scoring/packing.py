@@ -110,7 +110,7 @@ class Packed:
     def predicting(self, hidden: Tensor) -> Tensor:
         """Hidden states predicting `targets`: `[M, d] -> [S + tail, d]`. A prompt's last is repeated per completion."""
         parts = [hidden.index_select(0, self._first), gather_rows(hidden, self._inner)]
-        return torch.cat([*parts, hidden[: self._target_tail].detach()])
+        return torch.cat([*parts, hidden[: self._target_tail].detach()])  # the tail is filling, and has no gradient
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The attention strategy for `models.decoder.Decoder.hidden`: `[M, H, D], [M, K, D] x 2 -> [M, H * D]`."""

@@ -89,7 +89,7 @@ def read(directory: str | Path, expected: Mapping[str, Tensor], critics: Mapping
     return Stored(weights, optimizer, counters, stored_critics)
 
 
-@torch.no_grad()
+@torch.no_grad()  # autograd refuses to write into parameters
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Copies every tensor in place, so that whoever holds the parameters sees the new values."""
     for name, tensor in target.items():

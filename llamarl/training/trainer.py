@@ -323,7 +323,7 @@ class PolicyTrainer:
             f"step {self.version}: out of memory; trainer.micro_batch_tokens is now {self._micro_batch_tokens}"
         )
 
-    @torch.no_grad()
+    @torch.no_grad()  # these log-probs are what later ratios are taken to: constants
     def _remember(self, parts: Sequence[Assignment], weights: Sequence[float]) -> list[list[Assignment]]:
         """Splits a step into minibatches, and notes what the policy says of all of them before the first update."""
         started = time.perf_counter()
@@ -379,7 +379,7 @@ class PolicyTrainer:
         if math.isfinite(loss):
             output.loss.backward()
             pending.grad_norm = self._optimizer.grad_norm()
-        else:
+        else:  # no backward pass: `_accumulate_all` stops here, and the guard refuses the update
             pending.grad_norm = math.nan
         pending.growth.append((pending.grad_norm - before, [sample.group for sample in samples]))
 
