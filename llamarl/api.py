@@ -68,7 +68,7 @@ class Sections(Changes, total=False):
 
 
 class SamplingSettings(TypedDict, total=False):
-    """How tokens are drawn."""
+    """Settings by which tokens are drawn."""
 
     max_tokens: int
     temperature: float
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def summary(self) -> "RunSummary":
-        """How the run went, from `summary.json`. Raises `DataError` where the run has not written it yet."""
+        """The run's figures, from `summary.json`. Raises `DataError` where the run has not written it yet."""
         from llamarl.report.summary import read_summary
 
         return read_summary(self.run_dir)
@@ -229,7 +229,7 @@ def train(
     parsed = Recipe.parse(values) if recipe is None else Recipe.load(Path(recipe), values)
     with _live(Path(parsed.model).name if recipe is None else Path(recipe).stem, progress) as live:
         _, reporter = run.train(parsed, run_dir, live=live)
-    return _finished(reporter.directory, reporter.is_interrupted)
+    return _result_of(reporter.directory, reporter.is_interrupted)
 
 
 def resume(
@@ -263,7 +263,7 @@ def resume(
 
     with _live(Path(run_dir).name, progress) as live:
         _, reporter = run.resume(run_dir, _spell_out(sections), judges=judges, step=str(step), live=live)
-    return _finished(reporter.directory, reporter.is_interrupted)
+    return _result_of(reporter.directory, reporter.is_interrupted)
 
 
 def generate(
@@ -328,8 +328,8 @@ def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[
     """
     from llamarl.core.loops import run_async
     from llamarl.judges.config import JudgeConfig
-    from llamarl.judges.lab.rows import read_completions
     from llamarl.judges.lab.runner import equal_panel, judge_rows, records_of
+    from llamarl.judges.rows import read_completions
 
     if max_in_flight < 1:
         raise ConfigError(f"max_in_flight={max_in_flight}: give at least 1")
@@ -496,8 +496,8 @@ def _live(title: str, progress: bool) -> "Iterator[LiveView | None]":
         yield view
 
 
-def _finished(directory: Path, is_interrupted: bool) -> Run:
-    """The run; raises `KeyboardInterrupt` where that ended it early, or the program would go on as if it had not."""
+def _result_of(directory: Path, is_interrupted: bool) -> Run:
+    """Returns the run. Raises `KeyboardInterrupt` where that ended it early, or the program would go on as if not."""
     run = Run(directory)
     steps, total = run.summary.steps, run.recipe.schedule.steps
     if is_interrupted and steps < total:

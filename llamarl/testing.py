@@ -39,12 +39,12 @@ T = TypeVar("T")
 
 
 class _VirtualSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
-    """Instead of waiting, moves the loop's clock to the next timer."""
+    """A selector that moves the loop's clock to the next timer instead of waiting."""
 
     loop: "VirtualTimeLoop"
 
     def select(self, timeout: float | None = None) -> Any:
-        if timeout:
+        if timeout:  # seconds to the next timer, when no task can go on before it
             self.loop.elapsed += timeout
         if timeout is None:
             raise RuntimeError("deadlock: every task waits and no timer is set")
@@ -83,7 +83,7 @@ class DirectHandle:
 
     @property
     def pids(self) -> list[int]:
-        """This process."""
+        """The id of this process, which the ranks share."""
         return [os.getpid()]
 
     async def call(self, method: str, *args: Any, rank: int | None = 0, timeout_seconds: float | None = None) -> Any:
@@ -104,7 +104,7 @@ class DirectHandle:
                 raise ExecutorLostError(f"{self.name} died during {method}")
             raise StallError(f"{self.name}.{method}: no answer within {timeout_seconds:g} s")
         finally:
-            for task in (answer, death):
+            for task in (answer, death):  # the one still waiting would outlive the call, and warn at the loop's end
                 task.cancel()
 
     def kill(self) -> None:
@@ -167,7 +167,7 @@ class ScriptedGenerator(Executor):
             task.add_done_callback(self._tasks.discard)
 
     async def collect(self, timeout_seconds: float) -> list[tuple[int, tuple[Completion, ...]]]:
-        """What is finished."""
+        """Takes the completions that are finished; waits for the first, at most `timeout_seconds`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._any.wait(), timeout_seconds)
         self._any.clear()
@@ -207,7 +207,7 @@ class ScriptedTrainer(Executor):
     version: int = 0
     batches: list[list[TrainSample]] = field(default_factory=list)
     weights: list[list[float]] = field(default_factory=list)
-    """Of the tasks, as given with each batch."""
+    """Weights of the tasks, as given with each batch."""
 
     async def train(
         self,
@@ -282,29 +282,29 @@ class RecordingObserver:
 
     @contextlib.contextmanager
     def span(self, executor: str, activity: str) -> Iterator[None]:
-        """Ignored."""
+        """Ignores the span."""
         yield
 
     def choose_watched(self, version: int, groups: Sequence[Group]) -> Sequence[int]:
-        """None."""
+        """Chooses none."""
         return ()
 
     def on_group(self, group: Group, dropped: str | None) -> None:
-        """Kept in `groups`."""
+        """Keeps the group in `groups`."""
         self.groups.append((group, dropped))
 
     def on_step(self, record: Any) -> None:
-        """Kept in `steps`."""
+        """Keeps the record in `steps`."""
         self.steps.append(record)
 
     def on_evaluation(self, record: Any) -> None:
-        """Kept in `evaluations`, with the groups of all tasks in a row, and in `held_out_metrics` by task."""
+        """Keeps version and groups of all tasks in `evaluations`, and the metrics by task in `held_out_metrics`."""
         self.evaluations.append((record.version, record.all_groups))
         self.held_out_metrics.append(record.algorithm_metrics)
 
     def on_progress(self) -> None:
-        """Ignored."""
+        """Ignores the progress."""
 
     def on_message(self, text: str) -> None:
-        """Kept in `messages`."""
+        """Keeps the text in `messages`."""
         self.messages.append(text)

@@ -1,4 +1,4 @@
-"""What the shipped algorithms share: groups to training samples, and an objective to a loss with its extra terms.
+"""Base of the shipped algorithms: it turns groups into training samples, and an objective into a loss with its terms.
 
 An algorithm is one class: its settings, whose defaults are the published ones, with what it computes from them.
 
@@ -41,7 +41,7 @@ class AlgorithmSettings(Config, Algorithm):
     deviations; but none is picked as the best, the worst or a right one."""
 
     def may_train(self, sample: Sample) -> bool:
-        """Whether a judged sample may reach the loss."""
+        """Says whether a judged sample may reach the loss."""
         return not (self.mask_truncated and sample.completion.finish_reason == "length")
 
     def mask_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -54,7 +54,7 @@ class PolicyGradientConfig(AlgorithmSettings):
     """Settings of every policy gradient, which sets its own published defaults; by default group-mean advantages."""
 
     reduction: Reduction = "token_mean"
-    """What the sum over tokens is divided by (`llamarl.functional.losses`)."""
+    """Denominator of the sum over tokens (`llamarl.functional.losses`)."""
     kl_coef: float = Field(default=0.0, ge=0.0)
     """Weight of the KL term towards the reference model; 0 needs no reference model."""
     kl_estimator: KLLoss = "k2"
@@ -102,8 +102,8 @@ class ScaledConfig(PolicyGradientConfig):
     """Settings of algorithms that divide group-mean advantages by a standard deviation."""
 
     scale: Scale = "group"
-    """What advantages are divided by: the standard deviation of the prompt's rewards (published), of all rewards of the
-    step, or nothing."""
+    """Divisor of advantages: the standard deviation of the prompt's rewards (published), of all rewards of the step, or
+    none."""
     eps: float = Field(default=1e-6, gt=0.0)
     """Added to the standard deviation, in the reward's unit."""
 
@@ -161,24 +161,24 @@ class PolicyGradientLoss:
         config = self._config
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         objective = config.objective(batch, log_ratios)
-        terms = -weighted(objective.values, batch)
+        terms = -weigh_tokens(objective.values, batch)
         if config.kl_coef > 0:
-            reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
+            reference = require_tensor(batch.reference_logprobs, "reference_logprobs", "kl_coef")
             terms = terms + config.kl_coef * kl_loss(batch.logprobs, reference, batch.mask, config.kl_estimator)
         if config.entropy_coef > 0:
-            terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
+            terms = terms - config.entropy_coef * require_tensor(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
         return LossOutput(loss, policy_metrics(batch, log_ratios) | clip_metrics(batch, objective))
 
 
-def weighted(objective: "Tensor", batch: LossBatch) -> "Tensor":
+def weigh_tokens(objective: "Tensor", batch: LossBatch) -> "Tensor":
     """Weighs each token's objective, where ratios are not taken to the policy that sampled it."""
     return objective if batch.token_weights is None else objective * batch.token_weights
 
 
 def policy_metrics(batch: LossBatch, log_ratios: "Tensor") -> Metrics:
     """Measures the policy's distance from who sampled and from the reference, and its entropy, by token."""
-    known = log_ratios.detach()
+    known = log_ratios.detach()  # metrics outlive the loss, and must not keep its graph in memory
     values = {"train/ratio/mean": known.exp(), "train/ppo_kl": known.expm1() - known}
     if batch.reference_logprobs is not None:
         values["train/kl_ref"] = kl_estimate(batch.logprobs.detach(), batch.reference_logprobs, batch.mask, "k3")
@@ -198,7 +198,7 @@ def clip_metrics(batch: LossBatch, objective: Objective) -> Metrics:
 
 
 def is_judged(sample: Sample) -> bool:
-    """Whether a sample may enter a mean: it has a finite reward, and it is known whether it meets its constraints."""
+    """Says whether a sample may enter a mean: its reward is finite, and its constraints were judged."""
     return sample.reward is not None and math.isfinite(sample.reward) and sample.is_satisfied is not None
 
 
@@ -228,7 +228,7 @@ def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
     )
 
 
-def required(value: "Tensor | None", name: str, coefficient: str = "") -> "Tensor":
+def require_tensor(value: "Tensor | None", name: str, coefficient: str = "") -> "Tensor":
     """Returns the tensor. Raises `ValueError` if the batch lacks it, naming the coefficient that asks for it."""
     if value is None:
         why = f"{coefficient} > 0 needs it; fill it or set {coefficient} = 0" if coefficient else "the loss needs it"

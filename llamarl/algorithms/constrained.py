@@ -1,4 +1,4 @@
-"""What the algorithms of CGPO share: how constraints, the distance to the reference, and old samples are handled.
+"""Shared parts of the algorithms of CGPO: constraints, the distance to the reference, and old samples.
 
 "The Perfect Blend: Redefining RLHF with Mixture of Judges" (CGPO), Xu et al. 2024, arXiv 2409.20370.
 """
@@ -38,7 +38,7 @@ class OnPolicyConfig(PolicyGradientConfig):
 
     @property
     def needs(self) -> Needs:
-        """Those of every policy gradient; stale samples are allowed with `off_policy = "aipo"` only."""
+        """The needs of every policy gradient; stale samples are allowed with `off_policy = "aipo"` only."""
         return replace(super().needs, corrects_staleness=self.off_policy != "none")
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:
@@ -57,10 +57,10 @@ class KLBoundConfig(Config):
     kl: KLReduction = "sum"
     """KL estimate of a completion: the sum over its tokens (the paper's), or their mean, with `kl_max` per token."""
     reward: Literal["calibrated", "as_is", "constant"] = "calibrated"
-    """What the judged reward is. `calibrated`: a margin over the baseline response, through a sigmoid (the paper's).
+    """Meaning of the judged reward. `calibrated`: a margin over the baseline response, through a sigmoid (the paper's).
     `as_is`: at least 0, used unchanged. `constant`: only the constraints count; for tasks where no judge pays."""
 
-    def calibrated(self, sample: Sample) -> float:
+    def calibrate_reward(self, sample: Sample) -> float:
         """Computes R_calib of a judged sample.
 
         Raises:
@@ -102,7 +102,7 @@ def kl_metrics(groups: Sequence[Group], config: KLBoundConfig) -> dict[str, floa
     divergences = [config.kl_of(sample) for sample in samples]
     return means(
         {
-            "calibrated_reward/mean": [config.calibrated(sample) for sample in samples],
+            "calibrated_reward/mean": [config.calibrate_reward(sample) for sample in samples],
             "kl/mean": divergences,
             "kl_factor/zero_frac": [kl_factor(kl, config.kl_max) == 0.0 for kl in divergences],
             "kl_factor/above_one_frac": [kl_factor(kl, config.kl_max) > VISIBLY_ABOVE_ONE for kl in divergences],

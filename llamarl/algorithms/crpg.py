@@ -41,7 +41,7 @@ class CRPGConfig(OnPolicyConfig, KLBoundConfig):
         if not sample.is_satisfied:
             return 0.0
         factor = kl_factor(self.kl_of(sample), self.kl_max, clamp=self.clamp_kl_factor)
-        return factor * self.calibrated(sample)
+        return factor * self.calibrate_reward(sample)
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
         """Computes rewards minus their mean over the task's whole batch; equal ones give exact zeros."""

@@ -50,9 +50,9 @@ class CRRAFTCredit(Credit):
             best = self._best(candidates)
             fallbacks.append(best is None and _is_good(group.baseline))
             if best is not None:
-                samples.append(train_sample(best, group, self._config.calibrated(best)))
+                samples.append(train_sample(best, group, self._config.calibrate_reward(best)))
             elif group.baseline is not None and _is_good(group.baseline):
-                samples.append(train_sample(group.baseline, group, self._config.calibrated(group.baseline)))
+                samples.append(train_sample(group.baseline, group, self._config.calibrate_reward(group.baseline)))
         own = {"skipped_prompts": float(len(batch) - len(samples)), **means({"fallback_frac": fallbacks})}
         own |= {"kept_frac": len(samples) / len(batch)} if batch else {}
         own |= {**constraint_metrics(groups), **kl_metrics(groups, self._config)}

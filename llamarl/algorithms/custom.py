@@ -13,7 +13,7 @@ from llamarl.core.paths import ObjectName
 
 
 class CustomConfig(Config, Algorithm):
-    """Where the algorithm is and what it is set to."""
+    """An algorithm of your own: the place of its code, and its settings."""
 
     type: Literal["custom"] = "custom"
     factory: ObjectName
@@ -44,7 +44,7 @@ class CustomConfig(Config, Algorithm):
 
     @property
     def needs(self) -> Needs:
-        """Those of the loaded algorithm."""
+        """The needs of the loaded algorithm."""
         return self.load().needs
 
     def credit(self) -> Credit:

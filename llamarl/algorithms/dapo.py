@@ -24,9 +24,9 @@ class DAPOConfig(ScaledConfig, DualClipConfig):
 
     type: Literal["dapo"] = "dapo"
     clip_low: float = Field(default=0.2, gt=0.0)
-    """How far the policy / behaviour ratio may fall below 1 (section 4.1)."""
+    """Largest fall of the policy / behaviour ratio below 1 (section 4.1)."""
     clip_high: float = Field(default=0.28, gt=0.0)
-    """How far it may rise above 1: room for unlikely tokens to grow (section 4.1)."""
+    """Largest rise of the ratio above 1: room for unlikely tokens to grow (section 4.1)."""
     dynamic_sampling: bool = True
     """Replace groups whose rewards are all equal by others (section 3.2)."""
     overlong_limit: int | None = Field(default=None, ge=1)
@@ -44,7 +44,7 @@ class DAPOConfig(ScaledConfig, DualClipConfig):
 
     @property
     def needs(self) -> Needs:
-        """Those of every policy gradient, and groups whose rewards differ."""
+        """The needs of every policy gradient, and groups whose rewards differ."""
         return replace(super().needs, varied_rewards=self.dynamic_sampling)
 
     def shaped_reward(self, sample: Sample) -> float:

@@ -25,9 +25,9 @@ class GSPOConfig(ScaledConfig, DualClipConfig):
 
     type: Literal["gspo"] = "gspo"
     clip_low: float = Field(default=3e-4, gt=0.0)
-    """How far the sequence ratio may fall below 1 (section 5.1)."""
+    """Largest fall of the sequence ratio below 1 (section 5.1)."""
     clip_high: float = Field(default=4e-4, gt=0.0)
-    """How far it may rise above 1 (section 5.1)."""
+    """Largest rise of the sequence ratio above 1 (section 5.1)."""
     reduction: Reduction = "sequence_mean"
     """Every completion weighs the same (equation 5)."""
 

@@ -38,14 +38,14 @@ class IBPOConfig(OnPolicyConfig):
     correct_from: float = 1.0
     """A response of at least this reward, whose constraints are met, is correct."""
     worth: Literal["margin", "correctness"] = "margin"
-    """What a right response is worth: the margin of its group; or, for ablations only, 1 like any other."""
+    """Worth of a right response: the margin of its group; or, for ablations only, 1 like any other."""
     running_values: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Where a prompt lacks a group, its value comes from the earlier epochs' mean, in which an epoch fades by this
-    factor; 0: it is the batch's mean."""
+    """Factor by which an epoch fades in the mean of the earlier ones, the value of a group that a prompt lacks; 0: that
+    value is the batch's mean."""
     form: Literal["accepted", "prompts"] = "accepted"
-    """What shares are of (`functional.budget`): responses that train, or prompts of the batch."""
+    """Whole that shares are taken of (`functional.budget`): the responses that train, or the prompts of the batch."""
     time_limit_seconds: float = Field(default=5.0, gt=0.0)
-    """Of the solver; then the cheapest choice stands in."""
+    """Time limit of the solver, in seconds; past it, the cheapest choice stands in."""
 
     @model_validator(mode="after")
     def _budget_is_one(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the algorithms on pairs share: one better and one worse sample of each prompt, and a preference likelihood."""
+"""Base of the algorithms on pairs: one better and one worse sample of each prompt, and a preference likelihood."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from llamarl.algorithms.base import (
     Loss,
     judged_groups,
     policy_metrics,
-    required,
+    require_tensor,
     reward_of,
     train_sample,
 )
@@ -108,12 +108,12 @@ class PairLoss:
             ValueError: no reference log-probs, or a group of the micro-batch is not a pair.
         """
         beta = self._config.beta
-        reference = required(batch.reference_logprobs, "reference_logprobs")
+        reference = require_tensor(batch.reference_logprobs, "reference_logprobs")
         pairs = pair_rows(batch.advantages, batch.groups)
         log_ratios = (batch.logprobs - reference).masked_fill(~batch.mask, 0.0).sum(-1)
         terms = dpo_terms(log_ratios, pairs, beta) + self._config.likelihood(batch, pairs)
         loss = -(batch.weights[pairs.chosen] * terms).sum() / batch.denominators.prompts
-        margins = beta * (log_ratios[pairs.chosen] - log_ratios[pairs.rejected]).detach()
+        margins = beta * (log_ratios[pairs.chosen] - log_ratios[pairs.rejected]).detach()  # of metrics only
         metrics = policy_metrics(batch, log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask))
         return LossOutput(loss, metrics | _pair_metrics(margins, mean_logprobs(batch)[pairs.chosen]))
 

@@ -24,10 +24,10 @@ from llamarl.algorithms.base import (
     clip_metrics,
     judged_groups,
     policy_metrics,
-    required,
+    require_tensor,
     reward_of,
     train_sample,
-    weighted,
+    weigh_tokens,
 )
 from llamarl.core.algorithm import Credit, Needs
 from llamarl.core.records import Assignment, Group
@@ -44,7 +44,7 @@ class PPOConfig(AlgorithmSettings, DualClipConfig):
 
     type: Literal["ppo"] = "ppo"
     reduction: Reduction = "token_mean"
-    """What the sum over tokens is divided by (`llamarl.functional.losses`)."""
+    """Denominator of the sum over tokens (`llamarl.functional.losses`)."""
     clip: float = Field(default=0.2, gt=0.0)
     """The policy / behaviour ratio keeps its gradient within 1 -+ this."""
     kl_coef: float = Field(default=0.02, ge=0.0)
@@ -109,15 +109,15 @@ class PPOLoss:
             ValueError: the batch lacks values, or reference log-probs or entropy where their coefficient is not 0.
         """
         config = self._config
-        values = required(batch.values, "values").masked_fill(~batch.mask, 0.0)
+        values = require_tensor(batch.values, "values").masked_fill(~batch.mask, 0.0)
         found = self._estimate(batch, values if batch.old_values is None else batch.old_values)
         log_ratios = log_ratio(batch.logprobs, batch.behavior_logprobs, batch.mask)
         low = high = config.clip
         objective = clipped_objective(log_ratios, found.advantages, low=low, high=high, delta=config.delta)
         errors = (values - found.returns).square()
-        terms = -weighted(objective.values, batch) + config.value_coef * errors / 2
+        terms = -weigh_tokens(objective.values, batch) + config.value_coef * errors / 2
         if config.entropy_coef > 0:
-            terms = terms - config.entropy_coef * required(batch.entropy, "entropy", "entropy_coef")
+            terms = terms - config.entropy_coef * require_tensor(batch.entropy, "entropy", "entropy_coef")
         loss = reduce_terms(terms, batch.mask, batch.weights, batch.denominators, config.reduction)
         critic = {"train/value_loss": errors, "train/value/mean": values, "train/return/mean": found.returns}
         metrics = {key: masked_metric(value, batch.mask) for key, value in critic.items()}
@@ -126,7 +126,7 @@ class PPOLoss:
     def _estimate(self, batch: LossBatch, values: "Tensor") -> Estimate:
         config, penalties = self._config, batch.behavior_logprobs.new_zeros(batch.mask.shape)
         if config.kl_coef > 0:
-            reference = required(batch.reference_logprobs, "reference_logprobs", "kl_coef")
+            reference = require_tensor(batch.reference_logprobs, "reference_logprobs", "kl_coef")
             penalties = config.kl_coef * (batch.behavior_logprobs - reference)
         rewards = token_rewards(batch.advantages, penalties, batch.mask)
         return generalized_advantages(rewards, values, batch.mask, gamma=config.gamma, lam=config.lam)

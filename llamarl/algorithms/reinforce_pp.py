@@ -36,7 +36,7 @@ class ReinforcePPConfig(PolicyGradientConfig, DualClipConfig):
 
     @property
     def needs(self) -> Needs:
-        """Those of every policy gradient; without a group baseline a sample is compared with the whole batch."""
+        """The needs of every policy gradient; without a group baseline a sample is compared with the whole batch."""
         return replace(super().needs, comparison="group" if self.group_baseline else "batch")
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:

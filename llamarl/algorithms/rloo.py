@@ -34,7 +34,7 @@ class RLOOConfig(PolicyGradientConfig):
 
     @property
     def needs(self) -> Needs:
-        """Those of every policy gradient, but samples of the newest policy."""
+        """The needs of every policy gradient, and samples of the newest policy only."""
         return replace(super().needs, corrects_staleness=False)
 
     def advantages(self, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What each group of responses was worth on each prompt in earlier epochs."""
+"""Running mean, over earlier epochs, of the worth of each group of responses on each prompt."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -43,7 +43,7 @@ class SolveSettings(Config):
     mean_cost: Annotated[float | None, Metavar("B")] = Field(default=None, gt=0.0)
     """Largest mean cost of the chosen responses."""
     form: Literal["accepted", "prompts"] = "accepted"
-    """What shares are of: the chosen responses, or all prompts."""
+    """Whole that shares are taken of: the chosen responses, or all prompts."""
     method: Literal["auto", "milp", "lagrangian"] = "auto"
     """The solver; auto chooses by size."""
     time_limit: Annotated[float, Metavar("SECONDS")] = Field(default=5.0, gt=0.0)
@@ -83,7 +83,7 @@ def solve(settings: SolveSettings, output: Output) -> int:
     _check_files({"--out": settings.out})
     budget = settings.budget
     data = read_pool(settings.data, budget.groups, settings.cost_field)
-    with _silenced():
+    with _silence_stdout():
         solution = solve(
             data.pool, budget, form=settings.form, time_limit_seconds=settings.time_limit, method=settings.method
         )
@@ -98,7 +98,7 @@ def solve(settings: SolveSettings, output: Output) -> int:
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def _silence_stdout() -> Iterator[None]:
     """Drops what native code prints past Python: HiGHS says some things whatever its options are.
 
     Standard output is the whole process's, so this is only for a command that does nothing else meanwhile.
@@ -122,11 +122,11 @@ STATUS = {
     "cheapest": "nothing found within --time-limit: short responses only",
     "infeasible": "--mean-cost is too low for a response to every prompt that a short one solves: as many as it allows",
 }
-"""What each status of a solution means to a user."""
+"""Meaning of each status of a solution, for a user."""
 
 
 def describe_solution(pool: "Pool", solution: "Solution", form: str) -> str:
-    """What was chosen, what it used, and how good it is, in a few lines."""
+    """Describes in a few lines the choice, what it spends, and how good it is."""
     chosen = ", ".join(f"{count} {group}" for group, count in solution.num_accepted.items())
     known = {group: margin for group, margin in solution.mean_margins.items() if math.isfinite(margin)}
     margins = ", ".join(f"{group} {margin:+.3f}" for group, margin in known.items()) or "unknown"
@@ -165,19 +165,19 @@ class VotingSettings(Config):
     out: str
     """Rows of messages, as llamarl sft reads them."""
     rl_prompts: Annotated[str | None, Metavar("FILE")] = None
-    """Also write the instructed prompts, as data for llamarl train."""
+    """File for the instructed prompts too, as data for llamarl train (default: none)."""
     seed: int = 0
     """Equal seeds give equal rows."""
     model: str | None = None
     """Checkpoint directory or Hub id that makes the attempts; they are kept in attempts/ beside --out."""
     samples: int = Field(default=16, ge=1)
-    """With --model: attempts per prompt."""
+    """Attempts per prompt, with --model."""
     max_tokens: int = Field(default=512, ge=1)
-    """With --model: token limit of an attempt; those that are cut are left out."""
+    """Token limit of an attempt, with --model; those that are cut are left out."""
     temperature: float = Field(default=1.0, ge=0.0)
-    """With --model: sampling temperature; 0 is greedy."""
+    """Sampling temperature, with --model; 0 is greedy."""
     chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
-    """With --model: arguments of the chat template, such as '{"enable_thinking": false}'."""
+    """Arguments of the chat template, with --model, such as '{"enable_thinking": false}'."""
 
 
 class AdaptiveVotingSettings(VotingSettings):

@@ -9,12 +9,12 @@ from llamarl.core.config import Config
 
 
 class DemoSettings(Config):
-    """How long the demo trains and where its run goes."""
+    """Settings of the demo: its length, and the folder of its run."""
 
     steps: int | None = None
     """Optimizer steps (default: the recipe's)."""
     run_dir: str | None = None
-    """Where the run is written (default: a new folder under runs/)."""
+    """Folder of the run (default: a new one under runs/)."""
 
 
 def demo(settings: DemoSettings, output: LiveOutput, overrides: Overrides) -> int:

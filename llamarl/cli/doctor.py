@@ -34,7 +34,7 @@ class Extra:
 
     modules: tuple[str, ...]
     without: str
-    """What does not work without it."""
+    """Sentence part on what does not work without the package."""
 
 
 EXTRAS: Mapping[str, Extra] = {
@@ -55,16 +55,16 @@ EXTRAS: Mapping[str, Extra] = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was found. None: it could not be told here."""
+    """Facts about this machine. None: the fact could not be told here."""
 
     python: tuple[int, int, int] = (3, 11, 0)
     torch: str = ""
-    """Its version and build; "" where it cannot be imported."""
+    """Version and build of torch; "" where it cannot be imported."""
     torch_error: str = ""
     gpus: tuple[str, ...] = ()
     cores: int = 1
     memory_bytes: int | None = None
-    """That is free now."""
+    """Memory that is free now, in bytes."""
     cpu: str = ""
     """Vector units, as torch uses them."""
     has_bf16: bool | None = None
@@ -75,9 +75,9 @@ class Machine:
     disk_bytes: int | None = None
     """Free in the current folder."""
     open_files: int | None = None
-    """That a process may have."""
+    """Largest number of files that a process may have open."""
     modules: frozenset[str] = field(default_factory=frozenset)
-    """Of `CORE` and `EXTRAS`, those that are installed."""
+    """Modules of `CORE` and `EXTRAS` that are installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,11 @@ class Finding:
     state: State
     found: str
     without: str = ""
-    """What does not work, or is slow."""
+    """Consequence: what does not work, or is slow; "" where nothing is."""
     remedy: str = ""
 
     def line(self) -> str:
-        """For people."""
+        """Writes the finding as a line for people."""
         rest = "; ".join(part for part in (self.found, self.without) if part)
         return f"{self.state:8} {self.name:16} {rest}{f'. {self.remedy}' if self.remedy else ''}"
 
@@ -114,7 +114,7 @@ def doctor(output: Output) -> int:
 
 
 def diagnose(machine: Machine) -> list[Finding]:
-    """What is there and what lacks, the core first."""
+    """Finds what is there and what lacks, the core first."""
     return [
         *_core(machine),
         _lack("GPU", ", ".join(machine.gpus), "none", "training and generation run on the processors"),
@@ -192,7 +192,7 @@ def _extra(name: str, extra: Extra, modules: frozenset[str]) -> Finding:
 
 
 def look() -> Machine:
-    """This machine."""
+    """Looks at this machine."""
     version, error, gpus, cpu, units = _torch()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     names = {*CORE, *(module for extra in EXTRAS.values() for module in extra.modules)}
@@ -215,7 +215,7 @@ def look() -> Machine:
 
 
 def _torch() -> tuple[str, str, tuple[str, ...], str, Mapping[str, object]]:
-    """Its version, what its import raised, the GPUs, the vector units it uses, and those there are."""
+    """Looks at torch: its version, what its import raised, the GPUs, the vector units it uses, and those there are."""
     try:
         import torch
     except Exception as error:  # a build for another machine raises what it likes
@@ -246,7 +246,7 @@ def _free_memory() -> int | None:
 
 
 def _sandbox_error() -> str:
-    """Why no sandbox runs here, in one line; "" where one does."""
+    """Says in one line why no sandbox runs here; "" where one does."""
     from llamarl.judges.code.sandbox import find_python
 
     if shutil.which("bwrap") is None:

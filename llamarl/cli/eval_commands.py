@@ -61,7 +61,7 @@ class CompareSettings(Config):
     second: Annotated[Positional[str], Metavar("B")]
     """Directory of another one, on the same data."""
     out: Annotated[str | None, Metavar("DIR")] = None
-    """Where comparison.json and comparison.png are written."""
+    """Directory for comparison.json and comparison.png."""
 
 
 def compare(settings: CompareSettings, output: Output) -> int:

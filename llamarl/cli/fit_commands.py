@@ -21,7 +21,7 @@ class FitSettings(Config):
     data: Positional[str | None] = None
     """Rows: JSONL, Parquet, CSV, a glob or a Hub id."""
     out: Positional[str | None] = None
-    """Where the trained checkpoint goes: new, empty, or an earlier result."""
+    """Directory for the trained checkpoint: new, empty, or an earlier result."""
     eval_data: str | None = None
     """Rows to measure on (default: those that held_out keeps)."""
     split: str | None = None
@@ -124,13 +124,13 @@ def describe_pairs(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_share(share: Mapping[str, Any]) -> str:
-    """A proportion with its interval."""
+    """Writes a proportion with its interval."""
     if share["value"] is None:
         return "- (no pairs)"
     return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['count']}"
 
 
-def describe_skipped(rows: Mapping[str, Any]) -> Iterator[str]:
+def describe_skips(rows: Mapping[str, Any]) -> Iterator[str]:
     """Yields how many rows were left out, where some were."""
     if rows["skipped"]:
         yield "left out       " + ", ".join(f"{count} {reason}" for reason, count in rows["skipped"].items())
@@ -139,7 +139,7 @@ def describe_skipped(rows: Mapping[str, Any]) -> Iterator[str]:
 def _describe(summary: Mapping[str, Any], has_adapters: bool) -> Iterator[str]:
     """Yields what a user wants to know of a finished training."""
     before, after = summary["held_out_before"], summary["held_out"]
-    yield from describe_skipped(summary["rows"])
+    yield from describe_skips(summary["rows"])
     scope = f" with {summary['trained_parameters']:,} adapter parameters" if has_adapters else ""
     change = "" if after is None else f", held-out loss {before['loss']:.4f} -> {after['loss']:.4f}"
     yield (

@@ -52,7 +52,7 @@ class AuditSettings(JudgeSettings):
     data: Annotated[str | None, Metavar("FILE")] = None
     """Prompt rows; 'good' holds replies that must pass, 'completion' replies that must not (default: shipped rows)."""
     attack: Annotated[tuple[str, ...], Metavar("KIND")] = ()
-    """Only this kind of attack (default: all)."""
+    """Kind of attack to try alone (default: all)."""
     max_rate: Annotated[float, Metavar("R")] = Field(default=0.05, ge=0.0, le=1.0)
     """Exit status 1 if a larger share of any kind of attack passes, or of the good replies doesn't."""
     out: Annotated[FullPath | None, Metavar("FILE")] = None
@@ -80,8 +80,8 @@ def run(settings: RunSettings, output: LiveOutput) -> int:
         llamarl judge run --judge rewards.py:accuracy --judge safety.toml --data answers.jsonl --out verdicts.jsonl
         the same command again goes on where an interrupted one stopped
     """
-    from llamarl.judges.lab.rows import read_completions
     from llamarl.judges.lab.runner import job_key, judge_file, summary_of
+    from llamarl.judges.rows import read_completions
 
     out = settings.out
     if out.resolve() == Path(settings.data).resolve():
@@ -167,7 +167,7 @@ def calibrate(settings: CalibrateSettings, output: LiveOutput) -> int:
         llamarl judge calibrate --judge a.toml --judge b.toml --data labelled.jsonl --out calibration.json
     """
     from llamarl.judges.lab.calibrate import calibrate, plot_calibration
-    from llamarl.judges.lab.rows import read_completions
+    from llamarl.judges.rows import read_completions
     from llamarl.report.files import write_json
 
     rows = read_completions(settings.data, aside=("label", "score"))

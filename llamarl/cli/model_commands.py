@@ -43,7 +43,7 @@ class GenerateSettings(Config):
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Number format."""
     device: str = "auto"
-    """Where the model runs, such as cuda."""
+    """Device of the model, such as cuda."""
 
 
 def generate(settings: GenerateSettings, output: Output) -> int:

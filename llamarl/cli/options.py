@@ -37,14 +37,14 @@ Positional = Annotated[T, _POSITIONAL]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Output:
-    """How a command shows its result: a parameter of this type adds `--json`."""
+    """Form of a command's result: a parameter of this type adds `--json`."""
 
     json: bool = dataclasses.field(default=False, metadata={"help": "print one JSON object instead of text"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveOutput(Output):
-    """How a command shows progress and result: a parameter of this type adds `--json`, `--plain` and `--quiet`."""
+    """Form of a command's progress and result: a parameter of this type adds `--json`, `--plain` and `--quiet`."""
 
     plain: bool = dataclasses.field(
         default=False, metadata={"help": "progress as plain lines (the default without a terminal)"}
@@ -83,7 +83,7 @@ class Option:
 
     @property
     def form(self) -> Literal["flag", "value", "list", "table", "json"]:
-        """How the value is written: not at all, as one text, entry by entry, as `NAME=VALUE`s, as a JSON object."""
+        """Form of the value: none, one text, one text per entry, `NAME=VALUE`s, or a JSON object."""
         origin = get_origin(self.type)
         if origin is dict:
             return "json" if get_args(self.type)[1] is Any else "table"
@@ -97,7 +97,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in `--help`."""
+        """The word that stands for the value in `--help`."""
         if given := [item for item in self.field.metadata if isinstance(item, Metavar)]:
             return given[0]
         if get_origin(self.type) is Literal:
@@ -110,7 +110,7 @@ class Option:
 
     @property
     def usage(self) -> str:
-        """What stands in the usage: what must be given, and what may be given by its place."""
+        """The option's part of the usage line, which names what must be given, and what may be given by its place."""
         if self.is_positional:
             text = f"{self.metavar} [{self.metavar} ...]" if self.form == "list" else self.metavar
             return text if self.field.is_required() else f"[{text}]"

@@ -41,7 +41,7 @@ def run(command: Callable[[], int] = main, *, wait_seconds: float = WAIT_SECONDS
 
 
 def _flush() -> None:
-    """What the interpreter does at its end; files of a run are written through line by line, or closed by now."""
+    """Flushes what the interpreter would at its end; a run's files are written line by line, or closed by now."""
     for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
         with contextlib.suppress(OSError, ValueError):  # the reader of a pipe has gone, or it is closed
             flush()

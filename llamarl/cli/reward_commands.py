@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from llamarl.cli.common import print_json, say, show_progress
-from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skipped
+from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skips
 from llamarl.cli.options import LiveOutput, Overrides, Positional
 from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
@@ -103,7 +103,7 @@ class BaselineSettings(Config):
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Number format."""
     device: str = "auto"
-    """Where the policy runs, such as cuda."""
+    """Device of the policy, such as cuda."""
 
 
 def baselines(settings: BaselineSettings, output: LiveOutput) -> int:
@@ -177,7 +177,7 @@ def _with_baseline(prompt: "Prompt", completion: "Completion | None") -> "Prompt
 def _describe(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     """Yields what a user wants to know of a finished training."""
     rows, report = summary["rows"], summary["held_out"]
-    yield from describe_skipped(rows)
+    yield from describe_skips(rows)
     yield f"trained        {summary['steps']} steps on {rows['train']} rows in {summary['seconds']:.0f} s"
     if report is not None and "length_correlation" in report:
         yield from describe_pairs(report)

@@ -26,7 +26,7 @@ class TrainSettings(Config):
     recipe: Positional[str | None] = None
     """TOML file; any setting of it can be overridden by --dotted.name VALUE."""
     run_dir: str | None = None
-    """Where the run is written (default: a new folder under runs/)."""
+    """Folder of the run (default: a new one under runs/)."""
     dry_run: bool = False
     """Check everything, print the resolved recipe, run nothing."""
     list_settings: bool = False

@@ -1,4 +1,4 @@
-"""Who answers in an evaluation and how: the settings that all evaluations of a model share. Read without torch."""
+"""Settings that all evaluations of a model share: the model, and how it answers. Importing them loads no torch."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ SAMPLING_SEED = 42
 
 
 class ReplySettings(Config):
-    """How replies are sampled; the defaults are those of the released Multi-IF script."""
+    """Settings by which replies are sampled; the defaults are those of the released Multi-IF script."""
 
     max_tokens: int = Field(default=1024, ge=1)
     """Token limit of a reply."""
@@ -34,8 +34,8 @@ class ReplySettings(Config):
     system: str | None = None
     """A system message before each conversation."""
     strip_thinking: Annotated[str, Metavar("RULE")] = "none"
-    """What is taken out of replies before grading and from the history: none, think for <think>...</think>, or a pair
-    of marks OPEN,CLOSE."""
+    """Part that is taken out of replies, before grading and in the history: none, think for <think>...</think>, or a
+    pair of marks OPEN,CLOSE."""
     max_in_flight: int = Field(default=16, ge=1)
     """Conversations held at a time."""
 
@@ -46,7 +46,7 @@ class ReplySettings(Config):
 
 
 class CheckpointSettings(Config):
-    """How a checkpoint is run on this machine."""
+    """Settings of a checkpoint that runs on this machine."""
 
     chat_template: Annotated[str | None, Metavar("NAME")] = None
     """A .jinja file or the name of a style, instead of the model's own template."""
@@ -55,11 +55,11 @@ class CheckpointSettings(Config):
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Number format."""
     device: str = "auto"
-    """Where the model runs, such as cuda."""
+    """Device of the model, such as cuda."""
 
 
 class ServerSettings(Config):
-    """How a server is asked."""
+    """Settings of requests to a server."""
 
     api_key_env: Annotated[str | None, Metavar("VARIABLE")] = None
     """The environment variable that holds the key."""
@@ -72,7 +72,7 @@ class ServerSettings(Config):
 
 
 class AnswerSettings(ReplySettings, CheckpointSettings, ServerSettings):
-    """How a model is asked, whichever it is."""
+    """Settings of whichever model is asked: a checkpoint or a server."""
 
     seed: int | None = None
     """Seed of sampling (default 42); with --grade of language detection and intervals (default 0)."""

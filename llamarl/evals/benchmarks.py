@@ -34,7 +34,7 @@ def _read_turns(value: Any) -> Any:
 
 
 class Respondent(Config):
-    """Who answers: --model DIR, --endpoint URL --model NAME, or --grade FILE."""
+    """The model that answers: --model DIR, --endpoint URL --model NAME, or --grade FILE."""
 
     model: Annotated[str | None, Metavar("NAME")] = None
     """Checkpoint directory or Hub id; with --endpoint the server's name of the model."""
@@ -45,7 +45,7 @@ class Respondent(Config):
 
 
 class Grading(Config):
-    """How replies are graded."""
+    """Settings by which replies are graded."""
 
     sentence_splitter: Literal["punkt", "rules"] | None = None
     """Sentences in the released mode: by NLTK's Punkt model (default), or by our rules, which come close without its
@@ -55,14 +55,14 @@ class Grading(Config):
 
 
 class Benchmark(Respondent, AnswerSettings, Grading):
-    """What every benchmark takes. A benchmark itself says how its conversations, and replies on file, are read."""
+    """Settings of every benchmark. A benchmark itself says how its conversations, and replies on file, are read."""
 
     NAME: ClassVar[str]
     MODES: "ClassVar[tuple[Mode, ...]]"
     """Modes of the released grader and of the repaired one."""
 
     data: str
-    """Where the conversations are."""
+    """Source of the conversations."""
     out: Annotated[str | None, Metavar("DIR")] = None
     """Directory of all that is written; the same settings go on there (default: a directory under runs/)."""
     limit: int | None = Field(default=None, ge=1)
@@ -109,7 +109,7 @@ class Benchmark(Respondent, AnswerSettings, Grading):
         return self.seed if self.grade and self.seed is not None else GRADER_SEED
 
     def read_conversations(self) -> "Conversations":
-        """What is asked. Raises what `conversations.read_conversations` raises."""
+        """Reads the conversations. Raises what `conversations.read_conversations` raises."""
         raise NotImplementedError
 
     def read_replies(self, path: str, conversations: "Conversations") -> "Replies":

@@ -286,6 +286,7 @@ def _gain(table: _Table, model: str, baseline: str, axis: str, votes: Sequence[i
     unknown = {"value": None, "low": None, "high": None, "opponent": None}
     if np.isnan(budget[0]) or np.isnan(budgets[0]).any():
         return {**unknown, "where": "unknown"}
+    # Equal budgets are means of the same numbers in another order, and differ by rounding: 1e-9 lets them pass.
     if budget[0] > budgets[0, -1] * (1 + 1e-9):
         return {**unknown, "where": "above"}
     opponent = interpolate(budget, budgets, accuracies)

@@ -31,16 +31,16 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class Models(Config):
-    """Who answers."""
+    """The models that answer."""
 
     model: Annotated[dict[str, str], Metavar("NAME=DIR")] = Field(default_factory=dict)
     """A checkpoint or Hub id, and its name in the results."""
     endpoint: Annotated[str | None, Metavar("URL")] = None
     """One more model, behind an OpenAI-compatible server."""
     endpoint_model: Annotated[str | None, Metavar("NAME")] = None
-    """Its name there and in the results."""
+    """Name of that model, at the server and in the results."""
     ask: Annotated[dict[str, str], Metavar("NAME=HOW")] = Field(default_factory=dict)
-    """How a model is asked: plain, voting or adaptive instructions; S, L or A with builtin; or module:function of a
+    """Way to ask a model: plain, voting or adaptive instructions; S, L or A with builtin; or module:function of a
     prompt (default: the problem as it stands)."""
 
     @field_validator("model")
@@ -80,7 +80,7 @@ class Models(Config):
 
 
 class Comparison(Config):
-    """What is compared."""
+    """Settings of the comparison."""
 
     baseline: tuple[str, ...] = ()
     """A model whose votes are the opponent (default: the first model)."""
@@ -95,7 +95,7 @@ class Comparison(Config):
     groups: Annotated[str, Metavar("FUNCTION")] = "llamarl.judges.voting:group"
     """Function that sorts responses into groups; by default votes are long and single answers short."""
     answers: Annotated[str, Metavar("FUNCTION")] = "stated"
-    """What a text votes for: stated (its boxed or final answer; equal ones in any spelling agree), whole (all behind
+    """Vote of a text: stated (its boxed or final answer; equal ones in any spelling agree), whole (all behind
     the thoughts), or module:function of the text; of these equal texts agree."""
 
 
@@ -105,7 +105,7 @@ class BudgetEvaluation(Models, Comparison, AnswerSettings):
     data: str
     """Rows of prompt (or problem) and answer (or solution), or builtin."""
     out: Annotated[FullPath, Metavar("DIR")]
-    """Where samples, results and figure are written."""
+    """Directory for samples, results and figure."""
     split: str | None = None
     """Split of a Hub data set (default train)."""
     limit: int | None = Field(default=None, ge=1)
@@ -140,7 +140,7 @@ class BudgetEvaluation(Models, Comparison, AnswerSettings):
 
     @property
     def plan(self) -> "BudgetPlan":
-        """What is compared, and how intervals are drawn."""
+        """The plan: what is compared, and how intervals are drawn."""
         from llamarl.evals.budget import BudgetPlan
         from llamarl.evals.groups import Bootstrap
 
@@ -150,7 +150,7 @@ class BudgetEvaluation(Models, Comparison, AnswerSettings):
 
     @property
     def reading(self) -> "Reading":
-        """How replies are judged and measured. Raises `ConfigError` for a judge or function that is not there."""
+        """The way replies are judged and measured. Raises `ConfigError` for a judge or function that is not there."""
         from llamarl.data.groups import load_group_function
         from llamarl.evals.budget_samples import Reading, load_answer_function
 
@@ -162,7 +162,7 @@ class BudgetEvaluation(Models, Comparison, AnswerSettings):
         return "llamarl.judges.voting:judge" if self.judge == "math" else self.judge
 
     def load_asks(self) -> "dict[str, Ask]":
-        """How each model in `ask` is asked. Raises `ConfigError` for a way that is not there."""
+        """Loads the way each model in `ask` is asked. Raises `ConfigError` for a way that is not there."""
         from llamarl.data.asks import SHIPPED, load_ask
         from llamarl.tasks import chain
 
@@ -171,7 +171,7 @@ class BudgetEvaluation(Models, Comparison, AnswerSettings):
         return {name: load_ask(how, known) for name, how in self.ask.items()}
 
     def record(self) -> dict[str, Any]:
-        """What the numbers depend on; how replies were made is beside them, in `samples/NAME/settings.json`."""
+        """Lists what the numbers depend on; how replies were made is beside them, in `samples/NAME/settings.json`."""
         names = ("data", "split", "limit", "groups", "answers", "system", "strip_thinking")
         return {
             "models": {

@@ -29,8 +29,8 @@ from llamarl.evals.conversations import Conversation, Turn
 from llamarl.evals.replies import Reply
 from llamarl.evals.runner import run_conversations
 from llamarl.judges.config import build_panel, read_judges
-from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.lab.runner import judge_rows
+from llamarl.judges.rows import CompletionRow
 from llamarl.judges.voting import num_begun, read_vote
 from llamarl.models.endpoint import ChatReply
 from llamarl.report.progress import Progress

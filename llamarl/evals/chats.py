@@ -218,7 +218,7 @@ class NativeChat:
                 for key, (completion,) in self._batcher.step():
                     if not self._waiting[key].done():
                         self._waiting[key].set_result(completion)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # those who were answered run now, and their next questions join this batch
         except Exception as error:
             for future in self._waiting.values():
                 if not future.done():

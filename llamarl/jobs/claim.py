@@ -1,4 +1,4 @@
-"""Who works in a directory, and whether the work found there is the one that is asked for."""
+"""Claims on a directory: one process works there at a time, and finds only work of the kind that is asked for."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What is finished of a job, one line each, in a file that outlives the process that writes it."""
+"""Journal of a job's finished parts, a line each, in a file that outlives the process that writes it."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from llamarl.core.errors import DataError
 from llamarl.report.files import JsonlFile, Record
 
 SYNC_SECONDS = 5.0
-"""How often the disk is waited for."""
+"""Time between two waits for the disk, in seconds."""
 
 
 class Journal:

@@ -7,10 +7,10 @@ from llamarl.judges.adapters.function import FunctionJudge
 from llamarl.judges.adapters.trl import TRLJudge
 from llamarl.judges.adapters.verifiers import VerifiersJudge
 from llamarl.judges.adapters.verl import VerlJudge
+from llamarl.judges.canary import check_canaries
 from llamarl.judges.combine import combine, mixture, satisfies
 from llamarl.judges.config import JudgeConfig, build_judge, build_panel
 from llamarl.judges.executor import JudgeExecutor
-from llamarl.judges.lab.canary import check_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import as_judge, load_judge

@@ -24,15 +24,15 @@ from llamarl.core.loading import name_object
 from llamarl.core.paths import absolute, absolute_object
 from llamarl.judges.adapters.base import function_name
 from llamarl.judges.adapters.verifiers import is_rubric
+from llamarl.judges.canary import read_canaries
 from llamarl.judges.combine import Role
-from llamarl.judges.lab.canary import read_canaries
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.process.judge import ProcessJudge
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.seat import Seat
 
 IN_MEMORY = "in memory: "
-"""Before the name of a judge that a recipe file can only name, in place of its `function`."""
+"""Mark before the name of a judge that a recipe file can only name, in place of its `function`."""
 
 
 def _name_importable(function: Any) -> Any:
@@ -98,7 +98,7 @@ class JudgeConfig(Config):
 
     @property
     def label(self) -> str:
-        """What the recipe calls the judge before it is built."""
+        """The judge's name in the recipe, before it is built."""
         return self.name or (function_name(self.function) if self.is_in_memory else str(self.function))
 
     @property

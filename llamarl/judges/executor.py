@@ -5,8 +5,8 @@ from typing import Any
 
 from llamarl.core.group_judge import GroupJudge, JudgesStatus
 from llamarl.core.records import Completion, Prompt, Sample
+from llamarl.judges.canary import CanaryWatch
 from llamarl.judges.config import JudgeConfig, build_panel
-from llamarl.judges.lab.canary import CanaryWatch
 from llamarl.judges.panel import JudgePanel
 
 

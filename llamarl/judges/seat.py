@@ -45,7 +45,7 @@ class Seat:
     """Deadline of the judge on one group, retries included; None: no deadline. A judge that has its own
     (`JudgeInfo.has_deadline`) is left to that."""
     canaries: tuple[Canary, ...] = ()
-    """Completions whose verdict is known, to find a judge that broke (`judges.lab.canary`)."""
+    """Completions whose verdict is known, to find a judge that broke (`judges.canary`)."""
     canaries_every: int = 256
     """Judged groups between two looks at the canaries."""
 

@@ -55,6 +55,7 @@ class _Helper:
             forget(self._thread)
             _idle.append(self)
             try:
+                # Futures belong to their loop's thread: set from here, the waiting task might never wake up.
                 future.get_loop().call_soon_threadsafe(_settle, future, *outcome)
             except RuntimeError:  # the loop has closed: nobody waits any more
                 continue

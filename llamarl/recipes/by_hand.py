@@ -69,7 +69,7 @@ def run(
 
         # judge: a verdict per completion; here its score is the reward
         groups = [
-            Group(issue.prompt, tuple(judged(issue.prompt, answers)), index=issue.position, epoch=issue.epoch)
+            Group(issue.prompt, tuple(judge_samples(issue.prompt, answers)), index=issue.position, epoch=issue.epoch)
             for issue, answers in zip(issues, completions, strict=True)
         ]
 
@@ -87,8 +87,8 @@ def run(
     return trainer
 
 
-def judged(prompt: Prompt, completions: tuple[Completion, ...]) -> Iterator[Sample]:
-    """Each completion with its verdict and reward."""
+def judge_samples(prompt: Prompt, completions: tuple[Completion, ...]) -> Iterator[Sample]:
+    """Judges completions; yields each with its verdict and reward."""
     for completion in completions:
         verdict = task.judge(prompt, completion)
         yield Sample(completion, {"judge": verdict}, verdict.score)

@@ -41,7 +41,7 @@ class Built:
     """Demonstrations and what became of the prompts."""
 
     rows: tuple[Mapping[str, Any], ...]
-    """For `llamarl sft`: `messages`, and for information `id`, `group` and `num_trials`."""
+    """Rows for `llamarl sft`: `messages`, and for information `id`, `group` and `num_trials`."""
     counts: Mapping[str, int]
     """Prompts by outcome: `voting`, `short`, and the reasons for leaving one out."""
 
@@ -189,7 +189,7 @@ def sample_attempts(
 
 
 def _is_solution(answer: Any) -> bool:
-    """Whether an answer has a box and says more."""
+    """Says whether an answer has a box and says more."""
     if not isinstance(answer, str) or "\\boxed" not in answer:
         return False
     return clean(answer.strip(" $.\n")) != clean(extract_answer(answer) or "")

@@ -28,7 +28,7 @@ class JsonlFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # the loop and helper threads write; `keep_only` swaps the file below them
         _mend_tail(self.path)
         self._fd: int | None = _open_append(self.path)
 

@@ -109,7 +109,7 @@ class LiveView:
         self._is_closing.set()
         self._news.set()
         if self._thread is not None:
-            self._thread.join(timeout=5.0)
+            self._thread.join(timeout=5.0)  # a terminal that takes no output must not hold up the run
             self._thread = None
         live, self._live = self._live, None
         if live is not None:
@@ -129,10 +129,10 @@ class LiveView:
 
     def _draw_until_closed(self) -> None:
         while not self._is_closing.is_set():
-            self._news.wait(TICK_SECONDS)
+            self._news.wait(TICK_SECONDS)  # without news a frame now and then, for the clock and a resized terminal
             self._news.clear()
             self._draw(self._live)
-            self._is_closing.wait(self._frame_seconds)
+            self._is_closing.wait(self._frame_seconds)  # a pause between frames that `close` cuts short
 
     def _draw(self, live: Live | None) -> None:
         if live is None or self._status is None:

@@ -1,4 +1,4 @@
-"""What each metric means and what it is divided by."""
+"""Meaning and denominator of each metric."""
 
 import re
 from dataclasses import dataclass

@@ -60,7 +60,7 @@ class Timeline:
         self._open: dict[int, tuple[str, str, float]] = {}
         self._executors: dict[str, None] = {}
         self._next_token = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # spans open and end on the threads of several executors
 
     @contextmanager
     def span(self, executor: str, activity: str) -> Iterator[None]:

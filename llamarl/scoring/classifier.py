@@ -19,12 +19,12 @@ from llamarl.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a checkpoint says it can tell apart."""
+    """Labels of a checkpoint: what it can tell apart."""
 
     names: tuple[str, ...]
-    """By label index."""
+    """Name of each label, by its index."""
     is_independent: bool
-    """Whether each label has a probability of its own, instead of one distribution over all."""
+    """True where each label has a probability of its own, instead of one distribution over all."""
 
     def index(self, label: str | int) -> int:
         """The index of a label given by name or index. Raises `ConfigError` for one that is not there."""
@@ -58,12 +58,12 @@ class LazyClassifier:
         self.path = str(path)
         self._device, self._dtype = device, dtype
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # judges call from several threads; reentrant, since `encode` loads under it
         self._labels: Labels | None = None
         self._loaded: tuple[PaddedClassifier, Tokenizer, int | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_loaded": None}
+        return {**self.__dict__, "_lock": None, "_loaded": None}  # a worker process loads its own copy of the model
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
@@ -98,7 +98,7 @@ class LazyClassifier:
             return text_ids(self._load()[1], text)
 
     def why_too_long(self, ids: TokenIds) -> str | None:
-        """Why the model cannot take this sequence, or None if it can."""
+        """Says why the model cannot take this sequence; None where it can."""
         limit = self._load()[2]
         return None if limit is None or len(ids) <= limit else f"{len(ids)} tokens, the model takes at most {limit}"
 

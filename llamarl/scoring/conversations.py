@@ -58,7 +58,7 @@ class PackedConversations:
             hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
         ends = torch.tensor([end - 1 for end in accumulate(packed.lengths)], device=device)
         last = packed.predicting(hidden).index_select(0, packed.order[ends])
-        return self._decoder.head(last.float())
+        return self._decoder.head(last.float())  # outside autocast: rewards are compared by small differences
 
 
 class PaddedConversations:
@@ -92,7 +92,7 @@ def split_groups(groups: Sequence[Conversations], max_tokens: int) -> list[list[
 
     A group larger than that stands alone; none is divided. Every index exactly once.
     """
-    costs = [sum(map(len, group)) - (len(group) - 1) * _shared(group) for group in groups]
+    costs = [sum(map(len, group)) - (len(group) - 1) * _common_length(group) for group in groups]
     batches: list[list[int]] = []
     used = 0
     for index in sorted(range(len(groups)), key=costs.__getitem__):
@@ -105,12 +105,12 @@ def split_groups(groups: Sequence[Conversations], max_tokens: int) -> list[list[
 
 
 def _rows(group: Sequence[TokenIds]) -> list[_Row]:
-    """Packed rows: a common prompt and each rest. A packed row's last token is no input, so one is added."""
-    cut = max(1, _shared(group))
+    """Makes the rows to pack: a common prompt and each rest. A packed row's last token is no input, so one is added."""
+    cut = max(1, _common_length(group))
     return [_Row(ids[:cut], (*ids[cut:], 0)) for ids in group]
 
 
-def _shared(group: Sequence[TokenIds]) -> int:
-    """Number of tokens that all begin with."""
+def _common_length(group: Sequence[TokenIds]) -> int:
+    """Counts the tokens that all sequences begin with."""
     columns = zip(*group, strict=False)
     return next((place for place, column in enumerate(columns) if len(set(column)) > 1), min(map(len, group)))

@@ -22,11 +22,11 @@ MAX_LOGITS = 2**26
 
 
 EntropyMode = Literal["none", "value", "gradient"]
-"""Whether the entropy of each token's distribution is wanted, and whether gradients flow through it."""
+"""Use of the entropy of each token's distribution: none, its value, or its value with gradients through it."""
 
 
 class Scores(NamedTuple):
-    """Of the `S` completion tokens of some rows, row after row."""
+    """Scores of the `S` completion tokens of some rows, row after row."""
 
     logprobs: Tensor
     """`[S]` float32."""
@@ -80,7 +80,7 @@ class _Span(NamedTuple):
     """All tokens before the last target; the last `len(targets)` of them predict."""
     targets: tuple[int, ...]
     place: int
-    """Of the first target, among those of all rows."""
+    """Place of the first target among those of all rows."""
 
 
 class PaddedScorer:
@@ -112,7 +112,7 @@ class PaddedScorer:
         return Scores(logprobs, entropies, states)
 
     def _sides(self, rows: Sequence[TokenRow]) -> Iterator[list["_Span"]]:
-        """What to score in each forward pass."""
+        """Yields the spans to score in each forward pass."""
         spans, num_tokens = [], 0
         for row in rows:
             ids, first = row.prompt_ids + row.token_ids, len(row.prompt_ids)
@@ -188,15 +188,17 @@ def score_tokens(
     def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
         logprobs = token_logprobs(logits, targets, temperature)
+        # A graph of the entropy would hold a second `[S, V]` until the backward pass, for a number that is only logged.
         with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
             return logprobs, logprobs.detach() if entropy == "none" else token_entropy(logits, temperature)
 
-    with torch.no_grad():
+    with torch.no_grad():  # one row, only to learn the size of the vocabulary, which a function does not tell
         size = max(1, MAX_LOGITS // head(hidden[:1]).shape[-1])
     if len(hidden) <= size:
         logprobs, entropies = piece(hidden, targets)
     else:
         pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        # Logits are computed again in the backward pass, so that those of one piece at a time are in memory.
         parts = [checkpoint(piece, *part, use_reentrant=False) for part in pieces]
         logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
     return Scores(logprobs, None if entropy == "none" else entropies)

@@ -28,11 +28,11 @@ class TokenRow(Protocol):
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """What is given."""
+        """The tokens that are given, not scored."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """What is scored, the end token included."""
+        """The tokens that are scored, the end token included."""
 
 
 PromptRows = tuple[tuple[int, ...], list[int]]
@@ -110,7 +110,7 @@ class Packed:
     def predicting(self, hidden: Tensor) -> Tensor:
         """Hidden states predicting `targets`: `[M, d] -> [S + tail, d]`. A prompt's last is repeated per completion."""
         parts = [hidden.index_select(0, self._first), gather_rows(hidden, self._inner)]
-        return torch.cat([*parts, hidden[: self._target_tail].detach()])
+        return torch.cat([*parts, hidden[: self._target_tail].detach()])  # the tail is filling, and has no gradient
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention for `models.decoder.Decoder.hidden_states`: `[M, H, D], [M, K, D] x 2 -> [M, H * D]`."""

@@ -87,6 +87,7 @@ def check_references(samples: Sequence[TrainSample], needs: Needs) -> None:
 
 def _behavior(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:
     known = torch.tensor([value for sample in samples for value in sample.logprobs], device=logprobs.device)
+    # Nobody sampled a given token: the policy itself stands in, detached, for a ratio of 1 that still has a gradient.
     given = [version < 0 for sample in samples for version in sample.versions]
     return torch.where(torch.tensor(given, device=known.device), logprobs.detach(), known) if any(given) else known
 

@@ -15,12 +15,12 @@ from llamarl.core.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER, COUNTERS = "model.safetensors", "optimizer.safetensors", "trainer.json"
 CRITICS = "critics.safetensors"
-"""Only where an algorithm trains a critic."""
+"""File of the critics' weights; written only where an algorithm trains a critic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a checkpoint holds."""
+    """Contents of a checkpoint."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -89,7 +89,7 @@ def read(directory: str | Path, expected: Mapping[str, Tensor], critics: Mapping
     return Stored(weights, optimizer, counters, stored_critics)
 
 
-@torch.no_grad()
+@torch.no_grad()  # autograd refuses to write into parameters
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Copies every tensor in place, so that whoever holds the parameters sees the new values."""
     for name, tensor in target.items():

@@ -9,7 +9,7 @@ from llamarl.core.config import Config
 from llamarl.models.template_args import ChatTemplateArgs
 
 Schedule = Literal["constant", "linear", "cosine"]
-"""What the learning rate does after warm-up: stays, or falls to 0 at the run's last step."""
+"""Course of the learning rate after warm-up: it stays, or falls to 0 at the run's last step."""
 
 
 class OptimizerConfig(Config):
@@ -20,7 +20,7 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(default=10, ge=0)
     """Steps over which the learning rate rises linearly."""
     schedule: Schedule = "constant"
-    """What the learning rate does after warm-up: stays, or falls to 0 at the last step."""
+    """Course of the learning rate after warm-up: it stays, or falls to 0 at the last step."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and square."""
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -36,9 +36,9 @@ class TrainerConfig(OptimizerConfig):
     """The policy trainer."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
+    """Number format of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
     device: str = "auto"
-    """Where the policy is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
+    """Device of the policy, as torch names it, such as `cuda`; or `auto`: CUDA, else MPS, else the CPU."""
     spike_factor: float = Field(default=10.0, gt=1.0)
     """A gradient norm over this times the median of the last 50 is flagged as a spike."""
     should_skip_spikes: bool = False
@@ -49,8 +49,8 @@ class TrainerConfig(OptimizerConfig):
     """Parts of a batch, by prompts, that get an optimizer update each, in every pass. Where a batch gets several
     updates, ratios are taken to the trainer's own log-probs from before the first, for one more forward pass."""
     behavior_cap: float | None = Field(default=2.0, ge=1.0)
-    """With several updates: largest weight of a token by trainer's log-prob before the first update / log-prob at
-    sampling, which makes up for staleness and the generator's precision. None: no such weight."""
+    """Largest weight of a token with several updates: its probability by the trainer before the first update / at
+    sampling. The weight makes up for staleness and the generator's precision. None: no such weight."""
 
     @property
     def num_updates(self) -> int:
@@ -64,7 +64,7 @@ class LoraConfig(Config):
     rank: int = Field(ge=1)
     """Rows of A and columns of B; 8 to 64 are usual."""
     alpha: float = Field(default=32.0, gt=0.0)
-    """What the adapters add is scaled by `alpha / rank`."""
+    """Scale of what the adapters add: `alpha / rank`."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers that get adapters, such as `q_proj`; empty: all but the output head."""
 
@@ -79,7 +79,7 @@ class FitConfig(OptimizerConfig):
     """Supervised training on a fixed set of rows. A falling schedule reaches 0 at the last step."""
 
     batches_cross_epochs: ClassVar[bool] = False
-    """Whether a batch may hold the end of an epoch and the start of the next; else an epoch's last batch is smaller."""
+    """True where a batch may hold an epoch's end and the next one's start; else an epoch's last batch is smaller."""
 
     num_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of `num_epochs`."""
@@ -93,14 +93,13 @@ class FitConfig(OptimizerConfig):
     evaluate_every: int = Field(default=100, ge=1)
     """Measure on the held-out rows every so many steps, and after the last."""
     keep: Literal["loss", "accuracy", "last"] = "last"
-    """Which weights become the model: those of the lowest held-out loss, of the highest held-out accuracy, or the
-    last."""
+    """Weights that become the model: of the lowest held-out loss, of the highest held-out accuracy, or the last."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Save what a resume needs every so many steps."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the body's forward and backward pass. Weights, loss and optimizer stay in fp32."""
+    """Number format of the body's forward and backward pass. Weights, loss and optimizer stay in fp32."""
     device: str = "auto"
-    """Where the model is trained: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU."""
+    """Device of the model, as torch names it, such as `cuda`; or `auto`: CUDA, else MPS, else the CPU."""
     seed: int = 0
     """Decides the order of the rows, and the adapters' first weights."""
     lora: LoraConfig | None = None
@@ -143,7 +142,7 @@ class ExampleConfig(FitConfig):
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the prompts kept apart to measure on, chosen by a hash of the prompt; unused with `--eval-data`."""
     keep: Literal["loss", "accuracy", "last"] = "loss"
-    """Which weights become the model: those of the lowest held-out loss, of the highest held-out accuracy (which says
+    """Weights that become the model: those of the lowest held-out loss, of the highest held-out accuracy (which says
     nothing of calibration, and whose best of many is partly luck), or the last."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`skip` leaves bad rows out and counts them: malformed, too long, equal answers, duplicates, contradictions, and

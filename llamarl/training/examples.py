@@ -47,7 +47,7 @@ _ANSWER_MARK = re.compile(
     r"|\[/inst\]|<\|assistant\|>|<[|\w]+>(?:assistant|model)\b(?:<\|\w+\|>)?",
     re.IGNORECASE,
 )
-"""Where an answer begins in texts that are whole conversations."""
+"""Mark at which an answer begins in texts that are whole conversations."""
 _SPACES = re.compile(r"[\s\x00-\x1f]+")
 
 
@@ -62,9 +62,9 @@ class Example:
     prompt_key: str
     """The prompt in lower case with single spaces: rows with equal keys stay on one side of the split."""
     target: float
-    """Of a pair, its margin; of a labelled row, 1 or 0."""
+    """Margin of a pair; label of a labelled row, 1 or 0."""
     is_open: bool = False
-    """Whether the prompt may end earlier, since it is the common start of two texts."""
+    """True where the prompt may end earlier, since it is the common start of two texts."""
 
     @property
     def num_tokens(self) -> int:
@@ -78,7 +78,7 @@ class Example:
 
     @property
     def claim(self) -> Any:
-        """What the row says of its `sequences`, whatever their order."""
+        """The row's statement on its `sequences`, whatever their order."""
         return self.sequences if len(self.sequences) == 2 else self.target
 
 
@@ -89,7 +89,7 @@ class ExampleData:
     examples: tuple[Example, ...]
     skipped: tuple[BadRow, ...]
     has_tools: bool = False
-    """Whether a row offers tools."""
+    """True where a row offers tools."""
 
     @property
     def skip_counts(self) -> dict[str, int]:
@@ -384,7 +384,7 @@ def _answer(value: Any, field: str) -> Turns:
 
 
 def _sure_start(start: str, answers: Sequence[Turns]) -> tuple[Turns, bool]:
-    """What two texts with this common start surely have in common of a prompt, and whether that is open."""
+    """Finds what two texts with this common start surely have in common of a prompt, and whether that is open."""
     marks = list(_ANSWER_MARK.finditer(start))
     if marks:
         return [_turn("user", start[: marks[-1].end()])], False

@@ -121,12 +121,12 @@ def fit(
 
 @dataclass
 class _State:
-    """What a resume needs beside weights and moments."""
+    """State that a resume needs beside weights and moments."""
 
     step: int = 0
     seconds: float = 0.0
     loss: float | None = None
-    """Of the last step."""
+    """Loss of the last step."""
     before: dict[str, Any] | None = None
     """The report on the held-out rows before the first step."""
     best_step: int | None = None

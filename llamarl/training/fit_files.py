@@ -22,7 +22,7 @@ RECIPE_FILE = "recipe.json"
 
 
 class FitFiles:
-    """Where a training keeps what it needs, and where its result goes.
+    """Places of a training's own files and of its result.
 
     Args:
         out: the directory that the user names.

@@ -46,6 +46,7 @@ class Fitter(Generic[R]):
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors that are trained, by name."""
+        # Detached: views of the same memory that can be written and saved without autograd.
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def step(self, rows: Sequence[R]) -> dict[str, float]:

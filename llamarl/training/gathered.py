@@ -1,4 +1,4 @@
-"""What losses leave behind until the optimizer's update, and the pool of a step's updates."""
+"""Sums that losses leave behind until the optimizer's update, and the pool of a step's updates."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ class TaskGathered:
     parts: list[Metrics] = field(default_factory=list)
     """Metrics of each micro-batch, as sums and counts."""
     loss: float = 0.0
-    """Before the task's weight."""
+    """Loss before the task's weight."""
     grad_norm: float = 0.0
-    """Of the task's own gradient in the last call of `loss`, before its weight; NaN if a loss was not finite."""
+    """Norm of the task's own gradient in the last call of `loss`, before its weight; NaN if a loss was not finite."""
     prob_gap: float | None = None
     """Largest probability gap to the generator; None where no token was of the current version."""
     num_tokens: int = 0
     num_samples: int = 0
     num_samples_without_signal: int = 0
     growth: list[tuple[float, list[int]]] = field(default_factory=list)
-    """Per micro-batch: how much it added to the gradient's norm, and its groups."""
+    """Growth of the gradient's norm by each micro-batch, and its groups."""
 
     def copy(self) -> "TaskGathered":
-        """As it is now, untouched by what is gathered later."""
+        """Copies the sums as they are now, untouched by what is gathered later."""
         return replace(self, parts=[*self.parts], growth=[*self.growth])
 
     def metrics(self) -> dict[str, float]:
@@ -48,11 +48,11 @@ class Gathered:
     """All tasks' sums since the last step."""
 
     tasks: list[TaskGathered]
-    """By the task's index."""
+    """Sums of each task, by its index."""
     loss: float = 0.0
     """Weighted sum over the tasks."""
     grad_norm: float = 0.0
-    """Of the weighted sum of the tasks' gradients; NaN once a loss was not finite."""
+    """Norm of the weighted sum of the tasks' gradients; NaN once a loss was not finite."""
     seconds: float = 0.0
     watched: frozenset[int] = frozenset()
     """Groups whose log-probs are kept."""
@@ -67,7 +67,7 @@ class Gathered:
 
     @property
     def has_gradient(self) -> bool:
-        """Whether any sample was trained on."""
+        """Says whether any sample was trained on."""
         return any(task.growth for task in self.tasks)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether an update may be applied: never a non-finite one, and a spike only with a warning."""
+"""Guard of the optimizer: it never applies a non-finite update, and a spike only with a warning."""
 
 import math
 from collections import deque
@@ -14,7 +14,7 @@ MIN_HISTORY = 10
 
 
 class Health(StrEnum):
-    """What the guard says of a gradient."""
+    """The guard's verdict on a gradient."""
 
     GOOD = "good"
     SPIKE = "spike"

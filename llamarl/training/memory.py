@@ -1,4 +1,4 @@
-"""What training takes of memory: planned from a model's config, which sizes micro-batches, and measured."""
+"""Memory that training takes: planned from a model's config, which sizes micro-batches, and measured."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -60,14 +60,14 @@ def default_micro_batch_tokens(config: Any, device: torch.device | str) -> int:
 
 
 def micro_batch_tokens(model: nn.Module, config: OptimizerConfig) -> int:
-    """What `config` sets, or the default for this model where it lies."""
+    """Returns the tokens of a micro-batch: what `config` sets, or the default for this model on its device."""
     if config.micro_batch_tokens is not None:
         return config.micro_batch_tokens
     return default_micro_batch_tokens(model.config, next(model.parameters()).device)
 
 
 def total_memory(device: torch.device | str) -> int:
-    """Bytes of memory of a device; on a CPU of the machine, or what its control group allows."""
+    """Returns a device's memory in bytes; of a CPU, the machine's, or what its control group allows."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
@@ -85,7 +85,7 @@ class LargestActivations:
         self.num_bytes = self._num_tokens = 0
 
     @contextmanager
-    def measured(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
+    def measure(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
         """Counts the tensors saved for a backward pass inside the block, each storage once and weights not at all."""
         num_tokens = sum(len(sample.token_ids) for sample in samples)
         if num_tokens <= self._num_tokens or not torch.is_grad_enabled():

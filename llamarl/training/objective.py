@@ -1,4 +1,4 @@
-"""What an objective of supervised training declares: its settings, rows, loss and report. `training.fit` does the rest.
+"""Protocol of an objective of supervised training: its settings, rows, loss and report. `training.fit` does the rest.
 
 Importing an objective does not import torch.
 """
@@ -45,20 +45,20 @@ Conversations = Sequence[tuple[Sequence[Message], Any]]
 
 @dataclass(frozen=True)
 class Rows(Generic[R]):
-    """What is trained and measured on."""
+    """Rows to train and to measure on."""
 
     train: Sequence[R]
     held_out: Sequence[R]
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Rows left out, by reason."""
     notes: Sequence[str] = ()
-    """What a user should know of the rows, in sentences."""
+    """Sentences on what a user should know of the rows."""
     conversations: Conversations = ()
-    """What the rows ask of the chat template: its limits are told where these meet them."""
+    """Conversations of the rows, as the chat template gets them: its limits are told where these meet them."""
 
 
 class Report(Protocol):
-    """How good a model is on held-out rows: a dataclass of plain values."""
+    """Measures of a model on held-out rows: a dataclass of plain values."""
 
     @property
     def loss(self) -> float:
@@ -84,9 +84,9 @@ class Objective(ABC, Generic[R]):
     name: ClassVar[str]
     """Stands in messages and in the record of the training."""
     model_folder: ClassVar[str] = ""
-    """Where the checkpoint lies in the directory that the user names; empty: that directory is the checkpoint."""
+    """Folder of the checkpoint in the directory that the user names; empty: that directory is the checkpoint."""
     is_policy: ClassVar[bool] = True
-    """Whether the result generates, so that its chat template must be fit for that."""
+    """True where the result generates, so that its chat template must be fit for that."""
     config: FitConfig
 
     @abstractmethod
@@ -124,10 +124,10 @@ class Objective(ABC, Generic[R]):
 
     @abstractmethod
     def report(self, scores: "Tensor", rows: Sequence[R]) -> Report:
-        """How good these scores are. Rows are at least one."""
+        """Measures how good the scores of at least one row are."""
 
     def divisor(self, rows: Sequence[R]) -> int:
-        """What the sum of the losses of a whole step is divided by: by default its rows."""
+        """Returns the divisor of the sum of a whole step's losses: by default the number of its rows."""
         return len(rows)
 
     def epoch_order(self, rows: Sequence[R], epoch: int) -> Sequence[int]:

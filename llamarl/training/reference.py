@@ -38,9 +38,9 @@ class ReferenceExecutor(Executor):
         self._model = self._load_model().eval().requires_grad_(False)
         self._score = build_scorer(self._model, self._sampling.temperature)
 
-    @torch.no_grad()
+    @torch.no_grad()  # the reference is never trained, so its activations need not be kept
     def logprobs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
-        """Of each row (prompt ids, token ids), in order: the log-prob of each of its tokens.
+        """Computes the log-prob of each completion token of each row (prompt ids, token ids), in order.
 
         Raises:
             DataError: a row without prompt or completion tokens.

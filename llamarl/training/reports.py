@@ -1,4 +1,4 @@
-"""What a reward model or classifier is worth, measured on rows it was not trained on. Plain numbers, no torch.
+"""Measures of a reward model or classifier on rows it was not trained on. Plain numbers, no torch.
 
 Shape legend: N rows.
 """
@@ -14,7 +14,7 @@ from llamarl.functional.statistics import Bin, Share, calibration_error, pearson
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """Of a reward model on preference pairs."""
+    """Measures of a reward model on preference pairs."""
 
     accuracy: Share
     """Pairs whose chosen answer scores higher; equal scores count as wrong."""
@@ -32,7 +32,7 @@ class PairReport:
     calibration_error: float
     """Expected gap between sigmoid(|margin|) and the share of pairs ordered rightly."""
     bins: list[Bin]
-    """Of the calibration plot."""
+    """Bins of the calibration plot."""
 
     def metrics(self) -> dict[str, float | None]:
         """Scalars for `metrics.jsonl`."""
@@ -47,7 +47,7 @@ class PairReport:
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """Of a classifier on labelled rows."""
+    """Measures of a classifier on labelled rows."""
 
     accuracy: Share
     """Rows whose likelier label is the right one."""
@@ -60,7 +60,7 @@ class LabelReport:
     calibration_error: float
     """Expected gap between the probability of `positive` and its frequency."""
     bins: list[Bin]
-    """Of the calibration plot."""
+    """Bins of the calibration plot."""
 
     def metrics(self) -> dict[str, float | None]:
         """Scalars for `metrics.jsonl`."""

@@ -15,7 +15,7 @@ from llamarl.models.template_check import THINKING_TAGS
 from llamarl.models.tokenizer import Tokenizer
 
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Where messages keep thoughts apart from their content."""
+"""Fields in which messages keep thoughts apart from their content."""
 
 Chat = tuple[list[Message], Any]
 """The messages of a row, the answer last, and its tools or None."""

@@ -49,10 +49,10 @@ from llamarl.training.sft_rows import SFTRow
 from llamarl.training.values import ValueHeads
 
 MAX_NONFINITE = 5
-"""So many non-finite updates in a row end the run."""
+"""Number of non-finite updates in a row that end the run."""
 
 MAX_HALVINGS = 3
-"""How often micro-batches are halved where memory runs out."""
+"""Number of times that micro-batches are halved where memory runs out."""
 
 _log = logging.getLogger(__name__)
 
@@ -323,7 +323,7 @@ class PolicyTrainer:
             f"step {self.version}: out of memory; trainer.micro_batch_tokens is now {self._micro_batch_tokens}"
         )
 
-    @torch.no_grad()
+    @torch.no_grad()  # these log-probs are what later ratios are taken to: constants
     def _remember(self, parts: Sequence[Assignment], weights: Sequence[float]) -> list[list[Assignment]]:
         """Splits a step into minibatches, and notes what the policy says of all of them before the first update."""
         started = time.perf_counter()
@@ -358,7 +358,7 @@ class PolicyTrainer:
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
-        with autocast(self.model, self.config.precision), self._most_activations.measured(self.model, samples):
+        with autocast(self.model, self.config.precision), self._most_activations.measure(self.model, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
             scores = self._score(samples, entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
@@ -379,7 +379,7 @@ class PolicyTrainer:
         if math.isfinite(loss):
             output.loss.backward()
             pending.grad_norm = self._optimizer.grad_norm()
-        else:
+        else:  # no backward pass: `_accumulate_all` stops here, and the guard refuses the update
             pending.grad_norm = math.nan
         pending.growth.append((pending.grad_norm - before, [sample.group for sample in samples]))
 

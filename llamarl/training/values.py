@@ -20,7 +20,7 @@ class ValueHeads(nn.Module):
         config: Any = model.config
         device = next(model.parameters()).device
         self.by_task = nn.ModuleDict({str(task): nn.Linear(config.hidden_size, 1, device=device) for task in tasks})
-        with torch.no_grad():
+        with torch.no_grad():  # autograd refuses to write into parameters
             for parameter in self.parameters():
                 parameter.zero_()
 

@@ -268,7 +268,7 @@ def instruction_page(id: str, example: Example) -> str:
     page = PAGES[id]
     if set(page.arguments) != set(example.instruction["kwargs"]):
         raise SystemExit(f"scripts/docs: {id}: PAGES names {set(page.arguments)}, the rule takes another set")
-    if bool(page.google) != ("google" in vars(RULES[id])):
+    if bool(page.google) != ("check_google" in vars(RULES[id])):
         raise SystemExit(f"scripts/docs: {id}: PAGES and the rule disagree on whether google mode has its own verdict")
     rows = [f"| `{name}` | {values} | {meaning} |" for name, (values, meaning) in page.arguments.items()]
     table = "\n".join(["| argument | values | meaning |", "|---|---|---|", *rows]) if rows else "None."

@@ -76,11 +76,11 @@ def test_settings_by_hand():
 
 
 def test_calibrated_rewards_by_hand():  # cgpo P2
-    assert CRPGConfig().calibrated(sample_of((0.0, True))) == 0.5  # as good as the baseline response
-    assert CRPGConfig().calibrated(sample_of((1.0, True))) == pytest.approx(SIGMOID_1)
-    assert [CRPGConfig().calibrated(sample_of((gap, True))) for gap in (1e4, -1e4)] == [1.0, 0.0]
-    assert CRPGConfig(reward="as_is").calibrated(sample_of((2.5, True))) == 2.5
-    assert CRPGConfig(reward="constant").calibrated(sample_of((-9.0, True))) == 1.0  # cgpo D8
+    assert CRPGConfig().calibrate_reward(sample_of((0.0, True))) == 0.5  # as good as the baseline response
+    assert CRPGConfig().calibrate_reward(sample_of((1.0, True))) == pytest.approx(SIGMOID_1)
+    assert [CRPGConfig().calibrate_reward(sample_of((gap, True))) for gap in (1e4, -1e4)] == [1.0, 0.0]
+    assert CRPGConfig(reward="as_is").calibrate_reward(sample_of((2.5, True))) == 2.5
+    assert CRPGConfig(reward="constant").calibrate_reward(sample_of((-9.0, True))) == 1.0  # cgpo D8
 
 
 # gradient

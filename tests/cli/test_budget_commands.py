@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from llamarl.cli.budget_commands import _silenced
+from llamarl.cli.budget_commands import _silence_stdout
 from llamarl.cli.main import main
 from llamarl.data.prompts import read_prompts
 from llamarl.models.tiny import build_tiny
@@ -95,7 +95,7 @@ def test_solve_reads_csv(tmp_path):
 
 
 def test_what_native_code_prints_is_dropped_while_solving(capfd):
-    with _silenced():
+    with _silence_stdout():
         ctypes.CDLL(None).puts(b"from C")
         os.write(1, b"past its buffer")
     print("after")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamarl.core.records import Completion, Prompt, text_completion
-from llamarl.judges.lab.canary import check_canaries
+from llamarl.judges.canary import check_canaries
 from llamarl.judges.math import MathJudge
 from llamarl.judges.voting import (
     MAX_TRIALS,

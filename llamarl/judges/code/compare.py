@@ -37,6 +37,7 @@ def _same_word(actual: str, expected: str, tolerance: float) -> bool:
         return True
     if "." not in expected or not _DECIMAL.fullmatch(expected) or not _DECIMAL.fullmatch(actual):
         return False
+    # Relative for large numbers, whose last printed digits differ; absolute near 0, where nothing is relatively close.
     return math.isclose(float(actual), float(expected), rel_tol=tolerance, abs_tol=tolerance)
 
 

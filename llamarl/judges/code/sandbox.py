@@ -284,7 +284,7 @@ class Session:
                 return
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL) if victim else os.killpg(outer, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):  # then the outer process itself is killed, the next in line
                 self._process.wait(KILL_SECONDS)
 
 

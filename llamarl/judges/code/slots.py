@@ -15,9 +15,10 @@ class Slots(Generic[T]):
 
     def __init__(self, num_slots: int, name: str) -> None:
         jobs: queue.SimpleQueue[tuple[Callable[[int], T], Future[T]] | None] = queue.SimpleQueue()
-        for number in range(num_slots):
+        for number in range(num_slots):  # daemons, so that work that hangs does not keep the process alive
             threading.Thread(target=_serve, args=(jobs, number), name=f"{name}-{number}", daemon=True).start()
         self._jobs = jobs
+        # Threads hold the queue and not this object: where it is forgotten without `close`, they end, too.
         self._finalizer = weakref.finalize(self, _stop, jobs, num_slots)
 
     def submit(self, work: Callable[[int], T]) -> "Future[T]":
@@ -34,7 +35,7 @@ class Slots(Generic[T]):
 def _serve(jobs: "queue.SimpleQueue[tuple[Callable[[int], T], Future[T]] | None]", number: int) -> None:
     while (job := jobs.get()) is not None:
         work, future = job
-        if not future.set_running_or_notify_cancel():
+        if not future.set_running_or_notify_cancel():  # its caller has given up
             continue
         try:
             future.set_result(work(number))

@@ -1,8 +1,8 @@
-"""Judges put to the test: run on files, attacked, compared with labels, tried before a run and watched during it.
+"""Judges put to the test: run on files, attacked, compared with labels, and tried before a run.
 
-runner       judges rows of a file, resumable           rows         the rows
-audit        how often a judge passes what deserves     attacks      the replies that it is tried with
-nothing
-calibrate    a judge against labels                     agreement    the numbers of that
-canary       completions of known worth, for a run      trial        each judge called once before a run
+runner       judges rows of a file, resumable
+audit        how often a judge passes what deserves nothing
+attacks      the replies that `audit` tries
+calibrate    a judge against labels
+trial        each judge called once before a run
 """

@@ -20,9 +20,9 @@ from llamarl.core.records import Status, Verdict
 from llamarl.data.rows import row_to_prompt
 from llamarl.functional.statistics import wilson_interval
 from llamarl.judges.lab.attacks import ATTACKS, with_injections
-from llamarl.judges.lab.rows import CompletionRow, read_completions
 from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_rows
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.rows import CompletionRow, read_completions
 
 SHIPPED_ROWS = Path(__file__).with_name("audit.toml")
 MAX_RATE = 0.05

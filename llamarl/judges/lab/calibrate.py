@@ -20,9 +20,9 @@ from llamarl.functional.statistics import (
     reliability,
     spearman,
 )
-from llamarl.judges.lab.rows import CompletionRow, labels_of
 from llamarl.judges.lab.runner import MAX_IN_FLIGHT, OnDone, judge_card, judge_rows
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.rows import CompletionRow, labels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

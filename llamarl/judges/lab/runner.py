@@ -20,9 +20,9 @@ from llamarl.data.jsonl import write_jsonl
 from llamarl.functional.statistics import quantile
 from llamarl.jobs import Journal, changed_names
 from llamarl.judges.config import JudgeConfig, build_panel
-from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.llm.cache import content_key
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.rows import CompletionRow
 from llamarl.models.endpoint import well_formed
 from llamarl.report.files import read_jsonl
 

@@ -213,6 +213,7 @@ class LLMJudge(Judge):
             self._cache.close()
         endpoint, loop, self._endpoint = self._endpoint, self._loop, None
         if endpoint is not None and loop is not None:
+            # This may be any thread, but connections are closed on the loop that opened them.
             with contextlib.suppress(RuntimeError):  # the loop has ended, and its connections with it
                 loop.call_soon_threadsafe(lambda: loop.create_task(endpoint.close()))
 
@@ -301,6 +302,7 @@ class LLMJudge(Judge):
                 return ""
             if self._breaker.open_seconds >= config.deadline_seconds:  # nor will it be back for this question
                 return self._late()
+            # Polled: whichever question finds the server back closes the breaker, and tells nobody.
             await self._sleep(min(POLL_SECONDS, deadline - loop.time()))
 
     def _late(self) -> str:

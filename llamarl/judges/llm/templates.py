@@ -108,7 +108,7 @@ def load_template(name: str) -> Template:
         return Template.from_toml(name)
     if name not in shipped_templates():
         raise ConfigError(f"template {name!r}: not shipped.{suggest(name, shipped_templates())} Your own: 'file.toml'")
-    return _load_shipped(name)
+    return _read_template(name)
 
 
 def shipped_templates() -> list[str]:
@@ -117,7 +117,7 @@ def shipped_templates() -> list[str]:
 
 
 @functools.cache
-def _load_shipped(name: str) -> Template:
+def _read_template(name: str) -> Template:
     return Template.parse(read_toml(FOLDER / f"{name}.toml"), source=f"{name}.toml")
 
 

@@ -233,7 +233,7 @@ class _Worker:
     def end(self) -> None:
         """Lets the worker close its judge, then ends it and all it started."""
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a judge that hangs while it closes is killed
             self._process.wait(CLOSE_SECONDS)
         self.kill()
 

@@ -34,17 +34,17 @@ class Rule:
         """The instruction in one plain sentence, for reports and reasons."""
         raise NotImplementedError
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The released grader's verdict."""
         raise NotImplementedError
 
-    def google(self, text: Text) -> bool:
+    def check_google(self, text: Text) -> bool:
         """The verdict of Google's IFEval; by default the released one."""
-        return self.official(text)
+        return self.check_official(text)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """The repaired verdict; by default the released one."""
-        return self.official(text)
+        return self.check_official(text)
 
     def check(self, text: Text) -> bool:
         """Says whether the text follows the instruction.
@@ -53,8 +53,8 @@ class Rule:
             JudgeError: this text is too long for a keyword that is a regular expression (never in fixed mode).
         """
         if self.mode == "fixed":
-            return self.fixed(text)
-        return self.google(text) if self.mode == "google" else self.official(text)
+            return self.check_fixed(text)
+        return self.check_google(text) if self.mode == "google" else self.check_official(text)
 
 
 class Arguments:

@@ -32,11 +32,11 @@ class NumberOfPlaceholders(Rule):
         """One sentence."""
         return f"Write at least {self.num_placeholders} placeholders in square brackets, such as [name]."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Brackets on one line, empty ones too."""
         return sum(len(_brackets(line)) for line in text.raw.split("\n")) >= self.num_placeholders
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Neither the text of a link `[text](address)` nor an empty pair is a placeholder."""
         num_placeholders = sum(
             _is_placeholder(line, *span) for line in text.raw.split("\n") for span in _brackets(line)
@@ -61,13 +61,13 @@ class Postscript(Rule):
         """One sentence."""
         return f"End with a postscript that starts with {self.marker!r}."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The marker anywhere, in either case; one blank may stand between the letters of P.S. and P.P.S."""
         if self.marker in _POSTSCRIPTS:
             return _POSTSCRIPTS[self.marker].search(text.lower) is not None
         return self._pattern is not None and self._pattern.is_in(text.lower)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """The marker as it is written; one blank may stand between the letters of P.S. and P.P.S."""
         if self.marker in _POSTSCRIPTS:
             return _POSTSCRIPTS[self.marker].search(text.folded) is not None
@@ -87,12 +87,12 @@ class NumberOfBullets(Rule):
         """One sentence."""
         return f"Write exactly {self.num_bullets} bullet points, starting with * or -."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Lines that start with `-`, rules `---` included, or with one `*`, emphasis included."""
         lines = [line.lstrip() for line in text.raw.split("\n")]
         return sum(line.startswith("-") for line in lines) + _count_stars(lines) == self.num_bullets
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Lines whose `*` or `-` is followed by a blank, but no rules such as `---` or `* * *`."""
         lines = [line.strip() for line in text.raw.split("\n")]
         return sum(bool(_BULLET.match(line)) and not _RULE.fullmatch(line) for line in lines) == self.num_bullets
@@ -107,7 +107,7 @@ class ConstrainedResponse(Rule):
         """One sentence."""
         return "Answer with one of: " + " ".join(_ANSWERS)
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The answer anywhere in the text."""
         return any(answer in text.raw for answer in _ANSWERS)
 
@@ -125,7 +125,7 @@ class NumberOfHighlights(Rule):
         """One sentence."""
         return f"Highlight at least {self.num_highlights} passages, as in *this*."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Spans between stars on one line that are not blank; single and double stars are counted apart."""
         single = sum(bool(span.strip("*").strip()) for span in _HIGHLIGHT.findall(text.raw))
         double = sum(bool(span.strip()) for span in _STRONG_HIGHLIGHT.findall(text.raw))
@@ -150,7 +150,7 @@ class MultipleSections(Rule):
         """One sentence."""
         return f"Write at least {self.num_sections} sections, starting with {self.splitter} 1, {self.splitter} 2, ..."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Counts the splitter before a number; groups in it, as a regular expression, count as further sections."""
         return self._pattern.count(text.raw) * (1 + self._pattern.regex.groups) >= self.num_sections
 
@@ -164,14 +164,14 @@ class JsonFormat(Rule):
         """One sentence."""
         return "Write the whole answer as JSON."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Any JSON value."""
         body = text.raw.strip()
         for fence in _FENCES:
             body = body.removeprefix(fence)
         return _is_json(body.removesuffix("```").strip())
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Any JSON value; neither NaN nor infinities, which JSON has none of; a fence must be closed."""
         body = text.raw.strip()
         if fence := _OPENING_FENCE.match(body):
@@ -202,7 +202,7 @@ class Title(Rule):
         """One sentence."""
         return "Give a title in double angular brackets, such as <<title>>."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Text from the first `<<` to the last `>>` of a line, with something between them."""
         return any(_has_title(line) for line in text.raw.split("\n"))
 

@@ -26,11 +26,11 @@ class ResponseLanguage(Rule):
         """One sentence."""
         return f"Answer in {NAMES.get(self.language, 'Chinese')}, and in no other language."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The detected language; a text whose language nothing tells passes."""
         return text.language is None or text.language == self.language
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """The detected language; a text without letters is in none."""
         return text.language == self.language
 
@@ -44,13 +44,13 @@ class TwoResponses(Rule):
         """One sentence."""
         return "Give two different answers, divided by ******."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """A blank first or last part does not count; a blank one in between fails."""
         parts = [part.strip() for part in text.raw.split("******")]
         answers = [part for part in parts if part]
         return all(parts[1:-1]) and len(answers) == 2 and answers[0] != answers[1]
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Answers that differ in case, blanks or the make of their characters only are the same."""
         parts = [fold(part) for part in text.raw.split("******")]
         answers = [part for part in parts if part]
@@ -73,11 +73,11 @@ class RepeatPrompt(Rule):
         """One sentence."""
         return "First repeat the request word for word, then answer."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Compares in either case, blanks around it aside."""
         return text.raw.strip().lower().startswith(self.request.strip().lower())
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Compares in either case, with any blanks, apostrophes and hyphens."""
         return text.folded.startswith(self._folded)
 
@@ -95,11 +95,11 @@ class EndPhrase(Rule):
         """One sentence."""
         return f"End with exactly this phrase: {self.phrase}"
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Compares in either case; blanks, then straight quotes, may follow."""
         return text.raw.strip().strip('"').lower().endswith(self.phrase.lower())
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Compares in either case; blanks and quotes of any kind may follow."""
         end = _CLOSING_QUOTES + " "
         return text.folded.rstrip(end).endswith(fold(self.phrase).rstrip(end))
@@ -114,15 +114,15 @@ class Quotation(Rule):
         """One sentence."""
         return "Put the whole answer in double quotation marks."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Straight, curly or corner marks."""
         return _is_quoted(text.raw, _QUOTES)
 
-    def google(self, text: Text) -> bool:
+    def check_google(self, text: Text) -> bool:
         """Straight marks only."""
         return _is_quoted(text.raw, _QUOTES[:1])
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Accepts angular, low and white corner marks."""
         return _is_quoted(text.raw, _QUOTES + _MORE_QUOTES)
 
@@ -140,11 +140,11 @@ class CapitalWords(Rule):
         """One sentence."""
         return f"Write {self.limit} words in capitals."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Tokens in capitals: a hyphenated word is one, a contraction two."""
         return self.limit.holds(text.num_capital_tokens)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Words in capitals: a hyphenated word is one, and so is a contraction."""
         return self.limit.holds(text.num_capital_words)
 
@@ -159,11 +159,11 @@ class EnglishCapitals(Rule):
         """One sentence."""
         return "Answer in English, in capital letters only."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The language of the capitals as they stand; where nothing tells it, the text passes."""
         return text.raw.isupper() and text.language in (None, "en")
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """The language of the text in lower case, which detectors know."""
         return text.raw.isupper() and text.lower_language == "en"
 
@@ -178,11 +178,11 @@ class EnglishLowercase(Rule):
         """One sentence."""
         return "Answer in English, in lower-case letters only."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Passes a text where nothing tells its language."""
         return text.raw.islower() and text.language in (None, "en")
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """English only."""
         return text.raw.islower() and text.language == "en"
 
@@ -196,11 +196,11 @@ class NoComma(Rule):
         """One sentence."""
         return "Use no commas."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """ASCII commas only."""
         return "," not in text.raw
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Commas of every script."""
         return not any(comma in text.raw for comma in _COMMAS)
 

@@ -28,11 +28,11 @@ class Existence(Rule):
         """One sentence."""
         return f"Include the keywords {_list(self.keywords)}."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """All found; official keywords are regular expressions."""
         return all(finder.is_in(text.raw) for finder in self._finders)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """All found, whatever their apostrophes, accents and widths are made of."""
         return all(keyword in text.folded for keyword in self._fold)
 
@@ -58,11 +58,11 @@ class Frequency(Rule):
         """One sentence."""
         return f"Use the word {self.keyword!r} {self.limit} times."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Counts hits; a keyword that is no valid regular expression fails under either relation."""
         return self._finder is not None and self.limit.holds(self._finder.count(text.raw))
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Counts hits, whatever apostrophes, accents and widths are made of."""
         return self.limit.holds(text.folded.count(self._fold[0]))
 
@@ -82,11 +82,11 @@ class ForbiddenWords(Rule):
         """One sentence."""
         return f"Do not use the words {_list(self.words)}."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Words end where `re` says: at marks of Indic scripts, but not between Han characters, nor after `+`."""
         return not any(finder.is_in(text.raw) for finder in self._finders)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Words end where the next character is no word character, or where a script writes without blanks.
 
         Stars and underscores that set a word or a part of it apart do not hide it.
@@ -116,11 +116,11 @@ class LetterFrequency(Rule):
         """One sentence."""
         return f"Use the letter {self.letter!r} {self.limit} times."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Counts in the lower-cased text."""
         return self.limit.holds(text.lower.count(self.letter))
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Counts in the folded text: a full-width letter is a letter, and so is one with its accent composed."""
         return self.limit.holds(text.folded.count(self._fold))
 

@@ -35,16 +35,16 @@ class NumberOfWords(Rule):
         """One sentence."""
         return f"Answer with {self.limit} words."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The detected language chooses the counter."""
         counters = dict.fromkeys(_EAST_ASIAN, lambda: text.num_east_asian_words)
         return _holds(self.limit, text, text.num_runs, {**counters, "th": lambda: text.num_thai_words})
 
-    def google(self, text: Text) -> bool:
+    def check_google(self, text: Text) -> bool:
         """Runs of word characters, in any language."""
         return self.limit.holds(text.num_runs)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """One counter for all scripts."""
         return self.limit.holds(text.num_words)
 
@@ -62,17 +62,17 @@ class NumberOfSentences(Rule):
         """One sentence."""
         return f"Answer with {self.limit} sentences."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """The detected language chooses the splitter."""
         counters = dict.fromkeys(_EAST_ASIAN, lambda: count_east_asian_sentences(text.raw))
         counters |= {"hi": lambda: count_hindi_sentences(text.raw), "th": lambda: text.num_thai_sentences}
         return _holds(self.limit, text, text.num_sentences, counters)
 
-    def google(self, text: Text) -> bool:
+    def check_google(self, text: Text) -> bool:
         """One splitter, made for English, in any language."""
         return self.limit.holds(text.num_sentences)
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """One splitter for all scripts."""
         return self.limit.holds(text.num_sentences)
 
@@ -90,7 +90,7 @@ class NumberOfParagraphs(Rule):
         """One sentence."""
         return f"Write {self.num_paragraphs} paragraphs, divided by ***."
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """A blank first or last paragraph does not count; a blank one in between fails."""
         is_blank = [not paragraph.strip() for paragraph in _DIVIDER.split(text.raw)]
         if any(is_blank[1:-1]):
@@ -116,7 +116,7 @@ class ParagraphFirstWord(Rule):
             f"paragraph {self.nth_paragraph} starts with {self.first_word!r}."
         )
 
-    def official(self, text: Text) -> bool:
+    def check_official(self, text: Text) -> bool:
         """Counts the paragraphs that are not blank, but looks at the n-th of all of them."""
         paragraphs = text.raw.split("\n\n")
         num_paragraphs = sum(bool(paragraph.strip()) for paragraph in paragraphs)
@@ -129,7 +129,7 @@ class ParagraphFirstWord(Rule):
         word = _WORD_ENDS.split(word, maxsplit=1)[0]
         return "".join(letter.lower() for letter in word) == self.first_word
 
-    def fixed(self, text: Text) -> bool:
+    def check_fixed(self, text: Text) -> bool:
         """Lines of blanks divide, the n-th text counts; the word may be several, or of a script without blanks."""
         groups = itertools.groupby(text.raw.split("\n"), key=lambda line: bool(line.strip()))
         paragraphs = [" ".join(lines) for is_text, lines in groups if is_text]

@@ -82,7 +82,7 @@ def _least(kwargs: _Kwargs, name: str, relation: str = "relation") -> int:
 
 def _is_prescribed_forbidden(by_id: Mapping[str, _Kwargs]) -> bool:
     """Says whether text that one instruction prescribes breaks another."""
-    text = _prescribed(by_id)
+    text = _required_text(by_id)
     frequency = by_id.get("keywords:frequency", {})
     letter = by_id.get("keywords:letter_frequency", {})
     forbidden = by_id.get("keywords:forbidden_words", {}).get("forbidden_words", ())
@@ -94,8 +94,8 @@ def _is_prescribed_forbidden(by_id: Mapping[str, _Kwargs]) -> bool:
     )
 
 
-def _prescribed(by_id: Mapping[str, _Kwargs]) -> str:
-    """All that a reply must contain, in lower case."""
+def _required_text(by_id: Mapping[str, _Kwargs]) -> str:
+    """Joins all texts that a reply must contain, in lower case."""
     parts: list[str] = []
     for id, kwargs in by_id.items():
         parts += kwargs.get("keywords", ())

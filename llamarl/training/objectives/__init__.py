@@ -1,4 +1,4 @@
-"""What supervised training can learn, one short file each: its settings and its `Objective`.
+"""Objectives of supervised training, one short file each: its settings and its `Objective`.
 
     name       learns                                from
     sft        completions                           conversations, or prompt and completion

@@ -54,7 +54,7 @@ class RewardConfig(ExampleConfig):
 
 
 class RewardObjective(Objective[Example]):
-    """What reward models and classifiers share: a `*ForSequenceClassification` that scores whole conversations."""
+    """Base of reward models and classifiers: a `*ForSequenceClassification` that scores whole conversations."""
 
     name: ClassVar[str] = "reward"
     model_folder: ClassVar[str] = "model"
@@ -110,7 +110,7 @@ class RewardObjective(Objective[Example]):
 
     @abstractmethod
     def report(self, scores: "Tensor", rows: Sequence[Example]) -> PairReport | LabelReport:
-        """How good these logits `[N, L]` are."""
+        """Measures how good the logits `[N, L]` are."""
 
     @abstractmethod
     def answers(self, logits: "Tensor", examples: Sequence[Example]) -> dict[str, Points]:

@@ -38,7 +38,7 @@ class SFTConfig(FitConfig):
     held_out: int = Field(default=0, ge=0)
     """Rows kept apart to measure the loss on: the last ones; none with `--eval-data`."""
     keep: Literal["loss", "last"] = "last"
-    """Which weights become the model: the last, or those of the lowest held-out loss."""
+    """Weights that become the model: the last, or those of the lowest held-out loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from llamarl.judges.config import JudgeConfig
 from llamarl.judges.lab.attacks import ATTACKS, INJECTIONS
 from llamarl.judges.lab.audit import AttackResult, audit, overall, problems, shipped_rows
 from llamarl.judges.lab.calibrate import calibrate
-from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.lab.runner import equal_panel
+from llamarl.judges.rows import CompletionRow
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Capital of France?"},), answer="Paris")
 

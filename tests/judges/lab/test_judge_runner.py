@@ -11,8 +11,8 @@ from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Prompt, Verdict
 from llamarl.judges import FunctionJudge, JudgePanel, Seat
 from llamarl.judges.config import JudgeConfig, read_judges
-from llamarl.judges.lab.rows import CompletionRow, labels_of, read_completions
 from llamarl.judges.lab.runner import equal_panel, job_key, judge_file, judge_rows, summary_of
+from llamarl.judges.rows import CompletionRow, labels_of, read_completions
 
 
 def panel(function: Any, **options: Any) -> JudgePanel:

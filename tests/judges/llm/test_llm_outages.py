@@ -13,9 +13,9 @@ from llm_judges import BAD, NO, PROMPT, YES, ask, judge
 from llamarl.core.errors import JudgeError
 from llamarl.core.records import Status, Verdict
 from llamarl.judges import JudgePanel, Seat, text_completion
-from llamarl.judges.lab.rows import CompletionRow
 from llamarl.judges.lab.runner import judge_rows
 from llamarl.judges.llm.judge import LLMJudge
+from llamarl.judges.rows import CompletionRow
 from llamarl.testing import run_virtual
 
 

@@ -31,7 +31,7 @@ def test_documented_differences(id: str, kwargs: dict, reply: str, official: boo
 
 
 def test_only_three_rules_differ() -> None:
-    own = {id for id, rule in RULES.items() if "google" in vars(rule)}
+    own = {id for id, rule in RULES.items() if "check_google" in vars(rule)}
     assert own == {
         "length_constraints:number_words",
         "length_constraints:number_sentences",

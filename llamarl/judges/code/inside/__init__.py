@@ -1,4 +1,4 @@
-"""What runs inside a sandbox. Standard library of Python 3.10 only: the files' text is sent in, nothing is installed.
+"""Programs that run inside a sandbox, on Python 3.10's standard library: their text is sent in, nothing is installed.
 
 wire.py       values and messages
 solution.py   the process that holds the solution: runs it on inputs, and says what came out

@@ -55,10 +55,10 @@ def main(descriptor: int, solution_descriptor: int) -> None:
 
 
 def grade(solution: Solution, tests: list[str], should_stop: bool) -> list[str]:
-    """Per test why it failed, or "". They share their names, in order."""
+    """Runs the tests in order, in one namespace. Returns of each why it failed, or ""."""
     try:
         names = solution.load()
-        namespace = {"__name__": "tests", **provided(solution, names, tests)}
+        namespace = {"__name__": "tests", **provide_names(solution, names, tests)}
     except BaseException as error:  # the solution may raise anything
         return [LOST if solution.is_lost else f"raised {words(error)}"]
     results: list[str] = []
@@ -75,12 +75,12 @@ def grade(solution: Solution, tests: list[str], should_stop: bool) -> list[str]:
     return results
 
 
-def provided(solution: Solution, names: list[str], tests: list[str]) -> dict[str, Any]:
-    """What the tests may use without defining it.
+def provide_names(solution: Solution, names: list[str], tests: list[str]) -> dict[str, Any]:
+    """Provides what the tests may use without defining it: the solution's names.
 
-    The solution's names, save builtins, so that it cannot redefine `all`; and save modules of the standard library
-    that the tests use as such (`math.isclose`): they get the real one. Plain data stands for itself, as it was when the
-    solution was loaded.
+    Builtins are left out, so that the solution cannot redefine `all`; and of modules of the standard library that the
+    tests use as such (`math.isclose`) they get the real one. Plain data stands for itself, as it was when the solution
+    was loaded.
     """
     nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
     used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -100,7 +100,7 @@ def provided(solution: Solution, names: list[str], tests: list[str]) -> dict[str
 
 
 def is_class(name: str) -> bool:
-    """Whether a name is a class's, by the way it is written; a single letter is none."""
+    """Says whether a name is a class's, by the way it is written; a single letter is none."""
     return name[:1].isupper() and len(name) > 1
 
 
@@ -121,7 +121,7 @@ class Solution:
         self._failure: AssertionError | None = None
 
     def ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
-        """The result of an operation over there. Raises what it raised, as the exception of that name here."""
+        """Returns the result of an operation over there. Raises what it raised, as the exception of that name here."""
         request = {
             "ask": what,
             "args": [self._encode(arg) for arg in args],
@@ -136,15 +136,15 @@ class Solution:
         return answer["value"]
 
     def load(self) -> list[str]:
-        """Runs the solution's source; the names it defines. Raises what it raised.
+        """Runs the solution's source and returns the names it defines. Raises what it raised.
 
-        None begins with two underscores: `__builtins__` of the solution's would be what the tests call `abs`.
+        No name begins with two underscores: `__builtins__` of the solution's would be what the tests call `abs`.
         """
         names = self._exchange({"ask": "load"})["value"]
         return [name for name in names if type(name) is str and name[:2] != "__"] if type(names) is list else []
 
     def values_of(self, names: list[str]) -> dict[str, Any]:
-        """What these names stand for."""
+        """Asks for the values of these names."""
         values = self.ask("names", *names) if names else {}
         return {name: values[name] for name in names if name in values} if type(values) is dict else {}
 
@@ -153,7 +153,7 @@ class Solution:
         try:
             self.lines.send(request)
             while "ask" in (answer := self.lines.receive()):
-                self.lines.send(self._called(answer))
+                self.lines.send(self._call_back(answer))
             raised = exception(answer["error"], self._find) if "error" in answer else None
             value = None if raised else decode(answer["value"], self._find)
             args = [decode(arg, self._find) for arg in answer.get("args", [])]
@@ -169,7 +169,7 @@ class Solution:
             raise raised
         return {"value": value, "args": args}
 
-    def _called(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _call_back(self, request: dict[str, Any]) -> dict[str, Any]:
         """Calls a function that the tests passed to the solution. That is all the solution can ask."""
         try:
             function = self._kept.objects[request["on"]]
@@ -200,7 +200,7 @@ class Solution:
 
 
 class State:
-    """What is known of one object over there."""
+    """Knowledge of one object in the solution's process."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class State:
         is_known: bool = False,
         is_iterator: bool = False,
     ) -> None:
-        """Of a thing.
+        """Begins with what is known at first sight.
 
         Args:
             solution: asks it.
@@ -224,20 +224,20 @@ class State:
         self.is_known, self.is_iterator, self.is_spent = is_known, is_iterator, False
         self.truth: bool | None = None
         self.method: str | None = None
-        """Its name, where it is a method of an object that the tests do not know; "" for a function of a module."""
+        """Name of a method whose object the tests do not know; "" for a function of a module."""
 
     def ask(self, what: str, *args: Any, **kwargs: Any) -> Any:
-        """An operation on it."""
+        """Asks for an operation on the object."""
         return self.solution.ask(what, Remote(self), *args, **kwargs)
 
     def ask_known(self, what: str, *args: Any) -> Any:
-        """An operation that plain data has too."""
+        """Asks for an operation that plain data has too. Raises TypeError where the tests do not know the object."""
         if not self.is_known:
             raise TypeError(f"{what} of an object that the tests did not make")
         return self.ask(what, *args)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls it."""
+        """Calls the object."""
         has_data = any(type(arg) is not Remote for arg in (*args, *kwargs.values()))
         if has_data and self.method is not None and (not self.method or is_of_plain_data(self.method)):
             method = self.method or "a function"
@@ -248,7 +248,7 @@ class State:
         return value
 
     def read(self, name: str) -> Any:
-        """One of its attributes."""
+        """Reads an attribute of the object."""
         if name.startswith("__") and name.endswith("__") and name not in READABLE:
             raise AttributeError(f"{name} of an object of the solution")
         value = self.ask("getattr", name)
@@ -257,7 +257,7 @@ class State:
         return value
 
     def iterate(self) -> Any:
-        """An iterator over its items."""
+        """Makes an iterator over the object's items."""
         if self.is_known:
             return self.ask("iter")
         if self.is_spent:  # what has other items each time could pass for a list that has all of them
@@ -268,7 +268,7 @@ class State:
         return self.ask("iter")
 
     def advance(self) -> Any:
-        """Its next item."""
+        """Takes the next item of the object, an iterator."""
         if self.is_spent and self.is_iterator and not self.is_known:
             raise StopIteration
         try:
@@ -278,7 +278,7 @@ class State:
             raise
 
     def is_true(self) -> bool:
-        """Its truth, asked once where the tests do not know it: no value is true here and false there."""
+        """Says whether the object is true; one that the tests do not know is asked once, so that it cannot change."""
         if self.is_known or self.truth is None:
             self.truth = bool(self.ask("bool"))
         return self.truth
@@ -293,7 +293,7 @@ class Remote:
         object.__setattr__(self, "_remote", state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls it over there."""
+        """Calls the object in the solution's process."""
         return state(self).call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -336,7 +336,7 @@ class Remote:
         return state(self).ask("enter")
 
     def __exit__(self, *_: object) -> None:
-        """Leaves it. It is not told what was raised, and does not stop it: that may be an assertion's."""
+        """Leaves the context. It is not told what was raised, and does not stop it: that may be an assertion's."""
         state(self).ask("exit")
 
     def __instancecheck__(self, instance: object) -> bool:
@@ -351,7 +351,7 @@ UNKNOWN = "<an object of the solution>"
 
 
 def state(remote: Remote) -> State:
-    """What is behind a `Remote`, none of whose attributes is its own."""
+    """Returns the state of a `Remote`, none of whose attributes is its own."""
     found: State = object.__getattribute__(remote, "_remote")
     return found
 
@@ -360,18 +360,18 @@ def _between_objects(name: str) -> Any:
     return lambda self, other: state(self).ask(name, other) if type(other) is Remote else NotImplemented
 
 
-def _of_known(name: str) -> Any:
+def _ask_known(name: str) -> Any:
     return lambda self, *args: state(self).ask_known(name, *args)
 
 
 for _name in BINARY:
     setattr(Remote, _name, _between_objects(_name))
 for _name in (*UNARY, *ITEMS):
-    setattr(Remote, _name, _of_known(_name))
+    setattr(Remote, _name, _ask_known(_name))
 
 
 def is_of_plain_data(name: str) -> bool:
-    """Whether some type of plain data, or of arrays, has a method of this name."""
+    """Says whether some type of plain data, or of arrays, has a method of this name."""
     import collections
     import datetime
     import decimal

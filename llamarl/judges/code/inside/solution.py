@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES = 64 << 20
 MAX_ARGUMENTS_BYTES = 4096
-"""Of an exception."""
+"""Largest size of an exception's arguments on the wire; larger ones are left out."""
 SIGKILL = 9
 
 
@@ -132,15 +132,15 @@ class Server:
 
     def _find(self, tag: str, content: Any) -> Any:
         if tag == "name":
-            return self._named(content)
+            return self._look_up(content)
         if tag == "builtin":
             return getattr(builtins, content)
         if tag == "yours":
             return self._kept.objects[content]
         return Callback(content, self)
 
-    def _named(self, name: str) -> Any:
-        """A name of the module, or the method of its class `Solution`, as some data sets want it."""
+    def _look_up(self, name: str) -> Any:
+        """Finds a name of the module, or the method of its class `Solution`, as some data sets want it."""
         if name in self._module.__dict__ or "Solution" not in self._module.__dict__:
             return self._module.__dict__[name] if name in self._module.__dict__ else _missing(name)
         return getattr(self._module.__dict__["Solution"](), name)
@@ -166,7 +166,7 @@ class Server:
             return 0
 
         output, _, status, end = in_child(work, seconds, self._max_output_bytes)
-        return {"error": end or ended(status)} if end or status or not output else {"packed": output}
+        return {"error": end or describe_end(status)} if end or status or not output else {"packed": output}
 
     def _program(self, request: dict[str, Any]) -> dict[str, Any]:
         stdin = _nameless_file()
@@ -183,7 +183,7 @@ class Server:
         os.close(stdin)
         last_line = error.decode("utf-8", "replace").strip().rpartition("\n")[2][:MAX_ERROR_CHARACTERS]
         if not end and status:
-            end = f"raised {last_line}" if last_line else ended(status)
+            end = f"raised {last_line}" if last_line else describe_end(status)
         return {"output": output, "end": end}
 
 
@@ -261,7 +261,11 @@ def reap() -> None:
 
 
 def collect(child: int, out_read: int, error_read: int, seconds: float, max_bytes: int) -> tuple[bytes, bytes, str]:
-    """What the child writes until it ends, is late, or writes too much."""
+    """Reads what the child writes until it ends, is late, or writes too much.
+
+    Returns:
+        The last `max_bytes` of its output and of its errors, and why it must be ended; "" where it ended by itself.
+    """
     deadline = time.monotonic() + seconds
     ending = os.pidfd_open(child)
     poll = select.poll()
@@ -289,8 +293,8 @@ def collect(child: int, out_read: int, error_read: int, seconds: float, max_byte
     return bytes(pieces[out_read]), bytes(pieces[error_read]), end
 
 
-def ended(status: int) -> str:
-    """How a process ended, in words."""
+def describe_end(status: int) -> str:
+    """Says in words how a process ended."""
     if os.WIFSIGNALED(status):
         import signal
 
@@ -305,7 +309,7 @@ def words(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> list[Any]:
-    """What an exception is on the wire; all of it may be the solution's own code."""
+    """Writes an exception for the wire; all of it may be the solution's own code."""
     kind = type(error)
     base = next(ancestor.__name__ for ancestor in kind.__mro__ if ancestor.__module__ == "builtins")
     try:
@@ -321,10 +325,10 @@ def describe(error: BaseException) -> list[Any]:
 
 
 def exception(described: Any, find: Callable[[str, Any], Any]) -> Exception:
-    """The exception that `describe` wrote.
+    """Makes the exception that `describe` wrote.
 
-    Of the same type where that is a builtin or of a module of the standard library that is loaded here, else of one
-    derived from the builtin by its name. What ends a process over there (SystemExit and the like) is a RuntimeError.
+    It is of the same type where that is a builtin or of a module of the standard library that is loaded here, else of
+    one derived from the builtin by its name. What ends a process there (SystemExit and the like) is a RuntimeError.
     """
     name, module, text, base, arguments = described
     if any(type(part) is not str for part in (name, module, text, base)):
@@ -352,7 +356,7 @@ def _refuse(value: Any) -> Any:
 
 
 def _truth(value: Any) -> dict[str, Any]:
-    """Where only plain data is compared, all that counts of another object."""
+    """Writes an object's truth: all that counts of one where only plain data is compared."""
     return {"t": "object", "v": bool(value)}
 
 

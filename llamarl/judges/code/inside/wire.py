@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_DEPTH = 256
-"""Of lists and tables within each other on the wire; a dictionary takes three, other collections two."""
+"""Most lists and tables within each other on the wire; a dictionary takes three, other collections two."""
 MAX_INTEGER_CHARACTERS = 1 << 16
-"""In base 16: 79,000 decimal digits."""
+"""Longest integer, in base 16: 79,000 decimal digits."""
 MAX_FRACTION_BITS = 1 << 16
-"""Of each part; larger ones take long to shorten."""
+"""Most bits of each part of a fraction; larger ones take long to shorten."""
 MAX_DECIMAL_CHARACTERS = 10_000
 MAX_EXPONENT = 10_000
-"""Of a Decimal, either way: 1e999999999 would be a number of a billion digits to whoever asks for them."""
+"""Largest exponent of a Decimal, either way: 1e999999999 would have a billion digits for whoever asks for them."""
 MAX_SAME_HASH = 16
 """Keys of one dictionary or set; each further one would be compared with all of them."""
 MAX_ERROR_CHARACTERS = 300
-"""Of what is said of a test that failed."""
+"""Longest text on a test that failed."""
 _MAX_FLOAT_CHARACTERS = 32
 _DIGITS = b"-0123456789abcdef"
 _PLAIN_MODULES = ("builtins", "collections", "fractions", "decimal", "datetime")
@@ -44,15 +44,15 @@ class Kept:
         self.objects: list[Any] = []
 
     def add(self, value: Any) -> dict[str, Any]:
-        """Keeps an object; its name on the wire, which tells whether it is an iterator."""
+        """Keeps an object and returns its name on the wire, which tells whether it is an iterator."""
         self.objects.append(value)
         return {"t": "iterator" if hasattr(type(value), "__next__") else "theirs", "v": len(self.objects) - 1}
 
 
 def encode(value: Any, keep: Callable[[Any], Any], room: int = MAX_DEPTH - 8) -> Any:
-    """What stands for `value` on the wire; `keep` says what stands for anything that is not plain data.
+    """Writes `value` for the wire; `keep` says what stands for anything that is not plain data.
 
-    Raises ValueError for what is nested deeper than `room`: a message holds its values some levels below its own.
+    Raises ValueError where values are nested deeper than `room`: a message holds its values some levels below its own.
     """
     kind = type(value)
     if value is None or kind in (bool, int, float, str, bytes):
@@ -67,12 +67,12 @@ def encode(value: Any, keep: Callable[[Any], Any], room: int = MAX_DEPTH - 8) ->
     if name in ("dict", "OrderedDict", "Counter", "defaultdict"):
         pairs = [[encode(key, keep, room - 3), encode(item, keep, room - 3)] for key, item in value.items()]
         return {"t": "dict" if name == "defaultdict" else name, "v": pairs}
-    content = _written(name, value)
+    content = _content_of(name, value)
     return keep(value) if content is None else {"t": name, "v": content}
 
 
-def _written(name: str, value: Any) -> Any:
-    """The content of a value that holds no others, of the plain type called `name`; None for other types."""
+def _content_of(name: str, value: Any) -> Any:
+    """Returns the content of a value that holds no others, of the plain type called `name`; None for other types."""
     if name == "bytearray":
         return bytes(value)
     if name == "complex":
@@ -91,14 +91,14 @@ def _written(name: str, value: Any) -> Any:
         zone = value.tzinfo
         if zone is not None and type(zone).__name__ != "timezone":  # others need the system's files
             return None
-        offset = None if zone is None else _written("timedelta", zone.utcoffset(None))
+        offset = None if zone is None else _content_of("timedelta", zone.utcoffset(None))
         clock = [value.hour, value.minute, value.second, value.microsecond, offset, value.fold]
         return clock if name == "time" else [value.year, value.month, value.day, *clock]
     return None
 
 
 def decode(value: Any, find: Callable[[str, Any], Any]) -> Any:
-    """The value that `encode` wrote; `find` gets the tag and content of what is no plain data.
+    """Reads the value that `encode` wrote; `find` gets the tag and content of what is no plain data.
 
     Raises ValueError for what `encode` would not write.
     """
@@ -165,7 +165,7 @@ def _counter(pairs: list[tuple[Any, Any]]) -> Any:
     return Counter(_dict(pairs))
 
 
-def _ordered(pairs: list[tuple[Any, Any]]) -> Any:
+def _ordered_dict(pairs: list[tuple[Any, Any]]) -> Any:
     from collections import OrderedDict
 
     return OrderedDict(_dict(pairs))
@@ -238,7 +238,7 @@ _COLLECTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "items": lambda items: _dict([(key, item) for key, item in items]).items(),
 }
 _TABLES: dict[str, Callable[[list[tuple[Any, Any]]], Any]] = {
-    **{"dict": _dict, "Counter": _counter, "OrderedDict": _ordered}
+    **{"dict": _dict, "Counter": _counter, "OrderedDict": _ordered_dict}
 }
 _SCALARS: dict[str, Callable[[Any], Any]] = {
     **{"bytearray": lambda content: bytearray(_of(bytes, content)), "complex": _complex},

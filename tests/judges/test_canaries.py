@@ -22,7 +22,7 @@ from llamarl.judges import (
     check_canaries,
     text_completion,
 )
-from llamarl.judges.lab.canary import CanaryWatch, read_canaries
+from llamarl.judges.canary import CanaryWatch, read_canaries
 from llamarl.judges.seat import Canary
 from llamarl.testing import run_virtual
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.core.judge import Judge
 from llamarl.core.records import Prompt, Status, Verdict, text_completion
-from llamarl.judges.lab.rows import labels_of, read_completions
 from llamarl.judges.panel import JudgePanel
+from llamarl.judges.rows import labels_of, read_completions
 from llamarl.judges.seat import Canary, Seat
 
 MAX_IN_FLIGHT = 8
