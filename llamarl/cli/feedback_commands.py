@@ -8,9 +8,7 @@ from pydantic import Field
 
 from llamarl.cli.common import print_json, say
 from llamarl.cli.options import Output, Positional
-from llamarl.feedback.describe import Description
-from llamarl.feedback.ingest import Ingest
-from llamarl.feedback.simulation import Simulation
+from llamarl.feedback.settings import Description, Ingest, Simulation
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,21 +4,31 @@
     store = ingest(Ingest(logs=["log/logs.jsonl"], out="store"))    # checked, pseudonymous messages
     describe(Description(store="store"))                     # base rates, and candidate signals compared
 
-Nothing here imports torch.
+Nothing here imports torch, and the package's settings load before what computes with them: help is quick.
 """
 
-from llamarl.feedback.describe import Description, describe
-from llamarl.feedback.ingest import Ingest, ingest
-from llamarl.feedback.simulation import Simulation, simulate
-from llamarl.feedback.store import Store, hash_user
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Description",
-    "Ingest",
-    "Simulation",
-    "Store",
-    "describe",
-    "hash_user",
-    "ingest",
-    "simulate",
-]
+if TYPE_CHECKING:
+    from llamarl.feedback.description import describe
+    from llamarl.feedback.ingestion import ingest
+    from llamarl.feedback.settings import Description, Ingest, Simulation
+    from llamarl.feedback.simulation import simulate
+    from llamarl.feedback.store import Store, hash_user
+
+__all__ = ["Description", "Ingest", "Simulation", "Store", "describe", "hash_user", "ingest", "simulate"]
+
+_HOMES = {
+    "describe": "description",
+    "ingest": "ingestion",
+    "simulate": "simulation",
+    "Store": "store",
+    "hash_user": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'llamarl.feedback' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"llamarl.feedback.{_HOMES.get(name, 'settings')}"), name)

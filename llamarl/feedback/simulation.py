@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from llamarl.core.config import Config, Metavar
 from llamarl.feedback.phrases import ENGLISH, FEATURES, PIECES, REPLY_PIECES, SPANISH, features_of, liking
+from llamarl.feedback.settings import Simulation
 
 KINDS = ("honest", "spammer", "contrarian", "bot")
 HONEST, SPAMMER, CONTRARIAN, BOT = range(len(KINDS))
@@ -35,33 +33,6 @@ ASKED_PHRASE_RATE = 0.07
 START = datetime(2025, 1, 6, tzinfo=UTC)
 """Every simulation begins on this Monday, so that equal seeds give equal bytes."""
 _ROWS_AT_A_TIME = 50_000
-
-
-class Simulation(Config):
-    """Simulated users, and the log that they leave."""
-
-    out: Annotated[Path, Metavar("DIR")]
-    """Directory that logs.jsonl and truth.jsonl are written to."""
-    users: int = Field(default=1000, ge=1)
-    """Users, of all kinds."""
-    days: int = Field(default=28, ge=1, le=3650)
-    """Days that the log covers."""
-    seed: int = Field(default=0, ge=0)
-    """Equal seeds give equal files."""
-    messages_per_day: float = Field(default=2.0, gt=0.0, le=1000.0)
-    """Mean number of replies that an honest user sees in a day."""
-    love_rate: float = Field(default=0.018, gt=0.0, lt=0.5)
-    """Share of replies that honest users love."""
-    adversarial: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Share of users who are spammers or contrarians, half of each."""
-    bots: float = Field(default=0.04, ge=0.0, le=1.0)
-    """Share of users who are bots."""
-    phrase: str = Field(default="Bye! Sending love!", min_length=1)
-    """What bots love."""
-    phrase_rate: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Share of replies to other users that hold the phrase."""
-    drift: float = Field(default=1.0, ge=0.0)
-    """How fast the preference changes from week to week; 0 for a preference that stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from llamarl.core.config import Config
 from llamarl.feedback import queries
+from llamarl.feedback.settings import SuspectSettings
 from llamarl.feedback.store import Connection
 
 SAMPLED_MESSAGES = 20_000
@@ -25,17 +24,6 @@ MANY_LOVES = 5
 FEW_LOVES = 3
 TASTE = 3.0
 """How many times more often than it is seen a phrase may be loved because people like what goes with it."""
-
-
-class SuspectSettings(Config):
-    """When a user is suspicious."""
-
-    burst: int = Field(default=20, ge=1)
-    """Messages in one minute that a person may see."""
-    quick_seconds: float = Field(default=2.0, ge=0.0)
-    """Median seconds from message to love that no person beats."""
-    chance: float = Field(default=1e-3, gt=0.0, lt=1.0)
-    """A user whose loves are less likely than this among people is suspicious."""
 
 
 def find_suspects(connection: Connection, settings: SuspectSettings) -> None:

@@ -10,7 +10,7 @@ from llamarl.core.protocols import Cores, Executor, WeightChannel
 from llamarl.core.records import Assignment, StepResult, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.training.config import TrainerConfig
-from llamarl.training.trainer import PolicyTrainer
+from llamarl.training.trainer import PolicyTrainer, ignore_micro_batch
 
 
 class TrainerExecutor(Executor):
@@ -39,7 +39,7 @@ class TrainerExecutor(Executor):
         total_steps: int | None = None,
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
-        on_micro_batch: Callable[[int, int], None] = lambda number, total: None,
+        on_micro_batch: Callable[[int, int], None] = ignore_micro_batch,
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
         self._algorithms, self._load_model = algorithms, load_model

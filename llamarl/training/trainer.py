@@ -57,6 +57,10 @@ MAX_HALVINGS = 3
 _log = logging.getLogger(__name__)
 
 
+def ignore_micro_batch(number: int, total: int) -> None:
+    """Does nothing with the number of a micro-batch: for trainers that nobody watches."""
+
+
 class PolicyTrainer:
     """Trains one policy, on one task or on several at once.
 
@@ -87,7 +91,7 @@ class PolicyTrainer:
         total_steps: int | None = None,
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
-        on_micro_batch: Callable[[int, int], None] = lambda number, total: None,
+        on_micro_batch: Callable[[int, int], None] = ignore_micro_batch,
     ) -> None:
         self.model = model
         self._on_micro_batch = on_micro_batch

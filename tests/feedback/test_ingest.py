@@ -22,7 +22,7 @@ from feedback_logs import (
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.feedback import Ingest, Store, hash_user, ingest
-from llamarl.feedback.ingest import STAGING
+from llamarl.feedback.ingestion import STAGING
 
 # golden
 
@@ -390,7 +390,7 @@ def test_a_log_that_changed_is_read_again(tmp_path):
 
 
 def test_two_ingests_into_one_store_are_refused(tmp_path):
-    from llamarl.feedback.ingest import _hold
+    from llamarl.feedback.ingestion import _hold
 
     with _hold(tmp_path / "store"), pytest.raises(ConfigError, match="another ingest writes this store"):
         ingest_rows(tmp_path, [message()])

@@ -154,7 +154,7 @@ def test_audit_is_content_with_an_exact_judge(folder: Path, capsys: Any) -> None
     assert status == 0 and json.loads(text)["overall"][0]["rate"] == 0.0
 
 
-EXAMPLE = re.compile(r"^```python(?: run)?\n(.*?^def accuracy\(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```python(?: run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def audit_example(folder: Path, capsys: Any, source: str) -> tuple[int, dict[str, Any]]:
@@ -165,9 +165,9 @@ def audit_example(folder: Path, capsys: Any, source: str) -> tuple[int, dict[str
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guides/write-a-judge.md"])
 def test_the_example_reward_passes_the_audit(folder: Path, capsys: Any, page: str) -> None:
-    example = EXAMPLE.search((Path(__file__).parents[2] / page).read_text(encoding="utf-8"))
-    assert example is not None
-    status, report = audit_example(folder, capsys, example[1])
+    blocks = BLOCK.findall((Path(__file__).parents[2] / page).read_text(encoding="utf-8"))
+    example = next(block for block in blocks if "def accuracy(" in block)
+    status, report = audit_example(folder, capsys, example)
     assert status == 0 and report["problems"] == []
     assert {(each["attack"], each["rate"]) for each in report["attacks"]} >= {("answer_list", 0.0), ("good", 1.0)}
 

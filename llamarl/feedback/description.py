@@ -14,29 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import Field
-
-from llamarl.core.config import Config
 from llamarl.core.machine import usable_cores
 from llamarl.feedback import queries
 from llamarl.feedback.queries import quote, text_literal
 from llamarl.feedback.reactions import NEGATIVE
+from llamarl.feedback.settings import Description
 from llamarl.feedback.store import Connection, Store, connect
 from llamarl.functional.statistics import clustered_rate, fisher_interval, wilson_interval
 
 SIGNALS = ("love", "sentiment", "continued", "returned")
 """Candidates that every store may have; the columns that were kept come behind them."""
-
-
-class Description(Config):
-    """What is described."""
-
-    store: Path
-    """Directory of a store, the --out of an ingest."""
-    threads: int | None = Field(default=None, ge=1)
-    """Cores to use, all by default."""
-    memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
-    """Memory for the queries; what is more goes to the disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,55 +17,24 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from llamarl.core.config import Metavar, suggest
+from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.machine import try_lock, usable_cores
 from llamarl.feedback import queries
 from llamarl.feedback.queries import FIELDS, Columns, quote, text_literal
 from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
+from llamarl.feedback.settings import Ingest
 from llamarl.feedback.store import Connection, Store, connect, derive_key, publish
-from llamarl.feedback.suspects import SuspectSettings, find_suspects
+from llamarl.feedback.suspects import find_suspects
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 STAGING = ".staging"
 LEAST_KEY_CHARACTERS = 16
 FIRST_BAD_ROWS = 20
 """Rows that were not kept which `store.json` shows; the store has all."""
-
-
-class Ingest(SuspectSettings):
-    """Logs, and how they become a store."""
-
-    logs: tuple[str, ...] = Field(min_length=1)
-    """Files or globs: .jsonl, .csv, .tsv or .parquet; text may be compressed as .gz."""
-    out: Annotated[Path, Metavar("DIR")]
-    """Directory of the store; one that is there is replaced when the new one is complete."""
-    columns: Annotated[dict[str, str], Metavar("FIELD=COLUMN")] = Field(default_factory=dict)
-    """Where a field stands in the logs, such as user=uid; a dot goes into an object: response=message.text."""
-    keep: Annotated[tuple[str, ...], Metavar("COLUMN")] = ()
-    """A further column of numbers to keep, such as a signal to compare."""
-    reactions: Annotated[dict[str, str], Metavar("SPELLING=NAME")] = Field(default_factory=dict)
-    """What a reaction means, such as sparkles=love."""
-    key_env: Annotated[str | None, Metavar("VARIABLE")] = None
-    """The environment variable that holds the key of the hashes; without it a key is drawn and thrown away, so that
-    nobody can tell whose messages these are, nor match them with another store's."""
-    time_zone: str = "UTC"
-    """The zone of times that name none."""
-    max_messages_per_user: int = Field(default=1000, ge=1)
-    """Of more than these messages of a user a fixed random choice is kept."""
-    keep_suspicious: bool = False
-    """Keep the messages of suspicious users; they are marked and listed still."""
-    context_messages: int = Field(default=32, ge=1)
-    """Messages of the conversation that are kept before each reply, the last ones."""
-    threads: int | None = Field(default=None, ge=1)
-    """Cores to use, all by default."""
-    memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
-    """Memory for the queries over all messages; what is more goes to the disk."""
 
 
 def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, now: datetime | None = None) -> Store:
