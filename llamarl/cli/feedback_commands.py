@@ -26,7 +26,7 @@ class IngestSettings(Ingest):
 
 
 class DescribeSettings(Description):
-    """What is described."""
+    """Store to describe."""
 
     store: Positional[Path]
     """Directory of a store, the --out of an ingest."""
@@ -84,7 +84,7 @@ def ingest(settings: IngestSettings, output: Output) -> int:
 
 
 def describe(settings: DescribeSettings, output: Output) -> int:
-    """How often messages of a store are loved, where and when, and which signal is worth learning from.
+    """Show how often messages of a store are loved, where and when, and which signal is worth learning from.
 
     Intervals are 95 %, for users drawn at random. Ambiguity is the share of good signals to which another objects.
 
