@@ -162,7 +162,8 @@ class Batcher:
         """Starts what fits, decodes one token per active row; returns requests whose completions are all done."""
         finished = self._admit()
         if self._rows:
-            logits = self.backend.decode(self._state.token[: len(self._rows)], self._longest())
+            longest = max(row.length_offset for row in self._rows) + self._clock
+            logits = self.backend.decode(self._state.token[: len(self._rows)], longest)
             self._clock += 1
             finished += self._extend(logits, 0)
         return finished
@@ -197,7 +198,8 @@ class Batcher:
             row.versions.append((counts[index], version))
         if self._on_update == "recompute" and self._rows:
             prefixes = [self._prefix(i, counts[i]) for i in range(len(self._rows))]
-            self.backend.prefill(prefixes, self._own_rows(), [0] * len(prefixes))
+            rows = [[index] for index in range(len(prefixes))]  # each its own: rows of one prompt have gone apart
+            self.backend.prefill(prefixes, rows, [0] * len(prefixes))
 
     @property
     def has_work(self) -> bool:
@@ -387,12 +389,6 @@ class Batcher:
         self._state.use_filters_of(requests)
         self._has_stops = any(request.sampling.stop for request in requests)
 
-    def _longest(self) -> int:
-        return max(row.length_offset for row in self._rows) + self._clock
-
     def _prefix(self, index: int, count: int) -> tuple[int, ...]:
         """Tokens that the cache holds of a row: the prompt and all drawn tokens but the newest."""
         return (*self._rows[index].job.request.prompt_ids, *self._state.tokens_of(index)[: count - 1])
-
-    def _own_rows(self) -> list[list[int]]:
-        return [[index] for index in range(len(self._rows))]

@@ -69,11 +69,6 @@ class TemplateReport:
     refused: tuple[str, ...] = ()
     """Names of the mock chats the template refuses (a system role it doesn't know, tool messages)."""
 
-    @property
-    def keeps_history(self) -> bool:
-        """True where each turn's text starts with all earlier text: only then one sample may span several turns."""
-        return not {"no_template", *_OF_HISTORY} & set(self.limits)
-
     def limits_for(self, prompts: Iterable[tuple[Sequence[Message], Any]]) -> list[str]:
         """The limits that these prompts meet, in words.
 

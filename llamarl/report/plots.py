@@ -14,7 +14,7 @@ from llamarl.report.metrics import column
 from llamarl.report.names import describe
 from llamarl.report.rundir import RunFiles, read_run
 from llamarl.report.text import figure_text, format_number, format_seconds
-from llamarl.report.timeline import Span, Window, extent, read_timeline, utilisation
+from llamarl.report.timeline import Span, Window, extent, utilisation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,26 +67,6 @@ def plot_run(run_dir: str | Path, path: str | Path) -> Path:
         _curve_panel(figure.add_subplot(grid[2, 0]), run, names.TOKENS_PER_SECOND, "Generation speed", SKY)
         _length_panel(figure.add_subplot(grid[2, 1]), run)
         _timeline_panel(figure.add_subplot(grid[3, :]), run.spans, _last_part(run))
-        return _save(figure, path)
-
-
-def plot_timeline(timeline: str | Path | Sequence[Span], path: str | Path, window: Window | None = None) -> Path:
-    """Draws what each executor did when, as a strip per executor.
-
-    Args:
-        timeline: spans, or the path of a `timeline.jsonl`.
-        path: of the PNG.
-        window: start and end in the spans' seconds; None is all of it.
-
-    Returns:
-        The path.
-    """
-    import matplotlib as mpl
-
-    spans = read_timeline(timeline) if isinstance(timeline, (str, Path)) else list(timeline)
-    with mpl.rc_context(PANEL_STYLE):
-        figure = _figure(12, 1.7 + 0.42 * len({span.executor for span in spans}))
-        _timeline_panel(figure.add_subplot(), spans, window or extent(spans))
         return _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""Spans of what each executor did and when: on disk, as busy fractions, and as a trace that Perfetto opens.
+"""Spans of what each executor did and when: on disk, and as busy fractions.
 
     {"executor": "generator-0", "activity": "decode", "start": 12.5, "end": 13.1}
 
@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from llamarl.report.files import JsonlFile, read_jsonl, write_json
+from llamarl.report.files import JsonlFile, read_jsonl
 
 Window = tuple[float, float]
 """Start and end in seconds."""
@@ -150,38 +149,6 @@ def read_timeline(path: str | Path) -> list[Span]:
     """The spans of a `timeline.jsonl`. Raises `DataError` naming file and line."""
     fields: dict[str, type] = {"executor": str, "activity": str, "start": float, "end": float}
     return [Span(**{name: record[name] for name in fields}) for record in read_jsonl(path, required=fields)]
-
-
-def to_chrome_trace(spans: Iterable[Span], path: str | Path) -> Path:
-    """Writes the Chrome trace format, which ui.perfetto.dev and chrome://tracing open; returns the path.
-
-    Each executor is a process of the trace; its spans that overlap lie on separate tracks.
-    """
-    spans = sorted(spans, key=lambda span: (span.start, -span.end))
-    origin = extent(spans)[0]
-    processes = {name: number for number, name in enumerate(dict.fromkeys(span.executor for span in spans), start=1)}
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": name}}
-        for name, number in processes.items()
-    ]
-    track_ends: dict[str, list[float]] = {name: [] for name in processes}
-    for span in spans:
-        event: dict[str, Any] = {"ph": "X", "name": span.activity, "cat": "busy" if span.is_busy else "idle"}
-        event |= {"pid": processes[span.executor], "tid": _free_track(track_ends[span.executor], span)}
-        event |= {"ts": round((span.start - origin) * 1e6, 1), "dur": round((span.end - span.start) * 1e6, 1)}
-        events.append(event)
-    write_json(path, {"displayTimeUnit": "ms", "traceEvents": events})
-    return Path(path)
-
-
-def _free_track(ends: list[float], span: Span) -> int:
-    """The first track (from 1) that is free when the span starts; its end moves to the span's end."""
-    for track, end in enumerate(ends):
-        if end <= span.start:
-            ends[track] = span.end
-            return track + 1
-    ends.append(span.end)
-    return len(ends)
 
 
 def _union(pieces: list[Window]) -> float:

@@ -39,7 +39,6 @@ def check(tokenizer, **options):
 @pytest.mark.parametrize("style", STYLES)
 def test_every_shipped_style_keeps_history(style):
     report = check(char_tokenizer(style), is_multi_turn=True)
-    assert report.keeps_history
     assert set(report.limits) == (set() if style == "chatml" else {"tools_ignored"})
 
 
@@ -148,14 +147,12 @@ def test_names_the_chats_a_template_refuses():
 def test_dropped_thinking_is_a_limit_even_for_several_turns(template):
     report = check(tokenizer_with(template), is_multi_turn=True)
     assert "one sample per turn" in report.limits["thinking_dropped"]
-    assert not report.keeps_history
 
 
 def test_rewritten_history_is_a_limit_for_single_turns_and_an_error_for_several():
     tokenizer = tokenizer_with(MOVES_SYSTEM)
     report = check(tokenizer)
     assert "two turns with system" in report.limits["history_rewritten"]
-    assert not report.keeps_history
     with pytest.raises(ConfigError, match=r"(?s)two turns with system.*before: '<\|user.*after:"):
         check(tokenizer, is_multi_turn=True)
 
@@ -168,7 +165,6 @@ def test_a_turn_end_that_is_no_end_token_is_a_limit():
 def test_no_template_is_a_limit():
     report = check(tokenizer_with(None))
     assert set(report.limits) == {"no_template"}
-    assert not report.keeps_history
 
 
 def test_a_bos_that_only_plain_text_gets_is_a_limit():
@@ -188,7 +184,7 @@ def test_rejects_two_bos():
 def test_a_bos_that_is_also_the_end_token_may_end_turns_but_not_start_twice():
     tokenizer = tokenizer_with("{{ bos_token }}" + STYLES["plain"].template)
     tokenizer.backend.bos_token = "<eos>"
-    assert check(tokenizer).keeps_history
+    assert "history_rewritten" not in check(tokenizer).limits
     tokenizer.backend.chat_template = "{{ bos_token }}" + tokenizer.backend.chat_template
     with pytest.raises(ConfigError, match="two '<eos>'"):
         check(tokenizer)
@@ -226,7 +222,7 @@ def test_rejects_end_tokens_that_disagree():
 def test_end_tokens_of_the_generation_config_count_as_agreement():
     tokenizer = char_tokenizer("plain")
     config = tiny_config("llama", tokenizer, eos_token_id=5)
-    assert check_template(Tokenizer(tokenizer.backend, (2, 5)), config).keeps_history
+    assert "history_rewritten" not in check_template(Tokenizer(tokenizer.backend, (2, 5)), config).limits
 
 
 def test_rejects_a_tokenizer_without_end_token():

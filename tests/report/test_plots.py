@@ -6,8 +6,7 @@ import pytest
 
 from llamarl.core.errors import DataError
 from llamarl.report.metrics import JsonlSink
-from llamarl.report.plots import plot_run, plot_timeline, smooth
-from llamarl.report.timeline import Span
+from llamarl.report.plots import plot_run, smooth
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -28,8 +27,6 @@ def test_a_whole_run_is_drawn_wide_enough_to_read(example_run: Callable[..., Pat
     assert plot_run(run_dir, run_dir / "figures" / "run.png") == run_dir / "figures" / "run.png"
     width, height = png_size(run_dir / "figures" / "run.png")
     assert width == 1800 and height >= 1200
-    assert plot_timeline(run_dir / "timeline.jsonl", tmp_path / "t.png") == tmp_path / "t.png"
-    assert png_size(tmp_path / "t.png")[0] == 1800
 
 
 def test_a_run_that_recorded_almost_nothing_is_drawn_too(tmp_path: Path) -> None:
@@ -40,12 +37,6 @@ def test_a_run_that_recorded_almost_nothing_is_drawn_too(tmp_path: Path) -> None
     sink.close()
     plot_run(tmp_path, tmp_path / "run.png")
     assert png_size(tmp_path / "run.png")[0] == 1800
-
-
-def test_timeline_without_spans_and_with_a_window(tmp_path: Path) -> None:
-    assert plot_timeline([], tmp_path / "a.png").exists()
-    spans = [Span("a", "work", 0.0, 5.0), Span("a", "wait", 5.0, 6.0)]
-    assert plot_timeline(spans, tmp_path / "b.png", window=(4.0, 6.0)).exists()
 
 
 def test_no_run_no_figure(tmp_path: Path) -> None:

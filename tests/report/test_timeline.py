@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ from hypothesis import strategies as st
 
 from llamarl.core.errors import DataError
 from llamarl.report.status import executors_now
-from llamarl.report.timeline import Span, Timeline, read_timeline, to_chrome_trace, utilisation
+from llamarl.report.timeline import Span, Timeline, read_timeline, utilisation
 
 
 class HeldClock:
@@ -107,15 +106,3 @@ def test_read_timeline_names_file_line_and_field(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"executor": "a", "activity": "b", "start": 0, "end": "late"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl, line 1: 'end' must be of type float, got 'late'"):
         read_timeline(tmp_path / "t.jsonl")
-
-
-def test_chrome_trace_separates_overlapping_spans(tmp_path: Path) -> None:
-    spans = [Span("j", "judge", 10.0, 12.0), Span("j", "judge", 11.0, 13.0), Span("j", "wait", 12.0, 12.5)]
-    trace = json.loads(to_chrome_trace(spans, tmp_path / "trace.json").read_text())
-    process, *events = trace["traceEvents"]
-    assert process == {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": "j"}}
-    assert [(e["tid"], e["ts"], e["dur"], e["cat"]) for e in events] == [
-        (1, 0.0, 2e6, "busy"),
-        (2, 1e6, 2e6, "busy"),
-        (1, 2e6, 0.5e6, "idle"),
-    ]
