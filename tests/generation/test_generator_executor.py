@@ -334,6 +334,22 @@ def test_a_tied_head_left_out_of_an_update_is_caught(precision, learning_rate):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_subnormal_weights_that_a_kernel_flushes_to_zero_are_no_alarm(precision):
+    async def scenario():
+        def load():
+            model = build()
+            with torch.no_grad():
+                model.get_output_embeddings().weight[3] = 1e-38
+            return model
+
+        channel = Shelf()
+        generator = executor(channel, GeneratorConfig(precision=precision), load)
+        await generator.update_weights(publish(channel, 0, load(), load()))
+
+    asyncio.run(scenario())
+
+
 def test_a_bad_request_is_refused_and_the_good_ones_go_on():
     async def scenario():
         generator = executor(Shelf())
