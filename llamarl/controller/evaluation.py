@@ -111,4 +111,4 @@ class Evaluator:
 def first_reason(groups: Sequence[Group]) -> str:
     """The first reason that a verdict of these groups gives."""
     reasons = (v.reason for group in groups for sample in group.samples for v in sample.verdicts.values() if v.reason)
-    return next(reasons, "no judge gave one")
+    return next(reasons, "the judges abstained without one; a function abstains that returns None")

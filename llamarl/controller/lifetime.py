@@ -25,7 +25,7 @@ from llamarl.controller.loop import Controller
 from llamarl.controller.placement import place_executors
 from llamarl.controller.prepare import Prepared, PreparedTask, encode_prompt
 from llamarl.controller.recipe import Recipe
-from llamarl.controller.reporter import Reporter, read_state
+from llamarl.controller.reporter import Reporter, log_message, read_state
 from llamarl.controller.restarts import RestartBudget
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch
@@ -34,6 +34,7 @@ from llamarl.data import PromptStream
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
+from llamarl.report.rundir import ENDED_BY
 from llamarl.report.summary import RunSummary, write_summary
 from llamarl.report.trackers import open_trackers
 
@@ -123,6 +124,9 @@ async def run_life(
                         start.step = "latest"
                         await controller.run(_build_evaluation(prepared), checkpointer.save)
                     measured = await executors.measure_memory()
+                except Exception as error:  # whoever looks at the directory later wants to know why the run ended
+                    log_message(directory, f"{ENDED_BY} {error or type(error).__name__}")
+                    raise
                 finally:
                     planned = prepared.plan_memory()
                     summary = replace(reporter.summary(), memory_planned=planned, memory_measured=measured)

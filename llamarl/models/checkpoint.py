@@ -291,10 +291,10 @@ def quiet() -> Iterator[Any]:
 
     One block at a time: transformers changes global state while it loads, and two threads at once would lose weights.
     """
-    import transformers
-
-    log = transformers.utils.logging
     with _LOADING:
+        import transformers  # in the lock: of two threads that load its lazy attributes, one would miss some
+
+        log = transformers.utils.logging
         verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
         log.set_verbosity_error()
         log.disable_progress_bar()

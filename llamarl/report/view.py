@@ -17,7 +17,7 @@ from llamarl.report.metrics import column
 from llamarl.report.names import describe
 from llamarl.report.panel import busy_bar
 from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
-from llamarl.report.rundir import RunFiles, read_run, total_steps
+from llamarl.report.rundir import ENDED_BY, RunFiles, read_run, total_steps
 from llamarl.report.text import format_bytes, format_number, format_seconds, one_line, visible
 from llamarl.report.timeline import utilisation
 
@@ -144,7 +144,9 @@ def _warnings(run: RunFiles) -> list[str]:
     found = [f"{name}: the last line was cut off by a crash and is left out" for name in run.torn]
     if run.state == "stopped" and run.summary is not None:
         total = total_steps(run.recipe)
-        found.append(f"the run ended at step {run.summary.steps} of {total}: it was stopped, or ran out of prompts")
+        _, _, error = (run.messages[-1] if run.messages else "").partition(f" {ENDED_BY} ")
+        why = error or "it was stopped, or ran out of prompts"
+        found.append(f"the run ended at step {run.summary.steps} of {total}: {why}")
     elif run.state == "stopped":
         ago = format_seconds(run.last_record_seconds_ago)
         found.append(f"no summary, and the last record is {ago} old: the run crashed, was killed, or hangs")

@@ -422,3 +422,14 @@ def test_training_on_rows_rejects(
     with pytest.raises(kind, match=message):
         call()
     assert not files(tmp_path)
+
+
+def test_a_run_that_ends_early_says_why_where_it_lies(tmp_path: Path) -> None:
+    def silent(prompt: llamarl.Prompt, completion: llamarl.Completion) -> None:
+        return None
+
+    with pytest.raises(JudgeError) as caught:
+        llamarl.train(data=ROWS, judges=[silent], run_dir="silent", **TINY)
+    shown = subprocess.run([sys.executable, "-m", "llamarl", "view", "silent"], capture_output=True, text=True)
+    assert f"error: {caught.value}" in (tmp_path / "silent" / "messages.log").read_text()
+    assert "no completion of the" in shown.stdout and "ran out of prompts" not in shown.stdout
