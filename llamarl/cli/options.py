@@ -255,6 +255,8 @@ class Command:
         given = vars(found)
         keywords: dict[str, Any] = {}
         if self._overrides is not None:
+            if rest and rest[-1].startswith("--") and "=" not in rest[-1]:
+                self._refuse_mistyped(rest[-1])
             keywords[self._overrides] = Overrides(rest)
         elif rest:
             self._refuse(rest[0])
@@ -289,12 +291,21 @@ class Command:
     def _overrides(self) -> str | None:
         return next((key for key, kind in self._types.items() if issubclass(kind, Overrides)), None)
 
+    def _refuse_mistyped(self, argument: str) -> None:
+        """Raises `ConfigError` for an override without a value whose name is nearly that of an option."""
+        close = suggest(argument, self._flags())
+        if "Did you mean" in close:
+            self.parser.error(f"{argument}: unknown option.{close}")
+
+    def _flags(self) -> list[str]:
+        return [flag for action in self.parser._actions for flag in action.option_strings]
+
     def _refuse(self, argument: str) -> NoReturn:
         """Raises `ConfigError` for an argument that the parser does not know."""
         if not argument.startswith("-"):
             self.parser.error(f"{argument!r}: more arguments than this command takes")
         name = argument.partition("=")[0]
-        close = suggest(name, [flag for action in self.parser._actions for flag in action.option_strings])
+        close = suggest(name, self._flags())
         self.parser.error(f"{name}: unknown option.{close if 'Did you mean' in close else ''}")
 
 

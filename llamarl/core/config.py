@@ -65,7 +65,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def suggest(word: str, choices: "list[str]") -> str:
     """` Did you mean 'x'?` or, where nothing is close, the list of choices."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    close.sort(key=lambda choice: sorted(choice) != sorted(word))  # two letters that changed places are likeliest
     return f" Did you mean {close[0]!r}?" if close else f" Choose one of: {', '.join(sorted(choices))}."
 
 

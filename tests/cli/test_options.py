@@ -198,6 +198,7 @@ def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
         (["judge", "adit"], "judge adit: unknown command. Did you mean 'judge audit'?"),
         (["view"], "the following arguments are required: RUN"),
         (["view", "x", "--jsn"], "--jsn: unknown option. Did you mean '--json'?"),
+        (["train", "demo", "--dryrun"], "--dryrun: unknown option. Did you mean '--dry-run'?"),
     ],
 )
 def test_bad_usage_ends_with_status_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
