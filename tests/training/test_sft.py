@@ -321,6 +321,22 @@ def test_what_a_template_cannot_write_is_not_learnt(family, answer, problem):
         read_sft_rows([row], tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "\ud800", "completion": "x"}, "prompt"),
+        ({"prompt": "x", "completion": "x\udc00"}, "completion"),
+        ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, r"messages\[1\].content"),
+    ],
+)
+def test_text_that_no_tokenizer_encodes_is_refused_with_its_place(row, field, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    for source in ([row], file):
+        with pytest.raises(DataError, match=f"line 1, field '{field}': half a surrogate pair"):
+            read_sft_rows(source, char_tokenizer())
+
+
 def test_a_doubled_tag_is_refused_where_nobody_takes_it_off():
     chat = [USER, {"role": "assistant", "content": "<think>a</think>5"}]
     with pytest.raises(DataError, match="which the prompt ends with already"):
