@@ -14,6 +14,7 @@ import decimal
 import hashlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ TEXT_PROMPT = "is_text_prompt"
 """Key in `Prompt.info`, True where the row's prompt was text instead of messages."""
 
 EXCERPT_CHARACTERS = 60
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +172,29 @@ def _unplain_value(row: Mapping[str, Any]) -> RowError:
     for field, value in _leaves(row, ""):
         if isinstance(value, float) and not math.isfinite(value):
             return RowError("not_finite", field, f"{value} is not a finite number", "write null or leave it out")
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            problem = f"half a surrogate pair: {excerpt(value)}"
-            return RowError("lone_surrogate", field, problem, "repair the text where it was cut or escaped")
+        if isinstance(value, str) and _SURROGATE.search(value):
+            return _broken_text(field, value)
         if not isinstance(value, str | int | float | None):
             problem = f"a value of type {type(value).__name__}: {excerpt(value)}"
             return RowError("not_plain", field, problem, "rows hold text, numbers, booleans, lists and objects only")
     return RowError("not_plain", "", "not every key is text", "name columns and keys by text")
+
+
+def check_text(value: Any, field: str) -> None:
+    """Raises `RowError` for the first text in `value` that holds half a surrogate pair: no tokenizer encodes it.
+
+    Args:
+        value: text, or lists and objects that hold texts.
+        field: where the value stands in its row.
+    """
+    for place, text in _leaves(value, field):
+        if isinstance(text, str) and _SURROGATE.search(text):
+            raise _broken_text(place, text)
+
+
+def _broken_text(field: str, text: str) -> RowError:
+    problem = f"half a surrogate pair: {excerpt(text)}"
+    return RowError("lone_surrogate", field, problem, "repair the text where it was cut or escaped")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -235,8 +253,9 @@ def read_turns(value: Any, field: str, role: str) -> list[Message]:
         role: who says the text: the user for prompts, the assistant for completions.
 
     Raises:
-        RowError: neither text nor messages.
+        RowError: neither text nor messages, or text that cannot be encoded.
     """
+    check_text(value, field)
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list | tuple) or not value:
@@ -317,6 +336,7 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
     if value is None:
         return None
     value = _from_json_text(value)
+    check_text(value, "tools")
     if not isinstance(value, list | tuple):
         raise RowError("bad_tools", "tools", f"{excerpt(value)} is no list", "give a list of JSON schemas")
     for index, tool in enumerate(value):

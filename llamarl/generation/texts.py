@@ -9,7 +9,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, GenerationRequest
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
-from llamarl.data.rows import RowError, read_turns
+from llamarl.data.rows import RowError, check_text, read_turns
 from llamarl.generation.executor import GeneratorConfig, build_batcher
 from llamarl.models.tokenizer import Tokenizer
 
@@ -52,12 +52,13 @@ def complete(
         raise ConfigError(f"samples={samples}: give at least 1")
     slots = max(1, min(config.slots, len(prompts) * samples))
     first = [{"role": "system", "content": system}] if system else []
+    try:
+        check_text(system, "system")
+        chats = [read_turns(prompt, f"prompts[{key}]", "user") for key, prompt in enumerate(prompts)]
+    except RowError as error:
+        raise ConfigError(f"{error.field}: {error.problem}; {error.remedy}") from None
     requests = []
-    for key, prompt in enumerate(prompts):
-        try:
-            messages = read_turns(prompt, f"prompts[{key}]", "user")
-        except RowError as error:
-            raise ConfigError(f"{error.field}: {error.problem}; {error.remedy}") from None
+    for key, messages in enumerate(chats):
         name = "\x1f".join(str(message.get("content", "")) for message in messages)
         seeds = tuple(sample_seed(seed, 0, name, i) for i in range(samples))
         requests.append(GenerationRequest(key, tokenizer.encode_chat([*first, *messages]), seeds, sampling))

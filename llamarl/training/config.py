@@ -1,7 +1,7 @@
 """Settings of the training side; read without torch."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,9 @@ from llamarl.models.template_args import ChatTemplateArgs
 
 Schedule = Literal["constant", "linear", "cosine"]
 """Course of the learning rate after warm-up: it stays, or falls to 0 at the run's last step."""
+
+DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""Share of a running mean that one step keeps."""
 
 
 class OptimizerConfig(Config):
@@ -21,7 +24,7 @@ class OptimizerConfig(Config):
     """Steps over which the learning rate rises linearly."""
     schedule: Schedule = "constant"
     """Course of the learning rate after warm-up: it stays, or falls to 0 at the last step."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and square."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Applied to matrices only, never to norms and biases."""

@@ -27,7 +27,7 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.data.prompts import raw_rows
-from llamarl.data.rows import BadRow, RowError, excerpt, read_tools, read_turns
+from llamarl.data.rows import BadRow, RowError, check_text, excerpt, read_tools, read_turns
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.config import ExampleConfig
 from llamarl.training.objective import Rows, Source
@@ -329,6 +329,7 @@ def _read_pair(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
     for field in ("chosen", "rejected"):
         if field not in row:
             raise RowError("missing_field", field, f"fields are {sorted(row)}", "a pair has 'chosen' and 'rejected'")
+        check_text(row[field], field)  # before texts are split at the end of their common start
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, answers = _text_pair(row.get("prompt"), chosen, rejected)

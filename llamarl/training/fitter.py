@@ -154,13 +154,16 @@ class Batches(Generic[R]):
 
     def __getitem__(self, step: int) -> list[R]:
         """The rows of a step, counted from 0."""
-        places = [divmod(place, self._stride) for place in range(step * self._size, (step + 1) * self._size)]
-        last_epoch = self._objective.config.num_epochs or math.inf
-        return [
-            self._rows[self._order_of(epoch)[place]]
-            for epoch, place in places
-            if place < len(self._rows) and epoch < last_epoch  # the rest of an epoch's, or the training's, last batch
-        ]
+        start, stop = step * self._size, (step + 1) * self._size
+        if (num_epochs := self._objective.config.num_epochs) is not None:
+            stop = min(stop, num_epochs * self._stride)
+        found: list[R] = []
+        # Epoch by epoch, since most places of a batch much larger than the data hold no row.
+        for epoch in range(start // self._stride, -(-stop // self._stride)):
+            begin = epoch * self._stride
+            order, end = self._order_of(epoch), min(stop - begin, len(self._rows))
+            found += [self._rows[order[place]] for place in range(max(start - begin, 0), end)]
+        return found
 
     def _order_of(self, epoch: int) -> Sequence[int]:
         """The order of one epoch, kept while it lasts."""

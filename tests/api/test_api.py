@@ -360,6 +360,12 @@ def test_judging_rows_in_memory_inside_and_outside_a_loop() -> None:
         ),
         (lambda: llamarl.judge([], ["math"], max_in_flight=0), ConfigError, "max_in_flight=0"),
         (lambda: llamarl.generate(DEMO_CHECKPOINT, [3]), ConfigError, r"prompts\[0\]: 3 is no list of messages"),
+        (
+            lambda: llamarl.generate(DEMO_CHECKPOINT, ["a", "\ud800"]),
+            ConfigError,
+            r"prompts\[1\]: half a surrogate pair: '\\ud800'; repair",
+        ),
+        (lambda: llamarl.generate(DEMO_CHECKPOINT, ["a"], system="\ud800"), ConfigError, "system: half a surrogate"),
         (lambda: llamarl.generate(DEMO_CHECKPOINT, ["a"], samples=0), ConfigError, "samples=0: give at least 1"),
         (lambda: llamarl.generate(DEMO_CHECKPOINT, ["a"], temprature=1), ConfigError, "Did you mean 'temperature'"),
         (lambda: llamarl.generate("nowhere/at/all", ["a"]), CheckpointError, "nowhere"),

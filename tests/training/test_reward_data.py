@@ -165,6 +165,14 @@ def test_files_of_every_kind_read_alike(tmp_path):
         ({**PAIR, "margin": "much"}, "bad_margin", "'much' is no finite number"),
         ({**PAIR, "margin": "inf"}, "bad_margin", "'inf' is no finite number"),
         ({**PAIR, "tools": "add"}, "bad_tools", "'add' is no list; give a list of JSON schemas"),
+        ({**PAIR, "prompt": "\ud800"}, "lone_surrogate", r"field 'prompt': half a surrogate pair: '\\ud800'; repair"),
+        ({"chosen": "p: \ud83d", "rejected": "p: a"}, "lone_surrogate", "field 'chosen': half a surrogate pair"),
+        (
+            {**PAIR, "chosen": [assistant("b\udc00")], "rejected": [assistant("d")]},
+            "lone_surrogate",
+            r"field 'chosen\[0\].content': half a surrogate pair",
+        ),
+        ({**PAIR, "tools": [{"name": "\ud800"}]}, "lone_surrogate", r"field 'tools\[0\].name': half a surrogate pair"),
         ({**PAIR, "chosen": "x" * 300}, "too_long", "306 tokens; max_tokens is 200"),
     ],
 )

@@ -15,7 +15,7 @@ from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.decoder import named_tensors
 from llamarl.models.tiny import char_tokenizer
 from llamarl.scoring.logprobs import PackedScorer, PaddedScorer
-from llamarl.training.config import LoraConfig
+from llamarl.training.config import LoraConfig, TrainerConfig
 from llamarl.training.fitter import Batches, Fitter, fit_model
 from llamarl.training.objectives import SFT, RewardConfig, SFTConfig
 from llamarl.training.sft_rows import SFTRow, read_sft_rows
@@ -151,6 +151,13 @@ def test_every_row_comes_once_per_epoch_also_across_batch_borders():
     for epoch in range(3):
         part = seen[7 * epoch : 7 * epoch + 7]
         assert sorted(r.prompt_ids for r in part) == sorted(r.prompt_ids for r in rows)
+
+
+def test_a_batch_may_be_far_larger_than_the_data():
+    rows = reversals(7)
+    whole = Batches(rows, SFT(SFTConfig(batch_size=10**12, num_epochs=2)))
+    assert whole.num_steps == 1
+    assert Counter(row.prompt_ids for row in whole[0]) == Counter(row.prompt_ids for row in [*rows, *rows])
 
 
 def test_accumulated_micro_batches_train_like_one():
@@ -321,6 +328,22 @@ def test_what_a_template_cannot_write_is_not_learnt(family, answer, problem):
         read_sft_rows([row], tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "\ud800", "completion": "x"}, "prompt"),
+        ({"prompt": "x", "completion": "x\udc00"}, "completion"),
+        ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, r"messages\[1\].content"),
+    ],
+)
+def test_text_that_no_tokenizer_encodes_is_refused_with_its_place(row, field, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    for source in ([row], file):
+        with pytest.raises(DataError, match=f"line 1, field '{field}': half a surrogate pair"):
+            read_sft_rows(source, char_tokenizer())
+
+
 def test_a_doubled_tag_is_refused_where_nobody_takes_it_off():
     chat = [USER, {"role": "assistant", "content": "<think>a</think>5"}]
     with pytest.raises(DataError, match="which the prompt ends with already"):
@@ -339,6 +362,14 @@ def test_steps_and_epochs_are_not_both_given(config):
     assert both.num_steps is None
     with pytest.raises(ConfigError, match="give one of them"):
         config.parse({"num_steps": None, "num_epochs": None})
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.95), (float("nan"), 0.95)])
+def test_decay_rates_beyond_their_range_are_refused(betas):
+    for config in (SFTConfig, TrainerConfig):
+        with pytest.raises(ConfigError, match=r"betas\.\d: must be "):
+            config.parse({"betas": betas})
+        assert config.parse({"betas": (0.0, 0.999)}).betas == (0.0, 0.999)
 
 
 def test_a_conversation_must_end_with_the_assistant():
