@@ -24,6 +24,7 @@ from llamarl.controller.reporter import Reporter, log_message
 from llamarl.controller.restarts import RestartBudget
 from llamarl.core.errors import ExecutorLostError
 from llamarl.core.loops import run_async
+from llamarl.core.paths import read_path
 from llamarl.report.live import LiveView
 from llamarl.report.summary import RunSummary
 
@@ -46,7 +47,7 @@ def train(
         LlamaRLError: why the run ended early. A run that never began leaves no directory; of any other the directory
             says how far it came, and `resume` goes on from there.
     """
-    directory = (Path(run_dir) if run_dir is not None else _default_directory(recipe)).absolute()
+    directory = (read_path(run_dir, "run_dir") if run_dir is not None else _default_directory(recipe)).absolute()
     check_unused(directory)
     prepared = prepare(recipe)
     start, missing = Start(), missing_folders(directory)
@@ -64,7 +65,7 @@ def resume(
     run_dir: str | Path,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
-    judges: Sequence[Any] | Mapping[str, Any] = (),
+    judges: Any = (),
     step: str = "latest",
     live: LiveView | None = None,
 ) -> tuple[RunSummary, Reporter]:
@@ -83,7 +84,7 @@ def resume(
         CheckpointError: not a run directory, or no such checkpoint.
         ConfigError: another process works on the run, or an override would make it another run.
     """
-    directory = Path(run_dir).absolute()
+    directory = read_path(run_dir, "run_dir").absolute()
     began = read_recipe(directory)
     with hold(directory):
         recipe = give_judges(read_recipe(directory, overrides), judges)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llamarl.core.errors import CheckpointError
+from llamarl.core.paths import read_path
 from llamarl.jobs import LOCK_FILE, changed_names, lock_directory
 from llamarl.models.checkpoint import check_target, save_model
 from llamarl.models.tokenizer import Tokenizer
@@ -31,15 +32,19 @@ class FitFiles:
         source: the model to start from, which is never overwritten.
 
     Raises:
-        CheckpointError: a training has ended there, or something else lies there.
+        CheckpointError: a training has ended there, or something else lies there; or a checkpoint would take the place
+            of the working directory or of one above it.
+        ConfigError: `out` is no path.
     """
 
     def __init__(self, out: str | Path, model_folder: str, source: str | Path) -> None:
-        out = Path(out)
+        path = read_path(out, "out")
         self._is_checkpoint = not model_folder
-        self.work = out.with_name(f"{out.name}.partial") if self._is_checkpoint else out
+        if self._is_checkpoint and path.name in ("", ".."):  # it is renamed when complete, and these have no such name
+            raise CheckpointError(f"out={str(out)!r}: no name of a new directory; give one, such as 'tuned'")
+        self.work = path.with_name(f"{path.name}.partial") if self._is_checkpoint else path
         """The directory of the training's own files."""
-        self.model = out / model_folder
+        self.model = path / model_folder
         """The checkpoint; complete whenever it is there."""
         self.metrics, self.cache = self.work / METRICS_FILE, self.work / "start.json"
         self._summary, self._recipe = self.work / SUMMARY_FILE, self.work / RECIPE_FILE
