@@ -99,7 +99,8 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
     if mine and len(words) == 1:
         raise ConfigError(f"{words[0]}: no command by itself; use llamarl {' or llamarl '.join(mine)}")
     word = " ".join(words[: 2 if mine else 1])
-    raise ConfigError(f"{word}: unknown command.{suggest(word, mine or [name.split()[0] for name in COMMANDS])}")
+    choices = mine or list({name.split()[0]: None for name in COMMANDS})
+    raise ConfigError(f"{word}: unknown command.{suggest(word, choices)}")
 
 
 def load_command(name: str) -> "Command":

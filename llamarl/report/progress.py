@@ -67,10 +67,11 @@ class LineProgress(NoProgress):
         self._console, self._seconds, self._clock = console or SafeConsole(stderr=True), seconds, clock
         self._done = self._first = self._total = self._failed = 0
         self._started = self._last = clock()
-        self._last_line = ""
+        self._last_line, self._is_begun = "", False
 
     def start(self, done: int, total: int) -> None:
         """Says what is left to do."""
+        self._is_begun = True
         self._done = self._first = done
         self._total, self._started = total, self._clock()
         self._last = self._started
@@ -87,7 +88,8 @@ class LineProgress(NoProgress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._print_state()
+        if self._is_begun:  # an error in the input comes before there is any state
+            self._print_state()
         if kind in (KeyboardInterrupt, asyncio.CancelledError):
             self._print("stopped; the same command goes on from here")
 

@@ -46,6 +46,13 @@ def test_an_interrupt_says_how_to_go_on(is_terminal, error):
     assert "the same command goes on from here" in screen.file.getvalue()
 
 
+def test_an_error_before_the_first_piece_shows_no_state():
+    screen = console()
+    with pytest.raises(ValueError, match="bad row"), LineProgress("steps", screen):
+        raise ValueError("bad row")
+    assert screen.file.getvalue() == ""
+
+
 def test_a_terminal_gets_a_bar():
     screen = console(is_terminal=True)
     with make_progress(console=screen) as progress:
