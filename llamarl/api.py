@@ -12,7 +12,7 @@ the work is done, also where an event loop runs already, as in a notebook.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -61,9 +61,9 @@ class Sections(Changes, total=False):
     data: Any
     """A file, a glob, a Hub id, a list of dictionaries, a `datasets.Dataset`; or settings with one of them as `source`.
     """
-    judges: Sequence[Any]
+    judges: Any
     """Functions of (prompt, completion), sync or async, and those of TRL, verl and verifiers; names; or settings with
-    one of them as `function`."""
+    one of them as `function`. One, or a list."""
     tasks: Sequence[Mapping[str, Any]]
 
 
@@ -90,8 +90,9 @@ class Run:
 
     def __init__(self, run_dir: FilePath) -> None:
         from llamarl.controller.directory import read_recipe
+        from llamarl.core.paths import read_path
 
-        self.run_dir = Path(run_dir).absolute()
+        self.run_dir = read_path(run_dir, "run_dir").absolute()
         self.recipe = read_recipe(self.run_dir)
         """The recipe with every setting, as `recipe.json` holds it."""
 
@@ -144,7 +145,7 @@ class Run:
 
     def generate(
         self,
-        prompts: Sequence[Any],
+        prompts: Iterable[Any],
         *,
         samples: int = 1,
         step: str | int = "latest",
@@ -235,7 +236,7 @@ def train(
 def resume(
     run_dir: FilePath,
     *,
-    judges: Sequence[Any] | Mapping[str, Any] = (),
+    judges: Any = (),
     step: str | int = "latest",
     progress: bool = True,
     **sections: Unpack[Changes],
@@ -245,7 +246,8 @@ def resume(
     Args:
         run_dir: of a run that ended, was stopped or killed.
         judges: the functions that judged, where the run directory could only write down their names: as they were given
-            to `train`, or by name. Judges that were named, and functions of importable modules, need not be given.
+            to `train`, or in a dictionary by name. Judges that were named, and functions of importable modules, need
+            not be given.
         step: `latest`, `best`, or the number of a kept checkpoint; what the run did after it is forgotten.
         progress: as in `train`.
         sections: settings that change, such as `schedule={"steps": 200}`.
@@ -260,15 +262,16 @@ def resume(
         KeyboardInterrupt: as in `train`.
     """
     from llamarl.controller import run
+    from llamarl.core.paths import read_path
 
-    with _live(Path(run_dir).name, progress) as live:
+    with _live(read_path(run_dir, "run_dir").name, progress) as live:
         _, reporter = run.resume(run_dir, _spell_out(sections), judges=judges, step=str(step), live=live)
     return _result_of(reporter.directory, reporter.is_interrupted)
 
 
 def generate(
     model: FilePath,
-    prompts: Sequence[Any],
+    prompts: Iterable[Any],
     *,
     samples: int = 1,
     seed: int = 0,
@@ -309,12 +312,12 @@ def generate(
     return complete(load_model(model), tokenizer, prompts, drawn, config, samples=samples, seed=seed, system=system)
 
 
-def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[dict[str, Any]]:
+def judge(rows: Any, judges: Any, *, max_in_flight: int = 16) -> list[dict[str, Any]]:
     """Judges completions, as `llamarl judge run` does.
 
     Args:
         rows: prompt rows that each have a `completion`, a text or a list of texts; in memory or in a file.
-        judges: as in `train`; each judges every completion.
+        judges: as in `train`, one or several; each judges every completion.
         max_in_flight: rows judged at the same time.
 
     Returns:
@@ -327,15 +330,16 @@ def judge(rows: Any, judges: Sequence[Any], *, max_in_flight: int = 16) -> list[
         JudgeError: a judge failed its last 64 samples.
     """
     from llamarl.core.loops import run_async
-    from llamarl.judges.config import JudgeConfig
+    from llamarl.judges.config import JudgeConfig, list_judges
     from llamarl.judges.lab.runner import equal_panel, judge_rows, records_of
     from llamarl.judges.rows import read_completions
 
-    if max_in_flight < 1:
-        raise ConfigError(f"max_in_flight={max_in_flight}: give at least 1")
+    if not isinstance(max_in_flight, int) or max_in_flight < 1:
+        raise ConfigError(f"max_in_flight={max_in_flight!r}: give at least 1, a whole number")
+    given = list_judges(judges)
     configs = [
         each if isinstance(each, JudgeConfig) else JudgeConfig.parse(table, f"judges.{number}")
-        for number, (each, table) in enumerate(zip(judges, map(_judge_table, judges), strict=True))
+        for number, (each, table) in enumerate(zip(given, map(_judge_table, given), strict=True))
     ]
     panel = equal_panel(configs)
     read = read_completions(rows)
@@ -458,11 +462,13 @@ def _fit(
 
 def _spell_out(sections: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces what a keyword may be short for by the tables of a recipe: rows, and functions."""
+    from llamarl.judges.config import list_judges
+
     values = dict(sections)
     if "data" in values:
         values["data"] = _data_table(values["data"])
-    if isinstance(values.get("judges"), list | tuple):
-        values["judges"] = [_judge_table(each) for each in values["judges"]]
+    if not isinstance(judges := values.get("judges"), Mapping | None):  # a mapping changes a recipe's by number
+        values["judges"] = [_judge_table(each) for each in list_judges(judges)]
     if isinstance(values.get("tasks"), list | tuple):
         values["tasks"] = [_spell_out(task) if isinstance(task, Mapping) else task for task in values["tasks"]]
     return values

@@ -14,7 +14,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.data import write_jsonl
 from llamarl.data.memory import Rows
 from llamarl.judges.adapters.base import function_name
-from llamarl.judges.config import JudgeConfig
+from llamarl.judges.config import JudgeConfig, list_judges
 
 
 def write_rows(recipe: Recipe, directory: Path) -> Recipe:
@@ -49,17 +49,18 @@ def write_rows(recipe: Recipe, directory: Path) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def give_judges(recipe: Recipe, judges: Sequence[Any] | Mapping[str, Any]) -> Recipe:
+def give_judges(recipe: Recipe, judges: Any) -> Recipe:
     """Puts functions in the places of those that the recipe only names; their weights and roles stay.
 
     Args:
         recipe: of a run that may have begun with judges in memory.
-        judges: as they were given to begin with, or functions by the names that the recipe has for them.
+        judges: as they were given to begin with, one or several, or functions by the names that the recipe has for
+            them.
 
     Raises:
         ConfigError: the recipe has no place for one of them.
     """
-    given = dict(judges) if isinstance(judges, Mapping) else dict(map(_read_entry, judges))
+    given = dict(judges) if isinstance(judges, Mapping) else dict(map(_read_entry, list_judges(judges)))
     configs = [judge for task in recipe.all_tasks for judge in task.judges]
     lost = [judge.lost_name for judge in configs if judge.lost_name is not None]
     for name, function in given.items():

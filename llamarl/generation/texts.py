@@ -1,6 +1,6 @@
 """Completions of texts and chats by a loaded model, through the generator that training uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -9,7 +9,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, GenerationRequest
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
-from llamarl.data.rows import RowError, check_text, read_turns
+from llamarl.data.rows import RowError, check_text, excerpt, read_turns
 from llamarl.generation.executor import GeneratorConfig, build_batcher
 from llamarl.models.tokenizer import Tokenizer
 
@@ -20,7 +20,7 @@ Chat = Sequence[Mapping[str, Any]]
 def complete(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Chat],
+    prompts: Iterable[str | Chat],
     sampling: Sampling,
     config: GeneratorConfig,
     *,
@@ -48,15 +48,17 @@ def complete(
     """
     if isinstance(prompts, str):
         raise ConfigError("prompts: one text; give a list of prompts")
-    if samples < 1:
-        raise ConfigError(f"samples={samples}: give at least 1")
-    slots = max(1, min(config.slots, len(prompts) * samples))
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise ConfigError(f"prompts: {excerpt(prompts)} is no list; give a list of prompts")
+    if not isinstance(samples, int) or samples < 1:
+        raise ConfigError(f"samples={samples!r}: give at least 1, a whole number")
     first = [{"role": "system", "content": system}] if system else []
     try:
         check_text(system, "system")
         chats = [read_turns(prompt, f"prompts[{key}]", "user") for key, prompt in enumerate(prompts)]
     except RowError as error:
         raise ConfigError(f"{error.field}: {error.problem}; {error.remedy}") from None
+    slots = max(1, min(config.slots, len(chats) * samples))
     requests = []
     for key, messages in enumerate(chats):
         name = "\x1f".join(str(message.get("content", "")) for message in messages)

@@ -11,7 +11,7 @@ settings = {base_url = "http://127.0.0.1:8000/v1", model = "judge", template = "
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -106,6 +106,18 @@ class JudgeConfig(Config):
         """The name of a judge that was in the memory of a program that has ended; None for any other."""
         is_lost = isinstance(self.function, str) and self.function.startswith(IN_MEMORY)
         return self.function.removeprefix(IN_MEMORY) if is_lost else None
+
+
+def list_judges(judges: Any) -> list[Any]:
+    """Lists the judges that a program gives: several in any iterable, or a single one.
+
+    Raises:
+        ConfigError: None is given.
+    """
+    if judges is None:
+        raise ConfigError("judges: None; give functions, judges or names, one or a list of them")
+    is_one = isinstance(judges, str | Mapping | JudgeConfig) or callable(judges) or not isinstance(judges, Iterable)
+    return [judges] if is_one else list(judges)
 
 
 def read_judges(spec: str) -> list[JudgeConfig]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -24,7 +24,8 @@ from typing import Any, Generic
 from torch import Tensor
 
 from llamarl.core import metric_names as names
-from llamarl.core.errors import CollapseError
+from llamarl.core.errors import CollapseError, ConfigError
+from llamarl.data.rows import excerpt
 from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.device import resolve_device
 from llamarl.models.template_check import check_template
@@ -68,10 +69,13 @@ def fit(
 
     Raises:
         DataError: bad, leaking or missing rows.
-        ConfigError: settings, or a tokenizer or chat template that would spoil the training.
+        ConfigError: a source that is none, settings, or a tokenizer or chat template that would spoil the training.
         CheckpointError: `out` is finished or another training's; `model` cannot be loaded.
         CollapseError: a loss or score is not finite; the best weights so far stay in `model/` beside the checkpoints.
     """
+    _check_source("data", data)
+    if eval_data is not None:
+        _check_source("eval_data", eval_data)
     config, files = objective.config, FitFiles(out, objective.model_folder, model)
     device = resolve_device(config.device)
     tokenizer, model_config = load_tokenizer(model, config.chat_template_args), load_config(model)
@@ -117,6 +121,16 @@ def fit(
         objective.draw(files.work, read_metrics(files.metrics), scores, rows.held_out)
         files.finish(summary, fitter.model, tokenizer)
         return summary
+
+
+def _check_source(name: str, source: Any) -> None:
+    """Raises `ConfigError` unless the argument `name` is rows, or the name of some."""
+    if isinstance(source, str) and not source:
+        raise ConfigError(f"{name}: an empty name; give a file, a glob or a Hub id, or leave it out")
+    if isinstance(source, Mapping) or not isinstance(source, str | Path | Iterable):
+        raise ConfigError(
+            f"{name}: {excerpt(source)} is no list of rows; give dictionaries in a list, a file, a Hub id"
+        )
 
 
 @dataclass

@@ -178,6 +178,10 @@ def test_a_resumed_run_goes_on_with_its_rows_and_the_judges_given_again(run_dir:
         llamarl.resume(run_dir, schedule={"steps": 3})
     with pytest.raises(ConfigError, match=r"judges: 'bong' is no judge that the run began with\. Did you mean 'bang'"):
         llamarl.resume(run_dir, judges={"bong": bang})
+    with pytest.raises(ConfigError, match="judges: 'math' is no judge that the run began with"):
+        llamarl.resume(run_dir, judges="math")
+    with pytest.raises(ConfigError, match="judges: 'bong' is no judge that the run began with"):
+        llamarl.resume(run_dir, judges=FunctionJudge(lambda prompt, completion: True, "bong"))
     assert files(run_dir) == before
     run = llamarl.resume(run_dir, judges=[bang, ends], schedule={"steps": 3})
     assert run.summary.steps == 3 and run.recipe.judges[0].weight == 2.0
@@ -348,6 +352,18 @@ def test_judging_rows_in_memory_inside_and_outside_a_loop() -> None:
     assert [{**r, "seconds": 0} for r in asyncio.run(in_a_loop())] == [{**r, "seconds": 0} for r in records]
 
 
+@pytest.mark.parametrize("judge", [ends, "math", {"function": "math"}, iter(["math"])])
+def test_a_single_judge_needs_no_list(judge: Any) -> None:
+    rows = [{"prompt": "2 + 2 =", "answer": "4", "completion": r"\boxed{4}."}]
+    assert [(r["judge"], r["passed"]) for r in llamarl.judge(rows, judge)] in ([("ends", True)], [("math", True)])
+
+
+def test_prompts_may_come_from_any_iterable() -> None:
+    prompts = ["write 2 words with moon", "write 2 words with sun"]
+    found = llamarl.generate(DEMO_CHECKPOINT, (prompt for prompt in prompts), max_tokens=4)
+    assert found == llamarl.generate(DEMO_CHECKPOINT, prompts, max_tokens=4)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
@@ -359,6 +375,22 @@ def test_judging_rows_in_memory_inside_and_outside_a_loop() -> None:
             r"judges\.0: function: must be",
         ),
         (lambda: llamarl.judge([], ["math"], max_in_flight=0), ConfigError, "max_in_flight=0"),
+        (
+            lambda: llamarl.judge([], ["math"], max_in_flight="3"),
+            ConfigError,
+            "max_in_flight='3': give at least 1, a whole number",
+        ),
+        (lambda: llamarl.judge([], None), ConfigError, "judges: None; give functions, judges or names"),
+        (lambda: llamarl.generate(DEMO_CHECKPOINT, ["a"], samples=1.5), ConfigError, "samples=1.5: .* whole number"),
+        (lambda: llamarl.generate(DEMO_CHECKPOINT, 3), ConfigError, "prompts: 3 is no list; give a list of prompts"),
+        (
+            lambda: llamarl.generate(DEMO_CHECKPOINT, {"role": "user"}),
+            ConfigError,
+            "prompts: .* is no list; give a list",
+        ),
+        (lambda: llamarl.Run("a\0b"), ConfigError, r"run_dir='a\\x00b': a NUL stands in the name"),
+        (lambda: llamarl.resume("a\0b"), ConfigError, "run_dir=.*: a NUL stands in the name"),
+        (lambda: llamarl.train(data=ROWS, judges=ends, run_dir="a\0b", **TINY), ConfigError, "run_dir=.*: a NUL"),
         (lambda: llamarl.generate(DEMO_CHECKPOINT, [3]), ConfigError, r"prompts\[0\]: 3 is no list of messages"),
         (
             lambda: llamarl.generate(DEMO_CHECKPOINT, ["a", "\ud800"]),
@@ -419,6 +451,15 @@ def test_preference_pairs_in_memory(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (lambda: llamarl.sft(DEMO_CHECKPOINT, CHATS, "out", num_step=3), ConfigError, "Did you mean 'num_steps'"),
         (lambda: llamarl.sft(DEMO_CHECKPOINT, [{"prompt": "p"}], "out"), DataError, "rows, line 1"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, None, "out"), ConfigError, "data: None is no list of rows; give dict"),
+        (lambda: llamarl.sft(DEMO_CHECKPOINT, CHATS[0], "out"), ConfigError, "data: .* is no list of rows; give dict"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, "out", eval_data=""), ConfigError, "eval_data: an empty name;"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, None), ConfigError, "out=None: no path; give the name of a dir"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, "a\0b"), ConfigError, "out=.*: a NUL stands in the name"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, "."), CheckpointError, "out='.': no name of a new directory"),
+        (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, ""), CheckpointError, "out='': no name of a new directory"),
+        (lambda: llamarl.sft(DEMO_CHECKPOINT, CHATS, "/"), CheckpointError, "out='/': no name of a new directory"),
+        (lambda: llamarl.sft(DEMO_CHECKPOINT, CHATS, "x/.."), CheckpointError, "no name of a new directory"),
         (lambda: llamarl.dpo(DEMO_CHECKPOINT, PAIRS, "out", beta=-1), ConfigError, "beta: must be greater than 0"),
     ],
 )
