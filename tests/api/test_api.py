@@ -473,7 +473,6 @@ def test_training_on_rows_rejects(
     assert not files(tmp_path)
 
 
-<<<<<<< HEAD
 def test_a_run_that_ends_early_says_why_where_it_lies(tmp_path: Path) -> None:
     def silent(prompt: llamarl.Prompt, completion: llamarl.Completion) -> None:
         return None
@@ -483,7 +482,8 @@ def test_a_run_that_ends_early_says_why_where_it_lies(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-m", "llamarl", "view", "silent"], capture_output=True, text=True)
     assert f"error: {caught.value}" in (tmp_path / "silent" / "messages.log").read_text()
     assert "no completion of the" in shown.stdout and "ran out of prompts" not in shown.stdout
-=======
+
+
 class Held(Judge):
     """Judges until it is closed."""
 
@@ -523,4 +523,3 @@ def test_a_close_that_fails_hides_no_verdicts(caplog: pytest.LogCaptureFixture) 
     (record,) = llamarl.judge([{"prompt": "x", "completion": "four"}], [{"function": Careless, "settings": {}}])
     assert record["score"] == 4.0
     assert "judge 'held' failed while it closed: OSError: disk is gone" in caplog.text
->>>>>>> h-mendj
