@@ -99,7 +99,8 @@ def boundary(
         yield
     except passing:
         raise
-    except (Exception, SystemExit) as error:  # a user's sys.exit() ends no run
+    # A user's sys.exit() ends no run. GeneratorExit would close the coroutines that it is raised through.
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise blame(describe(error, function)) from error
 
 

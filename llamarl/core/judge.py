@@ -81,7 +81,11 @@ class Judge(ABC):
         return {}
 
     def close(self) -> None:
-        """Releases processes, threads and files. Idempotent."""
+        """Releases processes, threads and files. Idempotent.
+
+        Whoever built the judge closes it. This package closes those that it builds from a class or a function, and
+        leaves open an object that it is given, or that a name leads to.
+        """
         return
 
     async def aclose(self) -> None:

@@ -28,7 +28,7 @@ from llamarl.judges.canary import read_canaries
 from llamarl.judges.combine import Role
 from llamarl.judges.panel import JudgePanel
 from llamarl.judges.process.judge import ProcessJudge
-from llamarl.judges.resolve import load_judge
+from llamarl.judges.resolve import is_given, load_judge
 from llamarl.judges.seat import Seat
 
 IN_MEMORY = "in memory: "
@@ -171,14 +171,16 @@ def build_judge(config: JudgeConfig) -> Judge:
 
 def build_seat(config: JudgeConfig) -> Seat:
     """Builds the judge with its role, weight, deadline and canaries. Raises what `build_judge` and `Seat` raise."""
+    judge = build_judge(config)
     return Seat(
-        build_judge(config),
+        judge,
         role=config.role,
         weight=config.weight,
         share=config.share,
         timeout_seconds=config.timeout_seconds,
         canaries=read_canaries(config.canaries) if config.canaries is not None else (),
         canaries_every=config.canaries_every,
+        is_borrowed=is_given(config.function, judge),
     )
 
 

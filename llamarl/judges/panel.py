@@ -24,6 +24,7 @@ from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
 from llamarl.core.seeds import derive_seed
 from llamarl.functional.statistics import quantile
+from llamarl.judges import calls
 from llamarl.judges.combine import mixture
 from llamarl.judges.seat import Seat
 
@@ -76,6 +77,8 @@ class JudgePanel:
         self._unscored: deque[bool] = deque(maxlen=unscored_window)
         self._satisfied: list[bool] = []
         self._broken: set[str] = set()
+        self._unmeasured: set[str] = set()
+        """Judges whose own metrics failed, each logged once."""
 
     @property
     def judges(self) -> tuple[Judge, ...]:
@@ -93,15 +96,20 @@ class JudgePanel:
             chosen = self.judges_for(prompt)
             for judge in self.judges:
                 if judge.name in chosen:
-                    _check_prompt(judge, prompt)
+                    calls.check_prompt(judge, prompt)
         for seat in self.seats:
             for canary in seat.canaries:
-                _check_prompt(seat.judge, canary.prompt, f"{canary.place}: ")
+                calls.check_prompt(seat.judge, canary.prompt, f"{canary.place}: ")
 
     def load(self) -> None:
-        """Loads the judges' models now, so that the first group's deadline has no share in it."""
+        """Loads the judges' models now, so that the first group's deadline has no share in it.
+
+        Raises:
+            JudgeError, ConfigError: naming the judge that does not load.
+            MissingDependencyError: a judge needs a package.
+        """
         for judge in self.judges:
-            judge.load()
+            calls.load(judge)
 
     async def judge_group(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Sample, ...]:
         """Returns one sample per completion, in order.
@@ -143,6 +151,7 @@ class JudgePanel:
 
         With constraints there are also `judge/<name>/violation_rate` of each and `judge/satisfied_frac`, the share of
         samples that meet all of them, of those where it can be told. A value is None where there is nothing to count.
+        A judge whose own `metrics` fail lacks those only, and is logged once.
         """
         metrics: dict[str, float | None] = {"judge/unscored_frac": self.unscored_fraction}
         if any(seat.role == "constraint" for seat in self.seats):
@@ -150,7 +159,7 @@ class JudgePanel:
         self._satisfied = []
         for seat in self.seats:
             tally = self._tallies[seat.name]
-            values = {**seat.judge.metrics(), **tally.metrics()}
+            values = {**self._measure(seat.judge), **tally.metrics()}
             if seat.role == "constraint":
                 values["violation_rate"] = tally.violation_rate
             metrics |= {f"judge/{seat.name}/{key}": value for key, value in values.items()}
@@ -158,14 +167,25 @@ class JudgePanel:
         return metrics
 
     def close(self) -> None:
-        """Closes the judges."""
-        for judge in self.judges:
-            judge.close()
+        """Closes the judges, but for borrowed ones (`Seat.is_borrowed`). One that fails at it is logged."""
+        for seat in self.seats:
+            if not seat.is_borrowed:
+                calls.close(seat.judge)
 
     async def aclose(self) -> None:
-        """Closes the judges and waits for their connections to end, before the event loop does."""
-        for judge in self.judges:
-            await judge.aclose()
+        """Closes the judges as `close` does and waits for their connections to end, before the event loop does."""
+        for seat in self.seats:
+            if not seat.is_borrowed:
+                await calls.aclose(seat.judge)
+
+    def _measure(self, judge: Judge) -> dict[str, float]:
+        try:
+            return calls.measure(judge)
+        except JudgeError as error:
+            if judge.name not in self._unmeasured:
+                self._unmeasured.add(judge.name)
+                _log.warning("judge '%s': %s; the run goes on without these metrics", judge.name, error)
+            return {}
 
     def judges_for(self, prompt: Prompt) -> frozenset[str]:
         """Returns the names of the judges that this row wants."""
@@ -195,9 +215,8 @@ class JudgePanel:
     async def ask(self, seat: Seat, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         """Returns what one judge says, one verdict per completion, whatever it does. Counts in no metric."""
         try:
-            with boundary(_BrokenError, passing=_DeadlineError):
-                work = self._with_retries(seat.judge, prompt, completions)
-                verdicts: list[Verdict] = await self._before_deadline(work, seat.deadline_seconds)
+            work = self._with_retries(seat.judge, prompt, completions)
+            verdicts: list[Verdict] = await self._before_deadline(work, seat.deadline_seconds)
             problem = _nonsense(verdicts, len(completions))
         except (_DeadlineError, _BrokenError) as error:
             problem = str(error)
@@ -210,12 +229,15 @@ class JudgePanel:
         return [_require_pass(verdict) for verdict in verdicts] if seat.role == "constraint" else verdicts
 
     async def _with_retries(self, judge: Judge, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+        # Whatever the judge raises is named in here: a task would hand its SystemExit on to the event loop.
         for attempt in range(self._max_retries):
             try:
-                return await judge.judge(prompt, completions)
+                with boundary(_BrokenError, passing=JudgeError):
+                    return await judge.judge(prompt, completions)
             except JudgeError:  # a random pause, or all groups that a server refused would come back at once
                 await asyncio.sleep(self._retry_seconds * 2**attempt * self._jitter.uniform(0.5, 1.5))
-        return await judge.judge(prompt, completions)
+        with boundary(_BrokenError):
+            return await judge.judge(prompt, completions)
 
     async def _before_deadline(self, work: Any, timeout_seconds: float | None) -> Any:
         """Awaits `work`; at the deadline gives it up, without waiting for it to notice, and raises `TimeoutError`."""
@@ -329,15 +351,6 @@ def _nonsense(verdicts: Any, count: int) -> str:
     if not isinstance(verdicts, list | tuple) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
         return f"returned {type(verdicts).__name__}; a judge returns a list of Verdict"
     return "" if len(verdicts) == count else f"returned {len(verdicts)} verdicts for {count} completions"
-
-
-def _check_prompt(judge: Judge, prompt: Prompt, where: str = "") -> None:
-    try:
-        judge.check(prompt)
-    except (ConfigError, DataError) as error:
-        place = f"prompt {prompt.id!r}"  # some judges name it themselves
-        problem = str(error).removeprefix(f"{place}: ")
-        raise ConfigError(f"{where}{place} (task {prompt.task!r}), judge '{judge.name}': {problem}") from None
 
 
 def _require_pass(verdict: Verdict) -> Verdict:

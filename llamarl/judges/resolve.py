@@ -78,6 +78,13 @@ def as_judge(target: Any, name: str | None = None, *, is_inline: bool = False, s
     return _adapter_of(target, source)(target, name, is_inline=is_inline)
 
 
+def is_given(spec: str | Any, judge: Judge) -> bool:
+    """Says whether the judge is the very object that `spec` is or names, not one that `load_judge` built."""
+    if isinstance(spec, str):
+        return load_object(spec if ":" in spec else _spec_of(spec)) is judge
+    return spec is judge
+
+
 def _build(factory: Any, settings: Mapping[str, Any], name: str | None, is_inline: bool, source: str) -> Judge:
     """Builds the judge from the settings with a class or function; it takes the name that is wanted."""
     if isinstance(factory, Judge) or not callable(factory):

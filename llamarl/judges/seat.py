@@ -11,6 +11,7 @@ from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
 from llamarl.core.records import MAX_SCORE, Prompt
+from llamarl.judges.calls import check_declaration
 from llamarl.judges.combine import ROLES, Role
 
 
@@ -30,8 +31,8 @@ class Seat:
     """One judge of a panel. Checked when built.
 
     Raises:
-        ConfigError: the judge has no name, or only scores where it must pass or fail; an unknown role; a weight, share
-            or number of groups out of range; a share for a judge that decides about every sample.
+        ConfigError: the judge has no name or no `JudgeInfo`, or only scores where it must pass or fail; an unknown
+            role; a weight, share or number of groups out of range; a share for a judge that decides about every sample.
     """
 
     judge: Judge
@@ -48,10 +49,11 @@ class Seat:
     """Completions whose verdict is known, to find a judge that broke (`judges.canary`)."""
     canaries_every: int = 256
     """Judged groups between two looks at the canaries."""
+    is_borrowed: bool = False
+    """True for a judge that is left open when the panel closes, since somebody else built it and closes it."""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError(f"a judge of class {type(self.judge).__name__} has no name; give its class a 'name'")
+        check_declaration(self.judge)
         judge = f"judge '{self.name}'"
         if self.role not in ROLES:
             raise ConfigError(f"role of {judge}: got {self.role!r}.{suggest(str(self.role), list(ROLES))}")

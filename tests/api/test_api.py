@@ -17,7 +17,9 @@ import llamarl
 from llamarl.api import Changes, Sections
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import CheckpointError, ConfigError, DataError, JudgeError, LlamaRLError
+from llamarl.core.judge import Judge
 from llamarl.judges.adapters.function import FunctionJudge
+from llamarl.judges.process.judge import ProcessJudge
 from llamarl.recipes import recipe_path
 from llamarl.report.summary import read_summary
 from llamarl.tasks.demo import DEMO_CHECKPOINT
@@ -439,3 +441,44 @@ def test_a_run_that_ends_early_says_why_where_it_lies(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-m", "llamarl", "view", "silent"], capture_output=True, text=True)
     assert f"error: {caught.value}" in (tmp_path / "silent" / "messages.log").read_text()
     assert "no completion of the" in shown.stdout and "ran out of prompts" not in shown.stdout
+
+
+class Held(Judge):
+    """Judges until it is closed."""
+
+    name = "held"
+    is_closed = False
+
+    async def judge(self, prompt: llamarl.Prompt, completions: Sequence[Any]) -> list[llamarl.Verdict]:
+        if self.is_closed:
+            raise JudgeError("closed")
+        return [llamarl.Verdict.scored(float(len(completion.text))) for completion in completions]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_judge_object_is_left_open_for_the_next_call() -> None:
+    held = Held()
+    for number in range(2):
+        llamarl.train(data=ROWS, judges=[held], run_dir=f"run-{number}", progress=False, **TINY)
+        (record,) = llamarl.judge([{"prompt": "x", "completion": "four"}], [held])
+        assert record["score"] == 4.0
+    assert not held.is_closed
+
+
+def test_a_judge_with_processes_is_given_as_an_object(tmp_path: Path) -> None:
+    (tmp_path / "pj.py").write_text("def one(prompt, completion):\n    return len(completion.text)\n")
+    judge = ProcessJudge(f"{tmp_path}/pj.py:one", num_workers=1)
+    llamarl.train(data=ROWS, judges=[judge], run_dir="run", progress=False, **TINY)
+    judge.close()
+
+
+def test_a_close_that_fails_hides_no_verdicts(caplog: pytest.LogCaptureFixture) -> None:
+    class Careless(Held):
+        def close(self) -> None:
+            raise OSError("disk is gone")
+
+    (record,) = llamarl.judge([{"prompt": "x", "completion": "four"}], [{"function": Careless, "settings": {}}])
+    assert record["score"] == 4.0
+    assert "judge 'held' failed while it closed: OSError: disk is gone" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 
 from llamarl.core.errors import ConfigError, DataError, JudgeError
 from llamarl.core.records import Completion, Prompt, Sample, Status, Verdict
-from llamarl.judges import Judge, JudgeInfo, JudgePanel, Seat, TRLJudge, text_completion
+from llamarl.judges import FunctionJudge, Judge, JudgeInfo, JudgePanel, Seat, TRLJudge, text_completion
 from llamarl.testing import ScriptedVerdicts as Scripted
 from llamarl.testing import run_virtual
 
@@ -441,3 +441,131 @@ def test_a_panel_without_constraints_logs_none_of_their_metrics() -> None:
     panel = panel_of(Scripted("a", PASSES))
     run_virtual(panel.judge_group(PROMPT, FOUR))
     assert not {"judge/satisfied_frac", "judge/a/violation_rate"} & panel.metrics().keys()
+
+
+# ---- judges whose other methods break
+
+
+class Careless(Scripted):
+    """Raises in one method, or returns a value there."""
+
+    def __init__(self, name: str, method: str, outcome: Any) -> None:
+        super().__init__(name, HALF[0])
+        self.method, self.outcome, self.is_closed = method, outcome, False
+
+    def _do(self, method: str, otherwise: Any = None) -> Any:
+        if method != self.method:
+            return otherwise
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+    def check(self, prompt: Prompt) -> None:
+        self._do("check")
+
+    def load(self) -> None:
+        self._do("load")
+
+    def metrics(self) -> Any:
+        return self._do("metrics", {"calls": 1})
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._do("close")
+
+    async def aclose(self) -> None:
+        self._do("aclose")
+        self.close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "problem"),
+    [
+        (ValueError("no count"), "metrics raised ValueError: no count"),
+        (SystemExit(3), "metrics raised SystemExit: 3"),
+        (None, "metrics returned NoneType; return numbers"),
+        ({"good": 1.0, "bad": "many"}, "metrics returned 'many' as 'bad'; return numbers"),
+        ({1: 1.0}, "metrics returned 1.0 as 1; return numbers"),
+    ],
+)
+def test_metrics_that_fail_cost_only_themselves_and_one_message(
+    outcome: Any, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    panel = panel_of(Careless("odd", "metrics", outcome), Careless("fine", "", None))
+    run_virtual(panel.judge_group(PROMPT, FOUR))
+    metrics = panel.metrics()
+    assert (metrics["judge/odd/count"], metrics["judge/fine/calls"]) == (4.0, 1.0)
+    assert not {"judge/odd/good", "judge/odd/calls"} & metrics.keys()
+    panel.metrics()
+    (message,) = caplog.messages
+    assert message.startswith(f"judge 'odd': {problem}")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), SystemExit("x"), GeneratorExit("x"), JudgeError("x")]
+)
+def test_a_check_or_load_that_raises_names_the_judge(error: BaseException) -> None:
+    with pytest.raises(ConfigError, match=r"^prompt 'p' \(task .*\), judge 'odd': .*x"):
+        panel_of(Careless("odd", "check", error)).check([PROMPT])
+    with pytest.raises(JudgeError, match=r"^judge 'odd' does not load: .*x"):
+        panel_of(Careless("odd", "load", error)).load()
+    with pytest.raises(ConfigError, match=r"^judge 'odd' does not load: model: none"):
+        panel_of(Careless("odd", "load", ConfigError("model: none"))).load()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit("x"), asyncio.CancelledError(), JudgeError("x")])
+@pytest.mark.parametrize("method", ["close", "aclose"])
+def test_a_judge_that_fails_to_close_hinders_no_other(
+    method: str, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, fine = Careless("odd", method, error), Careless("fine", "", None)
+    panel = panel_of(odd, fine)
+    if method == "close":
+        panel.close()
+    else:
+        run_virtual(panel.aclose())
+    assert fine.is_closed
+    (message,) = caplog.messages
+    assert message.startswith("judge 'odd' ") and message.partition(" while it closed")[1]
+
+
+def test_a_panel_closes_no_borrowed_judge() -> None:
+    lent, own = Careless("lent", "", None), Careless("own", "", None)
+    panel = panel_of(Seat(lent, is_borrowed=True), own)
+    panel.close()
+    run_virtual(panel.aclose())
+    assert (lent.is_closed, own.is_closed) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("name", "", "Careless has no name"),
+        ("name", None, "name=None"),
+        ("name", 3, "name=3"),
+        ("info", None, "judge 'odd': info=None; .*JudgeInfo"),
+        ("info", {"version": "1"}, "judge 'odd': info={'version': '1'}"),
+    ],
+)
+def test_a_judge_that_is_declared_wrongly_is_refused(field: str, value: Any, problem: str) -> None:
+    judge = Careless("odd", "", None)
+    setattr(judge, field, value)
+    with pytest.raises(ConfigError, match=problem):
+        Seat(judge)
+
+
+@pytest.mark.parametrize("seconds", [None, 5.0])
+@pytest.mark.parametrize("error", [GeneratorExit("enough"), SystemExit("enough")])
+def test_a_judge_that_raises_what_ends_programs_has_failed(error: BaseException, seconds: float | None) -> None:
+    class Ending(Scripted):
+        async def judge(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
+            await asyncio.sleep(1.0)
+            raise error
+
+    def end(prompt: Prompt, completion: Completion) -> bool:
+        raise error
+
+    for judge in (Ending("odd"), FunctionJudge(end, "odd", is_inline=True)):
+        (sample, *_) = judged(Seat(judge, timeout_seconds=seconds), Scripted("fine", HALF[0]))
+        assert sample.verdicts["odd"].reason.startswith(f"{type(error).__name__}: enough")
+        assert sample.verdicts["fine"].score == 1.0

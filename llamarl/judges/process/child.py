@@ -19,6 +19,7 @@ from typing import Any
 
 from llamarl.core.errors import JudgeError, LlamaRLError, boundary
 from llamarl.core.judge import Judge
+from llamarl.judges import calls
 from llamarl.judges.adapters.base import FunctionAdapter
 from llamarl.judges.process.channel import Channel
 from llamarl.judges.resolve import as_judge, load_judge
@@ -46,7 +47,7 @@ def main(descriptor: int, parent: int) -> None:
         while (call := _receive(channel)) is not None:
             channel.send(_answer(runner, judge, call))
             signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left behind would end the next call
-        runner.run(judge.aclose())
+        runner.run(calls.aclose(judge))
 
 
 def _receive(channel: Channel) -> bytes | None:
@@ -89,9 +90,13 @@ def _answer(runner: asyncio.Runner, judge: Judge, call: bytes) -> bytes:
     try:
         with boundary(JudgeError, passing=JudgeError):
             verdicts = runner.run(judge.judge(prompt, completions))
-            return _encode(verdicts=[dataclasses.asdict(each) for each in verdicts], metrics=dict(judge.metrics()))
+            answer = {"verdicts": [dataclasses.asdict(each) for each in verdicts]}
     except JudgeError as error:
         return _encode(error=str(error))
+    try:
+        return _encode(**answer, metrics=calls.measure(judge))
+    except JudgeError as error:  # costs the metrics only
+        return _encode(**answer, metrics={}, unmeasured=str(error))
 
 
 def _encode(**answer: Any) -> bytes:

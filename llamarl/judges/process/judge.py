@@ -33,8 +33,9 @@ from typing import Any
 from llamarl.core.errors import ConfigError, JudgeError, boundary
 from llamarl.core.judge import Judge
 from llamarl.core.records import Completion, Prompt, Status, Verdict
+from llamarl.judges.calls import check_declaration
 from llamarl.judges.process.channel import Channel
-from llamarl.judges.resolve import as_judge, load_judge
+from llamarl.judges.resolve import as_judge, is_given, load_judge
 
 START_SECONDS = 60.0
 """A worker must have imported its judge within this time."""
@@ -88,15 +89,18 @@ class ProcessJudge(Judge):
         if num_workers < 1 or not timeout_seconds > 0:
             raise ConfigError(f"ProcessJudge: {num_workers=}, {timeout_seconds=}; both must be positive")
         loaded = load_judge(judge, name, settings=settings) if isinstance(judge, str) else as_judge(judge, name)
+        check_declaration(loaded)
         self.name = loaded.name
         self.info = replace(loaded.info, has_deadline=True)  # whatever the judge does, each call ends in time
-        self._copy = loaded
+        self._copy, self._is_copy_borrowed = loaded, is_given(judge, loaded)
         self.timeout_seconds, self._num_workers = timeout_seconds, num_workers
         start = {"spec": judge, "settings": settings} if isinstance(judge, str) else {"pickled": _pickle(judge)}
         message = bytes(ForkingPickler.dumps({**start, "name": name, "max_memory_bytes": max_memory_bytes}))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._load_lock = threading.Lock()
         self._measured: list[dict[str, float]] = []
+        self._unmeasured = ""
+        """Problem with the metrics in a worker since the last call of `metrics`."""
         for number in range(num_workers):
             slot = _Slot(self._jobs, message, timeout_seconds)
             threading.Thread(target=slot.run, name=f"judge-{self.name}-{number}", daemon=True).start()
@@ -132,7 +136,14 @@ class ProcessJudge(Judge):
             job.future.result()
 
     def metrics(self) -> dict[str, float]:
-        """Returns what the judges in the workers measured since the last call: sums of `info.counts`, else means."""
+        """Returns what the judges in the workers measured since the last call: sums of `info.counts`, else means.
+
+        Raises:
+            JudgeError: they could not be measured.
+        """
+        problem, self._unmeasured = self._unmeasured, ""
+        if problem:
+            raise JudgeError(problem)
         measured, self._measured = self._measured, []
         names = {name for record in measured for name in record}
         by_name = {name: [record[name] for record in measured if name in record] for name in names}
@@ -143,7 +154,8 @@ class ProcessJudge(Judge):
     def close(self) -> None:
         """Ends the workers, each after the call it is in and after closing its judge. Idempotent."""
         self._finalizer()
-        self._copy.close()
+        if not self._is_copy_borrowed:
+            self._copy.close()
 
     def _refuse_if_closed(self) -> None:
         if not self._finalizer.alive:
@@ -154,6 +166,7 @@ class ProcessJudge(Judge):
             raise JudgeError(f"judge '{self.name}': {answer['error']}")
         if "failed" in answer:
             return Verdict.failed(answer["failed"])
+        self._unmeasured = answer.get("unmeasured", self._unmeasured)
         if answer["metrics"]:
             self._measured.append(answer["metrics"])
         if len(answer["verdicts"]) != 1:

@@ -13,7 +13,7 @@ import pytest
 
 from llamarl.core.errors import ConfigError, JudgeError
 from llamarl.core.records import Prompt, Status, Verdict
-from llamarl.judges import JudgeInfo, ProcessJudge, text_completion
+from llamarl.judges import FunctionJudge, JudgeInfo, JudgePanel, ProcessJudge, Seat, text_completion
 
 PROMPT = Prompt("p", ({"role": "user", "content": "x"},), answer="4")
 LIMIT = 1.0
@@ -404,3 +404,22 @@ def test_functions_of_the_main_program_are_refused_with_the_way_out() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600)
     assert "is defined in the main program, which workers do not run; name it 'file.py:function'" in done.stdout
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "return None", 'return {"value": "high"}', "raise SystemExit(1)"])
+def test_metrics_that_fail_in_a_worker_cost_no_verdict(
+    tmp_path: Path, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = LEDGER.replace('return {"calls": 1.0, "value": self.value}', body)
+    (tmp_path / "unmeasured.py").write_text(wrong)
+    judge = ProcessJudge(f"{tmp_path}/unmeasured.py:Ledger", num_workers=1, settings={"folder": str(tmp_path)})
+    panel = JudgePanel([Seat(judge, role="watch"), Seat(FunctionJudge(lambda prompt, completion: True, "fine"))])
+    try:
+        for _ in range(2):
+            samples = asyncio.run(panel.judge_group(PROMPT, [text_completion("2"), text_completion("6")]))
+            assert [sample.verdicts["ledger"].score for sample in samples] == [2.0, 6.0]
+            assert panel.metrics()["judge/ledger/count"] == 2.0
+    finally:
+        panel.close()
+    (message,) = caplog.messages
+    assert message.startswith("judge 'ledger': metrics ")
