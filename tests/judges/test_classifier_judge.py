@@ -100,7 +100,7 @@ def test_an_executor_loads_the_model_before_the_first_group(path):
 
 def test_a_checkpoint_that_is_gone_ends_the_start(tmp_path):
     config = JudgeConfig(function="classifier", settings={"model": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match="judge 'classifier' does not load: .*no such directory"):
+    with pytest.raises(ConfigError, match=r"judge 'classifier' does not load: .*no such directory"):
         JudgeExecutor([config]).setup()
 
 
