@@ -88,27 +88,43 @@ def _fit(
         raise ConfigError(f"MODEL, DATA or OUT is missing: use llamarl {name} model/ data.jsonl out/")
     values = parse_overrides(overrides)
     config = config_type.parse(values, overrides=dotted_names(values))
-    from llamarl.models.device import describe_device, resolve_device
-    from llamarl.training.fit import fit
-
-    if not output.json:
-        say(f"device: {describe_device(resolve_device(config.device))}", sys.stderr)
-    with show_progress("steps", output) as update:
-        summary = fit(
-            build(config),
-            settings.model,
-            settings.data,
-            settings.out,
-            eval_data=settings.eval_data,
-            split=settings.split,
-            on_step=lambda step, total, metrics: update(step, total, note=f"loss {metrics['train/loss']:.4f}"),
-            tell=lambda note: say(f"note: {note}", sys.stderr),
-        )
+    files = (settings.model, settings.data, settings.out, settings.eval_data, settings.split)
+    summary = run_fit(build(config), config.device, files, output)
     if output.json:
         print_json(summary)
     else:
         say("\n".join(_describe(summary, has_adapters=config.lora is not None)))
     return 0
+
+
+def run_fit(
+    objective: Any, device: str, files: tuple[str, str, str, str | None, str | None], output: LiveOutput
+) -> dict[str, Any]:
+    """Trains with progress, the device said first; returns the summary.
+
+    Args:
+        objective: what is trained (`training.objective.Objective`).
+        device: the setting; `auto` is resolved.
+        files: model, data, out, data to measure on, split of a Hub data set.
+        output: where progress goes.
+    """
+    from llamarl.models.device import describe_device, resolve_device
+    from llamarl.training.fit import fit
+
+    model, data, out, eval_data, split = files
+    if not output.json:
+        say(f"device: {describe_device(resolve_device(device))}", sys.stderr)
+    with show_progress("steps", output) as update:
+        return fit(
+            objective,
+            model,
+            data,
+            out,
+            eval_data=eval_data,
+            split=split,
+            on_step=lambda step, total, metrics: update(step, total, note=f"loss {metrics['train/loss']:.4f}"),
+            tell=lambda note: say(f"note: {note}", sys.stderr),
+        )
 
 
 def describe_pairs(report: Mapping[str, Any]) -> Iterator[str]:

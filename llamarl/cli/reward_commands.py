@@ -1,14 +1,13 @@
 """reward train, reward baselines: reward models and what calibrates them."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from llamarl.cli.common import print_json, say, show_progress
-from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skips
+from llamarl.cli.fit_commands import describe_pairs, describe_share, describe_skips, run_fit
 from llamarl.cli.options import LiveOutput, Overrides, Positional
 from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
@@ -59,19 +58,9 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         )
     values = parse_overrides(overrides)
     config = RewardConfig.parse(values, overrides=dotted_names(values))
-    from llamarl.training.fit import fit
-
-    with show_progress("steps", output) as update:
-        summary = fit(
-            reward_objective("labels" if settings.labels else "pairs", config),
-            settings.model,
-            settings.data,
-            settings.out,
-            eval_data=settings.eval_data,
-            split=settings.split,
-            on_step=lambda step, total, metrics: update(step, total, note=f"loss {metrics['train/loss']:.4f}"),
-            tell=lambda note: say(f"note: {note}", sys.stderr),
-        )
+    objective = reward_objective("labels" if settings.labels else "pairs", config)
+    files = (settings.model, settings.data, settings.out, settings.eval_data, settings.split)
+    summary = run_fit(objective, config.device, files, output)
     if output.json:
         print_json(summary)
     else:

@@ -5,6 +5,7 @@ results["modes"]["official"]["macro"]["turns"]["3"]["overall"]["value"]
 """
 
 import re
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
@@ -108,13 +109,13 @@ class Benchmark(Respondent, AnswerSettings, Grading):
         """The seed of language detection and intervals: --seed is that of sampling where replies are sampled."""
         return self.seed if self.grade and self.seed is not None else GRADER_SEED
 
+    @abstractmethod
     def read_conversations(self) -> "Conversations":
         """Reads the conversations. Raises what `conversations.read_conversations` raises."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_replies(self, path: str, conversations: "Conversations") -> "Replies":
-        """Replies that exist. Raises `DataError` for a file that holds none."""
-        raise NotImplementedError
+        """Reads replies that exist. Raises `DataError` for a file that holds none."""
 
 
 class MultiIF(Benchmark):

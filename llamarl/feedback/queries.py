@@ -316,7 +316,7 @@ DROP_DUPLICATE_MESSAGES = """
             PARTITION BY message_hash ORDER BY CASE WHEN reaction <> '' THEN 0 ELSE 1 END, row) AS place
         FROM staged JOIN repeated USING (message_hash) WHERE NOT is_event)
     SELECT row, 'message_id', 'duplicate_message' FROM ranked WHERE place > 1"""
-"""Of the rows with one message id, the first with a reaction stays, or the first."""
+"""The first row with a reaction stays of those with one message id; without any reaction, the first row."""
 
 COUNT_EVENTS = "SELECT count(*) FROM staged WHERE is_event"
 

@@ -65,7 +65,7 @@ class Ingest(SuspectSettings):
     time_zone: str = "UTC"
     """The zone of times that name none."""
     max_messages_per_user: int = Field(default=1000, ge=1)
-    """Of more than these messages of a user a fixed random choice is kept."""
+    """A fixed random choice of so many messages is kept of a user who has more."""
     keep_suspicious: bool = False
     """Keep the messages of suspicious users; they are marked and listed still."""
     context_messages: int = Field(default=32, ge=1)
