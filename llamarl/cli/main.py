@@ -55,6 +55,7 @@ COMMANDS = {
     "feedback simulate": "feedback_commands:simulate",
     "feedback ingest": "feedback_commands:ingest",
     "feedback describe": "feedback_commands:describe",
+    "detect eval": "detect_commands:evaluate",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
     "judge calibrate": "judge_commands:calibrate",
