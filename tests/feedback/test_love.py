@@ -154,7 +154,7 @@ def test_what_is_left_out_is_counted_and_told(finished, store):
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(model, store, tmp_path):
-    turns = [{"role": "user", "content": "ask 123456"}], [{"role": "assistant", "content": "abcdefabc"}]
+    turns = [{"role": "user", "content": "ask 123456"}], [{"role": "assistant", "content": "abcdefabcdef"}]
     most = len(conversation_ids(load_tokenizer(model), *turns))
     config = BRIEF.model_copy(update={"max_tokens": most, "num_steps": 1, "num_epochs": None})
     skipped = fit(Fit(store=store.path, model=model, out=tmp_path / "love"), config)["rows"]["skipped"]
