@@ -55,6 +55,8 @@ COMMANDS = {
     "feedback simulate": "feedback_commands:simulate",
     "feedback ingest": "feedback_commands:ingest",
     "feedback describe": "feedback_commands:describe",
+    "feedback ab": "ab_commands:compare",
+    "feedback ab plan": "ab_commands:plan",
     "detect eval": "detect_commands:evaluate",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
@@ -91,7 +93,7 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
     """
     from llamarl.core.config import suggest
 
-    for length in (1, 2):
+    for length in (3, 2, 1):  # feedback ab plan, before feedback ab of a file
         if (name := " ".join(words[:length])) in COMMANDS:
             return name, list(words[length:])
     if not words:

@@ -1,8 +1,9 @@
-"""Learning from users' reactions: a simulator of users, the store of logged messages, and what a store says.
+"""Learning from users' reactions: a simulator of users, the store of logged messages, what a store says, A/B tests.
 
     simulate(Simulation(out="log", users=1000))              # users with a hidden preference, and what they did
     store = ingest(Ingest(logs=["log/logs.jsonl"], out="store"))    # checked, pseudonymous messages
     describe(Description(store="store"))                     # base rates, and candidate signals compared
+    compare_arms(AbTest(files=["test.parquet"], control="base"))    # relative change of the love rate, with intervals
 
 Nothing here imports torch, and the package's settings load before what computes with them: help is quick.
 """
@@ -11,15 +12,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llamarl.feedback.ab import compare_arms, plan_test
+    from llamarl.feedback.ab_settings import AbPlan, AbTest
     from llamarl.feedback.description import describe
     from llamarl.feedback.ingestion import ingest
     from llamarl.feedback.settings import Description, Ingest, Simulation
     from llamarl.feedback.simulation import simulate
     from llamarl.feedback.store import Store, hash_user
 
-__all__ = ["Description", "Ingest", "Simulation", "Store", "describe", "hash_user", "ingest", "simulate"]
+__all__ = [
+    "AbPlan",
+    "AbTest",
+    "Description",
+    "Ingest",
+    "Simulation",
+    "Store",
+    "compare_arms",
+    "describe",
+    "hash_user",
+    "ingest",
+    "plan_test",
+    "simulate",
+]
 
 _HOMES = {
+    "AbPlan": "ab_settings",
+    "AbTest": "ab_settings",
+    "compare_arms": "ab",
+    "plan_test": "ab",
     "describe": "description",
     "ingest": "ingestion",
     "simulate": "simulation",
