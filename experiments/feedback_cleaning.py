@@ -113,7 +113,10 @@ def main() -> None:
         runs += [{"arm": name, "seed": seed, **each} for seed, each in zip(seeds, numbers, strict=True)]
         means = {key: Interval.of([each[key] for each in numbers]) for key in numbers[0]}
         arms[name] = {k: {"mean": v.mean, "half_width": v.half_width, "seeds": v.count} for k, v in means.items()}
-        print(f"{time.monotonic() - began:5.0f} s  {name:14} " + "  ".join(f"{k} {v}" for k, v in means.items()), flush=True)
+        print(
+            f"{time.monotonic() - began:5.0f} s  {name:14} " + "  ".join(f"{k} {v}" for k, v in means.items()),
+            flush=True,
+        )
     if seeds != SEEDS or options.users != parser.get_default("users"):
         print("a short try: no result written")
         return

@@ -109,8 +109,8 @@ def _beta_binomial_log(successes: np.ndarray, trials: np.ndarray | int, alpha: f
 def overlap_tail(count: int, loved: int, holding: int, shown: int, odds: float) -> float:
     """The probability that at least `count` of the replies a user loved are among those that hold a phrase.
 
-    Fisher's noncentral hypergeometric law: of `shown` replies `holding` hold the phrase, `loved` are loved, and one that
-    holds it has `odds` times the odds of being loved. With odds of 1 it is the hypergeometric law of Fisher's test.
+    Fisher's noncentral hypergeometric law: of `shown` replies `holding` hold the phrase, `loved` are loved, and one
+    that holds it has `odds` times the odds of being loved. With odds of 1 it is the law of Fisher's exact test.
 
     Args:
         count: at least 0.
@@ -131,9 +131,10 @@ def overlap_tail(count: int, loved: int, holding: int, shown: int, odds: float) 
 
 
 def find_unlikely(chances: np.ndarray, tests: int, wrong_share: float) -> np.ndarray:
-    """Which of some small probabilities are too small for chance, by Benjamini and Hochberg's rule.
+    """Which of some small probabilities are too small for chance, by the rule of Benjamini and Hochberg.
 
-    Of those found, at most `wrong_share` are there by chance, on average ("Controlling the False Discovery Rate", 1995).
+    Of those found, at most `wrong_share` are there by chance, on average (Benjamini and Hochberg, "Controlling the
+    False Discovery Rate", 1995).
 
     Args:
         chances: [N] the probability of each under chance.
@@ -144,7 +145,9 @@ def find_unlikely(chances: np.ndarray, tests: int, wrong_share: float) -> np.nda
         [N] bool
     """
     order = np.argsort(chances, kind="stable")
-    passed = np.flatnonzero(chances[order] <= wrong_share * np.arange(1, len(chances) + 1) / max(1, len(chances), tests))
+    passed = np.flatnonzero(
+        chances[order] <= wrong_share * np.arange(1, len(chances) + 1) / max(1, len(chances), tests)
+    )
     found = np.zeros(len(chances), dtype=bool)
     found[order[: passed[-1] + 1 if len(passed) else 0]] = True
     return found

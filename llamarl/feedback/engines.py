@@ -1,6 +1,7 @@
 """What answers the queries over all chunks: DuckDB, in this process and larger than memory."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,12 +45,18 @@ class QueryEngine(Protocol):
     def write(self, select: str, path: Path) -> None:
         """Writes rows, in the order of the query, to a Parquet file, which appears whole."""
 
+    def write_each(self, select: str, parts: Sequence[Path], folder: Path) -> None:
+        """Writes the rows that a query finds in `part`, in the place of which each of some Parquet files stands.
+
+        They become Parquet files in the folder.
+        """
+
 
 class DuckEngine:
     """Answers queries by DuckDB."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, threads: int = 1) -> None:
+        self.connection, self._threads = connection, threads
 
     def define(self, name: str, select: str) -> None:
         """Makes a view."""
@@ -87,6 +94,17 @@ class DuckEngine:
     def write(self, select: str, path: Path) -> None:
         """Writes rows to a Parquet file, which appears whole."""
         copy_rows(self.connection, select, path)
+
+    def write_each(self, select: str, parts: Sequence[Path], folder: Path) -> None:
+        """Writes a file for each part; many at a time, as a part has too few rows to be copied by many threads."""
+
+        def write(part: Path) -> None:
+            with self.connection.cursor() as cursor:
+                of_part = f"WITH part AS (SELECT * FROM {read_parquet(part)}) {select}"
+                copy_rows(cursor, of_part, folder / part.name)
+
+        with ThreadPoolExecutor(self._threads, "copy") as pool:
+            list(pool.map(write, parts))
 
 
 def read_parquet(path: Path) -> str:

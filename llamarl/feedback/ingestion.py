@@ -254,7 +254,7 @@ class _Run:
             for folder in (data, data / "messages", data / "dropped"):
                 folder.mkdir()
             with self._connect(self._threads) as connection:
-                record = self._write_data(DuckEngine(connection), data)
+                record = self._write_data(DuckEngine(connection, self._threads), data)
             return publish(self._settings.out, data, record)
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
@@ -270,19 +270,12 @@ class _Run:
         notes = drop_rows(engine, settings)
 
         numbers = ", ".join(quote(name) for name in (*NUMBERS, *settings.keep))
-        with ThreadPoolExecutor(self._threads, "copy") as pool:  # a part has too few rows to be copied by many threads
-            list(pool.map(lambda part: self._copy_part(engine, part, numbers, data), parts))
+        engine.write_each(selection.SELECT_STORED.format(numbers=numbers), parts, data / "messages")
         engine.write(selection.SELECT_DROPPED, data / "dropped" / "rows.parquet")
         engine.write("SELECT * FROM suspicious ORDER BY user_hash, reason, detail", data / "suspicious.parquet")
         engine.define("stored", f"SELECT * FROM {read_parquet(data / 'messages' / '*.parquet')}")
         engine.define("dropped", f"SELECT * FROM {read_parquet(data / 'dropped' / '*.parquet')}")
         return self._summarize(engine, notes)
-
-    def _copy_part(self, engine: DuckEngine, path: Path, numbers: str, data: Path) -> None:
-        with engine.connection.cursor() as cursor:
-            part = f"(SELECT * FROM {read_parquet(path)}) AS part"
-            select = selection.SELECT_STORED.format(numbers=numbers).replace("FROM part", f"FROM {part}")
-            copy_rows(cursor, select, data / "messages" / path.name)
 
     def _summarize(self, engine: QueryEngine, notes: list[str]) -> dict[str, Any]:
         """What `store.json` says, beside where the data are."""

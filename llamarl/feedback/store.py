@@ -70,11 +70,13 @@ class Store:
 
 
 def publish(path: Path, data: Path, record: Mapping[str, Any]) -> Store:
-    """Makes new data the store's, and removes what they replace."""
+    """Makes new data the store's, and removes what they replace and what killed ingests left."""
     write_json(path / STORE_FILE, {"format": FORMAT, "data": data.name, **record})
     for old in path.glob("data-*"):
         if old != data:
             shutil.rmtree(old)
+    for draft in path.glob(f".{STORE_FILE}.*.tmp"):
+        draft.unlink()
     return Store.open(path)
 
 
@@ -106,6 +108,8 @@ def copy_rows(connection: Connection, select: str, path: Path, compression: str 
     """Writes the rows of a query to a Parquet file, which appears whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     connection.execute(f"COPY ({select}) TO {text_literal(str(temporary))} (FORMAT parquet, COMPRESSION {compression})")
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())  # else a power cut may leave the name and not the rows
     os.replace(temporary, path)
 
 

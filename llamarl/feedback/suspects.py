@@ -147,7 +147,9 @@ def _find_phrases(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
 
 
 def _count_holding(engine: QueryEngine, users: np.ndarray, terms: np.ndarray) -> list[int]:
-    engine.load("candidates", {"user_hash": list(users), "term": list(terms)}, {"user_hash": "string", "term": "string"})
+    engine.load(
+        "candidates", {"user_hash": list(users), "term": list(terms)}, {"user_hash": "string", "term": "string"}
+    )
     holding = {(user, term): count for user, term, count in engine.fetch(queries.SELECT_HOLDING)}
     return [int(holding[user, term]) for user, term in zip(users, terms, strict=True)]
 

@@ -106,7 +106,9 @@ def test_a_phrase_may_be_a_word_an_emoji_or_of_a_script_without_spaces(tmp_path,
 def test_a_bot_of_two_loves_is_known_by_the_phrase_of_others(tmp_path):
     rows = people(400)
     for number in range(5):
-        rows += by(f"bot {number}", 60, lambda index, every=20 if number == 2 else 12: index % every == 1, text="w{0} t{0}")
+        rows += by(
+            f"bot {number}", 60, lambda index, every=20 if number == 2 else 12: index % every == 1, text="w{0} t{0}"
+        )
         for row in rows[-60:]:
             row["response"] += " Sending love!" if "reaction" in row else ""
     found = reasons(ingest_rows(tmp_path, rows))

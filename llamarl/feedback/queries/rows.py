@@ -22,6 +22,7 @@ FILE_SHIFT, LINE_SHIFT = 44, 14
 """A row's number is its file, line and turn, so that it grows with them and doesn't depend on how chunks were cut."""
 MOST_TURNS = (1 << LINE_SHIFT) - 1
 
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Where a log keeps each field."""
@@ -40,9 +41,11 @@ class Columns:
         """The column that holds a field."""
         return self.names.get(field, field)
 
+
 def json_path(column: str) -> str:
     """The path of a column in a JSON line."""
     return "$" + "".join('."' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in column.split("."))
+
 
 def select_raw_json(columns: Columns) -> str:
     """JSON lines (`chunk`) -> a column of text for each field, and `problem`, `field:reason` or null."""
