@@ -22,7 +22,8 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.machine import usable_cores
 from llamarl.feedback.ab_settings import FIELDS, AbTest
 from llamarl.feedback.ingestion import EARLIEST, find_logs
-from llamarl.feedback.queries import json_path, quote, text_literal
+from llamarl.feedback.queries import quote, text_literal
+from llamarl.feedback.queries.rows import json_path
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, import_pyarrow, read_chunks
 from llamarl.feedback.store import Connection, connect
 from llamarl.functional.experiments import CovariateMoments, Moments
