@@ -100,7 +100,8 @@ def change_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
         if arm["cuped"] is not None:
             change, interval = arm["cuped"]["relative_change"], arm["cuped"]["interval"]
             label = f"{name} + {result['covariate']}"
-            yield [label, format_change(change), format_interval(interval), format_p(arm["cuped"]["p"]), "", ""]
+            always = format_interval(arm["cuped"]["always_valid_interval"])
+            yield [label, format_change(change), format_interval(interval), format_p(arm["cuped"]["p"]), "", always]
 
 
 def guardrail_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
