@@ -57,6 +57,8 @@ COMMANDS = {
     "feedback describe": "feedback_commands:describe",
     "feedback fit": "feedback_commands:fit",
     "feedback evaluate": "feedback_commands:evaluate",
+    "feedback monitor": "gate_commands:monitor",
+    "feedback gate": "gate_commands:gate",
     "feedback ab": "ab_commands:compare",
     "feedback ab plan": "ab_commands:plan",
     "detect eval": "detect_commands:evaluate",
