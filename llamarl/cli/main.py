@@ -61,6 +61,7 @@ COMMANDS = {
     "feedback gate": "gate_commands:gate",
     "feedback ab": "ab_commands:compare",
     "feedback ab plan": "ab_commands:plan",
+    "detect build": "detect_commands:build",
     "detect eval": "detect_commands:evaluate",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
