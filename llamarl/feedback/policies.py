@@ -47,7 +47,7 @@ Source = str | Path | Iterable[Mapping[str, Any]]
 LEAST_POLICIES = 3
 """Two points lie on a line always."""
 SHOWN_PROMPTS = 3
-"""So many missing prompts are named; the rest is counted."""
+"""The number of missing prompts that are named; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class PolicyScores:
     responses: tuple[int, ...]
     """[P] responses of each policy."""
     prior: Prior
-    """By which raw logits were corrected."""
+    """The prior by which raw logits were corrected."""
 
     def summarize(self, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Of each policy the mean corrected probability `score` with its interval, counts, and mean length."""
+        """The mean corrected probability `score` of each policy with its interval, counts, and mean length."""
         means = self._resample(self.probabilities, seed)
         return {
             name: {
@@ -81,7 +81,7 @@ class PolicyScores:
         }
 
     def compare(self, control: str, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Of each other policy the relative change of its mean score against the control's, with its interval.
+        """The relative change of each other policy's mean score against the control's, with its interval.
 
         Raises:
             ConfigError: the control is none of the policies.
