@@ -296,6 +296,8 @@ class _Scorer:
         """The corrected probability of each response, in order."""
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
+            if on_progress is not None:
+                on_progress(start, len(rows))
             logits = self._classifier([self._encode(*row) for row in part])
             if on_progress is not None:
                 on_progress(start + len(part), len(rows))
