@@ -6,6 +6,7 @@ a file. JSON lines are cut at line breaks without looking at what they hold, so 
 
 import csv
 import gzip
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -51,7 +52,7 @@ class Chunk:
         if not (column.isascii() and column.isidentifier()):  # JSON may spell it otherwise
             return True
         data = self.table.column(TEXT).chunk(0).buffers()[2]
-        return data is not None and f'"{column}"'.encode() in memoryview(data).tobytes()
+        return data is not None and re.search(re.escape(f'"{column}"').encode(), data) is not None
 
 
 def find_format(path: Path) -> Format:
@@ -108,41 +109,49 @@ def _read_json_lines(path: Path) -> Iterator[Chunk]:
                 continue
             rest = data[end:]
             if end or is_skipping:
-                table, lines = _cut_lines(data[:end], first_line, is_skipping)
+                table, lines = _cut_lines(memoryview(data)[:end], first_line, is_skipping)
                 yield Chunk(index, table, is_json=True)
                 index, first_line, is_skipping = index + 1, first_line + lines, False
             if not block:
                 return
 
 
-def _cut_lines(data: bytes, first_line: int, is_first_too_long: bool) -> tuple["pyarrow.Table", int]:
+def _cut_lines(data: memoryview, first_line: int, is_first_too_long: bool) -> tuple["pyarrow.Table", int]:
     """The lines of some bytes as a table, and their number; the text column shares the bytes."""
     pyarrow = import_pyarrow()
     ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
-    if not data.endswith(b"\n"):
+    if data[-1:] != b"\n":
         ends = np.append(ends, len(data))
     offsets = np.concatenate([[0], ends]).astype(np.int32)
     broken: dict[int, str] = {}
     too_long = np.flatnonzero(np.diff(offsets) > MAX_ROW_BYTES).tolist()
     broken |= dict.fromkeys([0, *too_long] if is_first_too_long else too_long, "row_too_long")
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        for place, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-            try:
-                data[begin:end].decode()
-            except UnicodeDecodeError:
-                broken.setdefault(place, "invalid_utf8")
     count = len(ends)
+    text: Any = pyarrow.StringArray.from_buffers(count, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data))
+    try:
+        text.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        for place, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            if not _is_utf8(data[begin:end]):
+                broken.setdefault(place, "invalid_utf8")
     if broken:  # what cannot be read becomes empty text, and is known by its reason
         reasons: Any = pyarrow.array([broken.get(place) for place in range(count)], pyarrow.string())
-        pieces = [b"{}" if place in broken else data[offsets[place] : offsets[place + 1]] for place in range(count)]
-        text: Any = pyarrow.array(pieces, pyarrow.binary()).cast(pyarrow.string())
+        pieces = [
+            b"{}" if place in broken else bytes(data[offsets[place] : offsets[place + 1]]) for place in range(count)
+        ]
+        text = pyarrow.array(pieces, pyarrow.binary()).cast(pyarrow.string())
     else:
         reasons = pyarrow.nulls(count, pyarrow.string())
-        text = pyarrow.StringArray.from_buffers(count, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data))
     lines = pyarrow.array(np.arange(first_line, first_line + count))
     return pyarrow.table({LINE: lines, BROKEN: reasons, TEXT: text}), count
+
+
+def _is_utf8(data: memoryview) -> bool:
+    try:
+        str(data, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------------------

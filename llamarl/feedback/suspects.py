@@ -123,20 +123,19 @@ def _find_phrases(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
     )
     usual = (seen_with + 0.5) / (sampled + 1.0)
     of_all = bdtrc(loved_with - 1, loves, np.minimum(1.0, TASTE * usual))
-    likely = np.flatnonzero(of_all < wrong_share)
-    holding = _count_holding(engine, users[likely], terms[likely])
-    of_own = np.ones(len(users))
-    for place, held in zip(likely, holding, strict=True):
-        of_own[place] = overlap_tail(int(loved_with[place]), int(loves[place]), held, int(shown[place]), TASTE)
+    is_likely = (loved_with >= FEW_LOVES) & (of_all * tried < wrong_share)
+    of_own = _ask_own(engine, is_likely, users, terms, loved_with, loves, shown)
     chance = np.minimum(1.0, np.maximum(of_all, of_own) * tried)
-    chance[loved_with < FEW_LOVES] = 1.0
 
     is_found = np.zeros(len(users), dtype=bool)
-    best = _best_of_each(users, chance)
+    best = _best_of_each(users, np.where(is_likely, chance, 1.0))
     best = best[loves[best] >= FEW_LOVES]
     is_found[best[find_unlikely(chance[best], many, wrong_share)]] = True
     targets, counts = np.unique(terms[is_found].astype(str), return_counts=True)
-    for target in targets[counts >= FEW_LOVES]:
+    shared = targets[counts >= FEW_LOVES]
+    is_likely = np.isin(terms.astype(str), shared) & (of_all < wrong_share)
+    of_own = _ask_own(engine, is_likely, users, terms, loved_with, loves, shown)
+    for target in shared:
         places = np.flatnonzero((terms == target) & (of_own < wrong_share))
         is_found[places[find_unlikely(of_all[places], lovers, wrong_share)]] = True
     for place in _best_of_each(users, np.where(is_found, chance, 2.0)):
@@ -146,12 +145,29 @@ def _find_phrases(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
             yield Suspect(users[place], "loves_phrase", share, float(usual[place]), detail)
 
 
-def _count_holding(engine: QueryEngine, users: np.ndarray, terms: np.ndarray) -> list[int]:
-    engine.load(
-        "candidates", {"user_hash": list(users), "term": list(terms)}, {"user_hash": "string", "term": "string"}
-    )
+def _ask_own(
+    engine: QueryEngine,
+    is_likely: np.ndarray,
+    users: np.ndarray,
+    terms: np.ndarray,
+    loved_with: np.ndarray,
+    loves: np.ndarray,
+    shown: np.ndarray,
+) -> np.ndarray:
+    """How likely chance puts a term into so many of a user's loves, given in how many of their replies it is.
+
+    [N], 1 where it is not likely enough to be asked for: replies have to be searched.
+    """
+    chance = np.ones(len(users))
+    places = np.flatnonzero(is_likely)
+    columns = {"user_hash": list(users[places]), "term": list(terms[places])}
+    engine.load("candidates", columns, dict.fromkeys(columns, "string"))
     holding = {(user, term): count for user, term, count in engine.fetch(queries.SELECT_HOLDING)}
-    return [int(holding[user, term]) for user, term in zip(users, terms, strict=True)]
+    engine.forget("candidates")
+    for place in places:
+        held = int(holding[users[place], terms[place]])
+        chance[place] = overlap_tail(int(loved_with[place]), int(loves[place]), held, int(shown[place]), TASTE)
+    return chance
 
 
 def _best_of_each(users: np.ndarray, chance: np.ndarray) -> np.ndarray:

@@ -48,7 +48,11 @@ def json_path(column: str) -> str:
 
 
 def select_raw_json(columns: Columns) -> str:
-    """JSON lines (`chunk`) -> a column of text for each field, and `problem`, `field:reason` or null."""
+    """JSON lines (`chunk`) -> a column of text for each field, and `problem`, `field:reason` or null.
+
+    A line is parsed once. Values that are no texts and no numbers begin with a letter or a bracket behind a colon: only
+    lines with one are looked at for values of a wrong type.
+    """
     fields = columns.fields
     paths = [text_literal(json_path(columns.column(field))) for field in fields]
     values = ", ".join(f"v[{place}] AS {quote(field)}" for place, field in enumerate(fields, 1))
@@ -56,16 +60,22 @@ def select_raw_json(columns: Columns) -> str:
         _when_wrong_type(field, f"v[{place}]", f"json_type(text, {path})")
         for place, (field, path) in enumerate(zip(fields, paths, strict=True), 1)
     )
+    response = f"v[{fields.index('response') + 1}]"
     return f"""
-        SELECT line, {values}, CASE WHEN problem IS NOT NULL THEN problem {wrong} END AS problem
+        SELECT line, {values},
+            CASE WHEN broken IS NOT NULL THEN ':' || broken
+                 WHEN v IS NULL THEN ':invalid_json'
+                 WHEN NOT starts_with(ltrim(text), '{{') THEN ':not_an_object'
+                 WHEN NOT regexp_matches(text, ':\\s*[\\[{{tf]') AND NOT {_is_number(response)} THEN NULL
+                 {wrong} END AS problem
         FROM (
-            SELECT *, CASE WHEN problem IS NULL THEN json_extract_string(text, [{", ".join(paths)}]) END AS v
-            FROM (
-                SELECT {LINE} AS line, {TEXT} AS text,
-                    CASE WHEN {BROKEN} IS NOT NULL THEN ':' || {BROKEN}
-                         WHEN NOT json_valid({TEXT}) THEN ':invalid_json'
-                         WHEN json_type({TEXT}) <> 'OBJECT' THEN ':not_an_object' END AS problem
-                FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S')))"""
+            SELECT {LINE} AS line, {TEXT} AS text, {BROKEN} AS broken,
+                TRY(json_extract_string({TEXT}, [{", ".join(paths)}])) AS v
+            FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S'))"""
+
+
+def _is_number(value: str) -> str:
+    return f"TRY_CAST({value} AS DOUBLE) IS NOT NULL"
 
 
 def _when_wrong_type(field: str, value: str, json_type: str) -> str:
@@ -77,7 +87,7 @@ def _when_wrong_type(field: str, value: str, json_type: str) -> str:
     looks = f"left({value}, 1) IN ('{{', '[') OR {value} IN ('true', 'false')"
     allowed: tuple[str, ...] = ("VARCHAR",)
     if field == "response":
-        looks += f" OR TRY_CAST({value} AS DOUBLE) IS NOT NULL"
+        looks += f" OR {_is_number(value)}"
     elif field in ("prompt", "messages"):
         allowed += ("ARRAY",)
     elif field == "reaction":
@@ -121,7 +131,7 @@ SELECT_TALKS = """
 
 def select_flat(columns: Columns, context_messages: int) -> str:
     """Raw rows (`raw`) of one message each -> rows with `turn` and `context`, the conversation before it as JSON."""
-    is_list = "starts_with(trim(prompt), '[{') AND json_valid(prompt)"
+    is_list = "CASE WHEN starts_with(ltrim(prompt), '[{') THEN json_valid(prompt) ELSE false END"  # AND asks both
     items = "TRY_CAST(prompt AS JSON[])"
     return f"""
         SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))},

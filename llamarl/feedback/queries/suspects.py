@@ -83,14 +83,14 @@ SELECT_LOVED_TERMS = """
 """The rarest terms that are in at least half of what a user loves, and in how many sampled replies they are."""
 
 SELECT_HOLDING = f"""
-    WITH texts AS (
-        SELECT user_hash, ' ' || array_to_string({WORDS}, ' ') || ' ' AS words FROM messages
-        WHERE user_hash IN (SELECT user_hash FROM candidates))
-    SELECT candidates.user_hash, term, count(*) AS holding
-    FROM texts JOIN candidates ON texts.user_hash = candidates.user_hash
-    WHERE contains(words, ' ' || term || ' ') GROUP BY candidates.user_hash, term
-    ORDER BY candidates.user_hash, term"""
-"""How many replies that a user saw hold a term (`candidates`: user_hash, term)."""
+    WITH likely AS (
+        SELECT messages.user_hash, term, left(response, 4000) AS response
+        FROM messages JOIN candidates ON messages.user_hash = candidates.user_hash
+        WHERE contains(lower(left(response, 4000)), split_part(term, ' ', 1))),
+    texts AS (SELECT user_hash, term, ' ' || array_to_string({WORDS}, ' ') || ' ' AS words FROM likely)
+    SELECT user_hash, term, count(*) AS holding FROM texts
+    WHERE contains(words, ' ' || term || ' ') GROUP BY user_hash, term ORDER BY user_hash, term"""
+"""How many replies that a user saw hold a term (`candidates`: user_hash, term); only what may hold it is cut up."""
 
 SELECT_COUNTS = """
     SELECT CAST(coalesce(sum(shown), 0) AS BIGINT), coalesce(sum(CASE WHEN loves >= {few} THEN 1 ELSE 0 END), 0),
