@@ -30,7 +30,7 @@ from llamarl.feedback.queries.suspects import SELECT_ACTIVITY
 from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
 from llamarl.feedback.settings import Ingest
-from llamarl.feedback.store import Connection, Store, connect, copy_rows, derive_key, publish
+from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, publish
 from llamarl.feedback.suspects import find_suspects
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -203,7 +203,7 @@ class _Run:
                 turns = f"WITH raw AS ({raw}) {turns}"  # read once, so not written down
             connection.execute(f"CREATE TABLE turns AS {turns}")
             connection.register("reaction_names", self._name_reactions(connection))
-            copy_rows(connection, row_queries.select_checked(self._columns, number), part, "lz4")
+            copy_rows(connection, row_queries.select_checked(self._columns, number), part, QUICK)
 
     def _name_reactions(self, connection: Connection) -> Any:
         """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
