@@ -11,9 +11,9 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from glob import glob, has_magic
 from pathlib import Path
@@ -30,6 +30,7 @@ from llamarl.feedback.queries.suspects import SELECT_ACTIVITY
 from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
 from llamarl.feedback.settings import Ingest
+from llamarl.feedback.spark import Session, SparkEngine, map_on_workers, start_session
 from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, publish
 from llamarl.feedback.suspects import find_suspects
 
@@ -135,10 +136,20 @@ class _Run:
 
     def run(self) -> Store:
         self._prepare_staging()
-        self._stage()
-        store = self._finish()
+        if self._settings.engine == "spark":
+            with start_session(self._threads) as session:
+                self._stage(session)
+                store = self._finish(lambda: nullcontext(SparkEngine(session, self._staging / "spill")))
+        else:
+            self._stage(None)
+            store = self._finish(self._open_duckdb)
         shutil.rmtree(self._staging)
         return store
+
+    @contextmanager
+    def _open_duckdb(self) -> Iterator[QueryEngine]:
+        with self._connect(self._threads) as connection:
+            yield DuckEngine(connection, self._threads)
 
     # ---- chunks -> parts
 
@@ -154,33 +165,54 @@ class _Run:
     def _part(self, number: int, chunk: int) -> Path:
         return self._staging / f"{self._digests[number]}-{chunk:06d}.parquet"
 
-    def _stage(self) -> None:
-        """Makes a part of every chunk, some at a time."""
-        with ThreadPoolExecutor(self._threads, "ingest") as pool:
-            for number, path in enumerate(self._files):
-                running: deque[Future[None]] = deque()
-                try:
-                    for chunk in read_chunks(path):
-                        if chunk.index == 0:
-                            self._check_columns(path, chunk)
-                        part = self._part(number, chunk.index)
-                        if part.exists():
-                            continue
-                        if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
-                            running.popleft().result()
-                        running.append(pool.submit(self._stage_chunk, number, chunk, part))
-                    while running:
-                        running.popleft().result()
-                except _MissingColumnError:
-                    raise
-                except DataError as error:
-                    wait(running)
-                    self._unreadable.append((number, str(error)))
-                    for part in self._staging.glob(f"{self._digests[number]}-*.parquet"):
-                        part.unlink()  # half a file is no log: what came before the damage goes, too
-                finally:
-                    for job in running:
-                        job.cancel()
+    def _stage(self, session: Session | None) -> None:
+        """Makes a part of every chunk, some at a time; on Spark each file is one worker's."""
+        numbers = range(len(self._files))
+        if session is None:
+            with ThreadPoolExecutor(self._threads, "ingest") as pool:
+                problems = [self._stage_file(number, pool) for number in numbers]
+        else:
+            problems = map_on_workers(session, self._stage_alone, len(numbers))
+            if refused := next((text for text, is_final in problems if is_final), None):
+                raise DataError(refused)
+            problems = [text for text, _ in problems]
+        self._unreadable = [(number, text) for number, text in zip(numbers, problems, strict=True) if text is not None]
+
+    def _stage_alone(self, number: int) -> tuple[str | None, bool]:
+        """Stages a file on a worker of Spark, which wraps errors: what is wrong, and whether the ingest must end."""
+        try:
+            with ThreadPoolExecutor(1, "ingest") as pool:
+                return self._stage_file(number, pool), False
+        except _MissingColumnError as error:
+            return str(error), True
+
+    def _stage_file(self, number: int, pool: ThreadPoolExecutor) -> str | None:
+        """Makes the parts of one file; returns why it cannot be read, if so."""
+        path = self._files[number]
+        running: deque[Future[None]] = deque()
+        try:
+            for chunk in read_chunks(path):
+                if chunk.index == 0:
+                    self._check_columns(path, chunk)
+                part = self._part(number, chunk.index)
+                if part.exists():
+                    continue
+                if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
+                    running.popleft().result()
+                running.append(pool.submit(self._stage_chunk, number, chunk, part))
+            while running:
+                running.popleft().result()
+        except _MissingColumnError:
+            raise
+        except DataError as error:
+            wait(running)
+            for part in self._staging.glob(f"{self._digests[number]}-*.parquet"):
+                part.unlink()  # half a file is no log: what came before the damage goes, too
+            return str(error)
+        finally:
+            for job in running:
+                job.cancel()
+        return None
 
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
@@ -247,14 +279,14 @@ class _Run:
 
     # ---- parts -> store
 
-    def _finish(self) -> Store:
+    def _finish(self, open_engine: Callable[[], AbstractContextManager[QueryEngine]]) -> Store:
         """Decides what is dropped, copies the rest, and publishes it."""
         data = self._settings.out / f"data-{secrets.token_hex(4)}"
         try:
             for folder in (data, data / "messages", data / "dropped"):
                 folder.mkdir()
-            with self._connect(self._threads) as connection:
-                record = self._write_data(DuckEngine(connection, self._threads), data)
+            with open_engine() as engine:
+                record = self._write_data(engine, data)
             return publish(self._settings.out, data, record)
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)

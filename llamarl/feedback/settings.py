@@ -1,7 +1,7 @@
 """Settings of the commands on reactions. Nothing here imports more than pydantic, so that their help is quick."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -70,10 +70,12 @@ class Ingest(SuspectSettings):
     """Keep the messages of suspicious users; they are marked and listed still."""
     context_messages: int = Field(default=32, ge=1)
     """Messages of the conversation that are kept before each reply, the last ones."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """Who looks across rows: DuckDB in this process, larger than memory, or Spark, for logs that outgrow a machine."""
     threads: int | None = Field(default=None, ge=1)
     """Cores to use, all by default."""
     memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
-    """Memory for the queries over all messages; what is more goes to the disk."""
+    """Memory of DuckDB for the queries over all messages; what is more goes to the disk."""
 
 
 class Description(Config):

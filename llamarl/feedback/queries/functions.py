@@ -42,5 +42,6 @@ FUNCTIONS = {
         len(items) > 0 AND len([m for m in items
             if coalesce(m ->> '$.role', '') NOT IN ('system', 'developer', 'user', 'assistant', 'tool')
             OR coalesce(json_type(m, '$.content'), '') <> 'VARCHAR']) = 0""",
+    "nth(words, place)": "words[place]",
 }
 """Name and arguments, and the definition for DuckDB."""

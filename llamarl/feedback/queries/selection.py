@@ -99,7 +99,7 @@ SELECT_TOTALS = """
 SELECT_FIRST_BAD = """
     SELECT file, line, field, reason FROM dropped
     WHERE reason NOT IN ('duplicate_message', 'duplicate_text', 'suspicious_user', 'user_cap')
-    ORDER BY file, line LIMIT {limit}"""
+    ORDER BY file, line, turn, field, reason LIMIT {limit}"""
 
 SELECT_LATE_AND_REDACTED = """
     SELECT (SELECT count(*) FROM late), (SELECT count(*) FROM staged WHERE is_redacted)"""

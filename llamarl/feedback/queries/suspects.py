@@ -30,7 +30,7 @@ SELECT_ALIKE = """
     WITH times AS ({passed}),
     middles AS (SELECT user_hash, median(passed) AS middle FROM times GROUP BY user_hash HAVING count(*) > 1)
     SELECT user_hash, count(*) AS count, middle / 1e6 AS seconds,
-        sum(CASE WHEN abs(passed - middle) <= 1000000 THEN 1.0 ELSE 0.0 END) / count(*) AS alike
+        avg(CASE WHEN abs(passed - middle) <= 1000000 THEN 1 ELSE 0 END) AS alike
     FROM times JOIN middles USING (user_hash) GROUP BY user_hash, middle ORDER BY user_hash"""
 """The median of a user's times, and which share of them lies within a second of it."""
 
@@ -58,11 +58,11 @@ def select_terms(rows: str) -> str:
     """Each word and each pair of neighbouring words of some replies (what follows FROM messages), once a reply."""
     return f"""
     WITH texts AS (SELECT row, user_hash, {WORDS} AS words FROM messages {rows}),
-    places AS (SELECT row, user_hash, words, unnest(range(1, len(words) + 1)) AS place FROM texts)
-    SELECT DISTINCT row, user_hash, words[place] AS term FROM places
+    places AS (SELECT row, user_hash, words, unnest(range(1, array_length(words) + 1)) AS place FROM texts)
+    SELECT DISTINCT row, user_hash, nth(words, place) AS term FROM places
     UNION ALL
-    SELECT DISTINCT row, user_hash, words[place] || ' ' || words[place + 1] AS term FROM places
-    WHERE place < len(words)"""
+    SELECT DISTINCT row, user_hash, nth(words, place) || ' ' || nth(words, place + 1) AS term FROM places
+    WHERE place < array_length(words)"""
 
 
 SELECT_LOVED_TERMS = """
@@ -75,7 +75,7 @@ SELECT_LOVED_TERMS = """
         SELECT user_hash, often.term AS term, loved_with, loves, shown, coalesce(seen_with, 0) AS seen_with,
             count(*) OVER (PARTITION BY user_hash) AS tried,
             row_number() OVER (PARTITION BY user_hash
-                ORDER BY loved_with * ln((coalesce(seen_with, 0) + 0.5) / ({sampled} + 1.0)),
+                ORDER BY loved_with * ln((CAST(coalesce(seen_with, 0) AS DOUBLE) + 0.5) / ({sampled} + 1)),
                 length(often.term) DESC, often.term) AS place
         FROM often LEFT JOIN usual ON often.term = usual.term)
     SELECT user_hash, term, loved_with, CAST(loves AS BIGINT) AS loves, shown, seen_with, tried
