@@ -49,6 +49,7 @@ EXTRAS: Mapping[str, Extra] = {
     "mlflow": Extra(("mlflow", "sqlalchemy"), "no MLflow"),
     "inspect": Extra(("inspect_ai",), "no task for Inspect"),
     "feedback": Extra(("pyarrow",), "no logs of reactions are read"),
+    "spark": Extra(("pyspark", "sqlglot"), "logs of reactions are read on one machine"),
     "gguf": Extra(("gguf", "accelerate"), "GGUF files are not read as models"),
 }
 

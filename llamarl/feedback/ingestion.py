@@ -172,10 +172,10 @@ class _Run:
             with ThreadPoolExecutor(self._threads, "ingest") as pool:
                 problems = [self._stage_file(number, pool) for number in numbers]
         else:
-            problems = map_on_workers(session, self._stage_alone, len(numbers))
-            if refused := next((text for text, is_final in problems if is_final), None):
+            told = map_on_workers(session, self._stage_alone, len(numbers))
+            if refused := next((text for text, is_final in told if is_final), None):
                 raise DataError(refused)
-            problems = [text for text, _ in problems]
+            problems = [text for text, _ in told]
         self._unreadable = [(number, text) for number, text in zip(numbers, problems, strict=True) if text is not None]
 
     def _stage_alone(self, number: int) -> tuple[str | None, bool]:

@@ -120,7 +120,7 @@ def _cut_lines(data: memoryview, first_line: int, is_first_too_long: bool) -> tu
     """The lines of some bytes as a table, and their number; the text column shares the bytes."""
     pyarrow = import_pyarrow()
     ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
-    if data[-1:] != b"\n":
+    if not len(ends) or ends[-1] < len(data):
         ends = np.append(ends, len(data))
     offsets = np.concatenate([[0], ends]).astype(np.int32)
     broken: dict[int, str] = {}

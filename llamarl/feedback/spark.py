@@ -6,6 +6,7 @@ where every worker sees them under the same path. What is not said here comes fr
 (spark-defaults.conf, PYSPARK_SUBMIT_ARGS): the master, memory, packages.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def start_session(threads: int) -> Iterator[Session]:
     }
     for name, value in settings.items():
         builder = builder.config(name, value)
-    if not _has_master():
+    if not has_master(os.environ):
         builder = builder.master(f"local[{threads}]").config("spark.sql.shuffle.partitions", str(2 * threads))
     try:
         session = builder.getOrCreate()
@@ -61,15 +62,12 @@ def start_session(threads: int) -> Iterator[Session]:
         session.stop()
 
 
-def _has_master() -> bool:
+def has_master(environment: Mapping[str, str]) -> bool:
     """Whether Spark is told where to run. Asking Spark itself would start its Java process, too early to configure."""
-    import os
-
-    if "--master" in os.environ.get("PYSPARK_SUBMIT_ARGS", "") or "SPARK_REMOTE" in os.environ:
+    if "--master" in environment.get("PYSPARK_SUBMIT_ARGS", "") or "SPARK_REMOTE" in environment:
         return True
-    folder = os.environ.get("SPARK_CONF_DIR")
-    defaults = Path(folder) / "spark-defaults.conf" if folder else None
-    return defaults is not None and defaults.exists() and "spark.master" in defaults.read_text()
+    defaults = Path(environment.get("SPARK_CONF_DIR", "")) / "spark-defaults.conf"
+    return "SPARK_CONF_DIR" in environment and defaults.exists() and "spark.master" in defaults.read_text()
 
 
 def map_on_workers(session: Session, do: Callable[[int], Any], count: int) -> list[Any]:
