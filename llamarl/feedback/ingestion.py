@@ -31,7 +31,7 @@ from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
 from llamarl.feedback.settings import Ingest
 from llamarl.feedback.spark import Session, SparkEngine, map_on_workers, start_session
-from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, publish
+from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, explain_limits, publish
 from llamarl.feedback.suspects import find_suspects
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -64,7 +64,7 @@ def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, no
     if clash := set(settings.keep) & set(FIELDS):
         raise ConfigError(f"keep: {', '.join(sorted(clash))} is kept anyway; leave it out")
     import_pyarrow()
-    with _hold(settings.out):
+    with _hold(settings.out), explain_limits(settings.out, settings.memory):
         return _Run(settings, files, key, now or datetime.now(UTC)).run()
 
 
@@ -75,7 +75,8 @@ def find_logs(names: Sequence[str]) -> list[Path]:
         found = [name] if os.path.isfile(name) else sorted(glob(name, recursive=True)) if has_magic(name) else []
         found = [path for path in found if os.path.isfile(path)]
         if not found:
-            raise ConfigError(f"{name}: no such file; give log files or a glob of them")
+            example = f"a directory; give its files, for instance '{name}/*.jsonl'" if os.path.isdir(name) else None
+            raise ConfigError(f"{name}: {example or 'no such file; give log files or a glob of them'}")
         files |= dict.fromkeys(Path(path) for path in found)
     for path in files:
         find_format(path)
@@ -296,7 +297,8 @@ class _Run:
         settings = self._settings
         parts = sorted(self._staging.glob("*.parquet"))
         if not parts:
-            raise DataError("\n".join(["no log can be read", *(text for _, text in self._unreadable)]))
+            what = "no log can be read" if self._unreadable else "the logs are empty"
+            raise DataError("\n".join([what, *(text for _, text in self._unreadable)]))
         engine.define("parts", f"SELECT * FROM {read_parquet(self._staging / '*.parquet')}")
         engine.load("unreadable", {"file": [number for number, _ in self._unreadable]}, {"file": "int32"})
         notes = drop_rows(engine, settings)
@@ -323,10 +325,16 @@ class _Run:
             first_bad = "".join(
                 f"\n  {bad['file']}, line {bad['line']}, {bad['field']}: {bad['reason']}" for bad in bad_rows[:5]
             )
+            if {"invalid_json", "not_an_object"} & dropped.keys():
+                reasons += "; JSON lines have one object a line (jq -c '.[]' makes them of a list)"
             raise DataError(f"no row of the logs is good: {reasons}{first_bad}")
         ((late, redacted),) = engine.fetch(selection.SELECT_LATE_AND_REDACTED)
         ((suspicious,),) = engine.fetch("SELECT count(DISTINCT user_hash) FROM suspicious")
         notes = [*(text for _, text in self._unreadable), *notes]
+        for name in self._settings.keep:
+            ((count,),) = engine.fetch(f"SELECT count({quote(name)}) FROM stored")
+            if not count:
+                notes.append(f"no row has {self._columns.column(name)!r}, which --keep names")
         if not loves:
             notes.append("no message has a love reaction: nothing can be learnt from this log alone")
         return {

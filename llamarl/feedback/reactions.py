@@ -8,7 +8,7 @@ LOVE = "love"
 
 NAMES = {
     LOVE: "love loved heart red_heart true yes 1 <3 "
-    "❤ ♥ 💕 💖 💗 💓 💞 💘 💝 ❣ 💙 💚 💛 🧡 💜 🖤 🤍 🤎 🩷 🩵 🩶 😍 🥰 😻",
+    "❤ ♥ 💕 💖 💗 💓 💞 💘 💝 ❣ 💙 💚 💛 🧡 💜 🖤 🤍 🤎 🩷 🩵 🩶 😍 🥰 😻 🫶",
     "like": "like liked thumbs_up thumbsup thumb_up up upvote +1 👍 👏 🙌 💯 🔥 🎉",
     "laugh": "laugh laughed haha lol 😂 🤣 😆 😄 😁",
     "surprise": "surprise surprised wow 😮 😲 🤯 😯",
@@ -25,7 +25,7 @@ NONE = frozenset({"", "none", "null", "false", "no", "0", "[]"})
 
 _BY_SPELLING = {spelling: name for name, text in NAMES.items() for spelling in text.split()}
 # variation selectors, skin tones, and what joins emoji (a heart on fire is a heart)
-_DECORATION = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]|\u200d.*", re.S)
+_DECORATION = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]|\u200d.*|::skin-tone-\\d", re.S)
 
 
 def name_reaction(text: str, own: Mapping[str, str] | None = None) -> str | None:
@@ -39,10 +39,12 @@ def name_reaction(text: str, own: Mapping[str, str] | None = None) -> str | None
     plain = _DECORATION.sub("", text.strip()).strip(":").lower().replace(" ", "_")
     if text.startswith("[") and plain not in NONE:
         names = [name_reaction(str(entry), own) for entry in _entries(text)]
-        known = [name for name in [*NAMES, *(own or {}).values()] if name in names]
-        return known[0] if known else None
+        known = [name for name in [*NAMES, *(own or {}).values(), ""] if name in names]
+        return known[0] if known and (known[0] or None not in names) else None
     if own and (chosen := own.get(text.strip(), own.get(plain))):
         return chosen
+    if len(set(plain)) == 1 and not plain.isascii():
+        plain = plain[0]  # the same emoji several times
     return "" if plain in NONE else _BY_SPELLING.get(plain)
 
 

@@ -32,6 +32,7 @@ CHUNK_BYTES = 1 << 25
 CHUNK_ROWS = 50_000
 MAX_ROW_BYTES = 1 << 23
 """A longer line is taken for a defect: a missing line break."""
+_OTHER_FORMATS = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip"}
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
@@ -98,6 +99,8 @@ def _read_json_lines(path: Path) -> Iterator[Chunk]:
         rest, is_skipping = file.read(4), False
         if rest.startswith(_WIDE_MARKS):
             raise DataError(f"{path}: UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        if name := next((name for mark, name in _OTHER_FORMATS.items() if rest.startswith(mark)), None):
+            raise DataError(f"{path}: its first bytes are those of {name}; give it the name of such a file")
         rest = rest.removeprefix(b"\xef\xbb\xbf")
         while True:
             block = file.read(CHUNK_BYTES)
@@ -165,9 +168,11 @@ def _read_csv(path: Path) -> Iterator[Chunk]:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
-            columns = next(reader, [])
+            columns = next(reader, None)
         except csv.Error as error:
             raise DataError(f"{path}, line 1: no CSV header: {error}") from None
+        if columns is None:
+            return  # an empty file
         if not columns or len(set(columns)) < len(columns) or "" in columns:
             raise DataError(f"{path}, line 1: the header names a column twice or leaves one without a name: {columns}")
         rows = _csv_rows(reader, len(columns))

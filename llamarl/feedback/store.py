@@ -13,7 +13,8 @@ import hashlib
 import os
 import shutil
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,28 @@ def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") 
     for head, body in FUNCTIONS.items():
         connection.execute(f"CREATE MACRO {head} AS {body}")
     return connection
+
+
+@contextmanager
+def explain_limits(out: Path, memory: str) -> Iterator[None]:
+    """Says in one line what to do where the disk or the memory of the queries is at its end.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        import duckdb
+    except ImportError:
+        raise MissingDependencyError.for_extra("duckdb", "feedback") from None
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise ConfigError(f"memory={memory}: too little for the queries; allow more, such as 4GB") from None
+    except (duckdb.IOException, OSError) as error:
+        text = str(error).splitlines()[0]
+        raise ConfigError(
+            f"out={out}: cannot be written ({text}); free space or choose another directory, and the same command goes on"
+        ) from None
 
 
 SMALL = "COMPRESSION zstd"

@@ -1,6 +1,8 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -293,6 +295,112 @@ def test_parquet_with_times_numbers_and_nested_conversations(tmp_path):
     store = ingest_files(tmp_path, [tmp_path / "a.parquet"])
     assert stored(store, "response, ts::VARCHAR") == [("hi", "2025-03-01 10:00:00")]
     assert dropped(store) == [(2, "ts", "missing_time")]
+
+
+def test_a_dot_goes_into_an_object_of_parquet(tmp_path):
+    table = pyarrow.table({"user": ["a"], "ts": [1740823200], "q": [{"text": "why?"}], "a": [{"b": {"text": "so."}}]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    store = ingest_files(tmp_path, [tmp_path / "a.parquet"], columns={"prompt": "q.text", "response": "a.b.text"})
+    assert stored(store, "response") == [("so.",)]
+
+
+def write_empty(folder, name):
+    path = folder / name
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"user": pyarrow.array([], pyarrow.string())}), path)
+    else:
+        path.write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    return path
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.csv", "b.jsonl.gz", "b.parquet"])
+def test_an_empty_file_is_no_error_beside_others_and_no_log_alone(tmp_path, name):
+    empty = write_empty(tmp_path, name)
+    assert ingest_files(tmp_path, [write_lines(tmp_path / "a.jsonl", [message()]), empty]).record["dropped"] == {}
+    with pytest.raises(DataError, match="the logs are empty"):
+        ingest_files(tmp_path / "alone", [empty])
+
+
+def test_a_directory_of_logs_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigError, match=r"a directory; give its files, for instance '.*/\*\.jsonl'"):
+        ingest_files(tmp_path, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (gzip.compress(b"{}"), "its first bytes are those of gzip"),
+        (b"PAR1....", "its first bytes are those of Parquet"),
+        (json.dumps([message(1), message(2)], indent=1).encode(), "JSON lines have one object a line"),
+    ],
+    ids=["gzip", "parquet", "a list"],
+)
+def test_a_file_that_is_not_what_its_name_says(tmp_path, data, words):
+    (tmp_path / "a.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        ingest_files(tmp_path, [tmp_path / "a.jsonl"])
+
+
+def test_a_column_to_keep_that_no_row_has_is_told(tmp_path):
+    notes = ingest_rows(tmp_path, [message(1, stars=1)], keep=["stars", "starz"]).record["notes"]
+    assert notes[0] == "no row has 'starz', which --keep names"
+
+
+def test_a_user_of_many_messages_is_cut_and_harms_nobody(tmp_path):
+    many = [message(index, user="a machine", ts=1740823200 + 60 * index) for index in range(30_000)]
+    others = [message(40_000 + index, reaction="❤️" if index % 9 == 0 else None) for index in range(50)]
+    store = ingest_rows(tmp_path, many + others)
+    assert store.record["dropped"] == {"user_cap": 29_000}
+    assert store.record["kept"] == 1050
+
+
+STRANGE_TIMES = {
+    "NaN": "bad_time",
+    "infinity": "bad_time",
+    "epoch": "bad_time",
+    "now": "bad_time",
+    "10:00": "bad_time",
+    "1e5000": "bad_time",
+    "20250301": "impossible_time",
+    "-5": "impossible_time",
+    "2025-03-01T25:00:00Z": "bad_time",
+    "2025-06-30T23:59:60Z": "bad_time",
+    "2025-03-01T10:00:00+99:00": "bad_time",
+}
+
+
+@pytest.mark.parametrize("time", STRANGE_TIMES)
+def test_what_is_no_time(tmp_path, time):
+    assert dropped(ingest_rows(tmp_path, [message(1), message(2, ts=time)])) == [(2, "ts", STRANGE_TIMES[time])]
+
+
+def test_texts_that_break_readers_are_rows_like_others(tmp_path):
+    deep = b'{"user":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    lone = b'{"user":"u","ts":1740823200,"prompt":"p","response":"\\ud800"}'
+    store = ingest_rows(tmp_path, [message(1, response="a\u0000b"), deep, lone, message(2, prompt="a: {b}, [c]: true")])
+    assert dropped(store) == [(2, "user", "wrong_type"), (3, "", "invalid_json")]
+    assert stored(store, "response") == [("a\0b",), ("answer number 2",)]
+
+
+PROGRAM = """
+import resource, sys
+from llamarl.cli.program import run
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+run()
+"""
+
+
+@pytest.mark.parametrize("limit", [4096, 40_000])
+def test_a_disk_that_is_full_is_told_in_one_line_and_the_store_stays(tmp_path, limit):
+    """A limit of the size of files stands for the disk: the system refuses to write on."""
+    before = ingest_rows(tmp_path, [message(0)])
+    lines = [message(index, response=sha256(b"%d" % index).hexdigest() * 4) for index in range(2000)]
+    log = write_lines(tmp_path / "big.jsonl", lines)
+    arguments = ["feedback", "ingest", str(log), "--out", str(tmp_path / "store"), "--threads", "1"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(limit), *arguments], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert stored(Store.open(tmp_path / "store")) == stored(before)
 
 
 def test_csv_rows_have_the_line_on_which_they_end(tmp_path):

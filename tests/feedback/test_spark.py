@@ -46,9 +46,10 @@ def write_logs(folder):
 
 
 def contents(store):
-    paths = (store.messages, store.dropped, store.suspicious)
-    rows = {path.split("/")[-2]: query(f"SELECT * FROM '{path}' ORDER BY ALL") for path in paths}
+    tables = {"messages": store.messages, "dropped": store.dropped, "suspicious": store.suspicious}
+    rows = {name: query(f"SELECT * FROM '{path}' ORDER BY ALL") for name, path in tables.items()}
     record = {name: value for name, value in store.record.items() if name not in ("data", "created", "settings")}
+    assert all(rows.values())
     return {**rows, "record": record}
 
 

@@ -109,7 +109,10 @@ def select_raw_table(columns: Columns, types: Mapping[str, str]) -> str:
         column = columns.column(field)
         kind = types.get(column)
         value = f"CAST({quote(column)} AS VARCHAR)"
-        if kind is None:
+        first, _, inside = column.partition(".")
+        if kind is None and inside and types.get(first) == "nested":
+            value = f"(to_json({quote(first)}) ->> {text_literal(json_path(inside))})"
+        elif kind is None:
             value = "CAST(NULL AS VARCHAR)"
         elif kind == "nested":
             value = f"CAST(to_json({quote(column)}) AS VARCHAR)"
