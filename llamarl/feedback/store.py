@@ -123,7 +123,7 @@ def explain_limits(out: Path, memory: str) -> Iterator[None]:
     except (duckdb.IOException, OSError) as error:
         text = str(error).splitlines()[0]
         raise ConfigError(
-            f"out={out}: cannot be written ({text}); free space or choose another directory, and the same command goes on"
+            f"out={out}: cannot be written ({text}); free space, and the same command goes on, or choose another"
         ) from None
 
 
