@@ -1,14 +1,17 @@
-"""feedback simulate, feedback ingest, feedback describe: from a log of users' reactions to what it says."""
+"""feedback simulate, ingest, describe, fit, evaluate: from a log of users' reactions to a model of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from llamarl.cli.common import print_json, say
-from llamarl.cli.options import Output, Positional
-from llamarl.feedback.settings import Description, Ingest, Simulation
+from llamarl.cli.fit_commands import describe_skips, run_fit
+from llamarl.cli.options import LiveOutput, Output, Overrides, Positional
+from llamarl.core.config import Config, Metavar
+from llamarl.core.errors import ConfigError
+from llamarl.feedback.settings import Description, Evaluate, Ingest, Simulation
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 MOST_SEGMENTS = 20
 """Rows of a table on the terminal; --json has all."""
 MOST_BAD_ROWS = 10
+HEADLINE = ("auroc", "auroc_interval", "base_rate", "length_correlation", "length_correlation_interval")
+"""Numbers of a report that `feedback fit --json` prints first."""
 
 
 class IngestSettings(Ingest):
@@ -23,6 +28,26 @@ class IngestSettings(Ingest):
 
     logs: Positional[tuple[str, ...]] = Field(min_length=1)
     """Files or globs: .jsonl, .csv, .tsv or .parquet; text may be compressed as .gz."""
+
+
+class FitSettings(Config):
+    """A store, the model that learns from it, and where the result goes."""
+
+    store: Annotated[Positional[Path | None], Metavar("STORE")] = None
+    """Directory of a store, the --out of an ingest."""
+    model: str | None = None
+    """Causal language model with a chat template to start from (a directory, GGUF file or Hub id), or a P[Love]."""
+    out: Annotated[str | None, Metavar("DIR")] = None
+    """Directory of the training: new, empty, or one that was killed."""
+    list_settings: bool = False
+    """Print every setting with its default."""
+
+
+class EvaluateSettings(Evaluate):
+    """Policies to compare by what they answer to the same prompts."""
+
+    policies: Annotated[Positional[dict[str, str]], Metavar("NAME=FILE")] = Field(min_length=1)
+    """The responses of each policy: what llamarl generate --json prints, or rows of {prompt, completion}."""
 
 
 class DescribeSettings(Description):
@@ -110,6 +135,97 @@ def describe(settings: DescribeSettings, output: Output) -> int:
     columns = ["signal", "known", "good", "users", "r with outcome", "ambiguity"]
     console.print(_table(columns, _signal_rows(result["signals"])))
     return 0
+
+
+def fit(settings: FitSettings, output: LiveOutput, overrides: Overrides) -> int:
+    """Train P[Love]: the probability that a user loves a reply, measured on later messages of other users.
+
+    The same command again goes on where a killed one stopped. OUT/model is a Hugging Face classifier, and a reward
+    model for a run; OUT/report.json, OUT/love.png and OUT/held-out.jsonl say how good it is.
+
+    Examples:
+        llamarl feedback fit store --model MODEL --out love
+        llamarl feedback fit store --model MODEL --out love --lora.rank 16 --learning-rate 2e-4 --device cuda
+        llamarl feedback fit store --model MODEL --out love --max-examples 20000 --num-epochs 2 --held-out 0.1
+        llamarl feedback fit --list-settings
+    """
+    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
+    from llamarl.feedback.love import StoreLove
+    from llamarl.training.objectives import LoveConfig
+
+    if settings.list_settings:
+        say(describe_settings(LoveConfig))
+        return 0
+    if not (settings.store and settings.model and settings.out):
+        raise ConfigError("STORE, --model or --out is missing: use llamarl feedback fit store --model model --out love")
+    values = parse_overrides(overrides)
+    config = LoveConfig.parse(values, overrides=dotted_names(values))
+    files = (settings.model, str(settings.store), settings.out, None, None)
+    summary = run_fit(StoreLove(config), config.device, files, output)
+    report = summary["held_out"]
+    if output.json:
+        print_json({name: report[name] for name in HEADLINE} | summary)
+    else:
+        say("\n".join(_describe_fit(summary, settings.out)))
+    return 0
+
+
+def evaluate(settings: EvaluateSettings, output: Output) -> int:
+    """Score the responses of policies to the same prompts: the mean probability that a user loves them.
+
+    Intervals are 95 %, from a bootstrap over prompts. With --online, Pearson's r of the scores and the love rates that
+    the policies had; it takes at least three.
+
+    Examples:
+        llamarl generate MODEL - --temperature 0 --json < prompts.txt > new.json
+        llamarl feedback evaluate control=control.json new=new.json --reward-model love
+        llamarl feedback evaluate a=a.json b=b.json c=c.json --reward-model love --online rates.csv --out evaluation
+    """
+    from llamarl.feedback import evaluate
+
+    result = evaluate(settings)
+    if output.json:
+        print_json(result)
+        return 0
+    say(f"{result['prompts']:,} prompts; P[Love] at a base rate of {result['base_rate']:.2%}")
+    for name, policy in result["policies"].items():
+        score = _percent(policy["score"], policy["interval"])
+        say(f"{name:14} {score}, {policy['mean_characters']:.0f} characters a response")
+    if "online" in result:
+        online = result["online"]
+        r = _number(online["pearson"], online["pearson_interval"], "+.3f")
+        say(f"r with the love rates online, {online['policies']} policies: {r}")
+        if online["unused"]:
+            say(f"note: rates of policies that were not scored: {', '.join(online['unused'])}")
+    if settings.out is not None:
+        say(f"figure         {settings.out}/evaluation.png; all numbers: {settings.out}/evaluation.json")
+    return 0
+
+
+def _describe_fit(summary: Mapping[str, Any], out: str) -> Iterator[str]:
+    """Yields what a user wants to know of a finished training."""
+    rows, report = summary["rows"], summary["held_out"]
+    yield from describe_skips(rows)
+    yield f"trained        {summary['steps']} steps on {rows['train']:,} messages in {summary['seconds']:.0f} s"
+    counts = f"{report['messages']:,} messages of {report['users']:,} users, {report['loves']:,} loved"
+    yield f"held out       AUROC {_number(report['auroc'], report['auroc_interval'])} on {counts}"
+    yield (
+        f"calibration    {report['mean_probability']:.2%} predicted, {report['observed_rate']:.2%} loved; expected gap "
+        f"{report['calibration_error']:.2%}, Brier score {report['brier']:.4f}"
+    )
+    yield f"length         r {_number(report['length_correlation'], report['length_correlation_interval'], '+.2f')}"
+    for name, values in report["by"].items():
+        parts = [f"{value or 'not said'} {_number(part['auroc'], None)}" for value, part in values.items()]
+        if len(parts) > 1:
+            yield f"AUROC by {name}: {', '.join(parts[:MOST_SEGMENTS])}"
+    yield f"model          {summary['model']} (weights of step {summary['model_step']})"
+    yield f"figure         {out}/love.png; all numbers: {out}/report.json"
+
+
+def _number(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + (f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else "")
 
 
 def _rate_rows(rates: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

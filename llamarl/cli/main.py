@@ -55,6 +55,8 @@ COMMANDS = {
     "feedback simulate": "feedback_commands:simulate",
     "feedback ingest": "feedback_commands:ingest",
     "feedback describe": "feedback_commands:describe",
+    "feedback fit": "feedback_commands:fit",
+    "feedback evaluate": "feedback_commands:evaluate",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
     "judge calibrate": "judge_commands:calibrate",

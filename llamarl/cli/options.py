@@ -112,7 +112,7 @@ class Option:
     def usage(self) -> str:
         """The option's part of the usage line, which names what must be given, and what may be given by its place."""
         if self.is_positional:
-            text = f"{self.metavar} [{self.metavar} ...]" if self.form == "list" else self.metavar
+            text = f"{self.metavar} [{self.metavar} ...]" if self.form in ("list", "table") else self.metavar
             return text if self.field.is_required() else f"[{text}]"
         return f"{self.flag} {self.metavar}" if self.field.is_required() else ""
 
@@ -129,7 +129,7 @@ class Option:
             (signs[key], getattr(item, key)) for item in self.field.metadata for key in signs if hasattr(item, key)
         ]
         facts = [f"{sign} {bound:g}" for sign, bound in bounds]
-        if self.form == "table" or (self.form == "list" and not (self.is_positional or self.holds_numbers)):
+        if self.form in ("list", "table") and not (self.is_positional or (self.holds_numbers and self.form == "list")):
             facts.append("repeatable")
         default = None if self.field.is_required() else self.field.get_default(call_default_factory=True)
         if default not in (None, False, "", (), {}):
@@ -146,7 +146,7 @@ class Option:
         """Adds the option to a parser or to a group of one; it leaves no trace in the result where it is not given."""
         form: dict[str, Any] = {"help": self.help.replace("%", "%%"), "default": argparse.SUPPRESS}
         if self.is_positional:
-            nargs = "+" if self.form == "list" else None if self.field.is_required() else "?"
+            nargs = "+" if self.form in ("list", "table") else None if self.field.is_required() else "?"
             parser.add_argument(self.name, nargs=nargs, metavar=self.metavar, **form)
             return
         form |= {"dest": self.name, "required": self.field.is_required()}

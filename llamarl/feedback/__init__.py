@@ -1,10 +1,13 @@
-"""Learning from users' reactions: a simulator of users, the store of logged messages, and what a store says.
+"""Learning from users' reactions: a simulator of users, the store of logged messages, and what is learned from one.
 
     simulate(Simulation(out="log", users=1000))              # users with a hidden preference, and what they did
     store = ingest(Ingest(logs=["log/logs.jsonl"], out="store"))    # checked, pseudonymous messages
     describe(Description(store="store"))                     # base rates, and candidate signals compared
+    fit(Fit(store="store", model="model", out="love"))       # P[Love], measured on later messages of other users
+    score_policies({"new": "new.json", "control": "control.json"}, "love")    # how often users would love their replies
 
-Nothing here imports torch, and the package's settings load before what computes with them: help is quick.
+Nothing here imports torch before something is trained or scored, and the package's settings load before what computes
+with them: help is quick.
 """
 
 import importlib
@@ -13,14 +16,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llamarl.feedback.description import describe
     from llamarl.feedback.ingestion import ingest
-    from llamarl.feedback.settings import Description, Ingest, Simulation
+    from llamarl.feedback.love import fit
+    from llamarl.feedback.policies import PolicyScores, correlate_online, evaluate, score_policies
+    from llamarl.feedback.settings import Description, Evaluate, Fit, Ingest, Simulation
     from llamarl.feedback.simulation import simulate
     from llamarl.feedback.store import Store, hash_user
 
-__all__ = ["Description", "Ingest", "Simulation", "Store", "describe", "hash_user", "ingest", "simulate"]
+__all__ = [
+    "Description",
+    "Evaluate",
+    "Fit",
+    "Ingest",
+    "PolicyScores",
+    "Simulation",
+    "Store",
+    "correlate_online",
+    "describe",
+    "evaluate",
+    "fit",
+    "hash_user",
+    "ingest",
+    "score_policies",
+    "simulate",
+]
 
 _HOMES = {
+    "PolicyScores": "policies",
+    "correlate_online": "policies",
     "describe": "description",
+    "evaluate": "policies",
+    "fit": "love",
+    "score_policies": "policies",
     "ingest": "ingestion",
     "simulate": "simulation",
     "Store": "store",

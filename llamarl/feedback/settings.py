@@ -85,3 +85,32 @@ class Description(Config):
     """Cores to use, all by default."""
     memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
     """Memory for the queries; what is more goes to the disk."""
+
+
+class Fit(Config):
+    """A store, the model that learns from it, and where the result goes."""
+
+    store: Path
+    """Directory of a store, the --out of an ingest."""
+    model: str
+    """Causal language model to start from (a directory, GGUF file or Hub id) with a chat template, or a P[Love]."""
+    out: Annotated[Path, Metavar("DIR")]
+    """Directory of the training: new, empty, or one that was killed."""
+
+
+class Evaluate(Config):
+    """Policies to compare by what they answer to the same prompts."""
+
+    policies: Annotated[dict[str, str], Metavar("NAME=FILE")] = Field(min_length=1)
+    """The responses of each policy: what `llamarl generate --json` prints, or rows of {prompt, completion}."""
+    reward_model: Annotated[str, Metavar("DIR")]
+    """The --out of a `llamarl feedback fit`."""
+    online: Annotated[Path | None, Metavar("FILE")] = None
+    """JSON lines or CSV of {policy, rate}: the love rates that the policies had online, to see whether scores foretell
+    them."""
+    out: Annotated[Path | None, Metavar("DIR")] = None
+    """Directory for evaluation.json and evaluation.png."""
+    seed: int = Field(default=0, ge=0)
+    """Of the bootstrap."""
+    device: str = "auto"
+    """Device of the model, such as cuda."""

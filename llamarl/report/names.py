@@ -86,6 +86,7 @@ METRICS: dict[str, Metric] = {
     names.MARGIN: Metric(
         "margin", "Mean over preference pairs of the chosen answer's reward minus the rejected one's.", better="up"
     ),
+    names.POSITIVES: Metric("loved", "Share of the step's draws that are loved messages (love)."),
     names.ACCURACY: Metric("accuracy", "Share of the step's pairs or labelled rows that are told rightly.", "", "up"),
     names.REWARD_CHOSEN: Metric(
         "reward of the chosen",
@@ -159,6 +160,11 @@ METRICS: dict[str, Metric] = {
     names.HELD_OUT_ACCURACY_LOW: Metric("accuracy, low", "Lower end of its 95 % Wilson interval.", "", "up"),
     names.HELD_OUT_ACCURACY_HIGH: Metric("accuracy, high", "Upper end of its 95 % Wilson interval.", "", "up"),
     names.HELD_OUT_ROWS: Metric("held-out rows", "Pairs or labelled rows behind the held-out accuracy.", "rows"),
+    names.HELD_OUT_AUROC: Metric(
+        "held-out AUROC", "Probability that a loved held-out message scores above another, ties counted half.", "", "up"
+    ),
+    names.HELD_OUT_AUROC_LOW: Metric("AUROC, low", "Lower end of its 95 % interval, for users drawn at random."),
+    names.HELD_OUT_AUROC_HIGH: Metric("AUROC, high", "Upper end of its 95 % interval."),
     names.HELD_OUT_MARGIN: Metric("held-out margin", "Mean margin over the held-out pairs.", better="up"),
     names.HELD_OUT_LENGTH_CORRELATION: Metric(
         "length correlation", "Pearson correlation of reward and answer tokens over the held-out answers."

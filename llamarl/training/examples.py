@@ -304,7 +304,7 @@ class _Reader:
         if isinstance(row, RowError):
             raise row
         row = {name: value for name, value in row.items() if value is not None}
-        prompt, answers, target = _read_pair(row) if self._kind == "pairs" else _read_labelled(row)
+        prompt, answers, target = _read_pair(row) if self._kind == "pairs" else read_labelled(row)
         tools = read_tools(row.get("tools"))
         self.has_tools = self.has_tools or bool(tools)
         try:
@@ -364,8 +364,8 @@ def _chat_pair(prompt: Any, chosen: Turns, rejected: Turns) -> tuple[Turns, list
     return chosen[:shared], [chosen[shared:], rejected[shared:]]
 
 
-def _read_labelled(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
-    """Reads prompt, answer and label of a labelled row."""
+def read_labelled(row: Mapping[str, Any]) -> tuple[Turns, list[Turns], float]:
+    """Prompt, answer (the only one of the list) and label, 1 or 0, of a labelled row. Raises `RowError`."""
     for field in ("prompt", "completion", "label"):
         if field not in row:
             raise RowError("missing_field", field, f"fields are {sorted(row)}", "give prompt, completion and label")

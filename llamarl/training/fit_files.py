@@ -83,10 +83,11 @@ class FitFiles:
         there = read_json(self._recipe)
         for name in recipe:
             if there.get(name) != recipe[name]:
+                way_on = "give the data as it was" if name == "rows" else "repeat the command that began it"
                 remedy = f"or delete {self.work}" if self._is_checkpoint else "or choose another directory"
                 raise CheckpointError(
                     f"{self.work}: an unfinished training with other {name} "
-                    f"({_describe_changes(there.get(name), recipe[name])}); repeat the command that began it, {remedy}"
+                    f"({_describe_changes(there.get(name), recipe[name])}); {way_on}, {remedy}"
                 )
 
     def save_checkpoint(self, step: int, best_step: int | None, write: Callable[[Path], None]) -> None:

@@ -12,7 +12,6 @@ Shape legend: N conversations, L labels, B examples.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,58 +21,36 @@ from llamarl.core import metric_names as names
 from llamarl.core.errors import ConfigError
 from llamarl.functional.losses import Metrics
 from llamarl.functional.preference import bradley_terry_loss, centering_penalty
-from llamarl.training.config import ExampleConfig
 from llamarl.training.examples import ConversationEncoder, Example, Kind, read_rows
-from llamarl.training.objective import Objective, Rows, Scorer, Source
+from llamarl.training.objective import Rows, Source
+from llamarl.training.objectives.classifier import ClassifierConfig, ClassifierObjective
 from llamarl.training.reports import LabelReport, PairReport, report_labels, report_pairs
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from llamarl.models.tokenizer import Tokenizer
-    from llamarl.scoring.conversations import ConversationScorer
 
 FIGURE = "reward.png"
 Points = list[tuple[float, float]]
 """(answer tokens, score) of answers."""
 
 
-class RewardConfig(ExampleConfig):
+class RewardConfig(ClassifierConfig):
     """Training of a reward model or classifier. A falling schedule reaches 0 at the last step."""
 
-    num_epochs: int | None = Field(default=1, ge=1)
-    """Times each row is seen; instead of `num_steps`. Reward models overfit from the second on."""
-    batch_size: int = Field(default=64, ge=1)
-    """Pairs (or labelled rows) per optimizer step."""
     centering: float = Field(default=0.0, ge=0.0)
     """Coefficient of the mean of (r_chosen + r_rejected)^2, which holds the rewards around 0; 0.01 is usual."""
-    is_head_only: bool = False
-    """Train the scoring head alone and leave the body as it is."""
     is_response_only: bool = False
     """Labelled rows only: show the classifier the completion without prompt and chat template."""
 
 
-class RewardObjective(Objective[Example]):
-    """Base of reward models and classifiers: a `*ForSequenceClassification` that scores whole conversations."""
+class RewardObjective(ClassifierObjective[Example]):
+    """Base of reward models and classifiers that learn from pairs or labels of any kind."""
 
     name: ClassVar[str] = "reward"
-    model_folder: ClassVar[str] = "model"
-    is_policy: ClassVar[bool] = False
     kind: ClassVar[Kind]
-    label_names: ClassVar[tuple[str, ...]]
-    """One name per output of the head."""
     config: RewardConfig
-
-    def load(self, path: str, tokenizer: "Tokenizer") -> "nn.Module":
-        """The model at `path` with a head for these labels, new where it has none, and a padding token."""
-        from llamarl.models.checkpoint import load_classifier
-        from llamarl.models.classifier import ensure_padding
-
-        model: Any = load_classifier(path, new_labels=len(self.label_names), device=self.config.device)
-        ensure_padding(model, tokenizer)
-        model.config.id2label = dict(enumerate(self.label_names))
-        model.config.label2id = {name: index for index, name in enumerate(self.label_names)}
-        return model  # type: ignore[no-any-return]
 
     def read(
         self, data: Source, eval_data: Source | None, split: str | None, tokenizer: "Tokenizer", positions: int | None
@@ -83,20 +60,6 @@ class RewardObjective(Objective[Example]):
         config = self.config.model_copy(update={"max_tokens": most})
         encode = ConversationEncoder(tokenizer, self.config.is_response_only)
         return read_rows(data, eval_data, self.kind, encode, config, split)
-
-    def build_scorer(self, model: "nn.Module") -> Scorer[Example]:
-        """Logits of conversations. With `is_head_only` the body is frozen from here on."""
-        from llamarl.scoring.conversations import build_conversation_scorer
-
-        if self.config.is_head_only:
-            model.requires_grad_(False)
-            head: Any = model.score
-            head.requires_grad_(True)
-        return _ExampleScorer(build_conversation_scorer(model, self.config.precision))
-
-    def num_scores(self, row: Example) -> int:
-        """One row of logits per conversation."""
-        return len(row.sequences)
 
     def draw(
         self, path: Path, records: Sequence[Mapping[str, Any]], scores: "Tensor | None", rows: Sequence[Example]
@@ -208,21 +171,6 @@ class LabelObjective(RewardObjective):
             name: [(float(example.lengths[0]), score) for example, score in scored if example.target == label]
             for name, label in (("labelled true", 1.0), ("labelled false", 0.0))
         }
-
-
-@dataclass(frozen=True, slots=True)
-class _ExampleScorer:
-    """Scores the conversations of examples."""
-
-    score: "ConversationScorer"
-
-    def __call__(self, rows: Sequence[Example]) -> "Tensor":
-        return self.score([example.sequences for example in rows])
-
-    def split(self, rows: Sequence[Example], max_tokens: int) -> list[list[int]]:
-        from llamarl.scoring.conversations import split_groups
-
-        return split_groups([example.sequences for example in rows], max_tokens)
 
 
 def reward_objective(kind: Kind, config: RewardConfig) -> RewardObjective:
