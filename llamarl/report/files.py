@@ -1,4 +1,4 @@
-"""Files that survive a crash: append-only JSON lines, and JSON documents replaced in one step."""
+"""Files that survive a crash: append-only JSON lines, and documents replaced in one step."""
 
 import json
 import math
@@ -96,7 +96,11 @@ def has_torn_tail(path: str | Path) -> bool:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes an indented JSON document so that a crash leaves the old document or the new one, never a mix."""
-    text = json.dumps(json.loads(encode(value)), ensure_ascii=False, indent=2) + "\n"
+    write_text(path, json.dumps(json.loads(encode(value)), ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text so that a crash leaves the old file or the new one, never a mix."""
     _replace(Path(path), text.encode("utf-8", errors="backslashreplace"))
 
 

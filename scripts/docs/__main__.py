@@ -11,7 +11,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -126,7 +126,7 @@ def annotation_text(annotation: Any) -> str:
         return annotation_text(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in arguments)
-    if origin is tuple and arguments[-1] is Ellipsis:
+    if origin is Sequence or (origin is tuple and arguments[-1] is Ellipsis):
         return f"list of {annotation_text(arguments[0])}"
     if origin is tuple:
         return f"list of {len(arguments)} {annotation_text(arguments[0])}s"

@@ -2,6 +2,7 @@
 
 count_by_rules(text)                       . ? ! before a blank, but not after abbreviations and initials
 count_by_rules(text, is_any_script=True)   also the marks of other scripts; pieces without a letter don't count
+split_sentences(text)                      those sentences, each line by itself
 """
 
 import re
@@ -68,6 +69,16 @@ def count_by_rules(text: str, *, is_any_script: bool = False) -> int:
         for part in _WIDE_END.split(text)
         for sentence in _cut_western(part, _ends_any_sentence)
     )
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of any script; a line break ends one too, and the mark at a sentence's end may be gone."""
+    return [
+        sentence
+        for line in text.splitlines()
+        for part in _WIDE_END.split(line)
+        for sentence in _cut_western(part, _ends_any_sentence)
+    ]
 
 
 def count_east_asian_sentences(text: str) -> int:

@@ -3,6 +3,7 @@
 count_runs        runs of word characters, as Python's `re` sees them: breaks Indic words at vowel signs
 count_east_asian  each Han, Kana or Hangul character is a word, and so is each other piece between blanks
 count_words       the repaired count: marks belong to words, apostrophes join, Han and Kana count by character
+token_pattern     pieces to compare phrases by: words, or characters where a script has no blanks
 """
 
 import functools
@@ -18,7 +19,8 @@ _EAST_ASIAN = re.compile(f"[{_HAN_KANA}\uac00-\ud7af]")
 # What the released counter removes first, without putting a blank in its place: "a,b" is one word.
 _REMOVED = re.compile(r"""[\\.!?．/_,{}<>:;$%^&*(+"'—！，。？、`~@#￥…（）：；《》“”()\[\]»〔〕\-「」]+""")
 _JOINERS = "\u200c\u200d"
-_SPACELESS = re.compile(f"[{_HAN_KANA_ALL}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+_SPACELESS_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_SPACELESS = re.compile(f"[{_HAN_KANA_ALL}{_SPACELESS_LETTERS}]")
 _CONTRACTION = re.compile(r"(?i)(?<=\w)(?=(?:n't|'(?:s|m|d|ll|re|ve))(?![\w']))")
 _FUSED = re.compile(r"(?i)\b(can(?=not\b)|(?:gon|wan)(?=na\b)|got(?=ta\b)|(?:lem|gim)(?=me\b))")
 _TOKEN_BREAKS = re.compile(r"[;@#$%&?!\[\](){}<>\"«»“”‘’„`]|--|\.{2,}|[:,](?!\d)|''")
@@ -85,21 +87,34 @@ def emoji_characters() -> frozenset[str]:
 
 
 @functools.cache
+def token_pattern() -> re.Pattern[str]:
+    """Words of scripts that put blanks between them; of others, a character with the marks on it."""
+    south_east = [
+        chr(code)
+        for first, last in ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF))
+        for code in range(first, last + 1)
+    ]
+    marks = "".join(character for character in south_east if unicodedata.category(character)[0] == "M")
+    letters = f"[{_letter_ranges(_HAN_KANA_ALL + _SPACELESS_LETTERS)}]"
+    return re.compile(f"{letters}+|[{_HAN_KANA_ALL}]|[{_SPACELESS_LETTERS}][{marks}]*")
+
+
+@functools.cache
 def _word_pattern(joiner: str = "") -> re.Pattern[str]:
     """Words of any script; `joiner` joins besides apostrophes."""
-    letters = f"[{_letter_ranges()}]"
+    letters = f"[{_letter_ranges(_HAN_KANA_ALL)}]"
     return re.compile(rf"[{_HAN_KANA_ALL}]|{letters}+(?:['’{joiner}]{letters}+)*")
 
 
 @functools.cache
-def _letter_ranges() -> str:
-    """Word characters that are neither Han nor Kana, as ranges of a character class.
+def _letter_ranges(excluded: str) -> str:
+    """Word characters without those of the character class `excluded`, as ranges of a character class.
 
     A class of ranges is searched ten times faster than an alternative of classes. Beyond the Basic Multilingual Plane
     the blocks of scripts count as a whole; emoji lie behind them.
     """
-    is_han_kana = re.compile(f"[{_HAN_KANA_ALL}]").match
-    codes = {code for code in range(0x10000) if is_word_character(chr(code)) and not is_han_kana(chr(code))}
+    is_excluded = re.compile(f"[{excluded}]").match
+    codes = {code for code in range(0x10000) if is_word_character(chr(code)) and not is_excluded(chr(code))}
     firsts = sorted(code for code in codes if code - 1 not in codes)
     lasts = sorted(code for code in codes if code + 1 not in codes)
     ranges = [f"{chr(first)}-{chr(last)}" for first, last in zip(firsts, lasts, strict=True)]
