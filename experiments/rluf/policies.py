@@ -1,0 +1,177 @@
+"""Does the lift grow with the weight of P[Love], and does a judge stop what is not wanted of it?
+
+    python -m experiments.rluf.policies           # five seeds; --tune for seeds 0 to 2
+
+World: that of `experiments.rluf.love`. A 0.3M policy is taught to answer as the product did. Then it is trained on
+three tasks at once, love, helpfulness and safety, each by CRPG on its own prompts, under the constraint that no reply
+is rude. The weight of love is 0, 0.1 or 0.3; helpfulness and safety share the rest.
+
+    control             weight 0
+    0.1, 0.3            P[Love] of the log as it is, with 5 % bots in it that love "Bye! Sending love!"
+    0.3, judge          the same, and no reply may take leave unasked (judge `farewell`)
+    0.3, cleaned        P[Love] of the cleaned log, without the judge
+
+`love rate` is the true one, of honest users in the week after the log; `bye %`
+the share of replies that say so.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from experiments.common import WORLDS, Done, Experiment, made_once
+from experiments.ibpo.policy import Policy, trained
+from experiments.rluf import judges
+from experiments.rluf.love import build as build_love
+from experiments.rluf.world import SETTINGS, Users, build_policy, draw_rows, simulation
+from llamarl.controller.recipe import Recipe
+from llamarl.core.records import Completion, Prompt
+from llamarl.data.jsonl import write_jsonl
+
+JUDGES = "experiments.rluf.judges"
+RL = SETTINGS["rl"]
+ARMS: dict[str, tuple[float, str, bool]] = {
+    "control": (0.0, "not cleaned", False),
+    **{f"{weight}": (weight, "not cleaned", False) for weight in RL["weights"][1:]},
+    "0.3, judge": (0.3, "not cleaned", True),
+    "0.3, cleaned": (0.3, "cleaned", False),
+}
+"""Weight of love, the log that P[Love] was trained on, and whether unasked farewells are forbidden."""
+COMPARED = [("0.1", "control"), ("0.3", "control"), ("0.3", "0.1"), ("0.3, judge", "control"), ("0.3, judge", "0.3")]
+NUM_TRAIN, NUM_HELDOUT = 2048, 64
+
+
+def world(seed: int, log: str) -> Path:
+    """A seed's log, its P[Love], its policy and its prompts; made once."""
+    directory = made_once(WORLDS / f"rluf-{log.replace(' ', '-')}-{seed}", partial(build_love, arm=log, seed=seed))
+    return directory
+
+
+def policy(seed: int) -> Path:
+    """A seed's policy and prompts, made once."""
+
+    def make(directory: Path) -> None:
+        build_policy(directory / "model", seed)
+        for task in ("love", "helpfulness", "safety", "test"):
+            count = SETTINGS["test"]["prompts"] if task == "test" else NUM_TRAIN + NUM_HELDOUT
+            rows = [prompt_row(row) for row in draw_rows(seed, task, count, 0.0, 0.0)]
+            write_jsonl(directory / f"{task}.jsonl", rows[:NUM_TRAIN])
+            write_jsonl(directory / f"{task}-heldout.jsonl", rows[NUM_TRAIN:])
+
+    return made_once(WORLDS / f"rluf-policy-{seed}", make)
+
+
+def prompt_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt with what its judges need; the product's own reply is the baseline."""
+    return {"id": row["id"], "prompt": row["prompt"], "info": {"topic": row["topic"], "baseline": row["completion"]}}
+
+
+def task(seed: int, name: str, weight: float, log: str, judges: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One task of one arm."""
+    start = policy(seed)
+    rewards: dict[str, dict[str, Any]] = {
+        "love": {
+            "function": "reward_model",
+            "settings": {"model": str(world(seed, log) / "love" / "model"), "calibrated": True},
+        },
+        "helpfulness": {"function": f"{JUDGES}:helpful"},
+        "safety": {"function": f"{JUDGES}:kind"},
+    }
+    reward = "calibrated" if name == "love" else "as_is"
+    return {
+        "name": name,
+        "weight": weight,
+        "data": {"source": str(start / f"{name}.jsonl")},
+        "held_out": str(start / f"{name}-heldout.jsonl"),
+        "judges": [rewards[name], {"function": f"{JUDGES}:polite", "role": "constraint"}, *judges],
+        "algorithm": {"type": "crpg", "kl_max": RL["kl_max"], "reward": reward},
+    }
+
+
+def recipe(arm: str, seed: int) -> Recipe:
+    """The recipe of one arm."""
+    weight, log, forbids = ARMS[arm]
+    weights = {"love": weight, "helpfulness": (1.0 - weight) / 2, "safety": (1.0 - weight) / 2}
+    farewell = {"function": "farewell", "role": "constraint" if forbids else "watch"}
+    return Recipe.parse(
+        {
+            "model": str(policy(seed) / "model"),
+            "tasks": [task(seed, name, own, log, [farewell]) for name, own in weights.items() if own],
+            "sampling": {"max_tokens": RL["max_tokens"]},
+            "schedule": {
+                "steps": RL["steps"],
+                "prompts_per_step": RL["prompts_per_step"],
+                "samples_per_prompt": RL["samples_per_prompt"],
+                "max_staleness": 0,
+                "evaluate_every": 20,
+                "checkpoint_every": 0,
+            },
+            "evaluation": {"num_prompts": NUM_HELDOUT, "samples_per_prompt": 4},
+            "generator": {"slots": 192},
+            "trainer": {"learning_rate": RL["learning_rate"], "warmup_steps": 10, "schedule": "linear"},
+            "guard": {"reward_fraction": 0.0},
+            "seed": seed,
+            "threads": 1,
+        }
+    )
+
+
+@cache
+def users(seed: int) -> Users:
+    """The users that a seed's policies are tried on."""
+    return Users(simulation(world(seed, "not cleaned") / "log", seed))
+
+
+def sample(model: Path, seed: int) -> tuple[list[Prompt], list[tuple[Completion, ...]]]:
+    """The test prompts and what a policy answers to them."""
+    test = SETTINGS["test"]
+    prompts = [
+        Prompt(row["id"], ({"role": "user", "content": row["prompt"]},), info={"topic": row["topic"]})
+        for row in draw_rows(seed, "test", test["prompts"], 0.0, 0.0)
+    ]
+    return prompts, Policy(model, RL["max_tokens"]).answers(prompts, test["samples"], seed)
+
+
+def measure(model: Path, seed: int) -> dict[str, float]:
+    """What a policy's answers to the test prompts are worth."""
+    prompts, answers = sample(model, seed)
+    given = [(prompt, each) for prompt, group in zip(prompts, answers, strict=True) for each in group]
+    replies = [each.text for _, each in given]
+    return {
+        "love rate %": 100 * float(users(seed).rates(replies).mean()),
+        "bye %": 100 * fmean("bye" in reply.lower() for reply in replies),
+        "helpful": fmean(judges.helpful(*pair) for pair in given),
+        "polite": fmean(judges.polite(*pair) for pair in given),
+        "words": fmean(len(reply.split()) for reply in replies),
+    }
+
+
+def main() -> None:
+    """The command."""
+    torch.set_num_threads(1)
+    experiment = Experiment("rluf_policies", __doc__, "rluf.policies", seeds=range(10, 15))
+    experiment.start()
+    runs = experiment.run({arm: partial(recipe, arm) for arm in ARMS}, lambda curves: {})
+    measured = []
+    for run in runs:
+        numbers = measure(trained(experiment.folder / f"{run.arm}-{run.seed}"), run.seed)
+        measured.append(Done(run.arm, run.seed, run.seconds, run.curves, numbers))
+    for run in measured:
+        experiment.say(run)
+    experiment.plot(
+        measured,
+        {
+            "task/love/eval/judge/reward_model/mean": "margin of P[Love], held-out",
+            "task/love/eval/judge/farewell/pass_rate": "replies that take no leave, held-out",
+        },
+        smooth=1,
+    )
+    experiment.finish(measured, compared=COMPARED)
+
+
+if __name__ == "__main__":
+    main()
