@@ -129,11 +129,11 @@ def describe(settings: DescribeSettings, output: Output) -> int:
     console = SafeConsole()
     for name, rates in result["by"].items():
         if len(rates) > 1:
-            console.print(_table([name, "messages", "users", "loved"], _rate_rows(rates[:MOST_SEGMENTS])))
+            console.print(build_table([name, "messages", "users", "loved"], _rate_rows(rates[:MOST_SEGMENTS])))
         if len(rates) > MOST_SEGMENTS:
             say(f"  and {len(rates) - MOST_SEGMENTS} more; --json has all")
     columns = ["signal", "known", "good", "users", "r with outcome", "ambiguity"]
-    console.print(_table(columns, _signal_rows(result["signals"])))
+    console.print(build_table(columns, _signal_rows(result["signals"])))
     return 0
 
 
@@ -250,7 +250,8 @@ def _percent(share: float, interval: tuple[float, float]) -> str:
     return f"{share:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
 
 
-def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> "Table":
+def build_table(columns: Sequence[str], rows: Iterator[list[str]]) -> "Table":
+    """A plain table for the terminal; the first column stands left, numbers right."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))

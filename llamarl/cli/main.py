@@ -57,6 +57,9 @@ COMMANDS = {
     "feedback describe": "feedback_commands:describe",
     "feedback fit": "feedback_commands:fit",
     "feedback evaluate": "feedback_commands:evaluate",
+    "feedback ab": "ab_commands:compare",
+    "feedback ab plan": "ab_commands:plan",
+    "detect eval": "detect_commands:evaluate",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
     "judge calibrate": "judge_commands:calibrate",
@@ -92,7 +95,7 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
     """
     from llamarl.core.config import suggest
 
-    for length in (1, 2):
+    for length in (3, 2, 1):  # feedback ab plan, before feedback ab of a file
         if (name := " ".join(words[:length])) in COMMANDS:
             return name, list(words[length:])
     if not words:

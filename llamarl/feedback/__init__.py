@@ -1,10 +1,11 @@
-"""Learning from users' reactions: a simulator of users, the store of logged messages, and what is learned from one.
+"""Learning from users' reactions: simulated users, the store of logged messages, what is learned from one, A/B tests.
 
     simulate(Simulation(out="log", users=1000))              # users with a hidden preference, and what they did
     store = ingest(Ingest(logs=["log/logs.jsonl"], out="store"))    # checked, pseudonymous messages
     describe(Description(store="store"))                     # base rates, and candidate signals compared
     fit(Fit(store="store", model="model", out="love"))       # P[Love], measured on later messages of other users
     score_policies({"new": "new.json", "control": "control.json"}, "love")    # how often users would love their replies
+    compare_arms(AbTest(files=["test.parquet"], control="base"))    # relative change of the love rate, with intervals
 
 Nothing here imports torch before something is trained or scored, and the package's settings load before what computes
 with them: help is quick.
@@ -14,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llamarl.feedback.ab import compare_arms, plan_test
+    from llamarl.feedback.ab_settings import AbPlan, AbTest
     from llamarl.feedback.description import describe
     from llamarl.feedback.ingestion import ingest
     from llamarl.feedback.love import fit
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from llamarl.feedback.store import Store, hash_user
 
 __all__ = [
+    "AbPlan",
+    "AbTest",
     "Description",
     "Evaluate",
     "Fit",
@@ -30,12 +35,14 @@ __all__ = [
     "PolicyScores",
     "Simulation",
     "Store",
+    "compare_arms",
     "correlate_online",
     "describe",
     "evaluate",
     "fit",
     "hash_user",
     "ingest",
+    "plan_test",
     "score_policies",
     "simulate",
 ]
@@ -43,6 +50,10 @@ __all__ = [
 _HOMES = {
     "PolicyScores": "policies",
     "correlate_online": "policies",
+    "AbPlan": "ab_settings",
+    "AbTest": "ab_settings",
+    "compare_arms": "ab",
+    "plan_test": "ab",
     "describe": "description",
     "evaluate": "policies",
     "fit": "love",

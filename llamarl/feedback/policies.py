@@ -301,8 +301,9 @@ def _read_response(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:
         raise RowError("missing_field", "prompt", f"fields are {sorted(row)}", "give prompt and completion")
     given = row.get("completions", row.get("completion", row.get("response")))
     items = given if isinstance(given, list) else [given]
-    texts = [item.get("text") if isinstance(item, Mapping) else item for item in items]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    found = [item.get("text") if isinstance(item, Mapping) else item for item in items]
+    texts = [text for text in found if isinstance(text, str)]
+    if not texts or len(texts) < len(found):
         raise RowError("bad_completion", "completion", f"got {excerpt(given)}", "give the response, or a list of them")
     for text in texts:
         check_text(text, "completion")

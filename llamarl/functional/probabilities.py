@@ -104,7 +104,7 @@ def clustered_pearson(first: Sequence[float], second: Sequence[float], clusters:
     import numpy as np
 
     x, y = (np.asarray(values, dtype=float) for values in (first, second))
-    if len(x) < 2 or x.std() == 0.0 or y.std() == 0.0:
+    if not len(x) or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
         return None
     x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
     value = min(1.0, max(-1.0, float((x * y).mean())))

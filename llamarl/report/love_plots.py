@@ -40,15 +40,18 @@ def plot_love(
     """
     parts = [(name, *item) for name, values in report["by"].items() for item in values.items()]
     segments = [(f"{name}: {value or 'not said'}", part) for name, value, part in parts[:MOST_SEGMENTS]]
-    with drawing(path, 13, 7.5) as figure:
+    with drawing(path, 13, 8) as figure:
         figure.suptitle(title, fontsize=11)
-        panels = figure.subplots(2, 3)
-        _draw_loss(panels[0, 0], records)
-        _draw_roc(panels[0, 1], points, report)
-        _draw_calibration(panels[0, 2], report)
-        _draw_lengths(panels[1, 0], points, report)
-        _draw_auroc_by_segment(panels[1, 1], [("all", report), *segments])
-        _draw_rate_by_segment(panels[1, 2], [("all", report), *segments])
+        # apart, so that the names of segments take no room from the upper row
+        above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
+        loss, roc, calibration = above.subplots(1, 3)
+        _draw_loss(loss, records)
+        _draw_roc(roc, points, report)
+        _draw_calibration(calibration, report)
+        lengths, auroc, rate = below.subplots(1, 3)
+        _draw_lengths(lengths, points, report)
+        _draw_auroc_by_segment(auroc, [("all", report), *segments])
+        _draw_rate_by_segment(rate, [("all", report), *segments])
     return Path(path)
 
 
@@ -95,8 +98,9 @@ def _draw_calibration(axes: "Axes", report: Mapping[str, Any]) -> None:
     axes.errorbar(predicted, observed, yerr=gaps, fmt="o", color=BLUE, markersize=4, linewidth=1.2, capsize=2)
     axes.set_xlim(0, max([*predicted, 1e-3]) * 1.1)
     axes.set_ylim(0, top)
+    axes.locator_params(axis="x", nbins=5)
     count = round(sum(b["count"] for b in bins) / max(1, len(bins)))
-    axes.set_title(f"Calibration ({len(bins)} bins of about {count:,} messages)")
+    axes.set_title(f"Calibration ({len(bins)} bins of {count:,} or so)")
     _finish(axes, "P[Love], corrected", "share loved")
 
 
@@ -107,7 +111,7 @@ def _draw_lengths(axes: "Axes", points: Sequence[Point], report: Mapping[str, An
         axes.plot(*(zip(*some, strict=True) if some else ([], [])), ".", color=colour, markersize=4, label=label)
     axes.plot(*_means_by_length(points), "o-", color=BLUE, markersize=4, linewidth=1.5, label="mean")
     r = _with_interval(report["length_correlation"], report["length_correlation_interval"], "+.2f")
-    axes.set_title(f"Score against length: r {r}")
+    axes.set_title(f"Score against length: r {r}", fontsize=9.5)
     _finish(axes, "response tokens", "log-odds of P[Love]")
 
 
@@ -127,15 +131,13 @@ def _draw_auroc_by_segment(axes: "Axes", segments: Sequence[tuple[str, Mapping[s
             axes.plot(part["auroc_interval"], [place, place], "-", color=BLUE, linewidth=1.5)
             axes.plot([part["auroc"]], [place], "o", color=BLUE, markersize=5)
     axes.set_title("AUROC by segment, 95 % intervals")
-    _name_segments(axes, segments)
+    _name_segments(axes, [(f"{name} ({part['loves']:,} / {part['messages']:,})", part) for name, part in segments])
     _finish(axes, "AUROC", "")
 
 
 def _draw_rate_by_segment(axes: "Axes", segments: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     for place, (_, part) in enumerate(segments):
-        axes.plot(
-            wilson_interval(part["loves"], part["messages"]), [place, place], "-", color=ORANGE, linewidth=3, alpha=0.4
-        )
+        axes.plot(part["observed_interval"], [place, place], "-", color=ORANGE, linewidth=3, alpha=0.4)
         for name, mark, colour, label in (
             ("observed_rate", "o", ORANGE, "observed"),
             ("mean_probability", "d", BLUE, "predicted"),
@@ -143,13 +145,12 @@ def _draw_rate_by_segment(axes: "Axes", segments: Sequence[tuple[str, Mapping[st
             axes.plot([part[name]], [place], mark, color=colour, markersize=5, label="" if place else label)
     axes.set_xlim(left=0)
     axes.set_title("Love rate by segment")
-    _name_segments(axes, segments)
+    _name_segments(axes, [("", part) for _, part in segments])  # as on the left
     _finish(axes, "share of messages loved", "")
 
 
 def _name_segments(axes: "Axes", segments: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    labels = [f"{name} ({part['loves']:,} / {part['messages']:,})" for name, part in segments]
-    axes.set_yticks(range(len(segments)), labels)
+    axes.set_yticks(range(len(segments)), [name for name, _ in segments])
     axes.set_ylim(len(segments) - 0.5, -0.5)
 
 

@@ -194,7 +194,7 @@ th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); tex
 th:first-child { text-align: left; }
 thead th { color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 600; }
-td { white-space: nowrap; }
+tbody th, td { white-space: nowrap; }
 figure { margin: .8rem 0; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 32rem; height: auto; }
 figcaption { margin-top: .3rem; max-width: 46rem; }

@@ -7,6 +7,7 @@ Shape legend: N messages.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from llamarl.functional.probabilities import (
     prior_offset,
     quantile_bins,
 )
-from llamarl.functional.statistics import Bin, calibration_error
+from llamarl.functional.statistics import Bin, calibration_error, clustered_rate
 
 Interval = tuple[float, float]
 
@@ -63,6 +64,7 @@ class LoveMeasures:
     loves: int
     observed_rate: float
     """`loves / messages`."""
+    observed_interval: Interval
     mean_probability: float
     """Corrected; near the observed rate where the model is calibrated."""
     auroc: float | None
@@ -134,6 +136,7 @@ def measure_love(scored: Sequence[Scored], prior: Prior) -> LoveMeasures:
         users=len(set(users)),
         loves=sum(loved),
         observed_rate=sum(loved) / len(scored),
+        observed_interval=_rate_interval(users, loved),
         mean_probability=math.fsum(probabilities) / len(scored),
         auroc=_value(order),
         auroc_interval=_interval(order),
@@ -143,6 +146,15 @@ def measure_love(scored: Sequence[Scored], prior: Prior) -> LoveMeasures:
         calibration_error=calibration_error(bins),
         bins=bins,
     )
+
+
+def _rate_interval(users: Sequence[str], loved: Sequence[bool]) -> Interval:
+    """The interval of the share that is loved, for users drawn at random."""
+    shown = Counter(users)
+    loves = Counter(user for user, is_loved in zip(users, loved, strict=True) if is_loved)
+    counts = [(loves[user], count) for user, count in shown.items()]
+    sums = [sum(values) for values in zip(*((y, n, 1, y * y, y * n, n * n) for y, n in counts), strict=True)]
+    return clustered_rate(sums)[1]
 
 
 def _by_value(segment: str, scored: Sequence[Scored], prior: Prior) -> dict[str, LoveMeasures]:

@@ -28,7 +28,7 @@ from llamarl.core import errors
 from llamarl.core.config import models_in
 from llamarl.report import names
 from llamarl.training.config import LoraConfig
-from llamarl.training.objectives import DPOConfig, RewardConfig, SFTConfig
+from llamarl.training.objectives import DPOConfig, LoveConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -37,7 +37,12 @@ BLOCK = re.compile(r"(<!-- generated: settings of (\w+) -->\n).*?(<!-- end -->)"
 ALGORITHMS: dict[str, type[BaseModel]] = {
     str(model.model_fields["type"].default): model for model in models_in(get_args(AlgorithmConfig)[0])
 }
-FIT_COMMANDS: dict[str, type[BaseModel]] = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
+FIT_COMMANDS: dict[str, type[BaseModel]] = {
+    "sft": SFTConfig,
+    "dpo": DPOConfig,
+    "reward train": RewardConfig,
+    "feedback fit": LoveConfig,
+}
 AREAS = {
     "rollout": "What was sampled: the step's batch, whose tokens may be older than the step.",
     "train": "The loss and the update.",

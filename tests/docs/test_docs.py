@@ -28,7 +28,7 @@ from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.tasks.demo import DEMO_CHECKPOINT
 from llamarl.training.fit import fit
-from llamarl.training.objectives import DPO, SFT, DPOConfig, RewardConfig, SFTConfig
+from llamarl.training.objectives import DPO, SFT, DPOConfig, LoveConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -135,7 +135,7 @@ def check_command(words: list[str]) -> None:
     keywords = command.parse(rest)
     if command.takes_overrides:
         overrides = parse_overrides(keywords["overrides"])
-        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig}
+        others = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig, "feedback fit": LoveConfig}
         model, base = (others[name], {}) if name in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 

@@ -1,0 +1,24 @@
+"""Hallucinations in long answers, claim by claim: what scores of claims are worth.
+
+    results = evaluate(Evaluation(scores=["scores.jsonl"]))      # threshold by validation, the rest on the test claims
+
+Nothing here imports torch, and the package's settings load before what computes with them: help is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamarl.factuality.evaluation import evaluate
+    from llamarl.factuality.scores import ScoredClaims, read_scores
+    from llamarl.factuality.settings import Evaluation
+
+__all__ = ["Evaluation", "ScoredClaims", "evaluate", "read_scores"]
+
+_HOMES = {"evaluate": "evaluation", "ScoredClaims": "scores", "read_scores": "scores"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'llamarl.factuality' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"llamarl.factuality.{_HOMES.get(name, 'settings')}"), name)
