@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow import parquet
 
-from experiments.common import Done, Experiment, made_once
+from experiments.common import WORLDS, Done, Experiment, made_once
 from experiments.rluf.world import PHRASE, SETTINGS, Users, build_base, policy_rows, simulation
 from llamarl.feedback import Fit, Ingest, Store, fit, hash_user, ingest, score_policies, simulate
 from llamarl.feedback.simulation import draw_messages
@@ -109,6 +109,11 @@ Point = tuple[float, float]
 """A policy's mean score, and its true love rate."""
 
 
+def world(arm: str, seed: int) -> Path:
+    """A log with its store and its P[Love], made once."""
+    return made_once(WORLDS / f"rluf-{arm.replace(' ', '-')}-{seed}", partial(build, arm=arm, seed=seed))
+
+
 def measure(directory: Path, clean: CleanLog, arm: str, seed: int) -> tuple[dict[str, float], list[Point]]:
     """What one P[Love] is worth, and where it puts the policies."""
     model = directory / "love" / "model"
@@ -168,9 +173,8 @@ def main() -> None:
     for seed in experiment.seeds:
         clean = clean_log(experiment.folder / f"clean-{seed}", seed)
         for arm in experiment.choose(ARMS):
-            directory = made_once(experiment.folder / f"{arm}-{seed}", partial(build, arm=arm, seed=seed))
             started = time.monotonic()
-            numbers, policies = measure(directory, clean, arm, seed)
+            numbers, policies = measure(world(arm, seed), clean, arm, seed)
             runs.append(Done(arm, seed, time.monotonic() - started, [], numbers))
             points += policies if arm == "cleaned" else []
             experiment.say(runs[-1])

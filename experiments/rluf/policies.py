@@ -26,7 +26,7 @@ import torch
 from experiments.common import WORLDS, Done, Experiment, made_once
 from experiments.ibpo.policy import Policy, trained
 from experiments.rluf import judges
-from experiments.rluf.love import build as build_love
+from experiments.rluf.love import world
 from experiments.rluf.world import SETTINGS, Users, build_policy, draw_rows, simulation
 from llamarl.controller.recipe import Recipe
 from llamarl.core.records import Completion, Prompt
@@ -43,12 +43,6 @@ ARMS: dict[str, tuple[float, str, bool]] = {
 """Weight of love, the log that P[Love] was trained on, and whether unasked farewells are forbidden."""
 COMPARED = [("0.1", "control"), ("0.3", "control"), ("0.3", "0.1"), ("0.3, judge", "control"), ("0.3, judge", "0.3")]
 NUM_TRAIN, NUM_HELDOUT = 2048, 64
-
-
-def world(seed: int, log: str) -> Path:
-    """A seed's log, its P[Love], its policy and its prompts; made once."""
-    directory = made_once(WORLDS / f"rluf-{log.replace(' ', '-')}-{seed}", partial(build_love, arm=log, seed=seed))
-    return directory
 
 
 def policy(seed: int) -> Path:
@@ -76,7 +70,7 @@ def task(seed: int, name: str, weight: float, log: str, judges: Sequence[Mapping
     rewards: dict[str, dict[str, Any]] = {
         "love": {
             "function": "reward_model",
-            "settings": {"model": str(world(seed, log) / "love" / "model"), "calibrated": True},
+            "settings": {"model": str(world(log, seed) / "love" / "model"), "calibrated": True},
         },
         "helpfulness": {"function": f"{JUDGES}:helpful"},
         "safety": {"function": f"{JUDGES}:kind"},
@@ -123,7 +117,7 @@ def recipe(arm: str, seed: int) -> Recipe:
 @cache
 def users(seed: int) -> Users:
     """The users that a seed's policies are tried on."""
-    return Users(simulation(world(seed, "not cleaned") / "log", seed))
+    return Users(simulation(world("not cleaned", seed) / "log", seed))
 
 
 def sample(model: Path, seed: int) -> tuple[list[Prompt], list[tuple[Completion, ...]]]:
