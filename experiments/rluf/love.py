@@ -44,7 +44,7 @@ ARMS: dict[str, tuple[float, bool]] = {
 COMPARED = [("cleaned", "no bots"), ("not cleaned", "no bots")]
 NUM_CLEAN = 4000
 """Messages that the AUROC is measured on."""
-KEY = "RLUF_EXPERIMENT_KEY"
+KEY, SECRET = "RLUF_EXPERIMENT_KEY", "a secret so that found users can be looked up in the truth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def build(directory: Path, arm: str, seed: int) -> None:
     bots, keeps = ARMS[arm]
     directory.mkdir(parents=True)
     simulate(simulation(directory / "log", seed, bots=bots))
-    os.environ[KEY] = "not a secret, but long enough"  # so that the users who were found can be looked up in the truth
+    os.environ[KEY] = SECRET
     logs = (str(directory / "log" / "logs.jsonl"),)
     ingest(Ingest(logs=logs, out=directory / "store", key_env=KEY, keep_suspicious=keeps, threads=1))
     base = build_base(directory / "base", seed)
@@ -143,7 +143,7 @@ def find_bots(directory: Path) -> dict[str, float]:
     """How many bots the ingest found, and how many honest users it took for suspicious."""
     kinds: dict[str, set[str]] = {}
     for row in read_jsonl(directory / "log" / "truth.jsonl"):
-        kinds.setdefault(row["kind"], set()).add(hash_user(row["user"], os.environ[KEY].encode()))
+        kinds.setdefault(row["kind"], set()).add(hash_user(row["user"], SECRET.encode()))
     found = {row["user_hash"] for row in parquet.read_table(Store.open(directory / "store").suspicious).to_pylist()}
     shares = {"bots found": kinds.get("bot", set()), "honest accused": kinds["honest"]}
     return {name: len(users & found) / len(users) for name, users in shares.items() if users}
