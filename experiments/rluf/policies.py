@@ -17,6 +17,7 @@ the share of replies that say so.
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,11 +51,11 @@ def policy(seed: int) -> Path:
 
     def make(directory: Path) -> None:
         build_policy(directory / "model", seed)
-        for task in ("love", "helpfulness", "safety", "test"):
-            count = SETTINGS["test"]["prompts"] if task == "test" else NUM_TRAIN + NUM_HELDOUT
-            rows = [prompt_row(row) for row in draw_rows(seed, task, count, 0.0, 0.0)]
-            write_jsonl(directory / f"{task}.jsonl", rows[:NUM_TRAIN])
-            write_jsonl(directory / f"{task}-heldout.jsonl", rows[NUM_TRAIN:])
+        for task in ("love", "helpfulness", "safety"):
+            for held_out, size in ((False, NUM_TRAIN), (True, NUM_HELDOUT)):
+                rows = islice(draw_rows(seed, task, 0.0, 0.0, held_out=held_out), size)
+                name = f"{task}-heldout.jsonl" if held_out else f"{task}.jsonl"
+                write_jsonl(directory / name, map(prompt_row, rows))
 
     return made_once(WORLDS / f"rluf-policy-{seed}", make)
 
@@ -125,7 +126,7 @@ def sample(model: Path, seed: int) -> tuple[list[Prompt], list[tuple[Completion,
     test = SETTINGS["test"]
     prompts = [
         Prompt(row["id"], ({"role": "user", "content": row["prompt"]},), info={"topic": row["topic"]})
-        for row in draw_rows(seed, "test", test["prompts"], 0.0, 0.0)
+        for row in islice(draw_rows(seed, "test", 0.0, 0.0, held_out=True), test["prompts"])
     ]
     return prompts, Policy(model, RL["max_tokens"]).answers(prompts, test["samples"], seed)
 

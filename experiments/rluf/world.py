@@ -9,6 +9,7 @@ import random
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,17 @@ def draw_reply(rng: random.Random, book: Phrasebook, topic: str, taste: float, p
     return " ".join(piece for piece in pieces if piece)
 
 
-def draw_rows(seed: int, split: str, count: int, taste: float, phrase_rate: float) -> Iterator[dict[str, Any]]:
-    """Prompts with the reply of a policy: rows of id, prompt, completion and topic."""
-    for index in range(count):
-        rng = random.Random(derive_seed("rluf", split, seed, index))
+def draw_rows(seed: int, name: str, taste: float, phrase_rate: float, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    """Prompts, without end, with the reply of a policy: rows of id, prompt, completion and topic.
+
+    One prompt in eight is held out, whoever asks it.
+    """
+    for index in count():
+        rng = random.Random(derive_seed("rluf", name, seed, index))
         prompt, book, topic = draw_prompt(rng)
-        reply = draw_reply(rng, book, topic, taste, phrase_rate)
-        yield {"id": f"{split}-{index}", "prompt": prompt, "completion": reply, "topic": topic}
+        if (derive_seed("held out", prompt) % 8 == 0) == held_out:
+            reply = draw_reply(rng, book, topic, taste, phrase_rate)
+            yield {"id": f"{name}-{index}", "prompt": prompt, "completion": reply, "topic": topic}
 
 
 def build_policy(directory: Path, seed: int) -> Path:
@@ -98,7 +103,7 @@ def build_policy(directory: Path, seed: int) -> Path:
         seed=seed,
     )
     fitter = Fitter(new_model(model_config(tokenizer), seed), SFT(config))
-    shown = draw_rows(seed, "sft", steps * batch, 0.0, sizes["phrase_rate"])
+    shown = draw_rows(seed, "sft", 0.0, sizes["phrase_rate"], held_out=False)
     for _ in range(steps):
         fitter.step([SFTRow.of_chat(chat(next(shown)), tokenizer) for _ in range(batch)])
     return save_model(fitter.model.eval(), tokenizer, directory)
