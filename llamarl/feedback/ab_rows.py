@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,14 @@ from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.machine import usable_cores
 from llamarl.feedback.ab_settings import FIELDS, AbTest
 from llamarl.feedback.ingestion import EARLIEST, find_logs
-from llamarl.feedback.queries import json_path, quote, text_literal
+from llamarl.feedback.queries import quote, text_literal
+from llamarl.feedback.queries.rows import json_path
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, import_pyarrow, read_chunks
 from llamarl.feedback.store import Connection, connect
 from llamarl.functional.experiments import CovariateMoments, Moments
 
 FIRST_NAMES = 5
 """Users in two arms that a result names."""
-_SEPARATOR = "\x1f"
-"""Between a field, which may have any name, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,31 @@ def _database(settings: AbTest) -> Iterator[Connection]:
 
 # ---- rows -> sums by user, arm and day
 
+_Kind = Literal["name", "truth", "count", "time", "number"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the files that is read."""
+
+    source: str
+    """Its name there."""
+    kind: _Kind
+    """What its values must be; only a number may be missing."""
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "user": "name",
+    "arm": "name",
+    "reacted": "truth",
+    "messages": "count",
+    "reactions": "count",
+    "ts": "time",
+}
+_NUMBER = (
+    "CASE lower({text}) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0 ELSE TRY_CAST({text} AS DOUBLE) END"  # CSV has texts
+)
+
 
 class _Staging:
     """The table `staged`, to which chunks are added."""
@@ -120,9 +144,9 @@ class _Staging:
     def __init__(self, connection: Connection, settings: AbTest, latest: datetime) -> None:
         self._connection = connection
         self._settings = settings
-        self._latest = latest
-        self._fields: tuple[str, ...] | None = None
-        """Fields that every row must have; known from the first chunk."""
+        self._span = (EARLIEST, latest)
+        self._columns: dict[str, _Column] = {}
+        """By field, then those of numbers; known from the first chunk."""
         covariates = (settings.covariate,) if settings.covariate else ()
         self._numbers = tuple(dict.fromkeys((*settings.measured, *covariates)))
         guardrails = "".join(f", total_{place} DOUBLE, count_{place} BIGINT" for place in range(len(settings.measured)))
@@ -135,154 +159,148 @@ class _Staging:
         """Adds the rows of a chunk. Raises `DataError` for one that cannot be counted."""
         if chunk.table.num_rows == 0:
             return
-        if self._fields is None:
-            self._fields = self._find_fields(path, chunk)
+        self._columns = self._columns or self._find_columns(path, chunk)
         self._connection.register("chunk", chunk.table)
         self._connection.execute(f"CREATE OR REPLACE TEMP TABLE parsed AS {self._select_parsed(path, chunk)}")
         self._connection.unregister("chunk")
+        self._refuse_bad_rows(path)
+        value = {field: f"value_{place}" for place, field in enumerate(self._columns)}
+        messages, reactions = "count(*)", f"sum({value.get('reacted')})"
+        if "messages" in self._columns:
+            messages, reactions = f"sum({value['messages']})", f"sum({value['reactions']})"
+        day = f"CAST(make_timestamptz({value['ts']}) AS DATE)" if "ts" in self._columns else "CAST(NULL AS DATE)"
+        known = value[_number_key(self._settings.covariate)] if self._settings.covariate else "CAST(NULL AS DOUBLE)"
+        guardrails = [value[_number_key(name)] for name in self._settings.measured]
+        sums = "".join(f", sum({each}), count({each})" for each in guardrails)
+        self._connection.execute(
+            f"INSERT INTO staged SELECT {value['user']}, {value['arm']}, {day}, count(*), {messages}, {reactions}, "
+            f"min({known}), max({known}){sums} FROM parsed GROUP BY 1, 2, 3"
+        )
+
+    def _refuse_bad_rows(self, path: Path) -> None:
+        texts = ", ".join(f"text_{place}" for place in range(len(self._columns)))
         bad = self._connection.execute(
-            "SELECT line, problem, value, count(*) OVER () FROM parsed WHERE problem IS NOT NULL ORDER BY line LIMIT 1"
+            f"SELECT line, problem.place, problem.reason, [{texts}][problem.place + 1], count(*) OVER () FROM parsed "
+            "WHERE problem IS NOT NULL ORDER BY line LIMIT 1"
         ).fetchone()
         if bad is not None:
-            line, problem, value, count = bad
-            field, _, reason = problem.partition(_SEPARATOR)
-            shown = f" {value!r:.80}" if value is not None else ""
-            column = f"{self._settings.columns.get(field, field)}: " if field else ""
-            more = f" ({count:,} such rows from there on)" if count > 1 else ""
+            line, place, reason, text, count = bad
+            column = "" if place is None else f"{list(self._columns.values())[place].source}: "
+            shown = "" if text is None else f" {text!r:.80}"
+            more = f" ({count:,} bad rows here)" if count > 1 else ""
             raise DataError(f"{path}, line {line}: {column}{reason}{shown}{more}; mend the file, nothing was written")
-        sums = "".join(f", sum({quote(name)}), count({quote(name)})" for name in self._settings.measured)
-        covariate = quote(self._settings.covariate) if self._settings.covariate else "CAST(NULL AS DOUBLE)"
-        self._connection.execute(
-            f"INSERT INTO staged SELECT user, arm, day, count(*), sum(messages), sum(reactions), min({covariate}), "
-            f"max({covariate}){sums} FROM parsed GROUP BY user, arm, day"
-        )
 
-    def _column(self, field: str) -> str:
-        return self._settings.columns.get(field, field)
-
-    def _find_fields(self, path: Path, chunk: Chunk) -> tuple[str, ...]:
-        """Messages, or users with counts? Raises `DataError` for columns that are not there."""
-        is_counted = not chunk.may_have(self._column("reacted")) and chunk.may_have(self._column("reactions"))
-        fields: tuple[str, ...] = ("user", "arm", "reacted", "ts")
-        if is_counted:
-            fields = ("user", "arm", "messages", "reactions")
-        names = [self._column(field) for field in fields] + list(self._numbers)
-        missing = [name for name in names if not chunk.may_have(name)]
+    def _find_columns(self, path: Path, chunk: Chunk) -> dict[str, _Column]:
+        """The columns of messages, or of users with counts. Raises `DataError` for those that are not there."""
+        source = {field: self._settings.columns.get(field, field) for field in FIELDS}
+        has = {field: chunk.may_have(column) for field, column in source.items()}
+        is_counted = not has["reacted"] and has["reactions"]
+        fields = ["user", "arm", "messages", "reactions"] if is_counted else ["user", "arm", "reacted", "ts"]
+        missing = [source[field] for field in fields if not has[field]]
+        missing += [name for name in self._numbers if not chunk.may_have(name)]
         if missing:
-            has = "" if chunk.is_json else f" it has {', '.join(_columns_of(chunk))};"
+            names = [] if chunk.is_json else [name for name in chunk.table.column_names if name not in (LINE, BROKEN)]
+            seen = f" it has {', '.join(names)};" if names else ""
             raise DataError(
-                f"{path}: no column {', '.join(map(repr, missing))};{has} a row is a message (user, arm, reacted, ts) "
+                f"{path}: no column {', '.join(map(repr, missing))};{seen} a row is a message (user, arm, reacted, ts) "
                 "or a user (user, arm, messages, reactions); --columns FIELD=COLUMN says where a field stands"
             )
-        if is_counted and chunk.may_have(self._column("ts")):
-            fields += ("ts",)
-        return fields
+        if is_counted and has["ts"]:
+            fields.append("ts")
+        columns = {field: _Column(source[field], _KINDS[field]) for field in fields}
+        return columns | {_number_key(name): _Column(name, "number") for name in self._numbers}
 
     def _select_parsed(self, path: Path, chunk: Chunk) -> str:
-        """The query of a chunk: a row's values, or what is wrong with it."""
-        assert self._fields is not None
-        names = {field: self._column(field) for field in self._fields} | {name: name for name in self._numbers}
-        raw = _select_json(names) if chunk.is_json else _select_table(path, names, chunk)
+        """The query of a chunk: the texts of a row, their values, and the first problem."""
+        columns = list(self._columns.values())
+        raw = _select_json(columns) if chunk.is_json else _select_table(path, columns, chunk)
         values = {
-            field: f"CASE lower({quote(field)}) WHEN 'true' THEN 1 WHEN 'false' THEN 0 "
-            f"ELSE TRY_CAST({quote(field)} AS DOUBLE) END"
-            for field in names
-            if field not in ("user", "arm", "ts")
+            "name": "trim({text})",
+            "time": "parse_time({text})",
+            **dict.fromkeys(("truth", "count", "number"), _NUMBER),
         }
-        select = "".join(f", {value} AS {quote(f'{field}=')}" for field, value in values.items())
-        has_time = "ts" in self._fields
-        time = "parse_time(ts)" if has_time else "CAST(NULL AS BIGINT)"
+        select = "".join(
+            f", {values[column.kind].format(text=f'text_{place}')} AS value_{place}"
+            for place, column in enumerate(columns)
+        )
         wrong = " ".join(
-            f"WHEN {condition} THEN {text_literal(f'{field}{_SEPARATOR}{reason}')}"
-            for field, condition, reason in self._find_problems(list(values), has_time)
+            f"WHEN {condition} THEN {{'place': {place}, 'reason': {text_literal(reason)}}}"
+            for place, condition, reason in self._find_problems()
         )
-        shown = " ".join(
-            f"WHEN starts_with(problem, {text_literal(f'{field}{_SEPARATOR}')}) THEN {quote(field)}" for field in names
-        )
-        messages = "messages" if "messages" in self._fields else None
-        counts = (
-            '"messages=" AS messages, "reactions=" AS reactions'
-            if messages
-            else 'CAST(1 AS DOUBLE) AS messages, "reacted=" AS reactions'
-        )
-        numbers = "".join(f", {quote(f'{name}=')} AS {quote(name)}" for name in self._numbers)
         return f"""
-            SELECT line, problem, CASE {shown} END AS value, "user", arm,
-                CAST(make_timestamptz(micros) AS DATE) AS day, {counts}{numbers}
-            FROM (SELECT *, CASE WHEN problem_read IS NOT NULL THEN {text_literal(_SEPARATOR)} || problem_read
-                         {wrong} END AS problem
-                  FROM (SELECT *, {time} AS micros{select} FROM ({raw})))"""
+            SELECT *, CASE WHEN broken IS NOT NULL THEN {{'place': NULL, 'reason': broken}} {wrong} END AS problem
+            FROM (SELECT *{select} FROM ({raw}))"""
 
-    def _find_problems(self, numbers: Sequence[str], has_time: bool) -> Iterator[tuple[str, str, str]]:
-        """Field, condition and reason of everything that a row may not be."""
-        for field in ("user", "arm"):
-            yield field, f"coalesce(trim({quote(field)}), '') = ''", "missing"
-            yield field, f"{quote(f'{field}?')} NOT IN ('text', 'number')", "neither text nor a number"
-        required = set(self._fields or ()) - {"user", "arm", "ts"}
-        for field in numbers:
-            value = quote(f"{field}=")
-            if field in required:
-                yield field, f"{quote(field)} IS NULL", "missing"
-            unlike = f"{quote(field)} IS NOT NULL AND ({value} IS NULL OR NOT isfinite({value}))"
-            yield field, unlike, "neither true nor false" if field == "reacted" else "not a number"
-        if "reacted" in required:
-            yield "reacted", '"reacted=" NOT IN (0, 1)', "neither true nor false"
-        if "messages" in required:
-            for field in ("messages", "reactions"):
-                value = quote(f"{field}=")
-                yield field, f"{value} < 0 OR {value} <> floor({value})", "not a count"
-            yield "reactions", '"reactions=" > "messages="', "more than messages:"
-        if has_time:
-            first, last = (int(each.timestamp() * 1e6) for each in (EARLIEST, self._latest))
-            yield "ts", "ts IS NULL", "missing"
-            yield "ts", "micros IS NULL", "no time"
-            span = f"impossible time, not between {EARLIEST:%Y-%m-%d} and {self._latest:%Y-%m-%d}:"
-            yield "ts", f"micros NOT BETWEEN {first} AND {last}", span
+    def _find_problems(self) -> Iterator[tuple[int, str, str]]:
+        """Place of the column, condition and reason of everything that a row may not be."""
+        first, last = (int(each.timestamp() * 1e6) for each in self._span)
+        span = f"impossible time, not between {' and '.join(f'{each:%Y-%m-%d}' for each in self._span)}:"
+        for place, column in enumerate(self._columns.values()):
+            text, value = f"text_{place}", f"value_{place}"  # of a text that is no number the value is NULL
+            problems: Mapping[_Kind, Sequence[tuple[str, str]]] = {
+                "name": [(f"NOT is_name_{place}", "neither text nor a number")],
+                "truth": [(f"{value} IS NULL OR {value} NOT IN (0, 1)", "neither true nor false")],
+                "count": [
+                    (
+                        f"NOT coalesce(isfinite({value}) AND {value} >= 0 AND {value} = floor({value}), false)",
+                        "not a count",
+                    )
+                ],
+                "time": [(f"{value} IS NULL", "no time"), (f"{value} NOT BETWEEN {first} AND {last}", span)],
+                "number": [(f"{text} IS NOT NULL AND NOT coalesce(isfinite({value}), false)", "not a number")],
+            }
+            if column.kind != "number":
+                yield place, f"coalesce(trim({text}), '') = ''", "missing"
+            yield from ((place, condition, reason) for condition, reason in problems[column.kind])
+        places = {field: place for place, field in enumerate(self._columns)}
+        if "messages" in places:
+            condition = f"value_{places['reactions']} > value_{places['messages']}"
+            yield places["reactions"], condition, "more than messages:"
 
 
-def _columns_of(chunk: Chunk) -> list[str]:
-    return [name for name in chunk.table.column_names if name not in (LINE, BROKEN)]
+def _number_key(name: str) -> str:
+    """A key among the columns for one of numbers, which may be called like a field."""
+    return f"number {name}"
 
 
-def _select_json(names: Mapping[str, str]) -> str:
-    """JSON lines (`chunk`) -> line, a column of text for each field, and what kind of value names a user and an arm."""
-    paths = [text_literal(json_path(column)) for column in names.values()]
-    values = ", ".join(f"v[{place}] AS {quote(field)}" for place, field in enumerate(names, 1))
-    kinds = ", ".join(
-        f"CASE WHEN problem_read IS NOT NULL THEN 'number' WHEN json_type(text, {path}) = 'VARCHAR' THEN 'text' "
-        f"WHEN json_type(text, {path}) IN ('OBJECT', 'ARRAY', 'BOOLEAN') THEN 'no' ELSE 'number' END "
-        f"AS {quote(f'{field}?')}"
-        for field, path in zip(names, paths, strict=True)
-        if field in ("user", "arm")
+def _select_json(columns: Sequence[_Column]) -> str:
+    """JSON lines (`chunk`) -> line, what is broken, a text for each column, and whether a name is text or a number."""
+    paths = [text_literal(json_path(column.source)) for column in columns]
+    texts = ", ".join(f"v[{place + 1}] AS text_{place}" for place in range(len(columns)))
+    names = "".join(
+        f", broken IS NOT NULL OR coalesce(json_type(text, {path}), 'NULL') NOT IN ('OBJECT', 'ARRAY', 'BOOLEAN') "
+        f"AS is_name_{place}"
+        for place, (column, path) in enumerate(zip(columns, paths, strict=True))
+        if column.kind == "name"
     )
     return f"""
-        SELECT line, problem_read, {values}, {kinds}
-        FROM (SELECT *, CASE WHEN problem_read IS NULL THEN json_extract_string(text, [{", ".join(paths)}]) END AS v
-              FROM (SELECT {LINE} AS line, {TEXT} AS text,
-                        CASE WHEN {BROKEN} IS NOT NULL THEN {BROKEN}
-                             WHEN NOT json_valid({TEXT}) THEN 'no JSON'
-                             WHEN json_type({TEXT}) <> 'OBJECT' THEN 'no JSON object' END AS problem_read
-                    FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S')))"""
+        SELECT line, broken, {texts}{names}
+        FROM (SELECT *, json_extract_string(text, [{", ".join(paths)}]) AS v
+              FROM (SELECT line, broken, CASE WHEN broken IS NULL THEN text ELSE '{{}}' END AS text
+                    FROM (SELECT {LINE} AS line, {TEXT} AS text,
+                              CASE WHEN {BROKEN} IS NOT NULL THEN {BROKEN}
+                                   WHEN NOT json_valid({TEXT}) THEN 'no JSON'
+                                   WHEN json_type({TEXT}) <> 'OBJECT' THEN 'no JSON object' END AS broken
+                          FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S'))))"""
 
 
-def _select_table(path: Path, names: Mapping[str, str], chunk: Chunk) -> str:
+def _select_table(path: Path, columns: Sequence[_Column], chunk: Chunk) -> str:
     """A table's rows (`chunk`) -> the same. Raises `DataError` for columns of lists, objects or, of names, truths."""
     from pyarrow import types
 
-    kinds = []
-    for field, column in names.items():
-        if column not in chunk.table.column_names:
-            raise DataError(f"{path}: no column {column!r}; all files of a test have the same columns")
-        of = chunk.table.schema.field(column).type
-        is_name = field in ("user", "arm")
+    for column in columns:
+        if column.source not in chunk.table.column_names:
+            raise DataError(f"{path}: no column {column.source!r}; all files of a test have the same columns")
+        of = chunk.table.schema.field(column.source).type
+        is_name = column.kind == "name"
         if types.is_nested(of) or (is_name and (types.is_boolean(of) or types.is_temporal(of))):
-            raise DataError(f"{path}: {column}: values of type {of}; give one with {'text' if is_name else 'numbers'}")
-        if is_name:
-            kinds.append(f"'text' AS {quote(f'{field}?')}")
-    values = ", ".join(
-        f"nullif(CAST({quote(column)} AS VARCHAR), '') AS {quote(field)}" for field, column in names.items()
+            wanted = "text" if is_name else "numbers"
+            raise DataError(f"{path}: {column.source}: values of type {of}; give a column of {wanted}")
+    texts = "".join(
+        f", nullif(CAST({quote(column.source)} AS VARCHAR), '') AS text_{place}" for place, column in enumerate(columns)
     )
-    return f"SELECT {LINE} AS line, {BROKEN} AS problem_read, {values}, {', '.join(kinds)} FROM chunk"
+    names = "".join(f", true AS is_name_{place}" for place, column in enumerate(columns) if column.kind == "name")
+    return f"SELECT {LINE} AS line, {BROKEN} AS broken{texts}{names} FROM chunk"
 
 
 # ---- sums by user, arm and day -> sums over users

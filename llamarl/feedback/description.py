@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llamarl.core.machine import usable_cores
-from llamarl.feedback import queries
+from llamarl.feedback.queries import description as queries
 from llamarl.feedback.queries import quote, text_literal
 from llamarl.feedback.reactions import NEGATIVE
 from llamarl.feedback.settings import Description
@@ -112,7 +112,7 @@ def _segment_rates(connection: Connection, expression: str, design_effect: float
 def _compare_signals(connection: Connection, kept: Sequence[str], messages: int) -> list[Signal]:
     negative = ", ".join(text_literal(name) for name in NEGATIVE)
     extra = "".join(f"{quote(name)}, " for name in kept)
-    connection.execute(queries.CREATE_SIGNALS.format(negative=negative, extra=extra))
+    connection.execute(f"CREATE TABLE signals AS {queries.SELECT_SIGNALS.format(negative=negative, extra=extra)}")
     # what speaks against a good signal: never the signal itself
     others: Mapping[str, tuple[str, str]] = {
         "love": ("sentiment IS NOT NULL", "sentiment < 0"),

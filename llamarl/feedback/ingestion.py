@@ -22,12 +22,15 @@ from typing import Any
 from llamarl.core.config import suggest
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.machine import try_lock, usable_cores
-from llamarl.feedback import queries
-from llamarl.feedback.queries import FIELDS, Columns, quote, text_literal
+from llamarl.feedback.engines import DuckEngine, QueryEngine, read_parquet
+from llamarl.feedback.queries import quote, selection
+from llamarl.feedback.queries import rows as row_queries
+from llamarl.feedback.queries.rows import FIELDS, NUMBERS, Columns
+from llamarl.feedback.queries.suspects import SELECT_ACTIVITY
 from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
 from llamarl.feedback.settings import Ingest
-from llamarl.feedback.store import Connection, Store, connect, derive_key, publish
+from llamarl.feedback.store import Connection, Store, connect, copy_rows, derive_key, publish
 from llamarl.feedback.suspects import find_suspects
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -187,20 +190,20 @@ class _Run:
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
             connection.register("chunk", chunk.table)
             raw = (
-                queries.select_raw_json(self._columns)
+                row_queries.select_raw_json(self._columns)
                 if chunk.is_json
-                else queries.select_raw_table(self._columns, _kinds(chunk.table.schema))
+                else row_queries.select_raw_table(self._columns, _kinds(chunk.table.schema))
             )
-            turns = queries.select_flat(self._columns, self._settings.context_messages)
+            turns = row_queries.select_flat(self._columns, self._settings.context_messages)
             if chunk.may_have(self._columns.column("messages")):
                 connection.execute(f"CREATE TABLE raw AS {raw}")
-                replies = queries.select_replies(self._columns, self._settings.context_messages)
-                turns = f"WITH talks AS ({queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
+                replies = row_queries.select_replies(self._columns, self._settings.context_messages)
+                turns = f"WITH talks AS ({row_queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
             else:
                 turns = f"WITH raw AS ({raw}) {turns}"  # read once, so not written down
             connection.execute(f"CREATE TABLE turns AS {turns}")
             connection.register("reaction_names", self._name_reactions(connection))
-            _copy(connection, queries.select_checked(self._columns, number), part, "lz4")
+            copy_rows(connection, row_queries.select_checked(self._columns, number), part, "lz4")
 
     def _name_reactions(self, connection: Connection) -> Any:
         """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
@@ -251,44 +254,35 @@ class _Run:
             for folder in (data, data / "messages", data / "dropped"):
                 folder.mkdir()
             with self._connect(self._threads) as connection:
-                record = self._write_data(connection, data)
+                record = self._write_data(DuckEngine(connection, self._threads), data)
             return publish(self._settings.out, data, record)
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
             raise
 
-    def _write_data(self, connection: Connection, data: Path) -> dict[str, Any]:
+    def _write_data(self, engine: QueryEngine, data: Path) -> dict[str, Any]:
         settings = self._settings
         parts = sorted(self._staging.glob("*.parquet"))
         if not parts:
             raise DataError("\n".join(["no log can be read", *(text for _, text in self._unreadable)]))
-        connection.execute(f"CREATE VIEW parts AS SELECT * FROM {_parquet(self._staging / '*.parquet')}")
-        connection.execute("CREATE TABLE unreadable (file INTEGER)")
-        for number, _ in self._unreadable:
-            connection.execute("INSERT INTO unreadable VALUES (?)", [number])
-        drop_rows(connection, settings)
+        engine.define("parts", f"SELECT * FROM {read_parquet(self._staging / '*.parquet')}")
+        engine.load("unreadable", {"file": [number for number, _ in self._unreadable]}, {"file": "int32"})
+        notes = drop_rows(engine, settings)
 
-        numbers = ", ".join(quote(name) for name in (*queries.NUMBERS, *settings.keep))
-        with ThreadPoolExecutor(self._threads, "copy") as pool:  # a part has too few rows to be copied by many threads
-            list(pool.map(lambda part: self._copy_part(connection, part, numbers, data), parts))
-        _copy(connection, queries.SELECT_DROPPED, data / "dropped" / "rows.parquet")
-        _copy(connection, "SELECT * FROM suspicious ORDER BY ALL", data / "suspicious.parquet")
-        connection.execute(f"CREATE VIEW stored AS SELECT * FROM {_parquet(data / 'messages' / '*.parquet')}")
-        connection.execute(f"CREATE VIEW dropped AS SELECT * FROM {_parquet(data / 'dropped' / '*.parquet')}")
-        return self._summarize(connection)
+        numbers = ", ".join(quote(name) for name in (*NUMBERS, *settings.keep))
+        engine.write_each(selection.SELECT_STORED.format(numbers=numbers), parts, data / "messages")
+        engine.write(selection.SELECT_DROPPED, data / "dropped" / "rows.parquet")
+        engine.write("SELECT * FROM suspicious ORDER BY user_hash, reason, detail", data / "suspicious.parquet")
+        engine.define("stored", f"SELECT * FROM {read_parquet(data / 'messages' / '*.parquet')}")
+        engine.define("dropped", f"SELECT * FROM {read_parquet(data / 'dropped' / '*.parquet')}")
+        return self._summarize(engine, notes)
 
-    def _copy_part(self, connection: Connection, path: Path, numbers: str, data: Path) -> None:
-        with connection.cursor() as cursor:
-            part = f"(SELECT * FROM {_parquet(path)}) AS part"
-            select = queries.SELECT_STORED.format(numbers=numbers).replace("FROM part", f"FROM {part}")
-            _copy(cursor, select, data / "messages" / path.name)
-
-    def _summarize(self, connection: Connection) -> dict[str, Any]:
+    def _summarize(self, engine: QueryEngine, notes: list[str]) -> dict[str, Any]:
         """What `store.json` says, beside where the data are."""
-        kept, users, loves, first, last = connection.execute(queries.SELECT_TOTALS).fetchone()
-        dropped = dict(connection.execute(queries.SELECT_REASONS).fetchall())
+        ((kept, users, loves, first, last),) = engine.fetch(selection.SELECT_TOTALS)
+        dropped = dict(engine.fetch(selection.SELECT_REASONS))
         names = [str(path) for path in self._files]
-        shown = connection.execute(queries.SELECT_FIRST_BAD.format(limit=FIRST_BAD_ROWS)).fetchall()
+        shown = engine.fetch(selection.SELECT_FIRST_BAD.format(limit=FIRST_BAD_ROWS))
         bad_rows = [
             {"file": names[file], "line": line, "field": field, "reason": reason} for file, line, field, reason in shown
         ]
@@ -298,8 +292,9 @@ class _Run:
                 f"\n  {bad['file']}, line {bad['line']}, {bad['field']}: {bad['reason']}" for bad in bad_rows[:5]
             )
             raise DataError(f"no row of the logs is good: {reasons}{first_bad}")
-        late, redacted = connection.execute(queries.SELECT_LATE_AND_REDACTED).fetchone()
-        notes = [text for _, text in self._unreadable]
+        ((late, redacted),) = engine.fetch(selection.SELECT_LATE_AND_REDACTED)
+        ((suspicious,),) = engine.fetch("SELECT count(DISTINCT user_hash) FROM suspicious")
+        notes = [*(text for _, text in self._unreadable), *notes]
         if not loves:
             notes.append("no message has a love reaction: nothing can be learnt from this log alone")
         return {
@@ -307,7 +302,7 @@ class _Run:
             "kept": kept,
             "dropped": dropped,
             "users": users,
-            "suspicious_users": connection.execute("SELECT count(DISTINCT user_hash) FROM suspicious").fetchone()[0],
+            "suspicious_users": suspicious,
             "loves": loves,
             "first": f"{first}",
             "last": f"{last}",
@@ -321,26 +316,27 @@ class _Run:
         }
 
 
-def drop_rows(connection: Connection, settings: Ingest) -> None:
-    """Fills `drops`, `late` and `suspicious` from `staged`: duplicates, reactions, suspicious users, caps, in order."""
-    connection.execute(queries.CREATE_STAGED)
-    connection.execute(queries.CREATE_DROPS)
-    connection.execute(queries.DROP_DUPLICATE_MESSAGES)
-    connection.execute(queries.CREATE_EVENTS)
-    connection.execute(queries.DROP_BAD_EVENTS)
-    connection.execute(queries.CREATE_LATE)
-    connection.execute(queries.CREATE_MESSAGES)
-    connection.execute(queries.CREATE_ACTIVITY)
-    connection.execute(
-        "CREATE TABLE suspicious (user_hash VARCHAR, reason VARCHAR, value DOUBLE, least DOUBLE, detail VARCHAR)"
-    )
-    find_suspects(connection, settings)
+def drop_rows(engine: QueryEngine, settings: Ingest) -> list[str]:
+    """Keeps `drops`, `late` and `suspicious` of `parts`: duplicates, reactions, suspicious users, caps, in this order.
+
+    Returns:
+        What a reader of the store should know.
+    """
+    engine.define("staged", selection.SELECT_STAGED)
+    engine.keep("drops", selection.SELECT_DUPLICATE_MESSAGES)
+    engine.keep("events", selection.SELECT_EVENTS)
+    engine.append("drops", selection.SELECT_BAD_EVENTS)
+    engine.keep("late", selection.SELECT_LATE)
+    engine.define("messages", selection.SELECT_MESSAGES)
+    engine.keep("activity", SELECT_ACTIVITY)
+    notes = find_suspects(engine, settings)
     if not settings.keep_suspicious:
-        connection.execute(queries.DROP_SUSPICIOUS)
-    connection.execute(queries.DROP_DUPLICATE_TEXTS)
-    connection.execute("DROP TABLE activity")
-    connection.execute(queries.CREATE_ACTIVITY)
-    connection.execute(queries.DROP_ABOVE_CAP.format(cap=settings.max_messages_per_user))
+        engine.append("drops", selection.SELECT_ROWS_OF_SUSPECTS)
+    engine.append("drops", selection.SELECT_DUPLICATE_TEXTS)
+    engine.forget("activity")
+    engine.keep("activity", SELECT_ACTIVITY)
+    engine.append("drops", selection.SELECT_ROWS_ABOVE_CAP.format(cap=settings.max_messages_per_user))
+    return notes
 
 
 class _MissingColumnError(DataError):
@@ -373,20 +369,3 @@ def _kinds(schema: Any) -> dict[str, str]:
         return "text" if types.is_string(of) or types.is_large_string(of) or types.is_string_view(of) else "plain"
 
     return {field.name: kind(field.type) for field in schema}
-
-
-def _parquet(path: Path) -> str:
-    return f"read_parquet({text_literal(str(path))})"
-
-
-def _copy(connection: Connection, select: str, path: Path, compression: str = "zstd") -> None:
-    """Writes rows to a Parquet file, which appears whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    connection.execute(f"COPY ({select}) TO {text_literal(str(temporary))} (FORMAT parquet, COMPRESSION {compression})")
-    os.replace(temporary, path)
-
-
-def _raise_first(jobs: Sequence[Future[None]]) -> None:
-    for job in jobs:
-        if job.done():
-            job.result()

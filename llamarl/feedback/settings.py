@@ -42,8 +42,8 @@ class SuspectSettings(Config):
     """Messages in one minute that a person may see."""
     quick_seconds: float = Field(default=2.0, ge=0.0)
     """Median seconds from message to love that no person beats."""
-    chance: float = Field(default=1e-3, gt=0.0, lt=1.0)
-    """A user whose loves are less likely than this among people is suspicious."""
+    wrong_share: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of those found by their loves who may be people after all, on average (false discovery rate)."""
 
 
 class Ingest(SuspectSettings):

@@ -10,6 +10,7 @@ as it was. Ids are keyed hashes; the key is nowhere in it.
 """
 
 import hashlib
+import os
 import shutil
 from base64 import b64encode
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError, MissingDependencyError
-from llamarl.feedback.queries import FUNCTIONS, text_literal
+from llamarl.feedback.queries import text_literal
+from llamarl.feedback.queries.functions import FUNCTIONS
 from llamarl.report.files import read_json, write_json
 
 STORE_FILE = "store.json"
@@ -68,11 +70,13 @@ class Store:
 
 
 def publish(path: Path, data: Path, record: Mapping[str, Any]) -> Store:
-    """Makes new data the store's, and removes what they replace."""
+    """Makes new data the store's, and removes what they replace and what killed ingests left."""
     write_json(path / STORE_FILE, {"format": FORMAT, "data": data.name, **record})
     for old in path.glob("data-*"):
         if old != data:
             shutil.rmtree(old)
+    for draft in path.glob(f".{STORE_FILE}.*.tmp"):
+        draft.unlink()
     return Store.open(path)
 
 
@@ -98,6 +102,15 @@ def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") 
     for head, body in FUNCTIONS.items():
         connection.execute(f"CREATE MACRO {head} AS {body}")
     return connection
+
+
+def copy_rows(connection: Connection, select: str, path: Path, compression: str = "zstd") -> None:
+    """Writes the rows of a query to a Parquet file, which appears whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    connection.execute(f"COPY ({select}) TO {text_literal(str(temporary))} (FORMAT parquet, COMPRESSION {compression})")
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())  # else a power cut may leave the name and not the rows
+    os.replace(temporary, path)
 
 
 def derive_key(secret: bytes) -> bytes:

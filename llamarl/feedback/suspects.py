@@ -1,134 +1,183 @@
-"""Users who don't react as people do, each with the reason: four rules over what the log says of them.
+"""Users who don't react as people do, each with the reason: five rules over what the log says of them.
 
     burst           more messages in one minute than a person reads
     quick           loves faster than a person reads
+    regular         sends messages, or loves, like a clock
+    loves_phrase    loves replies that hold a phrase, more often than liking it explains
     loves_much      loves a share of messages that the spread of all users' shares doesn't explain
-    loves_phrase    loves replies that share a phrase, far more often than replies have it
 
-A rule that asks how likely something is by chance allows for people being different: it is made for precision, since a
-wrong suspicion takes a real user's voice.
+The first three are about time, and believe a log's times only where most users have times that a person can have. The
+last two ask how likely it is by chance; so many users are asked that some are unlikely, so that the bar is set by how
+many of the suspects are wrong (the false discovery rate), not by how unlikely each is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from llamarl.feedback import queries
+from llamarl.feedback.chance import beta_binomial_tail, find_unlikely, fit_beta_binomial, overlap_tail
+from llamarl.feedback.engines import QueryEngine
+from llamarl.feedback.queries import suspects as queries
 from llamarl.feedback.settings import SuspectSettings
-from llamarl.feedback.store import Connection
 
 SAMPLED_MESSAGES = 20_000
 """Replies that say how usual a phrase is."""
 MANY_LOVES = 5
 FEW_LOVES = 3
+MANY_GAPS = 20
+MOST_TERMS = 3
+"""Terms of each user that are looked at closely."""
 TASTE = 3.0
-"""How many times more often than it is seen a phrase may be loved because people like what goes with it."""
+"""How many times the odds of another reply one with a phrase may have because somebody likes what goes with it."""
+MOST_MESSAGES = 10_000
+"""Users who saw more are judged by the law of the others, and are none of those it is fitted to."""
 
 
-def find_suspects(connection: Connection, settings: SuspectSettings) -> None:
-    """Fills the table `suspicious` from `messages` and `activity`."""
-    bursts = connection.execute(queries.SELECT_BURSTS.format(limit=settings.burst)).fetchall()
-    found = [_Suspect(user, "burst", most, settings.burst, "messages in a minute") for user, most in bursts]
-    quick = queries.SELECT_QUICK.format(least=FEW_LOVES, limit=settings.quick_seconds)
-    for user, seconds in connection.execute(quick).fetchall():
-        found.append(_Suspect(user, "quick", seconds, settings.quick_seconds, "median seconds to a love"))
-    found += _find_much(connection, settings.chance / 10)
-    found += _find_phrases(connection, settings.chance)
-    if found:
-        connection.executemany("INSERT INTO suspicious VALUES (?, ?, ?, ?, ?)", found)
+class Suspect(NamedTuple):
+    """A user, and one reason."""
 
-
-class _Suspect(NamedTuple):
-    user: str
+    user_hash: str
     reason: str
     value: float
     expected: float
     detail: str
 
 
-def _find_much(connection: Connection, chance: float) -> Iterator[_Suspect]:
-    """Users in the far tail of a beta-binomial law that has the mean and the spread of the users' rates."""
-    rate, overdispersion = _fit_rates(connection)
-    if rate in (0.0, 1.0):
-        return
-    size = 1.0 / overdispersion - 1.0
-    select = queries.SELECT_MANY_LOVES.format(least=MANY_LOVES, rate=3 * rate)
-    users, loves, shown = _fetch_columns(connection, select)
-    for place in range(len(users)):
-        if beta_binomial_tail(int(loves[place]), int(shown[place]), rate * size, (1.0 - rate) * size) >= chance:
-            continue
-        detail = f"{loves[place]} of {shown[place]} messages loved"
-        yield _Suspect(users[place], "loves_much", float(loves[place] / shown[place]), rate, detail)
+TYPES = {"user_hash": "string", "reason": "string", "value": "double", "expected": "double", "detail": "string"}
 
 
-def beta_binomial_tail(count: int, trials: int, alpha: float, beta: float) -> float:
-    """The probability of at least `count` successes, whose probability is drawn from Beta(alpha, beta) once for all.
-
-    Args:
-        count: in [0, trials].
-        trials: at least 1.
-        alpha: above 0.
-        beta: above 0.
-    """
-    from scipy.special import betaln
-
-    successes = np.arange(count, trials + 1)
-    choices = -betaln(successes + 1, trials - successes + 1) - np.log(trials + 1)
-    log_probability = choices + betaln(successes + alpha, trials - successes + beta) - betaln(alpha, beta)
-    return float(min(1.0, np.exp(log_probability).sum()))
-
-
-def _fit_rates(connection: Connection) -> tuple[float, float]:
-    """The mean share of messages that users love, and how far users differ (0: by chance alone, below 1).
-
-    By moments: the variance of the loves of n messages is rate (1 - rate) (n + (n^2 - n) overdispersion). Those who
-    love most are left out, as they would stretch the law that is to find them.
-    """
-    rate, most = 0.0, 1.0
-    for _ in range(4):
-        select = queries.SELECT_RATES.format(rate=rate, most=most)
-        loves, shown, squares, spread = (float(value or 0.0) for value in connection.execute(select).fetchone())
-        if not loves:
-            return 0.0, 0.0
-        variance = rate * (1.0 - rate)
-        rate, most = loves / shown, min(1.0, 8.0 * loves / shown)
-    if not variance or squares <= shown:
-        return rate, 1e-4
-    return rate, min(0.5, max(1e-4, (spread / variance - shown) / (squares - shown)))
+def find_suspects(engine: QueryEngine, settings: SuspectSettings) -> list[str]:
+    """Keeps the table `suspicious` of what is found in `messages` and `activity`; returns what a reader should know."""
+    notes: list[str] = []
+    found = [
+        Suspect(user, "burst", float(most), float(settings.burst), "messages in a minute")
+        for user, most in engine.fetch(queries.SELECT_BURSTS.format(limit=settings.burst))
+    ]
+    found += _find_quick(engine, settings.quick_seconds, notes)
+    found += _find_regular(engine, "messages", queries.GAPS, MANY_GAPS, 0.5, notes)
+    found += _find_regular(engine, "loves", queries.DELAYS, MANY_LOVES, 0.9, notes)
+    found += _find_phrases(engine, settings.wrong_share)
+    engine.load("suspicious", _columns(found), TYPES)
+    much = list(_find_much(engine, settings.wrong_share))
+    if much:
+        engine.forget("suspicious")
+        engine.load("suspicious", _columns(found + much), TYPES)
+    return notes
 
 
-def _find_phrases(connection: Connection, chance: float) -> Iterator[_Suspect]:
-    """Users whose loves share a pair of words that few replies have.
+def _columns(found: list[Suspect]) -> Mapping[str, list[object]]:
+    return {name: [getattr(suspect, name) for suspect in found] for name in Suspect._fields}
 
-    A phrase of several users is looked at more closely: where some are beyond doubt, others with fewer loves follow.
+
+# ---- times
+
+
+def _find_quick(engine: QueryEngine, limit: float, notes: list[str]) -> list[Suspect]:
+    users, seconds, loves = engine.fetch_arrays(queries.SELECT_MEDIANS.format(passed=queries.DELAYS))
+    is_quick = seconds < limit
+    if 2 * is_quick.sum() > len(users):
+        notes.append(f"most users who love do so within {limit:g} s: these times don't tell who is quick")
+        return []
+    return [
+        Suspect(users[place], "quick", float(seconds[place]), limit, "median seconds to a love")
+        for place in np.flatnonzero(is_quick & (loves >= FEW_LOVES))
+    ]
+
+
+def _find_regular(
+    engine: QueryEngine, what: str, passed: str, least: int, share: float, notes: list[str]
+) -> list[Suspect]:
+    """Users of whose times a share lies within a second of their median, which a person's don't."""
+    users, counts, seconds, alike = engine.fetch_arrays(queries.SELECT_ALIKE.format(passed=passed))
+    is_alike = (alike >= share) & (seconds >= 1.0)  # shorter ones are those of a burst, or of a clock that stood
+    if 2 * is_alike.sum() > len(users):
+        notes.append(f"the times of most users' {what} are alike: they don't tell who is regular")
+        return []
+    return [
+        Suspect(users[place], "regular", float(alike[place]), share, f"share of {what} after {seconds[place]:.0f} s")
+        for place in np.flatnonzero(is_alike & (counts >= least))
+    ]
+
+
+# ---- phrases
+
+
+def _find_phrases(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
+    """Users whose loves share a word, an emoji or two neighbouring words.
+
+    Two explanations must fail: that all replies are like that, and that the replies which this user saw are (their
+    language, their topic, their character). Each allows for `TASTE`. Where several users are found out on one term,
+    others are held to it alone, so that fewer loves tell.
     """
     from scipy.special import bdtrc  # scipy.stats has it too, and takes a second to import
 
-    total = connection.execute("SELECT count(*) FROM messages").fetchone()[0]
+    ((total, lovers, many),) = engine.fetch(queries.SELECT_COUNTS.format(few=FEW_LOVES - 1, many=FEW_LOVES))
     every = max(1, total // SAMPLED_MESSAGES)
-    loved_rows, sampled_rows = queries.LOVED_ROWS.format(least=FEW_LOVES - 1), queries.SAMPLED_ROWS.format(every=every)
-    connection.execute(queries.CREATE_WORDS.format(name="loved_words", rows=loved_rows))
-    connection.execute(queries.CREATE_WORDS.format(name="sampled_words", rows=sampled_rows))
-    sampled = connection.execute(f"SELECT count(*) FROM messages {sampled_rows}").fetchone()[0]
-    users, pairs, loved_with, loves, seen_with = _fetch_columns(connection, queries.SELECT_PAIRS)
+    sampled_rows = queries.SAMPLED_ROWS.format(every=every)
+    engine.keep("loved_terms", queries.select_terms(queries.LOVED_ROWS.format(least=FEW_LOVES - 1)))
+    engine.keep("sampled_terms", queries.select_terms(sampled_rows))
+    ((sampled,),) = engine.fetch(f"SELECT count(*) FROM messages {sampled_rows}")
+    users, terms, loved_with, loves, shown, seen_with, tried = engine.fetch_arrays(
+        queries.SELECT_LOVED_TERMS.format(sampled=sampled, most=MOST_TERMS)
+    )
     usual = (seen_with + 0.5) / (sampled + 1.0)
-    tails = bdtrc(loved_with - 1, loves, np.minimum(1.0, TASTE * usual))
-    is_sure = (loved_with >= FEW_LOVES) & (tails < chance / 10)
-    names, counts = np.unique(pairs[is_sure].astype(str), return_counts=True)
-    is_shared = np.isin(pairs.astype(str), names[counts >= FEW_LOVES])
-    reported: set[str] = set()
-    surprise = tails / np.where(is_shared, 100.0, 1.0)
-    for place in np.argsort(surprise, kind="stable"):
-        if surprise[place] >= chance / 10:
-            return
-        if (user := users[place]) not in reported:
-            reported.add(user)
-            detail = f"{loved_with[place]} of {loves[place]} loves on {pairs[place]!r}"
+    of_all = bdtrc(loved_with - 1, loves, np.minimum(1.0, TASTE * usual))
+    likely = np.flatnonzero(of_all < wrong_share)
+    holding = _count_holding(engine, users[likely], terms[likely])
+    of_own = np.ones(len(users))
+    for place, held in zip(likely, holding, strict=True):
+        of_own[place] = overlap_tail(int(loved_with[place]), int(loves[place]), held, int(shown[place]), TASTE)
+    chance = np.minimum(1.0, np.maximum(of_all, of_own) * tried)
+    chance[loved_with < FEW_LOVES] = 1.0
+
+    is_found = np.zeros(len(users), dtype=bool)
+    best = _best_of_each(users, chance)
+    best = best[loves[best] >= FEW_LOVES]
+    is_found[best[find_unlikely(chance[best], many, wrong_share)]] = True
+    targets, counts = np.unique(terms[is_found].astype(str), return_counts=True)
+    for target in targets[counts >= FEW_LOVES]:
+        places = np.flatnonzero((terms == target) & (of_own < wrong_share))
+        is_found[places[find_unlikely(of_all[places], lovers, wrong_share)]] = True
+    for place in _best_of_each(users, np.where(is_found, chance, 2.0)):
+        if is_found[place]:
+            detail = f"{loved_with[place]} of {loves[place]} loves on {terms[place]!r}"
             share = float(loved_with[place] / loves[place])
-            yield _Suspect(user, "loves_phrase", share, float(usual[place]), detail)
+            yield Suspect(users[place], "loves_phrase", share, float(usual[place]), detail)
 
 
-def _fetch_columns(connection: Connection, select: str) -> list[np.ndarray]:
-    """The columns of a query as arrays; texts are objects."""
-    return [np.asarray(column) for column in connection.execute(select).fetchnumpy().values()]
+def _count_holding(engine: QueryEngine, users: np.ndarray, terms: np.ndarray) -> list[int]:
+    engine.load(
+        "candidates", {"user_hash": list(users), "term": list(terms)}, {"user_hash": "string", "term": "string"}
+    )
+    holding = {(user, term): count for user, term, count in engine.fetch(queries.SELECT_HOLDING)}
+    return [int(holding[user, term]) for user, term in zip(users, terms, strict=True)]
+
+
+def _best_of_each(users: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """The place of the least chance of each user, of equal ones the first; `users` is sorted."""
+    order = np.lexsort((np.arange(len(users)), chance, users.astype(str)))
+    _, first = np.unique(users[order].astype(str), return_index=True)
+    places: np.ndarray = order[first]
+    return places
+
+
+# ---- shares
+
+
+def _find_much(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
+    """Users in the far tail of a beta-binomial law that has the mean and the spread of the users' shares."""
+    loves, shown, weights = engine.fetch_arrays(queries.SELECT_LOVE_COUNTS)
+    few = shown <= MOST_MESSAGES
+    if not loves.any() or (loves == shown).all() or not few.any():
+        return
+    alpha, beta = fit_beta_binomial(loves[few], shown[few], weights[few])
+    usual = alpha / (alpha + beta)
+    much = np.flatnonzero((loves >= MANY_LOVES) & (loves > 3.0 * usual * shown))
+    chances = [beta_binomial_tail(int(loves[place]), int(shown[place]), alpha, beta) for place in much]
+    is_found = find_unlikely(np.repeat(chances, weights[much]), int(weights.sum()), wrong_share)
+    much = np.unique(np.repeat(much, weights[much])[is_found])
+    pairs = set(zip(loves[much].tolist(), shown[much].tolist(), strict=True))
+    for user, count, of in engine.fetch(queries.SELECT_LOVERS.format(least=MANY_LOVES)):
+        if (count, of) in pairs:
+            yield Suspect(user, "loves_much", count / of, usual, f"{count} of {of} messages loved")

@@ -217,6 +217,18 @@ def test_other_names_of_columns_and_spellings_of_truth(tmp_path):
     assert (arms["base"]["reactions"], arms["warm"]["reactions"]) == (10, 30)
 
 
+def test_a_guardrail_may_be_called_like_a_field_or_anything(tmp_path):
+    odd = {"messages": 2, "day": 3, "line": 4, "a'b\"c": 5, "number turns": 6}
+    path = write(tmp_path / "test.jsonl", [each | odd for each in GOOD])
+    found = compare(path, guardrails=["reacted", *odd])["arms"]["warm"]["guardrails"]
+    assert {name: each["mean"] for name, each in found.items()} == {"reacted": 0.5, **odd}
+
+
+def test_space_around_names_does_not_matter(tmp_path):
+    rows = [each | {"user": f" {each['user']}" if place % 2 else each["user"]} for place, each in enumerate(GOOD * 2)]
+    assert compare(write(tmp_path / "test.jsonl", rows))["arms"]["warm"]["users"] == 6
+
+
 def test_a_day_ends_at_midnight_of_the_zone(tmp_path):
     rows = [row(f"u{who}", ("base", "warm")[who % 2], who < 4, "2025-03-01T23:30:00Z") for who in range(8)]
     settings = AbTest(files=(str(write(tmp_path / "test.jsonl", rows)),), control="base", time_zone="Europe/Paris")

@@ -1,11 +1,10 @@
 import json
+import random
 
 import pytest
 from feedback_logs import ENVIRONMENT, NOW, SECRET, ingest_rows, message, query
-from scipy import stats
 
 from llamarl.feedback import Ingest, Simulation, hash_user, ingest, simulate
-from llamarl.feedback.suspects import beta_binomial_tail
 
 MORE = 1740823200
 
@@ -16,7 +15,7 @@ def reasons(store):
     return {(names.get(user, user), reason) for user, reason in found}
 
 
-def people(count=120, each=20):
+def people(count=120, each=20, loves=1):
     """A crowd who love a twentieth of what they see, each after half a minute."""
     return [
         message(
@@ -25,7 +24,7 @@ def people(count=120, each=20):
             ts=MORE + 3600 * index,
             prompt=f"question {who} {index}",
             response=f"word{(who * 7 + index) % 50} and thing{(who * 3 + index) % 40} number{index}",
-            **({"reaction": "❤️", "reaction_ts": MORE + 3600 * index + 30} if index == who % 20 else {}),
+            **({"reaction": "❤️", "reaction_ts": MORE + 3600 * index + 30} if (index - who) % 20 < loves else {}),
         )
         for who in range(count)
         for index in range(each)
@@ -50,6 +49,11 @@ def test_ordinary_people_are_not_suspicious(tmp_path):
     store = ingest_rows(tmp_path, people())
     assert store.record["suspicious_users"] == 0
     assert store.record["kept"] == 2400
+
+
+@pytest.mark.parametrize("loves", [2, 3, 19])
+def test_people_who_love_little_or_nearly_all_are_not_suspicious(tmp_path, loves):
+    assert reasons(ingest_rows(tmp_path, people(40, loves=loves))) == set()
 
 
 def test_more_messages_in_a_minute_than_a_person_reads(tmp_path):
@@ -89,10 +93,87 @@ def test_suspicious_users_can_be_kept_and_are_marked(tmp_path):
     assert query(f"SELECT count(*) FROM '{store.messages}' WHERE is_suspicious") == [(40,)]
 
 
-@pytest.mark.parametrize(("count", "trials"), [(0, 5), (3, 10), (10, 10), (40, 900)])
-def test_the_tail_is_that_of_scipy(count, trials):
-    expected = stats.betabinom.sf(count - 1, trials, 0.6, 25.0)
-    assert beta_binomial_tail(count, trials, 0.6, 25.0) == pytest.approx(expected, rel=1e-9)
+@pytest.mark.parametrize("phrase", ["Namaste", "🥰🥰", "爱你", "Bye! Sending Love!"])
+def test_a_phrase_may_be_a_word_an_emoji_or_of_a_script_without_spaces(tmp_path, phrase):
+    rows = people()
+    for number in range(3):
+        rows += by(f"bot {number}", 60, lambda index: index % 12 == 0, text="word{0} thing{0}")
+        for row in rows[-60:]:
+            row["response"] += f" {phrase}" if "reaction" in row else ""
+    assert reasons(ingest_rows(tmp_path, rows)) == {(f"bot {number}", "loves_phrase") for number in range(3)}
+
+
+def test_a_bot_of_two_loves_is_known_by_the_phrase_of_others(tmp_path):
+    rows = people(400)
+    for number in range(5):
+        rows += by(
+            f"bot {number}", 60, lambda index, every=20 if number == 2 else 12: index % every == 1, text="w{0} t{0}"
+        )
+        for row in rows[-60:]:
+            row["response"] += " Sending love!" if "reaction" in row else ""
+    found = reasons(ingest_rows(tmp_path, rows))
+    assert ("bot 2", "loves_phrase") in found and len(found) == 5
+
+
+def test_people_of_a_rare_language_are_not_taken_for_bots(tmp_path):
+    rows = people()
+    for number in range(3):  # all that they see and love begins alike, and nobody else's does
+        rows += by(f"bot {number}", 60, lambda index: index % 12 == 0, text="kedves barátom {0} alma{0}")
+    assert reasons(ingest_rows(tmp_path, rows)) == set()
+
+
+def test_users_who_love_far_more_than_others_do(tmp_path):
+    rng = random.Random(0)
+    rows = people(400)
+    for who in range(8):
+        rows += by(f"spammer {who}", 80, lambda index: rng.random() < 0.4, text="word{0} thing{0}")
+    rows += by("crowd", 80, lambda index: index % 16 == 0, text="word{0} thing{0}")
+    found = query(f"SELECT reason, count(*) FROM '{ingest_rows(tmp_path, rows).suspicious}' GROUP BY reason")
+    assert found == [("loves_much", 8)]
+
+
+def at_any_time(rows, seed=0):
+    """The same rows at times like people's."""
+    rng = random.Random(seed)
+    for row in rows:
+        shift = rng.uniform(0, 3000)
+        row["ts"] += shift
+        if "reaction_ts" in row:
+            row["reaction_ts"] += shift + rng.uniform(0, 600)
+    return rows
+
+
+def test_messages_like_a_clocks(tmp_path):
+    rows = at_any_time(people()) + by("crowd", 40, lambda index: index == 7, text="word{0} thing{0}")
+    store = ingest_rows(tmp_path, rows)
+    assert reasons(store) == {("crowd", "regular")}
+    assert query(f"SELECT detail FROM '{store.suspicious}'") == [("share of messages after 3600 s",)]
+
+
+def test_loves_like_a_clocks(tmp_path):
+    clock = by("crowd", 80, lambda index: index % 13 == 0, delay=45, text="word{0} thing{0}")
+    for place, row in enumerate(clock):
+        for name in ("ts", "reaction_ts"):
+            if name in row:
+                row[name] += 37 * place * place % 3000
+    store = ingest_rows(tmp_path, at_any_time(people(loves=2)) + clock)
+    assert reasons(store) == {("crowd", "regular")}
+
+
+def test_times_that_cannot_be_peoples_for_most_users_accuse_nobody(tmp_path):
+    rows = people()
+    for row in rows:
+        if "reaction_ts" in row:
+            row["reaction_ts"] = row["ts"]
+    store = ingest_rows(tmp_path, rows + by("quick", 60, lambda index: index % 20 == 0, delay=1))
+    assert reasons(store) == set()
+    assert "most users who love do so within 2 s: these times don't tell who is quick" in store.record["notes"]
+    assert "the times of most users' messages are alike: they don't tell who is regular" in store.record["notes"]
+
+
+def test_a_clock_that_is_behind_makes_nobody_quick(tmp_path):
+    store = ingest_rows(tmp_path, people() + by("quick", 60, lambda index: index % 20 == 0, delay=-20))
+    assert ("quick", "quick") not in reasons(store)
 
 
 @pytest.mark.parametrize("seed", [10, 11])

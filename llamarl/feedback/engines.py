@@ -1,0 +1,112 @@
+"""What answers the queries over all chunks: DuckDB, in this process and larger than memory."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llamarl.feedback.queries import text_literal
+from llamarl.feedback.readers import import_pyarrow
+from llamarl.feedback.store import Connection, copy_rows
+
+
+class QueryEngine(Protocol):
+    """Named results of queries, and their rows. The queries are texts of DuckDB's SQL."""
+
+    def define(self, name: str, select: str) -> None:
+        """Gives a query a name; it is answered anew whenever another one uses it."""
+
+    def keep(self, name: str, select: str) -> None:
+        """Answers a query once, and keeps the rows under a name."""
+
+    def append(self, name: str, select: str) -> None:
+        """Adds rows to those that are kept under a name."""
+
+    def load(self, name: str, columns: Mapping[str, Sequence[Any]], types: Mapping[str, str]) -> None:
+        """Keeps rows of this process under a name.
+
+        Args:
+            name: of the table.
+            columns: name -> values.
+            types: name -> the type of Arrow.
+        """
+
+    def forget(self, name: str) -> None:
+        """Drops what is kept under a name."""
+
+    def fetch(self, select: str) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+
+    def fetch_arrays(self, select: str) -> list[np.ndarray]:
+        """The columns of a query; texts are objects."""
+
+    def write(self, select: str, path: Path) -> None:
+        """Writes rows, in the order of the query, to a Parquet file, which appears whole."""
+
+    def write_each(self, select: str, parts: Sequence[Path], folder: Path) -> None:
+        """Writes the rows that a query finds in `part`, in the place of which each of some Parquet files stands.
+
+        They become Parquet files in the folder.
+        """
+
+
+class DuckEngine:
+    """Answers queries by DuckDB."""
+
+    def __init__(self, connection: Connection, threads: int = 1) -> None:
+        self.connection, self._threads = connection, threads
+
+    def define(self, name: str, select: str) -> None:
+        """Makes a view."""
+        self.connection.execute(f"CREATE VIEW {name} AS {select}")
+
+    def keep(self, name: str, select: str) -> None:
+        """Makes a table."""
+        self.connection.execute(f"CREATE TABLE {name} AS {select}")
+
+    def append(self, name: str, select: str) -> None:
+        """Inserts rows into a table."""
+        self.connection.execute(f"INSERT INTO {name} {select}")
+
+    def load(self, name: str, columns: Mapping[str, Sequence[Any]], types: Mapping[str, str]) -> None:
+        """Makes a table of some rows."""
+        pyarrow = import_pyarrow()
+        arrays = {key: pyarrow.array(values, types[key]) for key, values in columns.items()}
+        self.connection.register("loaded", pyarrow.table(arrays))
+        self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM loaded")
+        self.connection.unregister("loaded")
+
+    def forget(self, name: str) -> None:
+        """Drops a table."""
+        self.connection.execute(f"DROP TABLE {name}")
+
+    def fetch(self, select: str) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+        rows: list[tuple[Any, ...]] = self.connection.execute(select).fetchall()
+        return rows
+
+    def fetch_arrays(self, select: str) -> list[np.ndarray]:
+        """The columns of a query; texts are objects."""
+        return [np.asarray(column) for column in self.connection.execute(select).fetchnumpy().values()]
+
+    def write(self, select: str, path: Path) -> None:
+        """Writes rows to a Parquet file, which appears whole."""
+        copy_rows(self.connection, select, path)
+
+    def write_each(self, select: str, parts: Sequence[Path], folder: Path) -> None:
+        """Writes a file for each part; many at a time, as a part has too few rows to be copied by many threads."""
+
+        def write(part: Path) -> None:
+            with self.connection.cursor() as cursor:
+                of_part = f"WITH part AS (SELECT * FROM {read_parquet(part)}) {select}"
+                copy_rows(cursor, of_part, folder / part.name)
+
+        with ThreadPoolExecutor(self._threads, "copy") as pool:
+            list(pool.map(write, parts))
+
+
+def read_parquet(path: Path) -> str:
+    """The rows of Parquet files, as a table of SQL; the name may be a glob."""
+    return f"read_parquet({text_literal(str(path))})"

@@ -1,0 +1,46 @@
+"""Functions of the queries, as macros of DuckDB: taking out secrets, hashing, times, JSON."""
+
+SECRETS = (
+    r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z0-9.-]+",  # e-mail
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?",
+    r"\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{16,}",
+    r"\bAKIA[0-9A-Z]{16}\b",
+    r"\bAIza[0-9A-Za-z_-]{30,}",
+    r"\b(?:gh[pousr]|github_pat|hf|glpat)[-_][A-Za-z0-9_]{20,}",
+    r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",  # JSON web token
+    r"(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,}=*",
+    r"(?i:\b(?:password|passwd|pwd|passphrase|api[_ -]?key|secret|access[_ -]?token)\s*(?:is|[:=])\s*)[^\s,;]{4,}",
+    r"\b\d(?:[ -]?\d){12,18}\b",  # card and account numbers
+    r"\b\d{3}-\d{2}-\d{4}\b",
+    r"\+\d[\d ()-]{7,}\d",  # telephone
+)
+"""What is taken out of texts. A pattern finds what looks like a secret, not every secret."""
+REDACTED = "[redacted]"
+
+_NUMERIC = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
+FUNCTIONS = {
+    "redact(x)": f"regexp_replace(x, '{'|'.join(SECRETS)}', '{REDACTED}', 'g')",
+    # 72 bits of SHA-256 over the key and the id, as 12 characters. The connection holds the key as a variable, so that
+    # no text of a query has it
+    "hash_id(x)": """
+        substr(to_base64(unhex(substr(sha256(getvariable('hash_key') || encode(x)), 1, 18))), 1, 12)""",
+    "fingerprint(x)": "hash(x)",
+    # microseconds since 1970, from seconds, milliseconds, microseconds or nanoseconds by their size, or from ISO 8601
+    "parse_time(x)": rf"""
+        CASE WHEN regexp_full_match(x, '{_NUMERIC}') THEN
+            CASE WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e11 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) * 1e6 AS BIGINT)
+                 WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e14 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) * 1e3 AS BIGINT)
+                 WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e17 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) AS BIGINT)
+                 ELSE TRY_CAST(TRY_CAST(x AS DOUBLE) / 1e3 AS BIGINT) END
+             WHEN regexp_matches(x, ':[0-9.]+ *[+-](1[5-9]|[2-9][0-9])') OR NOT regexp_matches(x, '^[0-9]') THEN NULL
+             ELSE epoch_us(TRY_CAST(x AS TIMESTAMPTZ)) END""",
+    "one_message(x)": "CAST(to_json([{'role': 'user', 'content': redact(x)}]) AS VARCHAR)",
+    "roles_and_texts(items)": """
+        CAST(to_json([{'role': m ->> '$.role', 'content': redact(m ->> '$.content')} for m in items]) AS VARCHAR)""",
+    "is_dialogue(items)": """
+        len(items) > 0 AND len([m for m in items
+            if coalesce(m ->> '$.role', '') NOT IN ('system', 'developer', 'user', 'assistant', 'tool')
+            OR coalesce(json_type(m, '$.content'), '') <> 'VARCHAR']) = 0""",
+}
+"""Name and arguments, and the definition for DuckDB."""

@@ -1,0 +1,241 @@
+"""Queries over the rows of one chunk: raw values -> checked, canonical ones, each row by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llamarl.feedback.queries import quote, text_literal
+from llamarl.feedback.queries.functions import REDACTED
+from llamarl.feedback.queries.selection import IS_EARLY
+from llamarl.feedback.readers import BROKEN, LINE, TEXT
+
+TEXTS = ("response", "surface", "language", "model_version")
+IDS = ("user", "message_id", "conversation_id")
+TIMES = ("ts", "reaction_ts", "edited_ts")
+NUMBERS = ("next_sentiment", "outcome")
+FIELDS = (*IDS, *TIMES, "prompt", *TEXTS, "reaction", "messages", *NUMBERS)
+"""What a log may say of a message."""
+ONLY_OF_ONE_MESSAGE = ("message_id", "reaction", "reaction_ts", "edited_ts", "next_sentiment")
+ALSO_OF_ONE_MESSAGE = ("ts", "model_version")
+"""Fields that a message inside a conversation has for itself; where it lacks one of these, its conversation's holds."""
+
+FILE_SHIFT, LINE_SHIFT = 44, 14
+"""A row's number is its file, line and turn, so that it grows with them and doesn't depend on how chunks were cut."""
+MOST_TURNS = (1 << LINE_SHIFT) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a log keeps each field."""
+
+    names: Mapping[str, str]
+    """Field -> column; a dot goes into an object of a JSON line."""
+    extra: tuple[str, ...] = ()
+    """Further columns of numbers that are kept, under their own names."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields that are read, the further columns behind."""
+        return (*FIELDS, *self.extra)
+
+    def column(self, field: str) -> str:
+        """The column that holds a field."""
+        return self.names.get(field, field)
+
+
+def json_path(column: str) -> str:
+    """The path of a column in a JSON line."""
+    return "$" + "".join('."' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in column.split("."))
+
+
+def select_raw_json(columns: Columns) -> str:
+    """JSON lines (`chunk`) -> a column of text for each field, and `problem`, `field:reason` or null."""
+    fields = columns.fields
+    paths = [text_literal(json_path(columns.column(field))) for field in fields]
+    values = ", ".join(f"v[{place}] AS {quote(field)}" for place, field in enumerate(fields, 1))
+    wrong = " ".join(
+        _when_wrong_type(field, f"v[{place}]", f"json_type(text, {path})")
+        for place, (field, path) in enumerate(zip(fields, paths, strict=True), 1)
+    )
+    return f"""
+        SELECT line, {values}, CASE WHEN problem IS NOT NULL THEN problem {wrong} END AS problem
+        FROM (
+            SELECT *, CASE WHEN problem IS NULL THEN json_extract_string(text, [{", ".join(paths)}]) END AS v
+            FROM (
+                SELECT {LINE} AS line, {TEXT} AS text,
+                    CASE WHEN {BROKEN} IS NOT NULL THEN ':' || {BROKEN}
+                         WHEN NOT json_valid({TEXT}) THEN ':invalid_json'
+                         WHEN json_type({TEXT}) <> 'OBJECT' THEN ':not_an_object' END AS problem
+                FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S')))"""
+
+
+def _when_wrong_type(field: str, value: str, json_type: str) -> str:
+    """A branch of CASE for a value of JSON that is not what a field can be.
+
+    The type is looked up only where the text may be of another one: a second look at every value would cost as much as
+    reading them.
+    """
+    looks = f"left({value}, 1) IN ('{{', '[') OR {value} IN ('true', 'false')"
+    allowed: tuple[str, ...] = ("VARCHAR",)
+    if field == "response":
+        looks += f" OR TRY_CAST({value} AS DOUBLE) IS NOT NULL"
+    elif field in ("prompt", "messages"):
+        allowed += ("ARRAY",)
+    elif field == "reaction":
+        allowed += ("ARRAY", "BOOLEAN")
+    elif field not in (*IDS, *TIMES, *TEXTS):
+        allowed += ("BOOLEAN",)
+    return f"WHEN ({looks}) AND {json_type} NOT IN ({_list(allowed)}) THEN '{field}:wrong_type'"
+
+
+def select_raw_table(columns: Columns, types: Mapping[str, str]) -> str:
+    """A table's rows (`chunk`) -> the same.
+
+    Args:
+        columns: where the fields are.
+        types: "text", "plain" or "nested" for each column of the table.
+    """
+    values, wrong = [], []
+    for field in columns.fields:
+        column = columns.column(field)
+        kind = types.get(column)
+        value = f"CAST({quote(column)} AS VARCHAR)"
+        if kind is None:
+            value = "CAST(NULL AS VARCHAR)"
+        elif kind == "nested":
+            value = f"CAST(to_json({quote(column)}) AS VARCHAR)"
+            if field not in ("prompt", "messages", "reaction"):
+                wrong.append(f"WHEN {quote(column)} IS NOT NULL THEN '{field}:wrong_type'")
+        elif field == "response" and kind != "text":
+            wrong.append(f"WHEN {quote(column)} IS NOT NULL THEN '{field}:wrong_type'")
+        values.append(f"nullif({value}, '') AS {quote(field)}")
+    return f"""
+        SELECT {LINE} AS line, {", ".join(values)},
+            CASE WHEN {BROKEN} IS NOT NULL THEN ':' || {BROKEN} {" ".join(wrong)} END AS problem
+        FROM chunk"""
+
+
+SELECT_TALKS = """
+    SELECT *, CASE WHEN json_valid(messages) THEN TRY_CAST(messages AS JSON[]) END AS items
+    FROM raw WHERE messages IS NOT NULL AND problem IS NULL"""
+
+
+def select_flat(columns: Columns, context_messages: int) -> str:
+    """Raw rows (`raw`) of one message each -> rows with `turn` and `context`, the conversation before it as JSON."""
+    is_list = "starts_with(trim(prompt), '[{') AND json_valid(prompt)"
+    items = "TRY_CAST(prompt AS JSON[])"
+    return f"""
+        SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))},
+            CASE WHEN prompt IS NULL THEN NULL
+                 WHEN {is_list} THEN
+                    CASE WHEN is_dialogue({items}) THEN roles_and_texts({items}[-{context_messages}:]) END
+                 ELSE one_message(prompt) END AS context,
+            CASE WHEN problem IS NULL AND {is_list} AND NOT is_dialogue({items}) THEN 'prompt:bad_messages'
+                 ELSE problem END AS problem
+        FROM raw WHERE messages IS NULL OR problem IS NOT NULL"""
+
+
+def select_replies(columns: Columns, context_messages: int) -> str:
+    """Raw rows that are conversations (`talks`) -> the same for each message of the assistant.
+
+    A conversation with an unreadable message is one bad row, and so is a reaction to another role.
+    """
+    own = []
+    for field in _of_message(columns):
+        inside = f"item ->> {text_literal(json_path(columns.column(field)))}"
+        if field == "response":
+            own.append("item ->> '$.content' AS response")
+        elif field in ONLY_OF_ONE_MESSAGE:
+            own.append(f"{inside} AS {quote(field)}")
+        elif field in ALSO_OF_ONE_MESSAGE:
+            own.append(f"coalesce({inside}, {quote(field)}) AS {quote(field)}")
+        else:
+            own.append(quote(field))
+    reaction = f"item ->> {text_literal(json_path(columns.column('reaction')))}"
+    return f"""
+        SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))}, NULL AS context,
+            'messages:bad_messages' AS problem
+        FROM talks WHERE NOT coalesce(is_dialogue(items), false) OR len(items) > {MOST_TURNS}
+        UNION ALL
+        SELECT line, turn, {", ".join(own)},
+            roles_and_texts(items[greatest(1, turn - {context_messages}):turn - 1]) AS context,
+            CASE WHEN item ->> '$.role' <> 'assistant' THEN 'messages.reaction:reaction_to_other_role' END AS problem
+        FROM (
+            SELECT *, unnest(items) AS item, generate_subscripts(items, 1) AS turn
+            FROM talks WHERE coalesce(is_dialogue(items), false) AND len(items) <= {MOST_TURNS})
+        WHERE item ->> '$.role' = 'assistant' OR {reaction} IS NOT NULL"""
+
+
+def _of_message(columns: Columns) -> list[str]:
+    return [field for field in columns.fields if field not in ("prompt", "messages")]
+
+
+def select_checked(columns: Columns, file: int) -> str:
+    """Turns (`turns`) of one file -> canonical values, and `problem`.
+
+    `reaction_names` holds the name of each spelling. A row without a response whose reaction names a message is an
+    event: a reaction that the log tells later.
+    """
+    numbers = (*NUMBERS, *columns.extra)
+    number_problems = " ".join(
+        f"WHEN {quote(name)} IS NOT NULL AND {quote('n_' + name)} IS NULL THEN '{name}:not_a_number'"
+        f" WHEN NOT isfinite({quote('n_' + name)}) THEN '{name}:not_finite'"
+        for name in numbers
+    )
+    parsed = ", ".join(
+        f"CASE lower({quote(name)}) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0"
+        f" ELSE TRY_CAST({quote(name)} AS DOUBLE) END AS {quote('n_' + name)}"
+        for name in numbers
+    )
+    kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in numbers)
+    return f"""
+        SELECT {file} AS file, {(file << FILE_SHIFT)} + line * {1 << LINE_SHIFT} + turn AS row, line, turn,
+            CASE WHEN "user" IS NOT NULL THEN hash_id('user:' || trim("user")) END AS user_hash,
+            CASE WHEN message_id IS NOT NULL THEN hash_id('message:' || message_id)
+                 WHEN is_event THEN NULL
+                 ELSE hash_id('content:' || concat_ws('|', "user", conversation_id, turn, time, context, response))
+                 END AS message_hash,
+            CASE WHEN conversation_id IS NOT NULL THEN hash_id('conversation:' || conversation_id)
+                 END AS conversation_hash,
+            make_timestamp(time) AS ts, make_timestamp(reaction_time) AS reaction_ts,
+            make_timestamp(edited_time) AS edited_ts,
+            CASE WHEN length(trim("user")) >= 6 THEN replace(context, trim("user"), '{REDACTED}')
+                 ELSE context END AS context,
+            CASE WHEN length(trim("user")) >= 6 THEN replace(safe_response, trim("user"), '{REDACTED}')
+                 ELSE safe_response END AS response,
+            response <> safe_response OR contains(context, '{REDACTED}') AS is_redacted,
+            reaction_name AS reaction, is_event, fingerprint(concat_ws('|', context, response)) AS text_key,
+            left(surface, 64) AS surface, lower(left(language, 64)) AS language,
+            left(model_version, 64) AS model_version, {kept},
+            CASE WHEN problem IS NOT NULL THEN problem
+                 WHEN is_event AND reaction_name IS NULL THEN 'reaction:unknown_reaction'
+                 WHEN is_event AND message_id IS NULL THEN 'message_id:missing_message_id'
+                 WHEN NOT is_event AND (trim("user") = '' OR "user" IS NULL) THEN 'user:missing_user'
+                 WHEN NOT is_event AND ts IS NULL THEN 'ts:missing_time'
+                 WHEN ts IS NOT NULL AND time IS NULL THEN 'ts:bad_time'
+                 WHEN time NOT BETWEEN earliest() AND latest() THEN 'ts:impossible_time'
+                 WHEN NOT is_event AND response IS NULL THEN 'response:missing_response'
+                 WHEN NOT is_event AND trim(response) = '' THEN 'response:empty_response'
+                 WHEN NOT is_event AND context IS NULL THEN 'prompt:missing_prompt'
+                 WHEN reaction_name IS NULL THEN 'reaction:unknown_reaction'
+                 WHEN reaction_ts IS NOT NULL AND reaction_time IS NULL THEN 'reaction_ts:bad_time'
+                 WHEN reaction_time NOT BETWEEN earliest() AND latest() THEN 'reaction_ts:impossible_time'
+                 WHEN edited_ts IS NOT NULL AND edited_time IS NULL THEN 'edited_ts:bad_time'
+                 WHEN {IS_EARLY.format(reacted="reaction_time", shown="time")} AND NOT is_event
+                    THEN 'reaction_ts:reaction_before_message'
+                 WHEN reaction_name <> '' AND edited_time > coalesce(reaction_time, time)
+                    THEN 'edited_ts:edited_after_reaction'
+                 {number_problems} END AS problem
+        FROM (
+            SELECT *, redact(response) AS safe_response, {parsed},
+                response IS NULL AND reaction_name IS DISTINCT FROM '' AS is_event,
+                parse_time(ts) AS time,
+                CASE WHEN response IS NULL THEN parse_time(coalesce(reaction_ts, ts))
+                     ELSE parse_time(reaction_ts) END AS reaction_time,
+                parse_time(edited_ts) AS edited_time
+            FROM (
+                SELECT turns.*, CASE WHEN reaction IS NULL THEN '' ELSE name END AS reaction_name
+                FROM turns LEFT JOIN reaction_names ON reaction = spelling))"""
+
+
+def _list(values: Sequence[str]) -> str:
+    return ", ".join(text_literal(value) for value in values)

@@ -1,0 +1,98 @@
+"""Queries over what users did: `messages` holds what may stay, `activity` the sums of each user."""
+
+SELECT_ACTIVITY = """
+    SELECT user_hash, count(*) AS shown, sum(CASE WHEN reaction = 'love' THEN 1 ELSE 0 END) AS loves
+    FROM messages GROUP BY user_hash"""
+
+SELECT_BURSTS = """
+    SELECT user_hash, max(shown) AS value FROM (
+        SELECT user_hash, date_trunc('minute', ts) AS minute, count(*) AS shown FROM messages
+        GROUP BY user_hash, date_trunc('minute', ts)) AS minutes
+    GROUP BY user_hash HAVING max(shown) > {limit} ORDER BY user_hash"""
+
+DELAYS = """
+    SELECT user_hash, epoch_us(reaction_ts) - epoch_us(ts) AS passed
+    FROM messages WHERE reaction = 'love' AND reaction_ts >= ts"""
+"""From message to love. A love before its message says that clocks differ, not how quick the user was."""
+
+GAPS = """
+    SELECT user_hash, passed FROM (
+        SELECT user_hash, epoch_us(ts) - lag(epoch_us(ts)) OVER (PARTITION BY user_hash ORDER BY ts, row) AS passed
+        FROM messages JOIN (SELECT user_hash FROM activity WHERE loves > 0) AS lovers USING (user_hash)) AS all_gaps
+    WHERE passed IS NOT NULL"""
+"""From one message of a user to the next; only of users who love any, since others teach nothing."""
+
+SELECT_MEDIANS = """
+    SELECT user_hash, median(passed) / 1e6 AS seconds, count(*) AS times FROM ({passed}) AS times
+    GROUP BY user_hash ORDER BY user_hash"""
+
+SELECT_ALIKE = """
+    WITH times AS ({passed}),
+    middles AS (SELECT user_hash, median(passed) AS middle FROM times GROUP BY user_hash HAVING count(*) > 1)
+    SELECT user_hash, count(*) AS count, middle / 1e6 AS seconds,
+        sum(CASE WHEN abs(passed - middle) <= 1000000 THEN 1.0 ELSE 0.0 END) / count(*) AS alike
+    FROM times JOIN middles USING (user_hash) GROUP BY user_hash, middle ORDER BY user_hash"""
+"""The median of a user's times, and which share of them lies within a second of it."""
+
+SELECT_LOVE_COUNTS = """
+    SELECT CAST(loves AS BIGINT) AS loves, shown, count(*) AS users FROM activity
+    WHERE user_hash NOT IN (SELECT user_hash FROM suspicious)
+    GROUP BY loves, shown ORDER BY loves, shown"""
+"""How many users love so many of so many messages, but for those whom other rules found."""
+
+SELECT_LOVERS = """
+    SELECT user_hash, CAST(loves AS BIGINT) AS loves, shown FROM activity WHERE loves >= {least} ORDER BY user_hash"""
+
+TERM = r"[\x{0E00}-\x{0EFF}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\p{So}]|[\p{L}\p{M}\p{N}]+"
+"""A word, an emoji, or a letter of a script that is written without spaces."""
+
+WORDS = f"regexp_extract_all(lower(left(response, 4000)), '{TERM}')"
+
+LOVED_ROWS = (
+    "JOIN (SELECT user_hash FROM activity WHERE loves >= {least}) AS lovers USING (user_hash) WHERE reaction = 'love'"
+)
+SAMPLED_ROWS = "WHERE place % {every} = 0"
+
+
+def select_terms(rows: str) -> str:
+    """Each word and each pair of neighbouring words of some replies (what follows FROM messages), once a reply."""
+    return f"""
+    WITH texts AS (SELECT row, user_hash, {WORDS} AS words FROM messages {rows}),
+    places AS (SELECT row, user_hash, words, unnest(range(1, len(words) + 1)) AS place FROM texts)
+    SELECT DISTINCT row, user_hash, words[place] AS term FROM places
+    UNION ALL
+    SELECT DISTINCT row, user_hash, words[place] || ' ' || words[place + 1] AS term FROM places
+    WHERE place < len(words)"""
+
+
+SELECT_LOVED_TERMS = """
+    WITH loved AS (SELECT user_hash, term, count(*) AS loved_with FROM loved_terms GROUP BY user_hash, term),
+    often AS (
+        SELECT loved.user_hash, term, loved_with, loves, shown FROM loved JOIN activity
+        ON loved.user_hash = activity.user_hash WHERE loved_with >= 2 AND 2 * loved_with >= loves),
+    usual AS (SELECT term, count(*) AS seen_with FROM sampled_terms GROUP BY term),
+    ranked AS (
+        SELECT user_hash, often.term AS term, loved_with, loves, shown, coalesce(seen_with, 0) AS seen_with,
+            count(*) OVER (PARTITION BY user_hash) AS tried,
+            row_number() OVER (PARTITION BY user_hash
+                ORDER BY loved_with * ln((coalesce(seen_with, 0) + 0.5) / ({sampled} + 1.0)),
+                length(often.term) DESC, often.term) AS place
+        FROM often LEFT JOIN usual ON often.term = usual.term)
+    SELECT user_hash, term, loved_with, CAST(loves AS BIGINT) AS loves, shown, seen_with, tried
+    FROM ranked WHERE place <= {most} ORDER BY user_hash, place"""
+"""The rarest terms that are in at least half of what a user loves, and in how many sampled replies they are."""
+
+SELECT_HOLDING = f"""
+    WITH texts AS (
+        SELECT user_hash, ' ' || array_to_string({WORDS}, ' ') || ' ' AS words FROM messages
+        WHERE user_hash IN (SELECT user_hash FROM candidates))
+    SELECT candidates.user_hash, term, count(*) AS holding
+    FROM texts JOIN candidates ON texts.user_hash = candidates.user_hash
+    WHERE contains(words, ' ' || term || ' ') GROUP BY candidates.user_hash, term
+    ORDER BY candidates.user_hash, term"""
+"""How many replies that a user saw hold a term (`candidates`: user_hash, term)."""
+
+SELECT_COUNTS = """
+    SELECT CAST(coalesce(sum(shown), 0) AS BIGINT), coalesce(sum(CASE WHEN loves >= {few} THEN 1 ELSE 0 END), 0),
+        coalesce(sum(CASE WHEN loves >= {many} THEN 1 ELSE 0 END), 0) FROM activity"""
+"""All messages, and how many users love at least so many."""
