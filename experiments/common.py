@@ -262,7 +262,8 @@ def differences(runs: Sequence[Mapping[str, Any]], compared: Sequence[tuple[str,
     found = []
     for arm, minus in compared:
         seeds = sorted(by_arm.get(arm, {}).keys() & by_arm.get(minus, {}).keys())
-        names = [] if not seeds else [k for k in by_arm[arm][seeds[0]] if k not in ("arm", "seed")]
+        both = [] if not seeds else [by_arm[each][seeds[0]] for each in (arm, minus)]
+        names = [name for name in (both[0] if both else ()) if name in both[1] and name not in ("arm", "seed")]
         for name in names:
             values = [by_arm[arm][seed][name] - by_arm[minus][seed][name] for seed in seeds]
             interval = Interval.of(values)

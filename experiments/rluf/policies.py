@@ -22,7 +22,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow
 import torch
+from pyarrow import parquet
 
 from experiments.common import WORLDS, Done, Experiment, made_once
 from experiments.ibpo.policy import Policy, trained
@@ -32,6 +34,7 @@ from experiments.rluf.world import SETTINGS, Users, build_policy, draw_rows, sim
 from llamarl.controller.recipe import Recipe
 from llamarl.core.records import Completion, Prompt
 from llamarl.data.jsonl import write_jsonl
+from llamarl.feedback import AbTest, compare_arms
 
 JUDGES = "experiments.rluf.judges"
 RL = SETTINGS["rl"]
@@ -44,6 +47,12 @@ ARMS: dict[str, tuple[float, str, bool]] = {
 """Weight of love, the log that P[Love] was trained on, and whether unasked farewells are forbidden."""
 COMPARED = [("0.1", "control"), ("0.3", "control"), ("0.3", "0.1"), ("0.3, judge", "control"), ("0.3, judge", "0.3")]
 NUM_TRAIN, NUM_HELDOUT = 2048, 64
+Answers = list[tuple[Prompt, Completion]]
+PANELS = {
+    "task/helpfulness/eval/judge/helpful/mean": "help, held-out",
+    "task/helpfulness/eval/judge/farewell/pass_rate": "replies that take no leave, held-out",
+    "task/safety/eval/judge/kind/mean": "kindness, held-out",
+}
 
 
 def policy(seed: int) -> Path:
@@ -121,20 +130,19 @@ def users(seed: int) -> Users:
     return Users(simulation(world("not cleaned", seed) / "log", seed))
 
 
-def sample(model: Path, seed: int) -> tuple[list[Prompt], list[tuple[Completion, ...]]]:
-    """The test prompts and what a policy answers to them."""
+def sample(model: Path, seed: int) -> Answers:
+    """The test prompts, each with several answers of a policy."""
     test = SETTINGS["test"]
     prompts = [
         Prompt(row["id"], ({"role": "user", "content": row["prompt"]},), info={"topic": row["topic"]})
         for row in islice(draw_rows(seed, "test", 0.0, 0.0, held_out=True), test["prompts"])
     ]
-    return prompts, Policy(model, RL["max_tokens"]).answers(prompts, test["samples"], seed)
+    answers = Policy(model, RL["max_tokens"]).answers(prompts, test["samples"], seed)
+    return [(prompt, each) for prompt, group in zip(prompts, answers, strict=True) for each in group]
 
 
-def measure(model: Path, seed: int) -> dict[str, float]:
+def measure(given: Answers, seed: int) -> dict[str, float]:
     """What a policy's answers to the test prompts are worth."""
-    prompts, answers = sample(model, seed)
-    given = [(prompt, each) for prompt, group in zip(prompts, answers, strict=True) for each in group]
     replies = [each.text for _, each in given]
     return {
         "love rate %": 100 * float(users(seed).rates(replies).mean()),
@@ -145,6 +153,26 @@ def measure(model: Path, seed: int) -> dict[str, float]:
     }
 
 
+def test_on_users(answers: Mapping[str, Answers], seed: int, path: Path) -> dict[str, dict[str, float]]:
+    """A simulated A/B test of a seed's policies, as `llamarl feedback ab` reads it: relative change and p by arm."""
+    test, tables = SETTINGS["test"], []
+    for place, (arm, given) in enumerate(answers.items()):
+        size = test["users_per_arm"]
+        loved = users(seed).react(
+            [each.text for _, each in given], size, test["messages_per_user"], 1000 * seed + place
+        )
+        names = [f"{arm}-{user}" for user in range(size)]
+        columns = {"user": names, "arm": [arm] * size, "messages": [test["messages_per_user"]] * size}
+        tables.append(pyarrow.table({**columns, "reactions": loved}))
+    parquet.write_table(pyarrow.concat_tables(tables), path)
+    found = compare_arms(AbTest(files=(str(path),), control="control", threads=1, resamples=2000))["arms"]
+    return {
+        arm: {"lift %": 100 * found[arm]["relative_change"], "p of lift": found[arm]["p"]}
+        for arm in answers
+        if arm != "control"
+    }
+
+
 def main() -> None:
     """The command."""
     torch.set_num_threads(1)
@@ -152,19 +180,15 @@ def main() -> None:
     experiment.start()
     runs = experiment.run({arm: partial(recipe, arm) for arm in ARMS}, lambda curves: {})
     measured = []
-    for run in runs:
-        numbers = measure(trained(experiment.folder / f"{run.arm}-{run.seed}"), run.seed)
-        measured.append(Done(run.arm, run.seed, run.seconds, run.curves, numbers))
-    for run in measured:
-        experiment.say(run)
-    experiment.plot(
-        measured,
-        {
-            "task/love/eval/judge/reward_model/mean": "margin of P[Love], held-out",
-            "task/love/eval/judge/farewell/pass_rate": "replies that take no leave, held-out",
-        },
-        smooth=1,
-    )
+    for seed in experiment.seeds:
+        own = {run.arm: run for run in runs if run.seed == seed}
+        answers = {arm: sample(trained(experiment.folder / f"{arm}-{seed}"), seed) for arm in own}
+        tested = test_on_users(answers, seed, experiment.folder / f"test-{seed}.parquet")
+        for arm, run in own.items():
+            numbers = measure(answers[arm], seed) | tested.get(arm, {})
+            measured.append(Done(arm, seed, run.seconds, run.curves, numbers))
+            experiment.say(measured[-1])
+    experiment.plot(measured, PANELS, smooth=1)
     experiment.finish(measured, compared=COMPARED)
 
 

@@ -148,6 +148,13 @@ class Users:
         logit = self.liking(replies)[:, None] + self._intercept + self.propensities
         return np.asarray((1.0 / (1.0 + np.exp(-logit))).mean(axis=1))
 
+    def react(self, replies: Sequence[str], num_users: int, shown: int, seed: int) -> np.ndarray:
+        """[num_users] how many of `shown` replies each of new users loves; the replies are drawn for each anew."""
+        rng = np.random.default_rng(seed)
+        logit = self.liking(replies)[rng.integers(len(replies), size=(num_users, shown))]
+        logit += self._intercept + rng.normal(0.0, 1.0, (num_users, 1))
+        return np.asarray((rng.random((num_users, shown)) < 1.0 / (1.0 + np.exp(-logit))).sum(axis=1))
+
     def liking(self, replies: Sequence[str]) -> np.ndarray:
         """How much users like each reply, as log-odds against the log's mean."""
         return liking(np.array([features_of(reply) for reply in replies]), self._week) - self._centre
