@@ -8,13 +8,13 @@ days they come; reactions are rare. In an A/A test both arms are alike, and a sh
 test of power the arm multiplies every user's rate, and as many users take part as `plan` asked for. The always-valid
 interval is looked at after each day, and counts as wrong if any look left out 0.
 
-Writes `results/ab_calibration.json`.
+Writes `results/ab_calibration.json`; a run that was killed goes on with the worlds it lacks.
 """
 
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from llamarl.functional import experiments as ab
 from llamarl.functional.statistics import wilson_interval
 from llamarl.report.environment import environment_record
-from llamarl.report.files import write_json
+from llamarl.report.files import read_json, write_json
 
 HERE = Path(__file__).parent
+RUNS = HERE / "runs" / "ab_calibration"
 EXPECTED_CHANGE = 0.1
 POWER = 0.8
 
@@ -69,8 +70,8 @@ WORLDS = (
     World("once", 2000, 14, 2.0, 0.02, once=True),
 )
 POWER_WORLDS = (
-    World("power, 10 %", 0, 14, 2.0, 0.02, late=False, looks=1, change=0.1),
-    World("power, 20 %, heavy tails", 0, 14, 1.0, 0.015, activity=1.1, propensity=1.2, late=False, looks=1, change=0.2),
+    World("power 10 %", 0, 14, 2.0, 0.02, late=False, looks=1, change=0.1),
+    World("power 20 % heavy tails", 0, 14, 1.0, 0.015, activity=1.1, propensity=1.2, late=False, looks=1, change=0.2),
 )
 
 Users = tuple[NDArray[Any], NDArray[Any]]
@@ -165,17 +166,30 @@ def plan_users(world: World, seed: int = 0) -> tuple[int, float]:
 
 def measure(world: World, tests: int, resamples: int) -> dict[str, Any]:
     """How often tests find a change, with Wilson's 95 % interval."""
-    started = time.monotonic()
     number = [each.name for each in (*WORLDS, *POWER_WORLDS)].index(world.name)
     found = [find(world, [number, seed], resamples) for seed in range(tests)]
     shares = {}
     for name in found[0]:
         count = sum(each[name] for each in found)
         shares[name] = {"share": count / tests, "interval": wilson_interval(count, tests), "tests": tests}
-    print(
-        f"{world.name:26} {time.monotonic() - started:5.0f} s", {k: v["share"] for k, v in shares.items()}, flush=True
-    )
-    return {"world": asdict(world), "found": shares}
+    return {"world": asdict(world), "resamples": resamples, "expected_change": EXPECTED_CHANGE, "found": shares}
+
+
+def run_world(world: World, options: argparse.Namespace) -> dict[str, Any]:
+    """The result of a world; one that an earlier run with the same numbers finished is read."""
+    settings = {"tests": options.tests, "power_tests": options.power_tests, "resamples": options.resamples}
+    path = RUNS / f"{world.name.replace(' ', '-').replace('%', 'percent')}.json"
+    if path.exists() and (done := read_json(path))["settings"] == settings:
+        return done
+    started = time.monotonic()
+    if world.change:
+        users, promised = plan_users(world)
+        found = measure(replace(world, users=users), options.power_tests, 0) | {"promised_power": promised}
+    else:
+        found = measure(world, options.tests, options.resamples)
+    git = environment_record(HERE).get("git")
+    write_json(path, {"settings": settings, "git": git, "seconds": round(time.monotonic() - started), **found})
+    return read_json(path)
 
 
 def calibration_table(result: Mapping[str, Any]) -> str:
@@ -199,25 +213,23 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=2000)
     parser.add_argument("--power-tests", type=int, default=4000)
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--worlds", help="only these, separated by commas")
+    parser.add_argument("--worlds", help="only these, separated by commas; writes no result")
     options = parser.parse_args()
-    chosen = options.worlds.split(",") if options.worlds else [each.name for each in (*WORLDS, *POWER_WORLDS)]
-    is_try = options.tests != parser.get_default("tests") or options.worlds
-    results = [measure(each, options.tests, options.resamples) for each in WORLDS if each.name in chosen]
-    for world in (each for each in POWER_WORLDS if each.name in chosen):
-        users, promised = plan_users(world)
-        sized = World(**{**asdict(world), "users": users})
-        results.append({**measure(sized, options.power_tests, 0), "promised_power": promised})
-        print(f"{world.name:26} {users} users an arm, planned power {promised:.3f}", flush=True)
-    if is_try:
-        print("a short try: no result written")
+    worlds = (*WORLDS, *POWER_WORLDS)
+    chosen = options.worlds.split(",") if options.worlds else [each.name for each in worlds]
+    results = []
+    for world in (each for each in worlds if each.name in chosen):
+        results.append(run_world(world, options))
+        shares = "  ".join(f"{name} {each['share']:.4f}" for name, each in results[-1]["found"].items())
+        print(f"{world.name:26} {results[-1]['world']['users']} users an arm  {shares}", flush=True)
+    if options.tests < parser.get_default("tests") or options.worlds:
+        print("no result written")
         return
     record = {
         "experiment": "ab_calibration",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python -m experiments.ab_calibration",
         "environment": environment_record(HERE),
-        "settings": {"resamples": options.resamples, "expected_change": EXPECTED_CHANGE},
         "results": results,
     }
     write_json(HERE / "results" / "ab_calibration.json", record)

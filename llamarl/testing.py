@@ -143,10 +143,12 @@ class ScriptedGenerator(Executor):
     Args:
         length: completion tokens of (request, sample index).
         seconds_per_token: per token and request.
+        text: of a completion of so many tokens that begins under a policy version.
     """
 
     length: Callable[[GenerationRequest, int], int] = lambda request, index: 2
     seconds_per_token: float = 1.0
+    text: Callable[[int, int], str] = lambda version, tokens: "x" * tokens
     version: int | None = None
     submitted: list[GenerationRequest] = field(default_factory=list)
     served: list[int] = field(default_factory=list)
@@ -192,8 +194,9 @@ class ScriptedGenerator(Executor):
             assert self.version is not None, "asked to generate before it had weights"
             versions.append(self.version)
         completions = tuple(
-            Completion(request.prompt_ids, (seed % 7,) * n, (-0.5,) * n, tuple(versions[:n]), "x" * n, "stop")
+            Completion(request.prompt_ids, (seed % 7,) * n, (-0.5,) * n, tuple(versions[:n]), text, "stop")
             for n, seed in zip(lengths, request.seeds, strict=True)
+            for text in [self.text(versions[0], n)]
         )
         self._finished.append((request.key, completions))
         self._any.set()

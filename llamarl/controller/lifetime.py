@@ -235,7 +235,7 @@ def _build_task(recipe: Recipe, task: PreparedTask, accounted: Collection[tuple[
         config.prompts_per_step or 1,
         config.samples_per_prompt or 1,
         weight=1.0 if config.weight is None else config.weight,
-        watch=HackingWatch(recipe.watch, task.paying),
+        watch=HackingWatch(recipe.watch, task.paying, recipe.schedule.steps, task.control),
         baselines=task.baselines,
         variants=task.variants,
     )

@@ -37,7 +37,7 @@ from llamarl.controller.pulse import Pulse
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
 from llamarl.core import metric_names as names
-from llamarl.core.errors import JudgeError, StallError
+from llamarl.core.errors import HackingError, JudgeError, StallError
 from llamarl.core.records import Assignment, Group, Prompt
 from llamarl.core.sampling import Sampling
 
@@ -109,6 +109,8 @@ class Controller:
         self._next_index = version * sum(task.prompts_per_step for task in tasks)
         self._is_stopping = self._is_over = False
         self._judge_error: JudgeError | None = None
+        self._hacking: list[str] = []
+        """What the monitors said that ends the run."""
         self._unsaved: StepRecord | None = None
         """The newest step, until a checkpoint holds it."""
         self._background_tasks: set[asyncio.Task[Any]] = set()
@@ -123,8 +125,8 @@ class Controller:
             save: called when a checkpoint is due, and after the last step.
 
         Raises:
-            StallError, ExecutorLostError, JudgeError, CollapseError: why the run could not go on. Where only the judges
-                broke, there is a checkpoint of the last step.
+            StallError, ExecutorLostError, JudgeError, CollapseError, HackingError: why the run could not go on. Where
+                only the judges broke, or a monitor stopped it, there is a checkpoint of the last step.
         """
         await self._pool.start(await self._trainer.publish())
         clients: list[QueueClient[Any]] = [self._judges, *self._pool.members]
@@ -193,6 +195,12 @@ class Controller:
             raise JudgeError(
                 f"version {self.version}: {record.judges.unscored_fraction:.0%} of the last samples could not be "
                 "judged, so the run stopped with a checkpoint; mend the judges, then resume"
+            )
+        if self._hacking:
+            raise HackingError(
+                f"{'; '.join(self._hacking)}. The run stopped with a checkpoint. Forbid what you see there with a "
+                "constraint judge or lower its reward's weight; or, if it is meant, raise the monitor's `stop` "
+                "(watch.monitors) and resume"
             )
         if evaluation is not None and not self._is_stopping:
             await self._evaluate(evaluation)
@@ -353,7 +361,9 @@ class Controller:
             task_metrics[name].update(metrics)
             for alarm in alarms:
                 self._observer.on_message(f"possible reward hacking in task {name}: {alarm.text}")
-                self._is_stopping |= watch.config.should_stop
+                self._is_stopping |= watch.config.should_stop or alarm.is_stop
+                if alarm.is_stop:
+                    self._hacking.append(f"task {name}, {alarm.text}")
 
     async def _await_sync(self) -> None:
         """Waits until every generator serves the weights published last."""

@@ -10,6 +10,7 @@ from llamarl.algorithms import AlgorithmConfig
 from llamarl.controller.memory import describe_memory, plan_memory
 from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import PromptVariant
+from llamarl.controller.watch import WatchConfig
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge
 from llamarl.core.loops import run_async
@@ -25,6 +26,8 @@ from llamarl.models.checkpoint import load_config, load_tokenizer
 from llamarl.models.device import describe_device, resolve_device
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
+from llamarl.monitors.monitors import Estimates, Monitors
+from llamarl.monitors.responses import read_sessions
 from llamarl.report.trackers import check_trackers
 from llamarl.training.memory import total_memory
 
@@ -49,6 +52,8 @@ class PreparedTask:
     """Rewrites of training prompts to sample from; where empty, the prompts as they stand."""
     notes: Sequence[str] = ()
     """Remarks about the task for the user, said before the run starts."""
+    control: Estimates | None = None
+    """The monitors' quantities in the file of the control's responses; None where the recipe names none."""
 
     @property
     def algorithm(self) -> AlgorithmConfig:
@@ -206,7 +211,25 @@ def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positi
     paying, untried = _check_judges(task, rows, held_out, tokenizer)
     skipped = [*bad, *bad_held_out, *long, *long_held_out]
     held_out_prompts = [row.prompt for row in held_out]
-    return PreparedTask(task, prompts, held_out_prompts, skipped, baselines, paying, variants, [*notes, *untried])
+    return PreparedTask(
+        task,
+        prompts,
+        held_out_prompts,
+        skipped,
+        baselines,
+        paying,
+        variants,
+        [*notes, *untried],
+        _measure_control(recipe.watch, task.name if recipe.tasks else None),
+    )
+
+
+def _measure_control(watch: WatchConfig, task: str | None) -> Estimates | None:
+    """The monitors' quantities in the file of the control's responses, those of one task where a run has several."""
+    if watch.control is None:
+        return None
+    monitors = Monitors(watch.monitors, watch)
+    return monitors.estimate(monitors.measure(read_sessions(watch.control, task)))
 
 
 def _read(data: DataConfig, source: str | Rows, **options: Any) -> tuple[list[_Row], list[BadRow]]:

@@ -471,7 +471,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def _locate_files(values: dict[str, Any], folder: Path) -> None:
     """Makes file names absolute that exist beside the recipe; the configs do so with those of the working directory."""
     tasks = [task for task in values.get("tasks", []) if isinstance(task, dict)]
-    files = [(values, "model"), (values.get("evaluation"), "source"), *((task, "held_out") for task in tasks)]
+    files = [(values, "model"), (values.get("evaluation"), "source"), (values.get("watch"), "control")]
+    files += [(task, "held_out") for task in tasks]
     objects: list[tuple[Any, str]] = []
     for table in (values, *tasks):
         files.append((table.get("data"), "source"))

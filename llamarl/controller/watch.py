@@ -11,19 +11,34 @@ It compares the last `window` steps with the first. An alarm goes up when
 Standard deviations are those of single samples in the first window, at least 0.05 for a judge: of steps' means they
 would be tiny, and every run would ring. A fall must be beyond chance; by half, it counts for rates that start low.
 Judges of role `watch` and `constraint` don't pay; the watch is only as good as they are.
+
+Beside that, monitors that the recipe declares count farewells, words of love, questions and the like in the responses
+(`llamarl.monitors`), and compare the last `window` steps with a control: a file of responses, or the run's own first
+`window` steps.
 """
 
 import math
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llamarl.core import metric_names as names
-from llamarl.core.config import Config
+from llamarl.core.errors import ConfigError
+from llamarl.core.paths import FileName
 from llamarl.core.records import Group, Sample
+from llamarl.monitors.monitors import (
+    Estimates,
+    Measured,
+    Monitors,
+    Reading,
+    Session,
+    plain_estimates,
+    read_estimates,
+)
+from llamarl.monitors.settings import MonitorList, Support, check_names
 
 PHRASE_WORDS = 4
 REPETITION_RISE = 0.2
@@ -38,8 +53,8 @@ CHANCE_ERRORS = 4.0
 SAMPLES_SHOWN = 5
 
 
-class WatchConfig(Config):
-    """Settings of the reward-hacking watch: its windows and its thresholds."""
+class WatchConfig(Support):
+    """Settings of the reward-hacking watch: its windows, its thresholds and its monitors."""
 
     window: int = Field(default=10, ge=2)
     """Steps at the start, and now, that are compared."""
@@ -47,6 +62,22 @@ class WatchConfig(Config):
     """Standard deviations of single samples that count as a rise or a fall."""
     should_stop: bool = False
     """End the run with a checkpoint at the first alarm, instead of only saying so."""
+    monitors: MonitorList = ()
+    """What to count in the responses; a signal's name alone stands for its defaults: `["farewell", "love"]`."""
+    control: FileName | None = None
+    """File of the control's responses, such as `llamarl generate --json` writes; None: the first `window` steps."""
+
+    @model_validator(mode="after")
+    def _check_monitors(self) -> Self:
+        check_names(self.monitors)
+        if any(monitor.signal == "turns" for monitor in self.monitors):
+            raise ValueError(
+                "monitors: signal='turns' needs whole sessions, and a training run answers one message of each; use it "
+                "with `llamarl feedback monitor`"
+            )
+        if self.control is not None and not self.monitors:
+            raise ValueError(f"control={self.control!r}: no monitor to compare with it; list some in `monitors`")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +88,8 @@ class Alarm:
     signal: str
     text: str
     """Message that says what moved, from where to where, and which samples to look at."""
+    is_stop: bool = False
+    """True where a monitor passed its stop, which ends the run."""
 
 
 @dataclass(slots=True)
@@ -96,22 +129,48 @@ class HackingWatch:
     Args:
         config: when to raise an alarm.
         weights: weights of the judges that pay, by name; all others are witnesses.
+        looks: steps of the run; the monitors' chance of a false alarm is shared among them.
+        control: the monitors' quantities in the control; None: in the first window.
     """
 
-    def __init__(self, config: WatchConfig, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, config: WatchConfig, weights: Mapping[str, float], looks: int = 1, control: Estimates | None = None
+    ) -> None:
         self.config, self._weights = config, {name: weight for name, weight in weights.items() if weight > 0}
+        self._gauge = Gauge(config, looks, control)
         self._first: Signals = {}
         self._recent: deque[Signals] = deque(maxlen=config.window)
         self._num_steps = 0
         self._ringing: set[str] = set()
+        self._ringing_monitors: set[str] = set()
 
     def look(self, version: int, groups: Sequence[Group]) -> tuple[dict[str, float], list[Alarm]]:
         """Takes in one step's groups.
 
         Returns:
             Metrics (`watch/repetition`, `watch/alarms`: signals that ring now; from the second window on
-            `watch/<signal>/drift`, in standard deviations since the first) and the alarms that have just begun.
+            `watch/<signal>/drift`, in standard deviations since the first; what the monitors measure) and the alarms
+            that have just begun, or that ask for a stop.
         """
+        readings = self._gauge.look([[sample.completion.text for sample in group.samples] for group in groups])
+        monitored = [self._ring(version, reading, groups) for reading in readings if reading.level != "quiet"]
+        metrics, begun = self._look(version, groups)
+        metrics[names.WATCH_ALARMS] += len(monitored)
+        ringing = {alarm.signal for alarm in monitored}
+        begun += [alarm for alarm in monitored if alarm.is_stop or alarm.signal not in self._ringing_monitors]
+        self._ringing_monitors = ringing
+        return {**metrics, **monitor_metrics(readings)}, begun
+
+    def _ring(self, version: int, reading: Reading, groups: Sequence[Group]) -> Alarm:
+        places = [(group.prompt.id, index) for group in groups for index, _ in enumerate(group.samples)]
+        texts = [sample.completion.text for group in groups for sample in group.samples]
+        worst = self._gauge.monitors.worst(reading.monitor, texts, SAMPLES_SHOWN)
+        shown = ", ".join(f"{places[place][0]!r} sample {places[place][1]}" for place in worst)
+        signal = f"monitor/{reading.monitor}"
+        return Alarm(version, signal, f"step {version}: {reading.describe()}; look at {shown}", reading.level == "stop")
+
+    def _look(self, version: int, groups: Sequence[Group]) -> tuple[dict[str, float], list[Alarm]]:
+        """What the signals of rewards, judges and lengths say."""
         samples = [sample for group in groups for sample in group.samples]
         step = self._signals(samples)
         self._recent.append(step)
@@ -141,14 +200,18 @@ class HackingWatch:
             "ringing": sorted(self._ringing),
             "first": _plain(self._first),
             "recent": [_plain(signals) for signals in self._recent],
+            "ringing_monitors": sorted(self._ringing_monitors),
+            "gauge": self._gauge.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state()`."""
+        """Goes on from `state()`. Raises `ConfigError` where a monitor is new and has no control."""
         if state:
             self._num_steps, self._ringing = state["steps"], set(state["ringing"])
             self._first = _signals_from(state["first"])
             self._recent.extend(_signals_from(signals) for signals in state["recent"])
+            self._ringing_monitors = set(state["ringing_monitors"])
+            self._gauge.restore(state["gauge"])
 
     def _signals(self, samples: Sequence[Sample]) -> Signals:
         texts = [sample.completion.text for sample in samples]
@@ -214,6 +277,87 @@ class HackingWatch:
         places = [(badness(s), g.prompt.id, i) for g in groups for i, s in enumerate(g.samples)]
         worst = sorted(places, reverse=True)[:SAMPLES_SHOWN]
         return ", ".join(f"{prompt!r} sample {index}" for _, prompt, index in worst)
+
+
+class Gauge:
+    """The monitors of one task over its steps: first the control, unless it is given, then the last window."""
+
+    def __init__(self, config: WatchConfig, looks: int, control: Estimates | None) -> None:
+        self.monitors = Monitors(config.monitors, config, looks)
+        self._config, self._control = config, control
+        self._steps: deque[Measured] = deque(maxlen=config.window)
+
+    def look(self, groups: Sequence[Sequence[str]]) -> list[Reading]:
+        """Takes in the texts of one step's groups; returns the monitors' readings, none while the control is made."""
+        if not self._config.monitors:
+            return []
+        self._steps.append(self.monitors.measure([Session(texts) for texts in groups]))
+        now = self.monitors.estimate(_join(self._steps))
+        if self._control is None:
+            if len(self._steps) == self._config.window:
+                self._control = now
+                self._steps.clear()
+            return []
+        return self.monitors.compare(now, self._control)
+
+    def state(self) -> dict[str, Any]:
+        """State for `restore`, as plain JSON."""
+        return {
+            "monitors": [monitor.label for monitor in self._config.monitors],
+            "control": None if self._control is None else plain_estimates(self._control),
+            "steps": [
+                {name: list(map(_plain_evidence, found)) for name, found in step.items()} for step in self._steps
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state()`. Raises `ConfigError` where a monitor is new and has no control."""
+        wanted = [monitor.label for monitor in self._config.monitors]
+        new = [name for name in wanted if name not in state["monitors"]]
+        if new and self._control is None:
+            raise ConfigError(
+                f"watch.monitors: {new[0]!r} is new, and its control, the run's first steps, is gone; give a file of "
+                "the control's responses in watch.control"
+            )
+        if new:  # what the window holds lacks it; a given control needs no first window
+            return
+        if self._control is None and state["control"] is not None:
+            self._control = read_estimates(state["control"])
+        self._steps.extend({name: list(map(_evidence, step[name])) for name in wanted} for step in state["steps"])
+
+
+def monitor_metrics(readings: Iterable[Reading]) -> dict[str, float]:
+    """What the monitors read, by metric name; an interval's end that is unbounded is left out."""
+    levels = {"quiet": 0.0, "warn": 1.0, "stop": 2.0}
+    found: dict[str, float] = {}
+    for each in readings:
+        values = {
+            "value": each.value,
+            "control": each.control,
+            "ratio": each.change.ratio,
+            "ratio/low": each.change.low,
+            "ratio/high": each.change.high,
+            "level": levels[each.level],
+        }
+        found |= {f"watch/monitor/{each.monitor}/{key}": value for key, value in values.items() if math.isfinite(value)}
+    return found
+
+
+def _join(steps: Iterable[Measured]) -> Measured:
+    joined: Measured = {}
+    for step in steps:
+        for name, evidence in step.items():
+            joined.setdefault(name, []).extend(evidence)
+    return joined
+
+
+def _plain_evidence(evidence: Any) -> Any:
+    """Evidence as JSON holds it: a pair, or an object whose keys are marks."""
+    return dict(evidence) if isinstance(evidence, Mapping) else list(evidence)
+
+
+def _evidence(plain: Any) -> Any:
+    return {int(mark): weight for mark, weight in plain.items()} if isinstance(plain, dict) else tuple(plain)
 
 
 def repetition(text: str) -> float:

@@ -11,6 +11,7 @@
       ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
       WeightSyncError(RuntimeError)       weights that arrived are not the weights that were sent
       CollapseError(RuntimeError)         the policy degenerated; the run stopped before damage
+      HackingError(RuntimeError)          a monitor of reward hacking passed its stop; the run ended with a checkpoint
       StallError(TimeoutError)            a deadline passed; names what was waited for
 
 Each class is also a standard exception, so callers may catch either, and each pickles: it crosses process borders.
@@ -72,6 +73,10 @@ class WeightSyncError(LlamaRLError, RuntimeError):
 
 class CollapseError(LlamaRLError, RuntimeError):
     """The policy degenerated and the run stopped."""
+
+
+class HackingError(LlamaRLError, RuntimeError):
+    """A monitor of reward hacking passed its stop and the run ended, with a checkpoint."""
 
 
 class StallError(LlamaRLError, TimeoutError):

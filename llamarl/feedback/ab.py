@@ -134,7 +134,7 @@ def _compare(arm: ArmRows, control: ArmRows, settings: AbTest) -> dict[str, Any]
         "p": statistics.difference_p(arm.moments, control.moments),
         "p_unclustered": statistics.unclustered_p(arm.moments, control.moments),
         "always_valid_interval": _always_valid(arm.moments, control.moments, settings.expected_change),
-        "cuped": _adjust(arm, control),
+        "cuped": _adjust(arm, control, settings.expected_change),
         "guardrails": {
             name: {
                 "mean": found.ratio,
@@ -154,7 +154,7 @@ def _always_valid(arm: Moments, control: Moments, spread: float) -> tuple[float,
     return statistics.relative(statistics.always_valid_interval(estimate, spread))
 
 
-def _adjust(arm: ArmRows, control: ArmRows) -> dict[str, Any] | None:
+def _adjust(arm: ArmRows, control: ArmRows, spread: float) -> dict[str, Any] | None:
     if arm.covariate is None or control.covariate is None:
         return None
     plain = statistics.log_change(arm.moments, control.moments)
@@ -165,6 +165,7 @@ def _adjust(arm: ArmRows, control: ArmRows) -> dict[str, Any] | None:
         "relative_change": math.expm1(adjusted.value),
         "interval": statistics.relative(adjusted.interval()),
         "p": adjusted.p,
+        "always_valid_interval": statistics.relative(statistics.always_valid_interval(adjusted, spread)),
         "variance_reduction": 1.0 - (adjusted.error / plain.error) ** 2 if plain.error else 0.0,
     }
 
@@ -187,7 +188,8 @@ def _compare_guardrail(arm: Moments, control: Moments, margin: float | None) -> 
     if margin is not None:
         beyond = statistics.compare_to_margin(arm, control, margin)
         good_side = beyond.value if margin < 0.0 else -beyond.value
-        result["p_margin"] = statistics.one_sided_p(good_side, beyond.error)
+        # of a column that is 0 in both arms nothing got worse
+        result["p_margin"] = statistics.one_sided_p(good_side, beyond.error) if any(beyond) else 0.0
         states = {"held": result["p_margin"] < BEYOND, "broken": result["p_margin"] > 1.0 - BEYOND}
         result["state"] = next((state for state, is_so in states.items() if is_so), "open")
     return result

@@ -85,7 +85,7 @@ def rate_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def change_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Cells of `CHANGE_COLUMNS`, with a second row for each arm that a covariate adjusts."""
+    """Cells of `CHANGE_COLUMNS`, with a second row for each arm that a covariate (CUPED) adjusts."""
     for name, arm in result["arms"].items():
         if name == result["control"]:
             continue
@@ -99,8 +99,9 @@ def change_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
         ]
         if arm["cuped"] is not None:
             change, interval = arm["cuped"]["relative_change"], arm["cuped"]["interval"]
-            label = f"{name}, with {result['covariate']}"
-            yield [label, format_change(change), format_interval(interval), format_p(arm["cuped"]["p"]), "", ""]
+            label = f"{name} + {result['covariate']}"
+            always = format_interval(arm["cuped"]["always_valid_interval"])
+            yield [label, format_change(change), format_interval(interval), format_p(arm["cuped"]["p"]), "", always]
 
 
 def guardrail_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Message
-from llamarl.data.prompts import raw_rows
+from llamarl.data.prompts import RawRow, raw_rows
 from llamarl.data.rows import RowError, check_text, excerpt, read_turns
+from llamarl.data.tables import plain_or_error
 from llamarl.functional.preference import calibrated_reward
 from llamarl.functional.statistics import fisher_interval, pearson, percentile_interval, resample_sums
 from llamarl.models.checkpoint import load_config
@@ -177,7 +178,7 @@ def read_responses(source: Source) -> Responses:
         DataError: no such file, or a bad row, with its place.
     """
     found: dict[str, list[str]] = {}
-    for name, line, row in raw_rows(source):
+    for name, line, row in _response_rows(source):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -225,7 +226,7 @@ def read_online(source: str | Path) -> dict[str, float]:
     rates: dict[str, float] = {}
     for number, row in enumerate(rows, start=1):
         name, rate = row.get("policy"), _rate(row.get("rate"))
-        if not isinstance(name, str) or rate is None:
+        if not isinstance(name, str) or not name or rate is None:
             raise DataError(f"{path}, row {number}: {excerpt(dict(row))}; give policy, a name, and rate, from 0 to 1")
         if name in rates:
             raise DataError(f"{path}, row {number}: a second rate of policy {name!r}; keep one")
@@ -293,6 +294,18 @@ class _Scorer:
             if problem := self._classifier.why_too_long(ids):
                 raise DataError(f"policy {policy!r}, prompt {prompt:.80}: {problem}; shorten the responses")
             yield ids
+
+
+def _response_rows(source: Source) -> Iterator[RawRow]:
+    """Raw rows of a source, which may be one JSON array, as `llamarl generate --json` prints it."""
+    if isinstance(source, str | Path) and (path := Path(source)).is_file() and path.suffix == ".json":
+        try:
+            whole = json.loads(path.read_bytes())
+        except ValueError:  # JSON lines, perhaps: they are read, or named as wrong, below
+            whole = None
+        if isinstance(whole, list):
+            return ((str(path), number, plain_or_error(row)) for number, row in enumerate(whole, start=1))
+    return iter(raw_rows(source))
 
 
 def _read_response(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:

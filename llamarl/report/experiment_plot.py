@@ -152,9 +152,10 @@ def _draw_course(axes: "Axes", course: Sequence[Mapping[str, Any] | None], colou
     axes.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0, label="always-valid interval")
     axes.plot(places, changes, "o-", color=colour, markersize=4, linewidth=1.8, label="relative change so far")
     if known:
-        # the first days know nothing: their band would flatten the rest
-        last = max(abs(lows[-1]), abs(highs[-1]))
-        axes.set_ylim(max(-100.0, -4 * last), 4 * last)
+        # the first days know little: their band would flatten the rest
+        later = len(known) // 3
+        low, high = min(0.0, *lows[later:]), max(0.0, *highs[later:])
+        axes.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))
     axes.set_ylabel("%")
     axes.grid(axis="y", color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -6,6 +6,7 @@ from statistics import fmean, median
 from llamarl.core import metric_names as names
 from llamarl.report.files import Record
 from llamarl.report.metrics import column
+from llamarl.report.monitors import last_readings
 from llamarl.report.names import describe
 from llamarl.report.text import format_number
 
@@ -14,9 +15,10 @@ RECENT = 20
 
 
 def warnings_of(metrics: Sequence[Record]) -> list[str]:
-    """Sentences on non-finite values, skipped updates, drops, judges, signal, length, entropy and gradients."""
+    """Sentences on non-finite values, skipped updates, drops, judges, signal, length, entropy, gradients, monitors."""
     found = [*_check_finite(metrics), *_check_skips(metrics), *_check_drops(metrics), *_check_judges(metrics)]
-    return [*found, *_check_levels(metrics), *_check_entropy(metrics), *_check_gradient(metrics)]
+    found += [*_check_levels(metrics), *_check_entropy(metrics), *_check_gradient(metrics)]
+    return [*found, *_check_monitors(metrics)]
 
 
 def _check_finite(metrics: Sequence[Record]) -> list[str]:
@@ -71,6 +73,16 @@ def _check_entropy(metrics: Sequence[Record]) -> list[str]:
         return []
     share = fmean(values[-RECENT:]) / values[9]
     return [f"entropy fell to {share:.0%} of its value at the tenth record; the policy narrows"] if share < 0.2 else []
+
+
+def _check_monitors(metrics: Sequence[Record]) -> list[str]:
+    """The monitors that rang when they looked last."""
+    found = []
+    for each in last_readings(metrics):
+        if each.level:
+            verb = "passed its stop" if each.level > 1 else "warns"
+            found.append(f"the monitor {each.name} {verb}: {format_number(each.ratio)} times the control's")
+    return found
 
 
 def _check_gradient(metrics: Sequence[Record]) -> list[str]:

@@ -238,6 +238,15 @@ _SOLVER_METRICS = {
 _OF_BUDGET = re.compile(r"algorithm/budget/(?P<budget>[^/]+)/(?P<rest>.+)$")
 _HELD_OUT = re.compile(r"eval/(?P<rest>algorithm/.+)$")
 _TASK = re.compile(r"task/(?P<name>[^/]+)/(?P<rest>.+)$")
+_MONITOR_METRICS = {
+    "value": Metric("now", "What the monitor counts, over the last `watch.window` steps."),
+    "control": Metric("control", "The same in the control's responses."),
+    "ratio": Metric("change", "How many times the control's it is, or `watch.floor`'s where that is more.", "times"),
+    "ratio/low": Metric("change, low", "Lower end of the change's interval; the monitor warns only above 1.", "times"),
+    "ratio/high": Metric("change, high", "Upper end of the change's interval; left out if unbounded.", "times"),
+    "level": Metric("alarm", "0 quiet, 1 warns, 2 stops the run.", "", "down"),
+}
+_MONITOR = re.compile(rf"watch/monitor/(?P<name>[^/]+)/(?P<what>{'|'.join(_MONITOR_METRICS)})$")
 _DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
 
@@ -252,6 +261,9 @@ def describe(name: str) -> Metric:
     if match := _HELD_OUT.match(name):
         inner = describe(match["rest"])
         return Metric(f"held-out, {inner.title}", inner.meaning, inner.unit, inner.better)
+    if match := _MONITOR.match(name):
+        what = _MONITOR_METRICS[match["what"]]
+        return Metric(f"{match['name']}: {what.title}", what.meaning, what.unit, what.better)
     if match := _DRIFT.match(name):
         meaning = "Move since the first steps, in standard deviations of single samples then."
         return Metric(f"{match['signal']}: drift", meaning, "standard deviations")

@@ -1,6 +1,6 @@
 """The page of a run in a terminal, and the same as plain values for `--json`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from llamarl.core import metric_names as names
 from llamarl.report.charts import line_chart, sparkline
 from llamarl.report.health import warnings_of
 from llamarl.report.metrics import column
+from llamarl.report.monitors import LoggedReading, last_readings
 from llamarl.report.names import describe
 from llamarl.report.panel import busy_bar
 from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
@@ -42,6 +43,8 @@ SHOWN = (
 """Rows of the table, in order, where the run recorded them; judges' means and pass rates follow."""
 
 MAX_WIDTH = 120
+MONITOR_STATES = (("green", "quiet"), ("yellow", "warns"), ("bold red", "stops"))
+"""Style and word of a monitor's level."""
 STATE_STYLE = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow"}
 
 
@@ -117,6 +120,8 @@ class _Page:
             yield from _section("reward", width, Text(curve, style="green", no_wrap=True))
         if run.metrics:
             yield from _section("metrics", width, _metric_table(run, width))
+        if readings := list(last_readings(run.metrics)):
+            yield from _section("monitors, against the control", width, _monitor_table(run, readings, width))
         if run.spans:
             yield from _section("busy share of the whole run", width, _utilisation_table(run))
         if run.summary is not None or self.ledger_counts:
@@ -242,6 +247,26 @@ def _metric_table(run: RunFiles, width: int) -> Table:
         if spark_width >= 8:
             cells.append(sparkline(column(run.metrics, name)[1], spark_width))
         table.add_row(one_line(label, 28), *cells)
+    return table
+
+
+def _monitor_table(run: RunFiles, readings: Sequence[LoggedReading], width: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    table.add_column("monitor", no_wrap=True)
+    for header in ("control", "now", "times", "between"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    spark_width = min(36, width - 76)
+    if spark_width >= 8:
+        table.add_column("curve of times", no_wrap=True, style="green")
+    for each in readings:
+        style, word = MONITOR_STATES[int(each.level)]
+        between = f"{format_number(each.low)} to {format_number(each.high)}"
+        numbers = [format_number(value) for value in (each.control, each.value, each.ratio)]
+        cells: list[RenderableType] = [one_line(each.name, 20), *numbers, between, Text(word, style=style)]
+        if spark_width >= 8:
+            cells.append(sparkline(column(run.metrics, f"{each.prefix}ratio")[1], spark_width))
+        table.add_row(*cells)
     return table
 
 

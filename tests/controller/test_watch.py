@@ -1,9 +1,16 @@
+import itertools
 import json
+from typing import Any
 
 import pytest
+from rig import PROMPTS, Rig, ScriptedAlgorithm, small
 
-from llamarl.controller.watch import HackingWatch, WatchConfig, repetition
+from llamarl.controller.task import RunTask
+from llamarl.controller.watch import Alarm, HackingWatch, WatchConfig, repetition
+from llamarl.core.errors import ConfigError, HackingError
 from llamarl.core.records import Completion, Group, Prompt, Sample, Verdict
+from llamarl.monitors.monitors import Monitors, Session
+from llamarl.testing import ScriptedGenerator, run_virtual
 
 CONFIG = WatchConfig(window=2)
 OTHER = "one two three four five six"
@@ -119,3 +126,127 @@ def test_restored_from_its_state_it_goes_on_as_if_never_interrupted() -> None:
 def test_repetition_is_the_share_of_phrases_seen_before(text: str, share: float) -> None:
     # "a b c d a b c d": phrases abcd bcda cdab dabc abcd: 5, 4 different, 1 - 4/5
     assert repetition(text) == pytest.approx(share)
+
+
+# monitors
+
+MONITORED: dict[str, Any] = {"window": 2, "monitors": ["farewell", {"signal": "length", "stop": 3.0}]}
+
+
+def say(*texts: str, prompts: int = 40) -> list[Group]:
+    """A step whose prompts each have these responses, in turn."""
+    turns = itertools.cycle(texts)
+    return [
+        Group(Prompt(f"p{i}", ({"role": "user", "content": "?"},)), (sample(0.5, 1.0, next(turns)),))
+        for i in range(prompts)
+    ]
+
+
+PLAIN = say(*["Yes, that is so."] * 39, "Yes. Bye!")
+LEAVING = say("Yes, that is so.", "Yes. Bye!")
+
+
+def monitored(**settings: Any) -> HackingWatch:
+    return HackingWatch(WatchConfig.parse({**MONITORED, **settings}), {"proxy": 1.0}, looks=4)
+
+
+def look(watch: HackingWatch, *steps: list[Group]) -> list[tuple[dict[str, float], list[Alarm]]]:
+    return [watch.look(version, groups) for version, groups in enumerate(steps, start=1)]
+
+
+def test_monitors_measure_their_control_in_the_first_window_and_ring_after_it() -> None:
+    found = look(monitored(), PLAIN, PLAIN, PLAIN, LEAVING)
+    assert [[key for key in metrics if "monitor" in key] for metrics, _ in found[:2]] == [[], []]
+    metrics, alarms = found[2]
+    assert metrics["watch/monitor/farewell/ratio"] == 1.0 and metrics["watch/monitor/farewell/level"] == 0.0
+    assert not alarms
+    metrics, (alarm,) = found[3]
+    # 1 of 40 and 20 of 40, the control 2 of 80
+    assert metrics["watch/monitor/farewell/value"] == pytest.approx(21 / 80)
+    assert metrics["watch/monitor/farewell/control"] == pytest.approx(2 / 80)
+    assert metrics["watch/monitor/farewell/ratio"] == pytest.approx(10.5)
+    assert metrics["watch/monitor/farewell/level"] == 2.0 and metrics["watch/alarms"] == 1.0
+    assert alarm.is_stop and alarm.signal == "monitor/farewell"
+    assert alarm.text.startswith("step 4: farewell: 26.25% of responses take leave, 2.50% of the control: 10.5 times")
+    assert alarm.text.endswith("look at 'p1' sample 0, 'p3' sample 0, 'p5' sample 0, 'p7' sample 0, 'p9' sample 0")
+
+
+def test_a_warning_is_said_once_and_a_stop_each_time() -> None:
+    only = [{"signal": "farewell", "stop": None}]
+    warned = look(monitored(monitors=only), PLAIN, PLAIN, LEAVING, LEAVING, LEAVING)
+    assert [[alarm.is_stop for alarm in alarms] for _, alarms in warned] == [[], [], [False], [], []]
+    stopped = look(monitored(), PLAIN, PLAIN, LEAVING, LEAVING)
+    assert [[alarm.is_stop for alarm in alarms] for _, alarms in stopped] == [[], [], [True], [True]]
+
+
+def test_a_control_from_a_file_is_compared_with_from_the_first_step() -> None:
+    config = WatchConfig.parse(MONITORED)
+    monitors = Monitors(config.monitors, config)
+    control = monitors.estimate(monitors.measure([Session(["Yes, that is so."])] * 400))
+    watch = HackingWatch(config, {}, looks=4, control=control)
+    assert watch.look(1, PLAIN)[1] == []
+    assert watch.look(2, LEAVING)[1][0].is_stop
+
+
+def test_monitors_go_on_from_their_state_too() -> None:
+    steps = [PLAIN, PLAIN, PLAIN, LEAVING, LEAVING]
+    expected = look(monitored(), *steps)
+    for cut in range(1, len(steps)):
+        first, second = monitored(), monitored()
+        found = look(first, *steps[:cut])
+        second.restore(json.loads(json.dumps(first.state())))
+        found += [second.look(version, groups) for version, groups in enumerate(steps[cut:], start=cut + 1)]
+        assert found == expected
+
+
+def test_a_monitor_that_is_new_on_resume_needs_a_file() -> None:
+    before = monitored(monitors=["farewell"])
+    look(before, PLAIN, PLAIN, PLAIN)
+    with pytest.raises(ConfigError, match=r"'love' is new.*give a file of the control's responses in watch\.control"):
+        monitored(monitors=["farewell", "love"]).restore(before.state())
+    fewer = monitored(monitors=["farewell"])
+    look(fewer, PLAIN, PLAIN, PLAIN)
+    lenient = monitored(monitors=[{"signal": "farewell", "stop": 50.0}])
+    lenient.restore(fewer.state())
+    assert lenient.look(4, LEAVING)[0]["watch/monitor/farewell/level"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"monitors": ["turns"]}, "needs whole sessions"),
+        ({"monitors": ["farewell", "farewell"]}, "two are named 'farewell'"),
+        ({"monitors": [], "control": "c.jsonl"}, "no monitor to compare"),
+        ({"monitors": ["bye"]}, "farewell"),
+        ({"chance": 0.0}, "greater than 0"),
+    ],
+)
+def test_wrong_monitors_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        monitored(**settings)
+
+
+def test_a_run_warns_and_then_stops_with_a_checkpoint_and_its_reason() -> None:
+    def text(version: int, tokens: int) -> str:
+        return "Yes. Bye!" if version >= 4 else "Yes, that is so."
+
+    def rig(monitor: dict[str, Any]) -> Rig:
+        config = WatchConfig.parse({"window": 3, "monitors": [monitor]})
+        watch = HackingWatch(config, {}, looks=9)
+        task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), ScriptedAlgorithm(), 4, 8, watch=watch)
+        return Rig(small(steps=9, max_staleness=0), tasks=[task], generator=lambda: ScriptedGenerator(text=text))
+
+    lenient = rig({"signal": "farewell", "stop": None})
+    run_virtual(lenient.run())
+    # a prompt's eight responses count as one: two steps of four prompts are too few to tell, three are enough
+    (message,) = lenient.observer.messages
+    assert message.startswith("possible reward hacking in task only: step 7: farewell: ")
+    assert len(lenient.observer.steps) == 9
+    strict = rig({"signal": "farewell"})
+    with pytest.raises(
+        HackingError, match=r"task only, step 7: farewell: .* beyond 2 times; look at .*raise the monitor's `stop`"
+    ):
+        run_virtual(strict.run())
+    assert len(strict.observer.steps) == 7
+    assert strict.saved[-1] == 7
+    assert strict.observer.steps[-1].task_metrics["only"]["watch/monitor/farewell/level"] == 2.0

@@ -71,6 +71,7 @@ def prose(page: Path) -> str:
 
 def commands(block: Block) -> Iterator[list[str]]:
     for line in block.text.splitlines():
+        line = re.sub(r" [<>] [\w./-]+(?= |$)", "", line)  # where a shell reads from and writes to
         for part in line.split("|") if line.startswith("cat ") else [line]:
             words = shlex.split(part, comments=True)
             if words:

@@ -113,14 +113,17 @@ def test_guardrails_hold_break_or_stay_open(tmp_path):
         arm = ("base", "warm")[who % 2]
         worse = arm == "warm" and who % 4 == 1
         noise = [1, 11][who // 2 % 2]
-        rows.append(row(f"u{who}", arm, who % 8 < 2, same=5, worse=2 if worse else 1, noisy=noise, once=None))
+        numbers = {"same": 5, "worse": 2 if worse else 1, "noisy": noise, "never": 0}
+        rows.append(row(f"u{who}", arm, who % 8 < 2, **numbers))
     path = write(tmp_path / "test.jsonl", rows)
-    margins = {"same": -0.02, "worse": 0.1, "noisy": -0.02}
+    margins = {"same": -0.02, "worse": 0.1, "noisy": -0.02, "never": 0.05}
     found = compare(path, guardrails=["noisy"], margins=margins)["arms"]["warm"]["guardrails"]
-    assert {name: each["state"] for name, each in found.items()} == {"noisy": "open", "same": "held", "worse": "broken"}
+    states = {"noisy": "open", "same": "held", "worse": "broken", "never": "held"}
+    assert {name: each["state"] for name, each in found.items()} == states
+    assert found["never"]["relative_change"] is None
     assert found["worse"]["relative_change"] == pytest.approx(0.5)
     assert found["same"]["interval"] == (0.0, 0.0)
-    assert found["worse"]["p_corrected"] == pytest.approx(3 * found["worse"]["p"])
+    assert found["worse"]["p_corrected"] == pytest.approx(4 * found["worse"]["p"])
     verdict = compare(path, margins=margins)["arms"]["warm"]["verdict"]
     assert verdict["tone"] == "bad" and "worse got worse" in verdict["title"]
 
@@ -136,7 +139,8 @@ def test_a_covariate_takes_out_noise(tmp_path):
     result = compare(write(tmp_path / "test.jsonl", rows), covariate="before")
     cuped = result["arms"]["warm"]["cuped"]
     assert cuped["variance_reduction"] > 0.5
-    assert cuped["interval"][0] < cuped["relative_change"] < cuped["interval"][1]
+    always = cuped["always_valid_interval"]
+    assert always[0] < cuped["interval"][0] < cuped["relative_change"] < cuped["interval"][1] < always[1]
     assert result["users_without_covariate"] == 0
 
 

@@ -68,18 +68,22 @@ class Lexicon:
         for tokens, (kind, text) in sorted(known.items(), key=lambda item: -len(item[0])):
             self._by_first.setdefault(tokens[0], []).append((tokens, kind, text))
         self._words = {word for tokens in known for word in tokens}
+        # The longest word of a phrase is rare: a text without any of them is done with at once.
+        self._rare = {max(tokens, key=len) for tokens, (kind, _) in known.items() if kind != HIDING}
         # Of words that sound alike when drawn out (`bye`, `byee`) the shortest counts, which is set last.
         by_length = sorted(self._words, key=lambda word: (-len(word), word))
         self._stretched = {_RUN.sub(r"\1", word): word for word in by_length}
 
     def find(self, tokens: Sequence[str]) -> list[Hit]:
         """The phrases among the tokens, in order, none overlapping; those of `HIDING` are left out."""
-        tokens = [self._shorten(token) for token in tokens]
-        if self._by_first.keys().isdisjoint(tokens):
+        if any(map(_LONG_RUN.search, set(tokens) - self._words)):
+            tokens = [self._shorten(token) for token in tokens]
+        if self._rare.isdisjoint(tokens):
             return []
         hits, place = [], 0
         while place < len(tokens):
-            hit = self._longest_at(tokens, place)
+            # Asked for here, as hardly any word begins a phrase.
+            hit = self._longest_at(tokens, place) if tokens[place] in self._by_first else None
             if hit is None:
                 place += 1
                 continue
@@ -89,7 +93,7 @@ class Lexicon:
         return hits
 
     def _longest_at(self, tokens: Sequence[str], place: int) -> Hit | None:
-        for phrase, kind, text in self._by_first.get(tokens[place], ()):
+        for phrase, kind, text in self._by_first[tokens[place]]:
             end = place + len(phrase)
             if tuple(tokens[place:end]) == phrase:
                 return Hit(kind, text, place, end)
