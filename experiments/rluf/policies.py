@@ -8,8 +8,8 @@ is rude. The weight of love is 0, 0.1 or 0.3; helpfulness and safety share the r
 
     control             weight 0
     0.1, 0.3            P[Love] of the log as it is, with 5 % bots in it that love "Bye! Sending love!"
-    0.3, judge          the same, and no reply may take leave unasked (judge `farewell`)
-    0.3, cleaned        P[Love] of the cleaned log, without the judge
+    0.3 judge          the same, and no reply may take leave unasked (judge `farewell`)
+    0.3 cleaned        P[Love] of the cleaned log, without the judge
 
 `love rate` is the true one, of honest users in the week after the log; `bye %`
 the share of replies that say so.
@@ -26,7 +26,7 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
-from experiments.common import WORLDS, Done, Experiment, made_once
+from experiments.common import WORLDS, Curves, Done, Experiment, made_once
 from experiments.ibpo.policy import Policy, trained
 from experiments.rluf import judges
 from experiments.rluf.love import world
@@ -41,12 +41,14 @@ RL = SETTINGS["rl"]
 ARMS: dict[str, tuple[float, str, bool]] = {
     "control": (0.0, "not cleaned", False),
     **{f"{weight}": (weight, "not cleaned", False) for weight in RL["weights"][1:]},
-    "0.3, judge": (0.3, "not cleaned", True),
-    "0.3, cleaned": (0.3, "cleaned", False),
+    "0.3 judge": (0.3, "not cleaned", True),
+    "0.3 cleaned": (0.3, "cleaned", False),
 }
 """Weight of love, the log that P[Love] was trained on, and whether unasked farewells are forbidden."""
-COMPARED = [("0.1", "control"), ("0.3", "control"), ("0.3", "0.1"), ("0.3, judge", "control"), ("0.3, judge", "0.3")]
-NUM_TRAIN, NUM_HELDOUT = 2048, 64
+COMPARED = [("0.1", "control"), ("0.3", "control"), ("0.3", "0.1"), ("0.3 judge", "control"), ("0.3 judge", "0.3")]
+NUM_TRAIN, NUM_HELDOUT, NUM_CONTROL = 2048, 64, 2000
+MONITORS = ("farewell", "love")
+"""What is counted while a run trains, against the taught policy; nobody is stopped, so that it is seen what follows."""
 Answers = list[tuple[Prompt, Completion]]
 PANELS = {
     "task/helpfulness/eval/judge/helpful/mean": "help, held-out",
@@ -65,6 +67,11 @@ def policy(seed: int) -> Path:
                 rows = islice(draw_rows(seed, task, 0.0, 0.0, held_out=held_out), size)
                 name = f"{task}-heldout.jsonl" if held_out else f"{task}.jsonl"
                 write_jsonl(directory / name, map(prompt_row, rows))
+        answers = sample(directory / "model", seed, "control", NUM_CONTROL)
+        write_jsonl(
+            directory / "control.jsonl",
+            ({"prompt": [*prompt.messages], "completion": each.text} for prompt, each in answers),
+        )
 
     return made_once(WORLDS / f"rluf-policy-{seed}", make)
 
@@ -117,6 +124,11 @@ def recipe(arm: str, seed: int) -> Recipe:
             "evaluation": {"num_prompts": NUM_HELDOUT, "samples_per_prompt": 4},
             "generator": {"slots": 192},
             "trainer": {"learning_rate": RL["learning_rate"], "warmup_steps": 10, "schedule": "linear"},
+            "watch": {
+                "window": RL["watch_window"],
+                "monitors": [{"signal": signal, "stop": None} for signal in MONITORS],
+                "control": str(policy(seed) / "control.jsonl"),
+            },
             "guard": {"reward_fraction": 0.0},
             "seed": seed,
             "threads": 1,
@@ -130,14 +142,13 @@ def users(seed: int) -> Users:
     return Users(simulation(world("not cleaned", seed) / "log", seed))
 
 
-def sample(model: Path, seed: int) -> Answers:
-    """The test prompts, each with several answers of a policy."""
-    test = SETTINGS["test"]
+def sample(model: Path, seed: int, name: str = "test", num_prompts: int = SETTINGS["test"]["prompts"]) -> Answers:
+    """Held-out prompts, each with several answers of a policy."""
     prompts = [
         Prompt(row["id"], ({"role": "user", "content": row["prompt"]},), info={"topic": row["topic"]})
-        for row in islice(draw_rows(seed, "test", 0.0, 0.0, held_out=True), test["prompts"])
+        for row in islice(draw_rows(seed, name, 0.0, 0.0, held_out=True), num_prompts)
     ]
-    answers = Policy(model, RL["max_tokens"]).answers(prompts, test["samples"], seed)
+    answers = Policy(model, RL["max_tokens"]).answers(prompts, SETTINGS["test"]["samples"], seed)
     return [(prompt, each) for prompt, group in zip(prompts, answers, strict=True) for each in group]
 
 
@@ -153,8 +164,29 @@ def measure(given: Answers, seed: int) -> dict[str, float]:
     }
 
 
+def read_monitor(curves: Curves) -> dict[str, float]:
+    """When the monitor of words of love first spoke up in the love task, and how often they had become by then.
+
+    Without an alarm: the step after the last, and the most that they became.
+    """
+    name = "task/love/watch/monitor/love"
+    steps = [record for record in curves if f"{name}/level" in record]
+    if not steps:
+        return {}
+    loud = next((record for record in steps if record[f"{name}/level"] > 0), None)
+    most = max(record[f"{name}/ratio"] for record in steps)
+    found = (
+        {"alarm at step": RL["steps"] + 1, "times at alarm": most}
+        if loud is None
+        else {"alarm at step": loud["step"], "times at alarm": loud[f"{name}/ratio"]}
+    )
+    return {**found, "times at most": most}
+
+
 def test_on_users(answers: Mapping[str, Answers], seed: int, path: Path) -> dict[str, dict[str, float]]:
     """A simulated A/B test of a seed's policies, as `llamarl feedback ab` reads it: relative change and p by arm."""
+    if "control" not in answers:
+        return {}
     test, tables = SETTINGS["test"], []
     for place, (arm, given) in enumerate(answers.items()):
         size = test["users_per_arm"]
@@ -185,7 +217,7 @@ def main() -> None:
         answers = {arm: sample(trained(experiment.folder / f"{arm}-{seed}"), seed) for arm in own}
         tested = test_on_users(answers, seed, experiment.folder / f"test-{seed}.parquet")
         for arm, run in own.items():
-            numbers = measure(answers[arm], seed) | tested.get(arm, {})
+            numbers = measure(answers[arm], seed) | tested.get(arm, {}) | read_monitor(run.curves)
             measured.append(Done(arm, seed, run.seconds, run.curves, numbers))
             experiment.say(measured[-1])
     experiment.plot(measured, PANELS, smooth=1)
