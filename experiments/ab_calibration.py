@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=int, default=2000)
     parser.add_argument("--power-tests", type=int, default=4000)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--resamples", type=int, default=399)
     parser.add_argument("--worlds", help="only these, separated by commas; writes no result")
     options = parser.parse_args()
     worlds = (*WORLDS, *POWER_WORLDS)
