@@ -28,9 +28,9 @@ from typing import NamedTuple
 from benchmarks.chat_server import ChatServer, read_message
 from benchmarks.common import Benchmark, paired_ratio, spread, take_turns
 from llamarl.core.sampling import Sampling
-from llamarl.evals.chats import EndpointChat
 from llamarl.evals.conversations import Conversation, Turn
 from llamarl.evals.runner import run_conversations
+from llamarl.generation.chats import EndpointChat
 from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 
 QUESTION = "Write a short story about a lighthouse. Use at least 200 words and no commas. "

@@ -130,8 +130,9 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, script: Script = Reply()) -> None:
+    def __init__(self, script: Script = Reply(), path: str = "/v1/chat/completions") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.path = path
         self.reader = ScriptReader(script)
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -174,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/v1/chat/completions":
+        if self.path != self.server.path:
             return self._send(404, {}, b'{"error": {"message": "no such path"}}')
         reply = self.server.reader.next(content, dict(self.headers))
         self.server.count(1)

@@ -1,14 +1,83 @@
-"""detect eval: hallucinations in long answers, claim by claim."""
+"""detect build, detect eval: hallucinations in long answers, claim by claim."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from llamarl.cli.common import print_json, say
-from llamarl.cli.options import Output
-from llamarl.factuality.settings import Evaluation
+from llamarl.cli.options import LiveOutput, Output, Positional
+from llamarl.core.config import Metavar
+from llamarl.factuality.settings import Build, Evaluation
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+class BuildSettings(Build):
+    """Prompts, and what becomes of them."""
+
+    prompts: Annotated[Positional[tuple[str, ...]], Metavar("PROMPTS")] = Field(min_length=1)
+    """Files of {prompt}, LongFact or FActScore rows: JSONL, CSV, Parquet or a glob; or .txt files of names."""
+
+
+def build(settings: BuildSettings, output: LiveOutput) -> int:
+    """Answer prompts, take the answers apart into claims, and label each claim by evidence.
+
+    Each stage keeps what it finished in a file of its own, so the same command goes on where a killed one stopped.
+    Claims that the evidence does not decide are kept aside. With --facts no model but the one under study is needed.
+
+    Examples:
+        llamarl detect build prompts.jsonl --model MODEL --facts facts.csv --relations relations.toml --out claims
+        llamarl detect build names.txt --model MODEL --corpus 'pages/*.txt' --claims model --out claims
+        llamarl detect build prompts.jsonl --model M --endpoint URL --claims model --search search.toml --out claims
+    """
+    from llamarl.factuality import build
+    from llamarl.report.progress import make_progress
+
+    summary = build(
+        settings,
+        make_progress=lambda name: make_progress(name, quiet=output.quiet or output.json, plain=output.plain),
+    )
+    if output.json:
+        print_json(summary)
+        return 0
+    for line in _describe_build(summary):
+        say(line)
+    return 0
+
+
+def _describe_build(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what became of the prompts."""
+    answers, claims, labels = summary["answers"], summary["claims"], summary["labels"]
+    yield f"answers    {answers['answered']:,} of {summary['prompts']:,} prompts{_count(answers, 'empty', 'cut')}"
+    unlisted = {"without a claim": claims["answers_without"], "unreadable lists": claims["unreadable_lists"]}
+    yield f"claims     {claims['found']:,}{_count(unlisted, *unlisted)}{_dropped(claims['dropped'])}"
+    if "relevance" in summary:
+        relevance = summary["relevance"]
+        yield f"relevance  {relevance['irrelevant']:,} irrelevant{_count(relevance, 'unreadable')}"
+    because = labels["undetermined_because"]
+    silent = f" ({', '.join(f'{count:,} {name}' for name, count in because.items())})" if because else ""
+    yield (
+        f"labels     {labels['supported']:,} supported, {labels['contradicted']:,} contradicted, "
+        f"{labels['undetermined']:,} undetermined{silent}"
+    )
+    if "questions" in summary:
+        yield f"questions  {summary['questions']['kept']:,}{_dropped(summary['questions']['dropped'])}"
+    for split, counts in summary["splits"].items():
+        yield f"{split:10} {counts['factual']:,} factual and {counts['hallucinated']:,} hallucinated claims"
+    yield f"left over  {summary['surplus']:,} of the larger class, {summary['kept_aside']:,} undetermined"
+    for note in summary["notes"]:
+        yield f"note: {note}"
+    yield f"written: {', '.join(summary['files'].values())}"
+
+
+def _count(counts: Mapping[str, int], *names: str) -> str:
+    return "".join(f", {counts[name]:,} {name}" for name in names if counts[name])
+
+
+def _dropped(reasons: Mapping[str, int]) -> str:
+    return f"; dropped: {', '.join(f'{count:,} {name}' for name, count in reasons.items())}" if reasons else ""
 
 
 def evaluate(settings: Evaluation, output: Output) -> int:

@@ -10,7 +10,7 @@ from llamarl.core.sampling import Sampling
 from llamarl.models.template_args import ChatTemplateArgs
 
 if TYPE_CHECKING:
-    from llamarl.evals.chats import Chat
+    from llamarl.generation.chats import Chat
 
 SAMPLING_SEED = 42
 """Seed of sampling where none is given, as in the released Multi-IF script."""
@@ -83,7 +83,7 @@ class AnswerSettings(ReplySettings, CheckpointSettings, ServerSettings):
         Raises:
             CheckpointError, ConfigError: there is no such model, or it cannot be asked like this.
         """
-        from llamarl.evals.chats import EndpointChat, NativeChat
+        from llamarl.generation.chats import EndpointChat, NativeChat
         from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 
         if endpoint is None:

@@ -24,10 +24,10 @@ from llamarl.data.asks import Ask
 from llamarl.data.groups import GroupFunction
 from llamarl.data.prompts import BadRowPolicy, PromptData, raw_rows, read_prompts
 from llamarl.data.rows import RowError
-from llamarl.evals.chats import Chat
 from llamarl.evals.conversations import Conversation, Turn
 from llamarl.evals.replies import Reply
 from llamarl.evals.runner import run_conversations
+from llamarl.generation.chats import Chat
 from llamarl.judges.config import build_panel, read_judges
 from llamarl.judges.lab.runner import judge_rows
 from llamarl.judges.rows import CompletionRow

@@ -23,10 +23,10 @@ from pathlib import Path
 from llamarl.core.errors import ConfigError, DataError, EndpointError
 from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
-from llamarl.evals.chats import Chat
 from llamarl.evals.conversations import Conversation
 from llamarl.evals.replies import Reply, ReplyStore
 from llamarl.evals.thinking import ThinkingRule, thinking_rule
+from llamarl.generation.chats import Chat
 from llamarl.report.progress import NoProgress, Progress
 
 MIN_PATIENCE = 50

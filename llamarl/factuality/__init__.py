@@ -1,5 +1,6 @@
-"""Hallucinations in long answers, claim by claim: what scores of claims are worth.
+"""Hallucinations in long answers, claim by claim: labelled claims of a model's own answers, what scores are worth.
 
+    summary = build(Build(prompts=["prompts.jsonl"], model="model/", facts=["facts.csv"], out="claims"))
     results = evaluate(Evaluation(scores=["scores.jsonl"]))      # threshold by validation, the rest on the test claims
 
 Nothing here imports torch, and the package's settings load before what computes with them: help is quick.
@@ -9,13 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llamarl.factuality.building import build
     from llamarl.factuality.evaluation import evaluate
+    from llamarl.factuality.facts import FactTable
     from llamarl.factuality.scores import ScoredClaims, read_scores
-    from llamarl.factuality.settings import Evaluation
+    from llamarl.factuality.settings import Build, Evaluation
 
-__all__ = ["Evaluation", "ScoredClaims", "evaluate", "read_scores"]
+__all__ = ["Build", "Evaluation", "FactTable", "ScoredClaims", "build", "evaluate", "read_scores"]
 
-_HOMES = {"evaluate": "evaluation", "ScoredClaims": "scores", "read_scores": "scores"}
+_HOMES = {
+    "FactTable": "facts",
+    "ScoredClaims": "scores",
+    "build": "building",
+    "evaluate": "evaluation",
+    "read_scores": "scores",
+}
 
 
 def __getattr__(name: str) -> Any:

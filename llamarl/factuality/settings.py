@@ -1,11 +1,12 @@
 """Settings of the commands on hallucinations. Nothing here imports more than pydantic, so that their help is quick."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config, Metavar, Words
+from llamarl.models.template_args import ChatTemplateArgs
 
 
 class Evaluation(Config):
@@ -27,3 +28,115 @@ class Evaluation(Config):
     """Bins of the calibration."""
     seed: int = Field(default=0, ge=0)
     """Seed of the resampling behind the intervals."""
+
+
+class Models(Config):
+    """Models that answer and help."""
+
+    model: str
+    """The model under study: a checkpoint directory, GGUF file or Hub id, or the server's name for it."""
+    endpoint: Annotated[str | None, Metavar("URL")] = None
+    """Address of an OpenAI-compatible server that answers instead of a checkpoint."""
+    api_key_env: Annotated[str | None, Metavar("VARIABLE")] = None
+    """The environment variable that holds the server's key."""
+    helper: Annotated[str | None, Metavar("MODEL")] = None
+    """The model of the stages that ask one (default: the model under study)."""
+    helper_endpoint: Annotated[str | None, Metavar("URL")] = None
+    """Its server, where it is no checkpoint."""
+    helper_api_key_env: Annotated[str | None, Metavar("VARIABLE")] = None
+    """The environment variable that holds that server's key."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Token limit of an answer, and of the helper's replies."""
+    system: str | None = None
+    """A system message before each prompt."""
+    chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
+    """Arguments of the checkpoints' chat templates, such as '{"enable_thinking": false}'."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Number format of checkpoints."""
+    device: str = "auto"
+    """Device of checkpoints, such as cuda."""
+    max_in_flight: int = Field(default=16, ge=1)
+    """Items worked on at a time."""
+    timeout: Annotated[float, Metavar("SECONDS")] = Field(default=120.0, gt=0.0)
+    """Seconds that one try of a request may take."""
+    max_retries: int = Field(default=5, ge=0)
+    """Further tries after a failure that may pass."""
+
+    @model_validator(mode="after")
+    def _check_helper(self) -> Self:
+        if self.helper_endpoint is not None and self.helper is None:
+            raise ValueError("--helper-endpoint: needs --helper NAME, the model's name there")
+        return self
+
+
+class Stages(Config):
+    """Stages, and what they go by."""
+
+    claims: Literal["sentences", "facts", "model"] = "sentences"
+    """How answers are taken apart: every sentence, what the table of facts can check, or the helper's list."""
+    relevance: Literal["all", "model"] = "all"
+    """Claims that count: all, or those that the helper finds relevant to the prompt."""
+    labels: Literal["facts", "model"] | None = None
+    """Who rules: the table of facts by rules, or the helper by passages (default: facts with --facts, else model)."""
+    questions: Literal["facts", "model", "none"] | None = None
+    """Who words the auxiliary questions (default: as --labels)."""
+    facts: Annotated[tuple[str, ...], Metavar("FILE")] = ()
+    """Table of subject, relation, object: CSV, TSV, Parquet, JSONL, or a query in a .sql file."""
+    relations: Annotated[Path | None, Metavar("FILE")] = None
+    """TOML file that says how relations are worded."""
+    corpus: Annotated[tuple[str, ...], Metavar("FILE")] = ()
+    """Text or JSONL files to search by BM25 (extra detect); globs."""
+    search: Annotated[Path | None, Metavar("FILE")] = None
+    """TOML file that describes a web-search service."""
+    num_queries: int = Field(default=0, ge=0, le=20)
+    """Searches that the helper words for a claim; 0: the claim is the query."""
+    num_passages: int = Field(default=3, ge=1)
+    """Passages of each search."""
+
+    @property
+    def resolved_labels(self) -> Literal["facts", "model"]:
+        """Who rules."""
+        return self.labels or ("facts" if self.facts and not (self.corpus or self.search) else "model")
+
+    @model_validator(mode="after")
+    def _check_evidence(self) -> Self:
+        if self.corpus and self.search:
+            raise ValueError("--corpus and --search: give one source of evidence")
+        if self.relations and not self.facts:
+            raise ValueError("--relations: says how the relations of a table are worded; give --facts FILE")
+        if not (self.facts or self.corpus or self.search):
+            raise ValueError("no evidence: give --facts FILE, --corpus FILE or --search FILE")
+        for name in ("claims", "labels", "questions"):
+            if getattr(self, name) == "facts" and not self.facts:
+                raise ValueError(f"--{name} facts: needs a table; give --facts FILE")
+        return self
+
+
+class Build(Models, Stages):
+    """Prompts, and what becomes of them."""
+
+    prompts: Annotated[tuple[str, ...], Metavar("PROMPTS")] = Field(min_length=1)
+    """Files of {prompt}, LongFact or FActScore rows: JSONL, CSV, Parquet or a glob; or .txt files of names."""
+    out: Annotated[Path, Metavar("DIR")]
+    """Directory of the build; the same command goes on with one that was killed."""
+    name_prompt: Annotated[str, Metavar("TEXT")] = "Tell me a bio of {name}."
+    """The prompt for a name of a .txt file."""
+    split: tuple[float, ...] = (0.7, 0.2, 0.1)
+    """Shares of the prompts for train, validation and test."""
+    undetermined_as_hallucinated: bool = False
+    """Take claims that the evidence does not decide for hallucinated, as some checkers do."""
+    evaluation_only: bool = False
+    """Write no training file."""
+    train_on_canary: bool = False
+    """Train on prompts whose owner asks that nobody does; the summary says so."""
+    skip_failed: bool = False
+    """Leave out items whose back end failed, counted; else the build ends there and can go on."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the splits."""
+
+    @field_validator("split")
+    @classmethod
+    def _check_split(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(shares) != 3 or min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
+            raise ValueError("must be three shares that sum to 1, such as 0.7,0.2,0.1")
+        return shares

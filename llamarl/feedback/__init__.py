@@ -5,6 +5,8 @@
     describe(Description(store="store"))                     # base rates, and candidate signals compared
     fit(Fit(store="store", model="model", out="love"))       # P[Love], measured on later messages of other users
     score_policies({"new": "new.json", "control": "control.json"}, "love")    # how often users would love their replies
+    monitor("new.json", Monitoring(control="control.json"))      # what they do more often: farewells, questions, ...
+    run_gate(Gate(candidate="new.json", control="control.json", reward_model="love"))    # may it be released?
     compare_arms(AbTest(files=["test.parquet"], control="base"))    # relative change of the love rate, with intervals
 
 Nothing here imports torch before something is trained or scored, and the package's settings load before what computes
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
     from llamarl.feedback.ab import compare_arms, plan_test
     from llamarl.feedback.ab_settings import AbPlan, AbTest
     from llamarl.feedback.description import describe
+    from llamarl.feedback.gate import run_gate
+    from llamarl.feedback.gate_settings import Gate, Monitoring
     from llamarl.feedback.ingestion import ingest
     from llamarl.feedback.love import fit
+    from llamarl.feedback.monitoring import monitor
     from llamarl.feedback.policies import PolicyScores, correlate_online, evaluate, score_policies
     from llamarl.feedback.settings import Description, Evaluate, Fit, Ingest, Simulation
     from llamarl.feedback.simulation import simulate
@@ -31,7 +36,9 @@ __all__ = [
     "Description",
     "Evaluate",
     "Fit",
+    "Gate",
     "Ingest",
+    "Monitoring",
     "PolicyScores",
     "Simulation",
     "Store",
@@ -42,7 +49,9 @@ __all__ = [
     "fit",
     "hash_user",
     "ingest",
+    "monitor",
     "plan_test",
+    "run_gate",
     "score_policies",
     "simulate",
 ]
@@ -58,6 +67,10 @@ _HOMES = {
     "evaluate": "policies",
     "fit": "love",
     "score_policies": "policies",
+    "Gate": "gate_settings",
+    "Monitoring": "gate_settings",
+    "monitor": "monitoring",
+    "run_gate": "gate",
     "ingest": "ingestion",
     "simulate": "simulation",
     "Store": "store",

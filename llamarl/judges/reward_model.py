@@ -16,6 +16,7 @@ from typing import Literal
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict
+from llamarl.functional.preference import calibrated_reward
 from llamarl.judges.local_model import LocalModelJudge
 from llamarl.models.classifier import TokenIds
 from llamarl.scoring.classifier import LazyClassifier
@@ -27,7 +28,8 @@ class RewardModel(LocalModelJudge):
     """Scores completions by r(s, a), or by their margin r(s, a) - r(s, baseline) over the prompt's frozen baseline.
 
     The margin is unbounded. `functional.preference.calibrated_reward` makes the probability of CGPO's eq. 5 of it;
-    algorithms that need it do so themselves, so that the order of completions is never lost to saturation.
+    algorithms that need it do so themselves, so that the order of completions is never lost to saturation. With
+    `as_probability` the judge does so, for a reward that is added to others.
 
     Each baseline is scored once, alone, with the template and limits of the completions, and remembered.
     """
@@ -40,6 +42,7 @@ class RewardModel(LocalModelJudge):
         baseline: BaselineField = "info",
         threshold: float | None = None,
         cut_penalty: float = 0.0,
+        as_probability: bool = False,
         device: str = "auto",
         dtype: str = "float32",
         max_tokens: int | None = None,
@@ -56,6 +59,8 @@ class RewardModel(LocalModelJudge):
             threshold: scores from here on pass; None: the judge only scores.
             cut_penalty: subtracted from r where the token limit cut the text; for a baseline, where
                 `info["baseline_finish_reason"]` is `length`.
+            as_probability: score sigmoid(r) or sigmoid(margin), in (0, 1), to be added to other rewards; the algorithm
+                then takes rewards `as_is`.
             device: where the model runs: as torch names it, such as `cuda`, or `auto`: CUDA, else MPS, else the CPU.
             dtype: `float32`, `bfloat16` or `float16`; the halves round scores to two or three digits.
             max_tokens: longest prompt with completion; None: what the model's positions allow. Longer ones fail.
@@ -71,11 +76,12 @@ class RewardModel(LocalModelJudge):
         super().__init__(LazyClassifier(model, **options, max_tokens=max_tokens, batch_tokens=batch_tokens), name)
         self._baseline = baseline
         self._threshold, self._cut_penalty = threshold, cut_penalty
+        self._is_margin, self._is_probability = calibrated, as_probability
         self.info = replace(
             self.info,
             can_pass=threshold is not None,
-            is_calibrated=calibrated,
-            pass_score=0.0 if calibrated else self.info.pass_score,  # as good as the baseline
+            is_calibrated=calibrated and not as_probability,  # else its sigmoid would be taken twice
+            pass_score=0.0 if calibrated and not as_probability else 0.5,  # as good as the baseline
         )
         self._frozen: dict[bytes, float] = {}
 
@@ -92,14 +98,14 @@ class RewardModel(LocalModelJudge):
                 f"{self._classifier.path}: a classifier of {len(labels)} labels, not a reward model, which has one; "
                 "use llamarl.judges.classifier:ClassifierJudge"
             )
-        if self.info.is_calibrated:
+        if self._is_margin:
             self._baseline_text(prompt)
 
     def _verdicts(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Verdict]:
         self.check(prompt)
         known: dict[TokenIds, float] = {}
         zero = 0.0
-        if self.info.is_calibrated:
+        if self._is_margin:
             row = self._ids(prompt, self._baseline_text(prompt))
             known[row] = self._frozen_reward(prompt, row)
             zero = known[row] - self._penalty(prompt.info.get("baseline_finish_reason"))
@@ -111,7 +117,8 @@ class RewardModel(LocalModelJudge):
             for row, completion, logits in zip(rows, completions, self._logits(rows), strict=True)
         ]
 
-    def _verdict(self, score: float) -> Verdict:
+    def _verdict(self, reward: float) -> Verdict:
+        score = calibrated_reward(reward) if self._is_probability else reward
         return Verdict.scored(score, None if self._threshold is None else score >= self._threshold)
 
     def _penalty(self, finish_reason: str | None) -> float:

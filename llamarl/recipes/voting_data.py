@@ -24,7 +24,7 @@ from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import derive_seed
 from llamarl.data.asks import SHIPPED, Mode, instruct
 from llamarl.evals.budget_samples import sample
-from llamarl.evals.chats import NativeChat
+from llamarl.generation.chats import NativeChat
 from llamarl.judges.math.clean import clean
 from llamarl.judges.math.equality import answers_equal
 from llamarl.judges.math.extract import extract_answer

@@ -48,7 +48,7 @@ TORCH_FREE += (
     "llamarl.judges.config",
     "llamarl.models.endpoint",
 )
-TORCH_FREE += ("llamarl.evals.replies", "llamarl.evals.runner", "llamarl.evals.chats", "llamarl.evals.tables")
+TORCH_FREE += ("llamarl.evals.replies", "llamarl.evals.runner", "llamarl.generation.chats", "llamarl.evals.tables")
 
 
 USES = """

@@ -10,8 +10,8 @@ import sys
 from scripted_chats import conversations
 
 from llamarl.core.sampling import Sampling
-from llamarl.evals.chats import EndpointChat, NativeChat
 from llamarl.evals.runner import run_conversations
+from llamarl.generation.chats import EndpointChat, NativeChat
 from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 from llamarl.report.progress import NoProgress
 

@@ -9,9 +9,9 @@ from scripted_chats import build_talker, conversation, conversations
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.sampling import Sampling
-from llamarl.evals.chats import EndpointChat, NativeChat
 from llamarl.evals.conversations import Conversation, Turn, read_conversations
 from llamarl.evals.runner import hold_conversations, run_conversations
+from llamarl.generation.chats import EndpointChat, NativeChat
 from llamarl.models import checkpoint
 from llamarl.models.endpoint import ChatEndpoint, EndpointConfig
 from llamarl.models.tiny import build_tiny, char_tokenizer, tiny_config

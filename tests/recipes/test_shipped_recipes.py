@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rluf_product import write_rluf
 
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import train
@@ -33,7 +34,9 @@ def write_chain(directory: Path) -> None:
 def test_a_shipped_recipe_trains(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "ibpo":
         write_chain(tmp_path / "chain")
-        monkeypatch.chdir(tmp_path)
+    if name.startswith("rluf"):
+        write_rluf(tmp_path / "rluf")
+    monkeypatch.chdir(tmp_path)
     recipe = Recipe.load(recipe_path(name), [*TWO_STEPS, *(FEW_OF_EACH_FORM if name == "ibpo" else FEW)])
     if recipe.generator.precision == "int8":
         try:
@@ -41,7 +44,7 @@ def test_a_shipped_recipe_trains(tmp_path: Path, name: str, monkeypatch: pytest.
         except ConfigError as error:
             pytest.skip(str(error))
     summary, _ = train(recipe, tmp_path / "run")
-    assert summary.steps == 2 and summary.prompts_trained == 8
+    assert summary.steps == 2 and summary.prompts_trained == 8 * len(recipe.all_tasks)
     assert summary.reward_before is not None and summary.reward_after is not None
     assert summary.staleness_max is not None and summary.staleness_max <= recipe.schedule.max_staleness
 
