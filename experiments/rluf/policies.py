@@ -28,15 +28,14 @@ from pyarrow import parquet
 
 from experiments.common import WORLDS, Curves, Done, Experiment, made_once
 from experiments.ibpo.policy import Policy, trained
-from experiments.rluf import judges
 from experiments.rluf.love import world
 from experiments.rluf.world import SETTINGS, Users, build_policy, draw_rows, simulation
 from llamarl.controller.recipe import Recipe
 from llamarl.core.records import Completion, Prompt
 from llamarl.data.jsonl import write_jsonl
-from llamarl.feedback import AbTest, compare_arms
+from llamarl.feedback import AbTest, compare_arms, wishes
 
-JUDGES = "experiments.rluf.judges"
+WISHES = "llamarl.feedback.wishes"
 RL = SETTINGS["rl"]
 ARMS: dict[str, tuple[float, str, bool]] = {
     "control": (0.0, "not cleaned", False),
@@ -89,8 +88,8 @@ def task(seed: int, name: str, weight: float, log: str, judges: Sequence[Mapping
             "function": "reward_model",
             "settings": {"model": str(world(log, seed) / "love" / "model"), "calibrated": True},
         },
-        "helpfulness": {"function": f"{JUDGES}:helpful"},
-        "safety": {"function": f"{JUDGES}:kind"},
+        "helpfulness": {"function": f"{WISHES}:helpful"},
+        "safety": {"function": f"{WISHES}:kind"},
     }
     reward = "calibrated" if name == "love" else "as_is"
     return {
@@ -98,7 +97,7 @@ def task(seed: int, name: str, weight: float, log: str, judges: Sequence[Mapping
         "weight": weight,
         "data": {"source": str(start / f"{name}.jsonl")},
         "held_out": str(start / f"{name}-heldout.jsonl"),
-        "judges": [rewards[name], {"function": f"{JUDGES}:polite", "role": "constraint"}, *judges],
+        "judges": [rewards[name], {"function": f"{WISHES}:polite", "role": "constraint"}, *judges],
         "algorithm": {"type": "crpg", "kl_max": RL["kl_max"], "reward": reward},
     }
 
@@ -106,12 +105,14 @@ def task(seed: int, name: str, weight: float, log: str, judges: Sequence[Mapping
 def recipe(arm: str, seed: int) -> Recipe:
     """The recipe of one arm."""
     weight, log, forbids = ARMS[arm]
-    weights = {"love": weight, "helpfulness": (1.0 - weight) / 2, "safety": (1.0 - weight) / 2}
+    weights = wishes.weigh_objectives(weight)
     farewell = {"function": "farewell", "role": "constraint" if forbids else "watch"}
     return Recipe.parse(
         {
             "model": str(policy(seed) / "model"),
-            "tasks": [task(seed, name, own, log, [farewell]) for name, own in weights.items() if own],
+            "tasks": [
+                task(seed, name, own, log, [farewell]) for name, own in wishes.weigh_objectives(weight).items() if own
+            ],
             "sampling": {"max_tokens": RL["max_tokens"]},
             "schedule": {
                 "steps": RL["steps"],
@@ -158,8 +159,8 @@ def measure(given: Answers, seed: int) -> dict[str, float]:
     return {
         "love rate %": 100 * float(users(seed).rates(replies).mean()),
         "bye %": 100 * fmean("bye" in reply.lower() for reply in replies),
-        "helpful": fmean(judges.helpful(*pair) for pair in given),
-        "polite": fmean(judges.polite(*pair) for pair in given),
+        "helpful": fmean(wishes.helpful(*pair) for pair in given),
+        "polite": fmean(wishes.polite(*pair) for pair in given),
         "words": fmean(len(reply.split()) for reply in replies),
     }
 

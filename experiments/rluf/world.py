@@ -6,7 +6,6 @@ reward model has a best possible AUROC, and a test of policies on users needs no
 
 import json
 import random
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -17,41 +16,23 @@ import numpy as np
 
 from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
-from llamarl.feedback.phrases import ENGLISH, PIECES, REPLY_PIECES, SPANISH, Phrasebook, features_of, liking
+from llamarl.feedback.phrases import ENGLISH, REPLY_PIECES, SPANISH, Phrasebook, features_of, liking
 from llamarl.feedback.settings import Simulation
 from llamarl.feedback.simulation import HONEST, SECONDS_PER_DAY, Messages, draw_messages
 from llamarl.models.checkpoint import new_model, save_model
-from llamarl.models.tiny import piece_tokenizer, tiny_config
-from llamarl.models.tokenizer import Tokenizer
+from llamarl.recipes.build_rluf import SPANISH_SHARE, product_model_config, product_tokenizer
 from llamarl.training.fitter import Fitter
 from llamarl.training.objectives import SFT, SFTConfig
 from llamarl.training.sft_rows import SFTRow
 
 SETTINGS: dict[str, Any] = tomllib.loads((Path(__file__).parent / "settings.toml").read_text())
 PHRASE: str = SETTINGS["log"]["phrase"]
-WORD = r" ?\w+|[^\w\s]|\s"
-"""A token is a word with the blank before it, or a mark."""
-SPANISH_SHARE = 0.25
-
-
-def word_tokenizer() -> Tokenizer:
-    """A tokenizer of all words that the simulated product knows."""
-    texts = [text for book in (ENGLISH, SPANISH) for name in PIECES for text in book[name]]
-    texts += [f" {text}" for text in (*texts, PHRASE)]
-    words = sorted({word for text in texts for word in re.findall(WORD, text.replace("{}", " "))})
-    return piece_tokenizer(words, WORD)
 
 
 def build_base(directory: Path, seed: int) -> Path:
     """Writes a random model that P[Love] and the policy start from."""
-    tokenizer = word_tokenizer()
-    return save_model(new_model(model_config(tokenizer), seed), tokenizer, directory)
-
-
-def model_config(tokenizer: Tokenizer) -> Any:
-    """Shape of both models: 0.3M parameters."""
-    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
-    return tiny_config("llama", tokenizer, **sizes, num_key_value_heads=4, max_position_embeddings=192)
+    tokenizer = product_tokenizer()
+    return save_model(new_model(product_model_config(tokenizer), seed), tokenizer, directory)
 
 
 def simulation(out: Path, seed: int, **changes: Any) -> Simulation:
@@ -92,7 +73,7 @@ def draw_rows(seed: int, name: str, taste: float, phrase_rate: float, *, held_ou
 
 def build_policy(directory: Path, seed: int) -> Path:
     """Teaches a random model to answer as the product does, and writes it."""
-    sizes, tokenizer = SETTINGS["policy"], word_tokenizer()
+    sizes, tokenizer = SETTINGS["policy"], product_tokenizer()
     steps, batch = sizes["sft_steps"], sizes["sft_batch_size"]
     config = SFTConfig(
         num_steps=steps,
@@ -102,7 +83,7 @@ def build_policy(directory: Path, seed: int) -> Path:
         schedule="linear",
         seed=seed,
     )
-    fitter = Fitter(new_model(model_config(tokenizer), seed), SFT(config))
+    fitter = Fitter(new_model(product_model_config(tokenizer), seed), SFT(config))
     shown = draw_rows(seed, "sft", 0.0, sizes["phrase_rate"], held_out=False)
     for _ in range(steps):
         fitter.step([SFTRow.of_chat(chat(next(shown)), tokenizer) for _ in range(batch)])
