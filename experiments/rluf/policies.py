@@ -110,9 +110,7 @@ def recipe(arm: str, seed: int) -> Recipe:
     return Recipe.parse(
         {
             "model": str(policy(seed) / "model"),
-            "tasks": [
-                task(seed, name, own, log, [farewell]) for name, own in wishes.weigh_objectives(weight).items() if own
-            ],
+            "tasks": [task(seed, name, own, log, [farewell]) for name, own in weights.items() if own],
             "sampling": {"max_tokens": RL["max_tokens"]},
             "schedule": {
                 "steps": RL["steps"],
