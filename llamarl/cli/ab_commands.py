@@ -54,7 +54,7 @@ def compare(settings: AbSettings, output: Output) -> int:
         say(f"{verdict['title']}. {verdict['text']}")
     crossed = result["dropped"]["user_in_two_arms"]
     if crossed["users"]:
-        say(f"note: {report.describe_crossed(crossed)}")
+        say(f"note: {report.describe_crossing(crossed)}")
     if "report" in result:
         say(f"the report is {result['report']}")
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from llamarl.cli.common import print_json, say
+from llamarl.cli.common import print_json, say, show_progress
 from llamarl.cli.fit_commands import describe_skips, run_fit
 from llamarl.cli.options import LiveOutput, Output, Overrides, Positional
 from llamarl.core.config import Config, Metavar
@@ -170,7 +170,7 @@ def fit(settings: FitSettings, output: LiveOutput, overrides: Overrides) -> int:
     return 0
 
 
-def evaluate(settings: EvaluateSettings, output: Output) -> int:
+def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
     """Score the responses of policies to the same prompts: the mean probability that a user loves them.
 
     Intervals are 95 %, from a bootstrap over prompts. With --online, Pearson's r of the scores and the love rates that
@@ -183,7 +183,8 @@ def evaluate(settings: EvaluateSettings, output: Output) -> int:
     """
     from llamarl.feedback import evaluate
 
-    result = evaluate(settings)
+    with show_progress("responses", output) as update:
+        result = evaluate(settings, on_progress=update)
     if output.json:
         print_json(result)
         return 0

@@ -13,7 +13,7 @@ class MonitorSettings(Monitoring):
     """Responses, the control's, and what is counted in both."""
 
     responses: Annotated[Positional[str], Metavar("RESPONSES")]
-    """What llamarl generate --json prints, rows of {prompt, completion}, or whole conversations."""
+    """Responses: what llamarl generate --json prints, rows of {prompt, completion}, or whole conversations."""
 
 
 class GateSettings(Gate):

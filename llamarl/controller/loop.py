@@ -110,7 +110,7 @@ class Controller:
         self._is_stopping = self._is_over = False
         self._judge_error: JudgeError | None = None
         self._hacking: list[str] = []
-        """What the monitors said that ends the run."""
+        """The monitors' reason to end the run."""
         self._unsaved: StepRecord | None = None
         """The newest step, until a checkpoint holds it."""
         self._background_tasks: set[asyncio.Task[Any]] = set()

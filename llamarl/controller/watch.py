@@ -63,7 +63,7 @@ class WatchConfig(Support):
     should_stop: bool = False
     """End the run with a checkpoint at the first alarm, instead of only saying so."""
     monitors: MonitorList = ()
-    """What to count in the responses; a signal's name alone stands for its defaults: `["farewell", "love"]`."""
+    """Monitors: counts over responses; a signal's name alone stands for its defaults: `["farewell", "love"]`."""
     control: FileName | None = None
     """File of the control's responses, such as `llamarl generate --json` writes; None: the first `window` steps."""
 
@@ -170,7 +170,7 @@ class HackingWatch:
         return Alarm(version, signal, f"step {version}: {reading.describe()}; look at {shown}", reading.level == "stop")
 
     def _look(self, version: int, groups: Sequence[Group]) -> tuple[dict[str, float], list[Alarm]]:
-        """What the signals of rewards, judges and lengths say."""
+        """Metrics and alarms of rewards, judges and lengths."""
         samples = [sample for group in groups for sample in group.samples]
         step = self._signals(samples)
         self._recent.append(step)
@@ -327,7 +327,7 @@ class Gauge:
 
 
 def monitor_metrics(readings: Iterable[Reading]) -> dict[str, float]:
-    """What the monitors read, by metric name; an interval's end that is unbounded is left out."""
+    """The monitors' readings by metric name; an interval's end that is unbounded is left out."""
     levels = {"quiet": 0.0, "warn": 1.0, "stop": 2.0}
     found: dict[str, float] = {}
     for each in readings:

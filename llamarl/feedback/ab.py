@@ -217,7 +217,7 @@ def _compare_sizes(rows: Rows, settings: AbTest) -> dict[str, Any]:
 
 
 def _by_day(rows: Rows, settings: AbTest) -> list[dict[str, Any]]:
-    """What each day brought, and what was known at its end, of every arm."""
+    """Each day's numbers of every arm, and what was known at its end."""
     days = sorted({day for arm in rows.arms.values() for day in arm.days})
     known: dict[str, Moments] = {}
     result = []
@@ -252,7 +252,7 @@ def _day_of(day: date, name: str, arm: ArmRows, known: Mapping[str, Moments], se
 
 
 def plan_test(settings: AbPlan) -> dict[str, Any]:
-    """How long a test must run to find a change, and with which probability after each day, in plain values.
+    """The length that a test needs to find a change, and its power after each day, in plain values.
 
     A day brings `users_per_day`, of whom on later days a share was there before: users grow by those who are new. The
     more messages of one user, the more alike they are: waiting for the same users helps less than new ones.

@@ -142,7 +142,7 @@ def _day_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     crossed = result["dropped"]["user_in_two_arms"]
     if crossed["users"]:
-        yield describe_crossed(crossed)
+        yield describe_crossing(crossed)
     if result["covariate"] and result["users_without_covariate"]:
         count = result["users_without_covariate"]
         yield f"{count:,} users have no {result['covariate']}; they count with the mean of all"
@@ -153,8 +153,8 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def describe_crossed(crossed: Mapping[str, Any]) -> str:
-    """What was dropped, and why."""
+def describe_crossing(crossed: Mapping[str, Any]) -> str:
+    """A sentence on what was dropped, and why."""
     more = ", ..." if crossed["users"] > len(crossed["first"]) else ""
     names = ", ".join(crossed["first"]) + more
     return f"dropped {crossed['users']:,} users ({crossed['rows']:,} rows) who are in two arms: {names}"
@@ -191,7 +191,7 @@ PLAN_NOTE = (
 
 
 def describe_plan(plan: Mapping[str, Any]) -> tuple[str, str]:
-    """What a plan says, in two sentences."""
+    """The gist of a plan in two sentences."""
     settings = plan["settings"]
     aim = f"a change of {format_change(settings['change'])} with power {settings['power']:.0%}"
     counts = f"{plan['users']:,} users, {plan['users_per_arm']:,} an arm, and {plan['messages']:,} messages"

@@ -40,12 +40,12 @@ class Day:
     """Shown on it."""
     reactions: float
     until: Moments
-    """Of all users up to its end."""
+    """Moments of all users up to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArmRows:
-    """What the rows of one arm say."""
+    """The sums of one arm's rows."""
 
     moments: Moments
     patterns: NDArray[Any]
@@ -55,13 +55,13 @@ class ArmRows:
     days: Mapping[date, Day]
     """Empty without times."""
     guardrails: Mapping[str, Moments]
-    """Of each guardrail: totals, and rows that have a value."""
+    """Totals of each guardrail, and rows that have a value."""
     covariate: CovariateMoments | None
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the files say."""
+    """The contents of the files, summed up."""
 
     rows: int
     arms: Mapping[str, ArmRows]
@@ -120,9 +120,9 @@ class _Column:
     """A column of the files that is read."""
 
     source: str
-    """Its name there."""
+    """The column's name in the files."""
     kind: _Kind
-    """What its values must be; only a number may be missing."""
+    """The kind that its values must be of; only a number may be missing."""
 
 
 _KINDS: Mapping[str, _Kind] = {
@@ -146,10 +146,12 @@ class _Staging:
         self._settings = settings
         self._span = (EARLIEST, latest)
         self._columns: dict[str, _Column] = {}
-        """By field, then those of numbers; known from the first chunk."""
+        """Columns by field, then those of numbers; known from the first chunk."""
         covariates = (settings.covariate,) if settings.covariate else ()
-        self._numbers = tuple(dict.fromkeys((*settings.measured, *covariates)))
-        guardrails = "".join(f", total_{place} DOUBLE, count_{place} BIGINT" for place in range(len(settings.measured)))
+        self._numbers = tuple(dict.fromkeys((*settings.guardrail_columns, *covariates)))
+        guardrails = "".join(
+            f", total_{place} DOUBLE, count_{place} BIGINT" for place in range(len(settings.guardrail_columns))
+        )
         connection.execute(
             "CREATE TABLE staged (user VARCHAR, arm VARCHAR, day DATE, rows BIGINT, messages DOUBLE, reactions DOUBLE, "
             f"least DOUBLE, most DOUBLE{guardrails})"
@@ -161,7 +163,7 @@ class _Staging:
             return
         self._columns = self._columns or self._find_columns(path, chunk)
         self._connection.register("chunk", chunk.table)
-        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE parsed AS {self._select_parsed(path, chunk)}")
+        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE parsed AS {self._select_values(path, chunk)}")
         self._connection.unregister("chunk")
         self._refuse_bad_rows(path)
         value = {field: f"value_{place}" for place, field in enumerate(self._columns)}
@@ -170,7 +172,7 @@ class _Staging:
             messages, reactions = f"sum({value['messages']})", f"sum({value['reactions']})"
         day = f"CAST(make_timestamptz({value['ts']}) AS DATE)" if "ts" in self._columns else "CAST(NULL AS DATE)"
         known = value[_number_key(self._settings.covariate)] if self._settings.covariate else "CAST(NULL AS DOUBLE)"
-        guardrails = [value[_number_key(name)] for name in self._settings.measured]
+        guardrails = [value[_number_key(name)] for name in self._settings.guardrail_columns]
         sums = "".join(f", sum({each}), count({each})" for each in guardrails)
         self._connection.execute(
             f"INSERT INTO staged SELECT {value['user']}, {value['arm']}, {day}, count(*), {messages}, {reactions}, "
@@ -210,7 +212,7 @@ class _Staging:
         columns = {field: _Column(source[field], _KINDS[field]) for field in fields}
         return columns | {_number_key(name): _Column(name, "number") for name in self._numbers}
 
-    def _select_parsed(self, path: Path, chunk: Chunk) -> str:
+    def _select_values(self, path: Path, chunk: Chunk) -> str:
         """The query of a chunk: the texts of a row, their values, and the first problem."""
         columns = list(self._columns.values())
         raw = _select_json(columns) if chunk.is_json else _select_table(path, columns, chunk)
@@ -317,7 +319,7 @@ def _sum_up(connection: Connection, settings: AbTest) -> Rows:
     examples = connection.execute(f"SELECT user FROM crossed ORDER BY user LIMIT {FIRST_NAMES}").fetchall()
     sums = "".join(
         f", sum(total_{place}) AS total_{place}, sum(count_{place}) AS count_{place}"
-        for place in range(len(settings.measured))
+        for place in range(len(settings.guardrail_columns))
     )
     arms = ", ".join(map(text_literal, chosen))
     select = f"""SELECT user, arm, {{day}} sum(messages) AS messages, sum(reactions) AS reactions, min(least) AS least,
@@ -330,7 +332,7 @@ def _sum_up(connection: Connection, settings: AbTest) -> Rows:
     _check_arms(chosen, moments)
     guardrails = {
         name: _moments(connection, f"total_{place}", f"count_{place}", f"WHERE count_{place} > 0")
-        for place, name in enumerate(settings.measured)
+        for place, name in enumerate(settings.guardrail_columns)
     }
     for name, found in guardrails.items():
         if lacking := [arm for arm in chosen if arm not in found or found[arm].users < 2]:
@@ -404,7 +406,7 @@ def _patterns(connection: Connection) -> dict[str, NDArray[Any]]:
 
 
 def _days(connection: Connection) -> dict[str, dict[date, Day]]:
-    """What each day adds to the moments of an arm: a user's squares grow from those of yesterday's sums."""
+    """The increments of an arm's moments by day: a user's squares grow from those of yesterday's sums."""
     rows = connection.execute("""
         WITH sums AS (
             SELECT arm, day, messages, reactions, sum(messages) OVER past AS n, sum(reactions) OVER past AS l,
@@ -429,7 +431,7 @@ def _days(connection: Connection) -> dict[str, dict[date, Day]]:
 def _covariates(
     connection: Connection, name: str | None, moments: Mapping[str, Moments]
 ) -> tuple[int, dict[str, CovariateMoments]]:
-    """How many users have none, and the moments with it; a user without one counts with the mean of all."""
+    """The number of users without a covariate, and the moments with it; they count with the mean of all."""
     if name is None:
         return 0, {}
     found = connection.execute(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from llamarl.core.config import Config, Metavar
 
 FIELDS = ("user", "arm", "reacted", "messages", "reactions", "ts")
-"""What a row says of a message, or of several."""
+"""The fields of a row, about one message or several."""
 
 
 class AbTest(Config):
@@ -22,7 +22,7 @@ class AbTest(Config):
     arms: Annotated[tuple[str, ...], Metavar("NAME")] = ()
     """Compare only this arm with the control."""
     columns: Annotated[dict[str, str], Metavar("FIELD=COLUMN")] = Field(default_factory=dict)
-    """Where a field stands in the files, such as arm=variant."""
+    """The column of a field in the files, such as arm=variant."""
     guardrails: Annotated[tuple[str, ...], Metavar("COLUMN")] = ()
     """A column of numbers that should not get worse; its mean over rows is compared."""
     margins: Annotated[dict[str, float], Metavar("COLUMN=X")] = Field(default_factory=dict)
@@ -48,7 +48,7 @@ class AbTest(Config):
     """Memory for the queries; what is more goes to the disk."""
 
     @property
-    def measured(self) -> tuple[str, ...]:
+    def guardrail_columns(self) -> tuple[str, ...]:
         """The columns of all guardrails, those with a margin behind."""
         return tuple(dict.fromkeys((*self.guardrails, *self.margins)))
 
@@ -66,7 +66,7 @@ class AbTest(Config):
 
 
 class AbPlan(Config):
-    """What a test would look for, and in how many messages."""
+    """The change that a test would look for, and the messages it would have."""
 
     base_rate: float = Field(gt=0.0, lt=1.0)
     """Reactions by messages shown, without the change."""
@@ -79,11 +79,11 @@ class AbPlan(Config):
     returning: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of a later day's users who were in the test before."""
     correlation: float = Field(default=0.03, ge=0.0, le=1.0)
-    """How alike the messages of one user are; feedback ab FILE --json has it as user_correlation."""
+    """Likeness of the messages of one user; feedback ab FILE --json has it as user_correlation."""
     spread: float = Field(default=1.0, ge=0.0)
     """Standard deviation by mean of the messages of a user; feedback ab FILE --json has it as activity_spread."""
     design_effect: float | None = Field(default=None, ge=1.0)
-    """How many messages count as one, as feedback describe has it, in place of the two before."""
+    """Number of messages that count as one, as feedback describe has it, in place of the two before."""
     arms: int = Field(default=2, ge=2, le=100)
     """Arms of one size, the control among them."""
     power: float = Field(default=0.8, gt=0.05, lt=1.0)

@@ -1,15 +1,15 @@
-"""What an A/B test says, in plain words."""
+"""The verdict of an A/B test in plain words."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 SIZES_DIFFER = 0.001
-"""Below this p-value it isn't chance that arms aren't as large as planned; strict, since it is looked at often."""
+"""The p-value below which it isn't chance that arms aren't as large as planned; strict, since it is looked at often."""
 SIGNIFICANT = 0.05
 
 
 def judge_sizes(result: Mapping[str, Any]) -> dict[str, str]:
-    """Whether users fell to the arms as planned: if not, the arms hold other kinds of users, and nothing else counts.
+    """A verdict on the sizes of the arms: if not as planned, they hold other kinds of users, and nothing else counts.
 
     Args:
         result: with `sample_ratio_p` and `sample_ratio`.
@@ -30,7 +30,7 @@ def judge_sizes(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def judge_arm(name: str, arm: Mapping[str, Any], num_arms: int) -> dict[str, str]:
-    """What a reader should take away of one arm.
+    """The gist of one arm for a reader.
 
     Args:
         name: of the arm.

@@ -70,7 +70,7 @@ def decide(interval: tuple[float, float] | None, margin: float) -> str:
 
 
 def _compare(scores: PolicyScores, settings: Gate) -> dict[str, Any]:
-    """What P[Love] says of the two policies."""
+    """The two policies by P[Love]."""
     means, change = scores.summarize(settings.seed), scores.compare(CONTROL, settings.seed)[CANDIDATE]
     if means[CONTROL]["score"] <= 0.0:
         raise ConfigError("reward_model: it gives every response of the control a probability of 0; nothing compares")

@@ -16,7 +16,7 @@ class Monitoring(Support):
     control: Annotated[str, Metavar("FILE")]
     """The control's responses to the same prompts."""
     signals: Annotated[Words, Metavar("SIGNAL")] = DEFAULT_SIGNALS
-    """What to count: farewell, love, ending, length, question, emoji, turns."""
+    """Monitors, by what they count: farewell, love, ending, length, question, emoji, turns."""
     phrases: Annotated[tuple[str, ...], Metavar("PHRASE")] = ()
     """A phrase of your own to count as well."""
     languages: Annotated[Words, Metavar("CODE")] = LANGUAGES
@@ -60,11 +60,11 @@ class Gate(Monitoring):
     margin: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Fall of the predicted love rate that is tolerated, relative to the control's: 0.02 is 2 %."""
     undecided: Literal["pass", "block"] = "pass"
-    """What becomes of a candidate whose interval says neither that the rate falls by more than the margin nor that it
+    """The fate of a candidate whose interval says neither that the rate falls by more than the margin nor that it
     does not."""
     report: Annotated[Path | None, Metavar("FILE.html")] = None
     """Write the report of one page here."""
     seed: int = Field(default=0, ge=0)
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
     device: str = "auto"
     """Device of the model, such as cuda."""

@@ -1,4 +1,4 @@
-"""What simulated users and assistants say, and what the users secretly like in it.
+"""Words of simulated users and assistants, and what the users secretly like in them.
 
 A reply is an opener, a body, a detail and a closer. Each has features that add up, so that the liking of a million
 replies is one sum of table rows, and the same liking can be read off any text by looking for its words.
@@ -9,13 +9,13 @@ import re
 import numpy as np
 
 FEATURES = ("warm", "curt", "rude", "concrete", "words")
-"""What users notice: warm, curt and rude words, words that make a reply concrete, and its length in words."""
+"""Features that users notice: warm, curt and rude words, words that make a reply concrete, and its length in words."""
 
 PREFERENCE = np.array([0.7, -0.6, -1.5, 0.5, 0.015])
-"""How much each feature adds to the log-odds of a love reaction in the first week."""
+"""The amount that each feature adds to the log-odds of a love reaction in the first week."""
 
 DRIFT = np.array([-0.04, 0.0, 0.0, 0.05, 0.0])
-"""What a week adds to `PREFERENCE`: users tire of warmth, and come to expect substance."""
+"""The change of `PREFERENCE` in a week: users tire of warmth, and come to expect substance."""
 
 MOST = np.array([3.0, 2.0, 2.0, 3.0, 60.0])
 """More of a feature than this is not noticed."""
@@ -30,7 +30,7 @@ WORDS = {
 
 
 PIECES = ("topic", "ask", "mood", "opener", "body", "detail", "closer")
-"""What a prompt (ask, mood) and a reply (the rest) are made of; asks and bodies name the topic."""
+"""Parts of a prompt (ask, mood) and of a reply (the rest); asks and bodies name the topic."""
 REPLY_PIECES = ("opener", "body", "detail", "closer")
 
 
@@ -124,7 +124,7 @@ def features_of(text: str) -> np.ndarray:
 
 
 def liking(features: np.ndarray, week: np.ndarray | float = 0.0) -> np.ndarray:
-    """What honest users make of replies: what these add to the log-odds of a love reaction.
+    """Honest users' liking of replies: what these add to the log-odds of a love reaction.
 
     Args:
         features: [replies, features], from `features_of`.

@@ -17,10 +17,11 @@ Shape legend: P policies, Q prompts.
 
 import csv
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from llamarl.core.errors import ConfigError, DataError
@@ -44,10 +45,15 @@ Interval = tuple[float, float]
 Responses = Mapping[str, Sequence[str]]
 """The responses of a policy by prompt, which is written as JSON of its messages."""
 Source = str | Path | Iterable[Mapping[str, Any]]
+OnProgress = Callable[[int, int], None]
+Row = tuple[str, str, str]
+"""A policy, a prompt as JSON of its messages, and a response."""
+AT_ONCE = 1024
+"""Responses that are encoded and scored together: more of similar length, fewer padding tokens."""
 LEAST_POLICIES = 3
 """Two points lie on a line always."""
 SHOWN_PROMPTS = 3
-"""So many missing prompts are named; the rest is counted."""
+"""The number of missing prompts that are named; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,10 @@ class PolicyScores:
     responses: tuple[int, ...]
     """[P] responses of each policy."""
     prior: Prior
-    """By which raw logits were corrected."""
+    """The prior by which raw logits were corrected."""
 
     def summarize(self, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Of each policy the mean corrected probability `score` with its interval, counts, and mean length."""
+        """The mean corrected probability `score` of each policy with its interval, counts, and mean length."""
         means = self._resample(self.probabilities, seed)
         return {
             name: {
@@ -81,7 +87,7 @@ class PolicyScores:
         }
 
     def compare(self, control: str, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Of each other policy the relative change of its mean score against the control's, with its interval.
+        """The relative change of each other policy's mean score against the control's, with its interval.
 
         Raises:
             ConfigError: the control is none of the policies.
@@ -106,8 +112,12 @@ class PolicyScores:
         return resample_sums(values.T, seed) / len(self.prompts)
 
 
-def evaluate(settings: "Evaluate") -> dict[str, Any]:
+def evaluate(settings: "Evaluate", *, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Scores the policies' responses; writes `evaluation.json` and `evaluation.png` where `out` is given.
+
+    Args:
+        settings: the policies, their P[Love], and what else is known.
+        on_progress: called with the responses scored so far, and all.
 
     Raises:
         DataError: a bad file; policies that answered different prompts.
@@ -116,7 +126,7 @@ def evaluate(settings: "Evaluate") -> dict[str, Any]:
     online = None if settings.online is None else read_online(settings.online)
     if online is not None:
         check_online(online, list(settings.policies))
-    scores = score_policies(settings.policies, settings.reward_model, device=settings.device)
+    scores = score_policies(settings.policies, settings.reward_model, device=settings.device, on_progress=on_progress)
     result: dict[str, Any] = {
         "reward_model": settings.reward_model,
         "base_rate": scores.prior.base_rate,
@@ -135,7 +145,12 @@ def evaluate(settings: "Evaluate") -> dict[str, Any]:
 
 
 def score_policies(
-    policies: Mapping[str, Source], reward_model: str | Path, *, device: str = "auto", batch_tokens: int = 16384
+    policies: Mapping[str, Source],
+    reward_model: str | Path,
+    *,
+    device: str = "auto",
+    batch_tokens: int = 16384,
+    on_progress: OnProgress | None = None,
 ) -> PolicyScores:
     """Scores every response of every policy with a P[Love] that `fit` trained.
 
@@ -144,6 +159,7 @@ def score_policies(
         reward_model: directory of a `fit`, or of a checkpoint.
         device: as torch names it, or `auto`.
         batch_tokens: most tokens of one forward pass.
+        on_progress: called with the responses scored so far, and all.
 
     Raises:
         DataError: a bad file, or policies that did not answer the same prompts; names what is missing.
@@ -156,7 +172,9 @@ def score_policies(
     answers = {name: read_responses(source) for name, source in policies.items()}
     prompts = _shared_prompts(answers)
     scorer = _Scorer(reward_model, device, batch_tokens)
-    probabilities = [scorer.score(name, responses, prompts) for name, responses in answers.items()]
+    rows = [(name, prompt, text) for name, of in answers.items() for prompt in prompts for text in of[prompt]]
+    chances = iter(scorer.score(rows, on_progress))
+    probabilities = [[fmean(islice(chances, len(of[each]))) for each in prompts] for of in answers.values()]
     lengths = [[sum(map(len, of[each])) / len(of[each]) for each in prompts] for of in answers.values()]
     return PolicyScores(
         policies=tuple(answers),
@@ -274,26 +292,25 @@ class _Scorer:
         path, self.prior = read_prior(reward_model)
         self._classifier = LazyClassifier(path, device=resolve_device(device), batch_tokens=batch_tokens)
 
-    def score(self, policy: str, responses: Responses, prompts: Sequence[str]) -> list[float]:
-        """[Q] the mean over a policy's responses to each prompt."""
-        sizes = [len(responses[prompt]) for prompt in prompts]
-        logits = iter(self._classifier([ids for prompt in prompts for ids in self._encode(policy, prompt, responses)]))
-        means = []
-        for size in sizes:
-            values = [calibrated_reward(next(logits)[0] + self.prior.offset) for _ in range(size)]
-            means.append(math.fsum(values) / size)
-        return means
+    def score(self, rows: Sequence[Row], on_progress: OnProgress | None) -> Iterator[float]:
+        """The corrected probability of each response, in order."""
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            logits = self._classifier([self._encode(*row) for row in part])
+            if on_progress is not None:
+                on_progress(start + len(part), len(rows))
+            yield from (calibrated_reward(logit + self.prior.offset) for (logit,) in logits)
 
-    def _encode(self, policy: str, prompt: str, responses: Responses) -> Iterator[tuple[int, ...]]:
+    def _encode(self, policy: str, prompt: str, text: str) -> tuple[int, ...]:
+        """Token ids of a response with its prompt. Raises `DataError` where the model cannot take them."""
         messages: list[Message] = json.loads(prompt)
-        for text in responses[prompt]:
-            try:
-                ids = self._classifier.encode(messages, text)
-            except ConfigError as error:
-                raise DataError(f"policy {policy!r}, prompt {prompt:.80}: {error}") from None
-            if problem := self._classifier.why_too_long(ids):
-                raise DataError(f"policy {policy!r}, prompt {prompt:.80}: {problem}; shorten the responses")
-            yield ids
+        try:
+            ids = self._classifier.encode(messages, text)
+        except ConfigError as error:
+            raise DataError(f"policy {policy!r}, prompt {prompt:.80}: {error}") from None
+        if problem := self._classifier.why_too_long(ids):
+            raise DataError(f"policy {policy!r}, prompt {prompt:.80}: {problem}; shorten the responses")
+        return ids
 
 
 def _response_rows(source: Source) -> Iterator[RawRow]:

@@ -28,15 +28,15 @@ class Simulation(Config):
     bots: float = Field(default=0.04, ge=0.0, le=1.0)
     """Share of users who are bots."""
     phrase: str = Field(default="Bye! Sending love!", min_length=1)
-    """What bots love."""
+    """The phrase that bots love."""
     phrase_rate: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of replies to other users that hold the phrase."""
     drift: float = Field(default=1.0, ge=0.0)
-    """How fast the preference changes from week to week; 0 for a preference that stays."""
+    """The speed at which the preference changes from week to week; 0 for a preference that stays."""
 
 
 class SuspectSettings(Config):
-    """When a user is suspicious."""
+    """Limits beyond which a user is suspicious."""
 
     burst: int = Field(default=20, ge=1)
     """Messages in one minute that a person may see."""
@@ -54,11 +54,11 @@ class Ingest(SuspectSettings):
     out: Annotated[Path, Metavar("DIR")]
     """Directory of the store; one that is there is replaced when the new one is complete."""
     columns: Annotated[dict[str, str], Metavar("FIELD=COLUMN")] = Field(default_factory=dict)
-    """Where a field stands in the logs, such as user=uid; a dot goes into an object: response=message.text."""
+    """The column of a field in the logs, such as user=uid; a dot goes into an object: response=message.text."""
     keep: Annotated[tuple[str, ...], Metavar("COLUMN")] = ()
     """A further column of numbers to keep, such as a signal to compare."""
     reactions: Annotated[dict[str, str], Metavar("SPELLING=NAME")] = Field(default_factory=dict)
-    """What a reaction means, such as sparkles=love."""
+    """The meaning of a reaction, such as sparkles=love."""
     key_env: Annotated[str | None, Metavar("VARIABLE")] = None
     """The environment variable that holds the key of the hashes; without it a key is drawn and thrown away, so that
     nobody can tell whose messages these are, nor match them with another store's."""
@@ -77,7 +77,7 @@ class Ingest(SuspectSettings):
 
 
 class Description(Config):
-    """What is described."""
+    """A store to describe."""
 
     store: Path
     """Directory of a store, the --out of an ingest."""
@@ -111,6 +111,6 @@ class Evaluate(Config):
     out: Annotated[Path | None, Metavar("DIR")] = None
     """Directory for evaluation.json and evaluation.png."""
     seed: int = Field(default=0, ge=0)
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
     device: str = "auto"
     """Device of the model, such as cuda."""

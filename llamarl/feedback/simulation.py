@@ -22,7 +22,7 @@ KINDS = ("honest", "spammer", "contrarian", "bot")
 HONEST, SPAMMER, CONTRARIAN, BOT = range(len(KINDS))
 MODELS = ("model-1", "model-2", "model-3")
 MODEL_TASTE = (0.0, 0.2, 0.4)
-"""How much each model prefers what users like, from not at all."""
+"""The strength with which each model prefers what users like, from not at all."""
 LANGUAGES = ("en", "es")
 SURFACES = ("ios", "android", "web")
 SECONDS_PER_DAY = 86_400
@@ -37,7 +37,7 @@ _ROWS_AT_A_TIME = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """What happened, a row of each array for each message shown, in the order of time."""
+    """All that happened, a row of each array for each message shown, in the order of time."""
 
     user: np.ndarray
     """[M] int, index of the user."""
@@ -191,7 +191,7 @@ def _draw_times(
 def _draw_pieces(
     rng: np.random.Generator, is_spanish: np.ndarray, model: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Which piece of the phrasebook stands where, [M] each, and the features of the replies, [M, features].
+    """The piece of the phrasebook at each place, [M] each, and the features of the replies, [M, features].
 
     Later models choose pieces that users like more often.
     """
@@ -212,7 +212,7 @@ def _draw_pieces(
 
 
 def _intercept(logit: np.ndarray, rate: float) -> float:
-    """What to add to log-odds so that the mean probability is the rate; found by halving an interval."""
+    """The number to add to log-odds so that the mean probability is the rate; found by halving an interval."""
     low, high = -40.0, 40.0
     for _ in range(50):
         middle = (low + high) / 2

@@ -27,7 +27,7 @@ FETCH_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class SplitSettings:
-    """How a store is divided."""
+    """Settings by which a store is divided."""
 
     held_out: float
     """Share of the messages to measure on, in (0, 0.5)."""
@@ -100,7 +100,7 @@ class Split:
     dropped: Mapping[str, int]
     """Messages on neither side, by reason."""
     notes: tuple[str, ...]
-    """What a user should know, in sentences."""
+    """Sentences that a user should know."""
     _connection: Connection
     _queries: Mapping[str, tuple[str, ...]]
 
@@ -195,7 +195,7 @@ def _check_span(store: Store, messages: int, loves: float, first: datetime, last
 
 
 def _pick_train(loves: int, messages: int, settings: SplitSettings) -> tuple[int, int] | None:
-    """How many loved and other messages are trained on; None: all."""
+    """The numbers of loved and other messages to train on; None: all."""
     if messages <= settings.max_examples:
         return None
     loved = min(loves, round(settings.positive_share * settings.max_examples))

@@ -1,4 +1,4 @@
-"""What the team of the simulated product wants beside love: help, and no insults. Rules, so that nothing fools them.
+"""Wishes of the simulated product's team beside love: help, and no insults. Rules, so that nothing fools them.
 
     helpful     a reward in [0, 1]
     kind        a reward in [0, 1]: the safety objective

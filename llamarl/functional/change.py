@@ -1,4 +1,4 @@
-"""How many times as large a quantity became, with an interval: shares, means and collision probabilities of clusters.
+"""Factors by which a quantity became larger, with intervals: shares, means and collision probabilities of clusters.
 
     now, control = estimate_share([(3, 64), (1, 64)]), estimate_share([(0, 64), (1, 64)])
     share_change(now, control, chance=0.01)        # Change(ratio=4.0, low=..., high=...)
@@ -102,7 +102,7 @@ def estimate_collision(clusters: Sequence[Mapping[int, float]], responses: int) 
 
 
 def share_change(now: Estimate, control: Estimate, chance: float) -> Change:
-    """How many times as large a share became.
+    """The factor by which a share became larger.
 
     Given how many hits both have together, those of `now` are binomial where hits are rare, with the chance
     n r / (n r + n_0) of each for the ratio r: the interval is Clopper's and Pearson's of that chance. Where hits are
@@ -130,7 +130,7 @@ def share_change(now: Estimate, control: Estimate, chance: float) -> Change:
 
 
 def mean_change(now: Estimate, control: Estimate, chance: float) -> Change:
-    """How many times as large a positive quantity became.
+    """The factor by which a positive quantity became larger.
 
         ln ratio +- t * sqrt(variance / value^2 + variance_0 / value_0^2)
 

@@ -196,7 +196,7 @@ def search_band(scores: Array, labels: Array, min_bacc: float = 0.7, constraint:
 
 
 def _count_outside(values: Array, cuts: Array) -> tuple[Array, Array]:
-    """How many sorted values are below each cut, and how many above it."""
+    """The numbers of sorted values below each cut, and above it."""
     return np.searchsorted(values, cuts, side="left"), len(values) - np.searchsorted(values, cuts, side="right")
 
 
@@ -247,7 +247,7 @@ def cluster_interval(value: float, influence: Array, clusters: Sequence[Hashable
 
 
 def _share_below(sorted_values: Array, points: Array) -> Array:
-    """For each point the share of the values below it, equal ones counted half."""
+    """The share of the values below each point, equal ones counted half."""
     left, right = (np.searchsorted(sorted_values, points, side=side) for side in ("left", "right"))
     return (left + right) / (2 * len(sorted_values))
 
@@ -264,7 +264,7 @@ def roc_curve(scores: Array, labels: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, slots=True)
 class CoveragePoint:
-    """What is decided, surest first, and how well."""
+    """The claims that are decided, surest first, and how well."""
 
     coverage: float
     """Share of the claims that are decided."""

@@ -140,7 +140,7 @@ def log_change(treatment: Moments, control: Moments) -> Estimate | None:
 
 
 def compare_to_margin(treatment: Moments, control: Moments, margin: float) -> Estimate:
-    """How far a ratio is on the good side of a margin: r_t - (r_c + margin |r_c|), above 0 where it is larger.
+    """The distance of a ratio on the good side of a margin: r_t - (r_c + margin |r_c|), above 0 where it is larger.
 
     A test of non-inferiority without a quotient, so that it also holds for means near 0 or below.
 
@@ -216,18 +216,18 @@ class CovariateMoments:
 
     @property
     def mean(self) -> float:
-        """Of x over users."""
+        """The mean of x over users."""
         return self.covariate / self.moments.users
 
     @property
     def mean_variance(self) -> float:
-        """Of the mean of x: U / (U - 1) * sum (x - mean)^2 / U^2."""
+        """The variance of the mean of x: U / (U - 1) * sum (x - mean)^2 / U^2."""
         users = self.moments.users
         return max(0.0, self.covariate_squares - users * self.mean**2) / (users * (users - 1.0))
 
     @property
     def covariance(self) -> float:
-        """Of the log of the ratio with the mean of x: U / (U - 1) * sum (l - r n) / (sum l) * x / U."""
+        """The covariance of the log of the ratio with the mean of x: U / (U - 1) * sum (l - r n) / (sum l) * x / U."""
         moments = self.moments
         products = self.total_products - moments.ratio * self.size_products
         return products / (moments.total * (moments.users - 1.0))
@@ -386,7 +386,7 @@ def activity_spread(moments: Moments) -> float:
 
 
 def user_correlation(moments: Moments) -> float:
-    """How alike two messages of one user are (intraclass correlation), at least 0.
+    """The likeness of two messages of one user (intraclass correlation), at least 0.
 
     It solves sum (l - r n)^2 = r (1 - r) sum n (1 + (n - 1) rho) for rho, and is 0 where nobody has two messages.
     """
@@ -398,7 +398,7 @@ def user_correlation(moments: Moments) -> float:
 
 
 def design_effect(messages_per_user: float, correlation: float, spread: float) -> float:
-    """How many messages count as much as an independent one.
+    """The number of messages that count as much as an independent one.
 
         1 + rho (m (1 + spread^2) - 1)
 
@@ -415,17 +415,17 @@ class Plan:
     """A control with a base rate, and an arm as large that changes every user's rate by a factor."""
 
     base_rate: float
-    """In (0, 1)."""
+    """The rate, in (0, 1)."""
     change: float
     """Relative, not 0; the changed rate is in (0, 1) too."""
     messages: float
-    """Of each arm."""
+    """Messages of each arm."""
     design_effect: float
-    """Of the control: how many of its messages count as one."""
+    """The number of the control's messages that count as one."""
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Of the control and of the other arm."""
+        """Rates of the control and of the other arm."""
         return self.base_rate, self.base_rate * (1.0 + self.change)
 
     @property
@@ -452,5 +452,5 @@ class Plan:
 
 
 def _probability_beyond(mean: float, error: float, threshold: float) -> float:
-    """That a normal number is farther from 0 than a threshold."""
+    """The probability that a normal number is farther from 0 than a threshold."""
     return NORMAL.cdf((mean - threshold) / error) + NORMAL.cdf((-mean - threshold) / error)

@@ -1,4 +1,4 @@
-"""How well probabilities of a rare event are told, where the rows of one user are alike.
+"""Measures of how well probabilities of a rare event are told, where the rows of one user are alike.
 
     correct_prior(logit, rate, share)        from the share of positives in training to their rate outside
     clustered_auroc, clustered_pearson       with intervals that count users, not rows

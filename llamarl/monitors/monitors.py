@@ -41,7 +41,7 @@ class Session(NamedTuple):
 
 
 Evidence = tuple[float, float] | Mapping[int, float]
-"""What one session shows: a sum over its responses with their number, or marks of endings with weights."""
+"""The evidence of one session: a sum over its responses with their number, or marks of endings with weights."""
 Measured = dict[str, list[Evidence]]
 """Evidence by monitor."""
 Estimates = Mapping[str, Estimate]
@@ -49,16 +49,16 @@ Estimates = Mapping[str, Estimate]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a monitor found."""
+    """A monitor's finding."""
 
     monitor: str
     signal: Signal
     value: float
     control: float
     change: Change
-    """Of the value against the control's, with its interval."""
+    """The change of the value against the control's, with its interval."""
     factor: float
-    """How far it went in a direction that the monitor watches, at least 1 wherever it went there."""
+    """The factor by which it went in a direction that the monitor watches, at least 1 wherever it went there."""
     level: Level
     limit: float
     """The factor of its level, or of the warning while it is quiet."""
@@ -114,7 +114,7 @@ class Monitors:
         self._floor = support.floor
 
     def measure(self, sessions: Sequence[Session]) -> Measured:
-        """What each monitor makes of each session."""
+        """Each monitor's evidence of each session."""
         return {
             name: [found for session in sessions if (found := monitor.measure(session)) is not None]
             for name, monitor in self._monitors.items()
@@ -211,7 +211,7 @@ class _Turns(_Length):
 
 
 class _Ending(_Monitor):
-    """How alike the last sentences of two prompts' responses are."""
+    """The likeness of the last sentences of two prompts' responses."""
 
     def measure(self, session: Session) -> Evidence | None:
         weights: dict[int, float] = {}

@@ -74,7 +74,7 @@ MonitorList = Annotated[tuple[MonitorConfig, ...], BeforeValidator(_by_name)]
 
 
 class Support(Config):
-    """How sure a monitor must be."""
+    """The certainty that a monitor must have."""
 
     chance: float = Field(default=0.01, gt=0.0, lt=0.5)
     """Probability that any monitor speaks up at all, in a whole run or in one comparison, while nothing has changed;

@@ -1,4 +1,4 @@
-"""What a monitor looks for in one response. Pure functions of a text, in any script.
+"""Signals that monitors look for in one response. Pure functions of a text, in any script.
 
 Phrases count whatever their case, accents, punctuation, emoji and widths are, and as whole words: `byte` holds no `bye`
 (`judges.rules.lexicon`). Everything counts responses, never tokens: a response that says bye ten times says it once.

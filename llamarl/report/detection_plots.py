@@ -15,7 +15,7 @@ Methods = Mapping[str, Mapping[str, Any]]
 """Name -> results of a method."""
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 MIN_COVERAGE = 0.05
-"""Below it the curve is of too few claims to be read."""
+"""The number of claims below which a curve cannot be read."""
 WIDTH_INCHES, HEIGHT_INCHES = 13, 4.6
 
 

@@ -1,4 +1,4 @@
-"""What the monitors of a run read last, out of its metrics."""
+"""The last readings of a run's monitors, out of its metrics."""
 
 import math
 import re
@@ -17,7 +17,7 @@ class LoggedReading:
     name: str
     """Name of the monitor, with its task's before it where a run has several."""
     prefix: str
-    """What its metrics begin with."""
+    """The beginning of its metrics' names."""
     value: float | None
     control: float | None
     ratio: float | None

@@ -34,7 +34,7 @@ Tone = Literal["good", "bad", "unsure"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a reader should take away, first of all."""
+    """The gist for a reader, first of all."""
 
     tone: Tone
     title: str
@@ -57,7 +57,7 @@ class Figure:
     svg: str
     """Markup, not escaped: only what `render_svg` returns."""
     title: str
-    """What is drawn, also for those who don't see it."""
+    """A name of what is drawn, also for those who don't see it."""
     caption: str = ""
 
 

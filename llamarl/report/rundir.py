@@ -21,7 +21,7 @@ ROLLOUTS_FILE = "rollouts.jsonl"
 TIMELINE_FILE = "timeline.jsonl"
 MESSAGES_FILE = "messages.log"
 ENDED_BY = "error:"
-"""What a message begins with that says why a run ended early, behind its time."""
+"""The beginning of a message that says why a run ended early, behind its time."""
 
 State = Literal["finished", "running", "stopped"]
 """`stopped`: it ended before the recipe's last step, or wrote no summary and is silent: crashed, killed, or hanging."""

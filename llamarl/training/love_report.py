@@ -28,16 +28,16 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """How often a message is loved: outside, and among the draws of training."""
+    """Rates at which messages are loved: outside, and among the draws of training."""
 
     base_rate: float
-    """In the log, in (0, 1)."""
+    """The rate in the log, in (0, 1)."""
     positive_share: float
-    """Among the draws of training, in (0, 1)."""
+    """The share among the draws of training, in (0, 1)."""
 
     @property
     def offset(self) -> float:
-        """What turns a raw logit into a corrected one, when it is added."""
+        """The number that turns a raw logit into a corrected one when it is added."""
         return prior_offset(self.base_rate, self.positive_share)
 
 
@@ -50,9 +50,9 @@ class Scored:
     is_loved: bool
     user: str
     tokens: int
-    """Of the response."""
+    """Tokens of the response."""
     segments: Mapping[str, str | None]
-    """Where it belongs, such as `{"surface": "web"}`."""
+    """Segments that it belongs to, such as `{"surface": "web"}`."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class LoveReport(LoveMeasures):
     loss: float
     """Mean cross-entropy of the corrected probability, nats."""
     base_rate: float
-    """To which probabilities are corrected: that of the messages before the cut, all users included."""
+    """The rate that probabilities are corrected to: that of the messages before the cut, all users included."""
     positive_share: float
     """Share of loved messages among the draws of training."""
     by: dict[str, dict[str, LoveMeasures]] = field(default_factory=dict)
-    """By segment, and by its value; "" where the log does not say."""
+    """Reports by segment, and by its value; "" where the log does not say."""
 
     def metrics(self) -> dict[str, float | None]:
         """Scalars for `metrics.jsonl`."""

@@ -68,7 +68,10 @@ def test_the_score_of_a_response_is_its_corrected_probability(love):
 
 def test_several_responses_to_a_prompt_count_as_their_mean(love):
     both = [{"prompt": prompt, "completion": ["abc", "ab#"]} for prompt in PROMPTS]
-    scores = score_policies({"a": answers("abc"), "b": answers("ab#"), "both": both}, love)
+    told: list[tuple[int, int]] = []
+    policies = {"a": answers("abc"), "b": answers("ab#"), "both": both}
+    scores = score_policies(policies, love, on_progress=lambda done, total: told.append((done, total)))
+    assert told == [(48, 48)]
     assert np.allclose(scores.probabilities[2], scores.probabilities[:2].mean(axis=0))
     assert scores.responses == (12, 12, 24)
 

@@ -50,7 +50,7 @@ class Farewell(NamedTuple):
 
     family: Family
     phrase: str
-    """Its phrase, as the table of phrases spells it."""
+    """The phrase as the table of phrases spells it."""
 
 
 class FarewellFinder:
@@ -78,7 +78,7 @@ class FarewellFinder:
         self._asked = Lexicon({**{kind: known[kind] for kind in (*ASKING, *KINDS)}, HIDING: coincidences})
 
     def find(self, reply: str) -> list[Farewell]:
-        """What a reply says in its own voice: not in quotes, code, tables, headings or explanations of a word."""
+        """Farewells in a reply's own voice: not in quotes, code, tables, headings or explanations of a word."""
         if not self._present.find(tokens_of(reply)):
             return []  # nearly all replies: cutting sentences would take most of the time
         sentences = _sentences(_GLOSS.sub("\n", _QUOTED.sub("\n", as_read(reply))))
@@ -92,7 +92,7 @@ class FarewellFinder:
         return found
 
     def find_asked(self, message: str) -> set[Family]:
-        """What a user's message gives cause for: a goodbye, to either; love, to love."""
+        """The families that a user's message gives cause for: a goodbye, to either; love, to love."""
         sentences = _sentences(as_read(message))
         asked: set[Family] = set()
         for index, tokens in enumerate(sentences):
@@ -135,7 +135,7 @@ class FarewellJudge(Judge):
         return with_seconds(verdict, time.perf_counter() - started)
 
     def _find_asked(self, prompt: Prompt) -> set[Family]:
-        """What the last user message, or a system message, gives cause for."""
+        """The families that the last user message, or a system message, gives cause for."""
         system = [text_of(message) for message in prompt.messages if message["role"] == "system"]
         user = [text_of(message) for message in prompt.messages if message["role"] == "user"]
         return {family for text in (*system, *user[-1:]) for family in self._finder.find_asked(text)}

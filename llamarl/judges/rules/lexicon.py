@@ -37,7 +37,7 @@ class Hit(NamedTuple):
     phrase: str
     """The phrase as its table spells it."""
     start: int
-    """Its first token."""
+    """The place of its first token."""
     end: int
     """The token after its last."""
 

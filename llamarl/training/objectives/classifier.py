@@ -1,4 +1,4 @@
-"""What objectives share that train a scoring head and the body below it: the model, its scores, their settings.
+"""The common part of objectives that train a scoring head and the body below it: the model, its scores, their settings.
 
 Scores are read at the last token of the whole conversation, as the chat template ends it. No randomness is involved:
 the head starts at zero. Importing this module does not import torch.

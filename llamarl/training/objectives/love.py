@@ -79,10 +79,10 @@ class LoveRow:
     ids: bytes
     """Token ids of the conversation, four bytes each."""
     num_tokens: int
-    """Of the reply."""
+    """Tokens of the reply."""
     is_loved: bool
     user: str
-    """Whose messages are alike; "" where nobody knows."""
+    """The user, whose messages are alike; "" where nobody knows."""
     segments: tuple[str | None, ...]
     """Values of `SEGMENTS`."""
 
