@@ -198,8 +198,8 @@ def calibration_table(result: Mapping[str, Any]) -> str:
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for each in result["results"]:
         cells = [f"{100 * each['found'][name]['share']:.1f} %" if name in each["found"] else "" for name in names]
-        if each["world"]["looks"] == 1:  # any day is the only one
-            cells[3:] = ["", ""]
+        if each["world"]["looks"] == 1:  # its p is that of the only look
+            cells[names.index("p, any day")] = ""
         lines.append(f"| {each['world']['name']} | {' | '.join(cells)} |")
     counts = sorted({each["found"]["p"]["tests"] for each in result["results"]})
     git = result["environment"].get("git") or {}

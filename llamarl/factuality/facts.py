@@ -34,6 +34,8 @@ NEGATIONS = frozenset(
     }
 )  # fmt: skip
 """Words that turn a sentence round; the last eight are what stands before the apostrophe of isn't and the like."""
+REFERRING = frozenset({"it", "its", "he", "his", "she", "her", "they", "their", "the", "this", "with", "located"})
+"""Words at the head of a sentence that may speak of whom the prompt named."""
 SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _WORD = re.compile(r"\d[\d,]*(?:\.\d+)?|\w+")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -196,19 +198,27 @@ class FactTable:
 
         Args:
             text: a sentence.
-            subject: whom it speaks of where it names nobody of the table.
+            subject: whom it speaks of where it begins with `It`, `The city` and the like; of all whom it names, the one
+                to look at first.
         """
         words = split_words(text)
         if any(word.text in NEGATIONS for word in words):
             return []
-        mentions = self._subjects.find(words)
-        place = next((each for each in mentions if subject in each.meanings), mentions[0] if mentions else None)
-        if place is None and subject is None:
-            return []
-        who = subject if place is None or subject in place.meanings else place.meanings[0]
-        taken = (place.first, place.last) if place else (0, 0)
-        readings = (self._read_relation(words, str(who), relation, taken) for relation in self._facts.get(str(who), {}))
-        return [reading for reading in readings if reading is not None]
+        mentions = [(name, each.first, each.last) for each in self._subjects.find(words) for name in each.meanings]
+        mentions.sort(key=lambda mention: mention[0] != subject)
+        if (
+            subject is not None
+            and words
+            and words[0].text in REFERRING
+            and subject not in {each[0] for each in mentions}
+        ):
+            mentions.append((subject, 0, 0))
+        spans = {(first, last) for _, first, last in mentions}
+        for name, first, last in mentions:
+            found = [self._read_relation(words, name, relation, (first, last), spans) for relation in self._facts[name]]
+            if readings := [each for each in found if each is not None]:
+                return readings
+        return []
 
     def explain_silence(self, text: str, subject: str | None = None) -> str:
         """Why `read_claim` finds nothing, as one word."""
@@ -230,11 +240,18 @@ class FactTable:
         return [passage for _, passage in sorted(found, key=lambda each: each[0])][:limit]
 
     def _read_relation(
-        self, words: Sequence[Word], subject: str, relation: str, taken: tuple[int, int]
+        self, words: Sequence[Word], subject: str, relation: str, taken: tuple[int, int], spans: set[tuple[int, int]]
     ) -> Reading | None:
         """The value that stands nearest behind a cue, or else nearest before it."""
         expected = tuple(self._facts[subject][relation])
-        values = [each for each in self._find_values(words, relation) if each[1] <= taken[0] or each[0] >= taken[1]]
+        values = [
+            each
+            for each in self._find_values(words, relation)
+            if (each[1] <= taken[0] or each[0] >= taken[1])
+            and not any(
+                first <= each[0] and each[1] <= last and last - first > each[1] - each[0] for first, last in spans
+            )
+        ]  # the Mexico of Mexico City is no value
         cues = self._cues[relation].find(words, is_cased=False)
         for cue in cues:
             behind = [value for value in values if value[0] >= cue.last]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llamarl.core.errors import DataError
 from llamarl.feedback.gate_settings import Monitoring
 from llamarl.monitors.monitors import Monitors, Reading, Session
 from llamarl.monitors.responses import read_sessions
@@ -23,18 +24,23 @@ Source = str | Path | Iterable[Mapping[str, Any]]
 def monitor(responses: Source, settings: Monitoring) -> dict[str, Any]:
     """Compares the responses of a policy with the control's, in plain values.
 
-    A monitor of turns is left out where either side has no conversations.
+    A monitor of turns that nobody asked for is left out where either side has no conversations.
 
     Args:
         responses: a file, or rows (`monitors.responses`).
         settings: the control, and what is counted.
 
     Raises:
-        DataError: a bad file, or one without responses.
+        DataError: a bad file, or one without responses, or without the conversations whose turns are to be counted.
         ConfigError: a signal or a language that there is none of.
     """
     now, control = read_sessions(responses), read_sessions(settings.control)
     wanted = [each for each in settings.monitors if each.signal != "turns" or _have_turns(now, control)]
+    if "signals" in settings.model_fields_set and len(wanted) < len(settings.monitors):
+        raise DataError(
+            "signals: turns are of conversations, and one of the files has none; give rows with conversation_id, or "
+            "whole conversations as messages"
+        )
     monitors = Monitors(wanted, settings)
     readings = monitors.compare(*(monitors.estimate(monitors.measure(each)) for each in (now, control)))
     texts = [text for session in now for text in session.texts]

@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Message
-from llamarl.data.prompts import RawRow, raw_rows
 from llamarl.data.rows import RowError, check_text, excerpt, read_turns
-from llamarl.data.tables import plain_or_error
 from llamarl.functional.preference import calibrated_reward
 from llamarl.functional.statistics import fisher_interval, pearson, percentile_interval, resample_sums
 from llamarl.models.checkpoint import load_config
+from llamarl.monitors.responses import response_rows
 from llamarl.report.files import read_jsonl, write_json
 from llamarl.training.love_report import Prior
 from llamarl.training.objectives.love import PRIOR
@@ -196,7 +195,7 @@ def read_responses(source: Source) -> Responses:
         DataError: no such file, or a bad row, with its place.
     """
     found: dict[str, list[str]] = {}
-    for name, line, row in _response_rows(source):
+    for name, line, row in response_rows(source):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -296,6 +295,8 @@ class _Scorer:
         """The corrected probability of each response, in order."""
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
+            if on_progress is not None:
+                on_progress(start, len(rows))
             logits = self._classifier([self._encode(*row) for row in part])
             if on_progress is not None:
                 on_progress(start + len(part), len(rows))
@@ -311,18 +312,6 @@ class _Scorer:
         if problem := self._classifier.why_too_long(ids):
             raise DataError(f"policy {policy!r}, prompt {prompt:.80}: {problem}; shorten the responses")
         return ids
-
-
-def _response_rows(source: Source) -> Iterator[RawRow]:
-    """Raw rows of a source, which may be one JSON array, as `llamarl generate --json` prints it."""
-    if isinstance(source, str | Path) and (path := Path(source)).is_file() and path.suffix == ".json":
-        try:
-            whole = json.loads(path.read_bytes())
-        except ValueError:  # JSON lines, perhaps: they are read, or named as wrong, below
-            whole = None
-        if isinstance(whole, list):
-            return ((str(path), number, plain_or_error(row)) for number, row in enumerate(whole, start=1))
-    return iter(raw_rows(source))
 
 
 def _read_response(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:

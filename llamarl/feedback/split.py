@@ -8,6 +8,7 @@ With a share s of messages to measure on, B are a share sqrt(s) of the users who
 leaves a share sqrt(s) of the messages behind it: no other choice leaves as many messages to train on.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,8 +107,6 @@ class Split:
 
     def rows(self, side: str) -> Iterator[dict[str, Any]]:
         """Rows of a side, `train` or `held_out`, as `training.objectives.love` reads them."""
-        import json
-
         for query in self._queries[side]:
             cursor = self._connection.execute(query)
             while batch := cursor.fetchmany(FETCH_ROWS):

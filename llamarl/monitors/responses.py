@@ -34,7 +34,7 @@ def read_sessions(source: str | Path | Iterable[Mapping[str, Any]], task: str | 
     by_prompt: dict[str, list[str]] = {}
     by_conversation: dict[str, list[str]] = {}
     number = 0
-    for name, line, row in _rows(source):
+    for name, line, row in response_rows(source):
         number += 1
         try:
             if isinstance(row, RowError):
@@ -56,7 +56,7 @@ def read_sessions(source: str | Path | Iterable[Mapping[str, Any]], task: str | 
     return sessions
 
 
-def _rows(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[RawRow]:
+def response_rows(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[RawRow]:
     """Every row with its place; a JSON document that is a list, as `llamarl generate --json` prints, row by row."""
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and path.suffix == ".json" and path.is_file():

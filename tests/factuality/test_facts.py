@@ -38,7 +38,10 @@ def table(tmp_path: Path) -> FactTable:
         # who is meant where nobody is named
         ("It is located in Spain.", "Munich", [("Munich", "country", "Spain", False)]),
         ("It is located in Spain.", None, []),
+        ("The city is located in Spain.", "Munich", [("Munich", "country", "Spain", False)]),
+        ("It is a city in Mexico City.", "Munich", []),
         ("Lyon is located in Spain.", "Munich", [("Lyon", "country", "Spain", False)]),
+        ("Oslo is located in Spain.", "Munich", []),
         # where rules would guess, they are silent
         ("Lyon is not located in Spain.", None, []),
         ("Lyon isn't located in Spain.", None, []),

@@ -184,6 +184,7 @@ def test_turns_are_counted_where_both_sides_have_conversations(tmp_path):
     [
         (["--control", "none.jsonl"], "none.jsonl: no such file"),
         (["--control", "CONTROL", "--signals", "farewel"], "farewel"),
+        (["--control", "CONTROL", "--signals", "turns,length"], "turns are of conversations"),
         (["--control", "CONTROL", "--languages", "xx"], "no table of phrases"),
         (["--control", "CONTROL", "--warn", "3"], "below warn=3"),
         ([], "control"),

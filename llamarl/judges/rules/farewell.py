@@ -92,7 +92,7 @@ class FarewellFinder:
         return found
 
     def find_asked(self, message: str) -> set[Family]:
-        """The families that a user's message gives cause for: a goodbye, to either; love, to love."""
+        """The families that the message which is answered gives cause for: a goodbye, to either; love, to love."""
         sentences = _sentences(as_read(message))
         asked: set[Family] = set()
         for index, tokens in enumerate(sentences):
@@ -101,6 +101,10 @@ class FarewellFinder:
                 if _is_meant(hit, len(tokens), is_last=is_last):
                     asked |= {"love"} if hit.kind.startswith("love") else {"goodbye", "love"}
         return asked
+
+    def is_request(self, message: str) -> bool:
+        """Says whether a message asks for a text in which a farewell has its place: later ones may ask to change it."""
+        return any(hit.kind == "asks" for hit in self._asked.find(tokens_of(message)))
 
 
 class FarewellJudge(Judge):
@@ -135,9 +139,11 @@ class FarewellJudge(Judge):
         return with_seconds(verdict, time.perf_counter() - started)
 
     def _find_asked(self, prompt: Prompt) -> set[Family]:
-        """The families that the last user message, or a system message, gives cause for."""
+        """The families that the last user message, a system message, or an earlier request gives cause for."""
         system = [text_of(message) for message in prompt.messages if message["role"] == "system"]
         user = [text_of(message) for message in prompt.messages if message["role"] == "user"]
+        if any(map(self._finder.is_request, user[:-1])):
+            return {"goodbye", "love"}
         return {family for text in (*system, *user[-1:]) for family in self._finder.find_asked(text)}
 
 

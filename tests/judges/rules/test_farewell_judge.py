@@ -170,11 +170,13 @@ def test_only_the_last_user_message_and_the_system_message_count() -> None:
     reply = [text_completion("Ten minutes. Bye!")]
     parts = {"role": "user", "content": [{"type": "text", "text": "bye"}, {"type": "image"}]}
     system = {"role": "system", "content": "End with: Bye!"}
+    letter, shorter = {"role": "user", "content": "Write a letter."}, {"role": "user", "content": "Shorter, please."}
     for messages, passes in (
         ((bye, answer, question), False),
         ((question, bye), True),
         ((parts,), True),
         ((system, question), True),
+        ((letter, answer, shorter), True),  # what was asked for in one turn is changed in the next
     ):
         assert asyncio.run(FarewellJudge().judge(Prompt("p", messages), reply))[0].passed is passes
 
