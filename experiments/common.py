@@ -12,7 +12,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from llamarl.report.metrics import read_metrics
 HERE = Path(__file__).parent
 Curves = list[Mapping[str, Any]]
 """The records of a run's `metrics.jsonl`."""
+TUNING_SEEDS = range(3)
 WORLDS = HERE / "runs" / "worlds"
 """Checkpoints and data that runs start from, made once each; `--fresh` leaves them."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#333333", "#8A8A8A")
@@ -74,16 +75,23 @@ class Experiment:
         name: of `results/NAME.json` and `results/NAME.png`.
         description: for `--help`.
         module: where its command is, below `experiments`, if not in the module of that name.
+        seeds: what is reported; `--tune` runs seeds 0 to 2 instead, and writes no result. None: seeds 0, 1, ... are
+            reported, as many as `--seeds` says.
     """
 
-    def __init__(self, name: str, description: str | None, module: str | None = None) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, description: str | None, module: str | None = None, seeds: Sequence[int] | None = None
+    ) -> None:
+        self.name, self._seeds = name, seeds
         self.parser = argparse.ArgumentParser(
             prog=f"python -m experiments.{module or name}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+        if seeds is None:
+            self.parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+        else:
+            self.parser.add_argument("--tune", action="store_true", help="seeds 0 to 2, for trying; writes no result")
         self.parser.add_argument("--arms", help="only these, separated by commas")
         self.parser.add_argument("--steps", type=int, help="shorter runs, to try the code; writes no result")
         self.parser.add_argument("--fresh", action="store_true", help="forget the runs that are there")
@@ -101,12 +109,18 @@ class Experiment:
         self, arms: Mapping[str, Callable[[int], Recipe]], measure: Callable[[Curves], Mapping[str, float]]
     ) -> list[Done]:
         """Every arm with every seed, seed by seed so that an early end still compares arms."""
-        chosen = {n: a for n, a in arms.items() if not self.options.arms or n in self.options.arms.split(",")}
-        return [
-            self._run(name, seed, make_recipe, measure)
-            for seed in range(self.options.seeds)
-            for name, make_recipe in chosen.items()
-        ]
+        return [self._run(name, seed, arms[name], measure) for seed in self.seeds for name in self.choose(arms)]
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The seeds that this command runs."""
+        if self._seeds is None:
+            return range(self.options.seeds)
+        return TUNING_SEEDS if self.options.tune else self._seeds
+
+    def choose(self, arms: Iterable[str]) -> list[str]:
+        """The arms that this command runs."""
+        return [arm for arm in arms if not self.options.arms or arm in self.options.arms.split(",")]
 
     def _run(
         self,
@@ -130,12 +144,20 @@ class Experiment:
             write_json(mark, {"arm": name, "seed": seed, "seconds": round(time.monotonic() - started, 1)})
         curves = [dict(record) for record in read_metrics(directory / "metrics.jsonl")]
         numbers = measure(curves)
-        seconds = time.monotonic() - started
-        print(
-            f"{name:24} seed {seed}  {seconds:6.0f} s  " + "  ".join(f"{k} {v:.3f}" for k, v in numbers.items()),
-            flush=True,
-        )
-        return Done(name, seed, seconds, curves, numbers)
+        done = Done(name, seed, time.monotonic() - started, curves, numbers)
+        self.say(done)
+        return done
+
+    @staticmethod
+    def say(run: Done) -> None:
+        """Prints what was measured of a run."""
+        numbers = "  ".join(f"{key} {value:.3f}" for key, value in run.numbers.items())
+        print(f"{run.arm:24} seed {run.seed}  {run.seconds:6.0f} s  {numbers}", flush=True)
+
+    @property
+    def is_try(self) -> bool:
+        """True where this command writes no result."""
+        return self.options.steps is not None or (self._seeds is not None and self.options.tune)
 
     def finish(
         self,
@@ -156,8 +178,8 @@ class Experiment:
         means = {arm: self.intervals([run for run in runs if run.arm == arm]) for arm in arms}
         for arm, numbers in means.items():
             print(f"{arm:24} " + "  ".join(f"{key} {value}" for key, value in numbers.items()))
-        if self.options.steps is not None:
-            print("a short try: no result written")
+        if self.is_try:
+            print("to try or to tune: no result written")
             return
         record = {
             "experiment": self.name,
@@ -224,8 +246,7 @@ class Experiment:
     @property
     def figure_path(self) -> Path:
         """Where the figure goes; that of a short try stays with its runs."""
-        is_try = self.options.steps is not None
-        return self.folder / "figure.png" if is_try else HERE / "results" / f"{self.name}.png"
+        return self.folder / "figure.png" if self.is_try else HERE / "results" / f"{self.name}.png"
 
 
 def differences(runs: Sequence[Mapping[str, Any]], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -241,7 +262,8 @@ def differences(runs: Sequence[Mapping[str, Any]], compared: Sequence[tuple[str,
     found = []
     for arm, minus in compared:
         seeds = sorted(by_arm.get(arm, {}).keys() & by_arm.get(minus, {}).keys())
-        names = [] if not seeds else [k for k in by_arm[arm][seeds[0]] if k not in ("arm", "seed")]
+        both = [] if not seeds else [by_arm[each][seeds[0]] for each in (arm, minus)]
+        names = [name for name in (both[0] if both else ()) if name in both[1] and name not in ("arm", "seed")]
         for name in names:
             values = [by_arm[arm][seed][name] - by_arm[minus][seed][name] for seed in seeds]
             interval = Interval.of(values)
