@@ -28,7 +28,7 @@ from llamarl.report.metrics import read_metrics
 from llamarl.report.names import METRICS, describe
 from llamarl.tasks.demo import DEMO_CHECKPOINT
 from llamarl.training.fit import fit
-from llamarl.training.objectives import DPO, SFT, DPOConfig, LoveConfig, RewardConfig, SFTConfig
+from llamarl.training.objectives import DPO, SFT, DPOConfig, Love, LoveConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -155,7 +155,7 @@ def test_settings_in_the_text_exist() -> None:
     tables = "|".join(name for name in Recipe.model_fields if any(n.startswith(f"{name}.") for n in known))
     for page in PAGES:
         for name in re.findall(rf"`((?:{tables})\.[a-z_.0-9]+)(?: = [^`]*)?`", prose(page)):
-            assert re.sub(r"\.\d+\.", ".", name) in known or name.endswith((".md", ".py")), f"{page.name}: {name}"
+            assert re.sub(r"\.\d+\.", ".", name) in known or name.endswith((".md", ".py", ".html")), f"{page.name}: {name}"
 
 
 # examples
@@ -262,13 +262,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     keys |= {re.sub(r"^task/\w+/", "", key) for record in lines for key in record}
     pairs = [{"prompt": f"write {n} words", "chosen": "moon " * n, "rejected": "cat " * n} for n in range(1, 13)]
     examples = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    reactions = [{**example, "label": index % 6 < 5, "user": str(index)} for index, example in enumerate(examples)]
     brief = {"num_steps": 1, "warmup_steps": 0}
-    for objective, rows in (
-        (SFT(SFTConfig.parse({**brief, "held_out": 1})), examples),
-        (DPO(DPOConfig.parse({**brief, "held_out": 0.3})), pairs),
+    for objective, rows, held_out in (
+        (SFT(SFTConfig.parse({**brief, "held_out": 1})), examples, None),
+        (DPO(DPOConfig.parse({**brief, "held_out": 0.3})), pairs, None),
+        (Love(LoveConfig.parse(brief)), reactions, reactions),
     ):
         directory = tmp_path_factory.mktemp("fit") / "out"
-        fit(objective, DEMO_CHECKPOINT, rows, directory)
+        fit(objective, DEMO_CHECKPOINT, rows, directory, eval_data=held_out)
         keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
     torch.set_num_threads(threads)
     return keys - {"step", "time"}
