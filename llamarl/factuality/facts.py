@@ -275,7 +275,8 @@ class FactTable:
         """The values of a relation that a text names: first word, end, what it may mean."""
         if relation in self._numeric:
             return _find_numbers(words)
-        return [(each.first, each.last, each.meanings) for each in self._values[relation].find(words)]
+        found = self._values[relation].find(words)
+        return [(each.first, each.last, each.meanings) for each in found if not _goes_on(words, each.last)]
 
     @cached_property
     def _subjects(self) -> Names:
@@ -329,6 +330,11 @@ def fill(text: str, fields: Mapping[str, str]) -> str:
 def _fold(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     return "".join(each for each in decomposed if not unicodedata.combining(each))
+
+
+def _goes_on(words: Sequence[Word], place: int) -> bool:
+    """True if a name that ends before a word is part of a longer one, as the China of the South China Sea."""
+    return place < len(words) and words[place].is_capital and words[place].start - words[place - 1].end == 1
 
 
 def _is_number(text: str) -> bool:

@@ -40,6 +40,8 @@ def table(tmp_path: Path) -> FactTable:
         ("It is located in Spain.", None, []),
         ("The city is located in Spain.", "Munich", [("Munich", "country", "Spain", False)]),
         ("It is a city in Mexico City.", "Munich", []),
+        ("It is a city in the Spain Sea.", "Munich", []),
+        ("It is a city in Spain, Europe.", "Munich", [("Munich", "country", "Spain", False)]),
         ("Lyon is located in Spain.", "Munich", [("Lyon", "country", "Spain", False)]),
         ("Oslo is located in Spain.", "Munich", []),
         # where rules would guess, they are silent
