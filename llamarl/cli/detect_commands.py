@@ -52,7 +52,7 @@ def _describe_build(summary: Mapping[str, Any]) -> Iterator[str]:
     answers, claims, labels = summary["answers"], summary["claims"], summary["labels"]
     yield f"answers    {answers['answered']:,} of {summary['prompts']:,} prompts{_count(answers, 'empty', 'cut')}"
     unlisted = {"without a claim": claims["answers_without"], "unreadable lists": claims["unreadable_lists"]}
-    yield f"claims     {claims['found']:,}{_count(unlisted, *unlisted)}{_dropped(claims['dropped'])}"
+    yield f"claims     {claims['found']:,}{_count(unlisted, *unlisted)}{_describe_dropped(claims['dropped'])}"
     if "relevance" in summary:
         relevance = summary["relevance"]
         yield f"relevance  {relevance['irrelevant']:,} irrelevant{_count(relevance, 'unreadable')}"
@@ -63,7 +63,7 @@ def _describe_build(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{labels['undetermined']:,} undetermined{silent}"
     )
     if "questions" in summary:
-        yield f"questions  {summary['questions']['kept']:,}{_dropped(summary['questions']['dropped'])}"
+        yield f"questions  {summary['questions']['kept']:,}{_describe_dropped(summary['questions']['dropped'])}"
     for split, counts in summary["splits"].items():
         yield f"{split:10} {counts['factual']:,} factual and {counts['hallucinated']:,} hallucinated claims"
     yield f"left over  {summary['surplus']:,} of the larger class, {summary['kept_aside']:,} undetermined"
@@ -76,7 +76,7 @@ def _count(counts: Mapping[str, int], *names: str) -> str:
     return "".join(f", {counts[name]:,} {name}" for name in names if counts[name])
 
 
-def _dropped(reasons: Mapping[str, int]) -> str:
+def _describe_dropped(reasons: Mapping[str, int]) -> str:
     return f"; dropped: {', '.join(f'{count:,} {name}' for name, count in reasons.items())}" if reasons else ""
 
 

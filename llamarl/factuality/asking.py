@@ -56,7 +56,7 @@ class Helper:
         self.chat = chat
 
     def record(self, *prompts: str) -> dict[str, Any]:
-        """What answers to these prompts depend on; a server may move."""
+        """All that answers to these prompts depend on; a server may move."""
         who = {name: value for name, value in self.chat.record().items() if name != "base_url"}
         files = {name: load_prompt(name) for name in prompts}
         texts = {name: [each.version, digest_of(each.model_dump())] for name, each in files.items()}
@@ -94,7 +94,7 @@ def read_list(text: str) -> list[Mapping[str, Any]] | None:
 
 
 def read_word(text: str, words: Mapping[str, Any]) -> Any | None:
-    """What the last of some words in an answer means; None where none of them stands there.
+    """The meaning of the last of some words in an answer; None where none of them stands there.
 
     Words are whole and without case: `True` is not in `untrue`. Brackets and stars around the verdict win over words in
     the reasoning before it.

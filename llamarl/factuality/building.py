@@ -241,7 +241,7 @@ async def _label(run: _Build, stages: Pipeline, claims: Mapping[str, Claim]) -> 
 
 
 async def _question(run: _Build, stages: Pipeline, ruled: Mapping[str, Ruled]) -> dict[str, Any]:
-    """By claim, its question; undetermined claims, whose truth nobody knows, have none."""
+    """Questions by claim; undetermined claims, whose truth nobody knows, have none."""
     if stages.questioner is None:
         return {}
     known = {name: each for name, each in ruled.items() if each.ruling.finding != "undetermined"}

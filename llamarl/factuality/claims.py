@@ -19,7 +19,7 @@ class Ask:
     id: str
     text: str
     subject: str | None = None
-    """Whom or what the prompt asks about, where its row says so."""
+    """The subject that the prompt asks about, where its row says so."""
     canary: str | None = None
     """A mark by which the data's owner asks that nobody trains on them."""
 
@@ -59,15 +59,15 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """Whether the evidence supports a claim."""
+    """A ruling on whether the evidence supports a claim."""
 
     finding: Finding
     rationale: str
     reason: str = ""
-    """Why nothing was determined, as one word for counting."""
+    """The reason why nothing was determined, as one word for counting."""
     evidence: tuple[Passage, ...] = ()
     facts: tuple[Mapping[str, Any], ...] = ()
-    """What a table of facts was read for: subject, relation, the claim's value, the table's values."""
+    """The reading that a table of facts was asked for: subject, relation, the claim's value, the table's values."""
 
     def record(self) -> dict[str, Any]:
         """The ruling as plain values."""

@@ -1,4 +1,4 @@
-"""From an answer to its claims: each a self-contained statement with the part of the answer that says it.
+"""Answers taken apart into claims: each a self-contained statement with the part of the answer that says it.
 
 SentenceDecomposer()         every sentence is a claim; a pronoun at its head becomes the prompt's subject
 FactDecomposer(table)        one claim for each relation of the table that a sentence speaks of, in the table's words
@@ -95,7 +95,7 @@ class SentenceDecomposer(Decomposer):
 
 
 class FactDecomposer(Decomposer):
-    """What a table of facts can check: one claim for each relation that a sentence speaks of."""
+    """Claims that a table of facts can check: one claim for each relation that a sentence speaks of."""
 
     def __init__(self, table: FactTable) -> None:
         self._table = table
@@ -157,7 +157,7 @@ class ModelDecomposer(Decomposer):
 
 
 def find_span(answer: str, claim: str, quote: str) -> Span | None:
-    """Where an answer says a claim: at the quotation, or else in the sentence that shares most of the claim's words."""
+    """The place where an answer says a claim: the quotation, or the sentence that shares most of the claim's words."""
     words = quote.split()
     if words and (match := re.search(r"\s+".join(map(re.escape, words)), answer)):
         return match.span()

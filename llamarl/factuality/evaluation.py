@@ -1,4 +1,4 @@
-"""What detectors' scores are worth: thresholds from validation claims, everything else on test claims.
+"""The worth of detectors' scores: thresholds from validation claims, everything else on test claims.
 
     results = evaluate(Evaluation(scores=["probe.jsonl", "prompt.jsonl"]))
     results["methods"]["probe"]["bacc"], results["differences"][0]["bacc"]

@@ -1,4 +1,4 @@
-"""Where evidence comes from: one interface, three back ends.
+"""Sources of evidence: one interface, three back ends.
 
 TableEvidence(FactTable.read(["facts.csv"]))         what a table says of the subjects that a query names
 CorpusEvidence.read(["pages/*.txt"])                 BM25 over the paragraphs of local files (extra `detect`)

@@ -43,14 +43,14 @@ Words = tuple[str, ...]
 
 
 class RelationConfig(Config):
-    """How a relation is found in sentences and put into words; `{subject}` and `{object}` are filled in."""
+    """Patterns that find a relation in sentences, and its wording; `{subject}` and `{object}` are filled in."""
 
     cues: tuple[str, ...] = ()
     """Words that speak of the relation; by default its name."""
     statement: str = "The {relation} of {subject} is {object}."
     question: str = "What is the {relation} of {subject}?"
     tolerance: float = Field(default=0.0, ge=0.0)
-    """How far a number may be off and still be right, as a share of the true one."""
+    """The distance by which a number may be off and still be right, as a share of the true one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Word:
     """A word of a text."""
 
     text: str
-    """As it is compared: without case and accents."""
+    """The text as it is compared: without case and accents."""
     start: int
     end: int
     is_capital: bool
@@ -66,7 +66,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a sentence says of one relation of one subject."""
+    """A sentence's statement on one relation of one subject."""
 
     subject: str
     relation: str
@@ -173,7 +173,7 @@ class FactTable:
         return cls(facts, worded)
 
     def record(self) -> dict[str, Any]:
-        """What readings depend on."""
+        """All that readings depend on."""
         worded = {name: self.relations[name].model_dump(mode="json") for name in sorted(self.relations)}
         return {"facts": self.digest, "relations": worded}
 
@@ -194,7 +194,7 @@ class FactTable:
         return fill(self.relations[relation].question, {"subject": subject, "relation": relation.replace("_", " ")})
 
     def read_claim(self, text: str, subject: str | None = None) -> list[Reading]:
-        """What a text says of the relations of its subject.
+        """A text's statements on the relations of its subject.
 
         Args:
             text: a sentence.
@@ -221,7 +221,7 @@ class FactTable:
         return []
 
     def explain_silence(self, text: str, subject: str | None = None) -> str:
-        """Why `read_claim` finds nothing, as one word."""
+        """The reason why `read_claim` finds nothing, as one word."""
         words = split_words(text)
         if any(word.text in NEGATIONS for word in words):
             return "negated"

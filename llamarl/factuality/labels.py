@@ -1,4 +1,4 @@
-"""From a claim to its ruling: is it supported, contradicted, or undetermined, why, and by what evidence?
+"""Rulings on claims: is it supported, contradicted, or undetermined, why, and by what evidence?
 
     FactLabeller(table)                   rules over a table of facts, no model
     ModelLabeller(helper, evidence)       the helper model reasons over passages, and says its verdict last

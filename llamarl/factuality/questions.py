@@ -84,7 +84,7 @@ class ModelQuestioner(Questioner):
 
 
 def check_probe(item: Ruled, probe: Probe) -> str:
-    """Why a question is no good, as one word; empty where it is."""
+    """The reason why a question is no good, as one word; empty where it is."""
     if not split_words(probe.answer):
         return "no_answer"
     in_claim = contains(item.claim.text, probe.answer)

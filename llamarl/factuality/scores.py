@@ -60,7 +60,7 @@ class Method:
 
 @dataclass(slots=True)
 class _Rows:
-    """What has been read of one method."""
+    """All that has been read of one method so far."""
 
     claims: dict[str, dict[str, tuple[bool, float, str | None]]] = field(
         default_factory=lambda: {split: {} for split in SPLITS}

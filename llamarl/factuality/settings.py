@@ -42,7 +42,7 @@ class Models(Config):
     helper: Annotated[str | None, Metavar("MODEL")] = None
     """The model of the stages that ask one (default: the model under study)."""
     helper_endpoint: Annotated[str | None, Metavar("URL")] = None
-    """Its server, where it is no checkpoint."""
+    """The server, where it is no checkpoint."""
     helper_api_key_env: Annotated[str | None, Metavar("VARIABLE")] = None
     """The environment variable that holds that server's key."""
     max_tokens: int = Field(default=512, ge=1)
@@ -73,13 +73,13 @@ class Stages(Config):
     """Stages, and what they go by."""
 
     claims: Literal["sentences", "facts", "model"] = "sentences"
-    """How answers are taken apart: every sentence, what the table of facts can check, or the helper's list."""
+    """Parts of an answer: every sentence, what the table of facts can check, or the helper's list."""
     relevance: Literal["all", "model"] = "all"
     """Claims that count: all, or those that the helper finds relevant to the prompt."""
     labels: Literal["facts", "model"] | None = None
-    """Who rules: the table of facts by rules, or the helper by passages (default: facts with --facts, else model)."""
+    """The ruler: the table of facts by rules, or the helper by passages (default: facts with --facts, else model)."""
     questions: Literal["facts", "model", "none"] | None = None
-    """Who words the auxiliary questions (default: as --labels)."""
+    """The author of the auxiliary questions (default: as --labels)."""
     facts: Annotated[tuple[str, ...], Metavar("FILE")] = ()
     """Table of subject, relation, object: CSV, TSV, Parquet, JSONL, or a query in a .sql file."""
     relations: Annotated[Path | None, Metavar("FILE")] = None
@@ -95,7 +95,7 @@ class Stages(Config):
 
     @property
     def resolved_labels(self) -> Literal["facts", "model"]:
-        """Who rules."""
+        """The ruler of claims."""
         return self.labels or ("facts" if self.facts and not (self.corpus or self.search) else "model")
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ class Stage(ABC, Generic[T]):
     """A step: from an item to plain JSON values."""
 
     name: str
-    """Of its file."""
+    """The name of its file."""
 
     @abstractmethod
     def record(self) -> Mapping[str, Any]:
@@ -38,7 +38,7 @@ class Stage(ABC, Generic[T]):
 
     @abstractmethod
     def content(self, item: T) -> Any:
-        """What of an item its result depends on, as plain JSON values."""
+        """The parts of an item that its result depends on, as plain JSON values."""
 
     @abstractmethod
     async def process(self, item: T) -> dict[str, Any]:
@@ -52,10 +52,10 @@ class Stage(ABC, Generic[T]):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a stage made of its items."""
+    """A stage's results."""
 
     results: dict[str, dict[str, Any]]
-    """By item, in the order of the items."""
+    """Results in the order of the items."""
     failures: dict[str, str] = field(default_factory=dict)
     """Item -> what its back end said."""
     num_kept: int = 0
@@ -166,7 +166,7 @@ def _explain(stage: Stage[Any], failures: Mapping[str, str], start: str, path: P
 
 
 def count_reasons(reasons: Sequence[str]) -> dict[str, int]:
-    """How often each reason stands, the most frequent first."""
+    """Counts of the reasons, the most frequent first."""
     counts: dict[str, int] = {}
     for reason in reasons:
         counts[reason] = counts.get(reason, 0) + 1

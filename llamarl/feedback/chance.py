@@ -1,4 +1,4 @@
-"""How likely it is that a person does by chance what a user did: laws of counts, and how many suspicions are wrong."""
+"""Probabilities that a person does by chance what a user did: laws of counts, and how many suspicions are wrong."""
 
 from typing import NamedTuple, Self
 
@@ -42,7 +42,7 @@ def fit_beta_binomial(
 
 
 class _Cut(NamedTuple):
-    """Where the upper tail begins, for each number of trials."""
+    """The beginning of the upper tail, for each number of trials."""
 
     trials: np.ndarray
     """[T] sorted"""
@@ -131,7 +131,7 @@ def overlap_tail(count: int, loved: int, holding: int, shown: int, odds: float) 
 
 
 def find_unlikely(chances: np.ndarray, tests: int, wrong_share: float) -> np.ndarray:
-    """Which of some small probabilities are too small for chance, by the rule of Benjamini and Hochberg.
+    """The probabilities of some that are too small for chance, by the rule of Benjamini and Hochberg.
 
     Of those found, at most `wrong_share` are there by chance, on average (Benjamini and Hochberg, "Controlling the
     False Discovery Rate", 1995).

@@ -1,4 +1,4 @@
-"""What a store says: how often messages are loved, where and when, and which signal would be worth learning from.
+"""The contents of a store: how often messages are loved, where and when, and which signal would be worth learning from.
 
 Messages of one user are alike, so that intervals count users: the variance of a rate is that of a ratio of sums over
 users, and the interval is Wilson's with as many independent messages as that variance stands for.
@@ -28,10 +28,10 @@ SIGNALS = ("love", "sentiment", "continued", "returned")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How often messages of one segment are loved."""
+    """The rate at which messages of one segment are loved."""
 
     segment: str | None
-    """Its name; None where the log does not say."""
+    """The segment's name; None where the log does not say."""
     messages: int
     users: int
     loves: int
@@ -48,7 +48,7 @@ class Signal:
     messages: int
     """Messages of which the log knows the signal."""
     positive: int
-    """Those where it is above 0."""
+    """Messages where it is above 0."""
     share: float
     """`positive` of all messages in the store."""
     users: int

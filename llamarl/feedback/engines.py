@@ -1,4 +1,4 @@
-"""What answers the queries over all chunks: DuckDB, in this process and larger than memory."""
+"""The engine of queries over all chunks: DuckDB, in this process and larger than memory."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

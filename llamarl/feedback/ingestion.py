@@ -124,7 +124,7 @@ class _Run:
         self._digests = self._digest_files(key)
 
     def _digest_files(self, key: bytes) -> list[str]:
-        """What the parts of each file depend on, in few characters: its place, the file itself, settings, the key."""
+        """Digests of all that the parts of each file depend on: its place, the file itself, settings, the key."""
         settings = self._settings.model_dump(
             mode="json", include={"columns", "keep", "reactions", "time_zone", "context_messages"}
         )
@@ -236,7 +236,7 @@ class _Run:
                 turns = f"WITH raw AS ({raw}) {turns}"  # read once, so not written down
             connection.execute(f"CREATE TABLE turns AS {turns}")
             connection.register("reaction_names", self._name_reactions(connection))
-            copy_rows(connection, row_queries.select_checked(self._columns, number), part, QUICK)
+            copy_rows(connection, row_queries.select_and_check(self._columns, number), part, QUICK)
 
     def _name_reactions(self, connection: Connection) -> Any:
         """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
@@ -312,7 +312,7 @@ class _Run:
         return self._summarize(engine, notes)
 
     def _summarize(self, engine: QueryEngine, notes: list[str]) -> dict[str, Any]:
-        """What `store.json` says, beside where the data are."""
+        """The record in `store.json`, beside where the data are."""
         ((kept, users, loves, first, last),) = engine.fetch(selection.SELECT_TOTALS)
         dropped = dict(engine.fetch(selection.SELECT_REASONS))
         names = [str(path) for path in self._files]
@@ -398,7 +398,7 @@ def _columns_of(chunk: Chunk) -> set[str]:
 
 
 def _kinds(schema: Any) -> dict[str, str]:
-    """Whether each column of a table is of text, of other plain values, or nested."""
+    """Kinds of a table's columns: of text, of other plain values, or nested."""
     from pyarrow import types
 
     def kind(of: Any) -> str:

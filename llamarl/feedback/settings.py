@@ -71,7 +71,7 @@ class Ingest(SuspectSettings):
     context_messages: int = Field(default=32, ge=1)
     """Messages of the conversation that are kept before each reply, the last ones."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """Who looks across rows: DuckDB in this process, larger than memory, or Spark, for logs that outgrow a machine."""
+    """The engine that looks across rows: DuckDB in this process, larger than memory, or Spark for larger logs."""
     threads: int | None = Field(default=None, ge=1)
     """Cores to use, all by default."""
     memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")

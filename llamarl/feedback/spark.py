@@ -63,7 +63,7 @@ def start_session(threads: int) -> Iterator[Session]:
 
 
 def has_master(environment: Mapping[str, str]) -> bool:
-    """Whether Spark is told where to run. Asking Spark itself would start its Java process, too early to configure."""
+    """True if Spark is told where to run. Asking Spark itself would start its Java process, too early to configure."""
     if "--master" in environment.get("PYSPARK_SUBMIT_ARGS", "") or "SPARK_REMOTE" in environment:
         return True
     defaults = Path(environment.get("SPARK_CONF_DIR", "")) / "spark-defaults.conf"

@@ -36,7 +36,7 @@ class Store:
 
     path: Path
     record: Mapping[str, Any]
-    """What `store.json` holds."""
+    """The record in `store.json`."""
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -129,7 +129,7 @@ def explain_limits(out: Path, memory: str) -> Iterator[None]:
 
 SMALL = "COMPRESSION zstd"
 QUICK = "COMPRESSION lz4, DICTIONARY_SIZE_LIMIT 1, PARQUET_VERSION V2"
-"""How Parquet is written that stays, and that is read once: looking for repeated values takes a third of the time."""
+"""Settings of Parquet that stays, and that is read once: looking for repeated values takes a third of the time."""
 
 
 def copy_rows(connection: Connection, select: str, path: Path, options: str = SMALL) -> None:

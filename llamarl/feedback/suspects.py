@@ -29,7 +29,7 @@ MANY_GAPS = 20
 MOST_TERMS = 3
 """Terms of each user that are looked at closely."""
 TASTE = 3.0
-"""How many times the odds of another reply one with a phrase may have because somebody likes what goes with it."""
+"""The factor of odds that a reply with a phrase may have over others because somebody likes what goes with it."""
 MOST_MESSAGES = 10_000
 """Users who saw more are judged by the law of the others, and are none of those it is fitted to."""
 
@@ -154,7 +154,7 @@ def _ask_own(
     loves: np.ndarray,
     shown: np.ndarray,
 ) -> np.ndarray:
-    """How likely chance puts a term into so many of a user's loves, given in how many of their replies it is.
+    """The probability that chance puts a term into so many of a user's loves, given in how many of their replies it is.
 
     [N], 1 where it is not likely enough to be asked for: replies have to be searched.
     """

@@ -6,7 +6,7 @@ SEGMENTS = {
     "language": "language",
     "model_version": "model_version",
 }
-"""How a message's segment is found."""
+"""The expression that finds a message's segment."""
 
 SELECT_SEGMENT_RATES = """
     WITH by_user AS (
@@ -45,4 +45,4 @@ SELECT_SIGNAL = """
         (SELECT corr(mean, outcome) FROM of_user),
         (SELECT count(*) FROM signals WHERE {signal} > 0 AND ({other_known})),
         (SELECT count(*) FROM signals WHERE {signal} > 0 AND ({other_bad}))"""
-"""How often a signal is known and good, how users' means go with the outcome, and how often another signal objects."""
+"""A query: how often a signal is known and good, how users' means go with the outcome, how often another objects."""

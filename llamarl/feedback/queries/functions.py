@@ -15,7 +15,7 @@ SECRETS = (
     r"\b\d{3}-\d{2}-\d{4}\b",
     r"\+\d[\d ()-]{7,}\d",  # telephone
 )
-"""What is taken out of texts. A pattern finds what looks like a secret, not every secret."""
+"""Patterns of what is taken out of texts. A pattern finds what looks like a secret, not every secret."""
 REDACTED = "[redacted]"
 
 _NUMERIC = r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"

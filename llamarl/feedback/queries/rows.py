@@ -13,7 +13,7 @@ IDS = ("user", "message_id", "conversation_id")
 TIMES = ("ts", "reaction_ts", "edited_ts")
 NUMBERS = ("next_sentiment", "outcome")
 FIELDS = (*IDS, *TIMES, "prompt", *TEXTS, "reaction", "messages", *NUMBERS)
-"""What a log may say of a message."""
+"""Fields that a log may have of a message."""
 ONLY_OF_ONE_MESSAGE = ("message_id", "reaction", "reaction_ts", "edited_ts", "next_sentiment")
 ALSO_OF_ONE_MESSAGE = ("ts", "model_version")
 """Fields that a message inside a conversation has for itself; where it lacks one of these, its conversation's holds."""
@@ -25,7 +25,7 @@ MOST_TURNS = (1 << LINE_SHIFT) - 1
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where a log keeps each field."""
+    """Names under which a log keeps each field."""
 
     names: Mapping[str, str]
     """Field -> column; a dot goes into an object of a JSON line."""
@@ -182,7 +182,7 @@ def _of_message(columns: Columns) -> list[str]:
     return [field for field in columns.fields if field not in ("prompt", "messages")]
 
 
-def select_checked(columns: Columns, file: int) -> str:
+def select_and_check(columns: Columns, file: int) -> str:
     """Turns (`turns`) of one file -> canonical values, and `problem`.
 
     `reaction_names` holds the name of each spelling. A row without a response whose reaction names a message is an

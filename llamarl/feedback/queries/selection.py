@@ -67,7 +67,7 @@ SELECT_ROWS_ABOVE_CAP = """
         SELECT row, row_number() OVER (PARTITION BY user_hash ORDER BY (row % 1000003) * 7919 % 1000003, row) AS place
         FROM messages JOIN (SELECT user_hash FROM activity WHERE shown > {cap}) USING (user_hash))
     WHERE place > {cap}"""
-"""Which messages of a user stay is a fixed draw from all times, so that the share with a reaction stays, too."""
+"""The messages of a user that stay are a fixed draw from all times, so that the share with a reaction stays, too."""
 
 SELECT_STORED = """
     SELECT message_hash, user_hash, conversation_hash, ts, context, response,
@@ -88,7 +88,7 @@ SELECT_DROPPED = """
         UNION ALL
         SELECT file, 0, 0, '', 'unreadable_file', -1 FROM unreadable)
     ORDER BY file, row"""
-"""What was not kept. A file that cannot be read has no lines."""
+"""Rows that were not kept. A file that cannot be read has no lines."""
 
 SELECT_REASONS = "SELECT reason, count(*) FROM dropped GROUP BY reason ORDER BY reason"
 

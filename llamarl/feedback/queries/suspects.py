@@ -13,14 +13,14 @@ SELECT_BURSTS = """
 DELAYS = """
     SELECT user_hash, epoch_us(reaction_ts) - epoch_us(ts) AS passed
     FROM messages WHERE reaction = 'love' AND reaction_ts >= ts"""
-"""From message to love. A love before its message says that clocks differ, not how quick the user was."""
+"""Seconds from message to love. A love before its message says that clocks differ, not how quick the user was."""
 
 GAPS = """
     SELECT user_hash, passed FROM (
         SELECT user_hash, epoch_us(ts) - lag(epoch_us(ts)) OVER (PARTITION BY user_hash ORDER BY ts, row) AS passed
         FROM messages JOIN (SELECT user_hash FROM activity WHERE loves > 0) AS lovers USING (user_hash)) AS all_gaps
     WHERE passed IS NOT NULL"""
-"""From one message of a user to the next; only of users who love any, since others teach nothing."""
+"""Seconds from one message of a user to the next; only of users who love any, since others teach nothing."""
 
 SELECT_MEDIANS = """
     SELECT user_hash, median(passed) / 1e6 AS seconds, count(*) AS times FROM ({passed}) AS times
@@ -38,7 +38,7 @@ SELECT_LOVE_COUNTS = """
     SELECT CAST(loves AS BIGINT) AS loves, shown, count(*) AS users FROM activity
     WHERE user_hash NOT IN (SELECT user_hash FROM suspicious)
     GROUP BY loves, shown ORDER BY loves, shown"""
-"""How many users love so many of so many messages, but for those whom other rules found."""
+"""The number of users who love so many of so many messages, but for those whom other rules found."""
 
 SELECT_LOVERS = """
     SELECT user_hash, CAST(loves AS BIGINT) AS loves, shown FROM activity WHERE loves >= {least} ORDER BY user_hash"""
@@ -90,7 +90,7 @@ SELECT_HOLDING = f"""
     texts AS (SELECT user_hash, term, ' ' || array_to_string({WORDS}, ' ') || ' ' AS words FROM likely)
     SELECT user_hash, term, count(*) AS holding FROM texts
     WHERE contains(words, ' ' || term || ' ') GROUP BY user_hash, term ORDER BY user_hash, term"""
-"""How many replies that a user saw hold a term (`candidates`: user_hash, term); only what may hold it is cut up."""
+"""The number of a user's replies that hold a term (`candidates`: user_hash, term); only what may hold it is cut up."""
 
 SELECT_COUNTS = """
     SELECT CAST(coalesce(sum(shown), 0) AS BIGINT), coalesce(sum(CASE WHEN loves >= {few} THEN 1 ELSE 0 END), 0),
