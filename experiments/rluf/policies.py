@@ -34,6 +34,7 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core.records import Completion, Prompt
 from llamarl.data.jsonl import write_jsonl
 from llamarl.feedback import AbTest, compare_arms, wishes
+from llamarl.report.files import read_jsonl
 
 WISHES = "llamarl.feedback.wishes"
 RL = SETTINGS["rl"]
@@ -151,6 +152,26 @@ def sample(model: Path, seed: int, name: str = "test", num_prompts: int = SETTIN
     return [(prompt, each) for prompt, group in zip(prompts, answers, strict=True) for each in group]
 
 
+def answer_test(directory: Path, seed: int) -> Answers:
+    """What a finished run's policy answers to the test prompts, sampled once and kept beside the run."""
+    path = directory / "answers.jsonl"
+    if not path.exists():
+        write_jsonl(
+            path,
+            (
+                {"id": prompt.id, "messages": [*prompt.messages], "info": dict(prompt.info), "text": each.text}
+                for prompt, each in sample(trained(directory), seed)
+            ),
+        )
+    return [
+        (
+            Prompt(row["id"], tuple(row["messages"]), info=row["info"]),
+            Completion((), (), (), (), row["text"], "stop"),
+        )
+        for row in read_jsonl(path)
+    ]
+
+
 def measure(given: Answers, seed: int) -> dict[str, float]:
     """What a policy's answers to the test prompts are worth."""
     replies = [each.text for _, each in given]
@@ -213,7 +234,7 @@ def main() -> None:
     measured = []
     for seed in experiment.seeds:
         own = {run.arm: run for run in runs if run.seed == seed}
-        answers = {arm: sample(trained(experiment.folder / f"{arm}-{seed}"), seed) for arm in own}
+        answers = {arm: answer_test(experiment.folder / f"{arm}-{seed}", seed) for arm in own}
         tested = test_on_users(answers, seed, experiment.folder / f"test-{seed}.parquet")
         for arm, run in own.items():
             numbers = measure(answers[arm], seed) | tested.get(arm, {}) | read_monitor(run.curves)
