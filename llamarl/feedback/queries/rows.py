@@ -137,7 +137,7 @@ def select_flat(columns: Columns, context_messages: int) -> str:
     is_list = "CASE WHEN starts_with(ltrim(prompt), '[{') THEN json_valid(prompt) ELSE false END"  # AND asks both
     items = "TRY_CAST(prompt AS JSON[])"
     return f"""
-        SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))},
+        SELECT line, 0::BIGINT AS turn, {", ".join(map(quote, _of_message(columns)))},
             CASE WHEN prompt IS NULL THEN NULL
                  WHEN {is_list} THEN
                     CASE WHEN is_dialogue({items}) THEN roles_and_texts({items}[-{context_messages}:]) END
@@ -165,7 +165,7 @@ def select_replies(columns: Columns, context_messages: int) -> str:
             own.append(quote(field))
     reaction = f"item ->> {text_literal(json_path(columns.column('reaction')))}"
     return f"""
-        SELECT line, 0 AS turn, {", ".join(map(quote, _of_message(columns)))}, NULL AS context,
+        SELECT line, 0::BIGINT AS turn, {", ".join(map(quote, _of_message(columns)))}, NULL AS context,
             'messages:bad_messages' AS problem
         FROM talks WHERE NOT coalesce(is_dialogue(items), false) OR len(items) > {MOST_TURNS}
         UNION ALL
