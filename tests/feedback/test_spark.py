@@ -67,7 +67,8 @@ def test_both_engines_make_the_same_store_row_for_row(tmp_path, _):
     }
     assert query(f"DESCRIBE FROM '{spark.messages}'") == query(f"DESCRIBE FROM '{duckdb.messages}'")
 
-    with pytest.raises(DataError, match="no column for prompt, response, ts, user among"):  # found by a worker, told by the ingest
+    missing = "no column for prompt, response, ts, user among"  # found by a worker, told by the ingest
+    with pytest.raises(DataError, match=missing):
         ingest_files(tmp_path / "spark", [write_lines(tmp_path / "c.jsonl", [{"uid": 1}])], engine="spark")
     assert contents(Store.open(tmp_path / "spark" / "store")) == contents(duckdb)
 
