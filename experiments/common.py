@@ -204,7 +204,9 @@ class Experiment:
         for path in sorted(self.folder.glob("*/recipe.json")):
             arm, _, seed = path.parent.name.rpartition("-")
             text = path.read_text()
-            of_arm = found.setdefault(arm, {"recipe": json.loads(text), "sha256": {}})
+            # files of the recipe as seen from the repository: where that lies is nobody's business
+            recipe = json.loads(text.replace(f"{HERE.parent}/", ""))
+            of_arm = found.setdefault(arm, {"recipe": recipe, "sha256": {}})
             of_arm["sha256"][seed] = hashlib.sha256(text.encode()).hexdigest()
         return found
 
