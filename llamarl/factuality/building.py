@@ -14,13 +14,13 @@ given to `Pipeline`.
 Reference: Qin et al., https://arxiv.org/abs/2505.12265, section 3.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamarl.core.errors import ConfigError, DataError, EndpointError
+from llamarl.core.loops import run_async
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
@@ -137,7 +137,7 @@ def build(
         refuse_canaries(asks)
     with lock_directory(settings.out, "building into"):
         stages = pipeline or build_pipeline(settings)
-        return asyncio.run(_build(settings, asks, stages, make_progress))
+        return run_async(_build(settings, asks, stages, make_progress))
 
 
 async def _build(settings: Build, asks: Sequence[Ask], stages: Pipeline, make_progress: MakeProgress) -> dict[str, Any]:

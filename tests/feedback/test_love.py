@@ -48,7 +48,7 @@ def finished(model, store, tmp_path_factory):
 
 
 class StopError(Exception):
-    pass
+    """Stands for what ends a training between two steps."""
 
 
 def numbers(out):
