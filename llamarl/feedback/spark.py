@@ -8,6 +8,7 @@ where every worker sees them under the same path. What is not said here comes fr
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,9 @@ def start_session(threads: int) -> Iterator[Session]:
         "spark.log.level": "ERROR",
         "spark.sql.parquet.compression.codec": "zstd",
     }
+    if not has_master(os.environ):
+        # Otherwise its workers run the first `python3` on PATH, which need not have these packages.
+        settings["spark.pyspark.python"] = sys.executable
     for name, value in settings.items():
         builder = builder.config(name, value)
     if not has_master(os.environ):
