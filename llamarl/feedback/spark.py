@@ -51,7 +51,7 @@ def start_session(threads: int) -> Iterator[Session]:
     }
     if not has_master(os.environ):
         # Otherwise its workers run the first `python3` on PATH, which need not have these packages.
-        settings["spark.pyspark.python"] = sys.executable
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     for name, value in settings.items():
         builder = builder.config(name, value)
     if not has_master(os.environ):
