@@ -34,7 +34,18 @@ class PromptFile(Config):
 
     def render(self, **data: str) -> list[Message]:
         """The messages, each piece of data between markers."""
-        user = _FIELD.sub(lambda match: fence(match[1], data[match[1]]), self.user).strip()
+        return self._messages({name: fence(name, text) for name, text in data.items()})
+
+    def fill(self, **data: str) -> list[Message]:
+        """The messages, each piece of data on one line as it is.
+
+        For questions to a detector: the markers' codes would cost more tokens than a claim, and differ in each, where a
+        small model should see nothing but the claim.
+        """
+        return self._messages({name: " ".join(text.split()) for name, text in data.items()})
+
+    def _messages(self, data: Mapping[str, str]) -> list[Message]:
+        user = _FIELD.sub(lambda match: data[match[1]], self.user).strip()
         messages: list[Message] = [{"role": "system", "content": self.system.strip()}] if self.system else []
         return [*messages, {"role": "user", "content": user}]
 

@@ -1,1 +1,1 @@
-"""Detectors of hallucinations, all behind `Detector.score`; `detector` holds what they share, each method has a file."""
+"""Detectors of hallucinations, all behind `Detector.score`. `method` says how to add one; each method has a file."""
