@@ -11,8 +11,9 @@ MODELS ?= $(HOME)/.cache/llamarl/models
 demo: $(VENV)/.core
 	$(BIN)/llamarl demo
 
+# a test process a core, up to four; one thread in each, so that they don't fight for cores
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 real: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.every_command --model "$$($(BIN)/python -m benchmarks.every_command --fetch $(MODELS))"
