@@ -8,6 +8,7 @@ flight: with an endpoint as far as the server keeps to that, natively up to roun
 """
 
 import asyncio
+import copy
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from llamarl.models.endpoint import ChatEndpoint, ChatReply, well_formed
 if TYPE_CHECKING:
     from torch import nn
 
+    from llamarl.generation.batcher import Batcher
     from llamarl.models.tokenizer import Tokenizer
 
 MAX_ENDPOINT_SEED = 1 << 31
@@ -76,6 +78,10 @@ class EndpointChat:
             stop=sampling.stop,
             extra={name: value for name, value in beyond.items() if value} | self.extra,
         )
+
+    def with_sampling(self, sampling: Sampling) -> "EndpointChat":
+        """The same server, asked for other sampling. Closing either closes both."""
+        return EndpointChat(self.endpoint, sampling, extra=self.extra)
 
     def record(self) -> Mapping[str, Any]:
         """Address, model, sampling, further fields."""
@@ -148,9 +154,7 @@ class NativeChat:
         """The device on which the model runs."""
         self._batcher = build_batcher(module, config, self._tokenizer)
         self._batcher.reuses_cache = slots > 1 and self._batcher.backend.can_reuse
-        self._keys = itertools.count()
-        self._waiting: dict[int, asyncio.Future[Completion]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._decoding = _Decoding(self._batcher)
 
     async def reply(self, messages: Sequence[Message], seed: int) -> ChatReply:
         """The model's answer; a stop string is not part of it.
@@ -161,16 +165,7 @@ class NativeChat:
         """
         started = time.perf_counter()
         prompt = self._tokenizer.encode_chat([{**m, "content": well_formed(m["content"])} for m in messages])
-        request = GenerationRequest(next(self._keys), prompt, (seed,), self._fit_sampling(len(prompt)))
-        self._batcher.add([request])
-        self._waiting[request.key] = asyncio.get_running_loop().create_future()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._decode())
-        try:
-            completion = await self._waiting[request.key]
-        finally:
-            del self._waiting[request.key]
-            self._batcher.cancel([request.key])
+        completion = await self._decoding.complete(prompt, seed, self._fit_sampling(len(prompt)))
         return ChatReply(
             _before_stop(completion.text, self.sampling.stop),
             completion.finish_reason,
@@ -178,6 +173,12 @@ class NativeChat:
             len(completion.token_ids),
             seconds=time.perf_counter() - started,
         )
+
+    def with_sampling(self, sampling: Sampling) -> "NativeChat":
+        """The same weights, and the same batch, drawing tokens otherwise. Closing either stops both."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def record(self) -> Mapping[str, Any]:
         """Model, digests of weights and tokenizer, sampling, precision, device, and which generator it is."""
@@ -195,9 +196,7 @@ class NativeChat:
 
     async def close(self) -> None:
         """Stops decoding."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._decoding.close()
 
     def _fit_sampling(self, num_prompt: int) -> Sampling:
         """Caps the tokens of a sampling at those that still fit behind the prompt."""
@@ -211,7 +210,36 @@ class NativeChat:
             return self.sampling
         return self.sampling.model_copy(update={"max_tokens": room})
 
-    async def _decode(self) -> None:
+
+class _Decoding:
+    """The loop that decodes the requests of all chats that share a batcher."""
+
+    def __init__(self, batcher: "Batcher") -> None:
+        self._batcher = batcher
+        self._keys = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def complete(self, prompt: tuple[int, ...], seed: int, sampling: Sampling) -> Completion:
+        """The completion of one prompt."""
+        request = GenerationRequest(next(self._keys), prompt, (seed,), sampling)
+        self._batcher.add([request])
+        self._waiting[request.key] = asyncio.get_running_loop().create_future()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        try:
+            return await self._waiting[request.key]
+        finally:
+            del self._waiting[request.key]
+            self._batcher.cancel([request.key])
+
+    async def close(self) -> None:
+        """Stops decoding."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
         """Steps while there is work; who got an answer asks the next question before the next step."""
         try:
             while self._batcher.has_work:

@@ -322,7 +322,14 @@ class Decoder:
                 f"weights: {wrong[0]} has shape {list(tensors[wrong[0]].shape)}, not {list(shapes[wrong[0]])}"
             )
 
-    def hidden_states(self, ids: Tensor, positions: Tensor, attend: Attend, longest: int | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        longest: int | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
         """Final hidden states, normalised, ready for `head`.
 
         Args:
@@ -330,6 +337,7 @@ class Decoder:
             positions: `[M]` int64 position of each token in its own sequence, from 0.
             attend: the attention strategy. Its result may have `num_computed(M)` rows: the rest doesn't matter.
             longest: length of the longest sequence, where the caller knows it: then the device isn't waited for.
+            watch: is shown the states behind each layer, `[num_computed(M), d]`, before the final norm.
 
         Returns:
             `[M, d]`.
@@ -359,6 +367,8 @@ class Decoder:
             x = x + layer.out(mixed)
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
+            if watch is not None:
+                watch(x)
         return self._rms(x[:num_tokens] if num_added else x, self.norm)
 
     def num_computed(self, num_tokens: int) -> int:

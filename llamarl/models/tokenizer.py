@@ -170,6 +170,14 @@ class Tokenizer:
         """Ids of plain text, without any token the tokenizer would add. Never call it on decoded completions."""
         return tuple(self.backend.encode(text, add_special_tokens=False))
 
+    def encode_with_places(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """`encode`, and the characters of the text that each token covers: from, and up to but not including.
+
+        A character that several tokens share, as the bytes of one in another script do, is covered by each of them.
+        """
+        encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]]
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; special tokens left out unless asked for."""
         # the fast backend itself: transformers' wrapper around it takes many times as long
