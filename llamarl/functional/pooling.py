@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from llamarl.core.errors import ConfigError
-
 _WORST = re.compile(r"worst-([1-9]\d{0,5})(%?)")
 SHIPPED = ("mean", "geometric", "worst-1", "worst-3", "worst-5", "worst-5%", "worst-10%", "worst-15%")
 """The paper's ways; K and P of `worst-K` and `worst-P%` may be any."""
@@ -31,12 +29,12 @@ class Pooling:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The way of this name: `mean`, `geometric`, `worst-K` or `worst-P%`. Raises `ConfigError` for another."""
+        """The way of this name: `mean`, `geometric`, `worst-K` or `worst-P%`. Raises `ValueError` for another."""
         if name in ("mean", "geometric"):
             return cls(name)
         match = _WORST.fullmatch(name)
         if match is None or (match[2] and int(match[1]) > 100):
-            raise ConfigError(f"pool: {name!r} is none of mean, geometric, worst-K and worst-P%, such as worst-3")
+            raise ValueError(f"{name!r} is none of mean, geometric, worst-K and worst-P%, such as worst-3")
         number = int(match[1])
         return cls(name, None if match[2] else number, number if match[2] else None)
 

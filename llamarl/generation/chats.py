@@ -50,6 +50,13 @@ class Chat(Protocol):
         """Lets go of connections and work. Idempotent."""
 
 
+class ResamplingChat(Chat, Protocol):
+    """A chat that others can share."""
+
+    def with_sampling(self, sampling: Sampling) -> Chat:
+        """The same model, drawing tokens otherwise."""
+
+
 class EndpointChat:
     """Answers from an OpenAI-compatible server.
 
@@ -135,17 +142,62 @@ class NativeChat:
         slots: int = 64,
         device: str = "auto",
     ) -> None:
-        from llamarl.generation.executor import GeneratorConfig, build_batcher
         from llamarl.models.checkpoint import load_model, load_tokenizer
-        from llamarl.models.decoder import why_unsupported
         from llamarl.models.template_args import check_template_args
 
-        self.model, self.sampling, self.precision = str(model), sampling or Sampling(), precision
-        self._tokenizer = load_tokenizer(model)
-        _set_template(self._tokenizer, chat_template, self.model)
-        check_template_args(self._tokenizer.backend.chat_template, chat_template_args or {})
-        self._tokenizer.chat_template_args = dict(chat_template_args or {})
+        tokenizer = load_tokenizer(model)
+        _set_template(tokenizer, chat_template, str(model))
+        check_template_args(tokenizer.backend.chat_template, chat_template_args or {})
+        tokenizer.chat_template_args = dict(chat_template_args or {})
         module = load_model(model, dtype="bfloat16" if precision == "bf16" else "float32")
+        self._set_up(str(model), module, tokenizer, sampling, precision, slots, device)
+
+    @classmethod
+    def over(
+        cls,
+        module: "nn.Module",
+        tokenizer: "Tokenizer",
+        sampling: Sampling | None = None,
+        *,
+        name: str,
+        precision: Literal["fp32", "bf16", "int8"] = "fp32",
+        slots: int = 64,
+        device: str = "auto",
+    ) -> "NativeChat":
+        """Answers from a model that is in memory already, as `load_model` gives it; the generator copies its weights.
+
+        Args:
+            module: without adapters.
+            tokenizer: of the model; its chat template and that template's arguments are used as they are.
+            sampling: how tokens are drawn.
+            name: for records and messages.
+            precision: number format of the generator's weights and activations.
+            slots: most answers decoded together.
+            device: where the generator runs.
+
+        Raises:
+            ConfigError: no chat template, or a precision that this model cannot have.
+        """
+        _set_template(tokenizer, None, name)
+        chat = cls.__new__(cls)
+        chat._set_up(name, module, tokenizer, sampling, precision, slots, device)
+        return chat
+
+    def _set_up(
+        self,
+        name: str,
+        module: "nn.Module",
+        tokenizer: "Tokenizer",
+        sampling: Sampling | None,
+        precision: str,
+        slots: int,
+        device: str,
+    ) -> None:
+        from llamarl.generation.executor import GeneratorConfig, build_batcher
+        from llamarl.models.decoder import why_unsupported
+
+        self.model, self.sampling, self.precision = name, sampling or Sampling(), precision
+        self._tokenizer = tokenizer
         self.fallback: str | None = why_unsupported(module.config)
         """The reason for which the forward pass of transformers is used, or None."""
         self._weights = _digest(module)

@@ -5,11 +5,11 @@ import torch
 
 from llamarl.core.errors import ConfigError
 from llamarl.factuality.claims import Answer, Ask, Claim
-from llamarl.factuality.detectors.internal_states import InternalStates, find_values
+from llamarl.factuality.detectors.backbone import Backbone
+from llamarl.factuality.detectors.internal_states import TokenEntropy, TokenProbability, find_values
 from llamarl.functional.pooling import SHIPPED
 from llamarl.models.checkpoint import new_model
 from llamarl.models.tiny import bpe_tokenizer, char_tokenizer, tiny_config
-from llamarl.scoring.logprobs import build_scorer
 
 TEXT = "Lyon liegt in Österreich. 里昂在法国。 Ø 7,3 km."
 PROMPT = "Tell me about Lyon."
@@ -33,8 +33,10 @@ def claim_of(span, text=TEXT, prompt=PROMPT, number=0):
     return Claim(f"p/{number}", Answer(Ask("p", prompt), text, "stop"), text[slice(*span)], span)
 
 
-def detector(model, tokenizer, quantity="probability", max_positions=128, **settings):
-    return InternalStates(build_scorer(model), tokenizer, max_positions, quantity=quantity, **settings)
+def detector(model, tokenizer, quantity="probability", batch_tokens=4096, **settings):
+    kind = {"probability": TokenProbability, "entropy": TokenEntropy}[quantity]
+    backbone = Backbone(model, tokenizer, path="tiny", fingerprint="0", batch_tokens=batch_tokens)
+    return kind(backbone, kind.Settings.parse(settings))
 
 
 def span_of(part, text=TEXT):
@@ -92,20 +94,21 @@ def test_entropies_fall_from_one(model, tokenizer, part, pool):
 
 
 def test_an_answer_is_read_once_for_all_of_its_claims(model, tokenizer):
-    read = []
-    scorer = build_scorer(model)
-
-    class Counting:
-        def __call__(self, rows, entropy="none", *, hidden=False):
-            read.extend(rows)
-            return scorer(rows, entropy)
-
-        split = staticmethod(scorer.split)
-
     parts = ["Lyon liegt in Österreich.", "里昂在法国。", "Ø 7,3 km."]
     other = claim_of((0, 4), text="Lyon ist alt.")
     claims = [*(claim_of(span_of(part)) for part in parts), other]
-    together = InternalStates(Counting(), tokenizer, 128, quantity="probability").score(claims)
+    read, both = [], detector(model, tokenizer)
+    score_tokens = both._score_tokens
+
+    class Counting:
+        def __call__(self, rows, entropy="none"):
+            read.extend(rows)
+            return score_tokens(rows, entropy)
+
+        split = staticmethod(score_tokens.split)
+
+    both._score_tokens = Counting()
+    together = both.score(claims)
     assert len(read) == 2
     alone = [detector(model, tokenizer).score([claim])[0].p_factual for claim in claims]
     assert [score.p_factual for score in together] == pytest.approx(alone, rel=1e-5)

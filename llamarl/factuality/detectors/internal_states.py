@@ -17,20 +17,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import field_validator
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import Message
+from llamarl.factuality.asking import PromptFile
 from llamarl.factuality.claims import Answer, Claim, Span
+from llamarl.factuality.detectors.backbone import Backbone
 from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.method import Method, MethodSettings
 from llamarl.functional.pooling import Pooling
-from llamarl.models.tokenizer import Tokenizer
-from llamarl.scoring.logprobs import Scorer
+from llamarl.scoring.logprobs import autocast, build_scorer
 
-Quantity = Literal["probability", "entropy"]
-Tokens = Literal["all", "values"]
 _Key = tuple[str, str]
 _VALUE = re.compile(r"\d(?:[\d.,]*\d)?|[^\W\d_][\w'’-]*")
 
@@ -46,74 +47,77 @@ class _Row:
     """The characters of each token of the answer, of those beyond the context too."""
 
 
-class InternalStates:
-    """Scores claims by the model's own probabilities or entropies; a `Detector`.
+class InternalStatesSettings(MethodSettings):
+    """Settings of the methods that read probabilities or entropies."""
 
-    Args:
-        score_tokens: of the model that wrote the answers.
-        tokenizer: that model's, with a chat template.
-        max_positions: the tokens that the model can read.
-        quantity: what is read of each token.
-        pool: how the claim's tokens become one number (`functional.pooling`).
-        tokens: all tokens of the claim's span, or those of its values (`find_values`) only.
-        system: the system message before each prompt, if the answers were written with one.
-        batch_tokens: most tokens of one forward pass; a longer answer stands alone.
+    pool: str = "mean"
+    """One number of the claim's tokens: `mean`, `geometric` (of probabilities), `worst-K` or `worst-P%`."""
+    tokens: Literal["all", "values"] = "all"
+    """All tokens of the claim's span, or those of its values only (`find_values`)."""
+    system: str | None = None
+    """The system message before each prompt, if the answers were written with one."""
+
+    @field_validator("pool")
+    @classmethod
+    def _check_pool(cls, name: str) -> str:
+        return Pooling.parse(name).name
+
+
+class InternalStates(Method):
+    """Scores claims by the model's own probabilities or entropies.
 
     Raises:
-        ConfigError: no such way to pool, one that entropies don't have, or a tokenizer without chat template.
+        ConfigError: a way to pool that entropies don't have, or a tokenizer without chat template.
     """
+
+    prompt_names: ClassVar[tuple[str, ...]] = ()
+    Settings: ClassVar[type[MethodSettings]] = InternalStatesSettings
+    reads_entropy: ClassVar[bool]
+    settings: InternalStatesSettings
 
     def __init__(
         self,
-        score_tokens: Scorer,
-        tokenizer: Tokenizer,
-        max_positions: int,
-        *,
-        quantity: Quantity,
-        pool: str = "mean",
-        tokens: Tokens = "all",
-        system: str | None = None,
-        batch_tokens: int = 8192,
+        backbone: Backbone,
+        settings: MethodSettings | None = None,
+        prompts: Mapping[str, PromptFile] | None = None,
+        threshold: float | None = None,
     ) -> None:
-        self._pool = Pooling.parse(pool)
-        if pool == "geometric" and quantity == "entropy":
+        super().__init__(backbone, settings, prompts, threshold)
+        if self.settings.pool == "geometric" and self.reads_entropy:
             raise ConfigError("pool: the geometric mean is one of probabilities; use mean for entropies")
-        if not tokenizer.has_chat_template:
+        if not backbone.tokenizer.has_chat_template:
             raise ConfigError(
-                "the model's tokenizer has no chat template, and answers are read behind their prompts as the model "
-                "saw them; put its chat_template.jinja beside tokenizer.json"
+                f"{backbone.path}: its tokenizer has no chat template, and answers are read behind their prompts as "
+                "the model saw them; put its chat_template.jinja beside tokenizer.json"
             )
-        self._score_tokens, self._tokenizer, self._max_positions = score_tokens, tokenizer, max_positions
-        self._quantity, self._tokens, self._system = quantity, tokens, system
-        self._batch_tokens = batch_tokens
-
-    @property
-    def name(self) -> str:
-        """`token_probability` or `token_entropy`."""
-        return f"token_{self._quantity}"
+        self._pool = Pooling.parse(self.settings.pool)
+        self._score_tokens = build_scorer(backbone.model)
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order, by one forward pass an answer."""
         answers = {_key(claim.answer): claim.answer for claim in claims}
-        rows = {key: self._encode(answer) for key, answer in answers.items()}
-        values = self._read({key: row for key, row in rows.items() if row.token_ids})
+        with self.backbone.lock:
+            rows = {key: self._encode(answer) for key, answer in answers.items()}
+            values = self._read({key: row for key, row in rows.items() if row.token_ids})
         return [
             self._score_claim(claim, rows[_key(claim.answer)], values.get(_key(claim.answer), ())) for claim in claims
         ]
 
     def _encode(self, answer: Answer) -> _Row:
-        system: list[Message] = [{"role": "system", "content": self._system}] if self._system else []
-        prompt = self._tokenizer.encode_chat([*system, {"role": "user", "content": answer.ask.text}])
-        ids, places = self._tokenizer.encode_with_places(answer.text)
-        return _Row(prompt, ids[: max(0, self._max_positions - len(prompt))], places)
+        tokenizer, limit = self.backbone.tokenizer, self.backbone.max_tokens
+        system: list[Message] = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        prompt = tokenizer.encode_chat([*system, {"role": "user", "content": answer.ask.text}])
+        ids, places = tokenizer.encode_with_places(answer.text)
+        return _Row(prompt, ids if limit is None else ids[: max(0, limit - len(prompt))], places)
 
     @torch.no_grad()
     def _read(self, rows: Mapping[_Key, _Row]) -> dict[_Key, list[float]]:
         """The probability or entropy of each token of each row."""
         keys, found = list(rows), dict[_Key, list[float]]()
-        for part in self._score_tokens.split(list(rows.values()), self._batch_tokens):
+        for part in self._score_tokens.split(list(rows.values()), self.backbone.batch_tokens):
             batch = [rows[keys[place]] for place in part]
-            scores = self._score_tokens(batch, "value" if self._quantity == "entropy" else "none")
+            with autocast(self.backbone.model, self.backbone.precision):
+                scores = self._score_tokens(batch, "value" if self.reads_entropy else "none")
             # What is certain may come out a rounding error above 1, or below 0.
             values = scores.logprobs.exp().clamp_max(1.0) if scores.entropy is None else scores.entropy.clamp_min(0.0)
             parts = values.split([len(row.token_ids) for row in batch])
@@ -125,16 +129,30 @@ class InternalStates:
         if not 0 <= start < end <= len(text):
             problem = f"its span, {start} to {end}, is no part of the answer of {len(text)} characters"
             return Score(None, problem=problem)
-        spans = [claim.span] if self._tokens == "all" else find_values(text, claim.span)
+        spans = [claim.span] if self.settings.tokens == "all" else find_values(text, claim.span)
         chosen = [index for index, place in enumerate(row.places) if any(_overlaps(place, span) for span in spans)]
         if not chosen:
-            missing = "token" if self._tokens == "all" else "number and no capitalised word behind its first"
+            missing = "token" if self.settings.tokens == "all" else "number and no capitalised word behind its first"
             return Score(None, problem=f"its span has no {missing}")
         if chosen[-1] >= len(values):
-            read = f"the model reads {self._max_positions} tokens, the prompt's {len(row.prompt_ids)} among them"
+            read = f"the model reads {self.backbone.max_tokens} tokens, the prompt's {len(row.prompt_ids)} among them"
             return Score(None, problem=f"its span ends at token {chosen[-1] + 1} of the answer; {read}")
-        pooled = self._pool([values[index] for index in chosen], lowest=self._quantity == "probability")
-        return Score(pooled if self._quantity == "probability" else math.exp(-pooled))
+        pooled = self._pool([values[index] for index in chosen], lowest=not self.reads_entropy)
+        return Score(math.exp(-pooled) if self.reads_entropy else pooled)
+
+
+class TokenProbability(InternalStates):
+    """P_factual from the probabilities of the claim's tokens."""
+
+    name: ClassVar[str] = "token_probability"
+    reads_entropy: ClassVar[bool] = False
+
+
+class TokenEntropy(InternalStates):
+    """P_factual from the entropies where the claim's tokens were chosen."""
+
+    name: ClassVar[str] = "token_entropy"
+    reads_entropy: ClassVar[bool] = True
 
 
 def find_values(text: str, span: Span) -> list[Span]:
@@ -142,7 +160,7 @@ def find_values(text: str, span: Span) -> list[Span]:
 
     The first word's capital says nothing, so that word does not count. Scripts without capitals have numbers only.
     """
-    words = [match for match in _VALUE.finditer(text, *span)]
+    words = list(_VALUE.finditer(text, *span))
     return [
         match.span() for index, match in enumerate(words) if match[0][0].isdigit() or (index and match[0][0].isupper())
     ]
