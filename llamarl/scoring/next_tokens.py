@@ -59,7 +59,7 @@ class PackedNextTokens:
 
     def __call__(self, sequences: Sequence[TokenIds], tokens: Sequence[int], prefix: TokenIds = ()) -> Tensor:
         """The log-probs `[N, K]` of `tokens` after each sequence."""
-        packed = Packed([_split_row(ids, prefix) for ids in sequences], self._decoder.device)
+        packed = Packed([split_row(ids, prefix) for ids in sequences], self._decoder.device)
         with autocast(self._model, self._precision):
             hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
         ends = torch.tensor([end - 1 for end in accumulate(packed.lengths)], device=hidden.device)
@@ -71,16 +71,7 @@ class PackedNextTokens:
 
     def split(self, sequences: Sequence[TokenIds], max_tokens: int, prefix: TokenIds = ()) -> list[list[int]]:
         """Parts whose tokens, the prefix counted once, stay within `max_tokens`."""
-        costs = [len(ids) - common_length(ids, prefix) for ids in sequences]
-        parts: list[list[int]] = []
-        used = 0
-        for index in sorted(range(len(costs)), key=costs.__getitem__):
-            if not parts or used + costs[index] > max_tokens:
-                parts.append([])
-                used = len(prefix)
-            parts[-1].append(index)
-            used += costs[index]
-        return parts
+        return split_sequences(sequences, max_tokens, prefix)
 
 
 class PaddedNextTokens:
@@ -130,6 +121,20 @@ def build_next_tokens(model: nn.Module, precision: str = "fp32") -> NextTokenSco
     return (PaddedNextTokens if why_unsupported(config) else PackedNextTokens)(model, precision)
 
 
+def split_sequences(sequences: Sequence[TokenIds], max_tokens: int, prefix: TokenIds = ()) -> list[list[int]]:
+    """Parts of similar length whose tokens, the prefix counted once, stay within `max_tokens`, or that hold one."""
+    costs = [len(ids) - common_length(ids, prefix) for ids in sequences]
+    parts: list[list[int]] = []
+    used = 0
+    for index in sorted(range(len(costs)), key=costs.__getitem__):
+        if not parts or used + costs[index] > max_tokens:
+            parts.append([])
+            used = len(prefix)
+        parts[-1].append(index)
+        used += costs[index]
+    return parts
+
+
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """The number of tokens that two sequences begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
@@ -141,7 +146,7 @@ def pick_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.index_select(-1, tokens) - logits.logsumexp(-1, keepdim=True)
 
 
-def _split_row(ids: TokenIds, prefix: TokenIds) -> _Row:
+def split_row(ids: TokenIds, prefix: TokenIds) -> _Row:
     """The row to pack. Its last token is no input, so one is added."""
     cut = max(1, common_length(ids, prefix))
     return _Row(ids[:cut], (*ids[cut:], 0))

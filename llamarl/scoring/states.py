@@ -18,7 +18,7 @@ from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.scoring.adapters import prepare_projections
 from llamarl.scoring.logprobs import autocast
-from llamarl.scoring.next_tokens import _split_row as split_prefix
+from llamarl.scoring.next_tokens import split_row
 from llamarl.scoring.packing import Packed
 
 
@@ -61,10 +61,12 @@ class PackedStates:
     @torch.no_grad()
     def __call__(self, sequences: Sequence[TokenIds], prefix: TokenIds = ()) -> States:
         """The states of each sequence."""
-        rows = [split_prefix(ids, prefix) for ids in sequences]
+        rows = [split_row(ids, prefix) for ids in sequences]
         packed = Packed(rows, self._decoder.device)
         numbers = torch.arange(len(packed.ids), device=self._decoder.device)[:, None]
-        places = packed.predicting(numbers)[packed.order, 0].split(packed.lengths)  # row by row, but for its prefix
+        places = packed.predicting(numbers)[packed.order, 0].split_with_sizes(
+            packed.lengths
+        )  # row by row, but for its prefix
         last_places = torch.stack([place[-1] for place in places])
         behind: list[Tensor] = []
         with autocast(self._model, self._precision):

@@ -40,7 +40,8 @@ class AskingMethod(Method):
         chat: who answers instead of the backbone, such as the model on a server; the caller closes it.
     """
 
-    Settings: ClassVar[type[AskingSettings]] = AskingSettings
+    Settings: ClassVar[type[MethodSettings]] = AskingSettings
+    settings: AskingSettings
 
     def __init__(
         self,

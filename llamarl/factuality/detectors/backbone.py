@@ -69,8 +69,8 @@ class Backbone:
         limits = (max_tokens, getattr(config.get_text_config(), "max_position_embeddings", None))
         self.max_tokens: int | None = min((limit for limit in limits if limit is not None), default=None)
         """Longest prompt that it takes."""
-        self._batch_tokens = batch_tokens
-        self._lock = threading.RLock()  # tokenizers are not safe to share, and two passes at once gain nothing
+        self.batch_tokens = batch_tokens
+        self.lock = threading.RLock()  # tokenizers are not safe to share, and two passes at once gain nothing
         self._prefixes: dict[PromptFile, TokenIds] = {}
         self._score_next = build_next_tokens(model, precision)
 
@@ -119,12 +119,12 @@ class Backbone:
     @cached_property
     def labels(self) -> Labels:
         """The tokens of the labels. Raises `ConfigError` where the tokenizer cannot tell them apart."""
-        with self._lock:
+        with self.lock:
             return Labels.of(self.tokenizer)
 
     def encode(self, prompt: PromptFile, **data: str) -> Encoded:
         """The ids of a prompt with its data filled in, rendered by the chat template up to where the answer begins."""
-        with self._lock:
+        with self.lock:
             if problem := self._why_forged(data):
                 return Encoded((), problem)
             try:
@@ -145,17 +145,17 @@ class Backbone:
             prompt: the file that the prompts are from.
             prompts: encoded.
         """
-        with self._lock:
-            prefix = self._prefix_of(prompt)
+        with self.lock:
+            prefix = self.prefix_of(prompt)
             distinct = list(dict.fromkeys(each.ids for each in prompts if not each.problem))
             found: dict[TokenIds, Score] = {}
-            for part in self._score_next.split(distinct, self._batch_tokens, prefix):
+            for part in self._score_next.split(distinct, self.batch_tokens, prefix):
                 sequences = [distinct[index] for index in part]
                 logprobs = self.labels.sum_up(self._score_next(sequences, self.labels.ids, prefix))
                 found |= zip(sequences, (score_labels(*pair) for pair in logprobs.tolist()), strict=True)
         return [Score(None, problem=each.problem) if each.problem else found[each.ids] for each in prompts]
 
-    def _prefix_of(self, prompt: PromptFile) -> TokenIds:
+    def prefix_of(self, prompt: PromptFile) -> TokenIds:
         """What all texts of a prompt begin with, for a file whose only data is the claim."""
         if prompt not in self._prefixes:
             first, second = (self.tokenizer.encode_chat(prompt.fill(claim=text)) for text in ("Paris", "42"))

@@ -120,7 +120,7 @@ class InternalStates(Method):
                 scores = self._score_tokens(batch, "value" if self.reads_entropy else "none")
             # What is certain may come out a rounding error above 1, or below 0.
             values = scores.logprobs.exp().clamp_max(1.0) if scores.entropy is None else scores.entropy.clamp_min(0.0)
-            parts = values.split([len(row.token_ids) for row in batch])
+            parts = values.split_with_sizes([len(row.token_ids) for row in batch])
             found |= {keys[place]: part_values.tolist() for place, part_values in zip(part, parts, strict=True)}
         return found
 

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from llamarl.factuality.detectors.backbone import Backbone
 
 METHODS = {
+    "token_probability": "internal_states:TokenProbability",
+    "token_entropy": "internal_states:TokenEntropy",
     "prompt_tf": "prompt_tf:PromptTF",
+    "prompt_prob": "prompt_prob:PromptProb",
+    "cot_tf": "cot_tf:CotTF",
+    "selfcheck": "selfcheck:SelfCheck",
 }
 """Module and class of each method; imported when it is asked for."""
 

@@ -11,6 +11,7 @@ from llamarl.factuality.asking import excerpt_of
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.detectors.asking_method import AskingMethod, AskingSettings
 from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.method import MethodSettings
 from llamarl.factuality.detectors.stated_probability import read_probability
 from llamarl.models.endpoint import ChatReply
 
@@ -27,7 +28,7 @@ class PromptProb(AskingMethod):
 
     name: ClassVar[str] = "prompt_prob"
     prompt_names: ClassVar[tuple[str, ...]] = ("prob",)
-    Settings: ClassVar[type[AskingSettings]] = PromptProbSettings
+    Settings: ClassVar[type[MethodSettings]] = PromptProbSettings
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order. An answer that states no probability is a problem, never a number."""

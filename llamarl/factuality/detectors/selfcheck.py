@@ -80,7 +80,7 @@ class SelfCheck(AskingMethod):
 
     name: ClassVar[str] = "selfcheck"
     prompt_names: ClassVar[tuple[str, ...]] = ("support",)
-    Settings: ClassVar[type[AskingSettings]] = SelfCheckSettings
+    Settings: ClassVar[type[MethodSettings]] = SelfCheckSettings
     settings: SelfCheckSettings
 
     def __init__(
