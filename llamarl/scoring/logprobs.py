@@ -153,27 +153,6 @@ def build_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
     return PaddedScorer(model, temperature) if why_unsupported(config) else PackedScorer(model, temperature)
 
 
-class LogprobScorer:
-    """Log-probs of completions and nothing else, `[S]`, in the precision of a training.
-
-    Args:
-        model: any Hugging Face causal language model, with or without adapters.
-        precision: `fp32` or `bf16`, of the forward pass.
-    """
-
-    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
-        self._model, self._precision, self._score = model, precision, build_scorer(model)
-
-    def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
-        """`[S]` float32: the completion tokens of the rows, row after row."""
-        with autocast(self._model, self._precision):
-            return self._score(rows).logprobs
-
-    def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
-        """Micro-batches of row indices that cost at most `max_tokens` each; every index once."""
-        return self._score.split(rows, max_tokens)
-
-
 def autocast(model: nn.Module, precision: str) -> AbstractContextManager[object]:
     """Computes in half precision where `precision` is `bf16`, on the device that `model` is on."""
     device = next(model.parameters()).device.type

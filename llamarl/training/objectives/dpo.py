@@ -163,7 +163,7 @@ class _PairScorer:
     """Log-probs of both answers of pairs, whose prompt is computed once."""
 
     def __init__(self, model: "nn.Module", precision: str) -> None:
-        from llamarl.scoring.logprobs import LogprobScorer
+        from llamarl.scoring.prefixes import LogprobScorer
 
         self._score = LogprobScorer(model, precision)
 

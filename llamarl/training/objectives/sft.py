@@ -99,7 +99,7 @@ class SFT(Objective[SFTRow]):
 
     def build_scorer(self, model: "nn.Module") -> Scorer[SFTRow]:
         """Log-probs of completion tokens."""
-        from llamarl.scoring.logprobs import LogprobScorer
+        from llamarl.scoring.prefixes import LogprobScorer
 
         return LogprobScorer(model, self.config.precision)
 
