@@ -9,7 +9,6 @@ prompt, and the rest of each stands before its completion, given and not scored.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.scoring.adapters import prepare_projections
 from llamarl.scoring.logprobs import PaddedScorer, Scores, autocast, score_tokens
+from llamarl.scoring.next_tokens import common_length
 from llamarl.scoring.packing import Packed, TokenRow
 
 MIN_SHARED = 16
@@ -136,8 +136,3 @@ class PrefixScorer:
                 batches[-1].append(index)
                 used, is_open = used + cost, True
         return batches
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of tokens that two sequences begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -8,7 +8,7 @@ from tiny_policies import VOCABULARY, gradients, tiny_model
 
 from llamarl.scoring.logprobs import PaddedScorer
 from llamarl.scoring.packing import Packed
-from llamarl.scoring.prefixes import MIN_SHARED, PrefixScorer, cluster_rows, common_length, share_prefixes
+from llamarl.scoring.prefixes import MIN_SHARED, PrefixScorer, cluster_rows, share_prefixes
 from llamarl.training.sft_rows import SFTRow
 
 SHAPES = st.lists(
@@ -84,9 +84,3 @@ def test_micro_batches_hold_every_row_once_and_keep_to_their_tokens(shapes, max_
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
     for batch in batches:
         assert len(batch) == 1 or Packed(share_prefixes([rows[index] for index in batch])).num_tokens <= max_tokens
-
-
-def test_common_length():
-    assert common_length((1, 2, 3), (1, 2, 4, 5)) == 2
-    assert common_length((1, 2), (1, 2, 4)) == 2
-    assert common_length((), (1,)) == 0
