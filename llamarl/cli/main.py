@@ -20,6 +20,7 @@ DESCRIPTION = """\
 llamarl: asynchronous, off-policy-corrected RL post-training of language models.
 
   llamarl demo                                        train a tiny model on this machine in two minutes, no download
+  llamarl plan --model llama-3.1-8b --gpus 16         what a run takes, before it starts
   llamarl train recipe.toml                           a run from a recipe
   llamarl train recipe.toml --schedule.max-staleness 2
   llamarl resume runs/NAME                            go on after a crash or Ctrl-C
@@ -35,6 +36,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
 
 COMMANDS = {
     "demo": "demo:demo",
+    "plan": "plan_commands:plan",
     "train": "run_commands:train",
     "resume": "run_commands:resume",
     "view": "run_commands:view",

@@ -4,7 +4,8 @@
     python scripts/docs --check    # changes nothing; exit status 1 if something is out of date
 
 Whole pages: docs/reference/{settings,metrics,cli,errors}.md and docs/reference/instructions/*.md. Tables inside
-hand-written pages stand between `<!-- generated: settings of NAME -->` and `<!-- end -->`: of algorithms and judges.
+hand-written pages stand between `<!-- generated: settings of NAME -->` and `<!-- end -->`: of algorithms and judges;
+those of the planner (`planner_tables`) between `<!-- generated: planner NAME -->` and `<!-- end -->`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from instruction_pages import instruction_pages
 from judge_settings import judge_settings
+from planner_tables import fill
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -277,6 +279,8 @@ def outdated() -> dict[Path, str]:
         for path in sorted((DOCS / folder).glob("*.md")):
             text = path.read_text(encoding="utf-8")
             wanted[path] = BLOCK.sub(lambda match, write=write: match[1] + write(match[2]) + match[3], text)
+    for path in (DOCS / "guides" / "plan-a-run.md",):
+        wanted[path] = fill(path.read_text(encoding="utf-8"))
     return {
         path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     }

@@ -1,0 +1,204 @@
+"""plan: what a run takes and how to place it, before it starts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from llamarl.cli.common import print_json, say
+from llamarl.cli.options import Output, Positional
+from llamarl.core.config import Config, Metavar
+from llamarl.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llamarl.planner.search import Search
+    from llamarl.planner.shapes import ModelShape
+
+
+class PlanSettings(Config):
+    """The model, the devices and the work of a step."""
+
+    recipe: Positional[str | None] = None
+    """TOML recipe whose model, batch and longest completion are planned; the options below win over it."""
+    model: str | None = None
+    """A model's name (llama-3.1-8b, -70b, -405b, qwen3-30b-a3b, qwen3-32b, qwen3-235b-a22b, deepseek-v3), the directory
+    of a config.json, or a GGUF file."""
+    gpus: int = Field(default=1, ge=1)
+    """Devices together."""
+    gpu: str = "h100"
+    """Kind of device: h100, h200, a100-80gb, a100-40gb, b200, l40s, or cpu for cores of a host."""
+    prompts_per_step: int | None = Field(default=None, ge=1)
+    """Prompts in one optimizer step (default 64, or the recipe's)."""
+    samples_per_prompt: int | None = Field(default=None, ge=1)
+    """Completions of each prompt (default 8, or the recipe's)."""
+    tokens: Annotated[tuple[float, ...], Metavar("MEAN,MAX")] = ()
+    """Mean and longest tokens of a completion (default 512,2048, or the recipe's longest and a quarter of it)."""
+    prompt_tokens: float = Field(default=128.0, ge=0.0)
+    """Mean tokens of a prompt."""
+    spread: float = Field(default=0.8, gt=0.0, le=3.0)
+    """Standard deviation of the logarithm of a completion's length."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """Versions that a trained token may be behind (default 1, or the recipe's); 0 plans a synchronous run."""
+    reference: bool = False
+    """The trainer keeps and asks a frozen reference policy."""
+    out: Annotated[Path | None, Metavar("FILE")] = None
+    """Write the placement as TOML."""
+
+
+def plan(settings: PlanSettings, output: Output) -> int:
+    """Plan a run before it starts: memory, devices for each side, step time, staleness, cost; or why it can't fit.
+
+    The answer may be that a synchronous run is as fast. Exit status 1: nothing fits, with the nearest that does.
+
+    Examples:
+        llamarl plan --model llama-3.1-8b --gpus 16 --gpu h100
+        llamarl plan --model llama-3.1-70b --gpus 256 --prompts-per-step 256 --tokens 800,4096 --max-staleness 2
+        llamarl plan --model checkpoints/mine --gpus 8 --gpu a100-80gb --out placement.toml
+        llamarl plan recipe.toml --gpus 2 --gpu h200
+        llamarl plan --model deepseek-v3 --gpus 512 --json
+    """
+    from llamarl.planner.result import describe_answer, placement_toml
+    from llamarl.planner.search import Misfit
+
+    search = _build_search(settings)
+    answer = search.find(settings.gpus)
+    if isinstance(answer, Misfit):
+        return _say_misfit(search, answer.reason, settings, output)
+    result = describe_answer(search, answer, settings.gpus)
+    if settings.out is not None:
+        from llamarl.report.files import write_text
+
+        write_text(settings.out, placement_toml(result))
+        result["out"] = str(settings.out)
+    if output.json:
+        print_json(result)
+    else:
+        _print_plan(result)
+    return 0
+
+
+def _build_search(settings: PlanSettings) -> "Search":
+    from llamarl.planner.cost import Workload
+    from llamarl.planner.devices import find_device
+    from llamarl.planner.lengths import Lengths
+    from llamarl.planner.search import Limits, Search
+
+    values: dict[str, Any] = {"prompts": 64, "samples": 8, "tokens": (512.0, 2048.0), "staleness": 1, "model": None}
+    if settings.recipe is not None:
+        values |= _read_recipe(settings.recipe)
+    given = {
+        "prompts": settings.prompts_per_step,
+        "samples": settings.samples_per_prompt,
+        "tokens": settings.tokens or None,
+        "staleness": settings.max_staleness,
+        "model": settings.model,
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    if values["model"] is None:
+        raise ConfigError("no model given: use llamarl plan --model NAME, or llamarl plan recipe.toml")
+    if len(values["tokens"]) != 2:
+        raise ConfigError(f"--tokens {','.join(map(str, values['tokens']))}: give MEAN,MAX, as in 512,2048")
+    mean, longest = values["tokens"]
+    workload = Workload(
+        values["prompts"],
+        values["samples"],
+        Lengths(mean, int(longest), settings.spread),
+        settings.prompt_tokens,
+        extra_forwards=int(settings.reference),
+    )
+    limits = Limits(values["staleness"], has_reference=settings.reference)
+    return Search(read_shape(values["model"]), find_device(settings.gpu), workload, limits)
+
+
+def _read_recipe(path: str) -> dict[str, Any]:
+    """What a recipe says of its model and its steps."""
+    from llamarl.controller.recipe import Recipe
+
+    recipe = Recipe.load(path)
+    tasks, longest = recipe.all_tasks, recipe.sampling.max_tokens
+    return {
+        "prompts": sum(task.prompts_per_step or 1 for task in tasks),
+        "samples": max(task.samples_per_prompt or 1 for task in tasks),
+        "tokens": (max(1.0, longest / 4), longest),
+        "staleness": recipe.schedule.max_staleness,
+        "model": recipe.model,
+    }
+
+
+def read_shape(model: str) -> "ModelShape":
+    """The shape of a model by name, or of a checkpoint's config; with the real model's count of parameters."""
+    from llamarl.planner.shapes import ModelShape, model_names, public_shape
+
+    if model in model_names() or not Path(model).expanduser().exists():
+        return public_shape(model)
+    from llamarl.models.checkpoint import count_parameters, load_config
+
+    config = load_config(model)
+    return ModelShape.from_config(Path(model).name, config.get_text_config().to_dict(), count_parameters(config))
+
+
+def _say_misfit(search: "Search", reason: str, settings: PlanSettings, output: Output) -> int:
+    number = search.nearest(settings.gpus)
+    nearest = None if number is None else {"gpus": number, "gpu": settings.gpu}
+    if output.json:
+        print_json({"fits": False, "reason": reason, "nearest": nearest})
+        return 1
+    say(f"does not fit: {reason}")
+    if number is None:
+        say("nothing up to 16,384 devices of this kind fits; shorten --tokens, or take a device with more memory")
+    else:
+        say(f"nearest: --gpus {number} --gpu {settings.gpu}")
+    return 1
+
+
+def _print_plan(result: dict[str, Any]) -> None:
+    from llamarl.cli.feedback_commands import build_table
+    from llamarl.planner.result import memory_rows
+    from llamarl.report.console import SafeConsole
+    from llamarl.report.text import format_seconds
+
+    model, where = result["model"], result["placement"]
+    trainer, generators = where["trainer"], where["generators"][0]
+    active = "" if model["active_parameters"] == model["parameters"] else f", {model['active_parameters']:,} active"
+    say(f"{model['name']}: {model['parameters']:,} parameters{active}, on {result['gpus']} x {result['gpu']}")
+    say(f"{result['mode']}, {format_seconds(result['step_seconds'])} a step: {result['why']}")
+    say()
+    on = "all devices, in turns" if where["is_shared"] else "devices of their own"
+    cut = f"fsdp {trainer['fsdp']} x tp {trainer['tp']}" + (
+        f", experts over {trainer['ep']}" if "ep" in trainer else ""
+    )
+    rows = [
+        (
+            "trainer",
+            f"{trainer['ranks']} ranks, {cut}, {trainer['precision']}, checkpointing {trainer['checkpointing']}",
+        ),
+        (
+            "generators",
+            f"{generators['replicas']} x tp {generators['tp']}, {generators['precision']}, {generators['slots']} slots",
+        ),
+        ("on", on),
+        ("a step's training", format_seconds(result["trainer_seconds"])),
+        ("a step's sampling", f"{format_seconds(result['generator_seconds'])} at full slots"),
+        ("weight sync", format_seconds(result["weight_sync_seconds"])),
+        ("synchronous step", format_seconds(result["synchronous_step_seconds"])),
+        ("asynchronous step", format_seconds(result["asynchronous_step_seconds"])),
+        ("idle", ", ".join(f"{side} {share:.0%}" for side, share in result["idle"].items())),
+        ("staleness", f"at most {result['staleness']['bound']}, mean token {result['staleness']['mean_token']:.1f}"),
+        ("checkpoint", f"{result['checkpoint_gib']:.1f} GiB"),
+        ("cost", f"{result['gpu_hours_per_1000_steps']:,.3g} GPU-hours per 1,000 steps"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        say(f"{name:{width}}  {value}")
+    say()
+    columns = ("GiB of one device", "trainer", "generator")
+    SafeConsole().print(build_table(columns, memory_rows(result)))
+    say()
+    for sentence in result["assumptions"]:
+        say(f"assumed: {sentence}")
+    if "out" in result:
+        say(f"the placement is {result['out']}")
+    say(
+        "today's train: "
+        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in result["settings"].items())
+    )

@@ -1,0 +1,64 @@
+"""The planner's tables in the guide: public measurements beside its predictions, the paper's ladder, devices."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from llamarl.planner.devices import device_names, find_device
+from llamarl.planner.public import LADDER, score_ladder, table_rows
+
+BLOCK = re.compile(r"(<!-- generated: planner (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """A page with its planner tables written anew."""
+    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+def scores() -> str:
+    """Every public figure beside the prediction."""
+    return table(("row", "what", "quantity", "predicted", "reported", "off by", ""), table_rows())
+
+
+def ladder() -> str:
+    """The LlamaRL paper's step times beside the planner's."""
+    rows = [
+        (
+            row["model"],
+            str(row["gpus"]),
+            f"{row['synchronous']:.1f} / {row['asynchronous']:.1f}",
+            f"{row['synchronous'] / row['asynchronous']:.2f}",
+            f"{row['synchronous_seconds']:g} / {row['asynchronous_seconds']:g}",
+            f"{row['synchronous_seconds'] / row['asynchronous_seconds']:.2f}",
+            f"{row['synchronous'] / row['synchronous_seconds'] - 1:+.0%} / "
+            f"{row['asynchronous'] / row['asynchronous_seconds'] - 1:+.0%}",
+        )
+        for row in score_ladder()
+    ]
+    assumed = (
+        f"\nAssumed: {LADDER.prompts} prompts x {LADDER.samples} completions, {LADDER.lengths.mean:g} tokens on average "
+        f"and at most {LADDER.lengths.longest:,} (log-normal, spread {LADDER.lengths.spread:g}), prompts of "
+        f"{LADDER.prompt_tokens:g}, H100 80 GB, staleness 1, no reference policy.\n"
+    )
+    names = ("model", "GPUs", "predicted sync / async, s", "ratio", "paper, s", "ratio", "off by")
+    return table(names, rows) + assumed
+
+
+def devices() -> str:
+    """Every device with its figures and sources."""
+    rows = []
+    for device in map(find_device, device_names()):
+        rates = ", ".join(f"{precision} {rate:g}" for precision, rate in device.tflops.items())
+        links = f"{device.link_gb_per_second:g} / {device.network_gb_per_second:g}"
+        memory = (f"{device.memory_gib:g}", f"{device.memory_gb_per_second:,g}")
+        rows.append((f"`{device.name}`", device.title, *memory, rates, links, "; ".join(device.sources)))
+    return table(("name", "device", "GiB", "GB/s", "TFLOP/s", "link / network, GB/s", "source"), rows)
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {"scores": scores, "ladder": ladder, "devices": devices}

@@ -1,0 +1,76 @@
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from llamarl.cli.main import main
+from llamarl.models.tiny import build_tiny
+
+
+def test_what_others_script_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "llama-3.1-8b", "--gpus", "16", "--gpu", "h100", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["fits"] is True and result["mode"] in ("asynchronous", "synchronous")
+    assert {"step_seconds", "synchronous_step_seconds", "placement"} <= result.keys()
+    assert result["memory_gib"]["trainer"]["weights"] > 0 and result["memory_gib"]["generator"]["cache"] > 0
+    trainer = result["placement"]["trainer"]
+    assert trainer["ranks"] == trainer["fsdp"] * trainer["tp"]
+    assert {"device", "precision"} <= trainer.keys() and result["placement"]["generators"]
+
+
+def test_what_cannot_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", "llama-3.1-405b", "--gpus", "16", "--gpu", "h100"]
+    assert main([*words, "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["fits"] is False and "GiB" in result["reason"] and result["nearest"]["gpus"] > 16
+    assert main(words) == 1
+    assert f"nearest: --gpus {result['nearest']['gpus']}" in capsys.readouterr().out
+
+
+def test_words_and_the_placement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "placement.toml"
+    assert main(["plan", "--model", "qwen3-30b-a3b", "--gpus", "32", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    for part in ("30,532,122,624 parameters", "synchronous step", "gathered weights", "together", "assumed:", str(out)):
+        assert part in text
+    record = tomllib.loads(out.read_text())["placement"]
+    assert record["trainer"]["fsdp"] * record["trainer"]["tp"] == record["trainer"]["ranks"]
+    assert record["generators"][0]["replicas"] >= 1
+
+
+def test_a_models_own_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_tiny("qwen2", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()  # the config is enough
+    assert main(["plan", "--model", str(model), "--gpus", "2", "--gpu", "cpu", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["placement"]["trainer"]["device"] == "cpu" and result["model"]["parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "8"], "no model given"),
+        (["--model", "llama-3.1-9b"], "Did you mean 'llama-3.1-8b'"),
+        (["--model", "llama-3.1-8b", "--gpu", "h101"], "Did you mean 'h100'"),
+        (["--model", "llama-3.1-8b", "--tokens", "4096"], "give MEAN,MAX"),
+        (["--model", "llama-3.1-8b", "--tokens", "4096,512"], "at most the longest"),
+        (["--model", "llama-3.1-8b", "--gpus", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_input_names_the_option_and_the_remedy(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_needs_no_torch() -> None:
+    program = (
+        "import sys; from llamarl.cli.main import main; main(['plan', '--model', 'llama-3.1-8b', '--gpus', '8']);"
+        "print(sorted({'torch', 'transformers', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
