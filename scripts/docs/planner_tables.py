@@ -35,8 +35,8 @@ def ladder() -> str:
         for row in score_ladder()
     ]
     assumed = (
-        f"\nAssumed: {LADDER.prompts} prompts x {LADDER.samples} completions, {LADDER.lengths.mean:g} tokens on average "
-        f"and at most {LADDER.lengths.longest:,} (log-normal, spread {LADDER.lengths.spread:g}), prompts of "
+        f"\nAssumed: {LADDER.prompts} prompts x {LADDER.samples} completions, {LADDER.lengths.mean:g} tokens on "
+        f"average and at most {LADDER.lengths.longest:,} (log-normal, spread {LADDER.lengths.spread:g}), prompts of "
         f"{LADDER.prompt_tokens:g}, H100 80 GB, staleness 1, no reference policy.\n"
     )
     names = ("model", "GPUs", "predicted sync / async, s", "ratio", "paper, s", "ratio", "off by")

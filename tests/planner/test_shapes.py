@@ -104,7 +104,7 @@ def test_a_count_from_outside_wins() -> None:
 
 
 def test_unknown_names_and_bad_sizes() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'llama-3[.]1-8b'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'llama-3\.1-8b'"):
         public_shape("llama-3.1-8")
     with pytest.raises(ConfigError, match="hidden_size=0, which must be a whole number of at least 1"):
         ModelShape.from_config("mine", {**SMOLLM2, "hidden_size": 0})
