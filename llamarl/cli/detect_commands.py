@@ -1,14 +1,17 @@
-"""detect build, detect eval: hallucinations in long answers, claim by claim."""
+"""detect build, detect train, detect eval: hallucinations in long answers, claim by claim."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from llamarl.cli.common import print_json, say
-from llamarl.cli.options import LiveOutput, Output, Positional
-from llamarl.core.config import Metavar
-from llamarl.factuality.settings import Build, Evaluation
+from llamarl.cli.common import print_json, say, show_progress
+from llamarl.cli.options import LiveOutput, Output, Overrides, Positional
+from llamarl.core.config import Config, Metavar
+from llamarl.core.errors import ConfigError
+from llamarl.factuality.settings import Build, Evaluation, Train
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +22,27 @@ class BuildSettings(Build):
 
     prompts: Annotated[Positional[tuple[str, ...]], Metavar("PROMPTS")] = Field(min_length=1)
     """Files of {prompt}, LongFact or FActScore rows: JSONL, CSV, Parquet or a glob; or .txt files of names."""
+
+
+class TrainSettings(Config):
+    """Labelled claims, the model, and the detector that they make."""
+
+    data: Annotated[Positional[Path | None], Metavar("DATA")] = None
+    """Directory of a detect build, with train.jsonl, validation.jsonl and test.jsonl."""
+    model: str | None = None
+    """The model whose claims these are: a checkpoint directory, GGUF file or Hub id."""
+    method: str = "rate_ft"
+    """Way to detect; --list-settings with it prints its own settings."""
+    out: Annotated[Path | None, Metavar("DIR")] = None
+    """Directory of the detector: new, empty, or one of a training that was killed."""
+    device: str = "auto"
+    """Device of the model, such as cuda."""
+    precision: str = "fp32"
+    """Number format of forward and backward passes, fp32 or bf16; weights stay in fp32."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of one forward pass that scores claims."""
+    list_settings: bool = False
+    """Print every setting of the method with its default."""
 
 
 def build(settings: BuildSettings, output: LiveOutput) -> int:
@@ -78,6 +102,73 @@ def _count(counts: Mapping[str, int], *names: str) -> str:
 
 def _describe_dropped(reasons: Mapping[str, int]) -> str:
     return f"; dropped: {', '.join(f'{count:,} {name}' for name, count in reasons.items())}" if reasons else ""
+
+
+def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> int:
+    """Make a detector from labelled claims: train it, choose its threshold on validation, judge it on test claims.
+
+    Methods: rate_ft (labels with rationales, auxiliary questions mixed in), fine_tuning (labels alone), and those that
+    need no training and only get a threshold, such as prompt_tf. The model stays as it is: what is trained is an
+    adapter, in PEFT layout. The same command again goes on where a killed one stopped.
+
+    Examples:
+        llamarl detect train claims --model MODEL --out detector
+        llamarl detect train claims --model MODEL --out detector --num-epochs 2 --lora.rank 8 --precision bf16
+        llamarl detect train claims --model MODEL --out ablation --rationale false
+        llamarl detect train claims --model MODEL --method prompt_tf --out zero-shot
+        llamarl detect train --method rate_ft --list-settings
+    """
+    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.factuality.detectors.method import find_method
+    from llamarl.factuality.training import train
+    from llamarl.models.device import describe_device, resolve_device
+
+    if settings.list_settings:
+        say(describe_settings(find_method(settings.method).Settings))
+        return 0
+    if not (settings.data and settings.model and settings.out):
+        raise ConfigError("DATA, --model or --out is missing: use llamarl detect train claims --model M --out detector")
+    chosen = Train.parse(settings.model_dump(exclude={"list_settings"}))
+    if not output.json:
+        say(f"device: {describe_device(resolve_device(chosen.device))}", sys.stderr)
+    with show_progress("steps", output) as step, show_progress("claims", output) as scored:
+        summary = train(
+            chosen,
+            parse_overrides(overrides),
+            on_step=lambda done, total, metrics: step(done, total, note=_describe_step(metrics)),
+            on_scored=scored,
+            tell=lambda note: say(f"note: {note}", sys.stderr),
+        )
+    if output.json:
+        print_json(summary)
+    else:
+        say("\n".join(_describe_train(summary)))
+    return 0
+
+
+def _describe_step(metrics: Mapping[str, float | None]) -> str:
+    auc = metrics.get("eval/auroc")
+    return f"loss {metrics['train/loss']:.4f}" + ("" if auc is None else f", validation AUC {auc:.3f}")
+
+
+def _describe_train(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a user wants to know of a new detector."""
+    claims, test = summary["claims"], summary["test"]
+    counts = ", ".join(f"{count:,} {split}" for split, count in claims.items())
+    yield f"claims         {counts}"
+    if summary["unscored"]:
+        yield "without score  " + ", ".join(f"{count:,}: {reason}" for reason, count in summary["unscored"].items())
+    if summary["low_mass"]:
+        yield f"low mass       {summary['low_mass']:,} scores: the model would mostly say something else than a label"
+    yield f"threshold      {summary['threshold']:.4f}, by validation"
+    if test is None:
+        yield "test           not of both labels, so nothing is measured"
+    else:
+        for name in ("auc", "bacc"):
+            interval = test[f"{name}_interval"]
+            area = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+            yield f"{'test ' + name.upper().replace('BACC', 'BAcc'):15}{test[name]:.3f}{area}"
+    yield f"the detector is {summary['detector']}; its scores: {summary['scores']}"
 
 
 def evaluate(settings: Evaluation, output: Output) -> int:

@@ -64,6 +64,7 @@ COMMANDS = {
     "feedback ab": "ab_commands:compare",
     "feedback ab plan": "ab_commands:plan",
     "detect build": "detect_commands:build",
+    "detect train": "detect_commands:train",
     "detect eval": "detect_commands:evaluate",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",

@@ -30,6 +30,25 @@ class Evaluation(Config):
     """Seed of the resampling behind the intervals."""
 
 
+class Train(Config):
+    """Labelled claims, the model, and the detector that they make."""
+
+    data: Annotated[Path, Metavar("DATA")]
+    """Directory of a detect build, with train.jsonl, validation.jsonl and test.jsonl."""
+    model: str
+    """The model whose claims these are: a checkpoint directory, GGUF file or Hub id."""
+    method: str = "rate_ft"
+    """Way to detect; --list-settings with it prints its own settings."""
+    out: Annotated[Path, Metavar("DIR")]
+    """Directory of the detector: new, empty, or one of a training that was killed."""
+    device: str = "auto"
+    """Device of the model, such as cuda."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of forward and backward passes; weights stay in fp32."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of one forward pass that scores claims."""
+
+
 class Models(Config):
     """Models that answer and help."""
 

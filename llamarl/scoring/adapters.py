@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llamarl.models.decoder import Decoder, Dense, Joined
@@ -16,12 +17,22 @@ class AdaptedDense(Dense):
 
     layer: Any = None
     """The layer that peft wraps around a linear one."""
+    half: Tensor | None = None
+    """The weight in half precision, once it was needed."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Maps `x [M, in]`."""
         low, high = self.layer.lora_A["default"].weight, self.layer.lora_B["default"].weight
         added: Tensor = self.layer.scaling["default"] * linear(linear(x, low), high)
-        return linear(x, self.weight, self.bias) + added
+        return linear(x, self._frozen(x.device.type), self.bias) + added
+
+    def _frozen(self, device: str) -> Tensor:
+        """The weight as autocast wants it: cast once, since it never changes, where autocast would at every call."""
+        if self.weight.requires_grad or not torch.is_autocast_enabled(device):
+            return self.weight
+        if self.half is None:
+            self.half = self.weight.detach().to(torch.get_autocast_dtype(device))
+        return self.half
 
 
 def prepare_projections(decoder: Decoder, model: nn.Module) -> Decoder:

@@ -12,6 +12,7 @@ P width of its prompts, H query heads, K key/value heads, D head size.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -315,9 +316,13 @@ def _completion_block(
 def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Scaled dot-product attention, `[B, L, H, D], [B, S, K, D] x 2 -> [B, L, H, D]`; causal without `visible`."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    is_half = q.is_cpu and torch.is_autocast_enabled("cpu")
+    if is_half:  # of attention, the backward pass of a CPU takes ten times as long in bf16 as in fp32
+        q, k, v = (x.float() for x in (q, k, v))
+    with torch.autocast(q.device.type, enabled=False) if is_half else nullcontext():
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=q.shape[1] != k.shape[1]
+        )
     return out.transpose(1, 2)
 
 

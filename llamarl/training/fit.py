@@ -3,7 +3,8 @@
     rows -> measure -> step, and now and then: measure on held-out rows, keep the best, save -> the model, a report
 
 An objective says whether OUT itself becomes the checkpoint (`sft`, `dpo`), or a directory of the training with the
-checkpoint in it (`reward`). The files of the training lie in OUT.partial until OUT is written whole, or in OUT:
+checkpoint (`reward`) or the adapter alone (a detector) in or beside it. The files of the training lie in OUT.partial
+until OUT is written whole, or in OUT:
 
 metrics.jsonl      one record per step
 summary.json       the result; its presence says that the training is finished
@@ -16,7 +17,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -26,7 +27,7 @@ from torch import Tensor
 from llamarl.core import metric_names as names
 from llamarl.core.errors import CollapseError, ConfigError
 from llamarl.data.rows import excerpt
-from llamarl.models.checkpoint import load_config, load_tokenizer
+from llamarl.models.checkpoint import load_config, load_tokenizer, save_model
 from llamarl.models.device import resolve_device
 from llamarl.models.template_check import check_template
 from llamarl.report.metrics import JsonlSink, read_metrics
@@ -90,6 +91,13 @@ def fit(
     fitter = Fitter(objective.load(str(model), tokenizer), objective, batches.num_steps)
     settings = config.model_dump(mode="json")
     recipe = {"model": str(model), "objective": objective.name, "rows": _fingerprint(rows), "settings": settings}
+
+    def write(place: Path, beside: Sequence[Path] = ()) -> None:
+        if objective.keeps_adapter:
+            fitter.save_adapter(place, str(model))
+        else:
+            save_model(fitter.model, tokenizer, place, beside)
+
     with files.claim(recipe):
         objective.prepare(fitter.scores, [*rows.train, *rows.held_out], files.cache)
         run = _Run(fitter, batches, rows, files, on_step)
@@ -98,7 +106,7 @@ def fit(
         except CollapseError:
             if run.state.best_step is not None:
                 run.settle()
-                files.rescue(fitter.model, tokenizer)
+                files.rescue(write)
             raise
         state, scores = run.state, run.settle()
         report = None if scores is None else objective.report(scores, rows.held_out)
@@ -119,7 +127,7 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(),
         }
         objective.draw(files.work, read_metrics(files.metrics), scores, rows.held_out)
-        files.finish(summary, fitter.model, tokenizer)
+        files.finish(summary, write)
         return summary
 
 
@@ -176,10 +184,15 @@ class _Run(Generic[R]):
             sink.close()
 
     def settle(self) -> Tensor | None:
-        """Leaves the model with the weights to keep, adapters merged; gives its scores of the held-out rows."""
+        """Leaves the model with the weights to keep, adapters merged unless they are the result.
+
+        Returns:
+            Its scores of the held-out rows, where there are any.
+        """
         if self.state.best_step is not None:
             copy_weights(self._files.read_best(self.state.best_step), self._fitter.weights())
-        self._fitter.merge()
+        if not self._fitter.objective.keeps_adapter:
+            self._fitter.merge()
         return self._fitter.scores(self._rows.held_out) if self._rows.held_out else None
 
     def _step(self) -> dict[str, float | None]:
@@ -188,7 +201,7 @@ class _Run(Generic[R]):
         metrics: dict[str, float | None] = {**self._fitter.step(self._batches[state.step])}
         state.step, state.loss = state.step + 1, metrics[names.LOSS]
         is_last = state.step == self._batches.num_steps
-        if self._rows.held_out and (is_last or state.step % self._config.evaluate_every == 0):
+        if self._rows.held_out and self._fitter.objective.is_due(state.step, self._batches.num_steps):
             metrics |= self._evaluate()
         metrics[names.TIME_STEP] = time.perf_counter() - started
         state.seconds += time.perf_counter() - started
@@ -201,12 +214,11 @@ class _Run(Generic[R]):
     def _evaluate(self) -> dict[str, float | None]:
         """Measures on the held-out rows, and keeps the weights where they are the best so far."""
         report, state = self._fitter.evaluate(self._rows.held_out), self.state
-        metrics = report.metrics()
-        value = (metrics[names.HELD_OUT_ACCURACY] or 0.0) if self._config.keep == "accuracy" else -report.loss
+        value = self._fitter.objective.rate(report)
         if self._config.keep != "last" and value > state.best:
             state.best, state.best_step = value, state.step
             self._files.save_best(state.step, self._fitter.weights())
-        return metrics
+        return report.metrics()
 
 
 def as_dict(report: Report) -> dict[str, Any]:

@@ -1,25 +1,32 @@
 """The files of one supervised training: `training.fit` draws them."""
 
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamarl.core.errors import CheckpointError
 from llamarl.core.paths import read_path
 from llamarl.jobs import LOCK_FILE, changed_names, lock_directory
-from llamarl.models.checkpoint import check_target, save_model
-from llamarl.models.tokenizer import Tokenizer
+from llamarl.models.checkpoint import check_target
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import read_json, write_json
 from llamarl.report.rundir import METRICS_FILE
 from llamarl.report.summary import SUMMARY_FILE
 
 RECIPE_FILE = "recipe.json"
+
+
+class Write(Protocol):
+    """Writes the result of a training."""
+
+    def __call__(self, place: Path, beside: Sequence[Path] = ()) -> None:
+        """Fills a directory, which gets the files `beside` as well."""
 
 
 class FitFiles:
@@ -44,7 +51,7 @@ class FitFiles:
             raise CheckpointError(f"out={str(out)!r}: no name of a new directory; give one, such as 'tuned'")
         self.work = path.with_name(f"{path.name}.partial") if self._is_checkpoint else path
         """The directory of the training's own files."""
-        self.model = path / model_folder
+        self.model = Path(os.path.normpath(path / model_folder))
         """The checkpoint; complete whenever it is there."""
         self.metrics, self.cache = self.work / METRICS_FILE, self.work / "start.json"
         self._summary, self._recipe = self.work / SUMMARY_FILE, self.work / RECIPE_FILE
@@ -117,19 +124,19 @@ class FitFiles:
         weights: dict[str, Tensor] = load_file(self._best_file(step))
         return weights
 
-    def rescue(self, model: nn.Module, tokenizer: Tokenizer) -> None:
-        """Writes the model of a training that cannot go on into `model/` of its own files."""
-        save_model(model, tokenizer, self.work / "model")
+    def rescue(self, write: Write) -> None:
+        """Has the model of a training that cannot go on written into `model/` of its own files."""
+        write(self.work / "model")
 
-    def finish(self, summary: Mapping[str, Any], model: nn.Module, tokenizer: Tokenizer) -> None:
-        """Writes the result, the summary last; what only a resume needs goes."""
+    def finish(self, summary: Mapping[str, Any], write: Write) -> None:
+        """Has the result written, then the summary; what only a resume needs goes."""
         if self._is_checkpoint:
             write_json(self._summary, summary)
             kept = [self.metrics, self._summary, self._recipe, self.work / ENVIRONMENT_FILE]
-            save_model(model, tokenizer, self.model, beside=kept)
+            write(self.model, kept)
             shutil.rmtree(self.work)
             return
-        save_model(model, tokenizer, self.model)
+        write(self.model)
         for directory in (self._checkpoints, self._best):
             shutil.rmtree(directory, ignore_errors=True)
         self.cache.unlink(missing_ok=True)

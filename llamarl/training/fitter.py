@@ -103,6 +103,14 @@ class Fitter(Generic[R]):
             self._adapters.merge()
             self._adapters, self._score = None, self.objective.build_scorer(self.model)
 
+    def save_adapter(self, directory: Path, base: str) -> None:
+        """Writes the adapters alone, in PEFT layout, for a model of the name `base`."""
+        if self._adapters is None:
+            raise ConfigError(
+                "lora: there are no adapters to save; set lora.rank, and save them before they are merged"
+            )
+        self._adapters.save(directory, base)
+
     def save(self, directory: str | Path, extra: Mapping[str, Any]) -> None:
         """Writes trained weights, optimizer and counters into an empty directory."""
         counters = {**extra, "num_steps_done": self.num_steps_done}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from llamarl.core import metric_names as names
 from llamarl.core.records import Message
 from llamarl.core.seeds import derive_seed
 from llamarl.functional.losses import Metrics
@@ -87,6 +88,8 @@ class Objective(ABC, Generic[R]):
     """Folder of the checkpoint in the directory that the user names; empty: that directory is the checkpoint."""
     is_policy: ClassVar[bool] = True
     """True where the result generates, so that its chat template must be fit for that."""
+    keeps_adapter: ClassVar[bool] = False
+    """True where the result is the adapters alone, in PEFT layout, instead of a checkpoint they are merged into."""
     config: FitConfig
 
     @abstractmethod
@@ -126,9 +129,17 @@ class Objective(ABC, Generic[R]):
     def report(self, scores: "Tensor", rows: Sequence[R]) -> Report:
         """Measures how good the scores of at least one row are."""
 
-    def divisor(self, rows: Sequence[R]) -> int:
+    def divisor(self, rows: Sequence[R]) -> float:
         """Returns the divisor of the sum of a whole step's losses: by default the number of its rows."""
         return len(rows)
+
+    def rate(self, report: Report) -> float:
+        """Returns how good a measurement is, where the settings keep the best weights; higher is better."""
+        return (report.metrics()[names.HELD_OUT_ACCURACY] or 0.0) if self.config.keep == "accuracy" else -report.loss
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Returns True where the held-out rows are measured after this step, counted from 1, of so many."""
+        return step == num_steps or step % self.config.evaluate_every == 0
 
     def epoch_order(self, rows: Sequence[R], epoch: int) -> Sequence[int]:
         """The indices of all rows in the order of an epoch: by default hashed from seed, epoch and content alone."""

@@ -6,7 +6,7 @@ A method is a class below `Method` in a file of this folder, and an entry of `ME
     prompts     the shipped prompt files that it asks with
     Settings    a `Config` of what its scores depend on, `MethodSettings` with more fields
     score       scores of claims
-    train       how it comes to be from labelled claims; without it, the settings are all there is
+    train       how it comes to be from labelled claims (`TrainingJob`); without it, the settings are all there is
     write, read files of its own beside `detector.json`, such as a probe's weights; none by default
 
 `files.load_detector` finds the class by name, checks that model, tokenizer and prompts are those it was made with, and
@@ -14,10 +14,11 @@ hands it a `Backbone`. Importing this module does not import torch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ from llamarl.models.template_args import ChatTemplateArgs
 
 if TYPE_CHECKING:
     from llamarl.factuality.detectors.backbone import Backbone
+    from llamarl.factuality.labelled import Data
 
 METHODS = {
     "token_probability": "internal_states:TokenProbability",
@@ -38,6 +40,8 @@ METHODS = {
     "prompt_prob": "prompt_prob:PromptProb",
     "cot_tf": "cot_tf:CotTF",
     "selfcheck": "selfcheck:SelfCheck",
+    "fine_tuning": "fine_tuning:FineTuning",
+    "rate_ft": "fine_tuning:RateFT",
 }
 """Module and class of each method; imported when it is asked for."""
 
@@ -49,6 +53,42 @@ class MethodSettings(Config):
     """Longest prompt; a claim that makes a longer one has no score. None: the model's positions."""
     chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
     """Arguments of the model's chat template, such as `{enable_thinking = false}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What a method is trained from, and where its files go while it is."""
+
+    model: str
+    """Checkpoint directory, GGUF file or Hub id."""
+    data: "Data"
+    """Labelled claims. A method learns from `train`, chooses by `validation`, and never looks at `test`."""
+    out: Path
+    """The detector's directory, which exists; what is unfinished may be kept in a folder of it for a resume."""
+    settings: MethodSettings
+    """Of the method's `Settings`."""
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_tokens: int = 4096
+    """Most tokens of one forward pass."""
+    on_step: Callable[[int, int, Mapping[str, float | None]], None] | None = None
+    """Called with steps done, all steps, and the last one's metrics."""
+    tell: Callable[[str], None] | None = None
+    """Hears, in sentences, what a user should know."""
+
+    def load(self, adapter: Path | None = None) -> "Backbone":
+        """The model to ask, with an adapter where there is one."""
+        from llamarl.factuality.detectors.backbone import Backbone
+
+        return Backbone.load(
+            self.model,
+            adapter=adapter,
+            device=self.device,
+            precision=self.precision,
+            max_tokens=self.settings.max_tokens,
+            batch_tokens=self.batch_tokens,
+            chat_template_args=self.settings.chat_template_args,
+        )
 
 
 class Method(ABC):
@@ -81,6 +121,11 @@ class Method(ABC):
     @abstractmethod
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order. A claim that cannot be scored says so in its `problem`."""
+
+    @classmethod
+    def train(cls, job: "TrainingJob") -> Self:
+        """The detector that labelled claims make; its threshold is searched afterwards, by the caller."""
+        return cls(job.load(), job.settings)
 
     def write(self, directory: Path) -> list[str]:
         """Writes files of its own into a directory that exists; returns their names."""
