@@ -65,6 +65,7 @@ COMMANDS = {
     "feedback ab plan": "ab_commands:plan",
     "detect build": "detect_commands:build",
     "detect eval": "detect_commands:evaluate",
+    "detect score": "score_commands:score",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
     "judge calibrate": "judge_commands:calibrate",

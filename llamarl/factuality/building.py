@@ -38,7 +38,7 @@ from llamarl.factuality.evidence import CorpusEvidence, Evidence, SearchConfig, 
 from llamarl.factuality.facts import FactTable
 from llamarl.factuality.labels import NO_VERDICT, FactLabeller, Labeller, ModelLabeller, Relevance
 from llamarl.factuality.questions import FactQuestioner, ModelQuestioner, Questioner, Ruled
-from llamarl.factuality.settings import Build
+from llamarl.factuality.settings import Build, Calls
 from llamarl.factuality.splits import SPLITS, assign_splits, balance
 from llamarl.factuality.stages import Outcome, Stage, count_reasons, run_stage
 from llamarl.generation.chats import Chat, EndpointChat, NativeChat
@@ -394,7 +394,7 @@ def _need_table(table: FactTable | None, what: str) -> FactTable:
     return table
 
 
-def build_chat(settings: Build, model: str, endpoint: str | None, api_key_env: str | None) -> Chat:
+def build_chat(settings: Calls, model: str, endpoint: str | None, api_key_env: str | None) -> Chat:
     """A checkpoint, or the model that a server at `endpoint` calls by this name, answering greedily."""
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=0.0)
     if endpoint is None:
