@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config, Metavar, Words
 from llamarl.models.template_args import ChatTemplateArgs
+from llamarl.serving.settings import Serving
 
 
 class Evaluation(Config):
@@ -204,4 +205,25 @@ class Scoring(Detecting, HelperModel, Calls, Sources):
             raise ValueError("--claims model: needs a model that lists the claims; give --helper MODEL")
         if self.num_queries and self.helper is None:
             raise ValueError("--num-queries: needs a model that words them; give --helper MODEL")
+        return self
+
+
+class DetectServing(Detecting, Serving):
+    """A service that scores the claims of texts."""
+
+    device: str = "auto"
+    """Device of the model, such as cuda."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward pass."""
+    batch_claims: int = Field(default=64, ge=1)
+    """Most claims of one batch, of whatever requests."""
+    max_claims: int = Field(default=512, ge=1)
+    """Most claims of one text; longer ones are refused with 413."""
+    max_waiting: int = Field(default=4096, ge=1)
+    """Most claims that wait; requests beyond are refused with 429."""
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> Self:
+        if self.max_waiting < self.max_claims:
+            raise ValueError("--max-waiting: must be at least --max-claims, or a text of many claims is always refused")
         return self
