@@ -108,7 +108,12 @@ class Service:
         self._idle.set()
         self.num_finished = 0
         """Answered requests of the routes, errors included."""
-        app = web.Application(client_max_size=settings.max_body_kib << 10, middlewares=[web.middleware(self._guard)])
+
+        @web.middleware  # marks its function, which a method does not let it
+        async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
+            return await self._guard(request, handler)
+
+        app = web.Application(client_max_size=settings.max_body_kib << 10, middlewares=[guard])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._render_metrics)
         for route in routes:
