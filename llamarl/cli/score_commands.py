@@ -1,11 +1,11 @@
-"""detect score: the claims of texts, or labelled claims, with their probability to be factual."""
+"""detect score, detect serve: the claims of texts, with their probability to be factual."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llamarl.cli.common import print_json, say, show_progress
 from llamarl.cli.options import LiveOutput
-from llamarl.factuality.settings import Scoring
+from llamarl.factuality.settings import DetectServing, Scoring
 
 if TYPE_CHECKING:
     from llamarl.factuality.texts import ScoredText
@@ -106,3 +106,34 @@ def _describe_scores(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["low_mass"]:
         yield f"warning: {summary['low_mass']:,} scores are in doubt: True and False had less than half the probability"
     yield f"written: {summary['file']}"
+
+
+def serve(settings: DetectServing) -> int:
+    """Serve a detector over HTTP: POST /v1/detect, GET /health, GET /metrics.
+
+    A request is {"text": ..., "prompt"?: ..., "subject"?: ...}; the answer is the list that detect score --json prints.
+    Claims of requests that wait share a forward pass. SIGTERM lets accepted requests finish and refuses new ones; the
+    exit status is then 0, or 1 if some were cut off.
+
+    Examples:
+        llamarl detect serve --detector detector
+        curl -s http://127.0.0.1:8000/v1/detect -d '{"text": "Lyon is a city in Spain."}'
+        DETECT_TOKEN=... llamarl detect serve --detector detector --host 0.0.0.0 --token-env DETECT_TOKEN
+    """
+    import asyncio
+
+    from llamarl.factuality.decomposition import SentenceDecomposer
+    from llamarl.factuality.detectors.files import load_detector
+    from llamarl.factuality.service import DetectService
+    from llamarl.factuality.texts import resolve_threshold
+
+    detector = load_detector(settings.detector, settings.model, device=settings.device, precision=settings.precision)
+    threshold = resolve_threshold(settings.threshold, detector.threshold)
+
+    async def run() -> int:
+        service = DetectService(detector, SentenceDecomposer(), settings, threshold)
+        num_cut = await service.run(lambda url: say(f"{detector.name} at {url}/v1/detect; Ctrl-C ends it"))
+        say(f"answered {service.http.num_finished:,} requests{f', cut off {num_cut:,}' if num_cut else ''}")
+        return int(num_cut > 0)
+
+    return asyncio.run(run())

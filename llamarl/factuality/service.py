@@ -71,10 +71,14 @@ class DetectService:
 
     async def run(self, on_start: Callable[[str], object]) -> int:
         """Serves until it is told to stop; returns the number of requests that were cut off."""
-        try:
-            return await self.http.run(on_start)
-        finally:
-            await self._batcher.close()
+        num_cut = await self.http.run(on_start)
+        await self._batcher.close()
+        return num_cut
+
+    async def close(self) -> None:
+        """Lets accepted requests finish, and ends."""
+        await self.http.drain()
+        await self._batcher.close()
 
     def _on_batch(self, items: int, seconds: float) -> None:
         self.metrics.batch_items.observe(items)

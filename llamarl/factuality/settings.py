@@ -205,6 +205,8 @@ class Scoring(Detecting, HelperModel, Calls, Sources):
             raise ValueError("--claims model: needs a model that lists the claims; give --helper MODEL")
         if self.num_queries and self.helper is None:
             raise ValueError("--num-queries: needs a model that words them; give --helper MODEL")
+        if self.precision == "int8":
+            raise ValueError("--precision int8: detectors compute in fp32 or bf16")
         return self
 
 

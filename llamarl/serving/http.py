@@ -109,11 +109,10 @@ class Service:
         self.num_finished = 0
         """Answered requests of the routes, errors included."""
 
-        @web.middleware  # marks its function, which a method does not let it
         async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
             return await self._guard(request, handler)
 
-        app = web.Application(client_max_size=settings.max_body_kib << 10, middlewares=[guard])
+        app = web.Application(client_max_size=settings.max_body_kib << 10, middlewares=[web.middleware(guard)])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._render_metrics)
         for route in routes:
@@ -176,14 +175,14 @@ class Service:
 
     # ---- one request ------------------------------------------------------------------------------------------------
 
-    async def _guard(self, request: web.Request, answer: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
+    async def _guard(self, request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
         """Counts a request and its time, and makes a JSON error of whatever goes wrong."""
         started, status = time.perf_counter(), CLOSED_BY_CLIENT
         route = request.path if request.path in self._paths else "other"
         is_work = request.method == "POST"
         self._count_open(is_work)
         try:
-            response = await self._answer(request, answer)
+            response = await self._answer(request, handler)
             status = response.status
         finally:
             self._count_open(-is_work)
@@ -194,10 +193,10 @@ class Service:
             response.force_close()
         return response
 
-    async def _answer(self, request: web.Request, answer: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
+    async def _answer(self, request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
         try:
             self._check(request)
-            return await answer(request)
+            return await handler(request)
         except Refusal as error:
             return _error(error)
         except web.HTTPException as error:  # aiohttp's own: no such route, too large a body
