@@ -76,11 +76,11 @@ def _show(text: "ScoredText", threshold: float, *, has_title: bool) -> None:
         say(f"== {text.source.name}")
     console.print(report.mark_text(text, threshold), soft_wrap=True)
     say()
-    for line in report.list_claims(text, threshold):
+    for line in report.list_lines(text, threshold):
         say(line)
     say(report.summarize(text, threshold))
     for warning in report.list_warnings(text):
-        say(f"warning: {warning}")
+        say(f"note: {warning}")
 
 
 def _score_file(settings: Scoring, output: LiveOutput) -> int:

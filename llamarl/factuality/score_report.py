@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamarl.factuality.claims import Ruling
@@ -19,11 +20,8 @@ COLUMNS = ("claim", "P factual", "mass")
 EVIDENCE_COLUMNS = (*COLUMNS, "ruling", "evidence")
 STYLES: Mapping[Tone, str] = {"bad": "bold red", "unsure": "yellow", "good": ""}
 """The colour of each tone on a terminal, the worst first."""
-SHORT_DROPPED = {
-    "too_short": "too short to claim anything",
-    "no_known_relation": "without a relation that the table knows",
-    "cut_off": "cut off",
-}
+DROPPED = {"too_short": "too short", "no_known_relation": "without a relation that the table knows"}
+"""Words for reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +67,18 @@ def count_claims(claims: Sequence[ScoredClaim], threshold: float) -> dict[Tone, 
 def summarize(text: ScoredText, threshold: float) -> str:
     """What was found in a text, in one sentence."""
     if not text.claims:
-        return f"no claims{describe_dropped(text)}"
+        return "no claims"
     counts, total = count_claims(text.claims, threshold), len(text.claims)
     noun = "claim" if total == 1 else "claims"
     without = f", {counts['unsure']} without a score" if counts["unsure"] else ""
-    return f"{counts['bad']} of {total} {noun} doubtful{without}{describe_dropped(text)}"
-
-
-def describe_dropped(text: ScoredText) -> str:
-    """The parts that are no claims, for the end of a sentence."""
-    parts = [f"{count} parts {SHORT_DROPPED.get(name, name)}" for name, count in text.found.dropped.items()]
-    return f"; left out: {', '.join(parts)}" if parts else ""
+    return f"{counts['bad']} of {total} {noun} doubtful{without}"
 
 
 def list_warnings(text: ScoredText) -> Iterator[str]:
     """Yields what a reader should know."""
+    if text.found.dropped:
+        parts = [f"{count} {DROPPED.get(name, name)}" for name, count in text.found.dropped.items()]
+        yield f"parts of the text that are no claims: {', '.join(parts)}"
     if text.source.num_broken:
         yield f"{text.source.num_broken} places in the file are no UTF-8 and are shown as \N{REPLACEMENT CHARACTER}"
     if text.found.problem:
@@ -123,7 +118,7 @@ def _worst(claims: Sequence[ScoredClaim], threshold: float) -> Tone:
     return next(tone for tone in STYLES if tone in tones)
 
 
-def list_claims(text: ScoredText, threshold: float) -> Iterator[str]:
+def list_lines(text: ScoredText, threshold: float) -> Iterator[str]:
     """Yields lines on the claims that the text alone does not show: restated ones in doubt, and those with evidence."""
     rulings = text.rulings or [None] * len(text.claims)
     for each, ruling in zip(text.claims, rulings, strict=True):
@@ -160,9 +155,11 @@ def build_page(texts: Sequence[ScoredText], detector: str, threshold: float, pro
     if len(texts) == 1:
         parts += _describe_text(texts[0], threshold)
     else:
-        parts += [Section(text.source.name, list(_describe_text(text, threshold))) for text in texts]
+        for text in texts:
+            summary = f"{summarize(text, threshold)}."
+            parts.append(Section(text.source.name, [summary, *_describe_text(text, threshold)]))
     return Page(
-        f"Claims of {texts[0].source.name}" if len(texts) == 1 else f"Claims of {len(texts)} texts",
+        f"Claims of {Path(texts[0].source.name).name}" if len(texts) == 1 else f"Claims of {len(texts)} texts",
         parts,
         f"Detector {detector}, threshold {threshold:.3f}",
     )
@@ -176,7 +173,6 @@ def _explain(threshold: float) -> str:
 
 
 def _describe_text(text: ScoredText, threshold: float) -> Iterator[Part]:
-    yield f"{summarize(text, threshold)}."
     yield MarkedText([_mark(piece, threshold) for piece in cut_text(text.found.text, text.claims)])
     if warnings := list(list_warnings(text)):
         yield Notes(warnings)

@@ -241,7 +241,7 @@ tbody th, td { white-space: nowrap; }
 mark { color: inherit; background: color-mix(in srgb, var(--tone) var(--tint), transparent); border-radius: 3px;
   padding: .1em .15em; border-bottom: 2px solid transparent; -webkit-box-decoration-break: clone;
   box-decoration-break: clone; }
-mark.good { --tone: var(--good); }
+mark.good { --tone: var(--good); border-color: transparent; }
 mark.bad { --tone: var(--bad); border-bottom: 2px solid var(--bad); }
 mark.unsure { --tone: var(--unsure); border-bottom: 2px dotted var(--unsure); }
 sup { color: var(--muted); font-size: .72rem; font-variant-numeric: tabular-nums; margin-left: .15em; }

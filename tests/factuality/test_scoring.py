@@ -22,7 +22,7 @@ from llamarl.factuality.decomposition import ModelDecomposer, SentenceDecomposer
 from llamarl.factuality.detectors.detector import Score
 from llamarl.factuality.evidence import Evidence
 from llamarl.factuality.labels import FactLabeller, Labeller, ModelLabeller, PassageFinder
-from llamarl.factuality.score_report import build_page, cut_text, list_claims, list_warnings, mark_text, summarize
+from llamarl.factuality.score_report import build_page, cut_text, list_lines, list_warnings, mark_text, summarize
 from llamarl.factuality.scores import read_scores
 from llamarl.factuality.scoring import ScoredClaim, score_claims, score_file
 from llamarl.factuality.settings import Scoring
@@ -156,7 +156,7 @@ def test_doubtful_claims_stand_in_brackets_in_their_place() -> None:
 
 def test_restated_claims_in_doubt_are_listed() -> None:
     (text,) = score("It is in Spain. It has bridges over rivers.", subject="Lyon")
-    assert list(list_claims(text, 0.5)) == ["    0.12  Lyon is in Spain."]
+    assert list(list_lines(text, 0.5)) == ["    0.12  Lyon is in Spain."]
 
 
 def test_hostile_text_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +252,7 @@ class ListedPassages(Evidence):
 def test_a_table_of_facts_rules_on_each_claim(tmp_path: Path) -> None:
     (text,) = score("Lyon is a city in Spain. Nice is old and lovely.", labeller=FactLabeller(table(tmp_path)))
     assert [ruling.finding for ruling in text.rulings if ruling] == ["contradicted", "undetermined"]
-    lines = list(list_claims(text, 0.5))
+    lines = list(list_lines(text, 0.5))
     assert lines[:3] == [
         "    0.12  Lyon is a city in Spain.",
         "          contradicted",
@@ -265,7 +265,7 @@ def test_a_table_of_facts_rules_on_each_claim(tmp_path: Path) -> None:
 
 def test_passages_without_a_helper_are_for_the_reader_to_judge() -> None:
     (text,) = score("Lyon is in Spain.", labeller=PassageFinder(ListedPassages("Lyon is French.", "b", "c"), 2))
-    assert list(list_claims(text, 0.5))[1:] == [
+    assert list(list_lines(text, 0.5))[1:] == [
         "          passages, not judged",
         "          - Lyon is French. (a book)",
         "          - b (a book)",
@@ -275,7 +275,7 @@ def test_passages_without_a_helper_are_for_the_reader_to_judge() -> None:
 def test_a_helper_judges_passages() -> None:
     helper = Helper(ScriptedModel(lambda asked: "It is in France. [False]"))
     (text,) = score("Lyon is in Spain.", labeller=ModelLabeller(helper, ListedPassages("Lyon is French.")))
-    assert "          contradicted" in list(list_claims(text, 0.5))
+    assert "          contradicted" in list(list_lines(text, 0.5))
 
 
 def test_a_source_that_is_down_costs_no_score() -> None:
