@@ -66,6 +66,8 @@ COMMANDS = {
     "detect build": "detect_commands:build",
     "detect train": "detect_commands:train",
     "detect eval": "detect_commands:evaluate",
+    "detect score": "score_commands:score",
+    "detect serve": "score_commands:serve",
     "judge run": "judge_commands:run",
     "judge audit": "judge_commands:audit",
     "judge calibrate": "judge_commands:calibrate",

@@ -27,12 +27,18 @@ from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.asking import Helper, excerpt_of
 from llamarl.factuality.asks import read_asks, refuse_canaries
 from llamarl.factuality.claims import Answer, Ask, Claim, Ruling
-from llamarl.factuality.decomposition import Decomposer, FactDecomposer, ModelDecomposer, SentenceDecomposer
+from llamarl.factuality.decomposition import (
+    Decomposer,
+    FactDecomposer,
+    ModelDecomposer,
+    SentenceDecomposer,
+    read_claims,
+)
 from llamarl.factuality.evidence import CorpusEvidence, Evidence, SearchConfig, SearchEvidence, TableEvidence
 from llamarl.factuality.facts import FactTable
 from llamarl.factuality.labels import NO_VERDICT, FactLabeller, Labeller, ModelLabeller, Relevance
 from llamarl.factuality.questions import FactQuestioner, ModelQuestioner, Questioner, Ruled
-from llamarl.factuality.settings import Build
+from llamarl.factuality.settings import Build, Calls
 from llamarl.factuality.splits import SPLITS, assign_splits, balance
 from llamarl.factuality.stages import Outcome, Stage, count_reasons, run_stage
 from llamarl.generation.chats import Chat, EndpointChat, NativeChat
@@ -175,15 +181,9 @@ async def _decompose(run: _Build, stages: Pipeline, answers: Mapping[str, Answer
     dropped: list[str] = []
     problems = [each["problem"] for each in found.values() if each["problem"]]
     for name, each in found.items():
-        answer = answers[name]
-        dropped += [reason for reason, count in each["dropped"].items() for _ in range(count)]
-        for number, claim in enumerate(each["claims"]):
-            start, end = claim["span"]
-            if answer.finish_reason == "length" and end >= len(answer.text.rstrip()):
-                dropped.append("cut_off")  # the end of its sentence is not there
-                continue
-            key = f"{name}/{number}"
-            claims[key] = Claim(key, answer, claim["text"], (start, end))
+        kept, reasons = read_claims(answers[name], each)
+        claims |= {claim.id: claim for claim in kept}
+        dropped += [reason for reason, count in reasons.items() for _ in range(count)]
     per_answer = [len(each["claims"]) for each in found.values()]
     run.counts["claims"] = {
         "found": len(claims),
@@ -394,7 +394,7 @@ def _need_table(table: FactTable | None, what: str) -> FactTable:
     return table
 
 
-def build_chat(settings: Build, model: str, endpoint: str | None, api_key_env: str | None) -> Chat:
+def build_chat(settings: Calls, model: str, endpoint: str | None, api_key_env: str | None) -> Chat:
     """A checkpoint, or the model that a server at `endpoint` calls by this name, answering greedily."""
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=0.0)
     if endpoint is None:

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from llamarl.factuality.asking import Helper, excerpt_of, read_list
-from llamarl.factuality.claims import Answer, Span
+from llamarl.factuality.claims import Answer, Claim, Span
 from llamarl.factuality.facts import FactTable, split_words
 from llamarl.factuality.stages import Stage
 
@@ -31,6 +31,7 @@ PRONOUNS = frozenset(["it", "its", "he", "his", "she", "her", "they", "their"])
 POSSESSIVES = frozenset(["its", "his", "their"])
 _END = re.compile(r"[.!?]+[\"'”’)\]*_]*(?=\s|$)|[。！？।॥؟۔]+[」』”’)]*|\n+")
 _HEAD = re.compile(r"^\s*(?:[-*•#>]+|\d{1,3}[.)])\s+")
+_NEXT = re.compile(r"\s*(\S?)")
 
 
 def split_sentences(text: str) -> Iterator[Span]:
@@ -39,7 +40,7 @@ def split_sentences(text: str) -> Iterator[Span]:
     for match in [*_END.finditer(text), None]:
         end = match.end() if match else len(text)
         if match and match[0][0] in ".\n":
-            following = text[end:].lstrip()[:1]
+            following = _NEXT.match(text, end)[1]  # type: ignore[index]  # it matches anywhere
             is_abbreviation = match[0] == "." and _is_abbreviation(text[start : match.start()])
             if following.islower() or (following and is_abbreviation):
                 continue
@@ -75,6 +76,21 @@ class Decomposer(Stage[Answer]):
         return [item.ask.text, item.ask.subject, item.text]
 
 
+def read_claims(answer: Answer, result: Mapping[str, Any]) -> tuple[list[Claim], dict[str, int]]:
+    """The claims of a decomposer's result, and the number of those that are left out, by reason.
+
+    A claim at the very end of an answer that the token limit cut is left out: the end of its sentence is not there.
+    """
+    claims, dropped = [], dict(result["dropped"])
+    for number, claim in enumerate(result["claims"]):
+        start, end = claim["span"]
+        if answer.finish_reason == "length" and end >= len(answer.text.rstrip()):
+            dropped["cut_off"] = dropped.get("cut_off", 0) + 1
+        else:
+            claims.append(Claim(f"{answer.ask.id}/{number}", answer, claim["text"], (start, end)))
+    return claims, dropped
+
+
 class SentenceDecomposer(Decomposer):
     """Every sentence of at least `MIN_WORDS` words is a claim; scripts without blanks between words count letters."""
 
@@ -87,7 +103,7 @@ class SentenceDecomposer(Decomposer):
         claims, dropped = [], 0
         for start, end in split_sentences(item.text):
             text = item.text[start:end]
-            if len(split_words(text)) < MIN_WORDS and len(text) < 4 * MIN_WORDS:
+            if len(text) < 4 * MIN_WORDS and len(split_words(text)) < MIN_WORDS:
                 dropped += 1
                 continue
             claims.append({"text": name_subject(text, item.ask.subject), "span": [start, end]})

@@ -2,6 +2,7 @@
 
     FactLabeller(table)                   rules over a table of facts, no model
     ModelLabeller(helper, evidence)       the helper model reasons over passages, and says its verdict last
+    PassageFinder(evidence)               passages alone, for a reader
 
 A model that gives no verdict determines nothing. That is told apart from evidence that is silent (`reason`).
 """
@@ -17,6 +18,8 @@ from llamarl.factuality.stages import Stage
 
 NO_VERDICT = "no_verdict"
 """The reason of a ruling whose model did not say one; it is a failure of the checker, not of the claim."""
+UNJUDGED = "unjudged"
+"""The reason of a ruling where nobody was asked to judge."""
 FINDINGS: Mapping[str, Finding] = {
     "true": "supported",
     "supported": "supported",
@@ -136,6 +139,27 @@ class ModelLabeller(Labeller):
             for passage in await self._evidence.search(query, self._num_passages):
                 found.setdefault(passage.id, passage)
         return list(found.values())
+
+
+class PassageFinder(Labeller):
+    """Finds passages for a reader to judge by; nothing is determined.
+
+    Args:
+        evidence: where passages come from; the claim is the query.
+        num_passages: the most of them.
+    """
+
+    def __init__(self, evidence: Evidence, num_passages: int = 3) -> None:
+        self._evidence, self._num_passages = evidence, num_passages
+
+    def record(self) -> Mapping[str, Any]:
+        """The evidence, and how much of it."""
+        return {"kind": "passages", "version": 1, "num_passages": self._num_passages, **self._evidence.record()}
+
+    async def process(self, item: Claim) -> dict[str, Any]:
+        """The passages, without a ruling."""
+        passages = await self._evidence.search(item.text, self._num_passages)
+        return Ruling("undetermined", "", UNJUDGED, tuple(passages)).record()
 
 
 def list_passages(passages: list[Passage]) -> str:

@@ -134,12 +134,12 @@ def _read_row(
     """Yields (method, column) and (id, split, label, score, prompt) for each column of scores."""
     if isinstance(row, RowError):
         raise row
-    identifier, split = _read_text(row, "id"), _read_text(row, "split")
+    identifier, split = read_text(row, "id"), read_text(row, "split")
     if split not in SPLITS:
         remedy = f"use {' or '.join(SPLITS)}, and leave rows of other splits out"
         raise RowError("unknown_split", "split", f"{split!r} is no split", remedy)
-    prompt = None if row.get("prompt") is None else _read_text(row, "prompt")
-    method = "" if row.get("method") is None else _read_text(row, "method")
+    prompt = None if row.get("prompt") is None else read_text(row, "prompt")
+    method = "" if row.get("method") is None else read_text(row, "method")
     label = row.get("label")
     label = LABELS.get(label.strip().lower()) if isinstance(label, str) else label
     if not isinstance(label, bool):
@@ -149,7 +149,8 @@ def _read_row(
         yield (method, column), (identifier, split, label, _read_score(row, column), prompt)
 
 
-def _read_text(row: Mapping[str, Any], name: str) -> str:
+def read_text(row: Mapping[str, Any], name: str) -> str:
+    """A field that is text or a whole number. Raises `RowError`."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int) or str(value).strip() == "":
         problem = "missing" if value is None else f"{excerpt(value)} is neither text nor a whole number"

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config, Metavar, Words
 from llamarl.models.template_args import ChatTemplateArgs
+from llamarl.serving.settings import Serving
 
 
 class Evaluation(Config):
@@ -58,16 +59,32 @@ class Models(Config):
     """Address of an OpenAI-compatible server that answers instead of a checkpoint."""
     api_key_env: Annotated[str | None, Metavar("VARIABLE")] = None
     """The environment variable that holds the server's key."""
+    system: str | None = None
+    """A system message before each prompt."""
+
+
+class HelperModel(Config):
+    """The helper model."""
+
     helper: Annotated[str | None, Metavar("MODEL")] = None
-    """The model of the stages that ask one (default: the model under study)."""
+    """The model of the stages that ask one, named as the model under study is."""
     helper_endpoint: Annotated[str | None, Metavar("URL")] = None
     """The server, where it is no checkpoint."""
     helper_api_key_env: Annotated[str | None, Metavar("VARIABLE")] = None
     """The environment variable that holds that server's key."""
+
+    @model_validator(mode="after")
+    def _check_helper(self) -> Self:
+        if self.helper_endpoint is not None and self.helper is None:
+            raise ValueError("--helper-endpoint: needs --helper NAME, the model's name there")
+        return self
+
+
+class Calls(Config):
+    """Calls of models and servers."""
+
     max_tokens: int = Field(default=512, ge=1)
     """Token limit of an answer, and of the helper's replies."""
-    system: str | None = None
-    """A system message before each prompt."""
     chat_template_args: ChatTemplateArgs = Field(default_factory=dict)
     """Arguments of the checkpoints' chat templates, such as '{"enable_thinking": false}'."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
@@ -81,24 +98,10 @@ class Models(Config):
     max_retries: int = Field(default=5, ge=0)
     """Further tries after a failure that may pass."""
 
-    @model_validator(mode="after")
-    def _check_helper(self) -> Self:
-        if self.helper_endpoint is not None and self.helper is None:
-            raise ValueError("--helper-endpoint: needs --helper NAME, the model's name there")
-        return self
 
+class Sources(Config):
+    """Sources of evidence."""
 
-class Stages(Config):
-    """Stages, and what they go by."""
-
-    claims: Literal["sentences", "facts", "model"] = "sentences"
-    """Parts of an answer: every sentence, what the table of facts can check, or the helper's list."""
-    relevance: Literal["all", "model"] = "all"
-    """Claims that count: all, or those that the helper finds relevant to the prompt."""
-    labels: Literal["facts", "model"] | None = None
-    """The ruler: the table of facts by rules, or the helper by passages (default: facts with --facts, else model)."""
-    questions: Literal["facts", "model", "none"] | None = None
-    """The author of the auxiliary questions (default: as --labels)."""
     facts: Annotated[tuple[str, ...], Metavar("FILE")] = ()
     """Table of subject, relation, object: CSV, TSV, Parquet, JSONL, or a query in a .sql file."""
     relations: Annotated[Path | None, Metavar("FILE")] = None
@@ -112,26 +115,29 @@ class Stages(Config):
     num_passages: int = Field(default=3, ge=1)
     """Passages of each search."""
 
-    @property
-    def resolved_labels(self) -> Literal["facts", "model"]:
-        """The ruler of claims."""
-        return self.labels or ("facts" if self.facts and not (self.corpus or self.search) else "model")
-
     @model_validator(mode="after")
-    def _check_evidence(self) -> Self:
+    def _check_sources(self) -> Self:
         if self.corpus and self.search:
             raise ValueError("--corpus and --search: give one source of evidence")
         if self.relations and not self.facts:
             raise ValueError("--relations: says how the relations of a table are worded; give --facts FILE")
-        if not (self.facts or self.corpus or self.search):
-            raise ValueError("no evidence: give --facts FILE, --corpus FILE or --search FILE")
-        for name in ("claims", "labels", "questions"):
-            if getattr(self, name) == "facts" and not self.facts:
-                raise ValueError(f"--{name} facts: needs a table; give --facts FILE")
         return self
 
 
-class Build(Models, Stages):
+class Stages(Config):
+    """Stages."""
+
+    claims: Literal["sentences", "facts", "model"] = "sentences"
+    """Parts of an answer: every sentence, what the table of facts can check, or the helper's list."""
+    relevance: Literal["all", "model"] = "all"
+    """Claims that count: all, or those that the helper finds relevant to the prompt."""
+    labels: Literal["facts", "model"] | None = None
+    """The ruler: the table of facts by rules, or the helper by passages (default: facts with --facts, else model)."""
+    questions: Literal["facts", "model", "none"] | None = None
+    """The author of the auxiliary questions (default: as --labels)."""
+
+
+class Build(Models, HelperModel, Calls, Stages, Sources):
     """Prompts, and what becomes of them."""
 
     prompts: Annotated[tuple[str, ...], Metavar("PROMPTS")] = Field(min_length=1)
@@ -153,9 +159,92 @@ class Build(Models, Stages):
     seed: int = Field(default=0, ge=0)
     """Seed of the splits."""
 
+    @property
+    def resolved_labels(self) -> Literal["facts", "model"]:
+        """The ruler of claims."""
+        return self.labels or ("facts" if self.facts and not (self.corpus or self.search) else "model")
+
+    @model_validator(mode="after")
+    def _check_evidence(self) -> Self:
+        if not (self.facts or self.corpus or self.search):
+            raise ValueError("no evidence: give --facts FILE, --corpus FILE or --search FILE")
+        for name in ("claims", "labels", "questions"):
+            if getattr(self, name) == "facts" and not self.facts:
+                raise ValueError(f"--{name} facts: needs a table; give --facts FILE")
+        return self
+
     @field_validator("split")
     @classmethod
     def _check_split(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if len(shares) != 3 or min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
             raise ValueError("must be three shares that sum to 1, such as 0.7,0.2,0.1")
         return shares
+
+
+class Detecting(Config):
+    """The detector."""
+
+    detector: Annotated[str, Metavar("DIR")]
+    """The directory of a detector, as detect train writes it."""
+    model: Annotated[str | None, Metavar("MODEL")] = None
+    """The detector's model, where it is no longer where it was: a checkpoint directory, GGUF file or Hub id."""
+    threshold: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Claims above it count as factual (default: the detector's own, or 0.5 where it has none)."""
+
+
+class Scoring(Detecting, HelperModel, Calls, Sources):
+    """Texts whose claims are scored, or labelled claims."""
+
+    text: Annotated[tuple[str, ...], Metavar("FILE")] = ()
+    """Text files with an answer each, or globs; - is the standard input."""
+    claims_file: Annotated[tuple[str, ...], Metavar("FILE")] = ()
+    """Labelled claims as detect build writes them, instead of texts: JSONL, CSV, Parquet or a glob."""
+    prompt: str = ""
+    """The question that the texts answer."""
+    subject: str | None = None
+    """The person or thing that the texts are about; a pronoun at the head of a sentence is replaced by it."""
+    claims: Literal["sentences", "facts", "model"] = "sentences"
+    """Parts of a text: every sentence, what the table of facts can check, or the helper's list."""
+    out: Annotated[Path | None, Metavar("FILE")] = None
+    """With --text a page of HTML with the claims coloured in place; with --claims-file the scores, for detect eval."""
+
+    @model_validator(mode="after")
+    def _check_scoring(self) -> Self:
+        if bool(self.text) == bool(self.claims_file):
+            raise ValueError("give --text FILE or --claims-file FILE, one of them")
+        if self.claims_file and self.out is None:
+            raise ValueError("--claims-file: needs --out FILE for the scores")
+        if self.claims_file and (self.facts or self.corpus or self.search):
+            raise ValueError("--facts, --corpus, --search: evidence is for --text; labelled claims have their labels")
+        if self.facts and (self.corpus or self.search):
+            raise ValueError("--facts: give one source of evidence")
+        if self.claims == "facts" and not self.facts:
+            raise ValueError("--claims facts: needs a table; give --facts FILE")
+        if self.claims == "model" and self.helper is None:
+            raise ValueError("--claims model: needs a model that lists the claims; give --helper MODEL")
+        if self.num_queries and self.helper is None:
+            raise ValueError("--num-queries: needs a model that words them; give --helper MODEL")
+        if self.precision == "int8":
+            raise ValueError("--precision int8: detectors compute in fp32 or bf16")
+        return self
+
+
+class DetectServing(Detecting, Serving):
+    """A service that scores the claims of texts."""
+
+    device: str = "auto"
+    """Device of the model, such as cuda."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward pass."""
+    batch_claims: int = Field(default=64, ge=1)
+    """Most claims of one batch, of whatever requests."""
+    max_claims: int = Field(default=512, ge=1)
+    """Most claims of one text; longer ones are refused with 413."""
+    max_waiting: int = Field(default=4096, ge=1)
+    """Most claims that wait; requests beyond are refused with 429."""
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> Self:
+        if self.max_waiting < self.max_claims:
+            raise ValueError("--max-waiting: must be at least --max-claims, or a text of many claims is always refused")
+        return self

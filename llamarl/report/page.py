@@ -29,6 +29,9 @@ SUFFIXES = (".html", ".htm")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """No script, no frame, no request; only this file's own styles, and images that it holds."""
 
+MIN_TINT, MAX_TINT = 12, 45
+"""Percent of colour behind a marked piece of text."""
+
 Tone = Literal["good", "bad", "unsure"]
 
 
@@ -48,6 +51,30 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    is_prose: bool = False
+    """Cells are sentences: all stand left, and long ones are broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A piece of a text."""
+
+    text: str
+    tone: Tone | None = None
+    """None: not marked."""
+    strength: float = 1.0
+    """From 0, hardly coloured, to 1."""
+    note: str = ""
+    """A word in small print behind the piece."""
+    title: str = ""
+    """Shown where a pointer rests on the piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedText:
+    """A text with its line breaks, pieces of it coloured."""
+
+    pieces: Sequence[Mark]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +95,7 @@ class Notes:
     items: Sequence[str]
 
 
-Part = str | Verdict | Table | Figure | Notes
+Part = str | Verdict | Table | MarkedText | Figure | Notes
 """A text is a paragraph."""
 
 
@@ -147,6 +174,8 @@ def _render(part: Part | Section) -> str:
         return f'<div class="verdict {part.tone}"><strong>{_text(part.title)}</strong>{text}</div>'
     if isinstance(part, Table):
         return "\n".join(_render_table(part))
+    if isinstance(part, MarkedText):
+        return f'<div class="marked">{"".join(map(_render_mark, part.pieces))}</div>'
     if isinstance(part, Figure):
         caption = f"<figcaption>{_text(part.caption)}</figcaption>" if part.caption else ""
         return f'<figure role="img" aria-label="{_text(part.title)}">{part.svg}{caption}</figure>'
@@ -155,8 +184,17 @@ def _render(part: Part | Section) -> str:
     return f"<p>{_text(part)}</p>"
 
 
+def _render_mark(mark: Mark) -> str:
+    note = f"<sup>{_text(mark.note)}</sup>" if mark.note else ""
+    if mark.tone is None:
+        return _text(mark.text) + note
+    title = f' title="{_text(mark.title)}"' if mark.title else ""
+    tint = f' style="--tint: {round(MIN_TINT + (MAX_TINT - MIN_TINT) * mark.strength)}%"'
+    return f'<mark class="{mark.tone}"{tint}{title}>{_text(mark.text)}</mark>{note}'
+
+
 def _render_table(table: Table) -> Iterator[str]:
-    yield '<div class="table"><table>'
+    yield f'<div class="table"><table{" class=prose" if table.is_prose else ""}>'
     if table.caption:
         yield f"<caption>{_text(table.caption)}</caption>"
     yield "<thead><tr>" + "".join(f'<th scope="col">{_text(column)}</th>' for column in table.columns) + "</tr></thead>"
@@ -195,6 +233,18 @@ th:first-child { text-align: left; }
 thead th { color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 600; }
 tbody th, td { white-space: nowrap; }
+.prose th, .prose td { text-align: left; white-space: normal; }
+.prose tbody td:not(:last-child), .prose thead th { white-space: nowrap; }
+.prose tbody th { font-weight: 400; }
+.marked { white-space: pre-wrap; max-width: 46rem; margin: .8rem 0; padding: .7rem 1rem; background: var(--tint);
+  border-radius: 4px; line-height: 1.75; }
+mark { color: inherit; background: color-mix(in srgb, var(--tone) var(--tint), transparent); border-radius: 3px;
+  padding: .1em .15em; border-bottom: 2px solid transparent; -webkit-box-decoration-break: clone;
+  box-decoration-break: clone; }
+mark.good { --tone: var(--good); border-color: transparent; }
+mark.bad { --tone: var(--bad); border-bottom: 2px solid var(--bad); }
+mark.unsure { --tone: var(--unsure); border-bottom: 2px dotted var(--unsure); }
+sup { color: var(--muted); font-size: .72rem; font-variant-numeric: tabular-nums; margin-left: .15em; }
 figure { margin: .8rem 0; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 32rem; height: auto; }
 figcaption { margin-top: .3rem; max-width: 46rem; }

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 
 from llamarl.core.errors import ConfigError
-from llamarl.report.page import Figure, Notes, Page, Section, Table, Verdict, render_page, write_page
+from llamarl.report.page import Figure, Mark, MarkedText, Notes, Page, Section, Table, Verdict, render_page, write_page
 from llamarl.report.plots import BLUE, GREY, render_svg
 
 EVIL = '"><script>alert(1)</script></svg><img src=http://example.org/x onerror=alert(2)>&amp;\x1b[2J'
@@ -46,12 +46,22 @@ def build(text: str = EVIL) -> Page:
         parts=[
             Verdict("bad", text, text),
             Section(text, [text, Table([text, "n"], [[text, text]], text), Notes([text])]),
+            MarkedText([Mark(text), Mark(text, "bad", 0.5, text, text)]),
             Section("Figures", [Figure(render_svg(draw, 6, 3), text, text), Figure(render_svg(draw, 6, 3), text)]),
         ],
     )
 
 
 # golden
+
+
+def test_a_marked_text_keeps_its_lines_and_colours_pieces() -> None:
+    pieces = [Mark("It is\nin "), Mark("Spain", "bad", 0.0, "0.12", "doubtful"), Mark("."), Mark("x", "good", 1.0)]
+    html = render_page(Page("Title", [MarkedText(pieces)]))
+    assert (
+        '<div class="marked">It is\nin <mark class="bad" style="--tint: 12%" title="doubtful">Spain</mark>'
+        '<sup>0.12</sup>.<mark class="good" style="--tint: 45%">x</mark></div>'
+    ) in html
 
 
 def test_a_page_says_what_its_parts_say() -> None:
