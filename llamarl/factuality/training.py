@@ -116,7 +116,7 @@ def score_rows(
         part = claims[start : start + BATCH_CLAIMS]
         for each, score in zip(part, detector.score([each.claim for each in part]), strict=True):
             if score.p_factual is None:
-                problems.append(score.problem)
+                problems.append(score.kind_of_problem)
                 continue
             values = {"label": each.label, "score": score.p_factual, "split": each.split, "method": detector.name}
             mass = {} if score.mass is None else {"mass": score.mass}

@@ -105,7 +105,7 @@ def test_of_a_server_the_word_itself_decides(backbone):
     chat = Scripted(lambda text, seed: replies[text[-1]])
     a, b, c = CotTF(backbone, chat=chat).score(claims_of("a", "b", "c"))
     assert (a.p_factual, b.p_factual, c.p_factual) == (1.0, 0.0, None)
-    assert c.problem == "neither True nor False within 256 tokens: 'Lyon is'"
+    assert c.problem == "no verdict: neither True nor False within 256 tokens: 'Lyon is'"
 
 
 class Dictated(CotTF):
@@ -146,7 +146,7 @@ def backbone_prompt(backbone, claim):
 
 def test_reasoning_without_a_verdict_is_a_problem_unless_asked_again(backbone):
     (score,) = Undecided(backbone).score([claim_of(CLAIM)])
-    assert score.p_factual is None and score.problem == "neither True nor False: 'Lyon lies in France.'"
+    assert score.p_factual is None and score.problem == "no verdict: neither True nor False: 'Lyon lies in France.'"
 
 
 def test_reasoning_that_fills_the_context_is_a_problem(backbone):

@@ -81,7 +81,9 @@ class CotTF(AskingMethod):
         question = self.backbone.encode(self.prompts["cot-detect"], claim=claim.text)
         ids = question.ids + self.backbone.tokenizer.encode(before)
         if self.backbone.max_tokens is not None and len(ids) > self.backbone.max_tokens:
-            return Encoded((), f"{len(ids)} tokens with its reasoning; the most is {self.backbone.max_tokens}")
+            return Encoded(
+                (), f"too long: {len(ids)} tokens with its reasoning; the most is {self.backbone.max_tokens}"
+            )
         return Encoded(ids)
 
     def _read_word(self, reply: ChatReply | str) -> Score:
@@ -104,4 +106,4 @@ def find_verdict(text: str) -> Span | None:
 
 def _explain(reply: ChatReply) -> str:
     cut = f" within {reply.completion_tokens} tokens" if reply.finish_reason == "length" else ""
-    return f"neither True nor False{cut}: {excerpt_of(reply.text)!r}"
+    return f"no verdict: neither True nor False{cut}: {excerpt_of(reply.text)!r}"

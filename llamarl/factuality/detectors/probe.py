@@ -10,10 +10,11 @@ Reference: Qin et al., https://arxiv.org/abs/2505.12265, section 3; SAPLMA (Azar
 https://arxiv.org/abs/2304.13734).
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -28,13 +29,14 @@ from llamarl.factuality.asking import PromptFile, load_prompt
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.detectors.backbone import Backbone
 from llamarl.factuality.detectors.detector import Score
-from llamarl.factuality.detectors.method import Method, MethodSettings
+from llamarl.factuality.detectors.method import Method, MethodSettings, TrainingJob
 from llamarl.factuality.detectors.mlp import Fit, Mlp, fit_mlp
 from llamarl.factuality.detectors.probe_features import FeatureReader
 from llamarl.functional.detection import balanced_accuracy, count_single, search_threshold
 from llamarl.report.files import read_json, write_json
-from llamarl.report.progress import Progress
 
+TRAINING_FOLDER = "training"
+"""Folder of hidden states in a detector's directory, until it is trained."""
 PROBE_FILE, TRIALS_FILE = "probe.safetensors", "trials.json"
 Variant = Literal["last", "tokens", "layers", "last_and_tokens"]
 VARIANTS: tuple[Variant, ...] = ("last", "tokens", "layers", "last_and_tokens")
@@ -110,6 +112,17 @@ class Probe(Method):
         self._features = FeatureReader(backbone, self.settings.layer)
 
     @classmethod
+    def train(cls, job: TrainingJob) -> Self:
+        """The best probe of the job's grid; hidden states that a killed training computed are read again."""
+        splits = (job.data.train, job.data.validation)
+        claims = [([each.claim for each in split], [each.label for each in split]) for split in splits]
+        folder = job.out / TRAINING_FOLDER
+        tell = job.tell or (lambda note: None)
+        probe = cls.fit(job.load(), *claims, cast(ProbeSettings, job.settings), cache=folder, tell=tell)
+        shutil.rmtree(folder, ignore_errors=True)
+        return probe
+
+    @classmethod
     def fit(
         cls,
         backbone: Backbone,
@@ -119,11 +132,9 @@ class Probe(Method):
         prompts: Mapping[str, PromptFile] | None = None,
         *,
         cache: Path | None = None,
-        progress: Progress | None = None,
+        tell: Callable[[str], object] = lambda note: None,
     ) -> Self:
-        """The best probe of a grid.
-
-        Claims that cannot be asked about are left out; a caller that scores them sees why.
+        """The best probe of a grid. Claims that cannot be asked about are left out.
 
         Args:
             backbone: the model.
@@ -132,7 +143,7 @@ class Probe(Method):
             settings: the grid; None: the default.
             prompts: with `detect`; None: the shipped one.
             cache: folder for hidden states, so that the next training with this model does not compute them again.
-            progress: is told of each claim that was read.
+            tell: hears what was left out, and what was chosen.
 
         Raises:
             DataError: claims of one class only.
@@ -146,11 +157,13 @@ class Probe(Method):
             for split in (train, validation)
         ]
         kept = [[(each.ids, label) for each, label in split if not each.problem] for split in encoded]
+        if problems := [each.problem for split in encoded for each, _ in split if each.problem]:
+            tell(f"{len(problems)} claims are left out, the first with: {problems[0]}")
         for name, split in zip(("train", "validation"), kept, strict=True):
             if len({label for _, label in split}) < 2:
                 raise DataError(f"{name}: {len(split)} claims of one class; a probe learns from both")
         sequences = [ids for split in kept for ids, _ in split]
-        features = reader.read(sequences, backbone.prefix_of(prompt), progress)
+        features = reader.read(sequences, backbone.prefix_of(prompt))
         labels = torch.tensor([float(label) for split in kept for _, label in split])
         num_train = len(kept[0])
         fits = {
@@ -160,6 +173,10 @@ class Probe(Method):
         }
         trials = [Trial(name, rate, bacc, fit.loss, fit.epoch) for (name, rate), (fit, bacc) in fits.items()]
         best = max(trials, key=lambda trial: (trial.bacc, -trial.loss))
+        tell(
+            f"{len(trials)} probes tried; chosen: {best.variant}, learning rate {best.learning_rate:g}, "
+            f"epoch {best.epoch}, validation BAcc {best.bacc:.3f}"
+        )
         chosen = {"variants": (best.variant,)} if settings.layer is None else {}
         settings = settings.model_copy(update={**chosen, "learning_rates": (best.learning_rate,)})
         mlp = fits[best.variant, best.learning_rate][0].mlp

@@ -29,7 +29,6 @@ from torch import Tensor
 from llamarl.core.errors import ConfigError
 from llamarl.factuality.detectors.backbone import Backbone
 from llamarl.models.classifier import TokenIds
-from llamarl.report.progress import NoProgress, Progress
 from llamarl.scoring.next_tokens import split_sequences
 from llamarl.scoring.states import StateReader, build_states
 
@@ -70,20 +69,15 @@ class FeatureReader:
         self._backbone, self._layer, self._cache = backbone, layer, cache
         self._read_states: StateReader = build_states(backbone.model, backbone.precision)
 
-    def read(self, sequences: Sequence[TokenIds], prefix: TokenIds, progress: Progress | None = None) -> Features:
+    def read(self, sequences: Sequence[TokenIds], prefix: TokenIds) -> Features:
         """The features of some prompts, in their order.
 
         Args:
             sequences: token ids of each, at least one.
             prefix: what they begin with alike.
-            progress: is told the number of prompts that are done.
         """
-        parts = []
-        with progress or NoProgress() as view:
-            view.start(0, len(sequences))
-            for start in range(0, len(sequences), CHUNK):
-                parts.append(self._read_chunk(sequences[start : start + CHUNK], prefix))
-                view.update(min(start + CHUNK, len(sequences)))
+        starts = range(0, len(sequences), CHUNK)
+        parts = [self._read_chunk(sequences[start : start + CHUNK], prefix) for start in starts]
         return Features(*map(torch.cat, zip(*parts, strict=True)))
 
     def _read_chunk(self, sequences: Sequence[TokenIds], prefix: TokenIds) -> Features:
