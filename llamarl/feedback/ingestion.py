@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from glob import glob, has_magic
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from llamarl.core.config import suggest
@@ -25,7 +26,7 @@ from llamarl.core.machine import try_lock, usable_cores
 from llamarl.feedback.engines import DuckEngine, QueryEngine, read_parquet
 from llamarl.feedback.queries import quote, selection
 from llamarl.feedback.queries import rows as row_queries
-from llamarl.feedback.queries.rows import FIELDS, NUMBERS, Columns
+from llamarl.feedback.queries.rows import FIELDS, KEPT, Columns
 from llamarl.feedback.queries.suspects import SELECT_ACTIVITY
 from llamarl.feedback.reactions import NAMES, name_reaction
 from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
@@ -121,6 +122,7 @@ class _Run:
         self._threads = settings.threads or usable_cores()
         self._staging = settings.out / STAGING
         self._unreadable: list[tuple[int, str]] = []
+        self._connections: dict[int, Connection] = {}
         self._digests = self._digest_files(key)
 
     def _digest_files(self, key: bytes) -> list[str]:
@@ -166,11 +168,21 @@ class _Run:
     def _part(self, number: int, chunk: int) -> Path:
         return self._staging / f"{self._digests[number]}-{chunk:06d}.parquet"
 
+    @contextmanager
+    def _open_pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads to check chunks, each with a connection for all of its chunks."""
+        try:
+            with ThreadPoolExecutor(threads, "ingest") as pool:
+                yield pool
+        finally:
+            while self._connections:
+                self._connections.popitem()[1].close()
+
     def _stage(self, session: Session | None) -> None:
         """Makes a part of every chunk, some at a time; on Spark each file is one worker's."""
         numbers = range(len(self._files))
         if session is None:
-            with ThreadPoolExecutor(self._threads, "ingest") as pool:
+            with self._open_pool(self._threads) as pool:
                 problems = [self._stage_file(number, pool) for number in numbers]
         else:
             told = map_on_workers(session, self._stage_alone, len(numbers))
@@ -182,7 +194,7 @@ class _Run:
     def _stage_alone(self, number: int) -> tuple[str | None, bool]:
         """Stages a file on a worker of Spark, which wraps errors: what is wrong, and whether the ingest must end."""
         try:
-            with ThreadPoolExecutor(1, "ingest") as pool:
+            with self._open_pool(1) as pool:
                 return self._stage_file(number, pool), False
         except _MissingColumnError as error:
             return str(error), True
@@ -217,26 +229,33 @@ class _Run:
 
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
-        with self._connect(threads=1) as connection:
+        connection = self._connect_thread()
+        connection.register("chunk", chunk.table)
+        is_talk = chunk.may_have(self._columns.column("messages"))
+        kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
+        clocks = frozenset() if is_talk else row_queries.find_clocks(self._columns, kinds)
+        raw = (
+            row_queries.select_raw_json(self._columns)
+            if chunk.is_json
+            else row_queries.select_raw_table(self._columns, kinds, clocks)
+        )
+        _name_query(connection, "raw", raw, is_kept=chunk.is_json)  # to parse JSON twice would cost more
+        turns = row_queries.select_flat(self._columns, self._settings.context_messages)
+        if is_talk:
+            replies = row_queries.select_replies(self._columns, self._settings.context_messages)
+            turns = f"WITH talks AS ({row_queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
+        _name_query(connection, "turns", turns, is_kept=is_talk)
+        connection.register("reaction_names", self._name_reactions(connection))
+        copy_rows(connection, row_queries.select_and_check(self._columns, number, clocks), part, QUICK)
+
+    def _connect_thread(self) -> Connection:
+        """The connection of this thread: to make one takes as long as to check 3,000 rows."""
+        if get_ident() not in self._connections:
+            connection = self._connections[get_ident()] = self._connect(threads=1)
             connection.execute("SET VARIABLE hash_key = $1", [self._key])
             for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
-            connection.register("chunk", chunk.table)
-            raw = (
-                row_queries.select_raw_json(self._columns)
-                if chunk.is_json
-                else row_queries.select_raw_table(self._columns, _kinds(chunk.table.schema))
-            )
-            turns = row_queries.select_flat(self._columns, self._settings.context_messages)
-            if chunk.may_have(self._columns.column("messages")):
-                connection.execute(f"CREATE TABLE raw AS {raw}")
-                replies = row_queries.select_replies(self._columns, self._settings.context_messages)
-                turns = f"WITH talks AS ({row_queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
-            else:
-                turns = f"WITH raw AS ({raw}) {turns}"  # read once, so not written down
-            connection.execute(f"CREATE TABLE turns AS {turns}")
-            connection.register("reaction_names", self._name_reactions(connection))
-            copy_rows(connection, row_queries.select_and_check(self._columns, number), part, QUICK)
+        return self._connections[get_ident()]
 
     def _name_reactions(self, connection: Connection) -> Any:
         """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
@@ -245,7 +264,7 @@ class _Run:
         spellings = [text for (text,) in found]
         names = [name_reaction(text, self._settings.reactions) for text in spellings]
         return pyarrow.table(
-            {"spelling": pyarrow.array(spellings, pyarrow.string()), "name": pyarrow.array(names, pyarrow.string())}
+            {"spelling": pyarrow.array(spellings, pyarrow.string()), "meaning": pyarrow.array(names, pyarrow.string())}
         )
 
     def _check_columns(self, path: Path, chunk: Chunk) -> None:
@@ -303,7 +322,7 @@ class _Run:
         engine.load("unreadable", {"file": [number for number, _ in self._unreadable]}, {"file": "int32"})
         notes = drop_rows(engine, settings)
 
-        numbers = ", ".join(quote(name) for name in (*NUMBERS, *settings.keep))
+        numbers = ", ".join(f"{quote(name)} AS {quote(name.removeprefix(KEPT))}" for name in self._columns.numbers)
         engine.write_each(selection.SELECT_STORED.format(numbers=numbers), parts, data / "messages")
         engine.write(selection.SELECT_DROPPED, data / "dropped" / "rows.parquet")
         engine.write("SELECT * FROM suspicious ORDER BY user_hash, reason, detail", data / "suspicious.parquet")
@@ -379,6 +398,14 @@ def drop_rows(engine: QueryEngine, settings: Ingest) -> list[str]:
     return notes
 
 
+def _name_query(connection: Connection, name: str, select: str, *, is_kept: bool) -> None:
+    """Gives a query a name; it is answered once if its rows are kept, and anew at each use if not."""
+    if is_kept:
+        connection.execute(f"CREATE OR REPLACE TABLE kept_{name} AS {select}")
+        select = f"FROM kept_{name}"
+    connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
+
+
 class _MissingColumnError(DataError):
     """A log lacks a column; the ingest ends."""
 
@@ -398,7 +425,7 @@ def _columns_of(chunk: Chunk) -> set[str]:
 
 
 def _kinds(schema: Any) -> dict[str, str]:
-    """Kinds of a table's columns: of text, of other plain values, or nested."""
+    """Kinds of a table's columns: of text, of times, of other plain values, or nested."""
     from pyarrow import types
 
     def kind(of: Any) -> str:
@@ -406,6 +433,8 @@ def _kinds(schema: Any) -> dict[str, str]:
             return kind(of.value_type)
         if types.is_nested(of):
             return "nested"
+        if types.is_timestamp(of):
+            return "time"
         return "text" if types.is_string(of) or types.is_large_string(of) or types.is_string_view(of) else "plain"
 
     return {field.name: kind(field.type) for field in schema}

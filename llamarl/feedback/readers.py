@@ -239,7 +239,8 @@ def _read_parquet(path: Path) -> Iterator[Chunk]:
     line = 1
     try:
         with parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=CHUNK_ROWS)
+            # one thread: those who check the chunks need the others
+            batches = file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
             for index, batch in enumerate(batches):
                 table = pyarrow.Table.from_batches([batch])
                 table = table.append_column(LINE, pyarrow.array(np.arange(line, line + len(batch))))

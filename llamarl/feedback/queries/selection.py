@@ -83,8 +83,9 @@ SELECT_DROPPED = """
     SELECT file, line, turn, field, reason FROM (
         SELECT file, line, turn, field, reason, row FROM staged JOIN drops USING (row)
         UNION ALL
-        SELECT file, line, turn, split_part(problem, ':', 1), split_part(problem, ':', 2), row FROM parts
-        WHERE problem IS NOT NULL
+        SELECT file, line, turn, left(problem, length(problem) - length(split_part(problem, ':', -1)) - 1),
+            split_part(problem, ':', -1), row
+        FROM parts WHERE problem IS NOT NULL
         UNION ALL
         SELECT file, 0, 0, '', 'unreadable_file', -1 FROM unreadable)
     ORDER BY file, row"""
