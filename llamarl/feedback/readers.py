@@ -6,7 +6,6 @@ a file. JSON lines are cut at line breaks without looking at what they hold, so 
 
 import csv
 import gzip
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,7 +52,7 @@ class Chunk:
         if not (column.isascii() and column.isidentifier()):  # JSON may spell it otherwise
             return True
         data = self.table.column(TEXT).chunk(0).buffers()[2]
-        return data is not None and re.search(re.escape(f'"{column}"').encode(), data) is not None
+        return data is not None and f'"{column}"'.encode() in data.to_pybytes()
 
 
 def find_format(path: Path) -> Format:

@@ -48,6 +48,8 @@ FUNCTIONS = {
     "hide(x, name)": f"CASE WHEN contains(x, name) THEN replace(x, name, '{REDACTED}') ELSE x END",
     # true of texts without a letter; trim() copies every text, and few begin with a character below or above these
     "is_blank(x)": "(x < '!' OR x > '~') AND trim(x) = ''",
+    # left() counts characters, from the first
+    "opening(x)": "CASE WHEN strlen(x) <= 4000 THEN x ELSE left(x, 4000) END",
     "nth(words, place)": "words[place]",
 }
 """Name and arguments, and the definition for DuckDB."""
