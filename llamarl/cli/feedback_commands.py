@@ -76,7 +76,7 @@ def simulate(settings: Simulation, output: Output) -> int:
     return 0
 
 
-def ingest(settings: IngestSettings, output: Output) -> int:
+def ingest(settings: IngestSettings, output: LiveOutput) -> int:
     """Read logs of messages and reactions into one store: checked, without ids and secrets, without bots.
 
     The same command again goes on where a killed one stopped, if --key-env names a key. A row that is not kept is
@@ -89,7 +89,8 @@ def ingest(settings: IngestSettings, output: Output) -> int:
     """
     from llamarl.feedback import ingest
 
-    store = ingest(settings)
+    with show_progress("MB", output, can_go_on=settings.key_env is not None) as update:
+        store = ingest(settings, on_progress=update)
     record = store.record
     if output.json:
         print_json({name: value for name, value in record.items() if name not in ("format", "data", "settings")})
@@ -188,7 +189,7 @@ def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
     from llamarl.feedback import evaluate
     from llamarl.feedback.description_report import format_share
 
-    with show_progress("responses", output) as update:
+    with show_progress("responses", output, can_go_on=False) as update:
         result = evaluate(settings, on_progress=update)
     if output.json:
         print_json(result)

@@ -7,6 +7,7 @@ columns, and spill to the disk. Last the parts are copied without what was dropp
 
 import hmac
 import json
+import math
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from threading import get_ident
@@ -29,7 +31,18 @@ from llamarl.feedback.queries import rows as row_queries
 from llamarl.feedback.queries.rows import FIELDS, KEPT, Columns
 from llamarl.feedback.queries.suspects import SELECT_ACTIVITY
 from llamarl.feedback.reactions import NAMES, name_reaction
-from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
+from llamarl.feedback.readers import (
+    BROKEN,
+    LINE,
+    MEGABYTE,
+    TEXT,
+    Chunk,
+    OnProgress,
+    find_format,
+    follow_progress,
+    import_pyarrow,
+    read_chunks,
+)
 from llamarl.feedback.settings import Ingest
 from llamarl.feedback.spark import Session, SparkEngine, map_on_workers, start_session
 from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, explain_limits, publish
@@ -42,13 +55,20 @@ FIRST_BAD_ROWS = 20
 """Rows that were not kept which `store.json` shows; the store has all."""
 
 
-def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, now: datetime | None = None) -> Store:
+def ingest(
+    settings: Ingest,
+    *,
+    environment: Mapping[str, str] | None = None,
+    now: datetime | None = None,
+    on_progress: OnProgress | None = None,
+) -> Store:
     """Reads logs into a store.
 
     Args:
         settings: what and how.
         environment: where `key_env` is looked up; this process's by default.
         now: no message is from more than a day after it; the clock's time by default.
+        on_progress: called with the megabytes of the logs that are read, and all. Spark's workers don't call it.
 
     Raises:
         ConfigError: a setting is wrong, or another process writes this store.
@@ -62,11 +82,20 @@ def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, no
     for name in settings.reactions.values():
         if name not in NAMES:
             raise ConfigError(f"reactions: {name!r} is no reaction.{suggest(name, list(NAMES))}")
-    if clash := set(settings.keep) & set(FIELDS):
-        raise ConfigError(f"keep: {', '.join(sorted(clash))} is kept anyway; leave it out")
+    _check_kept(settings.keep)
     import_pyarrow()
     with _hold(settings.out), explain_limits(settings.out, settings.memory):
-        return _Run(settings, files, key, now or datetime.now(UTC)).run()
+        return _Run(settings, files, key, now or datetime.now(UTC)).run(on_progress)
+
+
+def _check_kept(names: Sequence[str]) -> None:
+    """Refuses names that a store's table has anyway, or would have twice: it doesn't tell capitals from others."""
+    taken = {*FIELDS, *selection.STORED_COLUMNS}
+    for name in names:
+        if name.lower() in taken:
+            raise ConfigError(f"keep: {name} is the name of a column that a store has anyway; leave it out")
+    if twice := [name for name in names if [other.lower() for other in names].count(name.lower()) > 1]:
+        raise ConfigError(f"keep: {', '.join(twice)} are one name to a store; leave all but one out")
 
 
 def find_logs(names: Sequence[str]) -> list[Path]:
@@ -137,15 +166,15 @@ class _Run:
             digests.append(hmac.digest(key, inputs.encode(), "sha256").hex()[:16])
         return digests
 
-    def run(self) -> Store:
+    def run(self, on_progress: OnProgress | None) -> Store:
         self._prepare_staging()
         if self._settings.engine == "spark":
             with start_session(self._threads) as session:
                 self._stage(session)
-                store = self._finish(lambda: nullcontext(SparkEngine(session, self._staging / "spill")))
+                store = self._finish(lambda: nullcontext(SparkEngine(session, self._staging / "spill")), on_progress)
         else:
-            self._stage(None)
-            store = self._finish(self._open_duckdb)
+            self._stage(None, on_progress)
+            store = self._finish(self._open_duckdb, on_progress)
         shutil.rmtree(self._staging)
         return store
 
@@ -178,12 +207,13 @@ class _Run:
             while self._connections:
                 self._connections.popitem()[1].close()
 
-    def _stage(self, session: Session | None) -> None:
+    def _stage(self, session: Session | None, on_progress: OnProgress | None = None) -> None:
         """Makes a part of every chunk, some at a time; on Spark each file is one worker's."""
         numbers = range(len(self._files))
         if session is None:
+            follow = follow_progress(self._files, on_progress)
             with self._open_pool(self._threads) as pool:
-                problems = [self._stage_file(number, pool) for number in numbers]
+                problems = [self._stage_file(number, pool, partial(follow, number)) for number in numbers]
         else:
             told = map_on_workers(session, self._stage_alone, len(numbers))
             if refused := next((text for text, is_final in told if is_final), None):
@@ -199,7 +229,9 @@ class _Run:
         except _MissingColumnError as error:
             return str(error), True
 
-    def _stage_file(self, number: int, pool: ThreadPoolExecutor) -> str | None:
+    def _stage_file(
+        self, number: int, pool: ThreadPoolExecutor, follow: Callable[[float], None] = lambda share: None
+    ) -> str | None:
         """Makes the parts of one file; returns why it cannot be read, if so."""
         path = self._files[number]
         running: deque[Future[None]] = deque()
@@ -209,10 +241,12 @@ class _Run:
                     self._check_columns(path, chunk)
                 part = self._part(number, chunk.index)
                 if part.exists():
+                    follow(chunk.share)
                     continue
                 if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
                     running.popleft().result()
                 running.append(pool.submit(self._stage_chunk, number, chunk, part))
+                follow(chunk.share)
             while running:
                 running.popleft().result()
         except _MissingColumnError:
@@ -299,20 +333,28 @@ class _Run:
 
     # ---- parts -> store
 
-    def _finish(self, open_engine: Callable[[], AbstractContextManager[QueryEngine]]) -> Store:
+    def _finish(
+        self, open_engine: Callable[[], AbstractContextManager[QueryEngine]], on_progress: OnProgress | None
+    ) -> Store:
         """Decides what is dropped, copies the rest, and publishes it."""
+
+        def tell(note: str) -> None:
+            if on_progress is not None:
+                size = math.ceil(sum(path.stat().st_size for path in self._files) / MEGABYTE)
+                on_progress(size, size, note=note)
+
         data = self._settings.out / f"data-{secrets.token_hex(4)}"
         try:
             for folder in (data, data / "messages", data / "dropped"):
                 folder.mkdir()
             with open_engine() as engine:
-                record = self._write_data(engine, data)
+                record = self._write_data(engine, data, tell)
             return publish(self._settings.out, data, record)
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
             raise
 
-    def _write_data(self, engine: QueryEngine, data: Path) -> dict[str, Any]:
+    def _write_data(self, engine: QueryEngine, data: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         settings = self._settings
         parts = sorted(self._staging.glob("*.parquet"))
         if not parts:
@@ -320,8 +362,9 @@ class _Run:
             raise DataError("\n".join([what, *(text for _, text in self._unreadable)]))
         engine.define("parts", f"SELECT * FROM {read_parquet(self._staging / '*.parquet')}")
         engine.load("unreadable", {"file": [number for number, _ in self._unreadable]}, {"file": "int32"})
+        tell("looking for duplicates and suspicious users")
         notes = drop_rows(engine, settings)
-
+        tell("writing the store")
         numbers = ", ".join(f"{quote(name)} AS {quote(name.removeprefix(KEPT))}" for name in self._columns.numbers)
         engine.write_each(selection.SELECT_STORED.format(numbers=numbers), parts, data / "messages")
         engine.write(selection.SELECT_DROPPED, data / "dropped" / "rows.parquet")

@@ -69,6 +69,9 @@ SELECT_ROWS_ABOVE_CAP = """
     WHERE place > {cap}"""
 """The messages of a user that stay are a fixed draw from all times, so that the share with a reaction stays, too."""
 
+STORED_COLUMNS = ("message_hash", "user_hash", "conversation_hash", "context", "loved", "is_suspicious")
+"""Columns of a store beside the fields of a log and those that are kept."""
+
 SELECT_STORED = """
     SELECT message_hash, user_hash, conversation_hash, ts, context, response,
         nullif(coalesce(late.reaction, part.reaction), '') AS reaction,
