@@ -220,6 +220,7 @@ def _mismatch_panel(axes: "Axes", run: RunFiles) -> None:
         if positive:
             axes.plot(*zip(*positive, strict=True), color=colour, linewidth=1.4, label=label)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own writes powers in TeX
         is_empty = is_empty and not steps
     axes.set_title("Generator against trainer, same tokens")
     axes.set_ylabel("mismatch")

@@ -29,7 +29,8 @@ FUNCTIONS = {
     # microseconds since 1970, from seconds, milliseconds, microseconds or nanoseconds by their size, or from ISO 8601.
     # The first branch is one that the third holds too: most times look like it, and patterns are slow
     "parse_time(x)": rf"""
-        CASE WHEN contains(x, ':') AND ends_with(x, 'Z') AND x BETWEEN '0' AND ':' THEN epoch_us(TRY_CAST(x AS TIMESTAMPTZ))
+        CASE WHEN contains(x, ':') AND ends_with(x, 'Z') AND x BETWEEN '0' AND ':'
+                THEN epoch_us(TRY_CAST(x AS TIMESTAMPTZ))
              WHEN regexp_full_match(x, '{_NUMERIC}') THEN
             CASE WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e11 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) * 1e6 AS BIGINT)
                  WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e14 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) * 1e3 AS BIGINT)

@@ -261,7 +261,8 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
                      ELSE {time["reaction_ts"]} END AS reaction_time,
                 {time["edited_ts"]} AS edited_time
             FROM (
-                SELECT turns.*, trim("user") AS name, CASE WHEN reaction IS NULL THEN '' ELSE meaning END AS reaction_name
+                SELECT turns.*, trim("user") AS name,
+                    CASE WHEN reaction IS NULL THEN '' ELSE meaning END AS reaction_name
                 FROM turns LEFT JOIN reaction_names ON reaction = spelling))"""
 
 
