@@ -39,9 +39,9 @@ def _segments(result: Mapping[str, Any]) -> Figure:
 
 def _signals(result: Mapping[str, Any]) -> list[str | Figure | Table]:
     return [
-        "A good signal has volume; users who give it have the better outcome later (Pearson's r over users, with Fisher's "
-        "interval); and it means one thing: ambiguity is the share of messages with a good signal to which another signal "
-        "objects.",
+        "A good signal has volume; users who give it have the better outcome later (Pearson's r over users, with "
+        "Fisher's interval); and it means one thing: ambiguity is the share of messages with a good signal to which "
+        "another signal objects.",
         Figure(draw_signals(result), "Volume, correlation with the outcome and ambiguity of each signal"),
         Table(SIGNAL_COLUMNS, list(signal_rows(result["signals"]))),
     ]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llamarl.report.plots import BLUE, GREY, LIGHT, ORANGE, SKY, drawing, render_svg
 
@@ -163,6 +163,6 @@ def _percent(value: float, _: object) -> str:
     return f"{value:.3g}%" if (value := 100 * value) < 1 else f"{value:.4g}%"
 
 
-def _finish(axes: "Axes", grid: str) -> None:
+def _finish(axes: "Axes", grid: Literal["x", "y"]) -> None:
     axes.grid(axis=grid, color=LIGHT, linewidth=0.6)
     axes.set_axisbelow(True)
