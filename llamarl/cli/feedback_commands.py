@@ -135,9 +135,8 @@ def describe(settings: DescribeSettings, output: Output) -> int:
             shown = rates[-MOST_SEGMENTS:] if name == "day" else rates[:MOST_SEGMENTS]
             console.print(build_table([name, *RATE_COLUMNS], rate_rows(shown)))
         if len(rates) > MOST_SEGMENTS:
-            say(
-                f"  and {len(rates) - MOST_SEGMENTS} {'earlier' if name == 'day' else 'more'}; --out and --json have all"
-            )
+            more = "earlier" if name == "day" else "more"
+            say(f"  and {len(rates) - MOST_SEGMENTS} {more}; --out and --json have all")
     console.print(build_table(SIGNAL_COLUMNS, signal_rows(result["signals"])))
     if settings.out is not None:
         say(f"the report is {settings.out}/report.html, its figure {settings.out}/description.png")
