@@ -126,7 +126,7 @@ class Controller:
 
         Raises:
             StallError, ExecutorLostError, JudgeError, CollapseError, HackingError: why the run could not go on. Where
-                only the judges broke, or a monitor stopped it, there is a checkpoint of the last step.
+                only the judges broke, or the watch stopped it, there is a checkpoint of the last step.
         """
         await self._pool.start(await self._trainer.publish())
         clients: list[QueueClient[Any]] = [self._judges, *self._pool.members]
@@ -200,7 +200,7 @@ class Controller:
             raise HackingError(
                 f"{'; '.join(self._hacking)}. The run stopped with a checkpoint. Forbid what you see there with a "
                 "constraint judge or lower its reward's weight; or, if it is meant, raise the monitor's `stop` "
-                "(watch.monitors) and resume"
+                "(watch.monitors) or leave out `watch.should_stop`, and resume"
             )
         if evaluation is not None and not self._is_stopping:
             await self._evaluate(evaluation)
@@ -361,8 +361,8 @@ class Controller:
             task_metrics[name].update(metrics)
             for alarm in alarms:
                 self._observer.on_message(f"possible reward hacking in task {name}: {alarm.text}")
-                self._is_stopping |= watch.config.should_stop or alarm.is_stop
-                if alarm.is_stop:
+                if watch.config.should_stop or alarm.is_stop:
+                    self._is_stopping = True
                     self._hacking.append(f"task {name}, {alarm.text}")
 
     async def _await_sync(self) -> None:

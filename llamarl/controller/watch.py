@@ -61,7 +61,7 @@ class WatchConfig(Support):
     threshold: float = Field(default=1.0, gt=0.0)
     """Standard deviations of single samples that count as a rise or a fall."""
     should_stop: bool = False
-    """End the run with a checkpoint at the first alarm, instead of only saying so."""
+    """End the run at the first alarm, with a checkpoint and exit status 1, instead of only saying so."""
     monitors: MonitorList = ()
     """Monitors: counts over responses; a signal's name alone stands for its defaults: `["farewell", "love"]`."""
     control: FileName | None = None

@@ -21,7 +21,7 @@ from llamarl.controller.guard import GuardConfig
 from llamarl.controller.metrics import flatten
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
-from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
+from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, HackingError, JudgeError, StallError
 from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.records import MAX_SCORE, Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
 from llamarl.core.sampling import Sampling
@@ -540,7 +540,8 @@ def test_an_alarm_of_the_watch_is_said_and_may_stop_the_run() -> None:
         watch = HackingWatch(WatchConfig(window=2, should_stop=should_stop), {})
         task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), ScriptedAlgorithm(), 4, 2, watch=watch)
         rig = Rig(small(steps=8, max_staleness=0), tasks=[task], judge=ScriptedJudge(decide=decide))
-        run_virtual(rig.run())
+        with pytest.raises(HackingError, match="task only, step 4: reward rose") if should_stop else nullcontext():
+            run_virtual(rig.run())
         assert len(rig.observer.steps) == steps
         assert [record.task_metrics["only"]["watch/alarms"] for record in rig.observer.steps[:4]] == [0, 0, 0, 1]
         assert rig.observer.messages[0].startswith(
