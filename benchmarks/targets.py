@@ -120,6 +120,9 @@ TARGETS = (
     at_most(0.5, "faults of 30 %: shift of the mean reward", "points of 100", "judge_faults", HEAD, "shift, points"),
     at_most(0.0, "of these, faults that became a score", "", "judge_faults", HEAD, "invented scores"),
     at_most(0.0, "of these, other samples lost", "", "judge_faults", HEAD, "lost samples"),
+    at_least(
+        20.0, "a claim by SelfCheck, 20 answers", "x one of Prompt-TF", "detect", HEAD, "selfcheck over prompt_tf"
+    ),
     at_most(25.0, "sandbox over bare Python, p50", "ms", "sandbox", HEAD, "program over bare, p50 ms"),
     at_least(20.0, "sandbox, two cores", "runs/s", "sandbox", HEAD, "runs/s"),
     at_most(0.0, "left behind by 1,000 sandboxes", "", "sandbox", HEAD, "left behind"),

@@ -114,11 +114,13 @@ class Probe(Method):
     @classmethod
     def train(cls, job: TrainingJob) -> Self:
         """The best probe of the job's grid; hidden states that a killed training computed are read again."""
-        splits = (job.data.train, job.data.validation)
-        claims = [([each.claim for each in split], [each.label for each in split]) for split in splits]
-        folder = job.out / TRAINING_FOLDER
+        train, validation = (
+            ([each.claim for each in split], [each.label for each in split])
+            for split in (job.data.train, job.data.validation)
+        )
+        folder, settings = job.out / TRAINING_FOLDER, cast(ProbeSettings, job.settings)
         tell = job.tell or (lambda note: None)
-        probe = cls.fit(job.load(), *claims, cast(ProbeSettings, job.settings), cache=folder, tell=tell)
+        probe = cls.fit(job.load(), train, validation, settings, cache=folder, tell=tell)
         shutil.rmtree(folder, ignore_errors=True)
         return probe
 
