@@ -216,15 +216,8 @@ def reward_of(sample: Sample) -> float:
 
 def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
     """Makes the trainer's view of a sample."""
-    completion = sample.completion
     return TrainSample(
-        prompt_ids=completion.prompt_ids,
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        versions=completion.versions,
-        advantage=advantage,
-        group=group.index,
-        reference_logprobs=sample.reference_logprobs or (),
+        sample.completion.trajectory, advantage, group.index, reference_logprobs=sample.reference_logprobs
     )
 
 

@@ -6,6 +6,7 @@ Training and held-out groups live alike. What becomes of a group is its caller's
 """
 
 import asyncio
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from llamarl.controller.buffer import Ticket
 from llamarl.controller.clients import JudgesClient, ScorerClient
 from llamarl.controller.generators import GeneratorClient
 from llamarl.controller.task import RunTask
-from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample
+from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample, pack_ids
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
 
@@ -62,8 +63,10 @@ class GroupRunner:
         completions = await generator.complete(self._build_requests(ticket, variants, sampling), on_restart)
         ticket.is_complete = True
         if variants[0][0] is not prompt:
-            prompt_ids = self._encode(prompt)
-            completions = tuple(replace(completion, prompt_ids=prompt_ids) for completion in completions)
+            prompt_ids = pack_ids(self._encode(prompt))
+            completions = tuple(
+                replace(c, trajectory=replace(c.trajectory, prompt_ids=prompt_ids)) for c in completions
+            )
         needs_reference = self._scorer is not None and task.needs.reference
         if ticket.is_held_out or not (needs_reference or task.baselines):
             samples = await self._judges.judge(prompt, completions, task.name)
@@ -87,11 +90,11 @@ class GroupRunner:
             num_samples += count
         return requests
 
-    async def _score(self, task: RunTask, completions: Sequence[Completion]) -> Sequence[tuple[float, ...] | None]:
+    async def _score(self, task: RunTask, completions: Sequence[Completion]) -> "Sequence[array[float] | None]":
         """The reference's log-probs of each completion; None where the task's algorithm needs none."""
         if self._scorer is None or not task.needs.reference:
             return [None] * len(completions)
-        return await self._scorer.score(completions)
+        return await self._scorer.score([completion.trajectory for completion in completions])
 
     async def _judge_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
         """The prompt's baseline response with its verdicts; judged once a run, unless a judge failed."""

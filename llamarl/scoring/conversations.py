@@ -34,6 +34,10 @@ class _Row:
     prompt_ids: TokenIds
     token_ids: TokenIds
 
+    @property
+    def turns(self) -> tuple[tuple[int, int]]:
+        return ((0, len(self.token_ids)),)
+
 
 class PackedConversations:
     """Common starts once, no padding in the linear layers, the head on last tokens only.

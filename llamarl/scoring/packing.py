@@ -7,7 +7,9 @@ All linear layers run on the `[M]` tokens without padding. Only attention pads, 
 similar length. A completion's last token predicts nothing, so it is never an input; a prompt's last token predicts the
 first token of each of its completions.
 
-Shape legend: M packed tokens, S completion tokens, N completions, B rows and L width of a block,
+Only the tokens of a row's turns are scored; what was given between them is an input like any other.
+
+Shape legend: M packed tokens, S scored tokens, N completions, B rows and L width of a block,
 P width of its prompts, H query heads, K key/value heads, D head size.
 """
 
@@ -25,15 +27,27 @@ from llamarl.core.errors import DataError
 
 
 class TokenRow(Protocol):
-    """A prompt and what follows it; `TrainSample` is one."""
+    """A prompt and what follows it; `core.records.Trajectory` is one."""
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens that are given, not scored."""
+    def prompt_ids(self) -> Sequence[int]:
+        """The tokens before the first that is scored."""
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The tokens that are scored, the end token included."""
+    def token_ids(self) -> Sequence[int]:
+        """The tokens behind the prompt."""
+
+    @property
+    def turns(self) -> Sequence[tuple[int, int]]:
+        """Stretches `(start, stop)` of `token_ids` that are scored: the first starts at 0, the last stops at the end.
+
+        What lies between is read and not scored.
+        """
+
+
+def num_scored(row: TokenRow) -> int:
+    """Counts the tokens of a row that are scored."""
+    return sum(stop - start for start, stop in row.turns)
 
 
 PromptRows = tuple[tuple[int, ...], list[int]]
@@ -84,10 +98,10 @@ class Packed:
         self.num_tokens = len(layout.ids)
         """Tokens that mean something: each prompt once, each completion without its last."""
         tail = _tail(self.num_tokens)
-        self._target_tail = _tail(sum(len(row.token_ids) for row in rows))
+        self.lengths = [num_scored(row) for row in rows]
+        """Scored tokens of each row."""
+        self._target_tail = _tail(sum(self.lengths))
         self.buckets = layout.buckets(device)
-        self.lengths = [len(row.token_ids) for row in rows]
-        """Completion tokens per row."""
         self.ids = torch.tensor(layout.ids + [0] * tail, dtype=torch.int64, device=device)
         """`[M]` input tokens, the tail included."""
         self.positions = torch.tensor(layout.positions + [0] * tail, dtype=torch.int64, device=device)
@@ -97,7 +111,7 @@ class Packed:
         )  # [N] the last prompt token of each row
         self._inner = torch.tensor(
             layout.inner, dtype=torch.int64, device=device
-        )  # [S - N] the completions' own inputs
+        )  # [S - N] inputs of the completions' own that predict
         self.targets = torch.tensor(
             [*(row.token_ids[0] for row in rows), *layout.inner_targets, *[0] * self._target_tail],
             dtype=torch.int64,
@@ -105,7 +119,7 @@ class Packed:
         )
         """`[S + tail]` the token that each of `predicting` predicts; the tail's are of no meaning."""
         self.order = torch.tensor(layout.order(), dtype=torch.int64, device=device)
-        """`[S]` where each completion token lies in `targets`, row after row in the order given."""
+        """`[S]` where each scored token lies in `targets`, row after row in the order given."""
         self._sizes = [block.num_tokens for prompts, blocks in self.buckets for block in (prompts, *blocks)] + [tail]
 
     def predicting(self, hidden: Tensor) -> Tensor:
@@ -210,7 +224,7 @@ def _prompts(rows: Sequence[TokenRow]) -> list[PromptRows]:
     """Different prompts, in order of first appearance, with the indices of their rows."""
     found: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        found.setdefault(row.prompt_ids, []).append(index)
+        found.setdefault(tuple(row.prompt_ids), []).append(index)
     return list(found.items())
 
 
@@ -229,11 +243,11 @@ class _Layout:
         self._plan = [self._lay_bucket(prompts[part]) for part in _similar([len(p) for p, _ in prompts], slack=64)]
 
     def order(self) -> list[int]:
-        """Place of each completion token among [first tokens of all rows | inner tokens as laid down]."""
+        """Place of each scored token among [first tokens of all rows | inner tokens as laid down]."""
         places = []
         for index, row in enumerate(self._rows):
             start = len(self._rows) + self._inner_start[index]
-            places += [index, *range(start, start + len(row.token_ids) - 1)]
+            places += [index, *range(start, start + num_scored(row) - 1)]
         return places
 
     def buckets(self, device: torch.device | str) -> list[tuple[Block, list[Block]]]:
@@ -266,8 +280,10 @@ class _Layout:
     def _lay_completion(self, index: int) -> None:
         row = self._rows[index]
         self._inner_start[index] = len(self.inner)
-        self.inner.extend(range(len(self.ids), len(self.ids) + len(row.token_ids) - 1))
-        self.inner_targets.extend(row.token_ids[1:])
+        for start, stop in row.turns:
+            first = max(start, 1)  # the very first token is predicted by the prompt's last
+            self.inner.extend(range(len(self.ids) + first - 1, len(self.ids) + stop - 1))
+            self.inner_targets.extend(row.token_ids[first:stop])
         self._lay(row.token_ids[:-1], len(row.prompt_ids))
 
     def _lay(self, tokens: Sequence[int], start: int) -> None:

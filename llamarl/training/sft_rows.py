@@ -29,6 +29,11 @@ class SFTRow:
     token_ids: tuple[int, ...]
 
     @property
+    def turns(self) -> tuple[tuple[int, int]]:
+        """The completion as one stretch (`scoring.packing.TokenRow`)."""
+        return ((0, len(self.token_ids)),)
+
+    @property
     def num_tokens(self) -> int:
         """Completion tokens."""
         return len(self.token_ids)

@@ -312,8 +312,9 @@ class PolicyTrainer:
 
     def _split(self, task: int, samples: Sequence[TrainSample]) -> list[list[int]]:
         if self._needs[task].groups_together:
-            return split_groups(samples, [sample.group for sample in samples], self._micro_batch_tokens)
-        return self._score.split(samples, self._micro_batch_tokens)
+            groups = [sample.group for sample in samples]
+            return split_groups([sample.trajectory for sample in samples], groups, self._micro_batch_tokens)
+        return self._score.split([sample.trajectory for sample in samples], self._micro_batch_tokens)
 
     def _halve_micro_batches(self, error: torch.OutOfMemoryError) -> None:
         tokens = self._micro_batch_tokens
@@ -358,13 +359,13 @@ class PolicyTrainer:
 
     def _choose(self, task: int, samples: Sequence[TrainSample]) -> list[TrainSample]:
         """The samples with a gradient."""
-        return [sample for sample in samples if sample.advantage != 0.0 or self._needs[task].zero_advantages]
+        return [sample for sample in samples if sample.advantages != 0.0 or self._needs[task].zero_advantages]
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
         with autocast(self.model, self.config.precision), self._most_activations.measure(self.model, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
-            scores = self._score(samples, entropy, hidden=needs.values)
+            scores = self._score([sample.trajectory for sample in samples], entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
         cap = None if needs.ignores_behavior_logprobs else self.config.behavior_cap
         return loss_batch(samples, scores, counts, needs_reference=needs.reference, values=values, behavior_cap=cap)
@@ -374,7 +375,7 @@ class PolicyTrainer:
         batch = self._build_batch(task, samples, counts)
         output = self._losses[task](batch)
         pending.parts.append(output.metrics)
-        if not samples[0].old_logprobs:  # or else it was done before the first update
+        if samples[0].old_logprobs is None:  # or else it was done before the first update
             self._compare(pending, samples, batch)
             self._pending.watch(samples, batch.logprobs)
         loss = float(output.loss.detach())
@@ -389,7 +390,7 @@ class PolicyTrainer:
 
     def _compare(self, pending: TaskGathered, samples: Sequence[TrainSample], batch: LossBatch) -> None:
         """Trainer against generator on tokens of the current version, where both hold the same weights."""
-        compared = is_current(samples, batch.mask, self.version)
+        compared = is_current(samples, self.version, batch.mask.device)
         if compared.any():
             found = mismatch(batch.logprobs, batch.behavior_logprobs, compared)
             pending.parts.append({"train/mismatch_kl": (found.kl_sum, found.tokens)})
@@ -447,7 +448,7 @@ def _shares(assignments: Sequence[Assignment]) -> list[float]:
 
 
 def _count(assignment: Assignment, max_tokens: int) -> Denominators:
-    lengths = [len(sample.token_ids) for sample in assignment.samples]
+    lengths = [sample.trajectory.response_length for sample in assignment.samples]
     groups = [sample.group for sample in assignment.samples]
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 

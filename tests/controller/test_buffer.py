@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamarl.controller.buffer import Ticket, WorkBuffer
-from llamarl.core.records import Completion, Group, Prompt, Sample
+from llamarl.core.records import Completion, Group, Prompt, Sample, Trajectory
 
 PROMPT = Prompt(id="p", messages=({"role": "user", "content": "x"},))
 
@@ -15,7 +15,7 @@ def ticket(index: int, version: int) -> Ticket:
 
 
 def judged(index: int, version: int) -> Group:
-    completion = Completion((1,), (2,), (-0.5,), (version,), "a", "stop")
+    completion = Completion(Trajectory.sampled((1,), (2,), (-0.5,), (version,)), "a")
     return Group(PROMPT, (Sample(completion, {}, 1.0),), index=index)
 
 
