@@ -319,11 +319,15 @@ class TrainSample:
     """One completion as the trainer sees it: numbers only, no judge, reward or task names."""
 
     trajectory: Trajectory
-    advantages: float
+    advantages: "float | array[float]"
+    """One advantage for all response tokens, or a float32 for each; the samples of a task's batch are alike in this.
+    PPO estimates its own: it takes one number for the reward at the end, and several for the reward of each token."""
     group: int = 0
     """Samples of one group share their prompt; the trainer computes that prompt once."""
     weight: float = 1.0
     """Multiplies the sample's loss."""
+    loss_mask: "array[int] | None" = None
+    """Int8 for each response token: 1 where it trains, 0 where it leaves loss and denominators; None: all train."""
     reference_logprobs: "array[float] | None" = None
     """Log-prob of each response token under the frozen reference policy; None where the algorithm needs none."""
     old_logprobs: "array[float] | None" = None
@@ -331,6 +335,19 @@ class TrainSample:
     takes several updates on a batch; otherwise None."""
     old_values: "array[float] | None" = None
     """The critic's value at each response token before that update; None where there is one update or no critic."""
+
+    def __post_init__(self) -> None:
+        wanted = self.trajectory.response_length
+        for name, values in {"advantages": self.advantages, "loss_mask": self.loss_mask}.items():
+            if isinstance(values, array) and len(values) != wanted:
+                raise ValueError(
+                    f"TrainSample.{name}: {len(values)} values for {wanted} response tokens; give one each"
+                )
+
+    @property
+    def num_trained(self) -> int:
+        """Number of response tokens that the loss mask leaves."""
+        return self.trajectory.response_length if self.loss_mask is None else sum(self.loss_mask)
 
 
 @dataclass(frozen=True, slots=True)

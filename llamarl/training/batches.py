@@ -36,34 +36,42 @@ def loss_batch(
     Raises:
         DataError: a sample without reference log-probs where they are needed.
     """
-    device = scores.logprobs.device
+    own, device = scores.logprobs.detach(), scores.logprobs.device
     lengths = torch.tensor([sample.trajectory.response_length for sample in samples], device=device)
-
-    def per_sample(name: str) -> Tensor:
-        return torch.tensor([getattr(sample, name) for sample in samples], device=device)
 
     def pad(values: Tensor) -> Tensor:
         return pad_rows(values, lengths)[0]
 
+    def lay_out(numbers: Callable[[TrainSample], "array[float] | None"]) -> Tensor:
+        return pad(_join([numbers(sample) for sample in samples], lengths.tolist(), own))
+
     logprobs, mask = pad_rows(scores.logprobs, lengths)
-    reference = pad(_join(samples, _reference, scores.logprobs)) if needs_reference else None
-    behavior, weights = _join(samples, _behavior, scores.logprobs), None
+    if any(sample.loss_mask is not None for sample in samples):
+        mask = mask & pad(_join_masks(samples, device))
+    if isinstance(samples[0].advantages, array):
+        # Zeros under the mask: a sequence's ratio would carry a NaN from there into the gradient of other tokens.
+        by_token = lay_out(lambda sample: sample.advantages if isinstance(sample.advantages, array) else None)
+        advantages = by_token.masked_fill(~mask, 0.0)
+    else:
+        advantages = torch.tensor([sample.advantages for sample in samples], device=device)
+    behavior, weights = lay_out(lambda sample: sample.trajectory.logprobs if _is_sampled(sample) else None), None
     if samples[0].old_logprobs is not None:
-        old = _join(samples, _old_logprobs, scores.logprobs)
-        weights = None if behavior_cap is None else pad(_behavior_weights(old, behavior, behavior_cap))
+        old = lay_out(lambda sample: sample.old_logprobs if _is_sampled(sample) else None)
+        weights = None if behavior_cap is None else (old - behavior).clamp(max=math.log(behavior_cap)).exp()
         behavior = old
     return LossBatch(
         logprobs=logprobs,
-        behavior_logprobs=pad(behavior),
+        behavior_logprobs=behavior,
         mask=mask,
-        advantages=per_sample("advantages"),
-        weights=per_sample("weight"),
-        groups=per_sample("group"),
+        advantages=advantages,
+        weights=torch.tensor([sample.weight for sample in samples], device=device),
+        groups=torch.tensor([sample.group for sample in samples], device=device),
         denominators=denominators,
-        reference_logprobs=reference,
+        # Unknown of given responses: they count as no divergence.
+        reference_logprobs=lay_out(lambda sample: sample.reference_logprobs) if needs_reference else None,
         entropy=None if scores.entropy is None else pad(scores.entropy),
         values=None if values is None else pad(values),
-        old_values=pad(_join(samples, _old_values, scores.logprobs)) if samples[0].old_values is not None else None,
+        old_values=None if samples[0].old_values is None else lay_out(lambda sample: sample.old_values),
         token_weights=weights,
     )
 
@@ -78,8 +86,19 @@ def is_current(samples: Sequence[TrainSample], version: int, device: torch.devic
     return pad_rows(torch.frombuffer(flags, dtype=torch.bool).to(device), lengths)[0]
 
 
-def check_references(samples: Sequence[TrainSample], needs: Needs) -> None:
-    """Raises `DataError` if the algorithm needs reference log-probs and a sampled completion has none."""
+def check_samples(samples: Sequence[TrainSample], needs: Needs) -> None:
+    """Looks at a task's batch.
+
+    Raises:
+        DataError: some samples have one advantage and others one per token, or the algorithm needs reference log-probs
+            and a sampled completion has none.
+    """
+    kinds = {isinstance(sample.advantages, array): sample.group for sample in samples}
+    if len(kinds) > 1:
+        raise DataError(
+            f"group {kinds[True]} has advantages per token and group {kinds[False]} one per sample; `assign` must give "
+            "all samples of a batch the one or the other"
+        )
     for sample in samples if needs.reference else ():
         known, wanted = sample.reference_logprobs, sample.trajectory.response_length
         if known is None and sample.trajectory.origin is Origin.GIVEN:
@@ -92,43 +111,24 @@ def check_references(samples: Sequence[TrainSample], needs: Needs) -> None:
             )
 
 
-Numbers = Callable[[TrainSample], "array[float] | None"]
-"""The numbers of a sample's response tokens; None where nobody knows them."""
+def _is_sampled(sample: TrainSample) -> bool:
+    return sample.trajectory.origin is Origin.POLICY
 
 
-def _join(samples: Sequence[TrainSample], numbers: Numbers, logprobs: Tensor) -> Tensor:
-    """`[S]` of all samples. What nobody knows is the policy's own log-prob, as a constant: then nothing has changed."""
-    found, unknown, place = array("f"), [], 0
-    for sample in samples:
-        length = sample.trajectory.response_length
-        known = numbers(sample)
-        if known is None:
-            unknown.append(slice(place, place + length))
-        found.extend(known or array("f", bytes(4 * length)))
+def _join(numbers: Sequence["array[float] | None"], lengths: Sequence[int], own: Tensor) -> Tensor:
+    """`[S]`; where a sample's are unknown, the policy's own log-probs `own [S]` stand in: then nothing has changed."""
+    known = array("f")
+    for values, length in zip(numbers, lengths, strict=True):
+        known.extend(array("f", bytes(4 * length)) if values is None else values)
+    joined, place = torch.frombuffer(known, dtype=torch.float32).to(own.device), 0
+    for values, length in zip(numbers, lengths, strict=True):
+        if values is None:
+            joined[place : place + length] = own[place : place + length]
         place += length
-    joined = torch.frombuffer(found, dtype=torch.float32).to(logprobs.device)
-    for part in unknown:
-        joined[part] = logprobs[part].detach()
     return joined
 
 
-def _behavior(sample: TrainSample) -> "array[float] | None":
-    return sample.trajectory.logprobs if sample.trajectory.origin is Origin.POLICY else None
-
-
-def _old_logprobs(sample: TrainSample) -> "array[float] | None":
-    # A given response stays at ratio 1 in every update.
-    return sample.old_logprobs if sample.trajectory.origin is Origin.POLICY else None
-
-
-def _old_values(sample: TrainSample) -> "array[float] | None":
-    return sample.old_values
-
-
-def _reference(sample: TrainSample) -> "array[float] | None":
-    return sample.reference_logprobs  # unknown of a given response: it counts as no divergence
-
-
-def _behavior_weights(old: Tensor, behavior: Tensor, cap: float) -> Tensor:
-    """`[S]` probability before the first update / probability at sampling, cut at `cap`."""
-    return (old - behavior).clamp(max=math.log(cap)).exp()
+def _join_masks(samples: Sequence[TrainSample], device: torch.device) -> Tensor:
+    """`[S]` bool: tokens that the samples' loss masks leave."""
+    masks = (s.loss_mask or array("b", bytes([1]) * s.trajectory.response_length) for s in samples)
+    return torch.frombuffer(bytearray().join(masks), dtype=torch.bool).to(device)

@@ -17,6 +17,7 @@ moments and counters are the whole state.
 import logging
 import math
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from llamarl.models.probe import probe_rows
 from llamarl.scoring.logprobs import EntropyMode, autocast, build_scorer
 from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
-from llamarl.training.batches import check_references, is_current, loss_batch
+from llamarl.training.batches import check_samples, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool
 from llamarl.training.guards import GradientGuard, Health
@@ -171,14 +172,15 @@ class PolicyTrainer:
         Raises:
             ConfigError: not one assignment and weight of each task, or out of memory with the smallest micro-batches
                 tried; names the settings to change.
-            DataError: an algorithm needs reference log-probs, and a sample has none.
+            DataError: an algorithm needs reference log-probs, and a sample has none; or the samples of a task disagree
+                on whether each token has its own advantage.
         """
         started = time.perf_counter()
         parts = [assignments] if isinstance(assignments, Assignment) else list(assignments)
         self._check_tasks(len(parts), weights)
         shares = weights or _shares(parts)
         for part, needs in zip(parts, self._needs, strict=True):
-            check_references(part.samples, needs)
+            check_samples(part.samples, needs)
         for task, (part, weight) in enumerate(zip(parts, shares, strict=True)):
             if weight != 0.0:
                 self._add(task, part, weight)
@@ -333,7 +335,7 @@ class PolicyTrainer:
         """Splits a step into minibatches, and notes what the policy says of all of them before the first update."""
         started = time.perf_counter()
         for part, needs in zip(parts, self._needs, strict=True):
-            check_references(part.samples, needs)
+            check_samples(part.samples, needs)
         split = [split_assignment(part, self.config.minibatches) for part in parts]
         for task, (of_task, weight) in enumerate(zip(split, weights, strict=True)):
             if weight != 0.0:
@@ -358,8 +360,10 @@ class PolicyTrainer:
         return replace(assignment, samples=tuple(samples))
 
     def _choose(self, task: int, samples: Sequence[TrainSample]) -> list[TrainSample]:
-        """The samples with a gradient."""
-        return [sample for sample in samples if sample.advantages != 0.0 or self._needs[task].zero_advantages]
+        """The samples with a gradient: none where the loss masks leave no token at all."""
+        if not any(sample.num_trained for sample in samples):
+            return []
+        return [sample for sample in samples if _has_advantage(sample) or self._needs[task].zero_advantages]
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
@@ -447,8 +451,13 @@ def _shares(assignments: Sequence[Assignment]) -> list[float]:
     return [a.num_prompts / total if total else 1.0 for a in assignments]
 
 
+def _has_advantage(sample: TrainSample) -> bool:
+    advantages = sample.advantages
+    return any(advantages) if isinstance(advantages, array) else advantages != 0.0
+
+
 def _count(assignment: Assignment, max_tokens: int) -> Denominators:
-    lengths = [sample.trajectory.response_length for sample in assignment.samples]
+    lengths = [sample.num_trained for sample in assignment.samples]
     groups = [sample.group for sample in assignment.samples]
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 
