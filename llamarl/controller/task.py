@@ -59,7 +59,7 @@ class RunTask:
         """Groups that will not train, since the last batch was taken, by reason."""
 
     def take_batch(self) -> list[Group]:
-        """The groups of its next step; drops are counted anew. Call only where its buffer has a batch."""
+        """The groups of its next step, none of them once its prompts have ended; drops are counted anew."""
         self.dropped.clear()
         return self.buffer.take_batch() or []
 

@@ -291,6 +291,14 @@ class Sample:
     """True if it meets every constraint; None where that could not be judged, and then it has no reward either."""
 
 
+class Purpose(StrEnum):
+    """Use of a group."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
+    """The group is measured in an evaluation, and trains nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """All samples of one prompt."""
@@ -298,10 +306,12 @@ class Group:
     prompt: Prompt
     samples: tuple[Sample, ...]
     index: int = 0
-    """Issue order within the run."""
+    """Issue order within the run, or within an evaluation."""
     epoch: int = 0
+    """Pass over the training prompts; 0 for held-out ones."""
     baseline: Sample | None = None
     """A judged response that was not sampled, such as the reward model's baseline; some algorithms fall back on it."""
+    purpose: Purpose = Purpose.TRAIN
 
     @property
     def rewards(self) -> list[float]:

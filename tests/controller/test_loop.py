@@ -30,6 +30,7 @@ from llamarl.core.records import (
     GenerationRequest,
     Group,
     Prompt,
+    Purpose,
     Sample,
     Trajectory,
     Verdict,
@@ -316,13 +317,15 @@ def test_evaluation_runs_before_and_after_on_the_same_seeds() -> None:
         g.samples[0].completion.token_ids[0] for g in after
     ]
     assert {v for g in after for v, _ in g.samples[0].completion.trajectory.versions} == {5}
+    assert {g.purpose for g in after} == {Purpose.HELD_OUT} and [g.index for g in after] == list(range(6))
+    assert {g.purpose for record in rig.observer.steps for g in record.groups} == {Purpose.TRAIN}
 
 
 def test_an_evaluation_may_take_long_while_answers_keep_coming_and_no_longer() -> None:
     schedule, held_out = small(stall_seconds=60.0), Evaluation({"only": PROMPTS[-6:]}, Sampling(max_tokens=4))
 
     def one_by_one(request: GenerationRequest, sample: int) -> int:
-        return 50 * (1 + (-request.key - 1) % 6) if request.key < 0 else 1
+        return 50 * (request.prompt_ids[0] - 33) if request.priority < 0 else 1
 
     slow = Rig(schedule, generator=lambda: ScriptedGenerator(length=one_by_one))
     run_virtual(slow.run(held_out))  # the last answer takes 300 s, 50 s more than the one before
@@ -344,7 +347,7 @@ def test_held_out_prompts_are_shared_out_evenly() -> None:
 
     rig = Rig(small(steps=1, max_staleness=0), generator=generator, num_generators=2, capacity=2)
     run_virtual(rig.run(Evaluation({"only": PROMPTS[-5:]}, Sampling(max_tokens=4))))
-    first = [[request.prompt_ids[0] for request in g.submitted if request.key < 0] for g in generators]
+    first = [[request.prompt_ids[0] for request in g.submitted if request.priority < 0] for g in generators]
     assert [prompts[: len(prompts) // 2] for prompts in first] == [[35, 37, 39], [36, 38]]  # before and after
 
 

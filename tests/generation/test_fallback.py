@@ -156,7 +156,7 @@ def test_the_trainer_scores_each_token_as_it_was_drawn():
     scores = PaddedScorer(model)(rows, "value", hidden=True)
     drawn = [logprob for completion in completions for logprob in completion.logprobs]
     assert scores.logprobs.tolist() == pytest.approx(drawn, abs=2e-5)
-    alone = [PaddedScorer(model)([completion], "value", hidden=True) for completion in completions]
+    alone = [PaddedScorer(model)([row], "value", hidden=True) for row in rows]
     torch.testing.assert_close(scores.hidden, torch.cat([s.hidden for s in alone]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores.entropy, torch.cat([s.entropy for s in alone]), rtol=1e-4, atol=1e-4)
 
