@@ -9,8 +9,8 @@ first token of each of its completions.
 
 Only the tokens of a row's turns are scored; what was given between them is an input like any other.
 
-Shape legend: M packed tokens, S scored tokens, N completions, B rows and L width of a block,
-P width of its prompts, H query heads, K key/value heads, D head size.
+Shape legend: M packed tokens, S scored tokens, F of them the first behind a prompt, N completions, B rows and L width
+of a block, P width of its prompts, H query heads, K key/value heads, D head size.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from llamarl.core.errors import DataError
 
 
 class TokenRow(Protocol):
-    """A prompt and what follows it; `core.records.Trajectory` is one."""
+    """A prompt and what follows it; `core.records.Trajectory` is one. Classes may derive from it."""
 
     @property
     def prompt_ids(self) -> Sequence[int]:
-        """The tokens before the first that is scored."""
+        """The tokens that come first, at least one; equal prompts are computed once."""
 
     @property
     def token_ids(self) -> Sequence[int]:
@@ -39,10 +39,11 @@ class TokenRow(Protocol):
 
     @property
     def turns(self) -> Sequence[tuple[int, int]]:
-        """Stretches `(start, stop)` of `token_ids` that are scored: the first starts at 0, the last stops at the end.
+        """Stretches `(start, stop)` of `token_ids` that are scored, the last up to the end; the rest is only read.
 
-        What lies between is read and not scored.
+        All of them, unless a class says otherwise.
         """
+        return ((0, len(self.token_ids)),)
 
 
 def num_scored(row: TokenRow) -> int:
@@ -108,12 +109,12 @@ class Packed:
         """`[M]` position of each token in its own sequence."""
         self._first = torch.tensor(
             layout.first, dtype=torch.int64, device=device
-        )  # [N] the last prompt token of each row
+        )  # [F] the last prompt token of each row whose first token is scored
         self._inner = torch.tensor(
             layout.inner, dtype=torch.int64, device=device
-        )  # [S - N] inputs of the completions' own that predict
+        )  # [S - F] inputs of the completions' own that predict
         self.targets = torch.tensor(
-            [*(row.token_ids[0] for row in rows), *layout.inner_targets, *[0] * self._target_tail],
+            [*layout.first_targets, *layout.inner_targets, *[0] * self._target_tail],
             dtype=torch.int64,
             device=device,
         )
@@ -235,19 +236,26 @@ class _Layout:
         self._rows = rows
         self.ids: list[int] = []
         self.positions: list[int] = []
-        self.first = [0] * len(rows)
+        self._prompt_end = [0] * len(rows)
         self.inner: list[int] = []
         self.inner_targets: list[int] = []
         self._inner_start = [0] * len(rows)
         prompts = sorted(_prompts(rows), key=lambda group: -len(group[0]))
         self._plan = [self._lay_bucket(prompts[part]) for part in _similar([len(p) for p, _ in prompts], slack=64)]
+        opening = [index for index, row in enumerate(rows) if row.turns[0][0] == 0]
+        self.first = [self._prompt_end[index] for index in opening]
+        self.first_targets = [rows[index].token_ids[0] for index in opening]
 
     def order(self) -> list[int]:
-        """Place of each scored token among [first tokens of all rows | inner tokens as laid down]."""
-        places = []
-        for index, row in enumerate(self._rows):
-            start = len(self._rows) + self._inner_start[index]
-            places += [index, *range(start, start + num_scored(row) - 1)]
+        """Place of each scored token among [first tokens of rows | inner tokens as laid down]."""
+        places, num_first = [], 0
+        for row, inner_start in zip(self._rows, self._inner_start, strict=True):
+            num_inner = num_scored(row)
+            if row.turns[0][0] == 0:
+                places.append(num_first)
+                num_first, num_inner = num_first + 1, num_inner - 1
+            start = len(self.first) + inner_start
+            places += range(start, start + num_inner)
         return places
 
     def buckets(self, device: torch.device | str) -> list[tuple[Block, list[Block]]]:
@@ -266,7 +274,7 @@ class _Layout:
             self._lay(prompt, 0)
             for index in members:
                 owner[index] = place
-                self.first[index] = len(self.ids) - 1
+                self._prompt_end[index] = len(self.ids) - 1
         num_tokens = {index: len(self._rows[index].token_ids) for index in owner}
         longer = sorted((index for index in owner if num_tokens[index] > 1), key=lambda index: -num_tokens[index])
         lengths = [num_tokens[index] - 1 for index in longer]
