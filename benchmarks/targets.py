@@ -125,6 +125,8 @@ TARGETS = (
     at_most(0.0, "left behind by 1,000 sandboxes", "", "sandbox", HEAD, "left behind"),
     at_most(0.5, "budget program of 1,024 prompts x 8", "s", "budget_solver", HEAD, "1024 share, auto s"),
     at_most(1.0, "budget program of 4,096 prompts x 8", "s", "budget_solver", HEAD, "4096 share, auto s"),
+    at_most(10.0, "records of 512 tokens, in memory", "bytes a token", "record_size", HEAD, "512 arrays, memory"),
+    at_most(10.0, "records of 512 tokens, pickled", "bytes a token", "record_size", HEAD, "512 arrays, pickled"),
     at_most(1.2, "peak memory of the demo", "GB", "startup", HEAD, "demo peak GB"),
     at_most(0.3, "import llamarl", "s", "startup", HEAD, "import llamarl s"),
     at_most(0.3, "llamarl --help", "s", "startup", HEAD, "llamarl --help s"),

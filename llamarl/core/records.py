@@ -145,7 +145,7 @@ class Trajectory:
         """Ids of the response tokens."""
         if len(self.turns) == 1:
             return self.token_ids
-        return array("i", chain.from_iterable(self.token_ids[start:stop] for start, stop in self.turns))
+        return array("i", [*chain.from_iterable(self.token_ids[start:stop] for start, stop in self.turns)])
 
     @property
     def key(self) -> bytes:
@@ -190,7 +190,7 @@ def join_turns(turns: Sequence[Trajectory]) -> Trajectory:
         turns[-1],
         prompt_ids=prompt_ids,
         token_ids=read[len(prompt_ids) :],
-        logprobs=array("f", chain.from_iterable(turn.logprobs for turn in turns)),
+        logprobs=array("f", [*chain.from_iterable(turn.logprobs for turn in turns)]),
         versions=tuple((version, len(list(run))) for version, run in groupby(versions)),
         turns=tuple(stretches),
     )
