@@ -16,7 +16,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.models.classifier import PaddedClassifier, TokenIds, live_decoder, without_padding
 from llamarl.models.decoder import why_unsupported
 from llamarl.scoring.adapters import prepare_projections
-from llamarl.scoring.packing import Packed, TokenRow
+from llamarl.scoring.packing import OneTurn, Packed
 
 Conversations = tuple[TokenIds, ...]
 """Alternatives that begin alike: the chosen and the rejected one, or a single one."""
@@ -30,7 +30,7 @@ class ConversationScorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Row(TokenRow):
+class _Row(OneTurn):
     prompt_ids: TokenIds
     token_ids: TokenIds
 

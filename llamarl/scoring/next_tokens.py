@@ -20,7 +20,7 @@ from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.scoring.adapters import prepare_projections
 from llamarl.scoring.logprobs import MAX_LOGITS, autocast
-from llamarl.scoring.packing import Packed, TokenRow
+from llamarl.scoring.packing import OneTurn, Packed
 
 
 class NextTokenScorer(Protocol):
@@ -40,7 +40,7 @@ class NextTokenScorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Row(TokenRow):
+class _Row(OneTurn):
     prompt_ids: TokenIds
     token_ids: TokenIds
 

@@ -27,7 +27,7 @@ from llamarl.core.errors import DataError
 
 
 class TokenRow(Protocol):
-    """A prompt and what follows it; `core.records.Trajectory` is one. Classes may derive from it."""
+    """A prompt and what follows it; `core.records.Trajectory` is one."""
 
     @property
     def prompt_ids(self) -> Sequence[int]:
@@ -39,10 +39,18 @@ class TokenRow(Protocol):
 
     @property
     def turns(self) -> Sequence[tuple[int, int]]:
-        """Stretches `(start, stop)` of `token_ids` that are scored, the last up to the end; the rest is only read.
+        """Stretches `(start, stop)` of `token_ids` that are scored, the last up to the end; the rest is only read."""
 
-        All of them, unless a class says otherwise.
-        """
+
+class OneTurn:
+    """A base for rows of which all that follows the prompt is scored."""
+
+    __slots__ = ()
+    token_ids: Sequence[int]
+
+    @property
+    def turns(self) -> tuple[tuple[int, int]]:
+        """The whole of `token_ids`."""
         return ((0, len(self.token_ids)),)
 
 

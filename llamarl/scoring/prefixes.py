@@ -25,7 +25,7 @@ attention."""
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixRow(TokenRow):
+class PrefixRow:
     """A row whose prompt is the beginning that it shares with others; `token_ids` begins with the prompt's rest."""
 
     prompt_ids: Sequence[int]

@@ -31,14 +31,14 @@ from llamarl.factuality.detectors.detector import Score
 from llamarl.factuality.detectors.method import Method, MethodSettings
 from llamarl.functional.pooling import Pooling
 from llamarl.scoring.logprobs import autocast, build_scorer
-from llamarl.scoring.packing import TokenRow
+from llamarl.scoring.packing import OneTurn
 
 _Key = tuple[str, str]
 _VALUE = re.compile(r"\d(?:[\d.,]*\d)?|[^\W\d_][\w'’-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class _Row(TokenRow):
+class _Row(OneTurn):
     """An answer behind its prompt."""
 
     prompt_ids: tuple[int, ...]
