@@ -85,7 +85,7 @@ class PPOCredit(Credit):
         self._config = config
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Turns the judged samples that may train into training samples, whose `advantages` is the judged reward."""
+        """Turns the judged samples that may train into training samples, with the judged reward for the advantage."""
         batch, config = judged_groups(groups), self._config
         chosen = [(group, s) for group, members in batch for s in members if config.may_train(s)]
         samples = tuple(train_sample(s, group, reward_of(s)) for group, s in chosen)
