@@ -158,6 +158,18 @@ class Trajectory:
         return min(version for version, _ in self.versions)
 
 
+class OneTurn:
+    """A base for rows that a model scores as one turn: all that follows the prompt."""
+
+    __slots__ = ()
+    token_ids: Sequence[int]
+
+    @property
+    def turns(self) -> tuple[tuple[int, int]]:
+        """The whole of `token_ids`."""
+        return ((0, len(self.token_ids)),)
+
+
 def pack_ids(ids: Sequence[int]) -> "array[int]":
     """Packs token ids as int32; an array of int32 is returned as it is."""
     return ids if isinstance(ids, array) and ids.typecode == "i" else array("i", ids)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import ConfigError
+from llamarl.core.records import OneTurn
 from llamarl.models.classifier import PaddedClassifier, TokenIds, live_decoder, without_padding
 from llamarl.models.decoder import why_unsupported
 from llamarl.scoring.adapters import prepare_projections
-from llamarl.scoring.packing import OneTurn, Packed
+from llamarl.scoring.packing import Packed
 
 Conversations = tuple[TokenIds, ...]
 """Alternatives that begin alike: the chosen and the rejected one, or a single one."""

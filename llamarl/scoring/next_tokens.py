@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llamarl.core.records import OneTurn
 from llamarl.models.classifier import TokenIds
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.scoring.adapters import prepare_projections
 from llamarl.scoring.logprobs import MAX_LOGITS, autocast
-from llamarl.scoring.packing import OneTurn, Packed
+from llamarl.scoring.packing import Packed
 
 
 class NextTokenScorer(Protocol):

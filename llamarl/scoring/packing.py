@@ -42,18 +42,6 @@ class TokenRow(Protocol):
         """Stretches `(start, stop)` of `token_ids` that are scored, the last up to the end; the rest is only read."""
 
 
-class OneTurn:
-    """A base for rows of which all that follows the prompt is scored."""
-
-    __slots__ = ()
-    token_ids: Sequence[int]
-
-    @property
-    def turns(self) -> tuple[tuple[int, int]]:
-        """The whole of `token_ids`."""
-        return ((0, len(self.token_ids)),)
-
-
 def num_scored(row: TokenRow) -> int:
     """Counts the tokens of a row that are scored."""
     return sum(stop - start for start, stop in row.turns)

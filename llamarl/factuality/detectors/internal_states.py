@@ -23,7 +23,7 @@ import torch
 from pydantic import field_validator
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.records import Message
+from llamarl.core.records import Message, OneTurn
 from llamarl.factuality.asking import PromptFile
 from llamarl.factuality.claims import Answer, Claim, Span
 from llamarl.factuality.detectors.backbone import Backbone
@@ -31,7 +31,6 @@ from llamarl.factuality.detectors.detector import Score
 from llamarl.factuality.detectors.method import Method, MethodSettings
 from llamarl.functional.pooling import Pooling
 from llamarl.scoring.logprobs import autocast, build_scorer
-from llamarl.scoring.packing import OneTurn
 
 _Key = tuple[str, str]
 _VALUE = re.compile(r"\d(?:[\d.,]*\d)?|[^\W\d_][\w'’-]*")
