@@ -109,7 +109,8 @@ class LossBatch:
         for name, value in {"advantages": self.advantages, "weights": self.weights, "groups": self.groups}.items():
             allowed = [shape[:1], shape] if name == "advantages" else [shape[:1]]
             if tuple(value.shape) not in allowed:
-                raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}; want {shape[:1]}")
+                wanted = " or ".join(map(str, allowed))
+                raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}; want {wanted}")
 
 
 @dataclass(frozen=True, slots=True)
