@@ -132,6 +132,8 @@ TARGETS = (
         200_000, "ingest of 20 million messages", "rows/s", "feedback_ingest", HEAD, "large.parquet llamarl rows/s"
     ),
     at_most(1.2, "of these, peak memory", "x that of 1 million", "feedback_ingest", HEAD, "peak of large / small"),
+    at_most(10.0, "records of 512 tokens, in memory", "bytes a token", "record_size", HEAD, "512 arrays, memory"),
+    at_most(10.0, "records of 512 tokens, pickled", "bytes a token", "record_size", HEAD, "512 arrays, pickled"),
     at_most(1.2, "peak memory of the demo", "GB", "startup", HEAD, "demo peak GB"),
     at_most(0.3, "import llamarl", "s", "startup", HEAD, "import llamarl s"),
     at_most(0.3, "llamarl --help", "s", "startup", HEAD, "llamarl --help s"),

@@ -37,7 +37,8 @@ def plot_description(path: str | Path, result: Mapping[str, Any]) -> Path:
     ]
     heights = [height for height, _ in parts]
     with drawing(path, WIDTH_INCHES, sum(heights)) as figure:
-        for place, (_, draw) in zip(figure.subfigures(len(parts), 1, height_ratios=heights), parts, strict=True):
+        places: Any = figure.subfigures(len(parts), 1, height_ratios=heights)
+        for place, (_, draw) in zip(places, parts, strict=True):
             draw(place)
     return Path(path)
 
@@ -58,7 +59,7 @@ def draw_signals(result: Mapping[str, Any]) -> str:
 
 
 def _draw_days(figure: "Figure", result: Mapping[str, Any]) -> None:
-    axes = figure.subplots()
+    axes: Any = figure.subplots()  # the stubs know no dates
     rates = [rate for rate in result["by"]["day"] if rate["segment"] is not None]
     days = [date.fromisoformat(rate["segment"]) for rate in rates]
     lows, highs = zip(*(rate["interval"] for rate in rates), strict=True)

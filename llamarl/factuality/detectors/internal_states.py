@@ -23,7 +23,7 @@ import torch
 from pydantic import field_validator
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.records import Message
+from llamarl.core.records import Message, OneTurn
 from llamarl.factuality.asking import PromptFile
 from llamarl.factuality.claims import Answer, Claim, Span
 from llamarl.factuality.detectors.backbone import Backbone
@@ -37,7 +37,7 @@ _VALUE = re.compile(r"\d(?:[\d.,]*\d)?|[^\W\d_][\w'’-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(OneTurn):
     """An answer behind its prompt."""
 
     prompt_ids: tuple[int, ...]
