@@ -103,6 +103,12 @@ def test_settings_read_back_as_they_were_written(method):
     assert kind.Settings.parse(plain) == kind.Settings() and kind.name == method
 
 
+def test_settings_of_several_values_take_one():
+    probe, check = find_method("probe").Settings, find_method("selfcheck").Settings
+    assert probe.parse({"variants": "last", "learning_rates": 0.01}).variants == ("last",)
+    assert check.parse({"facts": "facts.csv"}).facts == ("facts.csv",)
+
+
 def test_a_probe_without_its_weights_is_refused(model, tmp_path):
     claims = write_claims(tmp_path / "claims")
     train(

@@ -14,11 +14,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -62,6 +62,11 @@ class ProbeSettings(MethodSettings):
     """Claims of a step."""
     seed: int = Field(default=0, ge=0)
     """Of weights and order."""
+
+    @field_validator("variants", "learning_rates", mode="before")
+    @classmethod
+    def _take_one(cls, value: Any) -> Any:  # as an option of the command it may be a single one
+        return (value,) if isinstance(value, str | int | float) else value
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.errors import EndpointError
 from llamarl.core.loops import run_async
@@ -63,6 +63,11 @@ class SelfCheckSettings(AskingSettings):
     """The largest share of answers that may go unjudged."""
     seed: int = Field(default=0, ge=0)
     """Of the answers."""
+
+    @field_validator("facts", mode="before")
+    @classmethod
+    def _take_one(cls, value: Any) -> Any:  # as an option of the command it is a single text
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_facts(self) -> Self:
