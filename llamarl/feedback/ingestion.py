@@ -106,7 +106,8 @@ def find_logs(names: Sequence[str]) -> list[Path]:
         found = [path for path in found if os.path.isfile(path)]
         if not found:
             example = f"a directory; give its files, for instance '{name}/*.jsonl'" if os.path.isdir(name) else None
-            raise ConfigError(f"{name}: {example or 'no such file; give log files or a glob of them'}")
+            problem = "no regular file" if os.path.exists(name) else "no such file"
+            raise ConfigError(f"{name}: {example or f'{problem}; give log files or a glob of them'}")
         files |= dict.fromkeys(Path(path) for path in found)
     for path in files:
         find_format(path)
@@ -264,7 +265,7 @@ class _Run:
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
         connection = self._connect_thread()
-        connection.register("chunk", chunk.table)
+        connection.register("chunk", self._pick_columns(chunk))
         is_talk = chunk.may_have(self._columns.column("messages"))
         kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
         clocks = frozenset() if is_talk else row_queries.find_clocks(self._columns, kinds)
@@ -281,6 +282,14 @@ class _Run:
         _name_query(connection, "turns", turns, is_kept=is_talk)
         connection.register("reaction_names", self._name_reactions(connection))
         copy_rows(connection, row_queries.select_and_check(self._columns, number, clocks), part, QUICK)
+
+    def _pick_columns(self, chunk: Chunk) -> Any:
+        """The columns that are read: DuckDB may lack the types of others, or take their capitals for small letters."""
+        if chunk.is_json:
+            return chunk.table
+        wanted = {self._columns.column(field) for field in self._columns.fields}
+        wanted |= {column.split(".")[0] for column in wanted} | {LINE, BROKEN}
+        return chunk.table.select([name for name in chunk.table.column_names if name in wanted])
 
     def _connect_thread(self) -> Connection:
         """The connection of this thread: to make one takes as long as to check 3,000 rows."""

@@ -30,6 +30,7 @@ SUFFIXES: dict[str, Format] = {
 }
 LINE, BROKEN, TEXT = "__line", "__broken", "__text"
 """Columns of a chunk beside those of a file: line from 1; why a row cannot be read, or null; the JSON of a row."""
+OWN_COLUMNS = (LINE, BROKEN, TEXT)
 CHUNK_BYTES = 1 << 25
 CHUNK_ROWS = 50_000
 MEGABYTE = 1_000_000
@@ -213,6 +214,8 @@ def _read_csv(path: Path) -> Iterator[Chunk]:
             return  # an empty file
         if not columns or len(set(columns)) < len(columns) or "" in columns:
             raise DataError(f"{path}, line 1: the header names a column twice or leaves one without a name: {columns}")
+        if not _is_text("".join(columns)):
+            raise DataError(f"{path}, line 1: the header is not UTF-8; save the file as UTF-8 (iconv -t UTF-8)")
         rows = _csv_rows(reader, len(columns))
         for index in range(1 << 32):
             batch = list(islice(rows, CHUNK_ROWS))
@@ -253,7 +256,7 @@ def _csv_table(columns: Sequence[str], batch: list[tuple[int, str | None, Sequen
             pyarrow.array([value if is_fine else "" for value, is_fine in zip(column, fine, strict=True)])
             for column in values
         ]
-    named = dict(zip(columns, arrays, strict=True))
+    named = {name: array for name, array in zip(columns, arrays, strict=True) if name not in OWN_COLUMNS}
     return pyarrow.table(
         {LINE: pyarrow.array(lines, pyarrow.int64()), BROKEN: pyarrow.array(reasons, pyarrow.string()), **named}
     )
@@ -270,6 +273,21 @@ def _is_text(value: str) -> bool:
 # ---- Parquet --------------------------------------------------------------------------------------------------------
 
 
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: two columns are named {twins[0]!r}; give each a name of its own")
+
+
+def _plain_table(table: "pyarrow.Table") -> "pyarrow.Table":
+    """The table without columns named like ours, and with types that DuckDB knows."""
+    pyarrow = import_pyarrow()
+    table = table.drop_columns([name for name in table.column_names if name in OWN_COLUMNS])
+    for place, field in enumerate(table.schema):
+        if pyarrow.types.is_float16(field.type):
+            table = table.set_column(place, field.name, table.column(place).cast(pyarrow.float32()))
+    return table
+
+
 def _read_parquet(path: Path) -> Iterator[Chunk]:
     pyarrow = import_pyarrow()
     from pyarrow import parquet
@@ -277,10 +295,11 @@ def _read_parquet(path: Path) -> Iterator[Chunk]:
     line = 1
     try:
         with parquet.ParquetFile(path) as file:
+            _refuse_twins(path, file.schema_arrow.names)
             # one thread: those who check the chunks need the others
             batches = file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
             for index, batch in enumerate(batches):
-                table = pyarrow.Table.from_batches([batch])
+                table = _plain_table(pyarrow.Table.from_batches([batch]))
                 table = table.append_column(LINE, pyarrow.array(np.arange(line, line + len(batch))))
                 table = table.append_column(BROKEN, pyarrow.nulls(len(batch), pyarrow.string()))
                 line += len(batch)

@@ -556,3 +556,63 @@ def test_a_kept_column_that_a_store_has_anyway_is_refused(tmp_path, name):
 def test_a_column_is_kept_once(tmp_path):
     with pytest.raises(ConfigError, match="keep: stars, Stars"):
         ingest_rows(tmp_path, [message()], keep=["stars", "Stars"])
+
+
+# what breaks readers
+
+
+def test_columns_that_are_not_read_harm_nobody(tmp_path):
+    """Types that DuckDB lacks, names that differ by capitals, and the reader's own names."""
+    table = pyarrow.table(
+        {
+            "User": ["other"],
+            **{name: [value] for name, value in message().items()},
+            "outcome": pyarrow.array([1.5]).cast(pyarrow.float16()),
+            "weight": pyarrow.array([2.5]).cast(pyarrow.float16()),
+            "__line": ["x"],
+            "__broken": ["y"],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    row = {**message(), "__line": "x", "__broken": "y", "User": "other", "outcome": 1.5}
+    (tmp_path / "b.csv").write_text("\n".join([",".join(row), ",".join(map(str, row.values()))]))
+    stores = [ingest_files(tmp_path / path[0], [tmp_path / path]) for path in ("a.parquet", "b.csv")]
+    assert stored(stores[0]) == stored(stores[1]) and stored(stores[0], "outcome") == [(1.5,)]
+    assert stored(stores[0], "user_hash") == stored(ingest_rows(tmp_path, [message()]), "user_hash")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    values = [pyarrow.array(["x"])] * 2
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(values, names=["user", "user"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns are named 'user'"):
+        ingest_files(tmp_path, [tmp_path / "a.parquet"])
+
+
+def test_a_header_that_is_not_utf_8_is_told(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"us\xe9r,ts,prompt,response\nx,1740823200,p,r\n")
+    with pytest.raises(DataError, match="line 1: the header is not UTF-8"):
+        ingest_files(tmp_path, [tmp_path / "a.csv"])
+
+
+def test_nested_names_and_control_characters_are_rows_like_others(tmp_path):
+    deep = "[" * 5000 + "]" * 5000
+    rows = [
+        message(0, prompt="x\0y", response="r\0s", surface="s\0"),
+        "[" * 100_000,
+        f'{{"user": "u", "ts": 1740823200, "messages": {deep}}}',
+        message(3, ts=-1e30),
+        message(4, ts="1e999"),
+        message(5, reaction="[" * 10_000),
+        message(6, response="\N{GRINNING FACE}" * 200_000),
+        message(7, response="\N{GRINNING FACE}" * 2_600_000),
+    ]
+    store = ingest_rows(tmp_path, rows)
+    assert len(stored(store)) == 2
+    assert [(line, reason) for line, _, reason in dropped(store)] == [
+        (2, "invalid_json"),
+        (3, "bad_messages"),
+        (4, "bad_time"),
+        (5, "bad_time"),
+        (6, "unknown_reaction"),
+        (8, "row_too_long"),
+    ]
