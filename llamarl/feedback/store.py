@@ -48,7 +48,10 @@ class Store:
         record = read_json(path / STORE_FILE)
         if record.get("format") != FORMAT:
             raise DataError(f"{path}: format {record.get('format')!r}, not {FORMAT}; ingest the logs again")
-        return cls(path, record)
+        store = cls(path, record)
+        if not store.data.is_dir():
+            raise DataError(f"{path}: its folder {store.data.name} is gone; ingest the logs again, or copy all of it")
+        return store
 
     @property
     def data(self) -> Path:

@@ -510,6 +510,13 @@ def test_the_path_of_a_missing_store_is_named(tmp_path):
         Store.open(tmp_path)
 
 
+def test_a_store_without_its_data_is_told(tmp_path):
+    store = ingest_rows(tmp_path, [message()])
+    store.data.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is gone; ingest the logs again"):
+        Store.open(store.path)
+
+
 def test_suspicious_paths_are_no_sql(tmp_path):
     folder = tmp_path / "it's; a 'folder'"
     folder.mkdir()
