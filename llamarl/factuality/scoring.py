@@ -134,6 +134,7 @@ def score_file(
     """
     rows = _read_labelled(files)
     scored: list[ScoredClaim] = []
+    on_done(0, len(rows), 0)
     for start in range(0, len(rows), BATCH_CLAIMS):
         scored += score_claims(detector, [row.claim for row in rows[start : start + BATCH_CLAIMS]])
         on_done(len(scored), len(rows), sum(each.score.p_factual is None for each in scored))

@@ -110,6 +110,7 @@ def score_rows(
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     for start in range(0, len(claims), BATCH_CLAIMS):
+        on_scored(start, len(claims))
         part = claims[start : start + BATCH_CLAIMS]
         for each, scored in zip(part, score_claims(detector, [each.claim for each in part]), strict=True):
             score = scored.score
@@ -119,7 +120,7 @@ def score_rows(
             values = {"label": each.label, "score": score.p_factual, "split": each.split, "method": detector.name}
             mass = {} if score.mass is None else {"mass": score.mass}
             rows.append({"id": each.claim.id, "prompt": each.prompt, **values, **mass})
-        on_scored(start + len(part), len(claims))
+    on_scored(len(claims), len(claims))
     return rows, count_reasons(problems)
 
 

@@ -368,7 +368,7 @@ def test_labelled_claims_become_what_detect_eval_reads(tmp_path: Path) -> None:
         "low_mass": 0,
         "file": str(out),
     }
-    assert seen == [(5, 5, 1)]
+    assert seen == [(0, 5, 0), (5, 5, 1)]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows[0] == {
         "id": "p0/0",
