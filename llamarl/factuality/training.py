@@ -23,7 +23,7 @@ from llamarl.core.errors import CheckpointError, DataError
 from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.detectors.detector import Detector
 from llamarl.factuality.detectors.files import DETECTOR_FILE, save_detector
-from llamarl.factuality.detectors.method import Method, TrainingJob, find_method
+from llamarl.factuality.detectors.method import TRAINING_FOLDER, Method, TrainingJob, find_method
 from llamarl.factuality.evaluation import evaluate
 from llamarl.factuality.labelled import Data, LabelledClaim, read_data
 from llamarl.factuality.model_card import write_model_card
@@ -165,21 +165,22 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _claim(out: Path, record: Mapping[str, Any]) -> None:
-    """Writes down what is asked for, or compares it with what an unfinished training was asked for."""
+    """Writes down what is asked for, or compares it with what a training that has got somewhere was asked for."""
     path = out / JOB_FILE
-    if not path.exists():
+    if not _has_progress(out):  # so that a mistyped name can be put right
         write_json(path, record)
         return
-    there = read_json(path)
     plain = json.loads(json.dumps(record))  # as it is read back
-    for name, value in plain.items():
-        if there.get(name) != value:
-            before, now = there.get(name), value
-            if isinstance(before, Mapping) and isinstance(now, Mapping):
-                changes = ", ".join(f"{key}={a}, now {b}" for key, (a, b) in changed_names(before, now).items())
-            else:
-                changes = f"{before}, now {now}"
-            raise CheckpointError(
-                f"{out}: an unfinished training with other {name} ({changes}); repeat the command that began it, or "
-                "choose another directory"
-            )
+    if changes := changed_names(read_json(path), plain):
+        described = ", ".join(f"{name}={before}, now {now}" for name, (before, now) in changes.items())
+        raise CheckpointError(
+            f"{out}: an unfinished training that was asked for otherwise ({described}); repeat the command that began "
+            "it, or choose another directory"
+        )
+
+
+def _has_progress(out: Path) -> bool:
+    """True where something lies in the directory that another training would not make."""
+    others = {file.name for file in out.iterdir()} - {JOB_FILE, LOCK_FILE, TRAINING_FOLDER}
+    work = out / TRAINING_FOLDER
+    return bool(others) or (work / SUMMARY_FILE).exists() or any(work.glob("checkpoints/step-*"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_detectors import claim_of, write_tiny
 
-from llamarl.core.errors import CheckpointError, ConfigError, DataError
+from llamarl.core.errors import CheckpointError, CollapseError, ConfigError, DataError
 from llamarl.factuality.asking import load_prompt
 from llamarl.factuality.claims import Answer, Ask, Claim, Probe
 from llamarl.factuality.detectors.files import load_detector
@@ -264,7 +264,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(checkpoint, data, tmp_pa
     brief = {**BRIEF, "checkpoint_every": 2}
     with pytest.raises(Killed):
         train(settings, brief, on_step=kill)
-    with pytest.raises(CheckpointError, match=r"unfinished training with other settings \(lora.rank=4, now 8\)"):
+    with pytest.raises(CheckpointError, match=r"asked for otherwise \(settings.lora.rank=4, now 8\)"):
         train(settings, {**brief, "lora": {"rank": 8}})
     steps = []
     train(settings, brief, on_step=lambda step, total, metrics: steps.append(step))
@@ -359,6 +359,25 @@ def test_a_foreign_directory_stays_as_it_was(checkpoint, data, tmp_path):
     with pytest.raises(CheckpointError, match=r"not empty \(holds mine.txt\)"):
         train(Train(data=data, model=str(checkpoint), out=tmp_path, device="cpu"))
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_mistyped_model_can_be_put_right_in_the_same_directory(checkpoint, data, tmp_path):
+    out = tmp_path / "detector"
+    with pytest.raises(CheckpointError, match="no such directory"):
+        train(Train(data=data, model=str(tmp_path / "modle"), method="prompt_tf", out=out, device="cpu"))
+    assert train(Train(data=data, model=str(checkpoint), method="prompt_tf", out=out, device="cpu"))["threshold"]
+
+
+def test_a_training_that_breaks_down_leaves_its_best_adapter(checkpoint, data, tmp_path):
+    def collapse(step, total, metrics):
+        if step == 4:
+            raise CollapseError("step 4: gone")
+
+    settings = Train(data=data, model=str(checkpoint), out=tmp_path / "d", device="cpu")
+    with pytest.raises(CollapseError):
+        train(settings, BRIEF, on_step=collapse)
+    assert (tmp_path / "d" / "training" / "model" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "d" / "detector.json").exists()
 
 
 def test_a_wrong_setting_is_named(checkpoint, data, tmp_path):

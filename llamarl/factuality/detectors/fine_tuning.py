@@ -38,7 +38,7 @@ from llamarl.core.seeds import derive_seed
 from llamarl.factuality.asking import PromptFile, load_prompt
 from llamarl.factuality.detectors.detector import Score
 from llamarl.factuality.detectors.labels import WORDS, Labels, score_labels
-from llamarl.factuality.detectors.method import MethodSettings, TrainingJob
+from llamarl.factuality.detectors.method import TRAINING_FOLDER, MethodSettings, TrainingJob
 from llamarl.factuality.detectors.prompt_tf import PromptTF
 from llamarl.factuality.labelled import LabelledClaim
 from llamarl.functional.detection import balanced_accuracy, count_single, search_threshold
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
     from llamarl.models.tokenizer import Tokenizer
 
-TRAINING_FOLDER = "training"
-"""Folder of the training's own files in a detector's directory."""
 Messages = list[Message]
 
 

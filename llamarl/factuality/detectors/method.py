@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from llamarl.factuality.detectors.backbone import Backbone
     from llamarl.factuality.labelled import Data
 
+TRAINING_FOLDER = "training"
+"""Folder of a training's own files in a detector's directory."""
 METHODS = {
     "token_probability": "internal_states:TokenProbability",
     "token_entropy": "internal_states:TokenEntropy",
