@@ -11,7 +11,7 @@ from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llamarl.planner.search import Search
+    from llamarl.planner.search import Plan, Search
     from llamarl.planner.shapes import ModelShape
 
 
@@ -43,6 +43,14 @@ class PlanSettings(Config):
     """The trainer keeps and asks a frozen reference policy."""
     out: Annotated[Path | None, Metavar("FILE")] = None
     """Write the placement as TOML."""
+    simulate: bool = False
+    """Run the plan in simulated time with lengths drawn at random: lags, idle shares, a figure."""
+    figure: Annotated[Path, Metavar("FILE")] = Path("simulation.png")
+    """The figure of the simulation."""
+    simulated_steps: int = Field(default=30, ge=6)
+    """Steps of the simulation; the first third fills the pipeline."""
+    seed: int = 0
+    """Decides the lengths of the simulation."""
 
 
 def plan(settings: PlanSettings, output: Output) -> int:
@@ -55,6 +63,7 @@ def plan(settings: PlanSettings, output: Output) -> int:
         llamarl plan --model llama-3.1-70b --gpus 256 --prompts-per-step 256 --tokens 800,4096 --max-staleness 2
         llamarl plan --model checkpoints/mine --gpus 8 --gpu a100-80gb --out placement.toml
         llamarl plan recipe.toml --gpus 2 --gpu h200
+        llamarl plan --model llama-3.1-405b --gpus 4096 --prompts-per-step 512 --simulate --figure run.png
         llamarl plan --model deepseek-v3 --gpus 512 --json
     """
     from llamarl.planner.result import describe_answer, placement_toml
@@ -70,6 +79,8 @@ def plan(settings: PlanSettings, output: Output) -> int:
 
         write_text(settings.out, placement_toml(result))
         result["out"] = str(settings.out)
+    if settings.simulate:
+        result["simulation"] = _simulate(search, answer.best, settings)
     if output.json:
         print_json(result)
     else:
@@ -151,6 +162,32 @@ def _say_misfit(search: "Search", reason: str, settings: PlanSettings, output: O
     return 1
 
 
+def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[str, Any]:
+    """Simulates a plan, draws the figure, and returns what came of it."""
+    from llamarl.planner.simulation import simulate_plan
+    from llamarl.report.plan_plots import draw_simulation
+
+    found = simulate_plan(
+        best,
+        search.shape,
+        search.device,
+        search.rates,
+        search.workload,
+        staleness=search.limits.staleness,
+        steps=settings.simulated_steps,
+        seed=settings.seed,
+    )
+    title = f"{search.shape.name} on {settings.gpus} x {settings.gpu}, {best.mode}"
+    draw_simulation(settings.figure, title, found.spans, found.window, found.ends, found.lags, found.idle)
+    return {
+        "step_seconds": found.step_seconds,
+        "idle": found.idle,
+        "slots_filled": found.filled,
+        "lags": {str(lag): share for lag, share in found.lags.items()},
+        "figure": str(settings.figure),
+    }
+
+
 def _print_plan(result: dict[str, Any]) -> None:
     from llamarl.cli.feedback_commands import build_table
     from llamarl.planner.result import memory_rows
@@ -196,6 +233,12 @@ def _print_plan(result: dict[str, Any]) -> None:
     say()
     for sentence in result["assumptions"]:
         say(f"assumed: {sentence}")
+    if "simulation" in result:
+        found = result["simulation"]
+        lags = ", ".join(f"{lag}: {share:.0%}" for lag, share in found["lags"].items())
+        idle = ", ".join(f"{side} {share:.0%}" for side, share in found["idle"].items())
+        say(f"simulated: {format_seconds(found['step_seconds'])} a step, idle {idle}, tokens behind by versions {lags}")
+        say(f"the figure is {found['figure']}")
     if "out" in result:
         say(f"the placement is {result['out']}")
     say(
