@@ -1,5 +1,6 @@
 """plan: what a run takes and how to place it, before it starts."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llamarl.controller.recipe import Recipe
     from llamarl.planner.search import Plan, Search
     from llamarl.planner.shapes import ModelShape
 
@@ -51,6 +53,12 @@ class PlanSettings(Config):
     """Steps of the simulation; the first third fills the pipeline."""
     seed: int = 0
     """Decides the lengths of the simulation."""
+    calibrate: Annotated[str | None, Metavar("RUN")] = None
+    """Fit the rates of the machine that this run was on, instead of planning; --out FILE keeps them."""
+    compare: Annotated[tuple[str, ...], Metavar("RUN")] = ()
+    """Other runs of that machine, to see how well they are predicted."""
+    machine: Annotated[Path | None, Metavar("FILE")] = None
+    """Rates of a machine, the --out of --calibrate, instead of --gpu's data sheet."""
 
 
 def plan(settings: PlanSettings, output: Output) -> int:
@@ -65,7 +73,11 @@ def plan(settings: PlanSettings, output: Output) -> int:
         llamarl plan recipe.toml --gpus 2 --gpu h200
         llamarl plan --model llama-3.1-405b --gpus 4096 --prompts-per-step 512 --simulate --figure run.png
         llamarl plan --model deepseek-v3 --gpus 512 --json
+        llamarl plan --calibrate runs/a --compare runs/b --gpu cpu --prompt-tokens 32 --out machine.toml
+        llamarl plan recipe.toml --machine machine.toml
     """
+    if settings.calibrate is not None:
+        return _calibrate(settings, output)
     from llamarl.planner.result import describe_answer, placement_toml
     from llamarl.planner.search import Misfit
 
@@ -118,7 +130,13 @@ def _build_search(settings: PlanSettings) -> "Search":
         extra_forwards=int(settings.reference),
     )
     limits = Limits(values["staleness"], has_reference=settings.reference)
-    return Search(read_shape(values["model"]), find_device(settings.gpu), workload, limits)
+    device, rates = find_device(settings.gpu), None
+    if settings.machine is not None:
+        from llamarl.planner.calibration import read_machine
+
+        machine = read_machine(settings.machine)
+        device, rates = machine.device, machine.rates
+    return Search(read_shape(values["model"]), device, workload, limits, rates)
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -148,6 +166,57 @@ def read_shape(model: str) -> "ModelShape":
     return ModelShape.from_config(Path(model).name, config.get_text_config().to_dict(), count_parameters(config))
 
 
+def estimate_run(recipe: "Recipe", config: Any) -> dict[str, Any]:
+    """The planner's estimate of a recipe on this machine, by the data sheet: seconds of a step and of the run.
+
+    Args:
+        recipe: the run.
+        config: the policy's transformers config.
+    """
+    import torch
+
+    from llamarl.core.machine import usable_cores
+    from llamarl.models.checkpoint import count_parameters
+    from llamarl.models.device import resolve_device
+    from llamarl.planner.calibration import MeasuredRun, this_machine
+    from llamarl.planner.shapes import ModelShape
+
+    shape = ModelShape.from_config("policy", config.get_text_config().to_dict(), count_parameters(config))
+    is_gpu = resolve_device(recipe.trainer.device, "trainer.device").startswith("cuda")
+    machine = this_machine(recipe.threads or usable_cores(), [torch.cuda.get_device_name()] if is_gpu else [])
+    longest = recipe.sampling.max_tokens
+    run = MeasuredRun(
+        name="recipe",
+        prompts=sum(task.prompts_per_step or 1 for task in recipe.all_tasks),
+        samples=max(task.samples_per_prompt or 1 for task in recipe.all_tasks),
+        slots=recipe.generator.slots,
+        generators=recipe.num_generators,
+        staleness=recipe.schedule.max_staleness,
+        engine=recipe.engine,
+        trainer_precision=recipe.trainer.precision,
+        generator_precision=recipe.generator.precision,
+        step_seconds=0.0,
+        train_seconds=0.0,
+        generate_seconds=0.0,
+        tokens_mean=max(1.0, longest / 2),
+        tokens_longest=longest,
+        tokens_limit=longest,
+    )
+    predicted = machine.predict(shape, run, _PROMPT_TOKENS)
+    return {
+        "step_seconds": predicted.step,
+        "train_seconds": predicted.train,
+        "generate_seconds": predicted.generate,
+        "run_seconds": predicted.step * recipe.schedule.steps,
+        "assumed": f"{machine.device.title}, {longest / 2:g} of {longest} tokens a completion, {_PROMPT_TOKENS:g} a "
+        "prompt, an instant judge; no calibration: expect a factor of two, and take llamarl plan --calibrate RUN after "
+        "a first run",
+    }
+
+
+_PROMPT_TOKENS = 128.0
+
+
 def _say_misfit(search: "Search", reason: str, settings: PlanSettings, output: Output) -> int:
     number = search.nearest(settings.gpus)
     nearest = None if number is None else {"gpus": number, "gpu": settings.gpu}
@@ -160,6 +229,62 @@ def _say_misfit(search: "Search", reason: str, settings: PlanSettings, output: O
     else:
         say(f"nearest: --gpus {number} --gpu {settings.gpu}")
     return 1
+
+
+def _calibrate(settings: PlanSettings, output: Output) -> int:
+    """Fits a machine to a run, and shows how it predicts that run and others."""
+    from llamarl.planner.calibration import MeasuredRun, calibrate, machine_toml
+    from llamarl.planner.devices import find_device
+    from llamarl.report.rundir import read_run
+
+    assert settings.calibrate is not None
+    folders = [settings.calibrate, *settings.compare]
+    files = [read_run(folder) for folder in folders]
+    runs = [MeasuredRun.of(each) for each in files]
+    shapes = [read_shape(settings.model or str(each.recipe.get("model"))) for each in files]
+    machine = calibrate(shapes[0], find_device(settings.gpu), runs[0], settings.prompt_tokens)
+    found = []
+    for run, shape in zip(runs, shapes, strict=True):
+        predicted = machine.predict(shape, run, settings.prompt_tokens)
+        found.append(
+            {
+                "run": run.name,
+                "step_seconds": run.step_seconds,
+                "predicted_step_seconds": predicted.step,
+                "error": predicted.step / run.step_seconds - 1.0,
+                "train_seconds": run.train_seconds,
+                "predicted_train_seconds": predicted.train,
+                "generate_seconds": run.generate_seconds,
+                "predicted_generate_seconds": predicted.generate,
+            }
+        )
+    if settings.out is not None:
+        from llamarl.report.files import write_text
+
+        write_text(settings.out, machine_toml(machine, folders[:1]))
+    if output.json:
+        print_json({"rates": dataclasses.asdict(machine.rates), "runs": found, "out": settings.out})
+        return 0
+    from llamarl.cli.feedback_commands import build_table
+    from llamarl.report.console import SafeConsole
+
+    columns = ("run", "step, s", "predicted", "off by", "train, s", "predicted", "generate, s", "predicted")
+    keys = ["step_seconds", "predicted_step_seconds", "error", "train_seconds", "predicted_train_seconds"]
+    keys += ["generate_seconds", "predicted_generate_seconds"]
+    rows = (
+        [str(each["run"]), *(f"{each[key]:+.0%}" if key == "error" else f"{each[key]:.3f}" for key in keys)]
+        for each in found
+    )
+    SafeConsole().print(build_table(columns, rows))
+    say()
+    rates = machine.rates
+    say(
+        f"fitted on {runs[0].name}: {rates.compute_share:.2%} of the peak of products, {rates.step_delay * 1e3:.3g} ms "
+        f"more per decode step, {rates.update_delay * 1e3:.3g} ms more per step"
+    )
+    if settings.out is not None:
+        say(f"the machine is {settings.out}; llamarl plan recipe.toml --machine {settings.out} plans by it")
+    return 0
 
 
 def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class TrainSettings(Config):
     run_dir: str | None = None
     """Folder of the run (default: a new one under runs/)."""
     dry_run: bool = False
-    """Check everything, print the resolved recipe, run nothing."""
+    """Check everything, print the resolved recipe with its memory and the planner's estimate, run nothing."""
     list_settings: bool = False
     """Print every setting of a recipe with its default."""
 
@@ -55,8 +55,11 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         )
     recipe = Recipe.load(settings.recipe, overrides)
     if settings.dry_run:
-        plan = prepare(recipe).describe()
-        print_json({"recipe": recipe.record(), "plan": plan})
+        from llamarl.cli.plan_commands import estimate_run
+
+        prepared = prepare(recipe)
+        estimate = estimate_run(recipe, prepared.model_config)
+        print_json({"recipe": recipe.record(), "plan": {**prepared.describe(), "estimate": estimate}})
         return 0
     with live_view(output, Path(settings.recipe).stem) as view:
         summary, reporter = train(recipe, settings.run_dir, live=view)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamarl.controller.recipe import Recipe
+from llamarl.core.errors import ConfigError
 from llamarl.models.checkpoint import count_parameters
 from llamarl.models.device import resolve_device
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
@@ -52,6 +53,48 @@ def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_refer
         "activations of a micro-batch": tokens * activation_bytes(config),
         "logits of a micro-batch": logits_bytes(config, tokens),
     }
+
+
+def least_memory(
+    recipe: Recipe, config: Any, devices: Mapping[str, str], needs_reference: bool
+) -> dict[str, dict[str, int]]:
+    """Bytes by device and part that a run holds from its first update on, whatever its prompts and lengths.
+
+    Activations, logits and caches are left out: how large they get depends on lengths, and they can be made smaller.
+
+    Args:
+        recipe: the run.
+        config: the policy's transformers config.
+        devices: of the `trainer` and the `generators`.
+        needs_reference: whether a frozen copy of the first policy scores completions.
+    """
+    weights = _FLOAT * count_parameters(config)
+    trainer = {"trainer weights": weights, "trainer gradients": weights, "trainer moments": 2 * weights}
+    if needs_reference:
+        trainer["reference weights"] = weights
+    generators = {"generator weights": recipe.num_generators * generator_bytes(config, recipe.generator.precision)}
+    held: dict[str, dict[str, int]] = {}
+    for name, parts in (("trainer", trainer), ("generators", generators)):
+        device = {"cuda": "cuda:0"}.get(devices[name], devices[name])  # torch's name for the same device
+        held[device] = held.get(device, {}) | parts
+    return held
+
+
+def refuse_misfit(held: Mapping[str, Mapping[str, int]], totals: Mapping[str, int]) -> None:
+    """Raises `ConfigError` where a device has less memory than it must hold in any case.
+
+    Args:
+        held: bytes by device and part (`least_memory`).
+        totals: bytes of each device.
+    """
+    for device, parts in held.items():
+        if (needed := sum(parts.values())) > totals[device]:
+            sizes = ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts.items())
+            raise ConfigError(
+                f"the run can't fit {device}, which has {totals[device] / 1e9:.1f} GB: {sizes}, together "
+                f"{needed / 1e9:.1f} GB before any activation or cache; take a smaller model, fewer generators or a "
+                "lower generator.precision, or a device with more memory (llamarl plan says how much)"
+            )
 
 
 def generator_bytes(config: Any, precision: str) -> int:

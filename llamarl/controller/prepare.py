@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from llamarl.algorithms import AlgorithmConfig
-from llamarl.controller.memory import describe_memory, plan_memory
+from llamarl.controller.memory import describe_memory, least_memory, plan_memory, refuse_misfit
 from llamarl.controller.recipe import DataConfig, Recipe, TaskConfig
 from llamarl.controller.task import PromptVariant
 from llamarl.controller.watch import WatchConfig
@@ -154,7 +154,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """Reads data and tokenizer and checks that they fit the model and each other.
 
     Raises:
-        ConfigError, DataError, CheckpointError: what is wrong, where, and what to do.
+        ConfigError, DataError, CheckpointError: what is wrong, where, and what to do; also that the run can't fit.
         MissingDependencyError: a tracker's package is not installed.
     """
     check_trackers(recipe.report.trackers)
@@ -180,7 +180,10 @@ def prepare(recipe: Recipe) -> Prepared:
         *(f"chat template: {limit}" for limit in limits),
         *(f"task {task.config.name}: {note}" if recipe.tasks else note for task in tasks for note in task.notes),
     ]
-    return Prepared(recipe, tasks, tokenizer, config, positions, limits, devices, notes)
+    prepared = Prepared(recipe, tasks, tokenizer, config, positions, limits, devices, notes)
+    held = least_memory(recipe, config, devices, prepared.needs_reference)
+    refuse_misfit(held, {device: total_memory(device) for device in held})
+    return prepared
 
 
 def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positions: int) -> PreparedTask:

@@ -54,6 +54,8 @@ class Workload:
     """True where the trainer computes a group's prompt once."""
     extra_forwards: int = 0
     """Forward passes over the batch beside the trained one, such as a reference policy's."""
+    trained_share: float = 1.0
+    """Share of the completions that have an advantage: the trainer leaves groups of equal rewards out."""
 
     @property
     def completions(self) -> int:
@@ -64,7 +66,7 @@ class Workload:
     def trained_tokens(self) -> float:
         """Tokens that pass through the trainer in a step."""
         prompts = self.prompts if self.has_shared_prompts else self.completions
-        return prompts * self.prompt_tokens + self.completions * self.lengths.mean
+        return self.trained_share * (prompts * self.prompt_tokens + self.completions * self.lengths.mean)
 
     @property
     def generated_tokens(self) -> float:

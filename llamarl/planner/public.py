@@ -109,17 +109,25 @@ def score_syncs(rates: Rates | None = None) -> list[Score]:
 
 
 def score_ladder(rates: Rates | None = None) -> list[dict[str, Any]]:
-    """The LlamaRL paper's steps beside the best plans for the step that is assumed (`LADDER`).
+    """The LlamaRL paper's steps beside plans for the step that is assumed (`LADDER`).
 
-    The synchronous baseline of the paper has one parallelism and bf16 for both sides; ours is the best that is found.
+    Synchronous ones are two: as the paper's baseline is described, with one parallelism and bf16 for both sides, and
+    the best that is found.
     """
     found = []
     for row in public_rows()["ladder"]:
         search = Search(public_shape(row["model"]), find_device(row["gpu"]), LADDER, Limits(), rates)
         answer = search.find(row["gpus"])
         assert isinstance(answer, Answer) and answer.synchronous and answer.asynchronous
+        baseline = search.share_one_parallelism(row["gpus"])
+        assert baseline is not None
         found.append(
-            {**row, "synchronous": answer.synchronous.step_seconds, "asynchronous": answer.asynchronous.step_seconds}
+            {
+                **row,
+                "baseline": baseline.step_seconds,
+                "synchronous": answer.synchronous.step_seconds,
+                "asynchronous": answer.asynchronous.step_seconds,
+            }
         )
     return found
 

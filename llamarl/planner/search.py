@@ -175,6 +175,30 @@ class Search:
             number *= 2
         return None
 
+    def share_one_parallelism(self, devices: int) -> Plan | None:
+        """A synchronous plan as the LlamaRL paper's baseline is described: one model-parallel degree m for both sides.
+
+        m is the least power of two of devices that hold weights, gradients and moments of the trainer and a generator's
+        weights, and generators in the trainer's precision use all m, across nodes where m is larger than one. None
+        where there are fewer than m devices.
+        """
+        precision = self._trainer_precision
+        m = 1
+        while (
+            sum(trainer_memory(self.shape, TrainerLayout(m, precision=precision), 0).values())
+            + (self._generator_memory(precision, m, 0)["weights"])
+            > self.room
+        ):
+            m *= 2
+        trainer = min(self.trainers(devices), key=_seconds_of, default=None)
+        if m > devices or trainer is None:
+            return None
+        replicas = devices // m
+        slots = math.ceil(self.workload.completions / replicas)
+        memory = self._generator_memory(precision, m, slots)
+        generators = GeneratorPlan(replicas, m, precision, slots, 0.0, 0.0, 0.0, memory)
+        return self._run_after(trainer, generators, is_shared=True)
+
     # ---- trainer
 
     def trainers(self, ranks: int, taken: float = 0.0) -> Iterator[TrainerPlan]:
@@ -254,7 +278,7 @@ class Search:
             return
         best = math.inf
         for ranks in _splits(devices):
-            trainer = min(self.trainers(ranks), key=lambda each: each.seconds, default=None)
+            trainer = min(self.trainers(ranks), key=_seconds_of, default=None)
             if trainer is None or trainer.seconds >= best:
                 continue
             for generators in self.generators(devices - ranks):
@@ -288,7 +312,7 @@ class Search:
         shared = False
         for generators in self.generators(devices):
             fixed = sum(generators.memory.values()) - generators.memory["cache"]
-            trainer = min(self.trainers(devices, fixed), key=lambda each: each.seconds, default=None)
+            trainer = min(self.trainers(devices, fixed), key=_seconds_of, default=None)
             if trainer is None:
                 continue
             # activations and cache are never there together: what is left of the larger is the cache's
@@ -300,7 +324,7 @@ class Search:
         if shared:
             return
         for ranks in _splits(devices):
-            trainer = min(self.trainers(ranks), key=lambda each: each.seconds, default=None)
+            trainer = min(self.trainers(ranks), key=_seconds_of, default=None)
             if trainer is not None:
                 for generators in self.generators(devices - ranks):
                     yield self._run_after(trainer, generators, is_shared=False)
@@ -356,6 +380,10 @@ class Search:
 
 def _seconds(plan: Plan) -> float:
     return plan.step_seconds
+
+
+def _seconds_of(trainer: TrainerPlan) -> float:
+    return trainer.seconds
 
 
 def _splits(devices: int) -> list[int]:

@@ -51,7 +51,10 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of it; the first third of the steps, which fill the pipeline, is left out of the figures."""
+    """What came of it.
+
+    The first third of the steps, which fill the pipeline, and the last, which empty it, are left out of the figures.
+    """
 
     step_seconds: float
     """Mean time from one update to the next."""
@@ -285,15 +288,14 @@ class _Run:
 
     def _sum_up(self) -> Simulation:
         first = self.scenario.steps // _WARM_UP
-        start = self.ends[first - 1] if first else 0.0
-        window = (start, self.ends[-1])
-        steps = self.scenario.steps - first
+        last = max(first + 1, self.scenario.steps - self.scenario.staleness)  # then nothing more is issued
+        window = (self.ends[first - 1] if first else 0.0, self.ends[last - 1])
         busy = utilisation(self.spans, window)
         generators = [busy.get(f"generator-{index}", 0.0) for index in range(self.scenario.generators)]
         taken = sum(generator.taken for generator in self.generators)
         total = sum(self.lags.values())
         return Simulation(
-            step_seconds=(window[1] - window[0]) / steps,
+            step_seconds=(window[1] - window[0]) / (last - first),
             idle={TRAINER: 1.0 - busy[TRAINER], "generators": 1.0 - sum(generators) / len(generators)},
             filled=taken / self.ends[-1] / self.scenario.generators / self.scenario.slots,
             lags={lag: tokens / total for lag, tokens in sorted(self.lags.items())},
