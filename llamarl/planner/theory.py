@@ -153,6 +153,19 @@ def whole_devices_synchronous(costs: Costs, devices: int, points: int = 64) -> f
     return min(found, default=None)
 
 
+def share_lost(devices: int, number: int = 60) -> float:
+    """Share of random cases with a synchronous solution where whole instances leave no advantage, or no room."""
+    lost = total = 0
+    for seed in range(number):
+        costs = random_costs(random.Random(seed))
+        synchronous = whole_devices_synchronous(costs, devices, 16)
+        if synchronous is not None:
+            total += 1
+            asynchronous = whole_devices(costs, devices)
+            lost += asynchronous is None or asynchronous >= synchronous
+    return lost / total
+
+
 def throughput_gain(
     shape: ModelShape,
     device: Device,

@@ -1,5 +1,6 @@
 """Figures of plans and simulated runs: who works when, how old trained tokens are, what each size gains."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,11 +69,12 @@ def draw_simulation(
 def draw_speedups(
     path: str | Path, sizes: Sequence[str], curves: Mapping[str, Sequence[float]], title: str, label: str
 ) -> None:
-    """Draws a quantity against model size, a line for each curve, as a PNG."""
+    """Draws a ratio against model size, a line for each curve, as a PNG; a value that is not known is NaN."""
     with drawing(path, 8.6, 3.8) as figure:
         axes = figure.subplots()
         for (name, values), colour in zip(curves.items(), (BLUE, ORANGE, GREEN, RED, PURPLE, GREY), strict=False):
-            axes.plot(range(len(sizes)), values, "o-", color=colour, linewidth=2, markersize=5, label=name)
+            known = [place for place, value in enumerate(values) if not math.isnan(value)]
+            axes.plot(known, [values[place] for place in known], "o-", color=colour, linewidth=2, label=name)
         axes.axhline(1.0, color=GREY, linewidth=1, linestyle="--")
         axes.set_xticks(range(len(sizes)), sizes)
         axes.set_yscale("log")
@@ -83,6 +85,15 @@ def draw_speedups(
         axes.grid(color=LIGHT, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8.5, loc="upper left")
+
+
+def draw_shares(path: str | Path, numbers: Sequence[int], shares: Sequence[float], title: str, label: str) -> None:
+    """Draws shares against numbers of devices, as a PNG."""
+    with drawing(path, 8.6, 3.2) as figure:
+        axes = figure.subplots()
+        _bars(axes, {str(number): share for number, share in zip(numbers, shares, strict=True)}, SKY)
+        axes.set_title(title)
+        axes.set_xlabel(label)
 
 
 def _bars(axes: "Axes", shares: Mapping[str, float], colour: str) -> None:

@@ -15,10 +15,10 @@ from llamarl.planner.theory import (
     best_share,
     improve,
     random_costs,
+    share_lost,
     synchronous_choices,
     throughput_gain,
     whole_devices,
-    whole_devices_synchronous,
 )
 
 SEEDS = st.integers(0, 10**9).map(random.Random)
@@ -76,19 +76,6 @@ def test_whole_devices_never_beat_the_continuous_bound(rng: random.Random, devic
 
 
 # where it ends
-
-
-def share_lost(devices: int, number: int = 60) -> float:
-    """Share of random cases with a synchronous solution in which whole instances take the advantage away."""
-    lost = total = 0
-    for seed in range(number):
-        costs = random_costs(random.Random(seed))
-        synchronous = whole_devices_synchronous(costs, devices, 16)
-        if synchronous is not None:
-            total += 1
-            asynchronous = whole_devices(costs, devices)
-            lost += asynchronous is None or asynchronous >= synchronous
-    return lost / total
 
 
 def test_few_devices_reverse_it() -> None:
