@@ -15,7 +15,7 @@ from llamarl.planner.devices import find_device
 from llamarl.planner.shapes import ModelShape
 from llamarl.tasks.demo import DEMO_CHECKPOINT
 
-RUNS = Path(__file__).parent / "runs"
+RUNS = Path(__file__).parent / "recorded"
 DEMO = ModelShape.from_config("demo", json.loads((Path(DEMO_CHECKPOINT) / "config.json").read_text()))
 PROMPT_TOKENS = 32.0
 
