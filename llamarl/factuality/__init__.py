@@ -1,6 +1,7 @@
 """Hallucinations in long answers, claim by claim: labelled claims of a model's own answers, what scores are worth.
 
     summary = build(Build(prompts=["prompts.jsonl"], model="model/", facts=["facts.csv"], out="claims"))
+    detector = train(Train(data="claims", model="model/", out="detector"))
     results = evaluate(Evaluation(scores=["scores.jsonl"]))      # threshold by validation, the rest on the test claims
 
 Nothing here imports torch, and the package's settings load before what computes with them: help is quick.
@@ -11,19 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamarl.factuality.building import build
+    from llamarl.factuality.detectors.files import load_detector
     from llamarl.factuality.evaluation import evaluate
     from llamarl.factuality.facts import FactTable
     from llamarl.factuality.scores import ScoredClaims, read_scores
-    from llamarl.factuality.settings import Build, Evaluation
+    from llamarl.factuality.settings import Build, Evaluation, Train
+    from llamarl.factuality.training import train
 
-__all__ = ["Build", "Evaluation", "FactTable", "ScoredClaims", "build", "evaluate", "read_scores"]
+__all__ = [
+    "Build",
+    "Evaluation",
+    "FactTable",
+    "ScoredClaims",
+    "Train",
+    "build",
+    "evaluate",
+    "load_detector",
+    "read_scores",
+    "train",
+]
 
 _HOMES = {
     "FactTable": "facts",
     "ScoredClaims": "scores",
     "build": "building",
     "evaluate": "evaluation",
+    "load_detector": "detectors.files",
     "read_scores": "scores",
+    "train": "training",
 }
 
 

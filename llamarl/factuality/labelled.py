@@ -118,7 +118,8 @@ def _read_row(row: Any, split: str, answers: Mapping[str, str]) -> LabelledClaim
     ask = Ask(prompt, str(row.get("prompt_text") or ""), row.get("subject"))
     span = row.get("span")
     start, end = span if isinstance(span, list) and len(span) == 2 else (0, 0)
-    claim = Claim(name, Answer(ask, answers.get(prompt, ""), "stop"), text, (start, end))
+    answer = str(row.get("answer") or answers.get(prompt, ""))
+    claim = Claim(name, Answer(ask, answer, "stop"), text, (start, end))
     return LabelledClaim(
         claim, label, split, str(row.get("rationale") or ""), _read_question(row), _read_paraphrases(row)
     )

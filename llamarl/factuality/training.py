@@ -27,6 +27,7 @@ from llamarl.factuality.detectors.method import Method, TrainingJob, find_method
 from llamarl.factuality.evaluation import evaluate
 from llamarl.factuality.labelled import Data, LabelledClaim, read_data
 from llamarl.factuality.model_card import write_model_card
+from llamarl.factuality.scoring import BATCH_CLAIMS, MIN_MASS, score_claims
 from llamarl.factuality.settings import Evaluation, Train
 from llamarl.factuality.stages import count_reasons
 from llamarl.functional.detection import search_threshold
@@ -35,10 +36,6 @@ from llamarl.report.files import read_json, write_json
 from llamarl.report.summary import SUMMARY_FILE
 
 JOB_FILE, SCORES_FILE = "train.json", "scores.jsonl"
-MIN_MASS = 0.5
-"""Below it the model mostly wants to say something else than a label."""
-BATCH_CLAIMS = 256
-"""Claims between two looks at the progress."""
 OnStep = Callable[[int, int, Mapping[str, float | None]], None]
 OnScored = Callable[[int, int], object]
 
@@ -114,7 +111,8 @@ def score_rows(
     problems: list[str] = []
     for start in range(0, len(claims), BATCH_CLAIMS):
         part = claims[start : start + BATCH_CLAIMS]
-        for each, score in zip(part, detector.score([each.claim for each in part]), strict=True):
+        for each, scored in zip(part, score_claims(detector, [each.claim for each in part]), strict=True):
+            score = scored.score
             if score.p_factual is None:
                 problems.append(score.problem)
                 continue

@@ -28,6 +28,7 @@ from llamarl.cli.main import COMMANDS, load_command
 from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
+from llamarl.factuality.detectors.fine_tuning import RateFTSettings
 from llamarl.report import names
 from llamarl.training.config import LoraConfig
 from llamarl.training.objectives import DPOConfig, LoveConfig, RewardConfig, SFTConfig
@@ -44,6 +45,7 @@ FIT_COMMANDS: dict[str, type[BaseModel]] = {
     "dpo": DPOConfig,
     "reward train": RewardConfig,
     "feedback fit": LoveConfig,
+    "detect train": RateFTSettings,
 }
 AREAS = {
     "rollout": "What was sampled: the step's batch, whose tokens may be older than the step.",

@@ -82,6 +82,8 @@ class FineTuningSettings(FitConfig, MethodSettings):
     """Rows per step."""
     evaluate_every: int | None = Field(default=None, ge=1)  # type: ignore[assignment]
     """Measure on the validation claims every so many steps, and after the last; None: after every epoch."""
+    checkpoint_every: int = Field(default=25, ge=1)
+    """Save what a resume needs every so many steps."""
     keep: Literal["auc", "bacc", "loss", "last"] = "auc"  # type: ignore[assignment]
     """Weights that become the adapter: those of the highest validation AUC, which needs no threshold; of the highest
     validation BAcc, in which a few claims decide; of the lowest loss; or the last."""
