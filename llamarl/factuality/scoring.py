@@ -110,6 +110,11 @@ def _check_score(score: Score) -> Score:
     return Score(None, None, f"the detector's score is {p}, which is no probability")
 
 
+def resolve_threshold(given: float | None, own: float | None) -> float:
+    """The threshold that the user gives, else the detector's own, else 0.5."""
+    return next((each for each in (given, own) if each is not None), 0.5)
+
+
 def score_file(
     detector: Detector,
     files: Sequence[str],
