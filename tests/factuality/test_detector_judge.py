@@ -13,6 +13,8 @@ from tiny_detectors import write_tiny
 from llamarl.cli.main import main
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.core.records import Completion, Prompt, Verdict, text_completion
+from llamarl.data.rows import row_to_prompt
+from llamarl.factuality import load_detector, score_text
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.detectors.backbone import Backbone
 from llamarl.factuality.detectors.detector import Score
@@ -198,16 +200,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory / "detector")
 
 
-def test_a_saved_detector_judges_here_and_in_a_worker_process(saved: str) -> None:
-    config = JudgeConfig(function="detector", settings={"detector": saved, "mode": "none_hallucinated"})
-    here, there = build_judge(config), build_judge(config.model_copy(update={"isolation": "process", "workers": 1}))
-    results = []
-    for each in (here, there):
-        each.check(ASKED)
-        each.load()
-        results.append(outcomes(asyncio.run(each.judge(ASKED, [text_completion(GOOD), text_completion(BAD)]))))
-        each.close()
-    assert results[0] == results[1] and here.name == there.name == "detector"
+def test_a_saved_detector_judges_by_its_own_threshold(saved: str) -> None:
+    built = build_judge(JudgeConfig(function="detector", settings={"detector": saved, "mode": "none_hallucinated"}))
+    built.check(ASKED)
+    built.load()
+    (verdict,) = asyncio.run(built.judge(ASKED, [text_completion(GOOD)]))
+    scores = [each.score.p_factual for each in score_text(GOOD, load_detector(saved), subject="Lyon")]
+    assert verdict.passed == all(score is not None and score > 0.5 for score in scores) and len(scores) == 2
+
+
+def test_a_row_names_its_subject() -> None:
+    detector = ScriptedDetector()
+    judge(DetectorJudge(detector), "It is in Spain.", prompt=row_to_prompt({"prompt": "Well?", "subject": "Nice"}))
+    assert detector.batches == [["Nice is in Spain."]]
 
 
 def test_judge_run_writes_its_verdicts(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
