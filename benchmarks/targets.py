@@ -125,6 +125,12 @@ TARGETS = (
     at_most(0.0, "left behind by 1,000 sandboxes", "", "sandbox", HEAD, "left behind"),
     at_most(0.5, "budget program of 1,024 prompts x 8", "s", "budget_solver", HEAD, "1024 share, auto s"),
     at_most(1.0, "budget program of 4,096 prompts x 8", "s", "budget_solver", HEAD, "4096 share, auto s"),
+    at_most(0.0, "10,000 requests to a detector, server errors", "", "detect_service", HEAD, "server errors"),
+    at_most(0.0, "of these, answers other than the offline scores", "", "detect_service", HEAD, "wrong answers"),
+    at_least(
+        0.8, "claims per processor second of the service", "x offline", "detect_service", HEAD, "throughput of offline"
+    ),
+    at_most(16.0, "memory that the service gained meanwhile", "MiB", "detect_service", HEAD, "MiB gained"),
     at_most(1.2, "peak memory of the demo", "GB", "startup", HEAD, "demo peak GB"),
     at_most(0.3, "import llamarl", "s", "startup", HEAD, "import llamarl s"),
     at_most(0.3, "llamarl --help", "s", "startup", HEAD, "llamarl --help s"),
