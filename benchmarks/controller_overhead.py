@@ -40,6 +40,7 @@ from llamarl.core.records import (
     Prompt,
     Sample,
     StepResult,
+    Trajectory,
     Verdict,
     WeightManifest,
     WeightProof,
@@ -67,7 +68,8 @@ class IdleGenerator(Executor):
         """Finishes all of them."""
         versions = (self._version,) * LENGTH
         for r in requests:
-            answer = Completion(r.prompt_ids, (5,) * LENGTH, (-0.5,) * LENGTH, versions, "x" * LENGTH, "stop")
+            trajectory = Trajectory.sampled(r.prompt_ids, (5,) * LENGTH, (-0.5,) * LENGTH, versions)
+            answer = Completion(trajectory, "x" * LENGTH)
             self._finished.append((r.key, (answer,) * len(r.seeds)))
         self._any.set()
 

@@ -1,13 +1,13 @@
 """Ingest of a reaction log: rows per second and peak memory, beside pandas on the same files.
 
-    python -m benchmarks.feedback_ingest                  # 1 and 20 million rows: needs 5 GB of disk in the folder
-    python -m benchmarks.feedback_ingest --quick          # 20 and 100 thousand
+    python -m benchmarks.feedback_ingest                  # 1, 5 and 20 million rows: needs 12 GB of disk in the folder
+    python -m benchmarks.feedback_ingest --quick          # 20, 40 and 100 thousand
 
-Simulated users make a log of the small size, as JSON lines and as Parquet; the large one is Parquet, the small one over
-and over with users, messages and conversations of other names. Each run is a process of its own, so that its peak is
+Simulated users make a log of the small size, as JSON lines and as Parquet; the larger ones are Parquet, the small one
+over and over with users, messages and conversations of other names. Each run is a process, so that its peak is
 its own. Memory is flat if the peak of the large log is that of the small one. pandas reads the file, parses times,
 drops repeated messages, sums up users and writes Parquet; it checks no row, hashes no id, redacts no text and looks for
-no bots, all of which the ingest does. It is left out of the large log, which it would need to hold in memory.
+no bots, all of which the ingest does. It is left out of the larger logs, which it would need to hold in memory.
 
 `rows/s` is by the clock; `rows/processor s` by the time that the processor worked, which others on the machine hardly
 change. `--threads` is what the ingest may use, all cores by default.
@@ -31,7 +31,8 @@ from llamarl.feedback import Store
 ROWS_PER_USER = 60
 """A user of the simulation sees so many replies in its 28 days, about."""
 SIZE, QUICK_SIZE = 1_000_000, 20_000
-COPIES, QUICK_COPIES = 20, 5
+COPIES, QUICK_COPIES = (5, 20), (2, 5)
+"""How many times the small log the medium and the large one are."""
 PROGRAM = [sys.executable, "-c", "from llamarl.cli.program import run; run()", "feedback"]
 PANDAS = """
 import sys
@@ -57,9 +58,11 @@ def main() -> None:
         # in a process of its own: a child's peak is at least what its parent holds when it starts
         simulated = [*PROGRAM, "simulate", "--out", str(folder), "--users", str(size // ROWS_PER_USER), "--json"]
         count = json.loads(subprocess.run(simulated, check=True, capture_output=True).stdout)["rows"]
-        subprocess.run([sys.executable, "-c", COPY, str(folder), str(copies)], check=True)
-        benchmark.note(f"{count:,} rows are written, and {copies} times as many")
-        for log, total in (("logs.jsonl", count), ("small.parquet", count), ("large.parquet", copies * count)):
+        subprocess.run([sys.executable, "-c", COPY, str(folder), *map(str, copies)], check=True)
+        medium, large = (times * count for times in copies)
+        benchmark.note(f"{count:,}, {medium:,} and {large:,} rows are written")
+        sizes = {"logs.jsonl": count, "small.parquet": count, "medium.parquet": medium, "large.parquet": large}
+        for log, total in sizes.items():
             for contender, command in contenders(folder / log, folder, total == count, options.threads).items():
                 runs = [measure(command) for _ in range(options.repeats if total == count else 1)]
                 assert contender == "pandas" or Store.open(folder / "store").record["rows"] == total
@@ -86,17 +89,19 @@ COPY = """
 import os
 import sys
 import duckdb
-folder, copies = sys.argv[1], int(sys.argv[2])
+folder, medium, large = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 duckdb.sql("SET preserve_insertion_order = false")
 duckdb.sql("SET memory_limit = '1GB'")
 rows = f"read_json('{folder}/logs.jsonl', maximum_object_size = 1000000)"
 duckdb.sql(f"COPY (FROM {rows}) TO '{folder}/small.parquet'")
-for copy in range(copies):
+for copy in range(large):
     changed = ", ".join(f"'{copy}-' || {name} AS {name}" for name in ('"user"', "message_id", "conversation_id"))
     target = f"{folder}/part-{copy}.parquet"
     duckdb.sql(f"COPY (SELECT * REPLACE ({changed}) FROM '{folder}/small.parquet') TO '{target}'")
-duckdb.sql(f"COPY (FROM '{folder}/part-*.parquet') TO '{folder}/large.parquet'")
-for copy in range(copies):
+for name, copies in (("medium", medium), ("large", large)):
+    parts = [f"{folder}/part-{copy}.parquet" for copy in range(copies)]
+    duckdb.sql(f"COPY (FROM read_parquet({parts})) TO '{folder}/{name}.parquet'")
+for copy in range(large):
     os.remove(f"{folder}/part-{copy}.parquet")
 """
 

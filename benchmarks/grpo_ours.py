@@ -76,8 +76,8 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
             "publish": clock[4] - clock[3],
             "tokens": sum(lengths),
             "longest": max(lengths),
-            "prompt_tokens": sum(len(answers[0].prompt_ids) for answers in completions),
-            "has_gradient": sum(sample.advantage != 0.0 for sample in assignment.samples) / len(assignment.samples),
+            "prompt_tokens": sum(len(answers[0].trajectory.prompt_ids) for answers in completions),
+            "has_gradient": sum(sample.advantages != 0.0 for sample in assignment.samples) / len(assignment.samples),
         }
 
 

@@ -97,7 +97,7 @@ def measure(model_path: str, precision: Any, repeats: int) -> tuple[list[dict[st
     ]
     completions = generate(generator, requests)
     samples = [
-        TrainSample(c.prompt_ids, c.token_ids, c.logprobs, (0,) * len(c.token_ids), 1.0 if place % 2 else -1.0, group)
+        TrainSample(c.trajectory, 1.0 if place % 2 else -1.0, group)
         for group, found in enumerate(completions)
         for place, c in enumerate(found)
     ]
@@ -122,7 +122,10 @@ def measure(model_path: str, precision: Any, repeats: int) -> tuple[list[dict[st
                 best[phase] = min(best.get(phase, seconds), seconds)
             else:
                 found[phase] = record
-    tokens = {"generate": sum(len(s.token_ids) for s in samples), "loss, forward and backward": len(samples)}
+    tokens = {
+        "generate": sum(s.trajectory.response_length for s in samples),
+        "loss, forward and backward": len(samples),
+    }
     tokens["loss, forward and backward"] = tokens["generate"]
     rows = [
         {

@@ -120,11 +120,20 @@ TARGETS = (
     at_most(0.5, "faults of 30 %: shift of the mean reward", "points of 100", "judge_faults", HEAD, "shift, points"),
     at_most(0.0, "of these, faults that became a score", "", "judge_faults", HEAD, "invented scores"),
     at_most(0.0, "of these, other samples lost", "", "judge_faults", HEAD, "lost samples"),
+    at_least(
+        20.0, "a claim by SelfCheck, 20 answers", "x one of Prompt-TF", "detect", HEAD, "selfcheck over prompt_tf"
+    ),
     at_most(25.0, "sandbox over bare Python, p50", "ms", "sandbox", HEAD, "program over bare, p50 ms"),
     at_least(20.0, "sandbox, two cores", "runs/s", "sandbox", HEAD, "runs/s"),
     at_most(0.0, "left behind by 1,000 sandboxes", "", "sandbox", HEAD, "left behind"),
     at_most(0.5, "budget program of 1,024 prompts x 8", "s", "budget_solver", HEAD, "1024 share, auto s"),
     at_most(1.0, "budget program of 4,096 prompts x 8", "s", "budget_solver", HEAD, "4096 share, auto s"),
+    at_least(
+        200_000, "ingest of 20 million messages", "rows/s", "feedback_ingest", HEAD, "large.parquet llamarl rows/s"
+    ),
+    at_most(1.2, "of these, peak memory", "x that of 1 million", "feedback_ingest", HEAD, "peak of large / small"),
+    at_most(10.0, "records of 512 tokens, in memory", "bytes a token", "record_size", HEAD, "512 arrays, memory"),
+    at_most(10.0, "records of 512 tokens, pickled", "bytes a token", "record_size", HEAD, "512 arrays, pickled"),
     at_most(0.0, "10,000 requests to a detector, server errors", "", "detect_service", HEAD, "server errors"),
     at_most(0.0, "of these, answers other than the offline scores", "", "detect_service", HEAD, "wrong answers"),
     at_least(

@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.common import Benchmark
 from llamarl.algorithms.grpo import GRPOConfig
-from llamarl.core.records import Assignment, TrainSample
+from llamarl.core.records import Assignment, TrainSample, Trajectory
 from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.linear import linear
 from llamarl.scoring.packing import Packed
@@ -82,8 +82,8 @@ def draw_samples(size: Size) -> list[TrainSample]:
         for _ in range(GROUP_SIZE):
             length = max(2, min(size.max_tokens, int(size.draw_length(rng))))
             tokens = tuple(rng.randrange(3, VOCABULARY) for _ in range(length))
-            sample = TrainSample(prompt, tokens, (-4.2,) * length, (0,) * length, rng.uniform(-1, 1), group)
-            samples.append(sample)
+            trajectory = Trajectory.sampled(prompt, tokens, (-4.2,) * length, (0,) * length)
+            samples.append(TrainSample(trajectory, rng.uniform(-1, 1), group))
     return samples
 
 
@@ -98,20 +98,21 @@ class PlainStep:
 
     def __call__(self, samples: list[TrainSample]) -> float:
         """Takes one step; returns the loss."""
-        rows = [torch.tensor(sample.prompt_ids + sample.token_ids) for sample in samples]
+        trajectories = [sample.trajectory for sample in samples]
+        rows = [torch.tensor([*t.prompt_ids, *t.token_ids]) for t in trajectories]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         behavior = nn.utils.rnn.pad_sequence(
-            [torch.tensor((0.0,) * (len(s.prompt_ids) - 1) + s.logprobs) for s in samples], batch_first=True
+            [torch.tensor([*[0.0] * (len(t.prompt_ids) - 1), *t.logprobs]) for t in trajectories], batch_first=True
         )
         mask = nn.utils.rnn.pad_sequence(
-            [torch.tensor((0.0,) * (len(s.prompt_ids) - 1) + (1.0,) * len(s.token_ids)) for s in samples],
+            [torch.tensor([0.0] * (len(t.prompt_ids) - 1) + [1.0] * len(t.token_ids)) for t in trajectories],
             batch_first=True,
         )
         is_real = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         logits = self.model(input_ids=ids, attention_mask=is_real, use_cache=False).logits[:, :-1]
         logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
         ratio = torch.exp((logprobs - behavior) * mask)
-        advantages = torch.tensor([sample.advantage for sample in samples])[:, None]
+        advantages = torch.tensor([sample.advantages for sample in samples])[:, None]
         terms = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) * mask
         loss = (terms.sum(-1) / mask.sum(-1)).mean()
         loss.backward()
@@ -125,7 +126,8 @@ def product_flops(model: nn.Module, samples: list[TrainSample]) -> float:
     """Operations of the packed linear layers, forward and backward (3 products of 2 x tokens x weights)."""
     body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
     head = model.config.vocab_size * model.config.hidden_size
-    return 6.0 * (body * len(Packed(samples).ids) + head * sum(len(sample.token_ids) for sample in samples))
+    rows = [sample.trajectory for sample in samples]
+    return 6.0 * (body * len(Packed(rows).ids) + head * sum(row.response_length for row in rows))
 
 
 def product_rate(clock: Callable[[], float]) -> float:
@@ -161,7 +163,7 @@ def measure(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, fl
             run()
             seconds[key] = min(seconds[key], clock() - started)
     rate, flops = product_rate(clock), product_flops(trainer.model, samples)
-    lengths = [len(sample.token_ids) for sample in samples]
+    lengths = [sample.trajectory.response_length for sample in samples]
     return {
         "size": name,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),

@@ -21,7 +21,7 @@ import torch
 from benchmarks.common import Benchmark
 from llamarl.algorithms import AIPOConfig
 from llamarl.core.errors import WeightSyncError
-from llamarl.core.records import Assignment, TrainSample
+from llamarl.core.records import Assignment, TrainSample, Trajectory
 from llamarl.generation.executor import GeneratorConfig, GeneratorExecutor
 from llamarl.models.checkpoint import load_model, load_tokenizer
 from llamarl.models.decoder import Dense
@@ -92,7 +92,7 @@ def samples_of(model: Any, prompts: list[tuple[int, ...]], step: int) -> Assignm
             token = int(model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1].argmax())
         for token_id, advantage in ((token, 1.0), (prompt[step % len(prompt)], -1.0)):
             sign = advantage if (step + group) % 2 else -advantage
-            samples.append(TrainSample(prompt, (token_id,), (-1.0,), (step,), sign, group))
+            samples.append(TrainSample(Trajectory.sampled(prompt, (token_id,), (-1.0,), (step,)), sign, group))
     return Assignment(tuple(samples), num_prompts=len(prompts))
 
 

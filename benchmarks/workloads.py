@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llamarl.core.records import Completion, Prompt
+from llamarl.core.records import Prompt, text_completion
 from llamarl.data import read_prompts
 from llamarl.models.checkpoint import new_config, new_model, save_model
 from llamarl.models.tiny import char_tokenizer
@@ -50,7 +50,7 @@ class Workload:
 def format_reward(text: str, info: Mapping[str, Any]) -> float:
     """1 where the answer meets every constraint of the format task."""
     prompt = Prompt(id="", messages=({"role": "user", "content": ""},), info=info)
-    verdict = task.judge(prompt, Completion((), (), (), (), text, "stop"))
+    verdict = task.judge(prompt, text_completion(text))
     assert verdict.score is not None, "every prompt of the file is one of the format task"
     return verdict.score
 

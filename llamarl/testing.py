@@ -30,6 +30,7 @@ from llamarl.core.records import (
     Sample,
     StepResult,
     TrainSample,
+    Trajectory,
     Verdict,
     WeightManifest,
     WeightProof,
@@ -194,9 +195,11 @@ class ScriptedGenerator(Executor):
             assert self.version is not None, "asked to generate before it had weights"
             versions.append(self.version)
         completions = tuple(
-            Completion(request.prompt_ids, (seed % 7,) * n, (-0.5,) * n, tuple(versions[:n]), text, "stop")
+            Completion(
+                Trajectory.sampled(request.prompt_ids, (seed % 7,) * n, (-0.5,) * n, versions[:n]),
+                self.text(versions[0], n),
+            )
             for n, seed in zip(lengths, request.seeds, strict=True)
-            for text in [self.text(versions[0], n)]
         )
         self._finished.append((request.key, completions))
         self._any.set()

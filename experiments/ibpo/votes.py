@@ -145,7 +145,7 @@ def attempt(problem: Prompt, mode: trials.Mode, number: int, completion: Complet
         answer=None if said is None else str(said),
         group=trials.group(problem, completion),
         num_answers=trials.num_trials(problem, completion.text) or 1,
-        prompt_tokens=len(completion.prompt_ids),
+        prompt_tokens=len(completion.trajectory.prompt_ids),
         completion_tokens=len(completion.token_ids),
     )
 

@@ -31,7 +31,7 @@ from experiments.ibpo.policy import Policy, trained
 from experiments.rluf.love import world
 from experiments.rluf.world import SETTINGS, Users, build_policy, draw_rows, simulation
 from llamarl.controller.recipe import Recipe
-from llamarl.core.records import Completion, Prompt
+from llamarl.core.records import Completion, Prompt, text_completion
 from llamarl.data.jsonl import write_jsonl
 from llamarl.feedback import AbTest, compare_arms, wishes
 from llamarl.report.files import read_jsonl
@@ -166,7 +166,7 @@ def answer_test(directory: Path, seed: int) -> Answers:
     return [
         (
             Prompt(row["id"], tuple(row["messages"]), info=row["info"]),
-            Completion((), (), (), (), row["text"], "stop"),
+            text_completion(row["text"]),
         )
         for row in read_jsonl(path)
     ]

@@ -13,6 +13,7 @@ own (`core.algorithm.Algorithm`). Nothing here imports torch, so controllers and
 
 import math
 from abc import abstractmethod
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.config import Config
-from llamarl.core.records import Assignment, Group, Sample, TrainSample
+from llamarl.core.records import Assignment, Group, Sample, TrainSample, pack_numbers
 from llamarl.functional.advantages import Scale, group_advantages
 from llamarl.functional.kl import KLLoss, kl_estimate, kl_loss
 from llamarl.functional.losses import LossBatch, LossOutput, Metrics, Reduction, masked_metric, reduce_terms
@@ -214,17 +215,23 @@ def reward_of(sample: Sample) -> float:
     return sample.reward
 
 
-def train_sample(sample: Sample, group: Group, advantage: float) -> TrainSample:
-    """Makes the trainer's view of a sample."""
-    completion = sample.completion
+def train_sample(
+    sample: Sample, group: Group, advantages: float | Sequence[float], loss_mask: Sequence[bool] | None = None
+) -> TrainSample:
+    """Makes the trainer's view of a sample.
+
+    Args:
+        sample: judged.
+        group: the sample's group.
+        advantages: one for all response tokens, or one for each.
+        loss_mask: True for each response token that trains; None: all train.
+    """
     return TrainSample(
-        prompt_ids=completion.prompt_ids,
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        versions=completion.versions,
-        advantage=advantage,
-        group=group.index,
-        reference_logprobs=sample.reference_logprobs or (),
+        sample.completion.trajectory,
+        pack_numbers(advantages) if isinstance(advantages, Sequence) else advantages,
+        group.index,
+        loss_mask=None if loss_mask is None else array("b", loss_mask),
+        reference_logprobs=sample.reference_logprobs,
     )
 
 

@@ -18,7 +18,7 @@ from llamarl.core.records import Group, Sample
 from llamarl.functional.constrained import KLReduction, kl_factor, sequence_kl
 from llamarl.functional.losses import LossBatch
 from llamarl.functional.preference import calibrated_reward
-from llamarl.functional.ratios import Objective, weighted_objective
+from llamarl.functional.ratios import Objective, by_token, weighted_objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class OnPolicyConfig(PolicyGradientConfig):
         if self.off_policy == "aipo":
             return weighted_objective(batch.logprobs, log_ratios, batch.advantages, high=self.rho)
         nowhere = batch.mask & ~batch.mask
-        return Objective(batch.advantages[:, None] * batch.logprobs, is_low=nowhere, is_high=nowhere)
+        return Objective(by_token(batch.advantages) * batch.logprobs, is_low=nowhere, is_high=nowhere)
 
 
 class KLBoundConfig(Config):

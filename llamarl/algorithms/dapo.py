@@ -52,7 +52,7 @@ class DAPOConfig(ScaledConfig, DualClipConfig):
         reward = reward_of(sample)
         if self.overlong_limit is None:
             return reward
-        excess = len(sample.completion.token_ids) - (self.overlong_limit - self.overlong_buffer)
+        excess = sample.completion.trajectory.response_length - (self.overlong_limit - self.overlong_buffer)
         return reward - min(max(excess / self.overlong_buffer, 0.0), 1.0)
 
     def objective(self, batch: LossBatch, log_ratios: "Tensor") -> Objective:

@@ -144,7 +144,7 @@ class IBPOCredit(Credit):
     def _pool(self, batch: Judged) -> Pool:
         """Lists the responses, with costs only where tokens are bounded: else the shortest right ones would train."""
         responses = [(index, sample) for index, (_, samples) in enumerate(batch) for sample in samples]
-        costs = [float(len(sample.completion.token_ids)) for _, sample in responses]
+        costs = [float(sample.completion.trajectory.response_length) for _, sample in responses]
         return Pool(
             prompts=[index for index, _ in responses],
             groups=[self._group(batch[index][0].prompt, sample) for index, sample in responses],

@@ -20,7 +20,7 @@ from llamarl.core.algorithm import Credit, Needs
 from llamarl.core.records import Assignment, Group, Sample
 from llamarl.functional.losses import LossBatch, LossOutput, Metrics
 from llamarl.functional.pairs import PairRows, dpo_terms, pair_rows
-from llamarl.functional.ratios import log_ratio
+from llamarl.functional.ratios import by_token, log_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,10 @@ class PairConfig(AlgorithmSettings):
 
 
 class PairCredit(Credit):
-    """Picks the pair of each group that has one: advantage 1 for the better sample, -1 for the worse."""
+    """Picks the pair of each group that has one: advantage 1 for the better sample, -1 for the worse.
+
+    Of advantages per token the loss reads the sign of their mean, too.
+    """
 
     def __init__(self, config: PairConfig) -> None:
         self._config = config
@@ -109,7 +112,7 @@ class PairLoss:
         """
         beta = self._config.beta
         reference = require_tensor(batch.reference_logprobs, "reference_logprobs")
-        pairs = pair_rows(batch.advantages, batch.groups)
+        pairs = pair_rows(by_token(batch.advantages).mean(-1), batch.groups)
         log_ratios = (batch.logprobs - reference).masked_fill(~batch.mask, 0.0).sum(-1)
         terms = dpo_terms(log_ratios, pairs, beta) + self._config.likelihood(batch, pairs)
         loss = -(batch.weights[pairs.chosen] * terms).sum() / batch.denominators.prompts

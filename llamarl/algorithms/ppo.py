@@ -79,13 +79,13 @@ class PPOConfig(AlgorithmSettings, DualClipConfig):
 
 
 class PPOCredit(Credit):
-    """Passes rewards on: the trainer estimates advantages from them."""
+    """Passes rewards on: the trainer estimates advantages from them. One reward each token would do as well."""
 
     def __init__(self, config: PPOConfig) -> None:
         self._config = config
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
-        """Turns the judged samples that may train into training samples, whose `advantage` is the judged reward."""
+        """Turns the judged samples that may train into training samples, with the judged reward for the advantage."""
         batch, config = judged_groups(groups), self._config
         chosen = [(group, s) for group, members in batch for s in members if config.may_train(s)]
         samples = tuple(train_sample(s, group, reward_of(s)) for group, s in chosen)

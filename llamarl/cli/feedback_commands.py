@@ -76,7 +76,7 @@ def simulate(settings: Simulation, output: Output) -> int:
     return 0
 
 
-def ingest(settings: IngestSettings, output: Output) -> int:
+def ingest(settings: IngestSettings, output: LiveOutput) -> int:
     """Read logs of messages and reactions into one store: checked, without ids and secrets, without bots.
 
     The same command again goes on where a killed one stopped, if --key-env names a key. A row that is not kept is
@@ -89,7 +89,8 @@ def ingest(settings: IngestSettings, output: Output) -> int:
     """
     from llamarl.feedback import ingest
 
-    store = ingest(settings)
+    with show_progress("MB", output, can_go_on=settings.key_env is not None) as update:
+        store = ingest(settings, on_progress=update)
     record = store.record
     if output.json:
         print_json({name: value for name, value in record.items() if name not in ("format", "data", "settings")})
@@ -115,25 +116,30 @@ def describe(settings: DescribeSettings, output: Output) -> int:
 
     Examples:
         llamarl feedback describe store
+        llamarl feedback describe store --out description
         llamarl feedback describe store --json
     """
     from llamarl.feedback import describe
+    from llamarl.feedback.description_report import RATE_COLUMNS, SIGNAL_COLUMNS, format_share, rate_rows, signal_rows
     from llamarl.report.console import SafeConsole
 
     result = describe(settings)
     if output.json:
         print_json(result)
         return 0
-    loved = _percent(result["base_rate"], result["base_rate_interval"])
+    loved = format_share(result["base_rate"], result["base_rate_interval"])
     say(f"{result['messages']:,} messages of {result['users']:,} users; {loved} loved")
     console = SafeConsole()
     for name, rates in result["by"].items():
         if len(rates) > 1:
-            console.print(build_table([name, "messages", "users", "loved"], _rate_rows(rates[:MOST_SEGMENTS])))
+            shown = rates[-MOST_SEGMENTS:] if name == "day" else rates[:MOST_SEGMENTS]
+            console.print(build_table([name, *RATE_COLUMNS], rate_rows(shown)))
         if len(rates) > MOST_SEGMENTS:
-            say(f"  and {len(rates) - MOST_SEGMENTS} more; --json has all")
-    columns = ["signal", "known", "good", "users", "r with outcome", "ambiguity"]
-    console.print(build_table(columns, _signal_rows(result["signals"])))
+            more = "earlier" if name == "day" else "more"
+            say(f"  and {len(rates) - MOST_SEGMENTS} {more}; --out and --json have all")
+    console.print(build_table(SIGNAL_COLUMNS, signal_rows(result["signals"])))
+    if settings.out is not None:
+        say(f"the report is {settings.out}/report.html, its figure {settings.out}/description.png")
     return 0
 
 
@@ -182,15 +188,16 @@ def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
         llamarl feedback evaluate a=a.json b=b.json c=c.json --reward-model love --online rates.csv --out evaluation
     """
     from llamarl.feedback import evaluate
+    from llamarl.feedback.description_report import format_share
 
-    with show_progress("responses", output) as update:
+    with show_progress("responses", output, can_go_on=False) as update:
         result = evaluate(settings, on_progress=update)
     if output.json:
         print_json(result)
         return 0
     say(f"{result['prompts']:,} prompts; P[Love] at a base rate of {result['base_rate']:.2%}")
     for name, policy in result["policies"].items():
-        score = _percent(policy["score"], policy["interval"])
+        score = format_share(policy["score"], policy["interval"])
         say(f"{name:14} {score}, {policy['mean_characters']:.0f} characters a response")
     if "online" in result:
         online = result["online"]
@@ -227,28 +234,6 @@ def _number(value: float | None, interval: Sequence[float] | None, form: str = "
     if value is None:
         return "-"
     return f"{value:{form}}" + (f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else "")
-
-
-def _rate_rows(rates: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    for rate in rates:
-        counts = [f"{rate['messages']:,}", f"{rate['users']:,}"]
-        yield [rate["segment"] or "not said", *counts, _percent(rate["rate"], rate["interval"])]
-
-
-def _signal_rows(signals: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    for signal in signals:
-        correlation, ambiguity = "", ""
-        if signal["correlation"] is not None:
-            low, high = signal["correlation_interval"]
-            correlation = f"{signal['correlation']:+.2f} ({low:+.2f} to {high:+.2f})"
-        if signal["ambiguity"] is not None:
-            ambiguity = _percent(signal["ambiguity"], signal["ambiguity_interval"])
-        counts = [f"{signal['messages']:,}", f"{signal['positive']:,}", f"{signal['users']:,}"]
-        yield [signal["name"], *counts, correlation, ambiguity]
-
-
-def _percent(share: float, interval: tuple[float, float]) -> str:
-    return f"{share:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
 
 
 def build_table(columns: Sequence[str], rows: Iterator[list[str]]) -> "Table":

@@ -16,7 +16,7 @@ k = 0 is the synchronous run: B groups start, all B train, then the next B start
 
 from dataclasses import dataclass
 
-from llamarl.core.records import Group, Prompt
+from llamarl.core.records import Group, Prompt, Purpose
 
 
 @dataclass(slots=True, eq=False)
@@ -24,12 +24,12 @@ class Ticket:
     """One issued group: a prompt on its way to the trainer, or to an evaluation."""
 
     index: int
-    """Issue order within the run; negative for held-out prompts."""
+    """Issue order within the run, or within an evaluation."""
     epoch: int
     prompt: Prompt
     version: int
     """Lower bound on the policy version of its oldest token."""
-    is_held_out: bool = False
+    purpose: Purpose = Purpose.TRAIN
     is_complete: bool = False
     """True once all completions have arrived, so that only verdicts are still awaited."""
 
@@ -102,15 +102,15 @@ class WorkBuffer:
 
     @property
     def has_batch(self) -> bool:
-        """True if `take_batch` would return a list: a batch, or the empty one that ends the run."""
-        return self.is_over or self._choose() is not None
+        """True if `take_batch` would return a batch."""
+        return self._choose() is not None
 
     def take_batch(self) -> list[Group] | None:
         """The next batch in issue order, or None while it must wait.
 
-        B groups, or all that remain once the stream is exhausted and nothing is pending: none where all is over.
+        B groups, or all that remain once the stream is exhausted and nothing is pending.
         """
-        chosen = [] if self.is_over else self._choose()
+        chosen = self._choose()
         if chosen is None:
             return None
         self.next_version += 1

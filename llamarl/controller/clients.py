@@ -10,6 +10,7 @@ Methods of executors are called by name here and in `generators`, and nowhere el
 
 import asyncio
 import itertools
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,7 @@ from llamarl.controller.restarts import LOST, RevivingClient
 from llamarl.core.errors import JudgeError, StallError
 from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.protocols import ExecutorHandle
-from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepResult, WeightManifest
+from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepResult, Trajectory, WeightManifest
 
 Answer = TypeVar("Answer")
 
@@ -79,11 +80,10 @@ class TrainerClient:
 class ScorerClient(RevivingClient):
     """The frozen reference policy (`training.reference.ReferenceExecutor`)."""
 
-    async def score(self, completions: Sequence[Completion]) -> list[tuple[float, ...]]:
-        """The reference's log-prob of each token of each completion."""
-        rows = [(completion.prompt_ids, completion.token_ids) for completion in completions]
+    async def score(self, trajectories: Sequence[Trajectory]) -> "list[array[float]]":
+        """The reference's log-prob of each response token of each trajectory."""
         with self._observer.span(self.name, "score"):
-            logprobs: list[tuple[float, ...]] = await self._call("logprobs", rows)
+            logprobs: list[array[float]] = await self._call("logprobs", trajectories)
         return logprobs
 
 

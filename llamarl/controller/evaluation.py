@@ -11,11 +11,8 @@ from llamarl.controller.metrics import mean_reward
 from llamarl.controller.pulse import Pulse
 from llamarl.controller.task import RunTask
 from llamarl.core.errors import JudgeError
-from llamarl.core.records import Group, Prompt
+from llamarl.core.records import Group, Prompt, Purpose
 from llamarl.core.sampling import Sampling
-
-HELD_OUT_EPOCH = -1
-"""Seeds of held-out completions derive from it, so they are the same in every evaluation and differ from training's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,6 @@ class Evaluator:
     ) -> None:
         self._tasks, self._runner, self._pool = tasks, runner, pool
         self._pulse, self._stall_seconds = pulse, stall_seconds
-        self._next_index = -1
 
     async def evaluate(self, evaluation: Evaluation, version: int) -> dict[str, list[Group]]:
         """The judged groups of each task's held-out prompts, in order; those of a task without any are none.
@@ -55,12 +51,7 @@ class Evaluator:
         """
         members = await self._pulse.wait_for(self._serving, lambda: "generators to serve", self._stall_seconds)
         prompts = [(self._tasks[name], prompt) for name, each in evaluation.prompts.items() for prompt in each]
-        # Negative, so that held-out prompts go before those of training.
-        tickets = [
-            Ticket(self._next_index - place, HELD_OUT_EPOCH, prompt, version, is_held_out=True)
-            for place, (_, prompt) in enumerate(prompts)
-        ]
-        self._next_index -= len(tickets)
+        tickets = [Ticket(place, 0, prompt, version, Purpose.HELD_OUT) for place, (_, prompt) in enumerate(prompts)]
         # All begin at once and in turn: what is decoded together then doesn't depend on the clock.
         runs = [
             asyncio.create_task(self._run_group(ticket, task, members[place % len(members)], evaluation))

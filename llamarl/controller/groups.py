@@ -6,6 +6,8 @@ Training and held-out groups live alike. What becomes of a group is its caller's
 """
 
 import asyncio
+import itertools
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,9 +15,12 @@ from llamarl.controller.buffer import Ticket
 from llamarl.controller.clients import JudgesClient, ScorerClient
 from llamarl.controller.generators import GeneratorClient
 from llamarl.controller.task import RunTask
-from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Sample
+from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Purpose, Sample, pack_ids
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
+
+HELD_OUT_SEEDS = -1
+"""In place of an epoch in the seeds of held-out completions: the same in every evaluation, and none of training's."""
 
 Encode = Callable[[Prompt], tuple[int, ...]]
 Variants = Sequence[tuple[Prompt, int]]
@@ -28,16 +33,13 @@ class GroupRunner:
     Args:
         encode: prompt -> token ids.
         seed: seeds the run; a completion's seed depends on it, the epoch, the prompt and the sample's number only.
-        max_variants: most variants that a prompt of the run has.
         judges: judge the completions.
         scorer: the frozen reference policy, where an algorithm needs it.
     """
 
-    def __init__(
-        self, encode: Encode, seed: int, max_variants: int, judges: JudgesClient, scorer: ScorerClient | None
-    ) -> None:
-        self._encode, self._seed, self._max_variants = encode, seed, max_variants
-        self._judges, self._scorer = judges, scorer
+    def __init__(self, encode: Encode, seed: int, judges: JudgesClient, scorer: ScorerClient | None) -> None:
+        self._encode, self._seed, self._judges, self._scorer = encode, seed, judges, scorer
+        self._keys = itertools.count()
 
     async def run_group(
         self,
@@ -62,12 +64,14 @@ class GroupRunner:
         completions = await generator.complete(self._build_requests(ticket, variants, sampling), on_restart)
         ticket.is_complete = True
         if variants[0][0] is not prompt:
-            prompt_ids = self._encode(prompt)
-            completions = tuple(replace(completion, prompt_ids=prompt_ids) for completion in completions)
+            prompt_ids = pack_ids(self._encode(prompt))
+            completions = tuple(
+                replace(c, trajectory=replace(c.trajectory, prompt_ids=prompt_ids)) for c in completions
+            )
         needs_reference = self._scorer is not None and task.needs.reference
-        if ticket.is_held_out or not (needs_reference or task.baselines):
+        if ticket.purpose is Purpose.HELD_OUT or not (needs_reference or task.baselines):
             samples = await self._judges.judge(prompt, completions, task.name)
-            return Group(prompt, samples, ticket.index, ticket.epoch)
+            return Group(prompt, samples, ticket.index, ticket.epoch, purpose=ticket.purpose)
         samples, logprobs, baseline = await asyncio.gather(
             self._judges.judge(prompt, completions, task.name),
             self._score(task, completions),
@@ -77,21 +81,25 @@ class GroupRunner:
         return Group(prompt, tuple(known), ticket.index, ticket.epoch, baseline)
 
     def _build_requests(self, ticket: Ticket, variants: Variants, sampling: Sampling) -> list[GenerationRequest]:
-        """One request a variant. Samples are numbered through the whole group; groups issued earlier go first."""
+        """One request a variant. Samples are numbered through the whole group.
+
+        Groups issued earlier go first, and held-out ones, for which the trainer waits, before all of training.
+        """
+        is_held_out = ticket.purpose is Purpose.HELD_OUT
+        epoch, priority = (HELD_OUT_SEEDS, -1) if is_held_out else (ticket.epoch, ticket.index)
         requests, num_samples = [], 0
-        for place, (prompt, count) in enumerate(variants):
+        for prompt, count in variants:
             numbers = range(num_samples, num_samples + count)
-            seeds = tuple(sample_seed(self._seed, ticket.epoch, ticket.prompt.id, i) for i in numbers)
-            key = ticket.index * self._max_variants + place
-            requests.append(GenerationRequest(key, self._encode(prompt), seeds, sampling, priority=ticket.index))
+            seeds = tuple(sample_seed(self._seed, epoch, ticket.prompt.id, i) for i in numbers)
+            requests.append(GenerationRequest(next(self._keys), self._encode(prompt), seeds, sampling, priority))
             num_samples += count
         return requests
 
-    async def _score(self, task: RunTask, completions: Sequence[Completion]) -> Sequence[tuple[float, ...] | None]:
+    async def _score(self, task: RunTask, completions: Sequence[Completion]) -> "Sequence[array[float] | None]":
         """The reference's log-probs of each completion; None where the task's algorithm needs none."""
         if self._scorer is None or not task.needs.reference:
             return [None] * len(completions)
-        return await self._scorer.score(completions)
+        return await self._scorer.score([completion.trajectory for completion in completions])
 
     async def _judge_baseline(self, task: RunTask, prompt: Prompt) -> Sample | None:
         """The prompt's baseline response with its verdicts; judged once a run, unless a judge failed."""

@@ -101,8 +101,7 @@ class Controller:
         self.version = version
         self._trainer, self._judges, self._pool, self._ledger = trainer, judges, pool, ledger
         self._observer, self._guard, self._pulse = observer, guard, pulse
-        max_variants = max(max(1, len(task.variants)) for task in tasks)
-        self._runner = GroupRunner(encode, seed, max_variants, judges, scorer)
+        self._runner = GroupRunner(encode, seed, judges, scorer)
         self._evaluator = Evaluator(self.tasks, self._runner, pool, pulse, schedule.stall_seconds)
         for task in tasks:
             task.open(schedule, version)
@@ -126,7 +125,7 @@ class Controller:
 
         Raises:
             StallError, ExecutorLostError, JudgeError, CollapseError, HackingError: why the run could not go on. Where
-                only the judges broke, or a monitor stopped it, there is a checkpoint of the last step.
+                only the judges broke, or the watch stopped it, there is a checkpoint of the last step.
         """
         await self._pool.start(await self._trainer.publish())
         clients: list[QueueClient[Any]] = [self._judges, *self._pool.members]
@@ -200,7 +199,7 @@ class Controller:
             raise HackingError(
                 f"{'; '.join(self._hacking)}. The run stopped with a checkpoint. Forbid what you see there with a "
                 "constraint judge or lower its reward's weight; or, if it is meant, raise the monitor's `stop` "
-                "(watch.monitors) and resume"
+                "(watch.monitors) or leave out `watch.should_stop`, and resume"
             )
         if evaluation is not None and not self._is_stopping:
             await self._evaluate(evaluation)
@@ -329,17 +328,16 @@ class Controller:
         )
 
     async def _next_batch(self) -> Batch | None:
-        """The next batch, assigned as soon as its groups are ready; None once the run is to end."""
-        await self._pulse.wait_for(self._may_take_batch, self._describe_pending)
-        if self._is_stopping:
+        """The next batch, assigned as soon as its groups are ready; None where the run ends."""
+        await self._pulse.wait_for(lambda: self._is_stopping or not self._find_waiting(), self._describe_pending)
+        if self._is_stopping or all(task.buffer.is_over for task in self.tasks.values()):
             return None
         groups = {name: task.take_batch() for name, task in self.tasks.items()}
-        if not any(groups.values()):
-            return None  # all streams have ended
         return Batch(groups, [await self._assign(self.tasks[name], taken) for name, taken in groups.items()])
 
-    def _may_take_batch(self) -> bool:
-        return self._is_stopping or all(task.buffer.has_batch for task in self.tasks.values())
+    def _find_waiting(self) -> list[RunTask]:
+        """Finds the tasks that hold up the next batch."""
+        return [task for task in self.tasks.values() if not (task.buffer.has_batch or task.buffer.is_over)]
 
     async def _assign(self, task: RunTask, groups: Sequence[Group]) -> Assignment:
         if task.needs.assigns_in_thread:
@@ -348,8 +346,7 @@ class Controller:
         return task.assign(groups)
 
     def _describe_pending(self) -> str:
-        waiting = [task for task in self.tasks.values() if not task.buffer.has_batch]
-        return "; ".join(f"task {task.name}, {_describe_batch(task)}" for task in waiting)
+        return "; ".join(f"task {task.name}, {_describe_batch(task)}" for task in self._find_waiting())
 
     # What is done beside the steps
 
@@ -361,8 +358,8 @@ class Controller:
             task_metrics[name].update(metrics)
             for alarm in alarms:
                 self._observer.on_message(f"possible reward hacking in task {name}: {alarm.text}")
-                self._is_stopping |= watch.config.should_stop or alarm.is_stop
-                if alarm.is_stop:
+                if watch.config.should_stop or alarm.is_stop:
+                    self._is_stopping = True
                     self._hacking.append(f"task {name}, {alarm.text}")
 
     async def _await_sync(self) -> None:

@@ -63,17 +63,14 @@ class RolloutStats:
     def measure(cls, groups: Sequence[Group], version: int) -> Self:
         """The numbers of at least one group that trains at policy version `version`."""
         samples = [sample for group in groups for sample in group.samples]
-        completions = [sample.completion for sample in samples]
+        trajectories = [sample.completion.trajectory for sample in samples]
         rewards_by_group = [group.rewards for group in groups]
         rewards = [reward for each in rewards_by_group for reward in each]
-        lengths = [len(completion.token_ids) for completion in completions]
-        versions = [set(completion.versions) for completion in completions]
+        lengths = [trajectory.response_length for trajectory in trajectories]
         tokens_by_version: Counter[int] = Counter()
-        for completion, kinds, length in zip(completions, versions, lengths, strict=True):
-            if len(kinds) == 1:  # nearly all are: to count their tokens one by one would cost the loop a millisecond
-                tokens_by_version[next(iter(kinds))] += length
-            else:
-                tokens_by_version.update(completion.versions)
+        for trajectory in trajectories:
+            for sampled_at, count in trajectory.versions:
+                tokens_by_version[sampled_at] += count
         reward = fmean(rewards)
         return cls(
             reward=reward,
@@ -82,10 +79,10 @@ class RolloutStats:
             frac_zero_deviation=fmean([len(set(each)) <= 1 for each in rewards_by_group]),
             response_length=fmean(lengths),
             max_response_length=max(lengths),
-            truncated_frac=fmean([completion.finish_reason == "length" for completion in completions]),
+            truncated_frac=fmean([trajectory.finish_reason == "length" for trajectory in trajectories]),
             staleness=sum((version - v) * count for v, count in tokens_by_version.items()) / sum(lengths),
             max_staleness=version - min(tokens_by_version),
-            mixed_version_frac=fmean([len(kinds) > 1 for kinds in versions]),
+            mixed_version_frac=fmean([len(trajectory.versions) > 1 for trajectory in trajectories]),
             num_tokens=sum(lengths),
         )
 
@@ -117,7 +114,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
     metrics: dict[str, float | None] = {
         names.HELD_OUT_REWARD: mean_reward(groups),
         names.HELD_OUT_COUNT: sum(sample.reward is not None for sample in samples),
-        names.HELD_OUT_LENGTH: fmean(len(sample.completion.token_ids) for sample in samples),
+        names.HELD_OUT_LENGTH: fmean(sample.completion.trajectory.response_length for sample in samples),
     }
     verdicts = [item for sample in samples for item in sample.verdicts.items()]
     for name in sorted({name for name, _ in verdicts}):

@@ -26,8 +26,8 @@ class StepRecord:
     groups: Sequence[Group]
     proofs: Sequence[WeightProof]
     """The newest weight proof of each generator."""
-    trainer_logprobs: Mapping[tuple[int, tuple[int, ...]], Sequence[float]] = field(default_factory=dict)
-    """(group, token ids) -> the trainer's log-prob of each token, for samples of watched groups that trained."""
+    trainer_logprobs: Mapping[tuple[int, bytes], Sequence[float]] = field(default_factory=dict)
+    """The trainer's log-probs of samples of watched groups that trained (`StepResult.logprobs`)."""
 
 
 @dataclass(frozen=True, slots=True)

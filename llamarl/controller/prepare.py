@@ -14,7 +14,7 @@ from llamarl.controller.watch import WatchConfig
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.judge import Judge
 from llamarl.core.loops import run_async
-from llamarl.core.records import Completion, Prompt
+from llamarl.core.records import Completion, Prompt, Trajectory
 from llamarl.core.seeds import derive_seed
 from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
@@ -264,13 +264,12 @@ def _of_task(name: str, rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _baselines(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> dict[str, Completion]:
-    """`info.baseline` of each prompt that has one, as tokens; no policy sampled them (version -1, log-prob 0)."""
+    """`info.baseline` of each prompt that has one, as tokens that no policy sampled."""
     found = {}
     for prompt in prompts:
         if isinstance(text := prompt.info.get("baseline"), str):
             ids = (*tokenizer.encode(text), tokenizer.eos_ids[0])
-            zeros, versions = (0.0,) * len(ids), (-1,) * len(ids)
-            found[prompt.id] = Completion(encode_prompt(tokenizer, prompt), ids, zeros, versions, text, "stop")
+            found[prompt.id] = Completion(Trajectory.given(encode_prompt(tokenizer, prompt), ids), text)
     return found
 
 
@@ -372,7 +371,8 @@ def _plausible(tokenizer: Tokenizer, prompt: Prompt) -> list[Completion]:
     completions = []
     for text in (answer, f"Let me think.\nThe answer is {answer}.", "I am not sure, but I would say so."):
         ids = (*tokenizer.encode(text), tokenizer.eos_ids[0])
-        completions.append(Completion(prompt_ids, ids, (-1.0,) * len(ids), (0,) * len(ids), text, "stop"))
+        trajectory = Trajectory.sampled(prompt_ids, ids, (-1.0,) * len(ids), (0,) * len(ids))
+        completions.append(Completion(trajectory, text))
     return completions
 
 

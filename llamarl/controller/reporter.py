@@ -100,7 +100,7 @@ class Reporter:
 
     def on_group(self, group: Group, dropped: str | None) -> None:
         """Counts tokens and failures."""
-        self._totals["tokens"] += sum(len(sample.completion.token_ids) for sample in group.samples)
+        self._totals["tokens"] += sum(sample.completion.trajectory.response_length for sample in group.samples)
         self._totals["failed"] += dropped == "unscored"
         self.refresh()
 
@@ -138,7 +138,7 @@ class Reporter:
             self._totals["reward_before"], self.before = reward, groups
         if version > 0:
             self._totals["reward_after"], self.after = reward, groups
-        self._totals["tokens"] += sum(len(s.completion.token_ids) for group in groups for s in group.samples)
+        self._totals["tokens"] += sum(s.completion.trajectory.response_length for g in groups for s in g.samples)
         found = record.algorithm_metrics
         own = {name: {**evaluation_metrics(each), **found[name]} for name, each in record.groups.items()}
         metrics = {names.POLICY_VERSION: version, **evaluation_metrics(groups)}
@@ -266,10 +266,10 @@ class Reporter:
 def _by_position(record: StepRecord) -> dict[tuple[int, int], Sequence[float]]:
     """The trainer's log-probs by (group, position of the sample)."""
     return {
-        (group.index, position): record.trainer_logprobs[group.index, sample.completion.token_ids]
+        (group.index, position): logprobs
         for group in record.groups
         for position, sample in enumerate(group.samples)
-        if (group.index, sample.completion.token_ids) in record.trainer_logprobs
+        if (logprobs := record.trainer_logprobs.get((group.index, sample.completion.trajectory.key))) is not None
     }
 
 

@@ -59,7 +59,7 @@ class RunTask:
         """Groups that will not train, since the last batch was taken, by reason."""
 
     def take_batch(self) -> list[Group]:
-        """The groups of its next step; drops are counted anew. Call only where its buffer has a batch."""
+        """The groups of its next step, none of them once its prompts have ended; drops are counted anew."""
         self.dropped.clear()
         return self.buffer.take_batch() or []
 
@@ -79,12 +79,12 @@ class RunTask:
     def assign(self, groups: Sequence[Group]) -> Assignment:
         """The algorithm's training samples of a batch.
 
-        Those of prompt variants carry version -1: no policy sampled their tokens under the prompt as it stands.
+        Those of prompt variants train as given: no policy sampled their tokens under the prompt as it stands.
         """
         assignment = self.credit.assign(groups)
         if not self.variants:
             return assignment
-        samples = (replace(sample, versions=(-1,) * len(sample.versions)) for sample in assignment.samples)
+        samples = (replace(sample, trajectory=sample.trajectory.as_given()) for sample in assignment.samples)
         return replace(assignment, samples=tuple(samples))
 
     @property

@@ -61,7 +61,7 @@ class WatchConfig(Support):
     threshold: float = Field(default=1.0, gt=0.0)
     """Standard deviations of single samples that count as a rise or a fall."""
     should_stop: bool = False
-    """End the run with a checkpoint at the first alarm, instead of only saying so."""
+    """End the run at the first alarm, with a checkpoint and exit status 1, instead of only saying so."""
     monitors: MonitorList = ()
     """Monitors: counts over responses; a signal's name alone stands for its defaults: `["farewell", "love"]`."""
     control: FileName | None = None
@@ -217,7 +217,7 @@ class HackingWatch:
         texts = [sample.completion.text for sample in samples]
         values: dict[str, list[float]] = {
             "reward": [sample.reward for sample in samples if sample.reward is not None],
-            "length": [float(len(sample.completion.token_ids)) for sample in samples],
+            "length": [float(sample.completion.trajectory.response_length) for sample in samples],
             "repetition": [repetition(text) for text in texts],
         }
         for sample in samples:
@@ -269,7 +269,7 @@ class HackingWatch:
         def badness(sample: Sample) -> float:
             verdict = sample.verdicts.get(name)
             if signal == "length":
-                return len(sample.completion.token_ids)
+                return sample.completion.trajectory.response_length
             if signal == "repetition":
                 return repetition(sample.completion.text)
             return (sample.reward or 0.0) - (verdict.score if verdict and verdict.score is not None else 0.0)

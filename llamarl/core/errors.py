@@ -76,7 +76,7 @@ class CollapseError(LlamaRLError, RuntimeError):
 
 
 class HackingError(LlamaRLError, RuntimeError):
-    """A monitor of reward hacking passed its stop and the run ended, with a checkpoint."""
+    """The watch on reward hacking ended the run, with a checkpoint."""
 
 
 class StallError(LlamaRLError, TimeoutError):

@@ -2,6 +2,9 @@
 
     Prompt --generator--> Completion --judges--> Sample, Group --algorithm--> Assignment --trainer--> StepResult
 
+Tokens and their numbers lie in arrays of 4 bytes each: a run holds thousands of groups and sends each several times.
+Arrays are not copied where records are, so nobody may write into them.
+
 Example:
     >>> prompt = Prompt(id="p1", messages=({"role": "user", "content": "2 + 2 ="},), answer="4")
     >>> Verdict.scored(1.0, passed=True).score
@@ -9,11 +12,14 @@ Example:
 """
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import chain, groupby
 from typing import Any, Literal
 
+from llamarl.core.errors import DataError
 from llamarl.core.sampling import Sampling
 
 Message = Mapping[str, Any]
@@ -52,37 +58,183 @@ class GenerationRequest:
     """Lower starts earlier."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """Sampled tokens with what the generator knew when it drew each of them."""
+class Origin(StrEnum):
+    """Author of a trajectory's turns."""
 
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    """Sampled ids, the end token included; never re-tokenised from text."""
-    logprobs: tuple[float, ...]
-    """Log-prob of each token under the distribution it was drawn from."""
-    versions: tuple[int, ...]
-    """Policy version of the weights that produced each token."""
-    text: str
-    """The decoded completion without special tokens."""
-    finish_reason: FinishReason
+    POLICY = "policy"
+    """Some version of the policy sampled them, given all tokens before."""
+    GIVEN = "given"
+    """No policy sampled them under this prompt: they were written, or sampled under another prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """The tokens of an episode, in the order in which a model reads them, and what is known of those that it sampled.
+
+        prompt_ids | turn | given | turn | ...          one turn, and nothing given after the prompt, as a rule
+                   | token_ids                          only the turns train
+
+    The tokens of the turns are the response; whatever has one number per response token skips what lies between.
+    """
+
+    prompt_ids: "array[int]"
+    """Int32 ids of the tokens before the first turn; one array for all completions of a prompt."""
+    token_ids: "array[int]"
+    """Int32 ids of all that follows, end tokens included; never re-tokenised from text."""
+    logprobs: "array[float]"
+    """Float32 log-prob of each response token under the distribution it was drawn from; empty without a policy."""
+    versions: tuple[tuple[int, int], ...]
+    """Runs of (policy version, number of response tokens in a row that its weights produced)."""
+    turns: tuple[tuple[int, int], ...]
+    """Stretches `(start, stop)` of `token_ids`: the first starts at 0, the last stops at the end."""
+    finish_reason: FinishReason = "stop"
+    """End of the last turn."""
+    origin: Origin = Origin.POLICY
+    routed_experts: bytes = b""
+    """Uint8 expert of each token read, `[tokens, layers, experts per token]`; empty where nobody recorded them."""
 
     def __post_init__(self) -> None:
-        if not len(self.token_ids) == len(self.logprobs) == len(self.versions):
+        bounds = [0, *chain.from_iterable(self.turns), len(self.token_ids)]
+        if bounds != sorted(bounds) or (self.turns and (bounds[1], bounds[-2]) != (0, len(self.token_ids))):
             raise ValueError(
-                f"Completion: {len(self.token_ids)} token_ids, {len(self.logprobs)} logprobs and "
-                f"{len(self.versions)} versions; each token needs one of each"
+                f"Trajectory.turns={self.turns} must ascend from 0 to the {len(self.token_ids)} token_ids; leave what "
+                "is given before the first turn to prompt_ids, and drop what follows the last"
             )
+        wanted = self.response_length if self.origin is Origin.POLICY else 0
+        num_labelled = sum(count for _, count in self.versions)
+        if not wanted == len(self.logprobs) == num_labelled:
+            raise ValueError(
+                f"Trajectory: {self.response_length} response tokens of origin {self.origin}, {len(self.logprobs)} "
+                f"logprobs and {num_labelled} versions; sampled tokens need one of each, given ones have none"
+            )
+
+    @classmethod
+    def sampled(
+        cls,
+        prompt_ids: Sequence[int],
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        versions: Sequence[int],
+        finish_reason: FinishReason = "stop",
+    ) -> "Trajectory":
+        """Packs one turn that a policy sampled; `logprobs` and `versions` have one entry per token."""
+        runs = tuple((version, len(list(run))) for version, run in groupby(versions))
+        turns = ((0, len(token_ids)),)
+        return cls(pack_ids(prompt_ids), pack_ids(token_ids), pack_numbers(logprobs), runs, turns, finish_reason)
+
+    @classmethod
+    def given(
+        cls, prompt_ids: Sequence[int], token_ids: Sequence[int], finish_reason: FinishReason = "stop"
+    ) -> "Trajectory":
+        """Packs one turn that no policy sampled."""
+        turns = ((0, len(token_ids)),)
+        prompt, tokens = pack_ids(prompt_ids), pack_ids(token_ids)
+        return cls(prompt, tokens, array("f"), (), turns, finish_reason, Origin.GIVEN)
+
+    def as_given(self) -> "Trajectory":
+        """Drops who sampled it, where that was another policy or under another prompt than it shall train under."""
+        return replace(self, logprobs=array("f"), versions=(), origin=Origin.GIVEN)
+
+    @property
+    def response_length(self) -> int:
+        """Number of tokens in all turns."""
+        return sum(stop - start for start, stop in self.turns)
+
+    @property
+    def response_ids(self) -> "array[int]":
+        """Ids of the response tokens."""
+        if len(self.turns) == 1:
+            return self.token_ids
+        return array("i", [*chain.from_iterable(self.token_ids[start:stop] for start, stop in self.turns)])
+
+    @property
+    def key(self) -> bytes:
+        """Names it among the trajectories of one prompt: its tokens."""
+        return self.token_ids.tobytes()
 
     @property
     def oldest_version(self) -> int:
-        """The policy version of its oldest token."""
-        return min(self.versions)
+        """The policy version of its oldest token. Raises `ValueError` where no policy sampled it."""
+        return min(version for version, _ in self.versions)
 
 
-def text_completion(text: str) -> Completion:
-    """Makes a completion that no policy sampled: it has only its text."""
-    return Completion((), (), (), (), text, "stop")
+class OneTurn:
+    """A base for rows that a model scores as one turn: all that follows the prompt."""
+
+    __slots__ = ()
+    token_ids: Sequence[int]
+
+    @property
+    def turns(self) -> tuple[tuple[int, int]]:
+        """The whole of `token_ids`."""
+        return ((0, len(self.token_ids)),)
+
+
+def pack_ids(ids: Sequence[int]) -> "array[int]":
+    """Packs token ids as int32; an array of int32 is returned as it is."""
+    return ids if isinstance(ids, array) and ids.typecode == "i" else array("i", ids)
+
+
+def pack_numbers(numbers: Sequence[float]) -> "array[float]":
+    """Packs numbers as float32, which is exact for what a model computed; an array of float32 stays."""
+    return numbers if isinstance(numbers, array) and numbers.typecode == "f" else array("f", numbers)
+
+
+def join_turns(turns: Sequence[Trajectory]) -> Trajectory:
+    """Joins the turns of a dialogue, each generated under a prompt that holds all before it, into one trajectory.
+
+    Raises:
+        DataError: a turn's prompt does not go on from the tokens before it, as after a re-tokenisation.
+    """
+    prompt_ids, read = turns[0].prompt_ids, turns[0].prompt_ids
+    stretches: list[tuple[int, int]] = []
+    for number, turn in enumerate(turns):
+        if turn.prompt_ids[: len(read)] != read:
+            raise DataError(
+                f"turn {number}: its prompt of {len(turn.prompt_ids)} tokens does not begin with the {len(read)} "
+                "tokens before it; build it from the ids themselves, not from their text"
+            )
+        read = turn.prompt_ids + turn.token_ids
+        shift = len(turn.prompt_ids) - len(prompt_ids)
+        stretches += [(shift + start, shift + stop) for start, stop in turn.turns]
+    versions = [version for turn in turns for version, count in turn.versions for _ in range(count)]
+    return replace(
+        turns[-1],
+        prompt_ids=prompt_ids,
+        token_ids=read[len(prompt_ids) :],
+        logprobs=array("f", [*chain.from_iterable(turn.logprobs for turn in turns)]),
+        versions=tuple((version, len(list(run))) for version, run in groupby(versions)),
+        turns=tuple(stretches),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A response to a prompt, as judges read it."""
+
+    trajectory: Trajectory
+    text: str
+    """The decoded response without special tokens."""
+
+    @property
+    def token_ids(self) -> "array[int]":
+        """Int32 ids of the response, the end token included."""
+        return self.trajectory.response_ids
+
+    @property
+    def logprobs(self) -> "array[float]":
+        """Float32 log-prob of each token under the distribution it was drawn from."""
+        return self.trajectory.logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """End of the response."""
+        return self.trajectory.finish_reason
+
+
+def text_completion(text: str, finish_reason: FinishReason = "stop") -> Completion:
+    """Makes a completion that has only its text: no policy sampled it, and it has no tokens."""
+    return Completion(Trajectory.given((), (), finish_reason), text)
 
 
 MAX_SCORE = 1e30
@@ -145,10 +297,18 @@ class Sample:
     """Verdicts by judge name."""
     reward: float | None
     """Combined reward; None where it could not be judged, and then it leaves every mean, loss and denominator."""
-    reference_logprobs: tuple[float, ...] | None = None
-    """Log-prob of each token under the frozen reference policy; None where the algorithm needs none."""
+    reference_logprobs: "array[float] | None" = None
+    """Log-prob of each response token under the frozen reference policy; None where the algorithm needs none."""
     is_satisfied: bool | None = True
     """True if it meets every constraint; None where that could not be judged, and then it has no reward either."""
+
+
+class Purpose(StrEnum):
+    """Use of a group."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
+    """The group is measured in an evaluation, and trains nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +318,12 @@ class Group:
     prompt: Prompt
     samples: tuple[Sample, ...]
     index: int = 0
-    """Issue order within the run."""
+    """Issue order within the run, or within an evaluation."""
     epoch: int = 0
+    """Pass over the training prompts; 0 for held-out ones."""
     baseline: Sample | None = None
     """A judged response that was not sampled, such as the reward model's baseline; some algorithms fall back on it."""
+    purpose: Purpose = Purpose.TRAIN
 
     @property
     def rewards(self) -> list[float]:
@@ -171,29 +333,43 @@ class Group:
     @property
     def oldest_version(self) -> int:
         """The policy version of its oldest token."""
-        return min(sample.completion.oldest_version for sample in self.samples)
+        return min(sample.completion.trajectory.oldest_version for sample in self.samples)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSample:
     """One completion as the trainer sees it: numbers only, no judge, reward or task names."""
 
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[int, ...]
-    advantage: float
+    trajectory: Trajectory
+    advantages: "float | array[float]"
+    """One advantage for all response tokens, or a float32 for each; the samples of a task's batch are alike in this.
+    PPO estimates its own: it takes one number for the reward at the end, and several for the reward of each token."""
     group: int = 0
     """Samples of one group share their prompt; the trainer computes that prompt once."""
     weight: float = 1.0
     """Multiplies the sample's loss."""
-    reference_logprobs: tuple[float, ...] = ()
-    """Log-prob of each token under the frozen reference policy; empty where the algorithm needs none."""
-    old_logprobs: tuple[float, ...] = ()
-    """The trainer's own log-prob of each token from before the batch's first update, which it notes where it takes
-    several updates on a batch; otherwise empty."""
-    old_values: tuple[float, ...] = ()
-    """The critic's value at each token before that update; empty where there is one update or no critic."""
+    loss_mask: "array[int] | None" = None
+    """Int8 for each response token: 1 where it trains, 0 where it leaves loss and denominators; None: all train."""
+    reference_logprobs: "array[float] | None" = None
+    """Log-prob of each response token under the frozen reference policy; None where the algorithm needs none."""
+    old_logprobs: "array[float] | None" = None
+    """The trainer's own log-prob of each response token from before the batch's first update, which it notes where it
+    takes several updates on a batch; otherwise None."""
+    old_values: "array[float] | None" = None
+    """The critic's value at each response token before that update; None where there is one update or no critic."""
+
+    def __post_init__(self) -> None:
+        wanted = self.trajectory.response_length
+        for name, values in {"advantages": self.advantages, "loss_mask": self.loss_mask}.items():
+            if isinstance(values, array) and len(values) != wanted:
+                raise ValueError(
+                    f"TrainSample.{name}: {len(values)} values for {wanted} response tokens; give one each"
+                )
+
+    @property
+    def num_trained(self) -> int:
+        """Number of response tokens that the loss mask leaves."""
+        return self.trajectory.response_length if self.loss_mask is None else sum(self.loss_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +444,8 @@ class StepResult:
     metrics: Mapping[str, float]
     is_skipped: bool = False
     """No update was applied (refused by a guard, or without signal); the weights are bit-identical to before."""
-    logprobs: Mapping[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
-    """(group, token ids) -> the trainer's log-prob of each token, for the groups it was asked to watch."""
+    logprobs: Mapping[tuple[int, bytes], "array[float]"] = field(default_factory=dict)
+    """(group, `Trajectory.key`) -> the trainer's log-prob of each response token, for the groups it was asked to
+    watch."""
     task_metrics: tuple[Mapping[str, float], ...] = ()
     """Each task's own metrics, by the task's index."""

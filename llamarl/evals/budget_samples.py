@@ -258,7 +258,7 @@ def _add_verdict(attempt: Attempt, verdict: Sample) -> Attempt:
 def _measure_reply(problem: Prompt, number: int, reply: Reply, text: str, reading: Reading) -> Attempt:
     """Measures what needs no judge."""
     is_cut = reply.finish_reason == "length"
-    completion = replace(text_completion(text), finish_reason="length" if is_cut else "stop")
+    completion = text_completion(text, "length" if is_cut else "stop")
     return Attempt(
         problem.id,
         number,

@@ -165,7 +165,7 @@ def score_file(
         on_done(len(scored), len(rows), sum(each.score.p_factual is None for each in scored))
     lines = [row.line(each.score, detector.name) for row, each in zip(rows, scored, strict=True)]
     kept = [line for line in lines if line["score"] is not None]
-    unscored = count_reasons([each.score.problem for each in scored if each.score.p_factual is None])
+    unscored = count_reasons([each.score.kind_of_problem for each in scored if each.score.p_factual is None])
     if not kept:
         raise DataError(f"none of {len(rows)} claims has a score: {unscored}; is the detector made for this model?")
     write_jsonl(out, kept)

@@ -114,7 +114,7 @@ def score_rows(
         for each, scored in zip(part, score_claims(detector, [each.claim for each in part]), strict=True):
             score = scored.score
             if score.p_factual is None:
-                problems.append(score.problem)
+                problems.append(score.kind_of_problem)
                 continue
             values = {"label": each.label, "score": score.p_factual, "split": each.split, "method": detector.name}
             mass = {} if score.mass is None else {"mass": score.mass}

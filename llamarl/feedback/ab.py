@@ -17,6 +17,7 @@ from typing import Any
 from llamarl.feedback.ab_rows import ArmRows, Rows, read_rows
 from llamarl.feedback.ab_settings import AbPlan, AbTest
 from llamarl.feedback.ab_verdicts import judge_arm, judge_sizes
+from llamarl.feedback.readers import OnProgress
 from llamarl.functional import experiments as statistics
 from llamarl.functional.experiments import Estimate, Moments
 from llamarl.functional.statistics import clustered_rate
@@ -35,12 +36,15 @@ BEYOND = 0.025
 """One-sided, as a 95 % interval that leaves out the margin."""
 
 
-def compare_arms(settings: AbTest, now: datetime | None = None) -> dict[str, Any]:
+def compare_arms(
+    settings: AbTest, now: datetime | None = None, *, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
     """Compares arms with a control, in plain values; writes the report if one is asked for.
 
     Args:
         settings: files, arms, metrics.
         now: no row is from more than a day after it; the clock's time by default.
+        on_progress: called with the megabytes of the files that are read, and all.
 
     Raises:
         ConfigError: a setting names what is not there.
@@ -50,7 +54,7 @@ def compare_arms(settings: AbTest, now: datetime | None = None) -> dict[str, Any
 
     if settings.report is not None:
         check_page_path(settings.report)
-    result = compare_rows(read_rows(settings, now), settings)
+    result = compare_rows(read_rows(settings, now, on_progress), settings)
     if settings.report is not None:
         from llamarl.feedback.ab_report import build_report
 

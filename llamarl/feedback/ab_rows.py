@@ -24,7 +24,7 @@ from llamarl.feedback.ab_settings import FIELDS, AbTest
 from llamarl.feedback.ingestion import EARLIEST, find_logs
 from llamarl.feedback.queries import quote, text_literal
 from llamarl.feedback.queries.rows import json_path
-from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, import_pyarrow, read_chunks
+from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, OnProgress, follow_progress, import_pyarrow, read_chunks
 from llamarl.feedback.store import Connection, connect
 from llamarl.functional.experiments import CovariateMoments, Moments
 
@@ -74,12 +74,13 @@ class Rows:
     users_without_covariate: int
 
 
-def read_rows(settings: AbTest, now: datetime | None = None) -> Rows:
+def read_rows(settings: AbTest, now: datetime | None = None, on_progress: OnProgress | None = None) -> Rows:
     """Reads all files of a test.
 
     Args:
         settings: which, and what is in them.
         now: no row is from more than a day after it; the clock's time by default.
+        on_progress: called with the megabytes of the files that are read, and all.
 
     Raises:
         ConfigError: a setting names what is not there.
@@ -92,9 +93,11 @@ def read_rows(settings: AbTest, now: datetime | None = None) -> Rows:
     import_pyarrow()
     with _database(settings) as connection:
         staged = _Staging(connection, settings, (now or datetime.now(UTC)) + timedelta(days=1))
-        for path in files:
+        follow = follow_progress(files, on_progress)
+        for number, path in enumerate(files):
             for chunk in read_chunks(path):
                 staged.add(path, chunk)
+                follow(number, chunk.share)
         return _sum_up(connection, settings)
 
 

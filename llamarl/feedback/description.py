@@ -21,6 +21,8 @@ from llamarl.feedback.reactions import NEGATIVE
 from llamarl.feedback.settings import Description
 from llamarl.feedback.store import Connection, Store, connect
 from llamarl.functional.statistics import clustered_rate, fisher_interval, wilson_interval
+from llamarl.report.files import write_json
+from llamarl.report.page import write_page
 
 SIGNALS = ("love", "sentiment", "continued", "returned")
 """Candidates that every store may have; the columns that were kept come behind them."""
@@ -66,10 +68,24 @@ class Signal:
 def describe(settings: Description) -> dict[str, Any]:
     """Base rates by segment, and candidate signals compared, in plain values.
 
+    Writes `description.json`, `description.png` and `report.html` where `out` is given.
+
     Raises:
         DataError: there is no store.
     """
-    store = Store.open(settings.store)
+    result = _describe(Store.open(settings.store), settings)
+    if settings.out is not None:
+        from llamarl.feedback.description_report import build_report
+        from llamarl.report.description_plots import plot_description
+
+        settings.out.mkdir(parents=True, exist_ok=True)
+        plot_description(settings.out / "description.png", result)
+        write_page(settings.out / "report.html", build_report(result))
+        write_json(settings.out / "description.json", result)
+    return result
+
+
+def _describe(store: Store, settings: Description) -> dict[str, Any]:
     with (
         TemporaryDirectory() as spill,
         connect(threads=settings.threads or usable_cores(), memory=settings.memory, folder=Path(spill)) as connection,

@@ -7,6 +7,7 @@ columns, and spill to the disk. Last the parts are copied without what was dropp
 
 import hmac
 import json
+import math
 import os
 import secrets
 import shutil
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from llamarl.core.config import suggest
@@ -25,10 +28,21 @@ from llamarl.core.machine import try_lock, usable_cores
 from llamarl.feedback.engines import DuckEngine, QueryEngine, read_parquet
 from llamarl.feedback.queries import quote, selection
 from llamarl.feedback.queries import rows as row_queries
-from llamarl.feedback.queries.rows import FIELDS, NUMBERS, Columns
+from llamarl.feedback.queries.rows import FIELDS, KEPT, Columns
 from llamarl.feedback.queries.suspects import SELECT_ACTIVITY
 from llamarl.feedback.reactions import NAMES, name_reaction
-from llamarl.feedback.readers import BROKEN, LINE, TEXT, Chunk, find_format, import_pyarrow, read_chunks
+from llamarl.feedback.readers import (
+    BROKEN,
+    LINE,
+    MEGABYTE,
+    TEXT,
+    Chunk,
+    OnProgress,
+    find_format,
+    follow_progress,
+    import_pyarrow,
+    read_chunks,
+)
 from llamarl.feedback.settings import Ingest
 from llamarl.feedback.spark import Session, SparkEngine, map_on_workers, start_session
 from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, explain_limits, publish
@@ -41,13 +55,20 @@ FIRST_BAD_ROWS = 20
 """Rows that were not kept which `store.json` shows; the store has all."""
 
 
-def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, now: datetime | None = None) -> Store:
+def ingest(
+    settings: Ingest,
+    *,
+    environment: Mapping[str, str] | None = None,
+    now: datetime | None = None,
+    on_progress: OnProgress | None = None,
+) -> Store:
     """Reads logs into a store.
 
     Args:
         settings: what and how.
         environment: where `key_env` is looked up; this process's by default.
         now: no message is from more than a day after it; the clock's time by default.
+        on_progress: called with the megabytes of the logs that are read, and all. Spark's workers don't call it.
 
     Raises:
         ConfigError: a setting is wrong, or another process writes this store.
@@ -61,11 +82,20 @@ def ingest(settings: Ingest, *, environment: Mapping[str, str] | None = None, no
     for name in settings.reactions.values():
         if name not in NAMES:
             raise ConfigError(f"reactions: {name!r} is no reaction.{suggest(name, list(NAMES))}")
-    if clash := set(settings.keep) & set(FIELDS):
-        raise ConfigError(f"keep: {', '.join(sorted(clash))} is kept anyway; leave it out")
+    _check_kept(settings.keep)
     import_pyarrow()
     with _hold(settings.out), explain_limits(settings.out, settings.memory):
-        return _Run(settings, files, key, now or datetime.now(UTC)).run()
+        return _Run(settings, files, key, now or datetime.now(UTC)).run(on_progress)
+
+
+def _check_kept(names: Sequence[str]) -> None:
+    """Refuses names that a store's table has anyway, or would have twice: it doesn't tell capitals from others."""
+    taken = {*FIELDS, *selection.STORED_COLUMNS}
+    for name in names:
+        if name.lower() in taken:
+            raise ConfigError(f"keep: {name} is the name of a column that a store has anyway; leave it out")
+    if twice := [name for name in names if [other.lower() for other in names].count(name.lower()) > 1]:
+        raise ConfigError(f"keep: {', '.join(twice)} are one name to a store; leave all but one out")
 
 
 def find_logs(names: Sequence[str]) -> list[Path]:
@@ -121,6 +151,7 @@ class _Run:
         self._threads = settings.threads or usable_cores()
         self._staging = settings.out / STAGING
         self._unreadable: list[tuple[int, str]] = []
+        self._connections: dict[int, Connection] = {}
         self._digests = self._digest_files(key)
 
     def _digest_files(self, key: bytes) -> list[str]:
@@ -135,15 +166,15 @@ class _Run:
             digests.append(hmac.digest(key, inputs.encode(), "sha256").hex()[:16])
         return digests
 
-    def run(self) -> Store:
+    def run(self, on_progress: OnProgress | None) -> Store:
         self._prepare_staging()
         if self._settings.engine == "spark":
             with start_session(self._threads) as session:
                 self._stage(session)
-                store = self._finish(lambda: nullcontext(SparkEngine(session, self._staging / "spill")))
+                store = self._finish(lambda: nullcontext(SparkEngine(session, self._staging / "spill")), on_progress)
         else:
-            self._stage(None)
-            store = self._finish(self._open_duckdb)
+            self._stage(None, on_progress)
+            store = self._finish(self._open_duckdb, on_progress)
         shutil.rmtree(self._staging)
         return store
 
@@ -166,12 +197,23 @@ class _Run:
     def _part(self, number: int, chunk: int) -> Path:
         return self._staging / f"{self._digests[number]}-{chunk:06d}.parquet"
 
-    def _stage(self, session: Session | None) -> None:
+    @contextmanager
+    def _open_pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads to check chunks, each with a connection for all of its chunks."""
+        try:
+            with ThreadPoolExecutor(threads, "ingest") as pool:
+                yield pool
+        finally:
+            while self._connections:
+                self._connections.popitem()[1].close()
+
+    def _stage(self, session: Session | None, on_progress: OnProgress | None = None) -> None:
         """Makes a part of every chunk, some at a time; on Spark each file is one worker's."""
         numbers = range(len(self._files))
         if session is None:
-            with ThreadPoolExecutor(self._threads, "ingest") as pool:
-                problems = [self._stage_file(number, pool) for number in numbers]
+            follow = follow_progress(self._files, on_progress)
+            with self._open_pool(self._threads) as pool:
+                problems = [self._stage_file(number, pool, partial(follow, number)) for number in numbers]
         else:
             told = map_on_workers(session, self._stage_alone, len(numbers))
             if refused := next((text for text, is_final in told if is_final), None):
@@ -182,12 +224,14 @@ class _Run:
     def _stage_alone(self, number: int) -> tuple[str | None, bool]:
         """Stages a file on a worker of Spark, which wraps errors: what is wrong, and whether the ingest must end."""
         try:
-            with ThreadPoolExecutor(1, "ingest") as pool:
+            with self._open_pool(1) as pool:
                 return self._stage_file(number, pool), False
         except _MissingColumnError as error:
             return str(error), True
 
-    def _stage_file(self, number: int, pool: ThreadPoolExecutor) -> str | None:
+    def _stage_file(
+        self, number: int, pool: ThreadPoolExecutor, follow: Callable[[float], None] = lambda share: None
+    ) -> str | None:
         """Makes the parts of one file; returns why it cannot be read, if so."""
         path = self._files[number]
         running: deque[Future[None]] = deque()
@@ -197,10 +241,12 @@ class _Run:
                     self._check_columns(path, chunk)
                 part = self._part(number, chunk.index)
                 if part.exists():
+                    follow(chunk.share)
                     continue
                 if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
                     running.popleft().result()
                 running.append(pool.submit(self._stage_chunk, number, chunk, part))
+                follow(chunk.share)
             while running:
                 running.popleft().result()
         except _MissingColumnError:
@@ -217,26 +263,33 @@ class _Run:
 
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
-        with self._connect(threads=1) as connection:
+        connection = self._connect_thread()
+        connection.register("chunk", chunk.table)
+        is_talk = chunk.may_have(self._columns.column("messages"))
+        kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
+        clocks = frozenset() if is_talk else row_queries.find_clocks(self._columns, kinds)
+        raw = (
+            row_queries.select_raw_json(self._columns)
+            if chunk.is_json
+            else row_queries.select_raw_table(self._columns, kinds, clocks)
+        )
+        _name_query(connection, "raw", raw, is_kept=chunk.is_json)  # to parse JSON twice would cost more
+        turns = row_queries.select_flat(self._columns, self._settings.context_messages)
+        if is_talk:
+            replies = row_queries.select_replies(self._columns, self._settings.context_messages)
+            turns = f"WITH talks AS ({row_queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
+        _name_query(connection, "turns", turns, is_kept=is_talk)
+        connection.register("reaction_names", self._name_reactions(connection))
+        copy_rows(connection, row_queries.select_and_check(self._columns, number, clocks), part, QUICK)
+
+    def _connect_thread(self) -> Connection:
+        """The connection of this thread: to make one takes as long as to check 3,000 rows."""
+        if get_ident() not in self._connections:
+            connection = self._connections[get_ident()] = self._connect(threads=1)
             connection.execute("SET VARIABLE hash_key = $1", [self._key])
             for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
-            connection.register("chunk", chunk.table)
-            raw = (
-                row_queries.select_raw_json(self._columns)
-                if chunk.is_json
-                else row_queries.select_raw_table(self._columns, _kinds(chunk.table.schema))
-            )
-            turns = row_queries.select_flat(self._columns, self._settings.context_messages)
-            if chunk.may_have(self._columns.column("messages")):
-                connection.execute(f"CREATE TABLE raw AS {raw}")
-                replies = row_queries.select_replies(self._columns, self._settings.context_messages)
-                turns = f"WITH talks AS ({row_queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
-            else:
-                turns = f"WITH raw AS ({raw}) {turns}"  # read once, so not written down
-            connection.execute(f"CREATE TABLE turns AS {turns}")
-            connection.register("reaction_names", self._name_reactions(connection))
-            copy_rows(connection, row_queries.select_and_check(self._columns, number), part, QUICK)
+        return self._connections[get_ident()]
 
     def _name_reactions(self, connection: Connection) -> Any:
         """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
@@ -245,7 +298,7 @@ class _Run:
         spellings = [text for (text,) in found]
         names = [name_reaction(text, self._settings.reactions) for text in spellings]
         return pyarrow.table(
-            {"spelling": pyarrow.array(spellings, pyarrow.string()), "name": pyarrow.array(names, pyarrow.string())}
+            {"spelling": pyarrow.array(spellings, pyarrow.string()), "meaning": pyarrow.array(names, pyarrow.string())}
         )
 
     def _check_columns(self, path: Path, chunk: Chunk) -> None:
@@ -280,20 +333,28 @@ class _Run:
 
     # ---- parts -> store
 
-    def _finish(self, open_engine: Callable[[], AbstractContextManager[QueryEngine]]) -> Store:
+    def _finish(
+        self, open_engine: Callable[[], AbstractContextManager[QueryEngine]], on_progress: OnProgress | None
+    ) -> Store:
         """Decides what is dropped, copies the rest, and publishes it."""
+
+        def tell(note: str) -> None:
+            if on_progress is not None:
+                size = math.ceil(sum(path.stat().st_size for path in self._files) / MEGABYTE)
+                on_progress(size, size, note=note)
+
         data = self._settings.out / f"data-{secrets.token_hex(4)}"
         try:
             for folder in (data, data / "messages", data / "dropped"):
                 folder.mkdir()
             with open_engine() as engine:
-                record = self._write_data(engine, data)
+                record = self._write_data(engine, data, tell)
             return publish(self._settings.out, data, record)
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
             raise
 
-    def _write_data(self, engine: QueryEngine, data: Path) -> dict[str, Any]:
+    def _write_data(self, engine: QueryEngine, data: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         settings = self._settings
         parts = sorted(self._staging.glob("*.parquet"))
         if not parts:
@@ -301,9 +362,10 @@ class _Run:
             raise DataError("\n".join([what, *(text for _, text in self._unreadable)]))
         engine.define("parts", f"SELECT * FROM {read_parquet(self._staging / '*.parquet')}")
         engine.load("unreadable", {"file": [number for number, _ in self._unreadable]}, {"file": "int32"})
+        tell("looking for duplicates and suspicious users")
         notes = drop_rows(engine, settings)
-
-        numbers = ", ".join(quote(name) for name in (*NUMBERS, *settings.keep))
+        tell("writing the store")
+        numbers = ", ".join(f"{quote(name)} AS {quote(name.removeprefix(KEPT))}" for name in self._columns.numbers)
         engine.write_each(selection.SELECT_STORED.format(numbers=numbers), parts, data / "messages")
         engine.write(selection.SELECT_DROPPED, data / "dropped" / "rows.parquet")
         engine.write("SELECT * FROM suspicious ORDER BY user_hash, reason, detail", data / "suspicious.parquet")
@@ -379,6 +441,14 @@ def drop_rows(engine: QueryEngine, settings: Ingest) -> list[str]:
     return notes
 
 
+def _name_query(connection: Connection, name: str, select: str, *, is_kept: bool) -> None:
+    """Gives a query a name; it is answered once if its rows are kept, and anew at each use if not."""
+    if is_kept:
+        connection.execute(f"CREATE OR REPLACE TABLE kept_{name} AS {select}")
+        select = f"FROM kept_{name}"
+    connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
+
+
 class _MissingColumnError(DataError):
     """A log lacks a column; the ingest ends."""
 
@@ -398,7 +468,7 @@ def _columns_of(chunk: Chunk) -> set[str]:
 
 
 def _kinds(schema: Any) -> dict[str, str]:
-    """Kinds of a table's columns: of text, of other plain values, or nested."""
+    """Kinds of a table's columns: of text, of times, of other plain values, or nested."""
     from pyarrow import types
 
     def kind(of: Any) -> str:
@@ -406,6 +476,8 @@ def _kinds(schema: Any) -> dict[str, str]:
             return kind(of.value_type)
         if types.is_nested(of):
             return "nested"
+        if types.is_timestamp(of):
+            return "time"
         return "text" if types.is_string(of) or types.is_large_string(of) or types.is_string_view(of) else "plain"
 
     return {field.name: kind(field.type) for field in schema}

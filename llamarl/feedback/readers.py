@@ -6,12 +6,14 @@ a file. JSON lines are cut at line breaks without looking at what they hold, so 
 
 import csv
 import gzip
-import re
-from collections.abc import Iterator, Sequence
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 
@@ -30,10 +32,18 @@ LINE, BROKEN, TEXT = "__line", "__broken", "__text"
 """Columns of a chunk beside those of a file: line from 1; why a row cannot be read, or null; the JSON of a row."""
 CHUNK_BYTES = 1 << 25
 CHUNK_ROWS = 50_000
+MEGABYTE = 1_000_000
 MAX_ROW_BYTES = 1 << 23
 """A longer line is taken for a defect: a missing line break."""
 _OTHER_FORMATS = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip"}
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+
+
+class OnProgress(Protocol):
+    """A function that is told how far the reading of files is."""
+
+    def __call__(self, done: int, total: int, *, note: str = "") -> None:
+        """Takes the megabytes that are read, and all, and what else is done meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class Chunk:
     table: Any
     """A `pyarrow.Table` with `LINE`, `BROKEN`, and either `TEXT` or the columns of the file."""
     is_json: bool
+    share: float
+    """The share of the file that is read with this chunk and those before it."""
 
     def may_have(self, column: str) -> bool:
         """False if surely no row has the column; JSON is searched for its name, not parsed."""
@@ -53,7 +65,7 @@ class Chunk:
         if not (column.isascii() and column.isidentifier()):  # JSON may spell it otherwise
             return True
         data = self.table.column(TEXT).chunk(0).buffers()[2]
-        return data is not None and re.search(re.escape(f'"{column}"').encode(), data) is not None
+        return data is not None and f'"{column}"'.encode() in data.to_pybytes()
 
 
 def find_format(path: Path) -> Format:
@@ -86,15 +98,41 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+def follow_progress(files: Sequence[Path], on_progress: OnProgress | None) -> Callable[[int, float], None]:
+    """What to call with the number of a file and the share of it that is read; it tells the megabytes of all files."""
+    sizes = [path.stat().st_size for path in files]
+    total = math.ceil(sum(sizes) / MEGABYTE)
+    is_begun = False
+
+    def follow(number: int, share: float) -> None:
+        nonlocal is_begun
+        if on_progress is None:
+            return
+        if not is_begun:
+            on_progress(0, total)  # else what the first chunk holds would count as there before
+            is_begun = True
+        on_progress(math.ceil((sum(sizes[:number]) + share * sizes[number]) / MEGABYTE), total)
+
+    return follow
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+    """The bytes of a file, unpacked, and the share of it that is read."""
+    with open(path, "rb") as packed:
+        size = path.stat().st_size
+
+        def share() -> float:
+            return packed.tell() / size if size else 1.0
+
+        yield (gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed), share  # type: ignore[misc]
 
 
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
 
 
 def _read_json_lines(path: Path) -> Iterator[Chunk]:
-    with _open(path) as file:
+    with _open(path) as (file, share):
         index, first_line = 0, 1
         rest, is_skipping = file.read(4), False
         if rest.startswith(_WIDE_MARKS):
@@ -113,7 +151,7 @@ def _read_json_lines(path: Path) -> Iterator[Chunk]:
             rest = data[end:]
             if end or is_skipping:
                 table, lines = _cut_lines(memoryview(data)[:end], first_line, is_skipping)
-                yield Chunk(index, table, is_json=True)
+                yield Chunk(index, table, is_json=True, share=share())
                 index, first_line, is_skipping = index + 1, first_line + lines, False
             if not block:
                 return
@@ -163,8 +201,8 @@ def _is_utf8(data: memoryview) -> bool:
 def _read_csv(path: Path) -> Iterator[Chunk]:
     """Read by the standard library, which knows lines and goes on after a bad row."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _open(path) as (binary, share):
+        file = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
         delimiter = "\t" if ".tsv" in path.suffixes else ","
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
@@ -180,7 +218,7 @@ def _read_csv(path: Path) -> Iterator[Chunk]:
             batch = list(islice(rows, CHUNK_ROWS))
             if not batch and index:
                 return
-            yield Chunk(index, _csv_table(columns, batch), is_json=False)
+            yield Chunk(index, _csv_table(columns, batch), is_json=False, share=share())
 
 
 def _csv_rows(reader: Any, width: int) -> Iterator[tuple[int, str | None, Sequence[str]]]:
@@ -239,12 +277,13 @@ def _read_parquet(path: Path) -> Iterator[Chunk]:
     line = 1
     try:
         with parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=CHUNK_ROWS)
+            # one thread: those who check the chunks need the others
+            batches = file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
             for index, batch in enumerate(batches):
                 table = pyarrow.Table.from_batches([batch])
                 table = table.append_column(LINE, pyarrow.array(np.arange(line, line + len(batch))))
                 table = table.append_column(BROKEN, pyarrow.nulls(len(batch), pyarrow.string()))
-                yield Chunk(index, table, is_json=False)
                 line += len(batch)
+                yield Chunk(index, table, is_json=False, share=(line - 1) / file.metadata.num_rows)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: no readable Parquet ({str(error).splitlines()[0]})") from None

@@ -21,6 +21,7 @@ from llamarl.feedback.readers import import_pyarrow
 
 FUNCTIONS = (
     "epoch_us(t TIMESTAMP_NTZ) RETURNS BIGINT RETURN unix_micros(CAST(t AS TIMESTAMP))",
+    "opening(x STRING) RETURNS STRING RETURN left(x, 4000)",
     "nth(words ARRAY<STRING>, place INT) RETURNS STRING RETURN element_at(words, place)",
 )
 """Functions of the queries that Spark has under other names."""

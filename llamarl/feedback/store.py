@@ -11,6 +11,7 @@ as it was. Ids are keyed hashes; the key is nowhere in it.
 
 import hashlib
 import os
+import re
 import shutil
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -121,7 +122,8 @@ def explain_limits(out: Path, memory: str) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         raise ConfigError(f"memory={memory}: too little for the queries; allow more, such as 4GB") from None
     except (duckdb.IOException, OSError) as error:
-        text = str(error).splitlines()[0]
+        code = re.search(r'"errno":"(\d+)"', str(error))  # DuckDB may wrap the system's word in JSON
+        text = os.strerror(int(code[1])) if code else str(error).splitlines()[0]
         raise ConfigError(
             f"out={out}: cannot be written ({text}); free space, and the same command goes on, or choose another"
         ) from None

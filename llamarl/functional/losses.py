@@ -33,7 +33,7 @@ class Denominators:
     """Counts of one whole optimizer step, over all ranks, before any sample is skipped or put into a micro-batch."""
 
     tokens: int
-    """Completion tokens."""
+    """Response tokens that train."""
     samples: int
     groups: int
     """Distinct prompts of these samples."""
@@ -50,7 +50,7 @@ class Denominators:
 
     @classmethod
     def count(cls, lengths: Sequence[int], groups: Sequence[int], *, prompts: int, max_tokens: int) -> "Denominators":
-        """Counts a step from each sample's completion length and group, and the prompts of its batch."""
+        """Counts a step from each sample's tokens that train and its group, and the prompts of its batch."""
         return cls(
             tokens=sum(lengths),
             samples=len(lengths),
@@ -62,7 +62,7 @@ class Denominators:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossBatch:
-    """One micro-batch. Completions are padded right; what padding holds never matters."""
+    """One micro-batch of responses, padded right. What lies where the mask is False never matters."""
 
     logprobs: "Tensor"
     """`[N, T]` float, of the policy being trained, with gradient."""
@@ -70,9 +70,10 @@ class LossBatch:
     """`[N, T]` float, that ratios are taken to: recorded by the generator at sampling time, or, where a batch gets
     several updates, the trainer's own from before the first."""
     mask: "Tensor"
-    """`[N, T]` bool, True on sampled tokens, the end token included."""
+    """`[N, T]` bool, True on response tokens that train, the end token included; False on padding, and where a sample's
+    loss mask says so."""
     advantages: "Tensor"
-    """`[N]` float."""
+    """`[N]` float, or `[N, T]` where each token has its own."""
     weights: "Tensor"
     """`[N]` float: multiplies all loss terms of a sample, never a denominator."""
     groups: "Tensor"
@@ -106,8 +107,10 @@ class LossBatch:
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}, but mask has {shape}")
         for name, value in {"advantages": self.advantages, "weights": self.weights, "groups": self.groups}.items():
-            if tuple(value.shape) != shape[:1]:
-                raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}; want {shape[:1]}")
+            allowed = [shape[:1], shape] if name == "advantages" else [shape[:1]]
+            if tuple(value.shape) not in allowed:
+                wanted = " or ".join(map(str, allowed))
+                raise ValueError(f"LossBatch.{name} has shape {tuple(value.shape)}; want {wanted}")
 
 
 @dataclass(frozen=True, slots=True)

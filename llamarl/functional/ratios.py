@@ -68,6 +68,11 @@ def sequence_log_ratio(log_ratios: "Tensor", mask: "Tensor") -> "Tensor":
     return (log_ratios.sum(-1, keepdim=True) / lengths).expand_as(log_ratios)
 
 
+def by_token(advantages: "Tensor") -> "Tensor":
+    """Advantages as they multiply `[N, T]` tokens: `[N]` repeats along T, `[N, T]` stays."""
+    return advantages if advantages.ndim == 2 else advantages[:, None]
+
+
 def weighted_objective(
     logprobs: "Tensor", log_ratios: "Tensor", advantages: "Tensor", *, low: float = 0.0, high: float
 ) -> Objective:
@@ -79,7 +84,7 @@ def weighted_objective(
     Args:
         logprobs: `[N, T]` of the policy, with gradient.
         log_ratios: `[N, T]` from `log_ratio`.
-        advantages: `[N]`.
+        advantages: `[N]`, or `[N, T]` where each token has its own.
         low: smallest weight.
         high: largest weight: rho.
 
@@ -87,7 +92,7 @@ def weighted_objective(
         The objective; `is_low`, `is_high` mark truncated weights.
     """
     ratio = log_ratios.detach().exp()
-    values = ratio.clamp(low, high) * advantages[:, None] * logprobs
+    values = ratio.clamp(low, high) * by_token(advantages) * logprobs
     return Objective(values, ratio < low, ratio > high)
 
 
@@ -114,7 +119,7 @@ def clipped_objective(
         The objective; `is_low`, `is_high`, `is_floored` mark tokens that lost their gradient.
     """
     ratio = log_ratios.exp()
-    scores = advantages if advantages.ndim == 2 else advantages[:, None]
+    scores = by_token(advantages)
     values = (ratio * scores).minimum(ratio.clamp(1 - low, 1 + high) * scores)
     is_low, is_high = (ratio < 1 - low) & (scores < 0), (ratio > 1 + high) & (scores > 0)
     if delta is None:

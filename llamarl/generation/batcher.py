@@ -11,6 +11,7 @@ Shape legend: S slots, n active rows, V vocabulary.
 """
 
 import heapq
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Completion, FinishReason, GenerationRequest
+from llamarl.core.records import Completion, FinishReason, GenerationRequest, Trajectory, pack_ids
 from llamarl.generation.draw import draw, uniforms
 from llamarl.generation.kept import KeptRows
 from llamarl.generation.rows import Rows
@@ -77,6 +78,8 @@ class _Job:
     """A request on its way."""
 
     request: GenerationRequest
+    prompt_ids: "array[int]"
+    """Shared by its completions."""
     completions: list[Completion | None]
     next_sample: int = 0
     num_open: int = 0
@@ -152,7 +155,8 @@ class Batcher:
             self._check(request, keys)
             keys.add(request.key)
         for request in requests:
-            job = _Job(request, [None] * len(request.seeds), num_open=len(request.seeds))
+            count = len(request.seeds)
+            job = _Job(request, pack_ids(request.prompt_ids), [None] * count, num_open=count)
             self._jobs[request.key] = job
             # The arrival breaks ties: first come, first served, and jobs need no order of their own.
             heapq.heappush(self._waiting, (request.priority, self._arrivals, job))
@@ -334,7 +338,7 @@ class Batcher:
             job = row.job
             completion = job.completions[row.sample] = self._completion(index)
             if self.reuses_cache and self._is_current(row):
-                held[index] = (*completion.prompt_ids, *completion.token_ids[:-1])  # the newest was never read
+                held[index] = (*job.request.prompt_ids, *completion.token_ids[:-1])  # the newest was never read
             job.num_open -= 1
             if not job.num_open:
                 del self._jobs[job.request.key]
@@ -351,14 +355,8 @@ class Batcher:
         sampling = row.job.request.sampling
         is_stop = tokens[-1] in self._eos_ids or any(stop in text for stop in sampling.stop)
         reason: FinishReason = "stop" if is_stop else "length"
-        return Completion(
-            prompt_ids=row.job.request.prompt_ids,
-            token_ids=tuple(tokens),
-            logprobs=tuple(self._state.logprobs_of(index)),
-            versions=tuple(versions),
-            text=text,
-            finish_reason=reason,
-        )
+        logprobs = self._state.logprobs_of(index)
+        return Completion(Trajectory.sampled(row.job.prompt_ids, tokens, logprobs, versions, reason), text)
 
     def _remove(self, ended: list[int], held: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> None:
         """Closes the holes with rows from the end, and keeps what the ended rows still hold, by index, behind them."""

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from llamarl.core import metric_names as names
 from llamarl.report.metrics import column
+from llamarl.report.monitors import LoggedReading, last_readings
 from llamarl.report.names import describe
 from llamarl.report.rundir import RunFiles, read_run
 from llamarl.report.text import figure_text, format_number, format_seconds
@@ -37,6 +38,10 @@ PAGE_COLOURS = {
 """Colours of a figure -> those of the page that shows it, legible light and dark (`report.page`)."""
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+MONITOR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, INK, GREY)
+MONITORS_INCHES = 2.2
+MOST_TIMES = 64.0
+"""Changes of a monitor beyond this, or below its inverse, are drawn at the edge."""
 WAITING = "waiting"
 DPI = 150
 PANEL_STYLE = {
@@ -57,7 +62,7 @@ PANEL_STYLE = {
 
 
 def plot_run(run_dir: str | Path, path: str | Path) -> Path:
-    """Draws one page of a run: reward, staleness, mismatch, speed, completion length, and who worked when.
+    """Draws one page of a run: reward, staleness, mismatch, speed, completion length, monitors, and who worked when.
 
     Args:
         run_dir: of a finished, running or crashed run.
@@ -72,15 +77,18 @@ def plot_run(run_dir: str | Path, path: str | Path) -> Path:
     import matplotlib as mpl
 
     run = read_run(run_dir)
+    monitors = list(last_readings(run.metrics))
     with mpl.rc_context(PANEL_STYLE):
-        figure = _figure(12, 10.5)
-        grid = figure.add_gridspec(4, 2, height_ratios=(2.1, 1, 1, 1.25))
+        figure = _figure(12, 10.5 + MONITORS_INCHES * bool(monitors))
+        grid = figure.add_gridspec(4 + bool(monitors), 2, height_ratios=(2.1, 1, 1, *[1.25] * bool(monitors), 1.25))
         _reward_panel(figure.add_subplot(grid[0, :]), run)
         _staleness_panel(figure.add_subplot(grid[1, 0]), run)
         _mismatch_panel(figure.add_subplot(grid[1, 1]), run)
         _curve_panel(figure.add_subplot(grid[2, 0]), run, names.TOKENS_PER_SECOND, "Generation speed", SKY)
         _length_panel(figure.add_subplot(grid[2, 1]), run)
-        _timeline_panel(figure.add_subplot(grid[3, :]), run.spans, _last_part(run))
+        if monitors:
+            _monitors_panel(figure.add_subplot(grid[3, :]), run, monitors)
+        _timeline_panel(figure.add_subplot(grid[-1, :]), run.spans, _last_part(run))
         return _save(figure, path)
 
 
@@ -212,6 +220,7 @@ def _mismatch_panel(axes: "Axes", run: RunFiles) -> None:
         if positive:
             axes.plot(*zip(*positive, strict=True), color=colour, linewidth=1.4, label=label)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own writes powers in TeX
         is_empty = is_empty and not steps
     axes.set_title("Generator against trainer, same tokens")
     axes.set_ylabel("mismatch")
@@ -238,6 +247,31 @@ def _length_panel(axes: "Axes", run: RunFiles) -> None:
     axes.set_title("Completion length")
     axes.set_ylabel("tokens")
     _finish(axes, bool(mean[1]), "upper right", columns=2)
+
+
+def _monitors_panel(axes: "Axes", run: RunFiles, monitors: Sequence[LoggedReading]) -> None:
+    """What each monitor counts in times of the control's, on a scale of doublings; a bold point where it rings."""
+    axes.axhline(1.0, color=GREY, linewidth=1.0)
+    is_empty = True
+    for place, monitor in enumerate(monitors):
+        colour = MONITOR_COLOURS[place % len(MONITOR_COLOURS)]
+        steps, ratios = column(run.metrics, f"{monitor.prefix}ratio")
+        shown = {step: _within(ratio) for step, ratio in zip(steps, ratios, strict=True)}
+        axes.plot(list(shown), list(shown.values()), color=colour, linewidth=1.5, label=monitor.name)
+        ringing = {step for step, level in zip(*column(run.metrics, f"{monitor.prefix}level"), strict=True) if level}
+        rings = [(step, ratio) for step, ratio in shown.items() if step in ringing]
+        axes.plot([step for step, _ in rings], [ratio for _, ratio in rings], "o", color=colour, markersize=6)
+        is_empty = is_empty and not shown
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_title("Monitors, times the control's (points: it warns or stops)")
+    axes.set_ylabel("times")
+    _finish(axes, not is_empty, "upper left", columns=min(6, len(monitors)))
+
+
+def _within(ratio: float) -> float:
+    """A change as it is drawn: an extreme one, or none at all, at the edge."""
+    return min(max(ratio, 1 / MOST_TIMES), MOST_TIMES)
 
 
 def _finish(axes: "Axes", has_data: bool, legend: str = "", columns: int = 1) -> None:

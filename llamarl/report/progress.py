@@ -54,6 +54,7 @@ class LineProgress(NoProgress):
         console: where to write; standard error by default.
         seconds: least time between two lines.
         clock: monotonic seconds.
+        can_go_on: whether the same command goes on where it was stopped.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class LineProgress(NoProgress):
         console: Console | None = None,
         seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        can_go_on: bool = True,
     ) -> None:
-        self._what, self._note = what, ""
+        self._what, self._note, self._can_go_on = what, "", can_go_on
         self._console, self._seconds, self._clock = console or SafeConsole(stderr=True), seconds, clock
         self._done = self._first = self._total = self._failed = 0
         self._started = self._last = clock()
@@ -90,7 +92,7 @@ class LineProgress(NoProgress):
     ) -> None:
         if self._is_begun:  # an error in the input comes before there is any state
             self._print_state()
-        if kind in (KeyboardInterrupt, asyncio.CancelledError):
+        if self._can_go_on and kind in (KeyboardInterrupt, asyncio.CancelledError):
             self._print("stopped; the same command goes on from here")
 
     def _print_state(self) -> None:
@@ -119,9 +121,11 @@ class BarProgress(NoProgress):
     Args:
         what: the pieces of work, in the plural.
         console: where to draw; standard error by default.
+        can_go_on: whether the same command goes on where it was stopped.
     """
 
-    def __init__(self, what: str = "replies", console: Console | None = None) -> None:
+    def __init__(self, what: str = "replies", console: Console | None = None, *, can_go_on: bool = True) -> None:
+        self._can_go_on = can_go_on
         self._progress = rich_progress.Progress(
             rich_progress.TextColumn(what),
             rich_progress.BarColumn(),
@@ -159,12 +163,17 @@ class BarProgress(NoProgress):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
-        if kind in (KeyboardInterrupt, asyncio.CancelledError):
+        if self._can_go_on and kind in (KeyboardInterrupt, asyncio.CancelledError):
             self._progress.console.print("stopped; the same command goes on from here", highlight=False)
 
 
 def make_progress(
-    what: str = "replies", *, quiet: bool = False, plain: bool = False, console: Console | None = None
+    what: str = "replies",
+    *,
+    quiet: bool = False,
+    plain: bool = False,
+    console: Console | None = None,
+    can_go_on: bool = True,
 ) -> Progress:
     """The view that fits: nothing if `quiet`; a bar if the console is a terminal; else lines.
 
@@ -173,9 +182,12 @@ def make_progress(
         quiet: whether nothing is shown.
         plain: whether a terminal gets lines too.
         console: where to write; standard error by default.
+        can_go_on: whether the same command goes on where it was stopped, which a user who stops it is told.
     """
     if quiet:
         return NoProgress()
     console = console or SafeConsole(stderr=True)
     is_bar = console.is_terminal and not console.is_dumb_terminal and not plain
-    return BarProgress(what, console) if is_bar else LineProgress(what, console)
+    if is_bar:
+        return BarProgress(what, console, can_go_on=can_go_on)
+    return LineProgress(what, console, can_go_on=can_go_on)

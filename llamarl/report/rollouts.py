@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamarl.core.errors import DataError
-from llamarl.core.records import Completion, Group, Sample, Status, Verdict
+from llamarl.core.records import Group, Sample, Status, Verdict
 from llamarl.report.files import JsonlFile, Record, read_jsonl
 from llamarl.report.text import format_number, one_line, visible
 
@@ -204,15 +204,15 @@ def _group_record(step: int, version: int, group: Group, trainer_logprobs: Train
 
 
 def _sample_record(sample: Sample, version: int, trainer_logprobs: Sequence[float] | None) -> Record:
-    completion = sample.completion
+    completion, trajectory = sample.completion, sample.completion.trajectory
     return {
         "text": completion.text,
         "reward": sample.reward,
         "finish_reason": completion.finish_reason,
-        "staleness": version - completion.oldest_version if completion.versions else 0,
+        "staleness": version - trajectory.oldest_version if trajectory.versions else 0,
         "verdicts": {name: _verdict_record(verdict) for name, verdict in sample.verdicts.items()},
-        "versions": _runs(completion),
-        "token_ids": completion.token_ids,
+        "versions": trajectory.versions,
+        "token_ids": list(completion.token_ids),
         "logprobs": _round_logprobs(completion.logprobs),
         "trainer_logprobs": None if trainer_logprobs is None else _round_logprobs(trainer_logprobs),
     }
@@ -225,16 +225,6 @@ def _verdict_record(verdict: Verdict) -> Record:
 
 def _round_logprobs(logprobs: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in logprobs]
-
-
-def _runs(completion: Completion) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for version in completion.versions:
-        if runs and runs[-1][0] == version:
-            runs[-1][1] += 1
-        else:
-            runs.append([version, 1])
-    return runs
 
 
 def _read_group(record: Record, where: str) -> LoggedGroup:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import ConfigError
+from llamarl.core.records import OneTurn
 from llamarl.models.classifier import PaddedClassifier, TokenIds, live_decoder, without_padding
 from llamarl.models.decoder import why_unsupported
 from llamarl.scoring.adapters import prepare_projections
@@ -30,7 +31,7 @@ class ConversationScorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(OneTurn):
     prompt_ids: TokenIds
     token_ids: TokenIds
 

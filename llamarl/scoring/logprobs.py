@@ -3,6 +3,7 @@
 Both give the same numbers; the padded one runs any Hugging Face causal language model and is the reference in tests.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -26,7 +27,7 @@ EntropyMode = Literal["none", "value", "gradient"]
 
 
 class Scores(NamedTuple):
-    """Scores of the `S` completion tokens of some rows, row after row."""
+    """Scores of the `S` scored tokens of some rows, row after row."""
 
     logprobs: Tensor
     """`[S]` float32."""
@@ -74,11 +75,13 @@ class PackedScorer:
 
 
 class _Span(NamedTuple):
-    """Consecutive tokens of a completion that one forward pass scores."""
+    """Tokens of a row that one forward pass scores."""
 
-    read: tuple[int, ...]
-    """All tokens before the last target; the last `len(targets)` of them predict."""
-    targets: tuple[int, ...]
+    read: list[int]
+    """All tokens before the last target."""
+    predicting: list[int]
+    """Places in `read` of the tokens that predict the targets."""
+    targets: list[int]
     place: int
     """Place of the first target among those of all rows."""
 
@@ -114,14 +117,15 @@ class PaddedScorer:
     def _sides(self, rows: Sequence[TokenRow]) -> Iterator[list["_Span"]]:
         """Yields the spans to score in each forward pass."""
         spans, num_tokens = [], 0
+        # The last of so many tokens still follows a short prefix.
+        border = math.inf if self._threshold is None else self._threshold + 1
         for row in rows:
-            ids, first = row.prompt_ids + row.token_ids, len(row.prompt_ids)
-            # The last of so many tokens still follows a short prefix.
-            ends = [len(ids)] if self._threshold is None else [min(self._threshold + 1, len(ids)), len(ids)]
-            for end in ends:
-                if first < end:
-                    spans.append(_Span(ids[: end - 1], ids[first:end], num_tokens))
-                    num_tokens, first = num_tokens + end - first, end
+            ids, first = [*row.prompt_ids, *row.token_ids], len(row.prompt_ids)
+            scored = [first + place for start, stop in row.turns for place in range(start, stop)]
+            for part in ([i for i in scored if i < border], [i for i in scored if i >= border]):
+                if part:
+                    spans.append(_Span(ids[: part[-1]], [i - 1 for i in part], [ids[i] for i in part], num_tokens))
+                    num_tokens += len(part)
         for side in split_by_side([len(span.read) for span in spans], self._threshold):
             yield [spans[index] for index in side]
 
@@ -130,11 +134,11 @@ class PaddedScorer:
         device = next(self._model.parameters()).device
         ids = nn.utils.rnn.pad_sequence([torch.tensor(span.read) for span in spans], batch_first=True).to(device)
         ends = torch.tensor([len(span.read) for span in spans], device=device)
-        starts = ends - torch.tensor([len(span.targets) for span in spans], device=device)
-        places = torch.arange(ids.shape[1], device=device)
-        is_real = places < ends[:, None]
+        is_real = torch.arange(ids.shape[1], device=device) < ends[:, None]
         output = self._model(input_ids=ids, attention_mask=is_real.long(), use_cache=False, output_hidden_states=hidden)
-        predicts = is_real & (places >= starts[:, None])
+        rows = [row for row, span in enumerate(spans) for _ in span.targets]
+        places = [place for span in spans for place in span.predicting]
+        predicts = torch.tensor(rows, device=device), torch.tensor(places, device=device)
         targets = torch.tensor([token for span in spans for token in span.targets], device=device)
         scores = score_tokens(output.logits[predicts], targets, lambda x: x, self._temperature, entropy)
         if hidden:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llamarl.core.records import OneTurn
 from llamarl.models.classifier import TokenIds
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
@@ -40,7 +41,7 @@ class NextTokenScorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(OneTurn):
     prompt_ids: TokenIds
     token_ids: TokenIds
 

@@ -7,8 +7,10 @@ All linear layers run on the `[M]` tokens without padding. Only attention pads, 
 similar length. A completion's last token predicts nothing, so it is never an input; a prompt's last token predicts the
 first token of each of its completions.
 
-Shape legend: M packed tokens, S completion tokens, N completions, B rows and L width of a block,
-P width of its prompts, H query heads, K key/value heads, D head size.
+Only the tokens of a row's turns are scored; what was given between them is an input like any other.
+
+Shape legend: M packed tokens, S scored tokens, F of them the first behind a prompt, N completions, B rows and L width
+of a block, P width of its prompts, H query heads, K key/value heads, D head size.
 """
 
 from collections.abc import Sequence
@@ -25,15 +27,24 @@ from llamarl.core.errors import DataError
 
 
 class TokenRow(Protocol):
-    """A prompt and what follows it; `TrainSample` is one."""
+    """A prompt and what follows it; `core.records.Trajectory` is one."""
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens that are given, not scored."""
+    def prompt_ids(self) -> Sequence[int]:
+        """The tokens that come first, at least one; equal prompts are computed once."""
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The tokens that are scored, the end token included."""
+    def token_ids(self) -> Sequence[int]:
+        """The tokens behind the prompt."""
+
+    @property
+    def turns(self) -> Sequence[tuple[int, int]]:
+        """Stretches `(start, stop)` of `token_ids` that are scored, the last up to the end; the rest is only read."""
+
+
+def num_scored(row: TokenRow) -> int:
+    """Counts the tokens of a row that are scored."""
+    return sum(stop - start for start, stop in row.turns)
 
 
 PromptRows = tuple[tuple[int, ...], list[int]]
@@ -84,28 +95,28 @@ class Packed:
         self.num_tokens = len(layout.ids)
         """Tokens that mean something: each prompt once, each completion without its last."""
         tail = _tail(self.num_tokens)
-        self._target_tail = _tail(sum(len(row.token_ids) for row in rows))
+        self.lengths = [num_scored(row) for row in rows]
+        """Scored tokens of each row."""
+        self._target_tail = _tail(sum(self.lengths))
         self.buckets = layout.buckets(device)
-        self.lengths = [len(row.token_ids) for row in rows]
-        """Completion tokens per row."""
         self.ids = torch.tensor(layout.ids + [0] * tail, dtype=torch.int64, device=device)
         """`[M]` input tokens, the tail included."""
         self.positions = torch.tensor(layout.positions + [0] * tail, dtype=torch.int64, device=device)
         """`[M]` position of each token in its own sequence."""
         self._first = torch.tensor(
             layout.first, dtype=torch.int64, device=device
-        )  # [N] the last prompt token of each row
+        )  # [F] the last prompt token of each row whose first token is scored
         self._inner = torch.tensor(
             layout.inner, dtype=torch.int64, device=device
-        )  # [S - N] the completions' own inputs
+        )  # [S - F] inputs of the completions' own that predict
         self.targets = torch.tensor(
-            [*(row.token_ids[0] for row in rows), *layout.inner_targets, *[0] * self._target_tail],
+            [*layout.first_targets, *layout.inner_targets, *[0] * self._target_tail],
             dtype=torch.int64,
             device=device,
         )
         """`[S + tail]` the token that each of `predicting` predicts; the tail's are of no meaning."""
         self.order = torch.tensor(layout.order(), dtype=torch.int64, device=device)
-        """`[S]` where each completion token lies in `targets`, row after row in the order given."""
+        """`[S]` where each scored token lies in `targets`, row after row in the order given."""
         self._sizes = [block.num_tokens for prompts, blocks in self.buckets for block in (prompts, *blocks)] + [tail]
 
     def predicting(self, hidden: Tensor) -> Tensor:
@@ -210,7 +221,7 @@ def _prompts(rows: Sequence[TokenRow]) -> list[PromptRows]:
     """Different prompts, in order of first appearance, with the indices of their rows."""
     found: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        found.setdefault(row.prompt_ids, []).append(index)
+        found.setdefault(tuple(row.prompt_ids), []).append(index)
     return list(found.items())
 
 
@@ -221,19 +232,26 @@ class _Layout:
         self._rows = rows
         self.ids: list[int] = []
         self.positions: list[int] = []
-        self.first = [0] * len(rows)
+        self._prompt_end = [0] * len(rows)
         self.inner: list[int] = []
         self.inner_targets: list[int] = []
         self._inner_start = [0] * len(rows)
         prompts = sorted(_prompts(rows), key=lambda group: -len(group[0]))
         self._plan = [self._lay_bucket(prompts[part]) for part in _similar([len(p) for p, _ in prompts], slack=64)]
+        opening = [index for index, row in enumerate(rows) if row.turns[0][0] == 0]
+        self.first = [self._prompt_end[index] for index in opening]
+        self.first_targets = [rows[index].token_ids[0] for index in opening]
 
     def order(self) -> list[int]:
-        """Place of each completion token among [first tokens of all rows | inner tokens as laid down]."""
-        places = []
-        for index, row in enumerate(self._rows):
-            start = len(self._rows) + self._inner_start[index]
-            places += [index, *range(start, start + len(row.token_ids) - 1)]
+        """Place of each scored token among [first tokens of rows | inner tokens as laid down]."""
+        places, num_first = [], 0
+        for row, inner_start in zip(self._rows, self._inner_start, strict=True):
+            num_inner = num_scored(row)
+            if row.turns[0][0] == 0:
+                places.append(num_first)
+                num_first, num_inner = num_first + 1, num_inner - 1
+            start = len(self.first) + inner_start
+            places += range(start, start + num_inner)
         return places
 
     def buckets(self, device: torch.device | str) -> list[tuple[Block, list[Block]]]:
@@ -252,7 +270,7 @@ class _Layout:
             self._lay(prompt, 0)
             for index in members:
                 owner[index] = place
-                self.first[index] = len(self.ids) - 1
+                self._prompt_end[index] = len(self.ids) - 1
         num_tokens = {index: len(self._rows[index].token_ids) for index in owner}
         longer = sorted((index for index in owner if num_tokens[index] > 1), key=lambda index: -num_tokens[index])
         lengths = [num_tokens[index] - 1 for index in longer]
@@ -266,8 +284,10 @@ class _Layout:
     def _lay_completion(self, index: int) -> None:
         row = self._rows[index]
         self._inner_start[index] = len(self.inner)
-        self.inner.extend(range(len(self.ids), len(self.ids) + len(row.token_ids) - 1))
-        self.inner_targets.extend(row.token_ids[1:])
+        for start, stop in row.turns:
+            first = max(start, 1)  # the very first token is predicted by the prompt's last
+            self.inner.extend(range(len(self.ids) + first - 1, len(self.ids) + stop - 1))
+            self.inner_targets.extend(row.token_ids[first:stop])
         self._lay(row.token_ids[:-1], len(row.prompt_ids))
 
     def _lay(self, tokens: Sequence[int], start: int) -> None:

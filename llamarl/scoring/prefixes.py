@@ -4,14 +4,13 @@
     [system, question | claim 2, answer 2]     becomes                        [claim 2, answer 2]
 
 The packed layout computes a prompt once for all rows that continue it. So what prompts begin with alike becomes the
-prompt, and the rest of each stands before its completion, given and not scored.
+prompt, and the rest of each stands before its completion, read and not scored.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from llamarl.models.decoder import Decoder, why_unsupported
@@ -27,13 +26,11 @@ attention."""
 
 @dataclass(frozen=True, slots=True)
 class PrefixRow:
-    """A row whose prompt is the beginning that it shares with others."""
+    """A row whose prompt is the beginning that it shares with others; `token_ids` begins with the prompt's rest."""
 
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    """The rest of the prompt, then the completion."""
-    num_given: int
-    """Tokens of the former."""
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    turns: Sequence[tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -74,7 +71,8 @@ def share_prefixes(rows: Sequence[TokenRow]) -> list[PrefixRow]:
     for cluster in cluster_rows(rows):
         for index in cluster.members:
             prompt, rest = rows[index].prompt_ids, rows[index].prompt_ids[cluster.num_shared :]
-            found[index] = PrefixRow(prompt[: cluster.num_shared], (*rest, *rows[index].token_ids), len(rest))
+            turns = [(len(rest) + start, len(rest) + stop) for start, stop in rows[index].turns]
+            found[index] = PrefixRow(prompt[: cluster.num_shared], (*rest, *rows[index].token_ids), turns)
     return [found[index] for index in range(len(rows))]
 
 
@@ -92,7 +90,7 @@ class LogprobScorer:
         self._score = PaddedScorer(model) if why_unsupported(config) else PrefixScorer(model)
 
     def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
-        """`[S]` float32: the completion tokens of the rows, row after row."""
+        """`[S]` float32: the scored tokens of the rows, row after row."""
         with autocast(self._model, self._precision):
             return self._score(rows).logprobs
 
@@ -113,13 +111,10 @@ class PrefixScorer:
 
     def __call__(self, rows: Sequence[TokenRow]) -> Scores:
         """Scores the rows' completions, in order."""
-        shared = share_prefixes(rows)
-        packed = Packed(shared, self._decoder.device)
+        packed = Packed(share_prefixes(rows), self._decoder.device)
         hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
-        is_scored = [place >= row.num_given for row in shared for place in range(len(row.token_ids))]
-        chosen = packed.order[torch.tensor(is_scored, device=packed.order.device)]
-        states = packed.predicting(hidden).index_select(0, chosen)
-        return score_tokens(states, packed.targets[chosen], self._decoder.head, 1.0, "none")
+        states = packed.predicting(hidden).index_select(0, packed.order)
+        return score_tokens(states, packed.targets[packed.order], self._decoder.head, 1.0, "none")
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, at most `max_tokens` packed tokens each; every index once."""

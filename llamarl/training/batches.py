@@ -1,17 +1,18 @@
 """Training samples and their scores as the tensors that a loss reads.
 
-Shape legend: N samples, T tokens of the longest completion, S tokens of all completions.
+Shape legend: N samples, T tokens of the longest response, S tokens of all responses.
 """
 
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from llamarl.core.algorithm import Needs
 from llamarl.core.errors import DataError
-from llamarl.core.records import TrainSample
+from llamarl.core.records import Origin, TrainSample
 from llamarl.functional.logprobs import pad_rows
 from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.scoring.logprobs import Scores
@@ -28,88 +29,106 @@ def loss_batch(
 ) -> LossBatch:
     """Builds one micro-batch; `values` is `[S]`, the critic's.
 
-    Tokens that no policy sampled (version below 0) have no behaviour policy; they count as the current policy's own, at
-    ratio 1. Where samples hold old log-probs, ratios are taken to these, and tokens are weighted by old / behaviour, at
+    Responses that no policy sampled have no behaviour policy; their tokens count as the current policy's own, at ratio
+    1. Where samples hold old log-probs, ratios are taken to these, and tokens are weighted by old / behaviour, at
     most `behavior_cap`.
 
     Raises:
         DataError: a sample without reference log-probs where they are needed.
     """
-    device = scores.logprobs.device
-    lengths = torch.tensor([len(sample.token_ids) for sample in samples], device=device)
-
-    def per_sample(name: str) -> Tensor:
-        return torch.tensor([getattr(sample, name) for sample in samples], device=device)
+    own, device = scores.logprobs.detach(), scores.logprobs.device
+    lengths = torch.tensor([sample.trajectory.response_length for sample in samples], device=device)
 
     def pad(values: Tensor) -> Tensor:
         return pad_rows(values, lengths)[0]
 
+    def lay_out(numbers: Callable[[TrainSample], "array[float] | None"]) -> Tensor:
+        return pad(_join([numbers(sample) for sample in samples], lengths.tolist(), own))
+
     logprobs, mask = pad_rows(scores.logprobs, lengths)
-    reference = pad(_reference(samples, scores.logprobs)) if needs_reference else None
-    behavior, weights = _behavior(samples, scores.logprobs), None
-    if samples[0].old_logprobs:
-        old = _old_logprobs(samples, scores.logprobs)
-        weights = None if behavior_cap is None else pad(_behavior_weights(old, behavior, behavior_cap))
+    if any(sample.loss_mask is not None for sample in samples):
+        mask = mask & pad(_join_masks(samples, device))
+    if isinstance(samples[0].advantages, array):
+        # Zeros under the mask: a sequence's ratio would carry a NaN from there into the gradient of other tokens.
+        by_token = lay_out(lambda sample: sample.advantages if isinstance(sample.advantages, array) else None)
+        advantages = by_token.masked_fill(~mask, 0.0)
+    else:
+        advantages = torch.tensor([sample.advantages for sample in samples], device=device)
+    behavior, weights = lay_out(lambda sample: sample.trajectory.logprobs if _is_sampled(sample) else None), None
+    if samples[0].old_logprobs is not None:
+        old = lay_out(lambda sample: sample.old_logprobs if _is_sampled(sample) else None)
+        weights = None if behavior_cap is None else (old - behavior).clamp(max=math.log(behavior_cap)).exp()
         behavior = old
     return LossBatch(
         logprobs=logprobs,
-        behavior_logprobs=pad(behavior),
+        behavior_logprobs=behavior,
         mask=mask,
-        advantages=per_sample("advantage"),
-        weights=per_sample("weight"),
-        groups=per_sample("group"),
+        advantages=advantages,
+        weights=torch.tensor([sample.weight for sample in samples], device=device),
+        groups=torch.tensor([sample.group for sample in samples], device=device),
         denominators=denominators,
-        reference_logprobs=reference,
+        # Unknown of given responses: they count as no divergence.
+        reference_logprobs=lay_out(lambda sample: sample.reference_logprobs) if needs_reference else None,
         entropy=None if scores.entropy is None else pad(scores.entropy),
         values=None if values is None else pad(values),
-        old_values=pad(_old_values(samples, device)) if samples[0].old_values else None,
+        old_values=None if samples[0].old_values is None else lay_out(lambda sample: sample.old_values),
         token_weights=weights,
     )
 
 
-def is_current(samples: Sequence[TrainSample], mask: Tensor, version: int) -> Tensor:
+def is_current(samples: Sequence[TrainSample], version: int, device: torch.device) -> Tensor:
     """`[N, T]` bool: tokens that the weights of `version` sampled."""
-    versions = torch.tensor([value for sample in samples for value in sample.versions], device=mask.device)
-    return torch.zeros_like(mask).masked_scatter(mask, versions == version)
+    lengths, flags = [sample.trajectory.response_length for sample in samples], bytearray()
+    for sample, length in zip(samples, lengths, strict=True):
+        runs = sample.trajectory.versions or ((version + 1, length),)  # of a given response: never current
+        for sampled_at, count in runs:
+            flags += bytes([sampled_at == version]) * count
+    return pad_rows(torch.frombuffer(flags, dtype=torch.bool).to(device), lengths)[0]
 
 
-def check_references(samples: Sequence[TrainSample], needs: Needs) -> None:
-    """Raises `DataError` if the algorithm needs reference log-probs and a sampled completion has none."""
+def check_samples(samples: Sequence[TrainSample], needs: Needs) -> None:
+    """Looks at a task's batch.
+
+    Raises:
+        DataError: some samples have one advantage and others one per token, or the algorithm needs reference log-probs
+            and a sampled completion has none.
+    """
+    kinds = {isinstance(sample.advantages, array): sample.group for sample in samples}
+    if len(kinds) > 1:
+        raise DataError(
+            f"group {kinds[True]} has advantages per token and group {kinds[False]} one per sample; `assign` must give "
+            "all samples of a batch the one or the other"
+        )
     for sample in samples if needs.reference else ():
-        is_given = max(sample.versions) < 0 and not sample.reference_logprobs
-        if len(sample.reference_logprobs) != len(sample.token_ids) and not is_given:
+        known, wanted = sample.reference_logprobs, sample.trajectory.response_length
+        if known is None and sample.trajectory.origin is Origin.GIVEN:
+            continue
+        if known is None or len(known) != wanted:
             raise DataError(
-                f"group {sample.group}: a sample has {len(sample.reference_logprobs)} reference log-probs for "
-                f"{len(sample.token_ids)} tokens, but its algorithm needs one per token; fill "
-                "Sample.reference_logprobs (training.reference.ReferenceExecutor scores them) before `assign`"
+                f"group {sample.group}: a sample has {len(known or ())} reference log-probs for {wanted} tokens, but "
+                "its algorithm needs one per token; fill Sample.reference_logprobs "
+                "(training.reference.ReferenceExecutor scores them) before `assign`"
             )
 
 
-def _behavior(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:
-    known = torch.tensor([value for sample in samples for value in sample.logprobs], device=logprobs.device)
-    # Nobody sampled a given token: the policy itself stands in, detached, for a ratio of 1 that still has a gradient.
-    given = [version < 0 for sample in samples for version in sample.versions]
-    return torch.where(torch.tensor(given, device=known.device), logprobs.detach(), known) if any(given) else known
+def _is_sampled(sample: TrainSample) -> bool:
+    return sample.trajectory.origin is Origin.POLICY
 
 
-def _old_logprobs(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:
-    """`[S]`; tokens that no policy sampled stay at ratio 1, in every update."""
-    old = torch.tensor([value for sample in samples for value in sample.old_logprobs], device=logprobs.device)
-    given = torch.tensor([version < 0 for s in samples for version in s.versions], device=logprobs.device)
-    return torch.where(given, logprobs.detach(), old)
+def _join(numbers: Sequence["array[float] | None"], lengths: Sequence[int], own: Tensor) -> Tensor:
+    """`[S]`; where a sample's are unknown, the policy's own log-probs `own [S]` stand in: then nothing has changed."""
+    known = array("f")
+    for values, length in zip(numbers, lengths, strict=True):
+        known.extend(array("f", bytes(4 * length)) if values is None else values)
+    joined, place = torch.frombuffer(known, dtype=torch.float32).to(own.device), 0
+    for values, length in zip(numbers, lengths, strict=True):
+        if values is None:
+            joined[place : place + length] = own[place : place + length]
+        place += length
+    return joined
 
 
-def _behavior_weights(old: Tensor, behavior: Tensor, cap: float) -> Tensor:
-    """`[S]` probability before the first update / probability at sampling, cut at `cap`."""
-    return (old - behavior).clamp(max=math.log(cap)).exp()
-
-
-def _old_values(samples: Sequence[TrainSample], device: torch.device) -> Tensor:
-    return torch.tensor([value for sample in samples for value in sample.old_values], device=device)
-
-
-def _reference(samples: Sequence[TrainSample], logprobs: Tensor) -> Tensor:
-    """`[S]`; a given response whose reference log-probs are unknown counts as no divergence."""
-    values = [v for s in samples for v in s.reference_logprobs or (math.nan,) * len(s.token_ids)]
-    known = torch.tensor(values, device=logprobs.device)
-    return torch.where(known.isnan(), logprobs.detach(), known)
+def _join_masks(samples: Sequence[TrainSample], device: torch.device) -> Tensor:
+    """`[S]` bool: tokens that the samples' loss masks leave."""
+    masks = (s.loss_mask or array("b", bytes([1]) * s.trajectory.response_length) for s in samples)
+    return torch.frombuffer(bytearray().join(masks), dtype=torch.bool).to(device)

@@ -1,6 +1,7 @@
 """Sums that losses leave behind until the optimizer's update, and the pool of a step's updates."""
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -56,14 +57,15 @@ class Gathered:
     seconds: float = 0.0
     watched: frozenset[int] = frozenset()
     """Groups whose log-probs are kept."""
-    logprobs: dict[tuple[int, tuple[int, ...]], tuple[float, ...]] = field(default_factory=dict)
-    """(group, token ids) -> log-prob of each token, of the watched groups."""
+    logprobs: "dict[tuple[int, bytes], array[float]]" = field(default_factory=dict)
+    """(group, `Trajectory.key`) -> log-prob of each response token, of the watched groups."""
 
     def watch(self, samples: Sequence[TrainSample], logprobs: Tensor) -> None:
         """Keeps the log-probs `[N, T]` of samples of watched groups."""
         for sample, row in zip(samples, logprobs, strict=True):
             if sample.group in self.watched:
-                self.logprobs[sample.group, sample.token_ids] = tuple(row[: len(sample.token_ids)].tolist())
+                known = row[: sample.trajectory.response_length].tolist()
+                self.logprobs[sample.group, sample.trajectory.key] = array("f", known)
 
     @property
     def has_gradient(self) -> bool:

@@ -87,7 +87,7 @@ class LargestActivations:
     @contextmanager
     def measure(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
         """Counts the tensors saved for a backward pass inside the block, each storage once and weights not at all."""
-        num_tokens = sum(len(sample.token_ids) for sample in samples)
+        num_tokens = sum(len(sample.trajectory.token_ids) for sample in samples)
         if num_tokens <= self._num_tokens or not torch.is_grad_enabled():
             yield
             return

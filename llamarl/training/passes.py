@@ -8,6 +8,7 @@ generator's numerics. So each token's objective is weighted by old / behaviour, 
 policy optimization", Hilton, Cobbe and Schulman 2022, arXiv 2110.00641, calls this the decoupled objective.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,9 +43,10 @@ def remember(samples: Sequence[TrainSample], logprobs: Tensor, values: Tensor | 
         logprobs: `[N, T]` of the policy, padded right.
         values: `[N, T]` of the critic; None where there is none.
     """
-    rows = logprobs.tolist()
-    value_rows: list[list[float]] = [[]] * len(samples) if values is None else values.tolist()
-    return [
-        replace(sample, old_logprobs=tuple(row[: len(sample.token_ids)]), old_values=tuple(v[: len(sample.token_ids)]))
-        for sample, row, v in zip(samples, rows, value_rows, strict=True)
-    ]
+    found = []
+    for place, sample in enumerate(samples):
+        length = sample.trajectory.response_length
+        old_values = None if values is None else array("f", values[place, :length].tolist())
+        old_logprobs = array("f", logprobs[place, :length].tolist())
+        found.append(replace(sample, old_logprobs=old_logprobs, old_values=old_values))
+    return found

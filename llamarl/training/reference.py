@@ -1,16 +1,17 @@
 """The frozen reference policy as a pipeline stage: it scores what others sampled."""
 
+from array import array
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from llamarl.core.protocols import AllCores, Cores, Executor
+from llamarl.core.records import Trajectory
 from llamarl.core.sampling import Sampling
 from llamarl.scoring.logprobs import autocast, build_scorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.memory import micro_batch_tokens
-from llamarl.training.sft_rows import SFTRow
 
 
 class ReferenceExecutor(Executor):
@@ -39,17 +40,16 @@ class ReferenceExecutor(Executor):
         self._score = build_scorer(self._model, self._sampling.temperature)
 
     @torch.no_grad()  # the reference is never trained, so its activations need not be kept
-    def logprobs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
-        """Computes the log-prob of each completion token of each row (prompt ids, token ids), in order.
+    def logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
+        """Computes the log-prob of each response token of each trajectory, in order.
 
         Raises:
-            DataError: a row without prompt or completion tokens.
+            DataError: a trajectory without prompt or response tokens.
         """
-        scored = [SFTRow(tuple(prompt), tuple(tokens)) for prompt, tokens in rows]
-        found: dict[int, tuple[float, ...]] = {}
-        for part in self._score.split(scored, micro_batch_tokens(self._model, self._config)):
+        found: dict[int, array[float]] = {}
+        for part in self._score.split(rows, micro_batch_tokens(self._model, self._config)):
             with self._cores.using("reference"), autocast(self._model, self._config.precision):
-                logprobs = self._score([scored[index] for index in part]).logprobs
-            sizes = [len(scored[index].token_ids) for index in part]
-            found |= {i: tuple(row.tolist()) for i, row in zip(part, torch.split(logprobs, sizes), strict=True)}
+                logprobs = self._score([rows[index] for index in part]).logprobs
+            sizes = [rows[index].response_length for index in part]
+            found |= {i: array("f", row.tolist()) for i, row in zip(part, torch.split(logprobs, sizes), strict=True)}
         return [found[index] for index in range(len(rows))]

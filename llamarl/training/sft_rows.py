@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Message
+from llamarl.core.records import Message, OneTurn
 from llamarl.data.prompts import raw_rows
 from llamarl.data.rows import RowError, read_tools, read_turns
 from llamarl.models.template_check import THINKING_TAGS
@@ -22,7 +22,7 @@ Chat = tuple[list[Message], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class SFTRow:
+class SFTRow(OneTurn):
     """A prompt and the completion to learn, the end token included. The loss is on `token_ids` only."""
 
     prompt_ids: tuple[int, ...]

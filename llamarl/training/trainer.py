@@ -17,6 +17,7 @@ moments and counters are the whole state.
 import logging
 import math
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from llamarl.models.probe import probe_rows
 from llamarl.scoring.logprobs import EntropyMode, autocast, build_scorer
 from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
-from llamarl.training.batches import check_references, is_current, loss_batch
+from llamarl.training.batches import check_samples, is_current, loss_batch
 from llamarl.training.config import TrainerConfig
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool
 from llamarl.training.guards import GradientGuard, Health
@@ -171,14 +172,15 @@ class PolicyTrainer:
         Raises:
             ConfigError: not one assignment and weight of each task, or out of memory with the smallest micro-batches
                 tried; names the settings to change.
-            DataError: an algorithm needs reference log-probs, and a sample has none.
+            DataError: an algorithm needs reference log-probs, and a sample has none; or the samples of a task disagree
+                on whether each token has its own advantage.
         """
         started = time.perf_counter()
         parts = [assignments] if isinstance(assignments, Assignment) else list(assignments)
         self._check_tasks(len(parts), weights)
         shares = weights or _shares(parts)
         for part, needs in zip(parts, self._needs, strict=True):
-            check_references(part.samples, needs)
+            check_samples(part.samples, needs)
         for task, (part, weight) in enumerate(zip(parts, shares, strict=True)):
             if weight != 0.0:
                 self._add(task, part, weight)
@@ -312,8 +314,9 @@ class PolicyTrainer:
 
     def _split(self, task: int, samples: Sequence[TrainSample]) -> list[list[int]]:
         if self._needs[task].groups_together:
-            return split_groups(samples, [sample.group for sample in samples], self._micro_batch_tokens)
-        return self._score.split(samples, self._micro_batch_tokens)
+            groups = [sample.group for sample in samples]
+            return split_groups([sample.trajectory for sample in samples], groups, self._micro_batch_tokens)
+        return self._score.split([sample.trajectory for sample in samples], self._micro_batch_tokens)
 
     def _halve_micro_batches(self, error: torch.OutOfMemoryError) -> None:
         tokens = self._micro_batch_tokens
@@ -332,7 +335,7 @@ class PolicyTrainer:
         """Splits a step into minibatches, and notes what the policy says of all of them before the first update."""
         started = time.perf_counter()
         for part, needs in zip(parts, self._needs, strict=True):
-            check_references(part.samples, needs)
+            check_samples(part.samples, needs)
         split = [split_assignment(part, self.config.minibatches) for part in parts]
         for task, (of_task, weight) in enumerate(zip(split, weights, strict=True)):
             if weight != 0.0:
@@ -357,14 +360,16 @@ class PolicyTrainer:
         return replace(assignment, samples=tuple(samples))
 
     def _choose(self, task: int, samples: Sequence[TrainSample]) -> list[TrainSample]:
-        """The samples with a gradient."""
-        return [sample for sample in samples if sample.advantage != 0.0 or self._needs[task].zero_advantages]
+        """The samples with a gradient: none where the loss masks leave no token at all."""
+        if not any(sample.num_trained for sample in samples):
+            return []
+        return [sample for sample in samples if _has_advantage(sample) or self._needs[task].zero_advantages]
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
         with autocast(self.model, self.config.precision), self._most_activations.measure(self.model, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
-            scores = self._score(samples, entropy, hidden=needs.values)
+            scores = self._score([sample.trajectory for sample in samples], entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
         cap = None if needs.ignores_behavior_logprobs else self.config.behavior_cap
         return loss_batch(samples, scores, counts, needs_reference=needs.reference, values=values, behavior_cap=cap)
@@ -374,7 +379,7 @@ class PolicyTrainer:
         batch = self._build_batch(task, samples, counts)
         output = self._losses[task](batch)
         pending.parts.append(output.metrics)
-        if not samples[0].old_logprobs:  # or else it was done before the first update
+        if samples[0].old_logprobs is None:  # or else it was done before the first update
             self._compare(pending, samples, batch)
             self._pending.watch(samples, batch.logprobs)
         loss = float(output.loss.detach())
@@ -389,7 +394,7 @@ class PolicyTrainer:
 
     def _compare(self, pending: TaskGathered, samples: Sequence[TrainSample], batch: LossBatch) -> None:
         """Trainer against generator on tokens of the current version, where both hold the same weights."""
-        compared = is_current(samples, batch.mask, self.version)
+        compared = is_current(samples, self.version, batch.mask.device)
         if compared.any():
             found = mismatch(batch.logprobs, batch.behavior_logprobs, compared)
             pending.parts.append({"train/mismatch_kl": (found.kl_sum, found.tokens)})
@@ -446,8 +451,13 @@ def _shares(assignments: Sequence[Assignment]) -> list[float]:
     return [a.num_prompts / total if total else 1.0 for a in assignments]
 
 
+def _has_advantage(sample: TrainSample) -> bool:
+    advantages = sample.advantages
+    return any(advantages) if isinstance(advantages, array) else advantages != 0.0
+
+
 def _count(assignment: Assignment, max_tokens: int) -> Denominators:
-    lengths = [len(sample.token_ids) for sample in assignment.samples]
+    lengths = [sample.num_trained for sample in assignment.samples]
     groups = [sample.group for sample in assignment.samples]
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 

@@ -51,11 +51,11 @@ def test_lone_samples_teach_what_the_algorithm_declares(name):
     config = TypeAdapter(AlgorithmConfig).validate_python({"type": name})
     credit = config.credit()
     groups = [group_of((reward, True), index=i) for i, reward in enumerate((0.0, 1.0, 3.0))]
-    advantages = {sample.group: sample.advantage for sample in credit.assign(groups).samples}
+    advantages = {sample.group: sample.advantages for sample in credit.assign(groups).samples}
     depends_on_reward = len(set(advantages.values())) > 1 or 0 < len(advantages) < 3
     assert depends_on_reward == (config.needs.comparison != "group")
     if config.needs.comparison == "batch":
-        assert not any(sample.advantage for sample in credit.assign(groups[1:2]).samples)
+        assert not any(sample.advantages for sample in credit.assign(groups[1:2]).samples)
 
 
 def test_the_paper_s_numbers():

@@ -21,7 +21,7 @@ from llamarl.algorithms import (
     ReinforcePPConfig,
     RLOOConfig,
 )
-from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample
+from llamarl.core.records import Assignment, Completion, Group, Prompt, Sample, Trajectory
 
 ALL = [AIPOConfig, CISPOConfig, DAPOConfig, DrGRPOConfig, GRPOConfig, GSPOConfig, ReinforcePPConfig, RLOOConfig]
 
@@ -31,13 +31,18 @@ def group_of(rewards, index=0, lengths=None):
     samples = []
     for i, (reward, length) in enumerate(zip(rewards, lengths, strict=True)):
         tokens = tuple(range(10 * i, 10 * i + length))
-        completion = Completion((1, 2, index), tokens, (-0.5 * (i + 1),) * length, (3,) * length, "text", "stop")
-        samples.append(Sample(completion, {}, reward))
+        trajectory = Trajectory.sampled((1, 2, index), tokens, (-0.5 * (i + 1),) * length, (3,) * length)
+        samples.append(Sample(Completion(trajectory, "text"), {}, reward))
     return Group(Prompt(f"p{index}", ()), tuple(samples), index=index)
 
 
+def cut_off(sample):
+    trajectory = replace(sample.completion.trajectory, finish_reason="length")
+    return replace(sample, completion=replace(sample.completion, trajectory=trajectory))
+
+
 def advantages(config, *groups):
-    return [sample.advantage for sample in config.credit().assign(groups).samples]
+    return [sample.advantages for sample in config.credit().assign(groups).samples]
 
 
 # golden
@@ -73,10 +78,7 @@ def test_grpo_family_divides_by_what_it_is_told():
 
 def truncated(group, *places):
     """The group with some of its completions cut by the token limit."""
-    samples = [
-        replace(s, completion=replace(s.completion, finish_reason="length")) if i in places else s
-        for i, s in enumerate(group.samples)
-    ]
+    samples = [cut_off(s) if i in places else s for i, s in enumerate(group.samples)]
     return replace(group, samples=tuple(samples))
 
 
@@ -108,9 +110,11 @@ def test_the_best_is_never_a_truncated_one():
             for g in groups
         ]
         free = config(**settings).credit().assign(known)
-        assert [sample.token_ids[0] for sample in free.samples] == [0, 0]
+        assert [sample.trajectory.token_ids[0] for sample in free.samples] == [0, 0]
         kept = config(**settings, mask_truncated=True).credit().assign(known)
-        assert [(sample.group, sample.token_ids[0]) for sample in kept.samples] == [(0, 20)] and kept.num_prompts == 2
+        assert [(sample.group, sample.trajectory.token_ids[0]) for sample in kept.samples] == [
+            (0, 20)
+        ] and kept.num_prompts == 2
 
 
 def test_no_pair_holds_a_truncated_one():
@@ -118,7 +122,10 @@ def test_no_pair_holds_a_truncated_one():
     groups[0] = replace(groups[0], samples=tuple(numbered(groups[0].samples)))
     for config in (OnlineDPOConfig, CODPOConfig):
         kept = config(mask_truncated=True).credit().assign(groups)
-        assert [(s.group, s.token_ids[0], s.advantage) for s in kept.samples] == [(0, 20, 1.0), (0, 10, -1.0)]
+        assert [(s.group, s.trajectory.token_ids[0], s.advantages) for s in kept.samples] == [
+            (0, 20, 1.0),
+            (0, 10, -1.0),
+        ]
         assert kept.num_prompts == 2 and kept.metrics["masked_frac"] == pytest.approx(2 / 5)
 
 
@@ -156,16 +163,14 @@ def test_samples_carry_the_completions_numbers_and_nothing_else():
     assert [sample.group for sample in result] == [7, 7, 9, 9]
     assert assignment.num_prompts == 2 and assignment.metrics == {}
     for sample, source in zip(result, [s for group in groups for s in group.samples], strict=True):
-        completion = source.completion
-        assert (sample.prompt_ids, sample.token_ids) == (completion.prompt_ids, completion.token_ids)
-        assert (sample.logprobs, sample.versions) == (completion.logprobs, completion.versions)
-        assert sample.weight == 1.0 and sample.reference_logprobs == ()
+        assert sample.trajectory is source.completion.trajectory
+        assert sample.weight == 1.0 and sample.reference_logprobs is None
 
 
 def test_reference_log_probs_travel_with_their_sample():
     group = group_of([1, 0])
     known = replace(group, samples=(replace(group.samples[0], reference_logprobs=(-0.25, -4.0)), group.samples[1]))
-    assert [s.reference_logprobs for s in GRPOConfig().credit().assign([known]).samples] == [(-0.25, -4.0), ()]
+    assert [s.reference_logprobs for s in GRPOConfig().credit().assign([known]).samples] == [(-0.25, -4.0), None]
 
 
 # invariance
@@ -179,7 +184,7 @@ def test_unscored_samples_leave_every_mean(config):
         .credit()
         .assign([group_of([1, None, 0, 3, math.nan]), group_of([None, None], index=5), group_of([2, 5], index=1)])
     )
-    assert [s.advantage for s in with_gaps.samples] == [s.advantage for s in scored.samples]
+    assert [s.advantages for s in with_gaps.samples] == [s.advantages for s in scored.samples]
     assert len(with_gaps.samples) == 5
     assert with_gaps.num_prompts == scored.num_prompts == 2  # a prompt that could not be judged is no prompt
 

@@ -21,7 +21,7 @@ JUDGED = st.tuples(st.floats(-5.0, 5.0), st.booleans())
 def pair_of(config, *judged):
     """Places of the better and the worse sample, or None."""
     samples = config.credit().assign([group_of(*judged)]).samples
-    assert [s.advantage for s in samples] == ([1.0, -1.0] if samples else [])
+    assert [s.advantages for s in samples] == ([1.0, -1.0] if samples else [])
     return tuple(places(samples)) or None
 
 

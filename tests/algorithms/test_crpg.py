@@ -19,7 +19,7 @@ JUDGED = st.tuples(st.floats(-5.0, 5.0), st.booleans(), st.floats(-4.0, 14.0))
 
 
 def advantages(config, *groups):
-    return [sample.advantage for sample in config.credit().assign(groups).samples]
+    return [sample.advantages for sample in config.credit().assign(groups).samples]
 
 
 def batch_of(advantages, lengths=(2, 1), samples=None):
@@ -49,7 +49,7 @@ def test_two_prompts_by_hand():
     expected = [0.375, 0.0, 0.0, 1.5 * SIGMOID_2]
     mean = sum(expected) / 4
     assignment = CRPGConfig().credit().assign(groups)
-    assert [s.advantage for s in assignment.samples] == pytest.approx([r - mean for r in expected])
+    assert [s.advantages for s in assignment.samples] == pytest.approx([r - mean for r in expected])
     assert assignment.num_prompts == 2
     assert assignment.metrics == pytest.approx(
         {
@@ -124,7 +124,7 @@ def test_a_violating_sample_earns_nothing_whatever_its_reward_and_kl(judged):  #
     for (_, is_satisfied, _), reward, sample in zip(judged, rewards, found, strict=True):
         assert reward >= 0.0
         if not is_satisfied:
-            assert reward == 0.0 and sample.advantage <= 0.0
+            assert reward == 0.0 and sample.advantages <= 0.0
 
 
 def test_all_negative_rewards_keep_the_order():  # cgpo P1
@@ -141,7 +141,7 @@ def test_weights_sum_to_zero_over_the_batch(first, second):  # cgpo P3
 def test_all_violated_or_all_equal_give_exact_zeros_and_are_logged():  # cgpo P3
     violated = group_of((3.0, False), (-1.0, False)), group_of((0.0, False), index=1)
     assignment = CRPGConfig().credit().assign(violated)
-    assert [s.advantage for s in assignment.samples] == [0.0] * 3
+    assert [s.advantages for s in assignment.samples] == [0.0] * 3
     assert (assignment.metrics["violation_rate"], assignment.metrics["kept_frac"]) == (1.0, 0.0)
     assert advantages(CRPGConfig(), group_of(*[(0.3, True, 1.7)] * 3), group_of((0.3, True, 1.7), index=1)) == [0.0] * 4
 
@@ -150,7 +150,7 @@ def test_samples_that_could_not_be_judged_leave_every_mean():
     judged = [(1.0, True), (0.5, False)]
     gaps = group_of(*judged, (None, None), (float("nan"), True)), group_of((None, None), index=1)
     assignment = CRPGConfig().credit().assign(gaps)
-    assert [s.advantage for s in assignment.samples] == advantages(CRPGConfig(), group_of(*judged))
+    assert [s.advantages for s in assignment.samples] == advantages(CRPGConfig(), group_of(*judged))
     assert assignment.num_prompts == 1 and assignment.metrics["unjudged_frac"] == 3 / 5
     assert CRPGConfig().credit().assign([group_of((None, None))]).samples == ()
 

@@ -45,7 +45,7 @@ def test_truth_table(judged, baseline, place, weight):  # cgpo P6
         assert assignment.samples == () and assignment.metrics["skipped_prompts"] == 1.0
     else:
         assert places(assignment.samples) == [place]
-        assert assignment.samples[0].advantage == pytest.approx(weight)
+        assert assignment.samples[0].advantages == pytest.approx(weight)
     assert assignment.num_prompts == 1
     assert assignment.metrics["fallback_frac"] == float(place == 90)
 
@@ -54,7 +54,7 @@ def test_truth_table(judged, baseline, place, weight):  # cgpo P6
 def test_the_baseline_weighs_what_its_reward_says(reward, weight):
     baseline = sample_of((0.25 if reward == "as_is" else 0.0, True), 90)
     (sample,) = assigned(group_of((1.0, False), baseline=baseline), reward=reward).samples
-    assert sample.advantage == pytest.approx(weight)
+    assert sample.advantages == pytest.approx(weight)
 
 
 def test_metrics_by_hand():
@@ -82,7 +82,7 @@ def test_raft_takes_the_best_of_each_prompt():  # equation 16: no filter, no wei
     assignment = (
         RAFTConfig().credit().assign([group_of((1.0, False), (3.0, False, 99.0)), group_of((-2.0, True), index=1)])
     )
-    assert places(assignment.samples) == [1, 0] and [s.advantage for s in assignment.samples] == [1.0, 1.0]
+    assert places(assignment.samples) == [1, 0] and [s.advantages for s in assignment.samples] == [1.0, 1.0]
     assert (assignment.num_prompts, assignment.metrics) == (2, {"best_reward/mean": 0.5})
 
 
@@ -115,7 +115,7 @@ def test_the_gradient_of_two_prompts_by_hand():  # cgpo P6: one prompt trains, t
         logprobs=leaf,
         behavior_logprobs=leaf.detach(),
         mask=torch.ones(1, 2, dtype=torch.bool),
-        advantages=torch.tensor([s.advantage for s in assignment.samples]),
+        advantages=torch.tensor([s.advantages for s in assignment.samples]),
         weights=torch.ones(1),
         groups=torch.tensor([0]),
         denominators=Denominators.count([2], [0], prompts=assignment.num_prompts, max_tokens=2),
@@ -132,7 +132,7 @@ def test_what_trains_keeps_to_all_bounds(judged):  # cgpo P1, P6
     for sample in assigned(group_of(*judged), kl_max=5.0).samples:
         _, is_satisfied, kl = judged[places([sample])[0]]
         assert is_satisfied and kl <= 5.0 + 1e-9
-        assert 0.0 < sample.advantage < 1.0
+        assert 0.0 < sample.advantages < 1.0
 
 
 def test_samples_that_could_not_be_judged_never_train():

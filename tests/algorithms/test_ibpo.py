@@ -8,7 +8,7 @@ import torch
 from llamarl.algorithms.ibpo import IBPOConfig
 from llamarl.algorithms.running_values import RunningValues
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Completion, Group, Prompt, Sample
+from llamarl.core.records import Completion, Group, Prompt, Sample, Trajectory
 from llamarl.functional.losses import Denominators, LossBatch
 
 SHORT, LONG, BROKEN = "5", "<think>12</think>5", "?"
@@ -24,7 +24,7 @@ def ibpo(**settings):
 
 def sample(text, reward, satisfied=True):
     ids = tuple(range(len(text)))
-    return Sample(Completion((1,), ids, (-0.5,) * len(ids), (0,) * len(ids), text, "stop"), {}, reward, None, satisfied)
+    return Sample(Completion(Trajectory.given((1,), ids), text), {}, reward, None, satisfied)
 
 
 def batch(*prompts, epoch=0, budgets=None):
@@ -38,7 +38,7 @@ def batch(*prompts, epoch=0, budgets=None):
 
 def is_long(found):
     """By group index."""
-    return {s.group: len(s.token_ids) > 1 for s in found.samples}
+    return {s.group: s.trajectory.response_length > 1 for s in found.samples}
 
 
 EASY = [(SHORT, 1.0), (LONG, 1.0)]
@@ -50,7 +50,7 @@ HARD = [(SHORT, 0.0), (LONG, 1.0)]
 
 def test_hard_prompts_learn_the_long_answer_and_easy_ones_the_short():
     found = ibpo(q_plus=0.5).assign(batch(EASY, HARD, HARD))
-    assert [(s.group, len(s.token_ids), s.advantage, s.weight) for s in found.samples] == [
+    assert [(s.group, s.trajectory.response_length, s.advantages, s.weight) for s in found.samples] == [
         (10, len(SHORT), 1.0, 1.0),
         (11, len(LONG), 1.0, 1.0),
     ]
@@ -195,14 +195,15 @@ def test_nothing_trains(prompts):
 
 def test_unscored_and_unsatisfied_samples_are_never_accepted():
     found = ibpo(q_plus=1.0).assign(batch([(SHORT, None), (LONG, 1.0, False), (SHORT, 0.99), (SHORT, 1.0)]))
-    assert [s.token_ids for s in found.samples] == [(0,)] and found.num_prompts == 1
+    assert [s.trajectory.token_ids.tolist() for s in found.samples] == [[0]] and found.num_prompts == 1
     assert ibpo(correct_from=0.5).assign(batch([(SHORT, 0.6)])).samples
 
 
 def test_a_truncated_response_is_never_right_where_they_are_masked():
     cut = batch([(SHORT, 1.0), (LONG, 1.0)], HARD)
     first = cut[0].samples[0]
-    first = replace(first, completion=replace(first.completion, finish_reason="length"))
+    trajectory = replace(first.completion.trajectory, finish_reason="length")
+    first = replace(first, completion=replace(first.completion, trajectory=trajectory))
     cut[0] = replace(cut[0], samples=(first, *cut[0].samples[1:]))
     assert is_long(ibpo(q_plus=1.0).assign(cut)) == {10: False, 11: True}
     found = ibpo(q_plus=1.0, mask_truncated=True).assign(cut)
@@ -266,7 +267,7 @@ def test_a_step_that_trains_as_meant_warns_of_nothing(caplog):
 def test_without_a_cap_and_with_one_right_sample_each_it_is_rejection_sampling():  # P6
     prompts = [HARD, [(SHORT, 1.0), (LONG, 0.0)], [(SHORT, 0.0), (LONG, 0.0)]]
     found = ibpo(q_plus=1.0).assign(batch(*prompts))
-    assert [(s.group, len(s.token_ids)) for s in found.samples] == [(10, len(LONG)), (11, len(SHORT))]
+    assert [(s.group, s.trajectory.response_length) for s in found.samples] == [(10, len(LONG)), (11, len(SHORT))]
 
 
 # rejects

@@ -24,7 +24,7 @@ from llamarl.algorithms import (
     ReinforcePPConfig,
     RLOOConfig,
 )
-from llamarl.core.records import Completion, Group, Prompt, Sample
+from llamarl.core.records import Completion, Group, Prompt, Sample, Trajectory
 from llamarl.functional.losses import Denominators, LossBatch
 
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def rollout(logits, generator, version, forbidden=None):
         arms = torch.multinomial(logprobs.exp(), 8, replacement=True, generator=generator).tolist()
         samples = [
             Sample(
-                Completion((0,), (arm,), (logprobs[arm].item(),), (version,), str(arm), "stop"),
+                Completion(Trajectory.sampled((0,), (arm,), (logprobs[arm].item(),), (version,)), str(arm)),
                 {},
                 PAYOFF[arm],
                 is_satisfied=arm != forbidden,
@@ -59,14 +59,14 @@ def rollout(logits, generator, version, forbidden=None):
 
 def loss_batch(logits, assignment, value):
     samples = assignment.samples
-    arms = [sample.token_ids[0] for sample in samples]
+    arms = [sample.trajectory.token_ids[0] for sample in samples]
     return LossBatch(
         logprobs=logits.log_softmax(-1)[arms, None],
-        behavior_logprobs=torch.tensor([sample.logprobs for sample in samples]),
+        behavior_logprobs=torch.tensor([sample.trajectory.logprobs.tolist() for sample in samples]),
         reference_logprobs=torch.full((len(samples), 1), -math.log(4)),
         values=value.expand(len(samples), 1),
         mask=torch.ones(len(samples), 1, dtype=torch.bool),
-        advantages=torch.tensor([sample.advantage for sample in samples]),
+        advantages=torch.tensor([sample.advantages for sample in samples]),
         weights=torch.tensor([sample.weight for sample in samples]),
         groups=torch.tensor([sample.group for sample in samples]),
         denominators=Denominators.count(

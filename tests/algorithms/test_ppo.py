@@ -50,7 +50,7 @@ def estimate(batch, config):
 def test_every_judged_sample_trains_and_carries_its_reward():
     groups = [group_of((1.0, True), (0.0, False), (None, None)), group_of((None, None), index=1)]
     assignment = PPOConfig().credit().assign(groups)
-    assert [s.advantage for s in assignment.samples] == [1.0, 0.0] and assignment.num_prompts == 1
+    assert [s.advantages for s in assignment.samples] == [1.0, 0.0] and assignment.num_prompts == 1
     assert PPOConfig().needs.zero_advantages  # 0 is a reward like any other, and the critic learns it
 
 

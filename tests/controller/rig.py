@@ -17,7 +17,7 @@ from llamarl.controller.schedule import Schedule
 from llamarl.controller.task import RunTask
 from llamarl.core.algorithm import Algorithm, Credit, Needs
 from llamarl.core.protocols import Executor
-from llamarl.core.records import Assignment, Group, Prompt, TrainSample
+from llamarl.core.records import Assignment, Group, Prompt, TrainSample, Trajectory
 from llamarl.core.sampling import Sampling
 from llamarl.testing import DirectEngine, RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer
 
@@ -29,11 +29,10 @@ class PassRewards(Credit):
 
     def assign(self, groups: Sequence[Group]) -> Assignment:
         samples = (
-            TrainSample(c.prompt_ids, c.token_ids, c.logprobs, c.versions, s.reward, group=g.index)
+            TrainSample(s.completion.trajectory, s.reward, group=g.index)
             for g in groups
             for s in g.samples
             if s.reward is not None
-            for c in [s.completion]
         )
         return Assignment(tuple(samples), len(groups), {"groups": len(groups)})
 
@@ -59,11 +58,11 @@ class ScriptedReference(Executor):
     """Says -1 of every token; keeps the rows that it was asked about."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.rows: list[Trajectory] = []
 
-    async def logprobs(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, ...]]:
+    async def logprobs(self, rows: list[Trajectory]) -> list[tuple[float, ...]]:
         self.rows += rows
-        return [(-1.0,) * len(tokens) for _, tokens in rows]
+        return [(-1.0,) * row.response_length for row in rows]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import resume, train
 from llamarl.controller.task import PromptVariant, RunTask
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import GenerationRequest, Prompt
+from llamarl.core.records import GenerationRequest, Origin, Prompt
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
 from llamarl.data.prompts import read_prompts
@@ -67,7 +67,7 @@ def test_all_forms_make_one_group_in_their_order_under_the_prompt_as_it_stands()
     for record in rig.observer.steps:
         for group in record.groups:
             assert [len(sample.completion.token_ids) for sample in group.samples] == [1, 1, 1, 3, 3]
-            assert {sample.completion.prompt_ids for sample in group.samples} == {(int(group.prompt.id[1:]),)}
+            assert {tuple(s.completion.trajectory.prompt_ids) for s in group.samples} == {(int(group.prompt.id[1:]),)}
     asked = {prompt_ids[0] for prompt_ids in (request.prompt_ids for request in requests(rig))}
     assert asked == {*range(SHORT, SHORT + 20), *range(LONG, LONG + 20)}
 
@@ -85,11 +85,11 @@ def test_forms_share_the_groups_numbering_of_samples_and_have_keys_of_their_own(
 def test_the_trainer_is_told_that_no_policy_sampled_these_tokens_and_the_rollouts_are_not() -> None:
     rig = Rig(small(max_staleness=1), tasks=[covered()])
     run_virtual(rig.run())
-    assert {version for batch in rig.trainer.batches for sample in batch for version in sample.versions} == {-1}
+    assert {s.trajectory.origin for batch in rig.trainer.batches for s in batch} == {Origin.GIVEN}
     assert max(rig.staleness()) == 1 and min(rig.staleness()) == 0
     plain = Rig(small(max_staleness=1))
     run_virtual(plain.run())
-    assert min(version for batch in plain.trainer.batches for sample in batch for version in sample.versions) == 0
+    assert min(sample.trajectory.oldest_version for batch in plain.trainer.batches for sample in batch) == 0
 
 
 def test_a_lost_generator_starts_the_whole_group_over() -> None:
@@ -146,7 +146,7 @@ def test_held_out_prompts_are_asked_as_they_stand() -> None:
     run_virtual(rig.run(Evaluation({"only": PROMPTS[-3:]}, Sampling(max_tokens=4))))
     for _, groups in rig.observer.evaluations:
         assert [len(group.samples) for group in groups] == [1, 1, 1]
-        assert [group.samples[0].completion.prompt_ids for group in groups] == [(37,), (38,), (39,)]
+        assert [group.samples[0].completion.trajectory.prompt_ids[0] for group in groups] == [37, 38, 39]
     assert len({request.key for request in requests(rig)}) == len(requests(rig))
 
 
@@ -158,9 +158,9 @@ def test_covered_and_plain_tasks_train_together() -> None:
     run_virtual(rig.run())
     for record in rig.observer.steps:
         assert [len(group.samples) for group in record.groups] == [5, 5, 2, 2]
-    assert {sample.versions[0] < 0 for batch in rig.trainer.batches for sample in batch} == {True, False}
+    assert {s.trajectory.origin for batch in rig.trainer.batches for s in batch} == {*Origin}
     assert len({request.key for request in requests(rig)}) == len(requests(rig))
-    assert {prompt_ids[0] for prompt_ids, _ in rig.reference.rows} <= set(range(20))  # never under a form
+    assert {row.prompt_ids[0] for row in rig.reference.rows} <= set(range(20))  # never under a form
 
 
 # recipes

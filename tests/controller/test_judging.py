@@ -10,10 +10,10 @@ import pytest
 from llamarl.controller.clients import JudgesClient
 from llamarl.controller.restarts import RestartBudget
 from llamarl.core.errors import JudgeError, StallError
-from llamarl.core.records import Completion, Prompt, Sample, Verdict
+from llamarl.core.records import Completion, Prompt, Sample, Trajectory, Verdict
 from llamarl.testing import DirectEngine, DirectHandle, RecordingObserver, ScriptedJudge, run_virtual
 
-COMPLETION = Completion((1,), (2,), (-0.5,), (0,), "text", "stop")
+COMPLETION = Completion(Trajectory.sampled((1,), (2,), (-0.5,), (0,)), "text")
 
 
 class Rig:

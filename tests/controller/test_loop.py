@@ -21,9 +21,20 @@ from llamarl.controller.guard import GuardConfig
 from llamarl.controller.metrics import flatten
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import HackingWatch, WatchConfig
-from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, JudgeError, StallError
+from llamarl.core.errors import CollapseError, DataError, ExecutorLostError, HackingError, JudgeError, StallError
 from llamarl.core.group_judge import JudgesStatus
-from llamarl.core.records import MAX_SCORE, Assignment, Completion, GenerationRequest, Group, Prompt, Sample, Verdict
+from llamarl.core.records import (
+    MAX_SCORE,
+    Assignment,
+    Completion,
+    GenerationRequest,
+    Group,
+    Prompt,
+    Purpose,
+    Sample,
+    Trajectory,
+    Verdict,
+)
 from llamarl.core.sampling import Sampling
 from llamarl.testing import RecordingObserver, ScriptedGenerator, ScriptedJudge, ScriptedTrainer, run_virtual
 
@@ -68,7 +79,7 @@ def test_no_trained_token_is_older_than_the_bound(seed: int, bound: int, generat
     for record in rig.observer.steps:  # monotone per completion: weights only get newer
         for group in record.groups:
             for sample in group.samples:
-                assert list(sample.completion.versions) == sorted(sample.completion.versions)
+                assert list(sample.completion.trajectory.versions) == sorted(sample.completion.trajectory.versions)
 
 
 @pytest.mark.parametrize(("bound", "is_ahead"), [(0, False), (1, True)])
@@ -153,7 +164,7 @@ def test_a_long_completion_is_overtaken_and_mixes_versions() -> None:
     order = rig.trained()
     assert order.index("p0") >= 4  # it missed the first batch, which didn't wait
     straggler = next(g for record in rig.observer.steps for g in record.groups if g.prompt.id == "p0")
-    assert len(set(straggler.samples[0].completion.versions)) > 1
+    assert len(straggler.samples[0].completion.trajectory.versions) > 1
     assert max(rig.staleness()) <= 4
 
 
@@ -305,14 +316,16 @@ def test_evaluation_runs_before_and_after_on_the_same_seeds() -> None:
     assert [g.samples[0].completion.token_ids[0] for g in before] == [
         g.samples[0].completion.token_ids[0] for g in after
     ]
-    assert {v for g in after for v in g.samples[0].completion.versions} == {5}
+    assert {v for g in after for v, _ in g.samples[0].completion.trajectory.versions} == {5}
+    assert {g.purpose for g in after} == {Purpose.HELD_OUT} and [g.index for g in after] == list(range(6))
+    assert {g.purpose for record in rig.observer.steps for g in record.groups} == {Purpose.TRAIN}
 
 
 def test_an_evaluation_may_take_long_while_answers_keep_coming_and_no_longer() -> None:
     schedule, held_out = small(stall_seconds=60.0), Evaluation({"only": PROMPTS[-6:]}, Sampling(max_tokens=4))
 
     def one_by_one(request: GenerationRequest, sample: int) -> int:
-        return 50 * (1 + (-request.key - 1) % 6) if request.key < 0 else 1
+        return 50 * (request.prompt_ids[0] - 33) if request.priority < 0 else 1
 
     slow = Rig(schedule, generator=lambda: ScriptedGenerator(length=one_by_one))
     run_virtual(slow.run(held_out))  # the last answer takes 300 s, 50 s more than the one before
@@ -334,7 +347,7 @@ def test_held_out_prompts_are_shared_out_evenly() -> None:
 
     rig = Rig(small(steps=1, max_staleness=0), generator=generator, num_generators=2, capacity=2)
     run_virtual(rig.run(Evaluation({"only": PROMPTS[-5:]}, Sampling(max_tokens=4))))
-    first = [[request.prompt_ids[0] for request in g.submitted if request.key < 0] for g in generators]
+    first = [[request.prompt_ids[0] for request in g.submitted if request.priority < 0] for g in generators]
     assert [prompts[: len(prompts) // 2] for prompts in first] == [[35, 37, 39], [36, 38]]  # before and after
 
 
@@ -353,7 +366,7 @@ def test_judges_that_cannot_judge_stop_the_run_with_a_checkpoint() -> None:
 
 def test_collapse_stops_before_the_next_checkpoint() -> None:
     def decide(prompt: Prompt, completion: Completion) -> Verdict:
-        return Verdict.scored(1.0 if max(completion.versions) < 4 else 0.0)
+        return Verdict.scored(1.0 if max(completion.trajectory.versions)[0] < 4 else 0.0)
 
     rig = Rig(small(steps=10, checkpoint_every=1), judge=ScriptedJudge(decide=decide), guard=GuardConfig(patience=2))
     with pytest.raises(CollapseError, match="resume RUN --step best"):
@@ -395,7 +408,7 @@ def test_the_largest_rewards_keep_every_number_finite() -> None:
         for record in rig.observer.steps:
             assert all(map(math.isfinite, record.metrics.values())), record.metrics
             samples = config.credit().assign(record.groups).samples
-            assert len(samples) == 8 and all(math.isfinite(sample.advantage) for sample in samples)
+            assert len(samples) == 8 and all(math.isfinite(sample.advantages) for sample in samples)
 
 
 @pytest.mark.parametrize("score", [math.inf, -math.nan, 1e308, -1.1 * MAX_SCORE])
@@ -500,11 +513,11 @@ def test_the_reference_scores_samples_of_algorithms_that_need_it_and_no_others()
     ]
     assert all(logprobs and set(logprobs) == {-1.0} for logprobs in scored)
     assert all(s.reference_logprobs is None for r in rig.observer.steps for g in r.groups[:3] for s in g.samples)
-    assert {prompt_ids for prompt_ids, _ in rig.reference.rows} <= {(i,) for i in range(20, 40)}
+    assert {row.prompt_ids[0] for row in rig.reference.rows} <= set(range(20, 40))
 
 
 def test_a_baseline_is_judged_with_its_group() -> None:
-    baseline = Completion((20,), (5, 6), (0.0, 0.0), (-1, -1), "baseline", "stop")
+    baseline = Completion(Trajectory.given((20,), (5, 6)), "baseline")
     tasks = two_tasks(baselines={"p20": baseline})
     rig = Rig(small(steps=2), tasks=tasks, judge=ScriptedJudge(decide=lambda p, c: Verdict.scored(len(c.text))))
     run_virtual(rig.run())
@@ -513,7 +526,7 @@ def test_a_baseline_is_judged_with_its_group() -> None:
 
 
 def test_a_baseline_is_judged_once_a_run_unless_its_judge_failed() -> None:
-    baseline = Completion((20,), (5, 6), (0.0, 0.0), (-1, -1), "baseline", "stop")
+    baseline = Completion(Trajectory.given((20,), (5, 6)), "baseline")
     asked: list[str] = []
 
     def decide(prompt: Prompt, completion: Completion) -> Verdict:
@@ -533,14 +546,15 @@ def test_a_baseline_is_judged_once_a_run_unless_its_judge_failed() -> None:
 
 def test_an_alarm_of_the_watch_is_said_and_may_stop_the_run() -> None:
     def decide(prompt: Prompt, completion: Completion) -> Verdict:
-        is_late = completion.oldest_version >= 2
+        is_late = completion.trajectory.oldest_version >= 2
         return Verdict.scored(int(prompt.id[1:]) % 2 * 0.1 + is_late, passed=not is_late)
 
     for should_stop, steps in ((False, 8), (True, 4)):
         watch = HackingWatch(WatchConfig(window=2, should_stop=should_stop), {})
         task = RunTask("only", iter([(0, prompt) for prompt in PROMPTS]), ScriptedAlgorithm(), 4, 2, watch=watch)
         rig = Rig(small(steps=8, max_staleness=0), tasks=[task], judge=ScriptedJudge(decide=decide))
-        run_virtual(rig.run())
+        with pytest.raises(HackingError, match="task only, step 4: reward rose") if should_stop else nullcontext():
+            run_virtual(rig.run())
         assert len(rig.observer.steps) == steps
         assert [record.task_metrics["only"]["watch/alarms"] for record in rig.observer.steps[:4]] == [0, 0, 0, 1]
         assert rig.observer.messages[0].startswith(

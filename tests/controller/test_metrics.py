@@ -3,7 +3,7 @@
 import math
 
 from llamarl.controller.metrics import RolloutStats, evaluation_metrics, flatten
-from llamarl.core.records import Completion, Group, Prompt, Sample
+from llamarl.core.records import Completion, Group, Prompt, Sample, Trajectory
 
 PROMPT = Prompt("p", ())
 
@@ -13,8 +13,11 @@ def group(*samples: tuple[float | None, tuple[int, ...]]) -> Group:
     return Group(
         PROMPT,
         tuple(
-            Sample(Completion((1,), (2,) * len(v), (-1.0,) * len(v), v, "", "stop" if reward else "length"), {}, reward)
+            Sample(Completion(trajectory, ""), {}, reward)
             for reward, v in samples
+            for trajectory in [
+                Trajectory.sampled((1,), (2,) * len(v), (-1.0,) * len(v), v, "stop" if reward else "length")
+            ]
         ),
     )
 

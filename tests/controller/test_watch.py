@@ -8,7 +8,7 @@ from rig import PROMPTS, Rig, ScriptedAlgorithm, small
 from llamarl.controller.task import RunTask
 from llamarl.controller.watch import Alarm, HackingWatch, WatchConfig, repetition
 from llamarl.core.errors import ConfigError, HackingError
-from llamarl.core.records import Completion, Group, Prompt, Sample, Verdict
+from llamarl.core.records import Completion, Group, Prompt, Sample, Trajectory, Verdict
 from llamarl.monitors.monitors import Monitors, Session
 from llamarl.testing import ScriptedGenerator, run_virtual
 
@@ -18,7 +18,7 @@ OTHER = "one two three four five six"
 
 def sample(reward: float, witness: float, text: str = OTHER, tokens: int = 4, style: float | None = None) -> Sample:
     ids = tuple(range(tokens))
-    completion = Completion((1,), ids, (0.0,) * tokens, (0,) * tokens, text, "stop")
+    completion = Completion(Trajectory.given((1,), ids), text)
     verdicts = {"proxy": Verdict.scored(reward), "true": Verdict.scored(witness, passed=witness > 0.5)}
     if style is not None:
         verdicts["style"] = Verdict.scored(style)

@@ -1,14 +1,14 @@
 import pytest
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Completion, Prompt
+from llamarl.core.records import Prompt, text_completion
 from llamarl.data.groups import load_group_function, thinking
 
 PROMPT = Prompt("q", ({"role": "user", "content": "?"},))
 
 
 def completion(text, finish_reason="stop"):
-    return Completion((), (), (), (), text, finish_reason)
+    return text_completion(text, finish_reason)
 
 
 @pytest.mark.parametrize(

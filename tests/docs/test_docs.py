@@ -21,6 +21,7 @@ from llamarl.controller.recipe import Recipe, merge, parse_overrides
 from llamarl.controller.run import train
 from llamarl.core import errors
 from llamarl.core.config import models_in
+from llamarl.factuality.detectors.method import find_method
 from llamarl.judges.resolve import SHIPPED
 from llamarl.recipes import recipe_path
 from llamarl.report import names
@@ -137,6 +138,8 @@ def check_command(words: list[str]) -> None:
     if command.takes_overrides:
         overrides = parse_overrides(keywords["overrides"])
         others = {"sft": SFTConfig, "dpo": DPOConfig, "reward train": RewardConfig, "feedback fit": LoveConfig}
+        if name == "detect train":
+            others[name] = find_method(keywords["settings"].method).Settings
         model, base = (others[name], {}) if name in others else (Recipe, MINIMAL)
         model.parse(merge(base, overrides))
 

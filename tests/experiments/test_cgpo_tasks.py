@@ -20,13 +20,13 @@ from experiments.cgpo_tasks.world import (
     word_tokenizer,
 )
 from llamarl.core.judge import Judge
-from llamarl.core.records import Completion, Prompt, Verdict
+from llamarl.core.records import Prompt, Verdict, text_completion
 
 CHAT = Prompt("c", ({"role": "user", "content": "chat about moon and rain"},), info={"first": "moon", "second": "rain"})
 
 
 def completion(text):
-    return Completion((), (), (), (), text, "stop")
+    return text_completion(text)
 
 
 # the world

@@ -48,16 +48,17 @@ class Scripted(ScriptedModel):
 
 
 def test_prompt_prob_is_what_the_model_writes_greedily(backbone):
-    chat = Scripted(lambda text, seed: {"a": "0.9", "b": "Probability: 20 %", "c": "No idea."}[text[-1]])
+    replies = {"a": "0.9", "b": "Probability: 20 %", "c": "No idea."}
+    chat = Scripted(lambda text, seed: replies[text.split("Claim: ")[1][0]])
     a, b, c, again = PromptProb(backbone, chat=chat).score(claims_of("a", "b", "c", "a"))
     assert (a.p_factual, b.p_factual, again) == (0.9, 0.2, a)
     assert c.p_factual is None and "no probability: 'No idea.'" in c.problem
     assert chat.samplings == [Sampling(max_tokens=32, temperature=0.0)]
-    assert len(chat.asked) == 3 and chat.asked[0].endswith("Claim: a")
+    assert len(chat.asked) == 3 and "Claim: a\n" in chat.asked[0]
 
 
 def test_a_failed_reply_is_a_problem_of_its_claim_only(backbone):
-    chat = Scripted(lambda text, seed: EndpointError("the server is down") if text.endswith("a") else "0.5")
+    chat = Scripted(lambda text, seed: EndpointError("the server is down") if "Claim: a" in text else "0.5")
     bad, good = PromptProb(backbone, chat=chat).score(claims_of("a", "b"))
     assert bad.p_factual is None and "the server is down" in bad.problem and good.p_factual == 0.5
 
@@ -104,7 +105,7 @@ def test_of_a_server_the_word_itself_decides(backbone):
     chat = Scripted(lambda text, seed: replies[text[-1]])
     a, b, c = CotTF(backbone, chat=chat).score(claims_of("a", "b", "c"))
     assert (a.p_factual, b.p_factual, c.p_factual) == (1.0, 0.0, None)
-    assert c.problem == "neither True nor False within 256 tokens: 'Lyon is'"
+    assert c.problem == "no verdict: neither True nor False within 256 tokens: 'Lyon is'"
 
 
 class Dictated(CotTF):
@@ -116,11 +117,20 @@ class Dictated(CotTF):
         return [ChatReply(self.reasoning, "stop", 1, 1) for _ in questions]
 
 
-def test_p_factual_is_that_of_the_label_behind_the_reasoning(backbone):
-    (score,) = Dictated(backbone).score([claim_of(CLAIM)])
+class Undecided(Dictated):
+    reasoning = "Lyon lies in France."
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [(Dictated, "Lyon lies in France. Verdict:"), (Undecided, "Lyon lies in France.\n\nVerdict:")],
+    ids=["verdict", "asked again"],
+)
+def test_p_factual_is_that_of_the_label_behind_the_reasoning(backbone, kind, read):
+    (score,) = kind(backbone, kind.Settings(asks_again=True)).score([claim_of(CLAIM)])
     tokenizer = backbone.tokenizer
     question = tokenizer.encode_chat(backbone_prompt(backbone, CLAIM))
-    ids = question + tokenizer.encode("Lyon lies in France. Verdict:")
+    ids = question + tokenizer.encode(read)
     with torch.no_grad():
         probabilities = backbone.model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
     true, false = (
@@ -132,6 +142,11 @@ def test_p_factual_is_that_of_the_label_behind_the_reasoning(backbone):
 
 def backbone_prompt(backbone, claim):
     return CotTF(backbone).prompts["cot-detect"].fill(claim=claim)
+
+
+def test_reasoning_without_a_verdict_is_a_problem_unless_asked_again(backbone):
+    (score,) = Undecided(backbone).score([claim_of(CLAIM)])
+    assert score.p_factual is None and score.problem == "no verdict: neither True nor False: 'Lyon lies in France.'"
 
 
 def test_reasoning_that_fills_the_context_is_a_problem(backbone):

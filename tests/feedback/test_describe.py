@@ -74,6 +74,32 @@ def test_without_an_outcome_nothing_is_correlated(tmp_path):
     assert signal["correlation"] is None and signal["ambiguity"] is None
 
 
+def test_out_holds_numbers_figure_and_page(tmp_path):
+    rows = [
+        message(
+            index,
+            ts=START + (index % 3) * DAY,
+            surface=f"<b>{index % 20}</b>",
+            reaction="❤️" if index % 5 == 0 else None,
+            **{'sta"rs': index, "next_sentiment": 1},
+        )
+        for index in range(60)
+    ]
+    store = ingest_rows(tmp_path, rows, keep=['sta"rs'])
+    result = describe(Description(store=store.path, threads=1, out=tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "description.json").read_text())["messages"] == result["messages"] == 60
+    assert (tmp_path / "out" / "description.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "By surface (8 more)" in page and "<b>" not in page
+    assert page.count("<svg") == 3 and "sta&quot;rs" in page
+
+
+def test_a_store_of_one_message_is_drawn(tmp_path):
+    store = ingest_rows(tmp_path, [message()])
+    describe(Description(store=store.path, threads=1, out=tmp_path / "out"))
+    assert "0.00%" in (tmp_path / "out" / "report.html").read_text()
+
+
 # rejects
 
 

@@ -25,6 +25,7 @@ from feedback_logs import (
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.feedback import Ingest, Store, hash_user, ingest
 from llamarl.feedback.ingestion import STAGING
+from llamarl.feedback.queries import quote
 
 # golden
 
@@ -452,7 +453,7 @@ def test_a_log_without_a_good_row_leaves_the_store_as_it_was(tmp_path):
         ({"columns": {"usr": "x"}}, "'usr' is no field. Did you mean 'user'"),
         ({"reactions": {"x": "lovely"}}, "'lovely' is no reaction. Did you mean 'love'"),
         ({"time_zone": "Mars/Phobos"}, "time_zone: 'Mars/Phobos' is unknown"),
-        ({"keep": ["outcome"]}, "outcome is kept anyway"),
+        ({"keep": ["outcome"]}, "outcome is the name of a column"),
         ({"logs": ["nowhere-*.jsonl"]}, "nowhere-.*: no such file"),
         ({"memory": "much"}, "memory"),
     ],
@@ -513,3 +514,45 @@ def test_suspicious_paths_are_no_sql(tmp_path):
     folder = tmp_path / "it's; a 'folder'"
     folder.mkdir()
     assert isinstance(ingest_rows(folder, [message()]).path, Path)
+
+
+# progress
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "csv", "parquet"])
+def test_progress_ends_at_all_of_the_files(tmp_path, suffix):
+    columns = {name: [message(index)[name] for index in range(9)] for name in message()}
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"log.{suffix}")
+    else:
+        lines = [json.dumps(message(index)) for index in range(9)]
+        if suffix == "csv":
+            lines = [",".join(columns), *(",".join(row) for row in zip(*columns.values(), strict=True))]
+        data = "\n".join(lines).encode()
+        (tmp_path / f"log.{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    told: list[tuple[int, int, str]] = []
+    ingest(
+        Ingest.parse({"logs": [str(tmp_path / f"log.{suffix}")], "out": tmp_path / "store", "threads": 1}),
+        now=NOW,
+        on_progress=lambda done, total, note="": told.append((done, total, note)),
+    )
+    notes = "looking for duplicates and suspicious users", "writing the store"
+    assert (told[0], {*told[1:-2]}, told[-2:]) == ((0, 1, ""), {(1, 1, "")}, [(1, 1, note) for note in notes])
+
+
+@pytest.mark.parametrize("name", ['a"b', "a'b", "a:b", "a b", "line", "name", "time", "row", "n_outcome", "❤️", "chunk"])
+def test_a_kept_column_may_be_called_like_anything(tmp_path, name):
+    store = ingest_rows(tmp_path, [message(0, **{name: 3}), message(1, **{name: "x"})], keep=[name])
+    assert stored(store, quote(name)) == [(3.0,)]
+    assert dropped(store) == [(2, name, "not_a_number")]
+
+
+@pytest.mark.parametrize("name", ["user", "User", "loved", "USER_HASH", "is_suspicious"])
+def test_a_kept_column_that_a_store_has_anyway_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"keep: {name}"):
+        ingest_rows(tmp_path, [message()], keep=[name])
+
+
+def test_a_column_is_kept_once(tmp_path):
+    with pytest.raises(ConfigError, match="keep: stars, Stars"):
+        ingest_rows(tmp_path, [message()], keep=["stars", "Stars"])

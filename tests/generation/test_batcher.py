@@ -61,7 +61,7 @@ def test_native_and_fallback_draw_the_same_texts():
 def test_greedy_takes_the_most_probable_token_with_certainty():
     model = build()
     (completion,) = generator(model).generate([request(num_samples=1, temperature=0.0)])[0]
-    ids = list(completion.prompt_ids)
+    ids = list(completion.trajectory.prompt_ids)
     for token in completion.token_ids:
         with torch.no_grad():
             assert model(torch.tensor([ids])).logits[0, -1].argmax() == token
@@ -145,7 +145,7 @@ def _reference():
 def test_samples_of_a_group_differ_and_repeat():
     first, again = (generator().generate([request(num_samples=6)])[0] for _ in range(2))
     assert first == again
-    assert len({c.token_ids for c in first}) == 6
+    assert len({c.trajectory.key for c in first}) == 6
 
 
 def test_cache_grows_past_its_first_capacity():
@@ -207,10 +207,10 @@ def test_tokens_after_a_swap_carry_the_new_version_and_its_exact_logprobs(kind):
     while g.has_work:
         finished.update(g.step())
     swapped = finished[0][0]
-    assert swapped.versions == (4,) * 6 + (7,) * 6  # five steps drew six tokens: a prefill draws one more
+    assert swapped.trajectory.versions == ((4, 6), (7, 6))  # five steps drew six tokens: a prefill draws one more
     assert swapped.logprobs[:6] == pytest.approx(reference_logprobs(old, swapped)[:6], abs=1e-5)
     assert swapped.logprobs[6:] == pytest.approx(reference_logprobs(new, swapped)[6:], abs=1e-5)
-    assert set(finished[1][1].versions) == {7}
+    assert dict(finished[1][1].trajectory.versions).keys() == {7}
 
 
 def test_keep_goes_on_with_the_old_cache():
@@ -225,7 +225,7 @@ def test_keep_goes_on_with_the_old_cache():
         while g.has_work:
             finished += g.step()
         (completion,) = finished[0][1]
-        assert completion.versions == (0,) * 5 + (1,) * 7
+        assert completion.trajectory.versions == ((0, 5), (1, 7))
         exact = reference_logprobs(build(seed=1), completion)
         tails.append(max(abs(a - b) for a, b in zip(completion.logprobs[5:], exact[5:], strict=True)))
     assert tails[0] < 1e-5 < 1e-2 < tails[1]

@@ -52,9 +52,9 @@ def requests():
 
 def prefix_logprobs(model, completion):
     """Log-probs of a completion's tokens, each from a forward pass over nothing but the tokens before it."""
-    ids = [*completion.prompt_ids, *completion.token_ids]
+    ids = [*completion.trajectory.prompt_ids, *completion.token_ids]
     logprobs = []
-    for end in range(len(completion.prompt_ids), len(ids)):
+    for end in range(len(completion.trajectory.prompt_ids), len(ids)):
         with torch.no_grad():
             logits = model(torch.tensor([ids[:end]]), use_cache=False).logits[0, -1]
         logprobs.append(torch.log_softmax(logits.float(), -1)[ids[end]].item())
@@ -106,7 +106,7 @@ def test_new_weights_rebuild_the_cache():
     while g.has_work:
         finished.update(g.step())
     for completion in finished[0]:
-        num_old = completion.versions.count(0)
+        num_old = dict(completion.trajectory.versions).get(0, 0)
         expected = reference_logprobs(new.eval(), completion)
         assert completion.logprobs[num_old:] == pytest.approx(expected[num_old:], abs=1e-5)
 
@@ -151,11 +151,12 @@ def test_rows_of_both_sides_are_as_if_each_were_alone(slots, has_cache):
 def test_the_trainer_scores_each_token_as_it_was_drawn():
     model = long_rope()
     completions = [c for group in generator(model, slots=8).generate(_both_sides()) for c in group]
-    assert any(len(c.prompt_ids) < THRESHOLD < len(c.prompt_ids) + len(c.token_ids) - 1 for c in completions)
-    scores = PaddedScorer(model)(completions, "value", hidden=True)
+    rows = [completion.trajectory for completion in completions]
+    assert any(len(r.prompt_ids) < THRESHOLD < len(r.prompt_ids) + len(r.token_ids) - 1 for r in rows)
+    scores = PaddedScorer(model)(rows, "value", hidden=True)
     drawn = [logprob for completion in completions for logprob in completion.logprobs]
     assert scores.logprobs.tolist() == pytest.approx(drawn, abs=2e-5)
-    alone = [PaddedScorer(model)([completion], "value", hidden=True) for completion in completions]
+    alone = [PaddedScorer(model)([row], "value", hidden=True) for row in rows]
     torch.testing.assert_close(scores.hidden, torch.cat([s.hidden for s in alone]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores.entropy, torch.cat([s.entropy for s in alone]), rtol=1e-4, atol=1e-4)
 

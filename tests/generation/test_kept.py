@@ -23,7 +23,7 @@ def generator(model=None, kind=NativeGenerator, **settings_):
 
 
 def next_turn(completion, *words):
-    return (*completion.prompt_ids, *completion.token_ids, *words)
+    return (*completion.trajectory.prompt_ids, *completion.token_ids, *words)
 
 
 def hold_dialogues(g, num_dialogues, num_turns, seed=0):
@@ -122,7 +122,9 @@ def test_dialogues_are_the_same_without_reuse(kind, slots, num_dialogues, seed):
 def test_with_a_slot_for_each_dialogue_no_history_is_read_twice():
     g = generator(_model(), slots=6)
     dialogues = hold_dialogues(g, 6, 3)
-    known = sum(len(c.prompt_ids) - 5 for turns in dialogues for c in turns[1:])  # 4 new words and the last token
+    known = sum(
+        len(c.trajectory.prompt_ids) - 5 for turns in dialogues for c in turns[1:]
+    )  # 4 new words and the last token
     assert g.num_recalled >= known
 
 

@@ -44,8 +44,8 @@ def request(key=0, prompt=(5, 9, 11), num_samples=2, **sampling):
 
 def reference_logprobs(model, completion, temperature=1.0):
     """Log-probs of a completion's tokens by the transformers forward."""
-    ids = [*completion.prompt_ids, *completion.token_ids]
+    ids = [*completion.trajectory.prompt_ids, *completion.token_ids]
     with torch.no_grad():
         table = torch.log_softmax(model(torch.tensor([ids])).logits[0].float() / temperature, dim=-1)
-    start = len(completion.prompt_ids)
+    start = len(completion.trajectory.prompt_ids)
     return [table[i - 1, ids[i]].item() for i in range(start, len(ids))]

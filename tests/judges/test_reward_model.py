@@ -10,7 +10,7 @@ from tiny_classifiers import classifier, completion, prompt
 
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.core.judge import JudgeInfo
-from llamarl.core.records import Completion, Prompt, Status
+from llamarl.core.records import Completion, Prompt, Status, Trajectory
 from llamarl.functional.preference import calibrated_reward
 from llamarl.judges.config import JudgeConfig, build_judge
 from llamarl.judges.panel import JudgePanel
@@ -139,7 +139,7 @@ def test_scores_do_not_depend_on_the_group_or_the_batch(path, order, batch_token
 
 def test_the_policy_s_tokens_do_not_matter(path):
     """Its tokenizer may be another: only the text counts."""
-    theirs = [Completion((7, 7), (999_999, 5), (-1.0, -1.0), (3, 3), text, "stop") for text in TEXTS]
+    theirs = [Completion(Trajectory.sampled((7, 7), (999_999, 5), (-1.0, -1.0), (3, 3)), text) for text in TEXTS]
     found = [verdict.score for verdict in judge(RewardModel(path), prompt(), theirs)]
     assert found == scores(RewardModel(path), prompt())
 

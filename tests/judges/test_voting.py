@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamarl.core.records import Completion, Prompt, text_completion
+from llamarl.core.records import Prompt, text_completion
 from llamarl.judges.canary import check_canaries
 from llamarl.judges.math import MathJudge
 from llamarl.judges.voting import (
@@ -155,8 +155,8 @@ def test_equal_answers_take_the_first_spelling():
 def test_a_completion_that_the_limit_cut_has_no_group():
     text = trials("7", "7")
     assert group(QUESTION, text_completion(text)) == "long"
-    assert group(QUESTION, Completion((), (), (), (), text, "length")) is None
-    assert group(QUESTION, Completion((), (), (), (), "7 is", "length")) is None
+    assert group(QUESTION, text_completion(text, "length")) is None
+    assert group(QUESTION, text_completion("7 is", "length")) is None
 
 
 # invariance

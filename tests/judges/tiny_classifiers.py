@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from llamarl.core.records import Completion, Prompt
+from llamarl.core.records import Completion, Prompt, text_completion
 from llamarl.models.checkpoint import load_classifier, load_tokenizer, save_model
 from llamarl.models.classifier import ensure_padding
 from llamarl.models.tiny import build_tiny
@@ -27,4 +27,4 @@ def prompt(text: str = "hi", **info: object) -> Prompt:
 
 
 def completion(text: str, finish_reason: str = "stop") -> Completion:
-    return Completion((), (), (), (), text, finish_reason)
+    return text_completion(text, finish_reason)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llamarl.core.records import Completion, Group, Prompt, Sample, Verdict
+from llamarl.core.records import Completion, Group, Prompt, Sample, Trajectory, Verdict
 from llamarl.report.environment import environment_record
 from llamarl.report.files import write_json
 from llamarl.report.metrics import JsonlSink
@@ -18,7 +18,8 @@ START = 1_767_225_600.0
 
 def _sample(text: str, passed: bool, versions: tuple[int, ...] = (0, 0, 1), reason: str = "") -> Sample:
     size = len(versions)
-    completion = Completion((1, 2), tuple(range(10, 10 + size)), (-0.5,) * size, versions, text, "stop")
+    trajectory = Trajectory.sampled((1, 2), tuple(range(10, 10 + size)), (-0.5,) * size, versions)
+    completion = Completion(trajectory, text)
     verdict = Verdict.scored(float(passed), passed=passed, reason=reason)
     return Sample(completion, {"format": verdict}, reward=float(passed))
 

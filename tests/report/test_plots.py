@@ -1,3 +1,4 @@
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -43,3 +44,19 @@ def test_no_run_no_figure(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such directory"):
         plot_run(tmp_path / "none", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_run_with_monitors_has_a_panel_of_them(example_run: Callable[..., Path], tmp_path: Path) -> None:
+    run_dir = example_run(steps=40)
+    plot_run(run_dir, tmp_path / "without.png")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    with (run_dir / "metrics.jsonl").open("w") as file:
+        for line in lines:
+            record = json.loads(line)
+            for name, ratio in (("farewell", 1.06 ** record["step"]), ("own_é", 0.0), ("ending", None)):
+                prefix = f"watch/monitor/{name}/"
+                record |= {f"{prefix}value": 0.1, f"{prefix}ratio": ratio, f"{prefix}level": float((ratio or 0) > 1.5)}
+            file.write(json.dumps(record) + "\n")
+    plot_run(run_dir, tmp_path / "with.png")
+    (width, height), (other_width, other_height) = png_size(tmp_path / "with.png"), png_size(tmp_path / "without.png")
+    assert width == other_width and height > other_height

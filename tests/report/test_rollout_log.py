@@ -7,14 +7,16 @@ import pytest
 from rich.console import Console
 
 from llamarl.core.errors import DataError
-from llamarl.core.records import Completion, Group, Sample, Verdict
+from llamarl.core.records import Completion, Group, Sample, Trajectory, Verdict
 from llamarl.report.rollouts import RolloutLog, is_passed, read_rollouts, side_by_side, verdict_line
 
 Make = Callable[..., Group]
 
 
 def test_what_is_written_reads_back(tmp_path: Path, make_group: Make) -> None:
-    completion = Completion((1,), (5, 6, 7), (-0.123456, float("-inf"), 0.0), (3, 3, 4), "hé\x1b\ud83d", "length")
+    completion = Completion(
+        Trajectory.sampled((1,), (5, 6, 7), (-0.123456, float("-inf"), 0.0), (3, 3, 4), "length"), "hé\x1b\ud83d"
+    )
     verdicts = {"a": Verdict.scored(0.5, passed=True, reason="ok"), "b": Verdict.failed("time-out after 3 s")}
     group = make_group("p1", (Sample(completion, verdicts, None),), index=8)
     log = RolloutLog(tmp_path / "rollouts.jsonl")

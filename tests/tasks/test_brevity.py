@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from llamarl.core.records import Completion
+from llamarl.core.records import Completion, Trajectory
 from llamarl.models.checkpoint import new_model
 from llamarl.models.tiny import char_tokenizer, tiny_config
 from llamarl.tasks.brevity import Brevity, prompts
 
 
 def completion(num_tokens):
-    return Completion((), (0,) * num_tokens, (0.0,) * num_tokens, (0,) * num_tokens, "", "stop")
+    return Completion(Trajectory.given((), (0,) * num_tokens), "")
 
 
 @pytest.mark.parametrize(("num_tokens", "reward"), [(1, 1.0), (4, 0.8), (16, 0.0), (99, 0.0)])

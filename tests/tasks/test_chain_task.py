@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.records import Completion, Prompt, Status
+from llamarl.core.records import Prompt, Status, text_completion
 from llamarl.data.prompts import read_prompts
 from llamarl.tasks.chain import (
     LEVEL_WEIGHTS,
@@ -24,7 +24,7 @@ from llamarl.tasks.chain import (
 
 
 def completion(text):
-    return Completion((), (), (), (), text, "stop")
+    return text_completion(text)
 
 
 def prompt_of(chain):

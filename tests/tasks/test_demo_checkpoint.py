@@ -1,6 +1,6 @@
 import torch
 
-from llamarl.core.records import Completion
+from llamarl.core.records import text_completion
 from llamarl.models.checkpoint import load_config, load_model, load_tokenizer
 from llamarl.models.decoder import why_unsupported
 from llamarl.models.template_check import check_template
@@ -42,5 +42,5 @@ def test_it_solves_heldout_prompts_sometimes_but_far_from_always():
         padded, attention_mask=(padded != tokenizer.pad_id).long(), do_sample=True, top_k=0, max_new_tokens=MAX_TOKENS
     )[:, width:]
     texts = [tokenizer.decode(row) for row in tokens.tolist()]
-    passed = [judge(p, Completion((), (), (), (), text, "stop")).passed for p, text in zip(prompts, texts, strict=True)]
+    passed = [judge(p, text_completion(text)).passed for p, text in zip(prompts, texts, strict=True)]
     assert 0.10 < sum(passed) / len(passed) < 0.26

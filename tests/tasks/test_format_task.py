@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.records import Completion, Prompt, Status
+from llamarl.core.records import Prompt, Status, text_completion
 from llamarl.data.prompts import read_prompts
 from llamarl.tasks.format import (
     MAX_TOKENS,
@@ -24,7 +24,7 @@ def prompt_for(*constraints):
 
 
 def completion(text):
-    return Completion((), (), (), (), text, "stop")
+    return text_completion(text)
 
 
 # golden

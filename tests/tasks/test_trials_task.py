@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.judge import Judge
-from llamarl.core.records import Completion, Prompt, Status
+from llamarl.core.records import Prompt, Status, text_completion
 from llamarl.data.prompts import read_prompts
 from llamarl.judges.resolve import load_judge
 from llamarl.judges.voting import consensus, plurality
@@ -31,7 +31,7 @@ from llamarl.tasks.trials import (
 
 
 def completion(text):
-    return Completion((), (), (), (), text, "stop")
+    return text_completion(text)
 
 
 def prompt_of(problem):

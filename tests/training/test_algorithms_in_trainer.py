@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_policies import samples_of, step_of, tiny_model
+from tiny_policies import rows_of, samples_of, step_of, tiny_model
 
 from llamarl.algorithms import AIPOConfig, CODPOConfig, CRPGConfig, PPOConfig
 from llamarl.core.errors import CheckpointError
@@ -27,7 +27,11 @@ def pairs():
     """Two prompts with a pair each, and reference log-probs near -3."""
     samples = samples_of([(3, [4, 7]), (6, [5, 2])])
     return [
-        replace(s, advantage=1.0 if i % 2 == 0 else -1.0, reference_logprobs=tuple(v - 0.1 * i for v in s.logprobs))
+        replace(
+            s,
+            advantages=1.0 if i % 2 == 0 else -1.0,
+            reference_logprobs=tuple(v - 0.1 * i for v in s.trajectory.logprobs),
+        )
         for i, s in enumerate(samples)
     ]
 
@@ -52,7 +56,7 @@ def test_codpo_on_a_model_is_the_formula_by_hand():  # two pairs of a batch of t
     model, samples = tiny_model(), pairs()
     log_ratios, likelihoods = [], []
     for sample in samples:
-        logprobs = PaddedScorer(model)([sample]).logprobs
+        logprobs = PaddedScorer(model)(rows_of([sample])).logprobs
         log_ratios.append((logprobs - torch.tensor(sample.reference_logprobs)).sum())
         likelihoods.append(logprobs.mean())
     terms = [torch.sigmoid(0.5 * (log_ratios[i] - log_ratios[i + 1])).log() + 0.3 * likelihoods[i] for i in (0, 2)]
@@ -69,11 +73,14 @@ def test_ppo_on_a_model_is_the_formula_by_hand():
         head.bias.fill_(0.1)
     losses = []
     for sample in samples:
-        scores = PaddedScorer(model)([sample], hidden=True)
+        scores = PaddedScorer(model)(rows_of([sample]), hidden=True)
         values = (scores.hidden @ head.weight.detach()[0] + 0.1)[None]
-        behavior, reference = torch.tensor([sample.logprobs]), torch.tensor([sample.reference_logprobs])
+        behavior, reference = (
+            torch.tensor([sample.trajectory.logprobs.tolist()]),
+            torch.tensor([sample.reference_logprobs]),
+        )
         mask = torch.ones_like(behavior, dtype=torch.bool)
-        rewards = token_rewards(torch.tensor([sample.advantage]), 0.1 * (behavior - reference), mask)
+        rewards = token_rewards(torch.tensor([sample.advantages]), 0.1 * (behavior - reference), mask)
         found = generalized_advantages(rewards, values, mask, gamma=0.9, lam=0.8)
         ratio = (scores.logprobs[None] - behavior).exp()
         surrogate = torch.minimum(ratio * found.advantages, ratio.clamp(0.8, 1.2) * found.advantages)
@@ -84,7 +91,7 @@ def test_ppo_on_a_model_is_the_formula_by_hand():
 
 
 def test_the_critic_learns_the_reward_and_is_never_published():
-    channel, samples = LocalChannel(), [replace(s, advantage=2.0) for s in pairs()]
+    channel, samples = LocalChannel(), [replace(s, advantages=2.0) for s in pairs()]
     trainer = trainer_of(PPOConfig(kl_coef=0.0, lam=1.0), channel=channel)
     metrics = [trainer.train(step_of(samples)).metrics for _ in range(40)]
     assert metrics[0]["train/value/mean"] == 0.0 and metrics[0]["train/value_loss"] == pytest.approx(4.0)
@@ -97,12 +104,12 @@ def test_the_critic_learns_the_reward_and_is_never_published():
 def test_hidden_states_are_those_the_head_reads(family):
     model, samples = tiny_model(family, scale=1.0), pairs()
     scorer = PaddedScorer if family == "gpt_neox" else PackedScorer
-    scores = scorer(model)(samples, hidden=True)
+    scores = scorer(model)(rows_of(samples), hidden=True)
     head = model.get_output_embeddings()
-    targets = torch.tensor([token for sample in samples for token in sample.token_ids])
+    targets = torch.tensor([token for sample in samples for token in sample.trajectory.token_ids])
     again = head(scores.hidden).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(again, scores.logprobs, atol=1e-5, rtol=1e-5)
-    assert scorer(model)(samples).hidden is None
+    assert scorer(model)(rows_of(samples)).hidden is None
 
 
 # invariance
@@ -121,8 +128,8 @@ def test_each_task_has_its_own_critic():
     samples = pairs()
     trainer = trainer_of(PPO, AIPOConfig(), PPO)
     assert sorted(trainer.critics.by_task) == ["0", "2"]
-    first = step_of([replace(s, advantage=1.0) for s in samples])
-    last = step_of([replace(s, advantage=-1.0, group=s.group + 5) for s in samples])
+    first = step_of([replace(s, advantages=1.0) for s in samples])
+    last = step_of([replace(s, advantages=-1.0, group=s.group + 5) for s in samples])
     for _ in range(5):
         result = trainer.train([first, step_of(samples), last])
     values = [metrics["train/value/mean"] for metrics in (result.task_metrics[0], result.task_metrics[2])]

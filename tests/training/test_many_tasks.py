@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_policies import samples_of, step_of, tiny_model
+from tiny_policies import rows_of, samples_of, step_of, tiny_model
 
 from llamarl.algorithms import AIPOConfig, DrGRPOConfig, GRPOConfig, RLOOConfig
 from llamarl.core.errors import ConfigError
@@ -89,12 +89,12 @@ def test_the_gradient_is_linear_in_each_weight(tasks):  # cgpo P8
 
 def test_weight_zero_is_a_task_left_out(tasks):  # cgpo P8
     assert torch.equal(gradient((A, B), tasks, (0.0, 1.0)), gradient([B], tasks[1]))
-    broken = step_of([replace(sample, advantage=float("nan")) for sample in tasks[0].samples])
+    broken = step_of([replace(sample, advantages=float("nan")) for sample in tasks[0].samples])
     assert torch.equal(gradient((A, B), (broken, tasks[1]), (0.0, 1.0)), gradient([B], tasks[1]))
 
 
 def test_changing_one_task_leaves_the_other_s_gradient_bit_identical(tasks):  # cgpo P8
-    other = step_of([replace(sample, advantage=-3.0 * sample.advantage) for sample in tasks[0].samples])
+    other = step_of([replace(sample, advantages=-3.0 * sample.advantages) for sample in tasks[0].samples])
     norms = [trainer_of(A, B).train((first, tasks[1])).task_metrics[1] for first in (tasks[0], other)]
     assert norms[0] == norms[1]
     # (A' + B) - A' is B's own gradient up to the rounding of the sum alone
@@ -123,7 +123,7 @@ def test_several_calls_of_loss_add_up(tasks):
 
 
 def test_a_task_without_samples_or_signal_leaves_the_others_training(tasks):
-    flat = step_of([replace(sample, advantage=0.0) for sample in tasks[0].samples])
+    flat = step_of([replace(sample, advantages=0.0) for sample in tasks[0].samples])
     for idle in (flat, step_of([], num_prompts=2), step_of([], num_prompts=0)):
         assert torch.equal(gradient((A, B), (idle, tasks[1]), (1.0, 1.0)), gradient([B], tasks[1]))
     result = trainer_of(A, B).train((flat, flat))
@@ -131,7 +131,7 @@ def test_a_task_without_samples_or_signal_leaves_the_others_training(tasks):
 
 
 def test_a_non_finite_task_refuses_the_whole_step(tasks):
-    broken = step_of([replace(sample, advantage=float("nan")) for sample in tasks[0].samples])
+    broken = step_of([replace(sample, advantages=float("nan")) for sample in tasks[0].samples])
     for pair in ((broken, tasks[1]), (tasks[1], broken)):
         trainer = trainer_of(A, B)
         before = [p.clone() for p in trainer.model.parameters()]
@@ -162,11 +162,11 @@ def test_pairs_are_never_parted():
 
 def test_whole_groups_fill_micro_batches_up_to_the_limit():
     samples = samples_of([(3, [4, 9]), (6, [2, 5]), (1, [3, 30]), (2, [1, 1])])
-    groups = [sample.group for sample in samples]
-    assert split_groups(samples, groups, 10**6) == [[6, 7, 2, 3, 0, 1, 4, 5]]  # shortest group first
+    rows, groups = rows_of(samples), [sample.group for sample in samples]
+    assert split_groups(rows, groups, 10**6) == [[6, 7, 2, 3, 0, 1, 4, 5]]  # shortest group first
     # rows x longest: 2 x 3, then 4 x 11 = 44 fits, 6 x 12 = 72 does not, 8 x 31 does not
-    assert split_groups(samples, groups, 50) == [[6, 7, 2, 3], [0, 1], [4, 5]]
-    assert split_groups(samples, groups, 1) == [[6, 7], [2, 3], [0, 1], [4, 5]]
+    assert split_groups(rows, groups, 50) == [[6, 7, 2, 3], [0, 1], [4, 5]]
+    assert split_groups(rows, groups, 1) == [[6, 7], [2, 3], [0, 1], [4, 5]]
 
 
 # reduces to

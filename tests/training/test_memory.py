@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_policies import samples_of, step_of, tiny_model
+from tiny_policies import rows_of, samples_of, step_of, tiny_model
 
 from llamarl.algorithms import AIPOConfig
 from llamarl.models.checkpoint import new_config
@@ -32,7 +32,7 @@ def test_logits_and_their_gradient_stop_growing_where_they_are_made_in_pieces():
 
 def test_planned_activations_are_near_what_a_forward_pass_saves():
     model = tiny_model(hidden_size=64, intermediate_size=128, num_hidden_layers=4)
-    rows = samples_of([(10, [40, 40]), (10, [40])])
+    rows = rows_of(samples_of([(10, [40, 40]), (10, [40])]))
     held = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes = {}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_policies import VOCABULARY, gradients, samples_of, tiny_model
+from tiny_policies import VOCABULARY, gradients, rows_of, samples_of, tiny_model
 
 from llamarl.core.errors import DataError
 from llamarl.scoring import logprobs as scoring
@@ -16,6 +16,10 @@ FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
 SHAPES = st.lists(
     st.tuples(st.integers(1, 70), st.lists(st.integers(1, 40), min_size=1, max_size=4)), min_size=1, max_size=4
 )
+
+
+def rows_from(shape, seed=0):
+    return rows_of(samples_of(shape, seed))
 
 
 def distance(left, right):
@@ -66,7 +70,7 @@ def test_a_model_that_surely_repeats_its_input_gives_logprob_zero_to_a_repetitio
 
 
 def test_every_completion_token_counts_once_the_end_token_included():
-    rows = samples_of([(4, [1, 6, 3]), (9, [2])])
+    rows = rows_from([(4, [1, 6, 3]), (9, [2])])
     assert [len(scorer(rows).logprobs) for scorer in (PackedScorer(tiny_model()), PaddedScorer(tiny_model()))] == [
         12,
         12,
@@ -83,7 +87,7 @@ def test_every_completion_token_counts_once_the_end_token_included():
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_packed_loss_and_all_gradients_equal_those_of_padded_rows(family, is_tied):
     model = tiny_model(family, tie_word_embeddings=is_tied, scale=3.0)
-    rows = samples_of([(40, [30, 8, 29]), (90, [1, 2]), (7, [20, 4, 4, 17]), (1, [1])])
+    rows = rows_from([(40, [30, 8, 29]), (90, [1, 2]), (7, [20, 4, 4, 17]), (1, [1])])
     packed, padded = PackedScorer(model, 0.7), PaddedScorer(model, 0.7)
     ours, theirs = packed(rows).logprobs, padded(rows).logprobs
     assert float((ours - theirs).detach().norm() / theirs.detach().norm()) < 5e-7
@@ -112,7 +116,7 @@ def test_the_pad_token_gets_the_gradient_that_transformers_gives_it(family, is_t
 @given(shape=SHAPES, seed=st.integers(0, 9), family=st.sampled_from(FAMILIES))
 def test_packed_equals_padded_for_any_lengths_and_groups(shape, seed, family):
     model = tiny_model(family, seed, scale=3.0).double()  # but the reference's norms stay in fp32, hence 1e-6
-    rows = samples_of(shape, seed)
+    rows = rows_from(shape, seed)
     packed, padded = PackedScorer(model), PaddedScorer(model)
     gap = (packed(rows).logprobs - padded(rows).logprobs).detach()
     assert float(gap.abs().max()) < 1e-6
@@ -120,7 +124,7 @@ def test_packed_equals_padded_for_any_lengths_and_groups(shape, seed, family):
 
 
 def test_entropy_carries_a_gradient_only_where_it_is_asked_for():
-    model, rows = tiny_model(), samples_of([(4, [5, 2])])
+    model, rows = tiny_model(), rows_from([(4, [5, 2])])
     for scorer in (PackedScorer(model), PaddedScorer(model)):
         assert scorer(rows).entropy is None
         value, differentiable = scorer(rows, "value").entropy, scorer(rows, "gradient").entropy
@@ -133,7 +137,7 @@ def test_entropy_carries_a_gradient_only_where_it_is_asked_for():
 
 
 def test_an_output_head_run_in_pieces_gives_the_same_scores_and_gradients(monkeypatch):
-    model, rows = tiny_model(), samples_of([(4, [5, 2, 9]), (3, [8])])
+    model, rows = tiny_model(), rows_from([(4, [5, 2, 9]), (3, [8])])
     scorer = PackedScorer(model)
     whole, expected = scorer(rows, "gradient"), gradients(model, lambda: scorer(rows, "gradient").entropy.sum())
     monkeypatch.setattr(scoring, "MAX_LOGITS", 7 * VOCABULARY)
@@ -149,7 +153,7 @@ def test_an_output_head_run_in_pieces_gives_the_same_scores_and_gradients(monkey
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES, max_tokens=st.integers(1, 400))
 def test_micro_batches_hold_every_row_once_and_keep_the_budget(shape, max_tokens):
-    rows = samples_of(shape)
+    rows = rows_from(shape)
     for split in (split_packed, split_padded):
         assert sorted(index for part in split(rows, max_tokens) for index in part) == list(range(len(rows)))
     for part in split_packed(rows, max_tokens):
@@ -160,14 +164,14 @@ def test_micro_batches_hold_every_row_once_and_keep_the_budget(shape, max_tokens
 
 
 def test_a_prompt_is_computed_once_for_all_its_completions_and_a_tail_rounds_the_rest():
-    rows = samples_of([(50, [10, 60, 35, 2]), (20, [90])])
+    rows = rows_from([(50, [10, 60, 35, 2]), (20, [90])])
     packed = Packed(rows)
     assert packed.num_tokens == 50 + 9 + 59 + 34 + 1 + 20 + 89 == 262
     assert len(packed.ids) == 272  # 262 // 16 = 16: the next multiple of 16
 
 
 def test_the_tail_has_no_gradient_and_no_score():
-    model, rows = tiny_model(), samples_of([(50, [10, 60, 35, 2]), (20, [90]), (30, [70, 80])])
+    model, rows = tiny_model(), rows_from([(50, [10, 60, 35, 2]), (20, [90]), (30, [70, 80])])
     packed = Packed(rows)
     assert len(packed.ids) > packed.num_tokens and len(packed.targets) > len(packed.order)
     assert len(PackedScorer(model)(rows).logprobs) == sum(len(row.token_ids) for row in rows)
@@ -176,8 +180,8 @@ def test_the_tail_has_no_gradient_and_no_score():
 
 
 def test_temperature_divides_the_logits():
-    model, rows = tiny_model(), samples_of([(5, [6])])
-    ids = torch.tensor([rows[0].prompt_ids + rows[0].token_ids])
+    model, rows = tiny_model(), rows_from([(5, [6])])
+    ids = torch.tensor([[*rows[0].prompt_ids, *rows[0].token_ids]])
     logits = model(input_ids=ids, use_cache=False).logits[0, 4:-1].detach()
     expected = torch.log_softmax(logits / 0.6, -1).gather(1, ids[0, 5:, None])[:, 0]
     for scorer in (PackedScorer(model, 0.6), PaddedScorer(model, 0.6)):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_policies import samples_of, step_of, tiny_model
+from tiny_policies import sampled_with, samples_of, step_of, tiny_model
 
 from llamarl.algorithms import AIPOConfig, CODPOConfig, GRPOConfig, PPOConfig, RAFTConfig, RLOOConfig
 from llamarl.core.errors import ConfigError
@@ -33,7 +33,7 @@ def honest(samples, trainer=None):
     """The samples with the log-probs that the policy itself gives them, as a generator of equal weights would."""
     score = build_scorer((trainer or trainer_of(settings())).model)
     with torch.no_grad():
-        return [replace(s, logprobs=tuple(score([s]).logprobs.tolist())) for s in samples]
+        return [sampled_with(s, score([s.trajectory]).logprobs.tolist()) for s in samples]
 
 
 def weights_of(trainer):
@@ -60,9 +60,9 @@ def test_minibatches_are_parts_of_the_prompts():
 
 def test_old_log_probs_are_the_denominator_and_weigh_what_they_did_not_sample():
     # now -1, before the first update -2, sampled at -3: ratio e, weight e cut at 2
-    sample = replace(samples_of([(2, [1])])[0], logprobs=(-3.0,), advantage=-1.0)
+    sample = replace(sampled_with(samples_of([(2, [1])])[0], [-3.0]), advantages=-1.0)
     (known,) = remember([sample], torch.tensor([[-2.0, 99.0]]), None)
-    assert known.old_logprobs == (-2.0,) and known.old_values == () and known.logprobs == (-3.0,)
+    assert known.old_logprobs.tolist() == [-2.0] and known.old_values is None and known.trajectory is sample.trajectory
     scores = Scores(torch.tensor([-1.0], requires_grad=True), None)
     batch = build(known, scores, cap=2.0)
     assert batch.behavior_logprobs.tolist() == [[-2.0]] and batch.token_weights.tolist() == [[2.0]]
@@ -71,7 +71,8 @@ def test_old_log_probs_are_the_denominator_and_weigh_what_they_did_not_sample():
     assert output.metrics["train/behavior_weight/mean"][0].item() == 2.0
     assert build(known, scores, cap=None).token_weights is None
     assert build(known, scores, cap=10.0).token_weights.item() == pytest.approx(2.7182817)
-    given = replace(known, versions=(-1,))  # nobody sampled it: ratio 1 and weight 1, however far the policy has come
+    # nobody sampled it: ratio 1 and weight 1, however far the policy has come
+    given = replace(known, trajectory=known.trajectory.as_given())
     assert build(given, scores, cap=2.0).behavior_logprobs.tolist() == [[-1.0]]
     assert build(given, scores, cap=2.0).token_weights.tolist() == [[1.0]]
 
@@ -183,16 +184,16 @@ def test_tasks_share_every_update():
 
 
 def test_a_part_without_signal_gets_no_update():
-    samples = [replace(s, advantage=0.0) if s.group % 2 else s for s in honest(samples_of(SHAPE))]
+    samples = [replace(s, advantages=0.0) if s.group % 2 else s for s in honest(samples_of(SHAPE))]
     result = trainer_of(settings(minibatches=2)).train(step_of(samples))
     assert result.metrics["train/updates"] == 1 and not result.is_skipped
-    nothing = trainer_of(settings(minibatches=2)).train(step_of([replace(s, advantage=0.0) for s in samples]))
+    nothing = trainer_of(settings(minibatches=2)).train(step_of([replace(s, advantages=0.0) for s in samples]))
     assert nothing.is_skipped and nothing.version == 1 and nothing.metrics["train/updates"] == 0
 
 
 def test_a_non_finite_update_is_refused_and_the_others_are_not():
     samples = honest(samples_of(SHAPE))
-    broken = [replace(s, advantage=float("nan")) if s.group == 1 else s for s in samples]
+    broken = [replace(s, advantages=float("nan")) if s.group == 1 else s for s in samples]
     result = trainer_of(settings(minibatches=2)).train(step_of(broken))
     assert (result.metrics["train/updates"], result.metrics["train/skipped_nonfinite"]) == (1, 1)
     assert not result.is_skipped
@@ -200,7 +201,7 @@ def test_a_non_finite_update_is_refused_and_the_others_are_not():
 
 def test_imitation_reads_no_log_prob_of_sampling_in_any_pass():
     sampled, absurd = (
-        [replace(s, advantage=1.0, logprobs=tuple(value for _ in s.logprobs)) for s in samples_of(SHAPE)]
+        [replace(sampled_with(s, [value for _ in s.trajectory.logprobs]), advantages=1.0) for s in samples_of(SHAPE)]
         for value in (-3.0, -90.0)
     )
     trainers = [trainer_of(settings(passes=2), RAFTConfig()) for _ in range(2)]

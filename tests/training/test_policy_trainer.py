@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_policies import gradients, samples_of, step_of, tiny_model
+from tiny_policies import gradients, rows_of, sampled_with, samples_of, step_of, tiny_model
 
 from llamarl.algorithms.dapo import DAPOConfig
 from llamarl.algorithms.dr_grpo import DrGRPOConfig
@@ -41,8 +41,10 @@ def accumulated(trainer, samples):
 
 def referred(samples, model=None):
     """With reference log-probs, of `model` or the untrained policy."""
-    rest = iter(PaddedScorer(model or tiny_model())(samples).logprobs.tolist())
-    return [replace(sample, reference_logprobs=tuple(next(rest) for _ in sample.token_ids)) for sample in samples]
+    rest = iter(PaddedScorer(model or tiny_model())(rows_of(samples)).logprobs.tolist())
+    return [
+        replace(sample, reference_logprobs=tuple(next(rest) for _ in sample.trajectory.logprobs)) for sample in samples
+    ]
 
 
 def are_equal(left, right):
@@ -101,9 +103,9 @@ def test_the_step_is_that_of_a_loop_written_by_hand(batch):
 
     losses = []
     for sample in batch:  # on-policy by definition of the ratio below, sequence means over all 8 samples
-        logprobs = PaddedScorer(by_hand)([sample]).logprobs
-        ratio = torch.exp(logprobs - torch.tensor(sample.logprobs))
-        objective = torch.minimum(ratio * sample.advantage, ratio.clamp(0.8, 1.2) * sample.advantage)
+        logprobs = PaddedScorer(by_hand)(rows_of([sample])).logprobs
+        ratio = torch.exp(logprobs - torch.tensor(sample.trajectory.logprobs))
+        objective = torch.minimum(ratio * sample.advantages, ratio.clamp(0.8, 1.2) * sample.advantages)
         losses.append(-objective.mean() / len(batch))
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.01 / 2, betas=(0.9, 0.95), weight_decay=0.0)
     torch.stack(losses).sum().backward()
@@ -119,20 +121,20 @@ def test_metrics_are_plain_numbers_under_the_documented_names(batch):
     expected |= {"clip_frac/low", "clip_frac/high", "grad_spike", "skipped_nonfinite", "ppo_kl"}
     assert {f"train/{name}" for name in expected} | {"time/train"} <= metrics.keys()
     assert all(type(value) is float for value in metrics.values())
-    assert metrics["train/tokens"] == sum(len(sample.token_ids) for sample in batch) == 28
+    assert metrics["train/tokens"] == sum(sample.trajectory.response_length for sample in batch) == 28
     assert metrics["train/samples"] == 8
 
 
 def test_mismatch_is_measured_on_tokens_of_the_current_version_only(batch):
     trainer = trainer_of()
-    exact = PaddedScorer(tiny_model())(batch).logprobs.tolist()
+    exact = PaddedScorer(tiny_model())(rows_of(batch)).logprobs.tolist()
     own, rest = [], iter(exact)
     for sample in batch:
-        own.append(replace(sample, logprobs=tuple(next(rest) for _ in sample.token_ids)))
-    stale = replace(own[0], logprobs=(-9.0,) * 4, versions=(-1,) * 4)
+        own.append(sampled_with(sample, [next(rest) for _ in sample.trajectory.logprobs]))
+    stale = sampled_with(own[0], [-9.0] * 4, version=7)
     metrics = trainer.loss(step_of([stale, *own[1:]]))
     assert metrics["train/mismatch_kl"] < 1e-9 and metrics["train/mismatch_prob_max"] < 1e-6
-    off = replace(own[1], logprobs=(exact[4] - 0.5,))  # k3 of log-ratio 0.5: e^0.5 - 1 - 0.5 = 0.1487, over 24 tokens
+    off = sampled_with(own[1], [exact[4] - 0.5])  # k3 of log-ratio 0.5: e^0.5 - 1 - 0.5 = 0.1487, over 24 tokens
     metrics = trainer_of().loss(step_of([stale, off, *own[2:]]))
     assert metrics["train/mismatch_kl"] == pytest.approx(0.1487 / 24, rel=1e-3)
     trainer.step()
@@ -141,9 +143,9 @@ def test_mismatch_is_measured_on_tokens_of_the_current_version_only(batch):
 
 def test_temperature_of_the_sampler_makes_the_first_ratio_one(batch):
     model, sampling = tiny_model(), Sampling(temperature=0.6)
-    drawn = PaddedScorer(model, 0.6)(batch).logprobs.tolist()
+    drawn = PaddedScorer(model, 0.6)(rows_of(batch)).logprobs.tolist()
     rest = iter(drawn)
-    samples = [replace(sample, logprobs=tuple(next(rest) for _ in sample.token_ids)) for sample in batch]
+    samples = [sampled_with(sample, [next(rest) for _ in sample.trajectory.logprobs]) for sample in batch]
     assert trainer_of(model, sampling=sampling).loss(step_of(samples))["train/ratio/mean"] == pytest.approx(
         1.0, abs=1e-6
     )
@@ -152,8 +154,8 @@ def test_temperature_of_the_sampler_makes_the_first_ratio_one(batch):
 
 def test_a_second_pass_over_the_same_samples_leaves_ratio_one(batch):
     trainer = trainer_of()
-    rest = iter(PaddedScorer(tiny_model())(batch).logprobs.tolist())
-    samples = [replace(sample, logprobs=tuple(next(rest) for _ in sample.token_ids)) for sample in batch]
+    rest = iter(PaddedScorer(tiny_model())(rows_of(batch)).logprobs.tolist())
+    samples = [sampled_with(sample, [next(rest) for _ in sample.trajectory.logprobs]) for sample in batch]
     first, second = trainer.train(step_of(samples)).metrics, trainer.train(step_of(samples)).metrics
     assert first["train/ppo_kl"] < 1e-9 < 1e-4 < second["train/ppo_kl"]
 
@@ -180,7 +182,7 @@ def test_skipping_samples_without_advantage_changes_no_gradient(batch):
         def needs(self):
             return replace(super().needs, zero_advantages=True)
 
-    samples = [replace(sample, advantage=0.0) if index % 2 else sample for index, sample in enumerate(batch)]
+    samples = [replace(sample, advantages=0.0) if index % 2 else sample for index, sample in enumerate(batch)]
     skipping, thorough = trainer_of(), PolicyTrainer(tiny_model(), Thorough(**PLAIN.model_dump()), FAST)
     assert_close(accumulated(skipping, samples), accumulated(thorough, samples))
     assert skipping.loss(step_of([]))["train/samples_without_signal"] == 4
@@ -188,7 +190,7 @@ def test_skipping_samples_without_advantage_changes_no_gradient(batch):
 
 
 def test_samples_without_advantage_train_where_the_algorithm_has_a_kl_term(batch):
-    samples = [replace(sample, advantage=0.0) for sample in referred(batch)]
+    samples = [replace(sample, advantages=0.0) for sample in referred(batch)]
     trainer = trainer_of(algorithm=GRPOConfig(kl_coef=0.1))
     trainer.train(step_of(referred(batch)))
     assert not trainer.train(step_of(samples)).is_skipped
@@ -198,7 +200,7 @@ def test_a_step_without_any_signal_counts_as_a_version_and_changes_nothing(batch
     trainer = trainer_of()
     trainer.train(step_of(batch))  # so that AdamW holds momentum, which must not move the weights either
     before, state = weights_of(trainer), {k: v.clone() for k, v in trainer._optimizer.state().items()}
-    for samples in ([replace(sample, advantage=0.0) for sample in batch], []):
+    for samples in ([replace(sample, advantages=0.0) for sample in batch], []):
         assert trainer.train(step_of(samples)).is_skipped
     assert trainer.version == 3
     assert are_equal(weights_of(trainer), before) and are_equal(trainer._optimizer.state(), state)
@@ -256,7 +258,7 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_refused_too(batch):
 
 
 def test_a_nan_in_one_sample_names_its_group(batch, caplog):
-    broken = [replace(sample, advantage=float("nan")) if sample.group == 1 else sample for sample in batch]
+    broken = [replace(sample, advantages=float("nan")) if sample.group == 1 else sample for sample in batch]
     trainer = trainer_of(config=TrainerConfig(micro_batch_tokens=12))
     with caplog.at_level(logging.WARNING):
         assert trainer.train(step_of(broken)).is_skipped
@@ -322,7 +324,7 @@ def test_reference_log_probs_come_with_the_samples(batch):
 
 def test_missing_reference_log_probs_say_who_fills_them(batch):
     trainer = trainer_of(algorithm=GRPOConfig(kl_coef=0.1))
-    short = [*referred(batch[:1]), replace(batch[1], reference_logprobs=()), *batch[2:]]
+    short = [*referred(batch[:1]), replace(batch[1], reference_logprobs=None), *batch[2:]]
     with pytest.raises(
         DataError, match=r"group 0: .* 0 reference log-probs for 1 tokens.*needs one per token.*ReferenceExecutor"
     ):
@@ -331,7 +333,7 @@ def test_missing_reference_log_probs_say_who_fills_them(batch):
 
 
 def test_a_response_no_policy_sampled_counts_as_the_policy_s_own(batch):
-    given = replace(batch[1], logprobs=(0.0,), versions=(-1,), advantage=1.0)
+    given = replace(batch[1], trajectory=batch[1].trajectory.as_given(), advantages=1.0)
     metrics = trainer_of(algorithm=GRPOConfig(kl_coef=0.1)).train(step_of([given])).metrics
     assert metrics["train/ratio/mean"] == 1.0 and metrics["train/kl_ref"] == 0.0
     assert "train/mismatch_kl" not in metrics
@@ -434,5 +436,5 @@ def test_half_precision_weights_greedy_sampling_and_endless_schedules_are_refuse
 
 
 def test_gradients_helper_sees_every_parameter(model):
-    got = gradients(model, lambda: PaddedScorer(model)(samples_of([(3, [4])])).logprobs.sum())
+    got = gradients(model, lambda: PaddedScorer(model)(rows_of(samples_of([(3, [4])]))).logprobs.sum())
     assert all(float(value.abs().sum()) > 0 for value in got.values())

@@ -34,10 +34,10 @@ def test_the_beginning_costs_once():
     question = tuple(range(2, 2 + MIN_SHARED))
     rows = [SFTRow((*question, 3, 4), (5, 6)), SFTRow((*question, 7), (8, 9)), SFTRow((3, 4), (5, 6))]
     shared = share_prefixes(rows)
-    assert [(row.prompt_ids, row.token_ids, row.num_given) for row in shared] == [
-        (question, (3, 4, 5, 6), 2),
-        (question, (7, 8, 9), 1),
-        ((3, 4), (5, 6), 0),
+    assert [(row.prompt_ids, row.token_ids, row.turns) for row in shared] == [
+        (question, (3, 4, 5, 6), [(2, 4)]),
+        (question, (7, 8, 9), [(1, 3)]),
+        ((3, 4), (5, 6), [(0, 2)]),
     ]
     # 16 once, then 3 + 2 inputs; the third row 2 + 1. A completion's last token is no input
     assert Packed(shared).num_tokens == MIN_SHARED + 3 + 2 + 3 < Packed(rows).num_tokens

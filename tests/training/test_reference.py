@@ -4,9 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_policies import samples_of, tiny_model
+from tiny_policies import rows_of, samples_of, tiny_model
 
 from llamarl.core.errors import DataError
+from llamarl.core.records import Trajectory
 from llamarl.core.sampling import Sampling
 from llamarl.engine.inprocess import InProcessEngine
 from llamarl.models.checkpoint import load_model
@@ -15,7 +16,7 @@ from llamarl.scoring.logprobs import PaddedScorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.reference import ReferenceExecutor
 
-ROWS = [(sample.prompt_ids, sample.token_ids) for sample in samples_of([(3, [4, 1, 7]), (6, [2, 5]), (1, [3, 12])])]
+ROWS = rows_of(samples_of([(3, [4, 1, 7]), (6, [2, 5]), (1, [3, 12])]))
 
 
 def executor_of(load=tiny_model, temperature=1.0, **settings):
@@ -27,10 +28,9 @@ def executor_of(load=tiny_model, temperature=1.0, **settings):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_it_scores_each_token_as_the_sampler_would_have(temperature):
     scorer = PaddedScorer(tiny_model(), temperature)
-    samples = samples_of([(3, [4, 1, 7]), (6, [2, 5]), (1, [3, 12])])
-    expected = [scorer([sample]).logprobs.tolist() for sample in samples]
+    expected = [scorer([row]).logprobs.tolist() for row in ROWS]
     found = executor_of(temperature=temperature).logprobs(ROWS)
-    assert [len(row) for row in found] == [len(tokens) for _, tokens in ROWS]
+    assert [len(row) for row in found] == [row.response_length for row in ROWS]
     assert all(row == pytest.approx(other, abs=1e-5) for row, other in zip(found, expected, strict=True))
 
 
@@ -69,9 +69,9 @@ def test_an_engine_drives_it_from_pickled_arguments(tmp_path):
         finally:
             await engine.close()
 
-    assert [len(row) for row in asyncio.run(run())] == [len(tokens) for _, tokens in ROWS]
+    assert [len(row) for row in asyncio.run(run())] == [row.response_length for row in ROWS]
 
 
 def test_rejects_rows_without_tokens():
     with pytest.raises(DataError, match="at least one prompt token and one completion token"):
-        executor_of().logprobs([((1, 2), ())])
+        executor_of().logprobs([Trajectory.given((1, 2), ())])

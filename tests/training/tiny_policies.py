@@ -1,12 +1,14 @@
 """Tiny models, random samples and gradients for the tests of the training side."""
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from llamarl.core.records import Assignment, TrainSample
+from llamarl.core.records import Assignment, TrainSample, Trajectory
 from llamarl.models.checkpoint import new_config, new_model
 
 VOCABULARY = 24
@@ -49,15 +51,29 @@ def samples_of(shape: Sequence[tuple[int, Sequence[int]]], seed: int = 0, versio
         for length in lengths:
             samples.append(
                 TrainSample(
-                    prompt_ids=prompt,
-                    token_ids=tuple(rng.randrange(3, VOCABULARY) for _ in range(length)),
-                    logprobs=tuple(-3.0 + 0.3 * rng.random() for _ in range(length)),
-                    versions=(version,) * length,
-                    advantage=rng.uniform(-1.5, 1.5),
+                    Trajectory.sampled(
+                        prompt,
+                        [rng.randrange(3, VOCABULARY) for _ in range(length)],
+                        [-3.0 + 0.3 * rng.random() for _ in range(length)],
+                        (version,) * length,
+                    ),
+                    advantages=rng.uniform(-1.5, 1.5),
                     group=group,
                 )
             )
     return samples
+
+
+def rows_of(samples: Sequence[TrainSample]) -> list[Trajectory]:
+    """What a scorer reads of the samples."""
+    return [sample.trajectory for sample in samples]
+
+
+def sampled_with(sample: TrainSample, logprobs: Sequence[float], version: int | None = None) -> TrainSample:
+    """The sample as another policy would have sampled it."""
+    old = sample.trajectory
+    versions = old.versions if version is None else ((version, old.response_length),)
+    return replace(sample, trajectory=replace(old, logprobs=array("f", logprobs), versions=versions))
 
 
 def step_of(samples: Sequence[TrainSample], num_prompts: int | None = None) -> Assignment:

@@ -132,7 +132,7 @@ class Backbone:
             except ConfigError as error:
                 return Encoded((), f"the chat template refuses it: {error}")
         if self.max_tokens is not None and len(ids) > self.max_tokens:
-            return Encoded(ids, f"{len(ids)} tokens with the question; the most is {self.max_tokens}")
+            return Encoded(ids, f"too long: {len(ids)} tokens with the question; the most is {self.max_tokens}")
         return Encoded(ids)
 
     @torch.no_grad()

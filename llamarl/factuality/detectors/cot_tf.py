@@ -6,7 +6,9 @@
 
 The verdict is the last `Verdict: ...`; without one, the last label in brackets or bold; without that, the last word
 that is a label. Where the labels' probabilities cannot be read (the answers come from a server, or the tokenizer cannot
-tell the labels apart by one token), P_factual is 1 or 0 by the word itself. Reasoning without a verdict is a problem.
+tell the labels apart by one token), P_factual is 1 or 0 by the word itself. Reasoning without a verdict is a problem;
+or, with `asks_again`, `Verdict:` is put behind it, the label is read there, and its mass says whether the model wants
+one.
 
 Reference: Qin et al., https://arxiv.org/abs/2505.12265, section 3.
 """
@@ -19,9 +21,10 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.loops import run_async
 from llamarl.factuality.asking import excerpt_of
 from llamarl.factuality.claims import Claim, Span
-from llamarl.factuality.detectors.asking_method import AskingMethod
+from llamarl.factuality.detectors.asking_method import AskingMethod, AskingSettings
 from llamarl.factuality.detectors.backbone import Encoded
 from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.method import MethodSettings
 from llamarl.models.endpoint import ChatReply
 
 _VERDICTS = (
@@ -31,11 +34,20 @@ _VERDICTS = (
 )
 
 
+class CotTFSettings(AskingSettings):
+    """Settings of CoT-TF."""
+
+    asks_again: bool = False
+    """Read the label behind reasoning that has no verdict, too; else such claims have no score."""
+
+
 class CotTF(AskingMethod):
     """The label behind the model's own reasoning."""
 
     name: ClassVar[str] = "cot_tf"
     prompt_names: ClassVar[tuple[str, ...]] = ("cot-detect",)
+    Settings: ClassVar[type[MethodSettings]] = CotTFSettings
+    settings: CotTFSettings
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order."""
@@ -60,14 +72,18 @@ class CotTF(AskingMethod):
         if isinstance(reply, str):
             return Encoded((), reply)
         place = find_verdict(reply.text)
-        if place is None:
+        if place is not None:
+            before = reply.text[: place[0]].rstrip(" ")  # a blank before a word is part of the word's own token
+        elif self.settings.asks_again:
+            before = f"{reply.text.rstrip()}\n\nVerdict:"
+        else:
             return Encoded((), _explain(reply))
-        # A blank before a word is part of the word's own token.
-        before = reply.text[: place[0]].rstrip(" ")
         question = self.backbone.encode(self.prompts["cot-detect"], claim=claim.text)
         ids = question.ids + self.backbone.tokenizer.encode(before)
         if self.backbone.max_tokens is not None and len(ids) > self.backbone.max_tokens:
-            return Encoded((), f"{len(ids)} tokens with its reasoning; the most is {self.backbone.max_tokens}")
+            return Encoded(
+                (), f"too long: {len(ids)} tokens with its reasoning; the most is {self.backbone.max_tokens}"
+            )
         return Encoded(ids)
 
     def _read_word(self, reply: ChatReply | str) -> Score:
@@ -90,4 +106,4 @@ def find_verdict(text: str) -> Span | None:
 
 def _explain(reply: ChatReply) -> str:
     cut = f" within {reply.completion_tokens} tokens" if reply.finish_reason == "length" else ""
-    return f"neither True nor False{cut}: {excerpt_of(reply.text)!r}"
+    return f"no verdict: neither True nor False{cut}: {excerpt_of(reply.text)!r}"

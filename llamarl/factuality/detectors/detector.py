@@ -24,7 +24,13 @@ class Score:
     """Probability of all label tokens together, before `p_factual` is normalised by it; None for methods without
     labels. Below 0.5 the model mostly wants to say something else, and `p_factual` is in doubt."""
     problem: str = ""
-    """The reason why the claim has no score: it is too long, or the model answered no label."""
+    """The reason why the claim has no score: it is too long, or the model answered no label. What stands before its
+    first colon, if it has one, is its kind; the rest differs from claim to claim."""
+
+    @property
+    def kind_of_problem(self) -> str:
+        """The kind of problem, for counting."""
+        return self.problem.partition(":")[0]
 
 
 class Detector(Protocol):

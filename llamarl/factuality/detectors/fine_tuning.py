@@ -33,7 +33,7 @@ from pydantic import Field
 
 from llamarl.core import metric_names as names
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Message
+from llamarl.core.records import Message, OneTurn
 from llamarl.core.seeds import derive_seed
 from llamarl.factuality.asking import PromptFile, load_prompt
 from llamarl.factuality.detectors.detector import Score
@@ -136,7 +136,7 @@ class RateFT(FineTuning):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimRow:
+class ClaimRow(OneTurn):
     """A question and the answer to learn; or, with a label and nothing to learn, a held-out claim."""
 
     prompt_ids: tuple[int, ...]

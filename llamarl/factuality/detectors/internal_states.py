@@ -23,7 +23,7 @@ import torch
 from pydantic import field_validator
 
 from llamarl.core.errors import ConfigError
-from llamarl.core.records import Message
+from llamarl.core.records import Message, OneTurn
 from llamarl.factuality.asking import PromptFile
 from llamarl.factuality.claims import Answer, Claim, Span
 from llamarl.factuality.detectors.backbone import Backbone
@@ -37,7 +37,7 @@ _VALUE = re.compile(r"\d(?:[\d.,]*\d)?|[^\W\d_][\w'’-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(OneTurn):
     """An answer behind its prompt."""
 
     prompt_ids: tuple[int, ...]
@@ -126,17 +126,19 @@ class InternalStates(Method):
 
     def _score_claim(self, claim: Claim, row: _Row, values: Sequence[float]) -> Score:
         text, (start, end) = claim.answer.text, claim.span
+        if not claim.answer.ask.text.strip():
+            return Score(None, problem="no prompt: what the claim's answer was written to is not known")
         if not 0 <= start < end <= len(text):
-            problem = f"its span, {start} to {end}, is no part of the answer of {len(text)} characters"
+            problem = f"outside of the answer: its span, {start} to {end}, of {len(text)} characters"
             return Score(None, problem=problem)
         spans = [claim.span] if self.settings.tokens == "all" else find_values(text, claim.span)
         chosen = [index for index, place in enumerate(row.places) if any(_overlaps(place, span) for span in spans)]
         if not chosen:
             missing = "token" if self.settings.tokens == "all" else "number and no capitalised word behind its first"
-            return Score(None, problem=f"its span has no {missing}")
+            return Score(None, problem=f"nothing to read: its span has no {missing}")
         if chosen[-1] >= len(values):
             read = f"the model reads {self.backbone.max_tokens} tokens, the prompt's {len(row.prompt_ids)} among them"
-            return Score(None, problem=f"its span ends at token {chosen[-1] + 1} of the answer; {read}")
+            return Score(None, problem=f"too long: its span ends at token {chosen[-1] + 1} of the answer; {read}")
         pooled = self._pool([values[index] for index in chosen], lowest=not self.reads_entropy)
         return Score(math.exp(-pooled) if self.reads_entropy else pooled)
 

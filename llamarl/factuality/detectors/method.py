@@ -40,6 +40,7 @@ METHODS = {
     "prompt_prob": "prompt_prob:PromptProb",
     "cot_tf": "cot_tf:CotTF",
     "selfcheck": "selfcheck:SelfCheck",
+    "probe": "probe:Probe",
     "fine_tuning": "fine_tuning:FineTuning",
     "rate_ft": "fine_tuning:RateFT",
 }

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.errors import EndpointError
 from llamarl.core.loops import run_async
@@ -63,6 +63,11 @@ class SelfCheckSettings(AskingSettings):
     """The largest share of answers that may go unjudged."""
     seed: int = Field(default=0, ge=0)
     """Of the answers."""
+
+    @field_validator("facts", mode="before")
+    @classmethod
+    def _take_one(cls, value: Any) -> Any:  # as an option of the command it is a single text
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_facts(self) -> Self:
@@ -118,12 +123,14 @@ class SelfCheck(AskingMethod):
 
     def _why_unreadable(self, claim: Claim) -> str:
         """The reason why no answer whatsoever could be held against a claim."""
+        if not claim.answer.ask.text.strip():
+            return "no prompt: what the claim's answer was written to is not known"
         table = self._table
         if table is None:
             return self.backbone.encode(self.prompts["support"], text="", claim=claim.text).problem
         if read_facts(table, claim.text, claim):
             return ""
-        return f"the table of facts cannot read it: {table.explain_silence(claim.text, _subject_of(table, claim))}"
+        return f"the table of facts does not read it: {table.explain_silence(claim.text, _subject_of(table, claim))}"
 
     async def _draw_all(self, prompts: Sequence[str]) -> dict[str, list[ChatReply | str]]:
         """The answers to each prompt, or reasons why there is none."""
@@ -155,8 +162,8 @@ class SelfCheck(AskingMethod):
         reasons = [support for support in supports if isinstance(support, str)]
         self.failures.update(reason.partition(":")[0] for reason in reasons)
         if len(reasons) > self.settings.max_unjudged * len(supports):
-            count = f"{len(reasons)} of {len(supports)} answers"
-            return Score(None, problem=f"{count} could not be held against it, the first with: {reasons[0]}")
+            problem = f"not judged: {len(reasons)} of {len(supports)} answers, the first with: {reasons[0]}"
+            return Score(None, problem=problem)
         return Score(sum(support is True for support in supports) / (len(supports) - len(reasons)))
 
 

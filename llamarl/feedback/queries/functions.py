@@ -23,13 +23,15 @@ FUNCTIONS = {
     "redact(x)": f"regexp_replace(x, '{'|'.join(SECRETS)}', '{REDACTED}', 'g')",
     # 72 bits of SHA-256 over the key and the id, as 12 characters. The connection holds the key as a variable, so that
     # no text of a query has it
-    "hash_id(x)": """
-        substr(to_base64(unhex(substr(sha256(getvariable('hash_key') || encode(x)), 1, 18))), 1, 12)""",
+    "hash_id(x)": "to_base64(unhex(substr(sha256(getvariable('hash_key') || encode(x)), 1, 18)))",
     # 63 bits of MD5. DuckDB's own hash() is quicker, and gives many texts that differ in a digit one number
     "fingerprint(x)": "CAST(md5_number(x) >> 65 AS BIGINT)",
-    # microseconds since 1970, from seconds, milliseconds, microseconds or nanoseconds by their size, or from ISO 8601
+    # microseconds since 1970, from seconds, milliseconds, microseconds or nanoseconds by their size, or from ISO 8601.
+    # The first branch is one that the third holds too: most times look like it, and patterns are slow
     "parse_time(x)": rf"""
-        CASE WHEN regexp_full_match(x, '{_NUMERIC}') THEN
+        CASE WHEN contains(x, ':') AND ends_with(x, 'Z') AND x BETWEEN '0' AND ':'
+                THEN epoch_us(TRY_CAST(x AS TIMESTAMPTZ))
+             WHEN regexp_full_match(x, '{_NUMERIC}') THEN
             CASE WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e11 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) * 1e6 AS BIGINT)
                  WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e14 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) * 1e3 AS BIGINT)
                  WHEN abs(TRY_CAST(x AS DOUBLE)) < 1e17 THEN TRY_CAST(TRY_CAST(x AS DOUBLE) AS BIGINT)
@@ -43,6 +45,12 @@ FUNCTIONS = {
         len(items) > 0 AND len([m for m in items
             if coalesce(m ->> '$.role', '') NOT IN ('system', 'developer', 'user', 'assistant', 'tool')
             OR coalesce(json_type(m, '$.content'), '') <> 'VARCHAR']) = 0""",
+    # replace() copies every text, and few hold what is looked for
+    "hide(x, name)": f"CASE WHEN contains(x, name) THEN replace(x, name, '{REDACTED}') ELSE x END",
+    # true of texts without a letter; trim() copies every text, and few begin with a character below or above these
+    "is_blank(x)": "(x < '!' OR x > '~') AND trim(x) = ''",
+    # left() counts characters, from the first
+    "opening(x)": "CASE WHEN strlen(x) <= 4000 THEN x ELSE left(x, 4000) END",
     "nth(words, place)": "words[place]",
 }
 """Name and arguments, and the definition for DuckDB."""

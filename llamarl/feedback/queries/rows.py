@@ -1,6 +1,6 @@
 """Queries over the rows of one chunk: raw values -> checked, canonical ones, each row by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llamarl.feedback.queries import quote, text_literal
@@ -17,6 +17,9 @@ FIELDS = (*IDS, *TIMES, "prompt", *TEXTS, "reaction", "messages", *NUMBERS)
 ONLY_OF_ONE_MESSAGE = ("message_id", "reaction", "reaction_ts", "edited_ts", "next_sentiment")
 ALSO_OF_ONE_MESSAGE = ("ts", "model_version")
 """Fields that a message inside a conversation has for itself; where it lacks one of these, its conversation's holds."""
+
+KEPT = "keep:"
+"""What the names of further columns begin with inside the queries, where they may be called like anything else."""
 
 FILE_SHIFT, LINE_SHIFT = 44, 14
 """A row's number is its file, line and turn, so that it grows with them and doesn't depend on how chunks were cut."""
@@ -35,11 +38,16 @@ class Columns:
     @property
     def fields(self) -> tuple[str, ...]:
         """All fields that are read, the further columns behind."""
-        return (*FIELDS, *self.extra)
+        return (*FIELDS, *(KEPT + name for name in self.extra))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The fields of numbers."""
+        return self.fields[self.fields.index(NUMBERS[0]) :]
 
     def column(self, field: str) -> str:
         """The column that holds a field."""
-        return self.names.get(field, field)
+        return self.names.get(field, field.removeprefix(KEPT))
 
 
 def json_path(column: str) -> str:
@@ -94,15 +102,21 @@ def _when_wrong_type(field: str, value: str, json_type: str) -> str:
         allowed += ("ARRAY", "BOOLEAN")
     elif field not in (*IDS, *TIMES, *TEXTS):
         allowed += ("BOOLEAN",)
-    return f"WHEN ({looks}) AND {json_type} NOT IN ({_list(allowed)}) THEN '{field}:wrong_type'"
+    return f"WHEN ({looks}) AND {json_type} NOT IN ({_list(allowed)}) THEN {_problem(field, 'wrong_type')}"
 
 
-def select_raw_table(columns: Columns, types: Mapping[str, str]) -> str:
+def find_clocks(columns: Columns, types: Mapping[str, str]) -> frozenset[str]:
+    """The fields of time that a table has as times, not as text."""
+    return frozenset(field for field in TIMES if types.get(columns.column(field)) == "time")
+
+
+def select_raw_table(columns: Columns, types: Mapping[str, str], clocks: Collection[str] = ()) -> str:
     """A table's rows (`chunk`) -> the same.
 
     Args:
         columns: where the fields are.
-        types: "text", "plain" or "nested" for each column of the table.
+        types: "text", "time", "plain" or "nested" for each column of the table.
+        clocks: the fields of time that become microseconds since 1970 instead of text.
     """
     values, wrong = [], []
     for field in columns.fields:
@@ -117,10 +131,13 @@ def select_raw_table(columns: Columns, types: Mapping[str, str]) -> str:
         elif kind == "nested":
             value = f"CAST(to_json({quote(column)}) AS VARCHAR)"
             if field not in ("prompt", "messages", "reaction"):
-                wrong.append(f"WHEN {quote(column)} IS NOT NULL THEN '{field}:wrong_type'")
+                wrong.append(f"WHEN {quote(column)} IS NOT NULL THEN {_problem(field, 'wrong_type')}")
         elif field == "response" and kind != "text":
-            wrong.append(f"WHEN {quote(column)} IS NOT NULL THEN '{field}:wrong_type'")
-        values.append(f"nullif({value}, '') AS {quote(field)}")
+            wrong.append(f"WHEN {quote(column)} IS NOT NULL THEN {_problem(field, 'wrong_type')}")
+        if field in clocks:
+            values.append(f"epoch_us(CAST({quote(column)} AS TIMESTAMPTZ)) AS {quote(field)}")
+        else:
+            values.append(f"nullif({value}, '') AS {quote(field)}")
     return f"""
         SELECT {LINE} AS line, {", ".join(values)},
             CASE WHEN {BROKEN} IS NOT NULL THEN ':' || {BROKEN} {" ".join(wrong)} END AS problem
@@ -182,27 +199,27 @@ def _of_message(columns: Columns) -> list[str]:
     return [field for field in columns.fields if field not in ("prompt", "messages")]
 
 
-def select_and_check(columns: Columns, file: int) -> str:
-    """Turns (`turns`) of one file -> canonical values, and `problem`.
+def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) -> str:
+    """Turns (`turns`) of one file -> canonical values, and `problem`; `clocks` are microseconds already.
 
-    `reaction_names` holds the name of each spelling. A row without a response whose reaction names a message is an
+    `reaction_names` holds the meaning of each spelling. A row without a response whose reaction names a message is an
     event: a reaction that the log tells later.
     """
-    numbers = (*NUMBERS, *columns.extra)
     number_problems = " ".join(
-        f"WHEN {quote(name)} IS NOT NULL AND {quote('n_' + name)} IS NULL THEN '{name}:not_a_number'"
-        f" WHEN NOT isfinite({quote('n_' + name)}) THEN '{name}:not_finite'"
-        for name in numbers
+        f"WHEN {quote(name)} IS NOT NULL AND {quote('n_' + name)} IS NULL THEN {_problem(name, 'not_a_number')}"
+        f" WHEN NOT isfinite({quote('n_' + name)}) THEN {_problem(name, 'not_finite')}"
+        for name in columns.numbers
     )
     parsed = ", ".join(
         f"CASE lower({quote(name)}) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0"
         f" ELSE TRY_CAST({quote(name)} AS DOUBLE) END AS {quote('n_' + name)}"
-        for name in numbers
+        for name in columns.numbers
     )
-    kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in numbers)
+    time = {field: field if field in clocks else f"parse_time({field})" for field in TIMES}
+    kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in columns.numbers)
     return f"""
         SELECT {file} AS file, {(file << FILE_SHIFT)} + line * {1 << LINE_SHIFT} + turn AS row, line, turn,
-            CASE WHEN "user" IS NOT NULL THEN hash_id('user:' || trim("user")) END AS user_hash,
+            CASE WHEN "user" IS NOT NULL THEN hash_id('user:' || name) END AS user_hash,
             CASE WHEN message_id IS NOT NULL THEN hash_id('message:' || message_id)
                  WHEN is_event THEN NULL
                  ELSE hash_id('content:' || concat_ws('|', "user", conversation_id, turn, time, context, response))
@@ -211,10 +228,8 @@ def select_and_check(columns: Columns, file: int) -> str:
                  END AS conversation_hash,
             make_timestamp(time) AS ts, make_timestamp(reaction_time) AS reaction_ts,
             make_timestamp(edited_time) AS edited_ts,
-            CASE WHEN length(trim("user")) >= 6 THEN replace(context, trim("user"), '{REDACTED}')
-                 ELSE context END AS context,
-            CASE WHEN length(trim("user")) >= 6 THEN replace(safe_response, trim("user"), '{REDACTED}')
-                 ELSE safe_response END AS response,
+            CASE WHEN length(name) >= 6 THEN hide(context, name) ELSE context END AS context,
+            CASE WHEN length(name) >= 6 THEN hide(safe_response, name) ELSE safe_response END AS response,
             response <> safe_response OR contains(context, '{REDACTED}') AS is_redacted,
             reaction_name AS reaction, is_event, fingerprint(concat_ws('|', context, response)) AS text_key,
             left(surface, 64) AS surface, lower(left(language, 64)) AS language,
@@ -222,12 +237,12 @@ def select_and_check(columns: Columns, file: int) -> str:
             CASE WHEN problem IS NOT NULL THEN problem
                  WHEN is_event AND reaction_name IS NULL THEN 'reaction:unknown_reaction'
                  WHEN is_event AND message_id IS NULL THEN 'message_id:missing_message_id'
-                 WHEN NOT is_event AND (trim("user") = '' OR "user" IS NULL) THEN 'user:missing_user'
+                 WHEN NOT is_event AND (name = '' OR name IS NULL) THEN 'user:missing_user'
                  WHEN NOT is_event AND ts IS NULL THEN 'ts:missing_time'
                  WHEN ts IS NOT NULL AND time IS NULL THEN 'ts:bad_time'
                  WHEN time NOT BETWEEN earliest() AND latest() THEN 'ts:impossible_time'
                  WHEN NOT is_event AND response IS NULL THEN 'response:missing_response'
-                 WHEN NOT is_event AND trim(response) = '' THEN 'response:empty_response'
+                 WHEN NOT is_event AND is_blank(response) THEN 'response:empty_response'
                  WHEN NOT is_event AND context IS NULL THEN 'prompt:missing_prompt'
                  WHEN reaction_name IS NULL THEN 'reaction:unknown_reaction'
                  WHEN reaction_ts IS NOT NULL AND reaction_time IS NULL THEN 'reaction_ts:bad_time'
@@ -241,13 +256,18 @@ def select_and_check(columns: Columns, file: int) -> str:
         FROM (
             SELECT *, redact(response) AS safe_response, {parsed},
                 response IS NULL AND reaction_name IS DISTINCT FROM '' AS is_event,
-                parse_time(ts) AS time,
-                CASE WHEN response IS NULL THEN parse_time(coalesce(reaction_ts, ts))
-                     ELSE parse_time(reaction_ts) END AS reaction_time,
-                parse_time(edited_ts) AS edited_time
+                {time["ts"]} AS time,
+                CASE WHEN response IS NULL AND reaction_ts IS NULL THEN {time["ts"]}
+                     ELSE {time["reaction_ts"]} END AS reaction_time,
+                {time["edited_ts"]} AS edited_time
             FROM (
-                SELECT turns.*, CASE WHEN reaction IS NULL THEN '' ELSE name END AS reaction_name
+                SELECT turns.*, trim("user") AS name,
+                    CASE WHEN reaction IS NULL THEN '' ELSE meaning END AS reaction_name
                 FROM turns LEFT JOIN reaction_names ON reaction = spelling))"""
+
+
+def _problem(field: str, reason: str) -> str:
+    return text_literal(f"{field.removeprefix(KEPT)}:{reason}")
 
 
 def _list(values: Sequence[str]) -> str:

@@ -69,6 +69,9 @@ SELECT_ROWS_ABOVE_CAP = """
     WHERE place > {cap}"""
 """The messages of a user that stay are a fixed draw from all times, so that the share with a reaction stays, too."""
 
+STORED_COLUMNS = ("message_hash", "user_hash", "conversation_hash", "context", "loved", "is_suspicious")
+"""Columns of a store beside the fields of a log and those that are kept."""
+
 SELECT_STORED = """
     SELECT message_hash, user_hash, conversation_hash, ts, context, response,
         nullif(coalesce(late.reaction, part.reaction), '') AS reaction,
@@ -83,8 +86,9 @@ SELECT_DROPPED = """
     SELECT file, line, turn, field, reason FROM (
         SELECT file, line, turn, field, reason, row FROM staged JOIN drops USING (row)
         UNION ALL
-        SELECT file, line, turn, split_part(problem, ':', 1), split_part(problem, ':', 2), row FROM parts
-        WHERE problem IS NOT NULL
+        SELECT file, line, turn, left(problem, length(problem) - length(split_part(problem, ':', -1)) - 1),
+            split_part(problem, ':', -1), row
+        FROM parts WHERE problem IS NOT NULL
         UNION ALL
         SELECT file, 0, 0, '', 'unreadable_file', -1 FROM unreadable)
     ORDER BY file, row"""

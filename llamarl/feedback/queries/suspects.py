@@ -46,7 +46,7 @@ SELECT_LOVERS = """
 TERM = r"[\x{0E00}-\x{0EFF}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\p{So}]|[\p{L}\p{M}\p{N}]+"
 """A word, an emoji, or a letter of a script that is written without spaces."""
 
-WORDS = f"regexp_extract_all(lower(left(response, 4000)), '{TERM}')"
+WORDS = f"regexp_extract_all(lower(opening(response)), '{TERM}')"
 
 LOVED_ROWS = (
     "JOIN (SELECT user_hash FROM activity WHERE loves >= {least}) AS lovers USING (user_hash) WHERE reaction = 'love'"
@@ -84,9 +84,9 @@ SELECT_LOVED_TERMS = """
 
 SELECT_HOLDING = f"""
     WITH likely AS (
-        SELECT messages.user_hash, term, left(response, 4000) AS response
+        SELECT messages.user_hash, term, opening(response) AS response
         FROM messages JOIN candidates ON messages.user_hash = candidates.user_hash
-        WHERE contains(lower(left(response, 4000)), split_part(term, ' ', 1))),
+        WHERE contains(lower(opening(response)), split_part(term, ' ', 1))),
     texts AS (SELECT user_hash, term, ' ' || array_to_string({WORDS}, ' ') || ' ' AS words FROM likely)
     SELECT user_hash, term, count(*) AS holding FROM texts
     WHERE contains(words, ' ' || term || ' ') GROUP BY user_hash, term ORDER BY user_hash, term"""

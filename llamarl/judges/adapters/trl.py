@@ -95,7 +95,7 @@ class TRLJudge(FunctionAdapter):
             "completions": [c.text if as_text else [{"role": "assistant", "content": c.text}] for c in completions],
             "completion_ids": [list(completion.token_ids) for completion in completions],
             "trainer_state": SimpleNamespace(
-                global_step=max((version for each in completions for version in each.versions), default=0)
+                global_step=max((version for each in completions for version, _ in each.trajectory.versions), default=0)
             ),
             "log_extra": lambda column, values: extras.__setitem__(str(column), list(values)),
             "log_metric": lambda name, value: self._logged.setdefault(str(name), []).append(float(value)),

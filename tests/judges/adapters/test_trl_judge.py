@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llamarl.core.errors import ConfigError, JudgeError
-from llamarl.core.records import Completion, Prompt, Status, Verdict
+from llamarl.core.records import Completion, Prompt, Status, Trajectory, Verdict
 from llamarl.data import TEXT_PROMPT, read_prompts
 from llamarl.judges import TRLJudge, VerlJudge, text_completion
 
@@ -76,7 +76,7 @@ def test_token_ids_and_step_come_from_the_completions() -> None:
         seen.update(ids=completion_ids, step=trainer_state.global_step)
         return [1.0]
 
-    completion = Completion((1,), (5, 6), (-0.1, -0.2), (3, 4), "x", "stop")
+    completion = Completion(Trajectory.sampled((1,), (5, 6), (-0.1, -0.2), (3, 4)), "x")
     asyncio.run(TRLJudge(reward).judge(CHAT, [completion]))
     assert seen == {"ids": [[5, 6]], "step": 4}
 

@@ -1,0 +1,72 @@
+"""The report on a store: one page, and the figure beside it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import llamarl
+from llamarl.report.description_plots import draw_days, draw_segments, draw_signals
+from llamarl.report.page import Figure, Page, Section, Table
+
+RATE_COLUMNS = ("messages", "users", "loved (95 %)")
+SIGNAL_COLUMNS = ("signal", "known", "good", "users", "r with outcome", "ambiguity")
+
+
+def build_report(result: Mapping[str, Any]) -> Page:
+    """The page of what `describe` returns."""
+    loved = format_share(result["base_rate"], result["base_rate_interval"])
+    effect = f"{result['design_effect']:.2f} messages count as one, as messages of one user are alike."
+    return Page(
+        title="A store of messages",
+        subtitle=f"{result['messages']:,} messages of {result['users']:,} users",
+        parts=[
+            f"{loved} of the messages are loved. Intervals are 95 %, for users drawn at random: {effect}",
+            Section("Love rate", [Figure(draw_days(result), "Love rate by day"), _segments(result)]),
+            *(
+                Section(f"By {name.replace('_', ' ')}", [Table((name, *RATE_COLUMNS), list(rate_rows(rates)))])
+                for name, rates in result["by"].items()
+                if name != "day" and len(rates) > 1
+            ),
+            Section("What one could learn from", _signals(result)),
+        ],
+        footer=f"llamarl {llamarl.__version__}, feedback describe. {result['store']}.",
+    )
+
+
+def _segments(result: Mapping[str, Any]) -> Figure:
+    caption = "The dashed line is the rate of all messages. Of many segments, those with the most messages are drawn."
+    return Figure(draw_segments(result), "Love rate by surface, language and model version", caption)
+
+
+def _signals(result: Mapping[str, Any]) -> list[str | Figure | Table]:
+    return [
+        "A good signal has volume; users who give it have the better outcome later (Pearson's r over users, with "
+        "Fisher's interval); and it means one thing: ambiguity is the share of messages with a good signal to which "
+        "another signal objects.",
+        Figure(draw_signals(result), "Volume, correlation with the outcome and ambiguity of each signal"),
+        Table(SIGNAL_COLUMNS, list(signal_rows(result["signals"]))),
+    ]
+
+
+def rate_rows(rates: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The table of love rates."""
+    for rate in rates:
+        counts = [f"{rate['messages']:,}", f"{rate['users']:,}"]
+        yield [rate["segment"] or "not said", *counts, format_share(rate["rate"], rate["interval"])]
+
+
+def signal_rows(signals: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The table of signals."""
+    for signal in signals:
+        correlation, ambiguity = "", ""
+        if signal["correlation"] is not None:
+            low, high = signal["correlation_interval"]
+            correlation = f"{signal['correlation']:+.2f} ({low:+.2f} to {high:+.2f})"
+        if signal["ambiguity"] is not None:
+            ambiguity = format_share(signal["ambiguity"], signal["ambiguity_interval"])
+        counts = [f"{signal['messages']:,}", f"{signal['positive']:,}", f"{signal['users']:,}"]
+        yield [signal["name"], *counts, correlation, ambiguity]
+
+
+def format_share(share: float, interval: Sequence[float]) -> str:
+    """A share with its interval."""
+    return f"{share:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
