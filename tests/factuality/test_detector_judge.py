@@ -12,7 +12,7 @@ from tiny_detectors import write_tiny
 
 from llamarl.cli.main import main
 from llamarl.core.errors import CheckpointError, ConfigError
-from llamarl.core.records import Completion, Prompt, Verdict, text_completion
+from llamarl.core.records import Prompt, Verdict, text_completion
 from llamarl.data.rows import row_to_prompt
 from llamarl.factuality import load_detector, score_text
 from llamarl.factuality.claims import Claim
@@ -82,7 +82,7 @@ def test_a_claim_without_score_fails_its_completion_and_no_other() -> None:
 
 
 def test_the_last_claim_of_a_cut_completion_is_left_out() -> None:
-    cut = Completion((), (), (), (), "It is a city in France. It lies in Spain", "length")
+    cut = text_completion("It is a city in France. It lies in Spain", "length")
     (verdict,) = asyncio.run(DetectorJudge(ScriptedDetector()).judge(ASKED, [cut]))
     assert verdict.score == 1.0 and verdict.reason == "0 of 1 claims doubtful"
 
