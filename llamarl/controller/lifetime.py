@@ -71,7 +71,7 @@ async def run_life(
     recipe = prepared.recipe
     store = CheckpointStore(directory / "checkpoints")
     store.remove_temporaries()  # a disk that a dead process filled has room again
-    with Ledger(directory / LEDGER_FILE) as ledger, _reporter(recipe, directory, ledger, live) as reporter:
+    with Ledger(directory / LEDGER_FILE) as ledger, _reporter(prepared, directory, ledger, live) as reporter:
         checkpoint = _find_checkpoint(store, start.step, reporter)
         version = checkpoint.step if checkpoint else 0
         state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
@@ -255,7 +255,8 @@ def _build_evaluation(prepared: Prepared) -> Evaluation | None:
 
 
 @contextmanager
-def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | None) -> Iterator[Reporter]:
+def _reporter(prepared: Prepared, directory: Path, ledger: Ledger, live: LiveView | None) -> Iterator[Reporter]:
+    recipe = prepared.recipe
     reporter = Reporter(
         directory,
         ledger,
@@ -263,6 +264,7 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
         groups_per_step=sum(task.prompts_per_step or 0 for task in recipe.all_tasks),
         rollouts_every=recipe.report.rollouts_every,
         rollouts_per_step=recipe.report.rollouts_per_step,
+        decode=functools.partial(prepared.tokenizer.decode, skip_special=False),
         live=live,
     )
     try:

@@ -43,6 +43,8 @@ SHOWN = (
 """Rows of the table, in order, where the run recorded them; judges' means and pass rates follow."""
 
 MAX_WIDTH = 120
+MESSAGES = 5
+"""Messages shown, the latest."""
 MONITOR_STATES = (("green", "quiet"), ("yellow", "warns"), ("bold red", "stops"))
 """Style and word of a monitor's level."""
 STATE_STYLE = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow"}
@@ -72,8 +74,8 @@ def run_as_dict(run_dir: str | Path, ledger_counts: Mapping[str, int] | None = N
         "utilisation": utilisation(run.spans),
         "ledger": None if ledger_counts is None else dict(ledger_counts),
         "summary": None if run.summary is None else asdict(run.summary),
-        "warnings": _warnings(run),
-        "messages": run.messages,
+        "warnings": warnings_about(run),
+        "messages": run.messages[-MESSAGES:],
         "figures": [str(path) for path in run.figures],
         "checkpoints": run.checkpoints,
         "rollouts": len(run.rollouts),
@@ -129,8 +131,8 @@ class _Page:
         if groups := run.rollouts[len(run.rollouts) - self.rollouts :] if self.rollouts else []:
             yield from _section("latest rollouts", width, *(_rollout(group, width) for group in groups))
         if run.messages:
-            yield from _section("messages", width, *(Text(visible(line)) for line in run.messages))
-        if warnings := _warnings(run):
+            yield from _section("messages", width, *(Text(visible(line)) for line in run.messages[-MESSAGES:]))
+        if warnings := warnings_about(run):
             yield from _section("warnings", width, *(Text(f"! {warning}", style="yellow") for warning in warnings))
         yield from _section("files", width, _files(run))
 
@@ -145,7 +147,8 @@ def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
     return stats | ({"best": stats["max" if better == "up" else "min"]} if better else {})
 
 
-def _warnings(run: RunFiles) -> list[str]:
+def warnings_about(run: RunFiles) -> list[str]:
+    """What a person should look at, in sentences: files cut off, an early end, and what `health` finds."""
     found = [f"{name}: the last line was cut off by a crash and is left out" for name in run.torn]
     if run.state == "stopped" and run.summary is not None:
         total = total_steps(run.recipe)

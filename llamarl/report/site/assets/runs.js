@@ -1,0 +1,4 @@
+"use strict";
+/* The runs of a folder side by side. */
+
+class FolderPage {}

@@ -1,0 +1,292 @@
+"""A run in plain values for the page: what it is, how far it came, what to look at, and every curve."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import llamarl
+from llamarl.core import metric_names as names
+from llamarl.report.colours import colour_indices
+from llamarl.report.files import Record, read_json
+from llamarl.report.metrics import column
+from llamarl.report.rundir import ENDED_BY, RunFiles, total_steps
+from llamarl.report.site.curves import charts_of, tabulate
+from llamarl.report.text import format_bytes, format_number, format_seconds
+from llamarl.report.timeline import Span, extent, utilisation
+from llamarl.report.view import warnings_about
+
+CHANGES_FILE = "changes.json"
+"""Settings of the recipe that differ from their defaults; written beside it."""
+MAX_EVENTS = 200
+MAX_SPANS = 20_000
+"""Spans of the timeline in a page: the latest ones."""
+MAX_SYNCS = 50
+_KINDS = (
+    (re.compile(r"possible reward hacking|monitor|canary", re.I), "alarm"),
+    (re.compile(r" lost \(|starting it again|starting over|no answer", re.I), "restart"),
+    (re.compile(rf"^{ENDED_BY}|not written|damaged", re.I), "error"),
+)
+_ALARM_KEY = re.compile(r"(task/[^/]+/)?watch/monitor/[^/]+/level$")
+
+
+def describe_run(run: RunFiles, ledger: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything the page shows of a run but its rollouts and its timeline.
+
+    Args:
+        run: as `read_run` gives it.
+        ledger: `counts` by state and `reasons` of drops, where the caller has read the ledger.
+    """
+    table = tabulate(run.metrics)
+    return {
+        "llamarl": llamarl.__version__,
+        "made": time.time(),
+        "name": run.path.resolve().name,
+        "state": run.state,
+        "step": run.last_step,
+        "total_steps": total_steps(run.recipe),
+        "age": run.last_record_seconds_ago,
+        "seconds": None if run.summary is None else run.summary.seconds,
+        "title": list(_title(run.recipe)),
+        "tasks": list(_tasks(run)),
+        "learning": _learning(run),
+        "warnings": warnings_about(run),
+        "events": list(islice(_events(run), MAX_EVENTS)),
+        "charts": [chart.as_dict() for chart in charts_of(table["values"])],
+        "table": table,
+        "recipe": _settings(run),
+        "facts": _facts(run),
+        "environment": [{"name": name, "value": value} for name, value in _flatten(run.environment)],
+        "ledger": None if ledger is None else dict(ledger),
+        "memory": _memory(run),
+        "syncs": _syncs(run.metrics),
+        "messages": run.messages,
+        "checkpoints": run.checkpoints,
+        "summary": None if run.summary is None else asdict(run.summary),
+    }
+
+
+def describe_timeline(spans: Sequence[Span], metrics: Sequence[Record]) -> dict[str, Any]:
+    """The latest spans as `[executor, activity, start, seconds]` with names by number, and busy shares of all."""
+    shown = sorted(spans, key=lambda span: span.start)[-MAX_SPANS:]
+    start, end = extent(spans)
+    executors = list(dict.fromkeys(span.executor for span in spans))
+    activities = list(dict.fromkeys(span.activity for span in spans))
+    colours = colour_indices(name for name in activities if not name.startswith(("wait", "idle")))
+    rows = {name: index for index, name in enumerate(executors)}
+    kinds = {name: index for index, name in enumerate(activities)}
+    shares: dict[str, dict[str, float]] = {name: {} for name in executors}
+    for span in spans:
+        shares[span.executor][span.activity] = shares[span.executor].get(span.activity, 0.0) + span.end - span.start
+    return {
+        "start": start,
+        "end": end,
+        "shown": len(shown),
+        "total": len(spans),
+        "executors": executors,
+        "activities": [{"name": name, "colour": colours.get(name)} for name in activities],
+        "busy": utilisation(spans),
+        "seconds": shares,
+        "spans": [
+            [rows[span.executor], kinds[span.activity], round(span.start - start, 4), round(span.end - span.start, 4)]
+            for span in shown
+        ],
+        "steps": [
+            [record["step"], round(record["time"] - start, 3)]
+            for record in metrics
+            if names.LOSS in record and isinstance(record.get("time"), (int, float))
+        ],
+    }
+
+
+def model_name(recipe: Mapping[str, Any]) -> str:
+    """The last part of the model's name or path; empty where the recipe names none."""
+    model = recipe.get("model")
+    return Path(model).name if isinstance(model, str) else ""
+
+
+def algorithm_names(recipe: Mapping[str, Any]) -> list[str]:
+    """The algorithms of a recipe's tasks, each once."""
+    owners = _list(recipe, "tasks") or [recipe]
+    found = (owner.get("algorithm") or recipe.get("algorithm") for owner in owners)
+    return list(dict.fromkeys(each["type"] for each in found if isinstance(each, Mapping) and "type" in each))
+
+
+def run_title(recipe: Mapping[str, Any]) -> str:
+    """Model, algorithm and tasks in one line: `format, crpg + aipo, tasks short and plain`."""
+    return ", ".join(_title(recipe))
+
+
+def _title(recipe: Mapping[str, Any]) -> Iterator[str]:
+    if model := model_name(recipe):
+        yield model
+    if algorithms := algorithm_names(recipe):
+        yield " + ".join(algorithms)
+    if tasks := [str(task.get("name")) for task in _list(recipe, "tasks")]:
+        yield f"tasks {', '.join(tasks)}" if len(tasks) > 1 else f"task {tasks[0]}"
+
+
+def _list(recipe: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = recipe.get(key)
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
+def _tasks(run: RunFiles) -> Iterator[dict[str, Any]]:
+    """Every task with its judges and the first and last values of what tells whether it learns."""
+    tasks = _list(run.recipe, "tasks")
+    for task in tasks or [run.recipe]:
+        prefix = f"task/{task.get('name')}/" if len(tasks) > 1 else ""
+        algorithm = task.get("algorithm") or run.recipe.get("algorithm") or {}
+        judges = [
+            {
+                "name": _judge_name(judge),
+                "role": judge.get("role") or "reward",
+                **{
+                    what: _last_of(run.metrics, f"{prefix}judge/{_judge_name(judge)}/{what}")
+                    for what in ("pass_rate", "violation_rate", "error_rate", "abstain_rate", "mean")
+                },
+            }
+            for judge in _list(task, "judges")
+        ]
+        yield {
+            "name": str(task.get("name", "")),
+            "weight": task.get("weight"),
+            "algorithm": algorithm.get("type", ""),
+            "reward": _ends(run.metrics, prefix + names.REWARD),
+            "held_out": _ends(run.metrics, prefix + names.HELD_OUT_REWARD),
+            "violations": _ends(run.metrics, prefix + names.VIOLATIONS),
+            "satisfied": _ends(run.metrics, prefix + names.SATISFIED),
+            "kept": _ends(run.metrics, prefix + names.KEPT),
+            "grad_norm": _ends(run.metrics, prefix + names.GRAD_NORM),
+            "judges": judges,
+        }
+
+
+def _judge_name(judge: Mapping[str, Any]) -> str:
+    """The name under which a judge's metrics stand: its own, or its function's last part."""
+    return str(judge.get("name") or str(judge.get("function", "")).rpartition(":")[2])
+
+
+def _ends(metrics: Sequence[Record], key: str, count: int = 5) -> list[float] | None:
+    """Means of the first and the last few values; of evaluations, and where there are few, the values themselves."""
+    values = column(metrics, key)[1]
+    if not values:
+        return None
+    size = 1 if "eval/" in key else max(1, min(count, len(values) // 4))
+    return [sum(values[:size]) / size, sum(values[-size:]) / size]
+
+
+def _last_of(metrics: Sequence[Record], key: str) -> float | None:
+    return next((each for each in reversed(column(metrics, key)[1])), None)
+
+
+def _learning(run: RunFiles) -> dict[str, Any]:
+    """What the first screen says of learning: held-out reward before and after, or the training reward where none."""
+    held_out = column(run.metrics, names.HELD_OUT_REWARD)
+    counts = column(run.metrics, names.HELD_OUT_COUNT)[1]
+    found: dict[str, Any] = {"reward": _ends(run.metrics, names.REWARD)}
+    if held_out[1]:
+        found["held_out"] = [held_out[1][0], held_out[1][-1]]
+        found["held_out_steps"] = [held_out[0][0], held_out[0][-1]]
+        found["held_out_count"] = counts[-1] if counts else None
+    return found
+
+
+def _events(run: RunFiles) -> Iterator[dict[str, Any]]:
+    """Alarms, restarts and errors by step, for marks on the curves."""
+    stamps = [
+        (record["time"], record["step"]) for record in run.metrics if isinstance(record.get("time"), (int, float))
+    ]
+    for line in run.messages:
+        stamp, _, text = line.partition(" ")
+        kind = next((kind for pattern, kind in _KINDS if pattern.search(text)), None)
+        if kind is not None:
+            yield {"step": _step_at(stamp, stamps), "kind": kind, "text": text}
+    before: dict[str, float] = {}
+    for record in run.metrics:
+        for key in record:
+            is_alarm = key == names.WATCH_ALARMS or key.endswith(f"/{names.WATCH_ALARMS}") or _ALARM_KEY.match(key)
+            is_count = key in (names.SKIPPED_NONFINITE, names.GRAD_SPIKE)
+            value = record[key]
+            if not (is_alarm or is_count) or not isinstance(value, (int, float)):
+                continue
+            if value > (0 if is_count else before.get(key, 0)):
+                kind = "alarm" if is_alarm else "update"
+                yield {"step": record["step"], "kind": kind, "text": f"{_plain(key)}: {format_number(value)}"}
+            before[key] = value
+
+
+def _plain(key: str) -> str:
+    return key.replace("watch/monitor/", "monitor ").removesuffix("/level").replace("task/", "")
+
+
+def _step_at(stamp: str, stamps: Sequence[tuple[float, int]]) -> int:
+    """The step under way at a message's local time; 0 before the first record or where the time is no time."""
+    try:
+        seconds = datetime.fromisoformat(stamp).timestamp()
+    except ValueError:
+        return 0
+    return max((step for at, step in stamps if at <= seconds + 1.0), default=0)
+
+
+def _settings(run: RunFiles) -> dict[str, Any]:
+    """Every setting by its dotted name; `changes` says which differ from their defaults, None where nobody wrote it."""
+    path = run.path / CHANGES_FILE
+    changes = read_json(path) if path.is_file() else None
+    return {
+        "settings": [{"name": name, "value": value} for name, value in _flatten(run.recipe)],
+        "changes": changes,
+    }
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and plain values; entries of a list by their number."""
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    )
+    if items is None or not value or (isinstance(value, list) and not any(isinstance(e, (Mapping, list)) for e in value)):
+        yield prefix, value
+        return
+    for key, item in items:
+        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _facts(run: RunFiles) -> list[tuple[str, str]]:
+    """The run in numbers, as texts."""
+    summary = run.summary
+    if summary is None:
+        return []
+    sync, peak = summary.weight_sync_seconds_median, summary.peak_memory_bytes
+    facts = [
+        ("duration", format_seconds(summary.seconds)),
+        ("tokens sampled", format_number(summary.tokens_generated)),
+        ("tokens per second", format_number(summary.tokens_per_second)),
+        ("largest staleness", format_number(summary.staleness_max)),
+        ("largest mismatch", format_number(summary.mismatch_max)),
+        ("weight sync, median", format_seconds(sync)),
+        ("peak memory", format_bytes(peak)),
+    ]
+    return [(name, value) for name, value in facts if value != "–"]
+
+
+def _memory(run: RunFiles) -> list[dict[str, Any]]:
+    """Bytes by part, as planned and as measured."""
+    planned = (run.summary and run.summary.memory_planned) or {}
+    measured = (run.summary and run.summary.memory_measured) or {}
+    return [
+        {"part": part, "planned": planned.get(part), "measured": measured.get(part)} for part in {**planned, **measured}
+    ]
+
+
+def _syncs(metrics: Sequence[Record]) -> list[dict[str, Any]]:
+    """The latest weight syncs: version, seconds, and the largest log-prob gap on the probe that proved it."""
+    rows = [
+        {"step": record["step"], "seconds": record[names.TIME_SYNC], "gap": record.get(names.PROBE_GAP)}
+        for record in metrics
+        if record.get(names.TIME_SYNC) is not None
+    ]
+    return rows[-MAX_SYNCS:]
