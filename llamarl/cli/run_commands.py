@@ -94,6 +94,8 @@ class ViewSettings(Config):
     """Run directory."""
     no_figures: bool = False
     """Draw no PNG files."""
+    page: bool = False
+    """Write the run's page for a browser, RUN/index.html, as it is now. It opens by double click."""
 
 
 def view(settings: ViewSettings, output: Output) -> int:
@@ -101,13 +103,19 @@ def view(settings: ViewSettings, output: Output) -> int:
 
     Examples:
         llamarl view runs/NAME
+        llamarl view runs/NAME --page
         llamarl view runs/NAME --json
     """
     from llamarl.controller.directory import LEDGER_FILE
     from llamarl.controller.ledger import read_counts
+    from llamarl.controller.page import write_page
     from llamarl.report.console import SafeConsole
     from llamarl.report.view import render_run, run_as_dict
 
+    if settings.page:
+        page = write_page(settings.run_dir)
+        print_json({"page": str(page)}) if output.json else say(f"page {page}")
+        return 0
     ledger = Path(settings.run_dir) / LEDGER_FILE
     counts = read_counts(ledger) if ledger.is_file() else None
     if not settings.no_figures:
@@ -181,6 +189,8 @@ def stopped_early(reporter: "Reporter", steps: int) -> str | None:
 
 
 def _finish(output: LiveOutput, reporter: "Reporter", summary: dict[str, Any]) -> int:
+    from llamarl.report.site.document import PAGE_FILE
+
     directory, stopped = reporter.directory, stopped_early(reporter, summary["steps"])
     status = INTERRUPTED if stopped else 0
     figure = draw_figures(directory)
@@ -193,5 +203,7 @@ def _finish(output: LiveOutput, reporter: "Reporter", summary: dict[str, Any]) -
     say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; run directory {directory}")
     if figure:
         say(f"figure {figure}")
+    if (directory / PAGE_FILE).is_file():
+        say(f"page {directory / PAGE_FILE} opens in a browser")
     say(stopped or f"next: llamarl view {directory} | llamarl export {directory} MODEL_DIR")
     return status

@@ -34,7 +34,7 @@ from llamarl.data import PromptStream
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
-from llamarl.report.rundir import ENDED_BY
+from llamarl.report.rundir import CHANGES_FILE, ENDED_BY
 from llamarl.report.summary import RunSummary, write_summary
 from llamarl.report.trackers import open_trackers
 
@@ -209,8 +209,10 @@ class Checkpointer:
 
 
 def write_records(prepared: Prepared, directory: Path) -> None:
-    """Writes the resolved recipe, the environment and the rows that were skipped into the run's directory."""
-    write_json(directory / RECIPE_FILE, write_rows(prepared.recipe, directory).record())
+    """Writes the resolved recipe and what differs from its defaults, the environment and the rows that were skipped."""
+    recipe = write_rows(prepared.recipe, directory)
+    write_json(directory / RECIPE_FILE, recipe.record())
+    write_json(directory / CHANGES_FILE, {"settings": recipe.changes()})
     write_json(directory / ENVIRONMENT_FILE, environment_record())
     if prepared.skipped_rows:
         write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])

@@ -7,8 +7,11 @@ import zlib
 from collections.abc import Iterable
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D3B", "#6A51A3")
-KNOWN = {"generate": 0, "decode": 0, "train": 4, "judge": 2, "publish": 3, "checkpoint": 1, "weights": 5, "score": 6}
-"""Activities of executors, whose colours were chosen to stand side by side."""
+KNOWN = {
+    **{"generate": 0, "decode": 0, "train": 4, "judge": 2, "publish": 3, "checkpoint": 1, "weights": 5, "score": 6},
+    **{"training": 0, "held-out": 1, "mean": 0, "longest": 5, "oldest token": 4},
+}
+"""Activities of executors, and curves that often stand side by side."""
 
 
 def colour_indices(names: Iterable[str]) -> dict[str, int]:

@@ -20,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
 TIMELINE_FILE = "timeline.jsonl"
 MESSAGES_FILE = "messages.log"
+CHANGES_FILE = "changes.json"
+"""The settings of the recipe that differ from their defaults."""
 ENDED_BY = "error:"
 """The beginning of a message that says why a run ended early, behind its time."""
 

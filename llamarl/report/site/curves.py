@@ -136,6 +136,7 @@ class Chart:
             "unit": metric.unit,
             "meaning": metric.meaning,
             "better": metric.better,
+            "legend": len(self.curves) > 1 or self.curves[0].key not in _FIXED or self.curves[0].is_points,
             "log": any(curve.metric in _LOG for curve in self.curves),
             "curves": [
                 {
@@ -154,7 +155,7 @@ def charts_of(keys: Iterable[str]) -> list[Chart]:
     """A place for every metric: charts in the order of `GROUPS`, within a group as they are listed above."""
     charts: dict[tuple[str, str], Chart] = {}
     ranks = {key: rank for rank, key in enumerate(_FIXED)}
-    for key in sorted(set(keys) - _HIDDEN, key=lambda key: (_rank(key, ranks), key)):
+    for key in sorted(set(keys) - _HIDDEN, key=lambda key: (_rank(key, ranks), key.startswith("task/"), key)):
         group, title, curve = _place(key)
         charts.setdefault((group, title), Chart(group, title)).curves.append(curve)
     return sorted(charts.values(), key=lambda chart: GROUPS.index(chart.group))

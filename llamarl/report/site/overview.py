@@ -14,14 +14,12 @@ from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
 from llamarl.report.files import Record, read_json
 from llamarl.report.metrics import column
-from llamarl.report.rundir import ENDED_BY, RunFiles, total_steps
+from llamarl.report.rundir import CHANGES_FILE, ENDED_BY, RunFiles, total_steps
 from llamarl.report.site.curves import charts_of, tabulate
 from llamarl.report.text import format_bytes, format_number, format_seconds
-from llamarl.report.timeline import Span, extent, utilisation
+from llamarl.report.timeline import Span, Window, covered_seconds, extent, utilisation
 from llamarl.report.view import warnings_about
 
-CHANGES_FILE = "changes.json"
-"""Settings of the recipe that differ from their defaults; written beside it."""
 MAX_EVENTS = 200
 MAX_SPANS = 20_000
 """Spans of the timeline in a page: the latest ones."""
@@ -79,9 +77,9 @@ def describe_timeline(spans: Sequence[Span], metrics: Sequence[Record]) -> dict[
     colours = colour_indices(name for name in activities if not name.startswith(("wait", "idle")))
     rows = {name: index for index, name in enumerate(executors)}
     kinds = {name: index for index, name in enumerate(activities)}
-    shares: dict[str, dict[str, float]] = {name: {} for name in executors}
+    pieces: dict[str, dict[str, list[Window]]] = {name: {} for name in executors}
     for span in spans:
-        shares[span.executor][span.activity] = shares[span.executor].get(span.activity, 0.0) + span.end - span.start
+        pieces[span.executor].setdefault(span.activity, []).append((span.start, span.end))
     return {
         "start": start,
         "end": end,
@@ -90,7 +88,9 @@ def describe_timeline(spans: Sequence[Span], metrics: Sequence[Record]) -> dict[
         "executors": executors,
         "activities": [{"name": name, "colour": colours.get(name)} for name in activities],
         "busy": utilisation(spans),
-        "seconds": shares,
+        "seconds": {
+            name: {activity: covered_seconds(each) for activity, each in own.items()} for name, own in pieces.items()
+        },
         "spans": [
             [rows[span.executor], kinds[span.activity], round(span.start - start, 4), round(span.end - span.start, 4)]
             for span in shown
@@ -234,24 +234,29 @@ def _step_at(stamp: str, stamps: Sequence[tuple[float, int]]) -> int:
 
 
 def _settings(run: RunFiles) -> dict[str, Any]:
-    """Every setting by its dotted name; `changes` says which differ from their defaults, None where nobody wrote it."""
+    """Every setting by its dotted name, and whether it differs from its default where the run recorded that."""
     path = run.path / CHANGES_FILE
-    changes = read_json(path) if path.is_file() else None
-    return {
-        "settings": [{"name": name, "value": value} for name, value in _flatten(run.recipe)],
-        "changes": changes,
-    }
+    changes = read_json(path).get("settings") if path.is_file() else None
+    settings = [{"name": name, "value": value, **_change(name, changes or [])} for name, value in _flatten(run.recipe)]
+    return {"settings": settings, "has_changes": changes is not None}
+
+
+def _change(name: str, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether a setting, or the table it stands in, differs from its default, and that default where there is one."""
+    found = next((each for each in changes if f"{name}.".startswith(f"{each['name']}.")), None)
+    if found is None:
+        return {"is_changed": False}
+    is_whole = "default" in found and found["name"] == name
+    return {"is_changed": True} | ({"default": found["default"]} if is_whole else {})
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and plain values; entries of a list by their number."""
-    items = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    )
-    if items is None or not value or (isinstance(value, list) and not any(isinstance(e, (Mapping, list)) for e in value)):
+    """Dotted names and plain values; entries of a list of tables by their number."""
+    is_tables = isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value)
+    if not value or not (is_tables or isinstance(value, Mapping)):
         yield prefix, value
         return
-    for key, item in items:
+    for key, item in enumerate(value) if isinstance(value, list) else value.items():
         yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
 
 

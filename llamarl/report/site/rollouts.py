@@ -40,6 +40,7 @@ MAX_TEXT = 20_000
 MAX_TOKENS = 4_000
 """Tokens of a completion likewise."""
 HEAD_CHARACTERS = 160
+_LARGEST_ID = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +99,9 @@ def group_head(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_passed(sample: Mapping[str, Any]) -> bool | None:
-    found = [verdict["passed"] for verdict in (sample.get("verdicts") or {}).values() if verdict.get("passed") is not None]
-    return all(found) if found else None
+    found = [verdict.get("passed") for verdict in (sample.get("verdicts") or {}).values()]
+    said = [passed for passed in found if passed is not None]
+    return all(said) if said else None
 
 
 def shorten(record: Record) -> Record:
@@ -190,12 +192,12 @@ class RolloutIndex:
             steps = self._db.execute("SELECT MIN(step), MAX(step) FROM groups").fetchone()
         return {"tasks": tasks, "outcomes": pairs, "steps": steps}
 
-    def find(self, wanted: Filter, start: int = 0, count: int = 50) -> dict[str, Any]:
-        """The heads of groups that fit, in the order of the file.
+    def find(self, wanted: Filter, start: int | None = None, count: int = 50) -> dict[str, Any]:
+        """The heads of groups that fit, the newest first.
 
         Args:
             wanted: the filter.
-            start: smallest id to look at: 0, or `next` of the answer before.
+            start: largest id to look at: None for all, or `next` of the answer before.
             count: most heads to return.
 
         Returns:
@@ -203,20 +205,17 @@ class RolloutIndex:
             `is_complete` (False where the time was over before `count` were found).
         """
         where, values = _conditions(wanted)
-        sql = f"FROM groups WHERE id >= ? AND {where}"
+        last = _LARGEST_ID if start is None else start
+        sql = f"SELECT id, place, size, head FROM groups WHERE id <= ? AND {where} ORDER BY id DESC"
         with self._lock:
-            matches = None if wanted.text else self._db.execute(
-                f"SELECT COUNT(*) FROM groups WHERE {where}", values
-            ).fetchone()[0]
-            rows = self._db.execute(f"SELECT id, place, size, head {sql} ORDER BY id", (start, *values))
-            heads: list[dict[str, Any]] = []
-            if not wanted.text:
-                for group_id, _, _, head in rows.fetchmany(count + 1):
-                    heads.append({"id": group_id, **json.loads(head)})
-                more = heads.pop()["id"] if len(heads) > count else None
-                return {"heads": heads, "next": more, "matches": matches, "is_complete": True}
-            candidates = rows.fetchall()
-        return self._search(wanted.text, candidates, count)
+            rows = self._db.execute(sql, (last, *values))
+            found = rows.fetchall() if wanted.text else rows.fetchmany(count + 1)
+            total = self._db.execute(f"SELECT COUNT(*) FROM groups WHERE {where}", values).fetchone()[0]
+        if wanted.text:
+            return self._search(wanted.text, found, count)
+        heads = [{"id": group_id, **json.loads(head)} for group_id, _, _, head in found[:count]]
+        more = found[count][0] if len(found) > count else None
+        return {"heads": heads, "next": more, "matches": total, "is_complete": True}
 
     def read(self, group_id: int, is_whole: bool = False) -> Record | None:
         """One group; None where there is no such id.
@@ -267,7 +266,7 @@ class RolloutIndex:
         with self._path.open("rb") as file:
             file.seek(done)
             while not is_over:
-                lines = []
+                lines: list[tuple[int, bytes]] = []
                 while len(lines) < COMMIT_GROUPS and self._clock() <= until:
                     line = file.readline()
                     if not line.endswith(b"\n"):  # the end, or a line that is being written
@@ -295,8 +294,7 @@ class RolloutIndex:
             rewards = [sample["reward"] for sample in samples if sample.get("reward") is not None]
             versions = [version for sample in samples for version, _ in sample.get("versions") or []]
             cursor = self._db.execute(
-                "INSERT INTO groups (place, size, step, task, prompt_id, samples, low, high, oldest, newest, cut, head) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO groups VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     place, len(line), record.get("step"), _storable(record.get("task")),
                     _storable(record.get("prompt_id")), len(samples),

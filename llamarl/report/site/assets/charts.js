@@ -67,7 +67,7 @@ class Chart {
 
   fillLegend() {
     const curves = this.spec.curves;
-    fill(this.legend, curves.length === 1 && !curves[0].points && curves[0].label === this.spec.title.toLowerCase() ? null
+    fill(this.legend, this.spec.legend === false ? null
       : curves.map((curve) => h("button", {
         type: "button", "aria-pressed": String(!this.hidden.has(curve.key)), title: curve.meaning || null,
         onclick: () => { this.hidden.has(curve.key) ? this.hidden.delete(curve.key) : this.hidden.add(curve.key); this.fillLegend(); this.redraw(); },
@@ -130,7 +130,8 @@ class Chart {
       },
       axes: [
         { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => (Number.isInteger(value) ? number(value) : "")) },
-        { ...axis, space: 34, size: 56, values: (u, splits) => splits.map((value) => (value === null ? "" : tick(value, splits))) },
+        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: isLog ? (u, splits) => decades(splits) : undefined,
+          values: (u, splits) => splits.map((value) => (value === null ? "" : tick(value, splits))) },
       ],
       series, bands,
       hooks: {
@@ -228,10 +229,17 @@ function padded(low, high) {
   return [low >= 0 && low - air < 0 ? 0 : low - air, high + air];
 }
 
+/** On a logarithmic axis: every so many powers of ten, so that a few are named. */
+function decades(splits) {
+  const powers = splits.filter((value) => value > 0 && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6);
+  const every = Math.ceil(powers.length / 5);
+  return splits.map((value) => (powers.indexOf(value) >= 0 && (powers.length - 1 - powers.indexOf(value)) % every === 0 ? value : null));
+}
+
 /** A tick's label with just enough digits to tell it from the next. */
 function tick(value, splits) {
   const gap = splits.length > 1 ? Math.abs(splits[1] - splits[0]) : Math.abs(value);
   if (Math.abs(value) >= 1e5) return (value / 1000).toLocaleString("en-US") + "k";
-  if (value !== 0 && (Math.abs(value) < 1e-3 || gap < 1e-4)) return value.toExponential(0).replace("e-", "e−");
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(0).replace("e-", "e−");
   return value.toLocaleString("en-US", { maximumFractionDigits: Math.max(0, Math.min(6, 1 - Math.floor(Math.log10(gap || 1)))) });
 }

@@ -127,7 +127,7 @@ class RunPage {
   tasks() {
     const { tasks } = this.run;
     if (tasks.length < 2) return null;
-    const change = (pair) => (pair ? [number(pair[0]), " → ", number(pair[1])] : "–");
+    const change = (pair, write = number) => (pair ? [write(pair[0]), " → ", write(pair[1])] : "–");
     const has = (key) => tasks.some((task) => task[key]);
     return h("section", null, h("h2", null, "Tasks"), table([
       { name: "Task", cell: (task) => task.name },
@@ -135,8 +135,8 @@ class RunPage {
       { name: "Weight", number: true, cell: (task) => (task.weight === null || task.weight === undefined ? "its share" : number(task.weight)) },
       { name: "Reward", number: true, cell: (task) => change(task.reward) },
       has("held_out") ? { name: "Held-out", number: true, cell: (task) => change(task.held_out) } : null,
-      has("violations") || has("satisfied") ? { name: "Violations", number: true, cell: (task) => (task.violations ? change(task.violations) : task.satisfied ? change(task.satisfied.map((share) => 1 - share)) : "–") } : null,
-      has("kept") ? { name: "Kept", number: true, cell: (task) => change(task.kept) } : null,
+      has("violations") || has("satisfied") ? { name: "Violations", number: true, cell: (task) => (task.violations ? change(task.violations, percent) : task.satisfied ? change(task.satisfied.map((share) => 1 - share), percent) : "–") } : null,
+      has("kept") ? { name: "Kept", number: true, cell: (task) => change(task.kept, percent) } : null,
       has("grad_norm") ? { name: "Gradient norm", number: true, cell: (task) => change(task.grad_norm) } : null,
     ].filter(Boolean), tasks, { label: "tasks" }));
   }
@@ -221,29 +221,28 @@ class RunPage {
   // Setup: recipe, environment, account, messages
 
   setup() {
-    const { run } = this, { changes, settings } = run.recipe;
+    const { run } = this, { has_changes: hasChanges, settings } = run.recipe;
     const value = (each) => h("code", null, typeof each === "string" ? each : JSON.stringify(each));
-    const named = new Map((changes ? changes.settings : []).map((each) => [each.name, each]));
-    const differing = settings.filter((each) => named.has(each.name));
+    const differing = settings.filter((each) => each.is_changed);
     const all = h("details", null, h("summary", null, `All ${settings.length} settings`), table([
       { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value) },
     ], settings, { label: "all settings" }));
     const { ledger } = run;
     fill(this.main,
       h("section", null, h("h2", null, "Recipe"),
-        changes ? [h("p", { class: "muted" }, "Settings that differ from their defaults."), table([
+        hasChanges ? [h("p", { class: "muted" }, "Settings that differ from their defaults."), table([
           { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value) },
-          { name: "Default", cell: (row) => (named.get(row.name).has_default ? value(named.get(row.name).default) : h("span", { class: "muted" }, "none")) },
+          { name: "Default", cell: (row) => ("default" in row ? value(row.default) : h("span", { class: "muted" }, "–")) },
         ], differing, { label: "settings that differ from their defaults" })] : h("p", { class: "muted" }, "This run did not record which settings differ from their defaults."), all),
       ledger ? h("section", null, h("h2", null, "Account of the prompts"), table([
         { name: "State", cell: ([name]) => name }, { name: "Prompts", number: true, cell: ([, count]) => number(count) },
       ], [...Object.entries(ledger.counts), ...Object.entries(ledger.reasons || {}).map(([reason, count]) => [`dropped: ${reason}`, count])], { label: "account of the prompts" })) : null,
-      run.facts.length ? h("section", null, h("h2", null, "In numbers"), table([
+      h("div", { class: "columns" }, run.facts.length ? h("section", null, h("h2", null, "In numbers"), table([
         { name: "What", cell: ([name]) => name }, { name: "Value", number: true, cell: ([, text]) => text },
       ], run.facts, { label: "the run in numbers" })) : null,
       run.memory.length ? h("section", null, h("h2", null, "Memory"), table([
         { name: "Part", cell: (row) => row.part }, { name: "Planned", number: true, cell: (row) => bytes(row.planned) }, { name: "Measured", number: true, cell: (row) => bytes(row.measured) },
-      ], run.memory, { label: "memory" })) : null,
+      ], run.memory, { label: "memory" })) : null),
       h("section", null, h("h2", null, "Messages"), run.messages.length ? h("ol", { class: "messages" }, run.messages.map((line) => h("li", null, line))) : h("p", { class: "muted" }, "None: no loss, no restart, no alarm.")),
       run.checkpoints.length ? h("section", null, h("h2", null, "Checkpoints"), h("p", null, run.checkpoints.join(", "))) : null,
       h("section", null, h("h2", null, "Environment"), run.environment.length ? table([

@@ -25,9 +25,10 @@ class HeldGroups {
   }
 
   async find(query, start, count) {
-    const fits = this.held.groups.map((group, index) => [group, index]).filter(([group, index]) => index >= start && groupFits(group, query));
-    const heads = fits.slice(0, count).map(([, index]) => ({ ...this.heads[index], id: index }));
-    return { heads, next: fits.length > count ? fits[count][1] : null, matches: start === 0 ? fits.length : null, is_complete: true };
+    const fits = this.held.groups.map((group, index) => [group, index]).filter(([group]) => groupFits(group, query)).reverse();
+    const rest = fits.filter(([, index]) => start === null || index <= start);
+    const heads = rest.slice(0, count).map(([, index]) => ({ ...this.heads[index], id: index }));
+    return { heads, next: rest.length > count ? rest[count][1] : null, matches: fits.length, is_complete: true };
   }
 
   async read(id) {
@@ -42,7 +43,7 @@ class AskedGroups {
   }
 
   choices() { return this.ask("rollouts/choices"); }
-  find(query, start, count) { return this.ask("rollouts/find", { ...query, start, count }); }
+  find(query, start, count) { return this.ask("rollouts/find", { ...query, start: start ?? "", count }); }
   read(id, isWhole) { return this.ask("rollouts/group", { id, whole: isWhole ? 1 : "" }); }
 }
 
@@ -119,7 +120,7 @@ class RolloutView {
       this.nearNote = step !== undefined && step !== near ? `No group of step ${near} was logged; step ${step} is the nearest that was.` : "";
     } else this.nearNote = "";
     this.fillForm();
-    await this.search(0, query.g);
+    await this.search(null, query.g);
   }
 
   fillForm() {
@@ -165,20 +166,21 @@ class RolloutView {
   async search(start, chosen) {
     const { g, near, ...query } = this.query;
     const found = await this.source.find(query, start, 40);
-    if (start === 0) fill(this.list);
+    if (start === null) fill(this.list);
     this.next = found.next;
     this.more.hidden = found.next === null;
     fill(this.more, found.is_complete ? "more" : "search on");
     this.list.append(...found.heads.map((head) => this.item(head)));
     const shown = this.list.children.length;
+    const { near: _near, g: _g, ...filters } = this.query, verb = Object.keys(filters).length ? (found.matches === 1 ? " fits" : " fit") : ", the newest first";
     const of = found.matches !== null && found.matches !== undefined ? `${plural(found.matches, "group")}` : `${plural(shown, "group")}${found.next === null ? "" : " so far"}`;
     const { groups, total, share } = this.choices;
     const holds = total > groups ? ` This file holds ${number(groups)} of ${number(total)} logged groups, spread evenly; llamarl view RUN --serve shows all.` : "";
     const building = share < 1 ? ` The index covers ${percent(share)} of the file so far.` : "";
-    fill(this.count, [this.nearNote, total === 0 || (groups === 0 && share === 1) ? "This run logged no groups." : `${of} fit.`, holds, building].join(" "));
-    const first = chosen !== undefined ? +chosen : start === 0 && found.heads.length ? found.heads[0].id : null;
+    fill(this.count, [this.nearNote, total === 0 || (groups === 0 && share === 1) ? "This run logged no groups." : `${of}${verb}.`, holds, building].join(" "));
+    const first = chosen !== undefined ? +chosen : start === null && found.heads.length ? found.heads[0].id : null;
     if (first !== null) await this.show(first, chosen !== undefined);
-    else if (start === 0) fill(this.detail, h("p", { class: "muted" }, "Nothing fits these filters."));
+    else if (start === null) fill(this.detail, h("p", { class: "muted" }, "Nothing fits these filters."));
   }
 
   item(head) {
@@ -215,7 +217,7 @@ class RolloutView {
         h("p", { class: "muted" }, `The trainer was at version ${number(group.version)}.`)),
       h("div", { class: "turns" }, group.messages.map((message) => turn(message)),
         group.answer === null || group.answer === undefined ? null : h("p", { class: "answer" }, h("b", null, "Answer "), typeof group.answer === "string" ? group.answer : JSON.stringify(group.answer))),
-      h("div", { class: "tools" }, choose, scale.legend()),
+      h("div", { class: "tools sticky" }, choose, scale.legend(), this.readout = h("p", { class: "readout" }, "Point at a token to read it, or use the arrow keys.")),
       h("div", { class: "samples" }, group.samples.map((sample, index) => this.sample(sample, index, scale))));
   }
 
@@ -229,7 +231,7 @@ class RolloutView {
     return h("article", { class: "sample", "aria-label": `sample ${index + 1}` },
       h("h3", null, h("i", { class: passed === true ? "pass" : passed === false ? "fail" : "none" }, passed === true ? "✓" : passed === false ? "✗" : "·"),
         sample.reward === null ? "no reward" : `reward ${number(sample.reward)}`),
-      completion(sample, this.colouring, scale),
+      completion(sample, this.colouring, scale, this.readout),
       sample.full_length ? h("p", { class: "muted" }, `The first ${number(sample.text.length)} of ${number(sample.full_length)} characters. `,
         this.source instanceof AskedGroups ? h("button", { type: "button", class: "quiet", onclick: async () => { this.group = await this.source.read(this.groupId, true); this.fillDetail(); } }, "Show all") : null) : null,
       h("p", { class: "muted facts" }, facts.join(", ")),
@@ -301,10 +303,9 @@ function scaleOf(group, kind) {
 }
 
 /** The completion: its tokens, each with what is known of it under the pointer and the arrow keys; or its text. */
-function completion(sample, kind, scale) {
+function completion(sample, kind, scale, readout) {
   if (!sample.tokens || !sample.tokens.length) return h("div", { class: "text completion" }, sample.text || "(empty)");
   const { tokens } = sample, values = tokenValues(sample, kind) || [], versions = tokenValues(sample, "version");
-  const readout = h("p", { class: "readout" }, "Point at a token, or use the arrow keys.");
   const box = h("div", { class: "text completion tokens", tabindex: "0", role: "group", "aria-label": "tokens; arrow keys read them" });
   let current = -1;
   const describe = (index) => {
@@ -337,5 +338,5 @@ function completion(sample, kind, scale) {
   });
   const rest = tokens.length - FIRST_TOKENS;
   const more = rest > 0 ? h("button", { type: "button", class: "quiet", onclick: () => { add(FIRST_TOKENS, tokens.length); more.remove(); } }, `show ${number(rest)} more tokens`) : null;
-  return h("div", null, box, more, readout);
+  return h("div", null, box, more);
 }

@@ -15,7 +15,8 @@ class TimelineView {
       button("Last steps", () => this.set(this.initial()), "show the last steps"), button("All", () => this.set(this.whole), "show all"),
       button("+", () => this.zoom(0.5), "zoom in"), button("−", () => this.zoom(2), "zoom out"),
       button("‹", () => this.move(-0.5), "earlier"), button("›", () => this.move(0.5), "later"),
-      h("span", { class: "keys" }, data.activities.map((activity) => h("span", { class: "key" }, h("i", { style: { background: this.paint(activity) } }), activity.name))));
+      h("span", { class: "keys" }, data.activities.filter((activity) => activity.colour !== null).concat({ name: "waiting", colour: null })
+        .map((activity) => h("span", { class: "key" }, h("i", { style: { background: this.paint(activity) } }), activity.name))));
     this.element = h("div", null,
       data.total ? null : h("p", { class: "muted" }, "This run recorded no timeline."),
       data.shown < data.total ? h("p", { class: "muted" }, `The latest ${number(data.shown)} of ${number(data.total)} stretches are drawn; the shares below are of all.`) : null,
