@@ -135,6 +135,8 @@ def sample_groups(path: Path, max_bytes: int) -> dict[str, Any]:
         no group).
     """
     places = list(_line_places(path))
+    if not places:
+        return {"groups": [], "total_groups": 0, "held_groups": 0, "skipped": 0}
     sizes = [min(size, 4 * MAX_TEXT) for _, size in places]
     count = len(places) if sum(sizes) <= max_bytes else max(2, int(len(places) * max_bytes / sum(sizes)))
     chosen = [index * (len(places) - 1) // max(1, count - 1) for index in range(min(count, len(places)))]
@@ -185,12 +187,14 @@ class RolloutIndex:
         return {"groups": groups, "samples": samples, "share": done / size if size else 1.0, "skipped": skipped}
 
     def choices(self) -> dict[str, Any]:
-        """What filters can be set to: tasks, judges with their outcomes, the span of steps."""
+        """What filters can be set to (`tasks`, `outcomes` by judge, logged `steps`), and how much the index covers."""
         with self._lock:
             tasks = [row[0] for row in self._db.execute("SELECT DISTINCT task FROM groups ORDER BY task")]
             pairs = self._db.execute("SELECT DISTINCT judge, outcome FROM verdicts ORDER BY judge, outcome").fetchall()
-            steps = self._db.execute("SELECT MIN(step), MAX(step) FROM groups").fetchone()
-        return {"tasks": tasks, "outcomes": pairs, "steps": steps}
+            steps = [row[0] for row in self._db.execute("SELECT DISTINCT step FROM groups ORDER BY step")]
+        progress = self.progress()
+        covered = {"groups": progress["groups"], "total": progress["groups"], "share": progress["share"]}
+        return {"tasks": tasks, "outcomes": pairs, "steps": steps, **covered}
 
     def find(self, wanted: Filter, start: int | None = None, count: int = 50) -> dict[str, Any]:
         """The heads of groups that fit, the newest first.

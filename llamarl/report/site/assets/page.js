@@ -2,7 +2,7 @@
 /* The page: finds out what it shows (a file's run, a served run, a folder of runs), draws it, and keeps it fresh. */
 
 const VIEWS = [["overview", "Overview"], ["curves", "Curves"], ["rollouts", "Rollouts"], ["timeline", "Timeline"], ["setup", "Setup"]];
-const SMALL = ["Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput"];
+const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput"];
 const REFRESH_SECONDS = 3;
 const SMOOTHINGS = [["auto", "suitable"], ["1", "none"], ["5", "5 steps"], ["11", "11 steps"], ["25", "25 steps"], ["51", "51 steps"], ["101", "101 steps"]];
 
@@ -109,9 +109,11 @@ class RunPage {
     const [title, pair, text] = learning.held_out && learning.held_out_steps[0] !== learning.held_out_steps[1]
       ? ["Held-out reward", learning.held_out, `from step ${number(learning.held_out_steps[0])} to step ${number(learning.held_out_steps[1])}${learning.held_out_count ? `, over ${plural(learning.held_out_count, "sample")}` : ""}`]
       : ["Training reward", learning.reward, "means of the first and of the last steps"];
+    // Two independent means of rewards between 0 and 1 differ by so much in one case of twenty, at worst.
+    const isSmall = pair === learning.held_out && learning.held_out_count && pair && Math.min(...pair) >= 0 && Math.max(...pair) <= 1 && Math.abs(pair[1] - pair[0]) < 1.4 / Math.sqrt(learning.held_out_count);
     return h("section", { class: "answer" }, h("h2", null, "Is it learning?"),
-      pair ? [h("p", { class: "figure" }, h("span", { class: "from" }, number(pair[0])), " → ", number(pair[1]), h("span", { class: "change " + (pair[1] > pair[0] ? "good" : pair[1] < pair[0] ? "bad" : "") }, (pair[1] >= pair[0] ? "+" : "−") + number(Math.abs(pair[1] - pair[0])))),
-        h("p", { class: "muted" }, `${title}, ${text}.`)] : h("p", { class: "muted" }, "No reward yet."));
+      pair ? [h("p", { class: "figure" }, h("span", { class: "from" }, number(pair[0])), " → ", number(pair[1]), h("span", { class: "change " + (isSmall ? "" : pair[1] > pair[0] ? "good" : pair[1] < pair[0] ? "bad" : "") }, (pair[1] >= pair[0] ? "+" : "−") + number(Math.abs(pair[1] - pair[0])))),
+        h("p", { class: "muted" }, `${title}, ${text}.`, isSmall ? " So small a change can be chance." : null)] : h("p", { class: "muted" }, "No reward yet."));
   }
 
   wrong() {
