@@ -64,14 +64,14 @@ def total_steps(recipe: Mapping[str, Any]) -> int | None:
 
 
 def read_run(
-    run_dir: str | Path, clock: Callable[[], float] = time.time, *, should_read_rollouts: bool = True
+    run_dir: str | Path, clock: Callable[[], float] = time.time, *, should_read_records: bool = True
 ) -> RunFiles:
     """Reads a run directory, of a finished, running or crashed run. A torn last line is left out.
 
     Args:
         run_dir: that a run wrote.
         clock: seconds since the epoch.
-        should_read_rollouts: False leaves `rollouts` empty, for readers with an index of their own.
+        should_read_records: False leaves `rollouts` and `spans` empty, which may be large.
 
     Raises:
         DataError: no such directory, not a run directory, or a broken file; names the file and the line.
@@ -92,8 +92,8 @@ def read_run(
         recipe=recipe,
         environment=_read_if_there(path / ENVIRONMENT_FILE, read_json) or {},
         metrics=metrics,
-        spans=_read_if_there(path / TIMELINE_FILE, read_timeline) or [],
-        rollouts=(_read_if_there(path / ROLLOUTS_FILE, read_rollouts) or []) if should_read_rollouts else [],
+        spans=(_read_if_there(path / TIMELINE_FILE, read_timeline) or []) if should_read_records else [],
+        rollouts=(_read_if_there(path / ROLLOUTS_FILE, read_rollouts) or []) if should_read_records else [],
         summary=summary,
         state=_state(metrics, age) if summary is None else _final_state(summary.steps, total_steps(recipe)),
         last_record_seconds_ago=age,

@@ -7,7 +7,6 @@ text that found a way out of its element would stay text.
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.report.files import encode, write_text
-from llamarl.report.rundir import ROLLOUTS_FILE, RunFiles, read_run
+from llamarl.report.rundir import ROLLOUTS_FILE, TIMELINE_FILE, RunFiles, read_run
 from llamarl.report.site.overview import describe_run, describe_timeline
 from llamarl.report.site.rollouts import sample_groups
 from llamarl.report.text import visible
+from llamarl.report.timeline import read_timeline
 
 PAGE_FILE = "index.html"
 MAX_ROLLOUT_BYTES = 8 << 20
@@ -51,7 +51,7 @@ def write_run_page(
         DataError: see `read_run`.
         OSError: the disk does not take it.
     """
-    run = read_run(run_dir, should_read_rollouts=False)
+    run = read_run(run_dir, should_read_records=False)
     path = run.path / PAGE_FILE if path is None else Path(path)
     write_text(path, render_document(run.path.resolve().name, file_values(run, ledger, max_rollout_bytes)))
     return path
@@ -64,9 +64,15 @@ def file_values(
     return {
         "mode": "file",
         "run": describe_run(run, ledger),
-        "timeline": describe_timeline(run.spans, run.metrics),
+        "timeline": read_spans(run),
         "rollouts": sample_groups(run.path / ROLLOUTS_FILE, max_rollout_bytes),
     }
+
+
+def read_spans(run: RunFiles) -> dict[str, Any]:
+    """The run's timeline for the page; empty where it recorded none."""
+    path = run.path / TIMELINE_FILE
+    return describe_timeline(read_timeline(path) if path.is_file() else [], run.metrics)
 
 
 def render_document(title: str, values: Mapping[str, Any], *, may_ask_server: bool = False) -> str:
@@ -122,8 +128,3 @@ def _asset(*names: str) -> str:
 def _hash(text: str) -> str:
     """As a browser computes it of the element's text, in which it has only line feeds."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def render_json(values: Any) -> bytes:
-    """JSON for the page's script."""
-    return json.dumps(json.loads(encode(values)), separators=(",", ":")).encode()

@@ -58,7 +58,7 @@ def describe_run(run: RunFiles, ledger: Mapping[str, Any] | None = None) -> dict
         "table": table,
         "recipe": _settings(run),
         "facts": _facts(run),
-        "environment": [{"name": name, "value": value} for name, value in _flatten(run.environment)],
+        "environment": [{"name": name, "value": value} for name, value in flatten(run.environment)],
         "ledger": None if ledger is None else dict(ledger),
         "memory": _memory(run),
         "syncs": _syncs(run.metrics),
@@ -237,7 +237,7 @@ def _settings(run: RunFiles) -> dict[str, Any]:
     """Every setting by its dotted name, and whether it differs from its default where the run recorded that."""
     path = run.path / CHANGES_FILE
     changes = read_json(path).get("settings") if path.is_file() else None
-    settings = [{"name": name, "value": value, **_change(name, changes or [])} for name, value in _flatten(run.recipe)]
+    settings = [{"name": name, "value": value, **_change(name, changes or [])} for name, value in flatten(run.recipe)]
     return {"settings": settings, "has_changes": changes is not None}
 
 
@@ -250,14 +250,14 @@ def _change(name: str, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"is_changed": True} | ({"default": found["default"]} if is_whole else {})
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and plain values; entries of a list of tables by their number."""
     is_tables = isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value)
     if not value or not (is_tables or isinstance(value, Mapping)):
         yield prefix, value
         return
     for key, item in enumerate(value) if isinstance(value, list) else value.items():
-        yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ class RunPage {
   constructor(root, values, ask) {
     this.root = root;
     this.ask = ask;
+    this.home = values.home;
     this.run = values.run;
     this.timeline = values.timeline;
     this.source = values.rollouts ? new HeldGroups(values.rollouts) : new AskedGroups(ask);
@@ -291,9 +292,10 @@ async function start() {
   if (values.mode === "file") new RunPage(root, values, null);
   else if (values.mode === "run") {
     const ask = asker(values.api);
-    const page = new RunPage(root, { run: await ask("run"), timeline: null, rollouts: null }, ask);
-    if (values.home) { page.home = values.home; page.fillHead(); }
+    new RunPage(root, { run: await ask("run"), timeline: null, rollouts: null, home: values.home }, ask);
   } else new FolderPage(root, asker(values.api));
 }
 
-start();
+start().catch((error) => {
+  document.getElementById("page").replaceChildren(h("main", null, h("h1", null, "This page cannot be shown"), h("p", null, String(error.message || error))));
+});
