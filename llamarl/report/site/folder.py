@@ -10,8 +10,8 @@ from typing import Any
 from llamarl.core import metric_names as names
 from llamarl.core.errors import DataError
 from llamarl.report.metrics import column
+from llamarl.report.recipe_values import algorithm_names, flatten, model_name
 from llamarl.report.rundir import METRICS_FILE, RunFiles, read_run, total_steps
-from llamarl.report.site.overview import algorithm_names, flatten, model_name
 
 MAX_DEPTH = 3
 """Folders below the folder in which runs are looked for."""

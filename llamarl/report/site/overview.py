@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import llamarl
@@ -14,8 +13,10 @@ from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
 from llamarl.report.files import Record, read_json
 from llamarl.report.metrics import column
+from llamarl.report.recipe_values import flatten, title_parts
 from llamarl.report.rundir import CHANGES_FILE, ENDED_BY, RunFiles, total_steps
 from llamarl.report.site.curves import charts_of, tabulate
+from llamarl.report.tasks_of_run import describe_tasks, ends_of
 from llamarl.report.text import format_bytes, format_number, format_seconds
 from llamarl.report.timeline import Span, Window, covered_seconds, extent, utilisation
 from llamarl.report.view import warnings_about
@@ -49,8 +50,8 @@ def describe_run(run: RunFiles, ledger: Mapping[str, Any] | None = None) -> dict
         "total_steps": total_steps(run.recipe),
         "age": run.last_record_seconds_ago,
         "seconds": None if run.summary is None else run.summary.seconds,
-        "title": list(_title(run.recipe)),
-        "tasks": list(_tasks(run)),
+        "title": list(title_parts(run.recipe)),
+        "tasks": describe_tasks(run),
         "learning": _learning(run),
         "warnings": warnings_about(run),
         "events": list(islice(_events(run), MAX_EVENTS)),
@@ -103,92 +104,11 @@ def describe_timeline(spans: Sequence[Span], metrics: Sequence[Record]) -> dict[
     }
 
 
-def model_name(recipe: Mapping[str, Any]) -> str:
-    """The last part of the model's name or path; empty where the recipe names none."""
-    model = recipe.get("model")
-    return Path(model).name if isinstance(model, str) else ""
-
-
-def algorithm_names(recipe: Mapping[str, Any]) -> list[str]:
-    """The algorithms of a recipe's tasks, each once."""
-    owners = _list(recipe, "tasks") or [recipe]
-    found = (owner.get("algorithm") or recipe.get("algorithm") for owner in owners)
-    return list(dict.fromkeys(each["type"] for each in found if isinstance(each, Mapping) and "type" in each))
-
-
-def run_title(recipe: Mapping[str, Any]) -> str:
-    """Model, algorithm and tasks in one line: `format, crpg + aipo, tasks short and plain`."""
-    return ", ".join(_title(recipe))
-
-
-def _title(recipe: Mapping[str, Any]) -> Iterator[str]:
-    if model := model_name(recipe):
-        yield model
-    if algorithms := algorithm_names(recipe):
-        yield " + ".join(algorithms)
-    if tasks := [str(task.get("name")) for task in _list(recipe, "tasks")]:
-        yield f"tasks {', '.join(tasks)}" if len(tasks) > 1 else f"task {tasks[0]}"
-
-
-def _list(recipe: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    value = recipe.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
-
-
-def _tasks(run: RunFiles) -> Iterator[dict[str, Any]]:
-    """Every task with its judges and the first and last values of what tells whether it learns."""
-    tasks = _list(run.recipe, "tasks")
-    for task in tasks or [run.recipe]:
-        prefix = f"task/{task.get('name')}/" if len(tasks) > 1 else ""
-        algorithm = task.get("algorithm") or run.recipe.get("algorithm") or {}
-        judges = [
-            {
-                "name": _judge_name(judge),
-                "role": judge.get("role") or "reward",
-                **{
-                    what: _last_of(run.metrics, f"{prefix}judge/{_judge_name(judge)}/{what}")
-                    for what in ("pass_rate", "violation_rate", "error_rate", "abstain_rate", "mean")
-                },
-            }
-            for judge in _list(task, "judges")
-        ]
-        yield {
-            "name": str(task.get("name", "")),
-            "weight": task.get("weight"),
-            "algorithm": algorithm.get("type", ""),
-            "reward": _ends(run.metrics, prefix + names.REWARD),
-            "held_out": _ends(run.metrics, prefix + names.HELD_OUT_REWARD),
-            "violations": _ends(run.metrics, prefix + names.VIOLATIONS),
-            "satisfied": _ends(run.metrics, prefix + names.SATISFIED),
-            "kept": _ends(run.metrics, prefix + names.KEPT),
-            "grad_norm": _ends(run.metrics, prefix + names.GRAD_NORM),
-            "judges": judges,
-        }
-
-
-def _judge_name(judge: Mapping[str, Any]) -> str:
-    """The name under which a judge's metrics stand: its own, or its function's last part."""
-    return str(judge.get("name") or str(judge.get("function", "")).rpartition(":")[2])
-
-
-def _ends(metrics: Sequence[Record], key: str, count: int = 5) -> list[float] | None:
-    """Means of the first and the last few values; of evaluations, and where there are few, the values themselves."""
-    values = column(metrics, key)[1]
-    if not values:
-        return None
-    size = 1 if "eval/" in key else max(1, min(count, len(values) // 4))
-    return [sum(values[:size]) / size, sum(values[-size:]) / size]
-
-
-def _last_of(metrics: Sequence[Record], key: str) -> float | None:
-    return next((each for each in reversed(column(metrics, key)[1])), None)
-
-
 def _learning(run: RunFiles) -> dict[str, Any]:
     """What the first screen says of learning: held-out reward before and after, or the training reward where none."""
     held_out = column(run.metrics, names.HELD_OUT_REWARD)
     counts = column(run.metrics, names.HELD_OUT_COUNT)[1]
-    found: dict[str, Any] = {"reward": _ends(run.metrics, names.REWARD)}
+    found: dict[str, Any] = {"reward": ends_of(run.metrics, names.REWARD)}
     if held_out[1]:
         found["held_out"] = [held_out[1][0], held_out[1][-1]]
         found["held_out_steps"] = [held_out[0][0], held_out[0][-1]]
@@ -248,16 +168,6 @@ def _change(name: str, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"is_changed": False}
     is_whole = "default" in found and found["name"] == name
     return {"is_changed": True} | ({"default": found["default"]} if is_whole else {})
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and plain values; entries of a list of tables by their number."""
-    is_tables = isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value)
-    if not value or not (is_tables or isinstance(value, Mapping)):
-        yield prefix, value
-        return
-    for key, item in enumerate(value) if isinstance(value, list) else value.items():
-        yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
