@@ -287,10 +287,10 @@ class SiteServer:
             kind, body = self._site.answer(parts, dict(parse_qsl(url.query)))
         except NotFoundError:
             return 404, "text/plain", b"not found"
-        except (ValueError, TypeError) as error:
-            return 400, "text/plain", f"cannot read the question: {error}".encode(errors="replace")
         except (LlamaRLError, OSError) as error:
             return 500, "text/plain", str(error).encode(errors="replace")
+        except (ValueError, TypeError) as error:  # a number in the question that is none
+            return 400, "text/plain", f"cannot read the question: {error}".encode(errors="replace")
         return (204, kind, b"") if body is None else (200, kind, body)
 
 
