@@ -4,6 +4,7 @@
 const VIEWS = [["overview", "Overview"], ["curves", "Curves"], ["rollouts", "Rollouts"], ["timeline", "Timeline"], ["setup", "Setup"]];
 const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput"];
 const REFRESH_SECONDS = 3;
+const IDLE_SECONDS = 10;
 const SMOOTHINGS = [["auto", "suitable"], ["1", "none"], ["5", "5 steps"], ["11", "11 steps"], ["25", "25 steps"], ["51", "51 steps"], ["101", "101 steps"]];
 
 class RunPage {
@@ -21,8 +22,9 @@ class RunPage {
     this.main = h("main", { id: "main", tabindex: "-1" });
     this.nav = h("nav", { "aria-label": "views" });
     this.head = h("header", { class: "run" });
+    this.foot = h("footer", null, this.footer());
     fill(root, h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); this.main.focus(); } }, "Skip to the content"),
-      this.head, this.nav, this.main, h("footer", null, this.footer()));
+      this.head, this.nav, this.main, this.foot);
     addEventListener("hashchange", () => this.show());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.show());
     this.show();
@@ -256,13 +258,17 @@ class RunPage {
   // Served: keeps what is shown fresh, without moving what is being read
 
   refreshLater() {
+    const wait = this.run.state === "running" ? REFRESH_SECONDS : IDLE_SECONDS;
     setTimeout(async () => {
       try {
-        const run = await this.ask("run", { known: this.run.stamp || "" });
-        if (run && run.stamp !== this.run.stamp) this.renew(run);
-      } catch (error) { /* the server has ended: what was read stays */ }
-      if (this.run.state === "running" || !this.run.stamp) this.refreshLater();
-    }, REFRESH_SECONDS * 1000);
+        const run = await this.ask("run", { known: this.run.stamp });
+        this.foot.textContent = this.footer();
+        if (run) this.renew(run);
+      } catch (error) {
+        this.foot.textContent = "The server does not answer; what you see is as it was.";
+      }
+      this.refreshLater();
+    }, wait * 1000);
   }
 
   renew(run) {
