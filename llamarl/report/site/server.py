@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from llamarl.core.errors import ConfigError, LlamaRLError
 from llamarl.report.colours import colour_indices
 from llamarl.report.files import encode
+from llamarl.report.names import describe
 from llamarl.report.rundir import MESSAGES_FILE, METRICS_FILE, ROLLOUTS_FILE, read_run
 from llamarl.report.site.curves import tabulate
 from llamarl.report.site.document import read_spans, render_document
@@ -195,13 +196,14 @@ class Site:
         rows = [self._row(name, path) for name, path in find_runs(self.path).items()]
         families = {family: index for index, family in enumerate(dict.fromkeys(row.family for row in rows))}
         colours = colour_indices(row.name for row in rows)
+        keys = sorted({metric for row in rows for metric in row.metrics})
         return {
             "name": self.path.resolve().name,
             "runs": [
                 {**asdict(row), "family": families[row.family], "colour": colours[row.name], "metrics": None}
                 for row in rows
             ],
-            "metrics": sorted({metric for row in rows for metric in row.metrics}),
+            "metrics": [{"key": key, "title": describe(key).title} for key in keys],
         }
 
     def _row(self, name: str, path: Path) -> RunRow:

@@ -22,7 +22,7 @@ class FolderPage {
     const found = await this.ask("runs");
     this.runs = found.runs;
     this.metrics = found.metrics;
-    this.metric = this.metrics.includes("rollout/reward/mean") ? "rollout/reward/mean" : this.metrics[0];
+    this.metric = (this.metrics.find(({ key }) => key === "rollout/reward/mean") || this.metrics[0] || {}).key;
     const newest = [...this.runs].sort((a, b) => (a.age ?? Infinity) - (b.age ?? Infinity));
     this.chosen = new Set(newest.filter((run) => run.state !== "unreadable").slice(0, 6).map((run) => run.name));
     document.title = visible(found.name) + " · runs";
@@ -79,14 +79,14 @@ class FolderPage {
     const chosen = this.runs.filter((run) => this.chosen.has(run.name)), families = new Set(chosen.map((run) => run.family));
     const hasSeeds = families.size < chosen.length;
     const tools = h("div", { class: "tools" },
-      h("label", { class: "inline" }, "Metric ", h("select", { onchange: (event) => { this.metric = event.target.value; this.compare(); } }, this.metrics.map((metric) => h("option", { value: metric, selected: metric === this.metric }, metric)))),
+      h("label", { class: "inline" }, "Metric ", h("select", { onchange: (event) => { this.metric = event.target.value; this.compare(); } }, this.metrics.map((metric) => h("option", { value: metric.key, selected: metric.key === this.metric }, `${metric.title} (${metric.key})`)))),
       hasSeeds ? h("label", { class: "check" }, h("input", { type: "checkbox", checked: this.asBand, onchange: (event) => { this.asBand = event.target.checked; this.compare(); } }), "runs that differ in their seed as a band") : null);
     const drawn = this.asBand && hasSeeds ? bands(chosen, curves) : overlaid(chosen, curves);
     const width = suitableWidth(drawn.data.steps.length);
     const isPoints = this.metric.replace(/^task\/[^/]+\//, "").startsWith("eval/");
     for (const curve of drawn.curves) curve.points = isPoints && !drawn.band;
     this.range = null;
-    this.chart = drawn.data.steps.length ? new Chart({ title: this.metric, curves: drawn.curves }, drawn.data, {
+    this.chart = drawn.data.steps.length ? new Chart({ title: this.metrics.find(({ key }) => key === this.metric).title, curves: drawn.curves }, drawn.data, {
       height: 320, smoothing: width, raw: false, events: [], range: null, band: drawn.band,
       onRange: (range) => { this.chart.options.range = range; this.chart.redraw(); }, onStep: null,
     }) : null;
@@ -98,7 +98,7 @@ class FolderPage {
 
   fillDifferences(chosen) {
     const names = [...new Set(chosen.flatMap((run) => Object.keys(run.settings)))];
-    const text = (run, name) => (name in run.settings ? JSON.stringify(run.settings[name]) : "");
+    const text = (run, name) => ((run.settings[name] ?? null) === null ? "" : JSON.stringify(run.settings[name]));
     const differing = names.filter((name) => new Set(chosen.map((run) => text(run, name))).size > 1);
     fill(this.differences, h("h2", null, "Settings that differ"), chosen.length < 2 ? h("p", { class: "muted" }, "Choose two runs or more.")
       : !differing.length ? h("p", { class: "muted" }, "None: the chosen runs have equal recipes.") : table([
