@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llamarl.controller.metrics import RolloutStats
 from llamarl.core.group_judge import JudgesStatus
-from llamarl.core.records import Group, WeightProof, TrainSample
+from llamarl.core.records import Group, TrainSample, WeightProof
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,9 +269,7 @@ class Reporter:
         return self._seconds_before + running
 
 
-def _by_position(
-    groups: Sequence[Group], values: Mapping[tuple[int, bytes], Value]
-) -> dict[tuple[int, int], Value]:
+def _by_position(groups: Sequence[Group], values: Mapping[tuple[int, bytes], Value]) -> dict[tuple[int, int], Value]:
     """Values by (group, `Trajectory.key`), as the trainer knows samples, by (group, position of the sample)."""
     return {
         (group.index, position): values[group.index, key]

@@ -6,6 +6,7 @@ One line of `rollouts.jsonl` is one group:
      "epoch": 0, "samples": [{"text": "...", "reward": 1.0, "staleness": 1, "verdicts": {"format": {...}}, ...}]}
 """
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamarl.core.errors import DataError
-from llamarl.core.records import Group, Sample, Status, Verdict, TrainSample
+from llamarl.core.records import Group, Sample, Status, TrainSample, Verdict
 from llamarl.report.files import JsonlFile, Record, read_jsonl
 from llamarl.report.text import format_number, one_line, visible
 
@@ -260,8 +261,8 @@ def _training_record(trained: TrainSample | None) -> Record:
     """The advantage, and the loss mask where a token is left out."""
     if trained is None:
         return {"advantage": None}
-    one = isinstance(trained.advantages, float | int)
-    advantage = round(float(trained.advantages), 6) if one else [round(value, 6) for value in trained.advantages]
+    values = trained.advantages
+    advantage = [round(each, 6) for each in values] if isinstance(values, array) else round(float(values), 6)
     return {"advantage": advantage} | ({} if trained.loss_mask is None else {"loss_mask": list(trained.loss_mask)})
 
 

@@ -114,8 +114,8 @@ def shorten(record: Record) -> Record:
             kept |= {"text": text[:MAX_TEXT], "full_length": len(text)}
         if len(tokens) > MAX_TOKENS:
             kept["full_tokens"] = len(tokens)
-            for key in ("token_ids", "tokens", "logprobs", "trainer_logprobs"):
-                if sample.get(key) is not None:
+            for key in ("token_ids", "tokens", "logprobs", "trainer_logprobs", "advantage", "loss_mask"):
+                if isinstance(sample.get(key), list):
                     kept[key] = sample[key][:MAX_TOKENS]
         samples.append(kept)
     messages = [

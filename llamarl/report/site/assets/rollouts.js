@@ -2,7 +2,7 @@
 /* Rollouts: a list that filters narrow down, one group side by side, each completion token by token. */
 
 const COLOURINGS = [
-  ["none", "nothing"], ["logprob", "log-prob"], ["gap", "trainer–generator gap"], ["version", "policy version"], ["advantage", "advantage"],
+  ["none", "nothing"], ["logprob", "log-prob"], ["gap", "trainer–generator gap"], ["version", "policy version"], ["advantage", "advantage"], ["mask", "what trains"],
 ];
 const FIRST_TOKENS = 1500;
 
@@ -225,7 +225,7 @@ class RolloutView {
     const passed = isPassed(sample), count = (sample.token_ids || []).length, full = sample.full_tokens || count;
     const facts = [plural(full, "token"), `staleness ${number(sample.staleness)}`];
     if (sample.finish_reason === "length") facts.push("cut by the token limit");
-    if (sample.advantage !== undefined) facts.push(sample.advantage === null ? "did not train" : `advantage ${number(sample.advantage)}`);
+    if (sample.advantage !== undefined) facts.push(sample.advantage === null ? "did not train" : Array.isArray(sample.advantage) ? `advantage ${number(Math.min(...sample.advantage))} to ${number(Math.max(...sample.advantage))}` : `advantage ${number(sample.advantage)}`);
     if ((sample.versions || []).length > 1) facts.push(`versions ${sample.versions.map(([version, tokens]) => `${version} (${tokens})`).join(" → ")}`);
     const verdicts = Object.entries(sample.verdicts || {});
     return h("article", { class: "sample", "aria-label": `sample ${index + 1}` },
@@ -265,6 +265,7 @@ function turn(message) {
 function hasValues(sample, kind) {
   const values = { logprob: sample.logprobs, gap: sample.trainer_logprobs, version: sample.versions }[kind];
   if (kind === "advantage") return sample.advantage !== undefined && sample.tokens;
+  if (kind === "mask") return !!(sample.tokens && (sample.loss_mask || sample.advantage === null));
   return !!(values && values.length && sample.tokens);
 }
 
@@ -274,7 +275,8 @@ function tokenValues(sample, kind) {
   if (kind === "logprob") return logprobs;
   if (kind === "gap") return trainers ? trainers.map((value, index) => (value === null || logprobs[index] === null ? null : value - logprobs[index])) : [];
   if (kind === "version") return (sample.versions || []).flatMap(([version, tokens]) => Array(tokens).fill(version));
-  if (kind === "advantage") return Array(count).fill(sample.advantage ?? null);
+  if (kind === "advantage") return Array.isArray(sample.advantage) ? sample.advantage : Array(count).fill(sample.advantage ?? null);
+  if (kind === "mask") return sample.advantage === null ? Array(count).fill(0) : sample.loss_mask || Array(count).fill(1);
   return [];
 }
 
@@ -287,6 +289,7 @@ function scaleOf(group, kind) {
   const paint = (value) => {
     if (value === null || value === undefined || kind === "none") return "";
     if (kind === "version") return `color-mix(in srgb, ${colour(versions.indexOf(value) % 8)} 28%, transparent)`;
+    if (kind === "mask") return value ? `color-mix(in srgb, ${css("--plus")} 35%, transparent)` : "";
     const share = kind === "logprob" ? Math.min(1, -value / Math.min(6, largest)) : Math.min(1, Math.abs(value) / largest);
     const hue = kind === "logprob" || value < 0 ? "--minus" : "--plus";
     return share < 0.02 ? "" : `color-mix(in srgb, ${css(hue)} ${Math.round(60 * share)}%, transparent)`;
@@ -296,6 +299,7 @@ function scaleOf(group, kind) {
     if (kind === "none" || !values.length) return null;
     if (kind === "version") return h("span", { class: "keys" }, versions.slice(0, 8).map((version) => box(version, `version ${version}`)), versions.length > 8 ? " …" : null);
     if (kind === "logprob") return h("span", { class: "keys" }, box(0, "certain"), box(-Math.min(6, largest), `log-prob ${number(-Math.min(6, largest))} and less`));
+    if (kind === "mask") return h("span", { class: "keys" }, box(1, "in the loss"), box(0, "left out"));
     const unit = kind === "gap" ? " nats" : "";
     return h("span", { class: "keys" }, least < 0 ? box(least, number(least) + unit) : null, most > 0 ? box(most, "+" + number(most) + unit) : null, kind === "gap" ? h("span", null, "trainer minus generator") : null);
   };
@@ -320,6 +324,8 @@ function completion(sample, kind, scale, readout) {
       known(logprob) ? h("span", null, `log-prob ${number(logprob)} (p ${number(Math.exp(logprob))})`) : null,
       known(trainer) ? h("span", null, `trainer ${number(trainer)}`) : null,
       known(trainer) && known(logprob) ? h("span", null, `gap ${number(trainer - logprob)}`) : null,
+      Array.isArray(sample.advantage) ? h("span", null, `advantage ${number(sample.advantage[index])}`) : null,
+      sample.loss_mask ? h("span", null, sample.loss_mask[index] ? "in the loss" : "left out of the loss") : null,
       known(versions[index]) ? h("span", null, `version ${versions[index]}`) : null);
   };
   const add = (from, to) => {
