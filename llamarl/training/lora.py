@@ -20,7 +20,7 @@ from llamarl.core.seeds import derive_seed
 from llamarl.training.config import LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-"""Names of an adapter's files, as peft and vLLM load them."""
+"""Names of an adapter's files, as peft loads them."""
 ERROR_CHARACTERS = 500
 _PREFIX = "base_model.model."
 """Stands before the model's own names in an adapter's file."""
