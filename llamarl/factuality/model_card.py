@@ -13,8 +13,8 @@ CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card.md"
 _FIELD = re.compile(r"\{\{(\w+)\}\}")
 _PEFT = """
-The adapter is in PEFT layout and not merged: `peft.PeftModel.from_pretrained(base, "DIR")` loads it, and vLLM reads the
-same layout.
+The adapter is in PEFT layout and not merged: `peft.PeftModel.from_pretrained(base, "DIR")`, or vLLM's
+`--enable-lora --lora-modules detector=DIR`.
 """
 
 
