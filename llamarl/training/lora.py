@@ -4,7 +4,6 @@ LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021, https://arxi
 that imports peft. `scoring.adapters` computes with them.
 """
 
-import copy
 import os
 import shutil
 from collections.abc import Mapping
@@ -63,8 +62,7 @@ class Adapters:
             directory: made where it is missing.
             base: name of the model that they belong to.
         """
-        settings = copy.copy(self._settings)
-        settings.base_model_name_or_path, settings.task_type, settings.inference_mode = base, "CAUSAL_LM", True
+        self._settings.base_model_name_or_path, self._settings.task_type = base, "CAUSAL_LM"
         draft = directory / f".adapter-{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -74,7 +72,7 @@ class Adapters:
             if "lora_" in name
         }
         save_file(weights, draft / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        settings.save_pretrained(str(draft))
+        self._settings.save_pretrained(str(draft))
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             (draft / name).replace(directory / name)
         draft.rmdir()
