@@ -131,11 +131,6 @@ class ModelShape:
             return 0.0
         return float(1.0 - (1.0 - self.experts.active / self.experts.number) ** tokens)
 
-    def check_tensor_parallel(self, degree: int) -> None:
-        """Raises `ConfigError` where attention heads can't be dealt out to so many ranks."""
-        if self.heads % degree:
-            raise ConfigError(f"tensor parallel degree {degree}: {self.name} has {self.heads} heads; take a divisor")
-
     @property
     def _every_layer(self) -> int:
         """Parameters of attention and both norms."""
