@@ -125,11 +125,13 @@ def serve(settings: DetectServing) -> int:
 
     from llamarl.factuality.decomposition import SentenceDecomposer
     from llamarl.factuality.detectors.files import load_detector
-    from llamarl.factuality.scoring import resolve_threshold
+    from llamarl.factuality.scoring import resolve_threshold, score_text
     from llamarl.factuality.service import DetectService
 
     detector = load_detector(settings.detector, settings.model, device=settings.device, precision=settings.precision)
     threshold = resolve_threshold(settings.threshold, detector.threshold)
+    # The first forward pass is slow, and shows whether the model can answer at all: no request should pay for that.
+    score_text("The sun rises in the east.", detector)
 
     async def run() -> int:
         service = DetectService(detector, SentenceDecomposer(), settings, threshold)
