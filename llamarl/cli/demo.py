@@ -33,6 +33,7 @@ def demo(settings: DemoSettings, output: LiveOutput, overrides: Overrides) -> in
     from llamarl.recipes import recipe_path
     from llamarl.report.console import SafeConsole
     from llamarl.report.rollouts import side_by_side
+    from llamarl.report.site.document import PAGE_FILE
 
     steps = [] if settings.steps is None else ["--schedule.steps", str(settings.steps)]
     recipe = Recipe.load(recipe_path("demo"), [*steps, *overrides])
@@ -61,6 +62,7 @@ def demo(settings: DemoSettings, output: LiveOutput, overrides: Overrides) -> in
         f"{summary.staleness_max} of {recipe.schedule.max_staleness} allowed"
     )
     console.print(f"figure         {figure}", soft_wrap=True)
+    console.print(f"page           {Path(reporter.directory) / PAGE_FILE}", soft_wrap=True)
     console.print(f"run directory  {Path(reporter.directory)}", soft_wrap=True)
     console.print(stopped or f"next           llamarl view {reporter.directory}", soft_wrap=True)
     return status

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -131,12 +132,20 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
     chosen = Train.parse(settings.model_dump(exclude={"list_settings"}))
     if not output.json:
         say(f"device: {describe_device(resolve_device(chosen.device))}", sys.stderr)
-    with show_progress("steps", output) as step, show_progress("claims", output) as scored:
+    bars: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def show(what: str, done: int, total: int, note: str = "") -> None:
+            if what not in bars:
+                stack.close()  # one bar at a time
+                bars[what] = stack.enter_context(show_progress(what, output))
+            bars[what](done, total, note=note)
+
         summary = train(
             chosen,
             parse_overrides(overrides),
-            on_step=lambda done, total, metrics: step(done, total, note=_describe_step(metrics)),
-            on_scored=scored,
+            on_step=lambda done, total, metrics: show("steps", done, total, _describe_step(metrics)),
+            on_scored=lambda done, total: show("claims", done, total),
             tell=lambda note: say(f"note: {note}", sys.stderr),
         )
     if output.json:

@@ -25,6 +25,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl train recipe.toml --schedule.max-staleness 2
   llamarl resume runs/NAME                            go on after a crash or Ctrl-C
   llamarl view runs/NAME                              how it goes or went
+  llamarl runs                                        the runs of a folder
   llamarl export runs/NAME model/                     a Hugging Face checkpoint
   llamarl sft m rows.jsonl tuned                      fine-tune on examples; llamarl dpo: on preference pairs
   llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
@@ -40,6 +41,7 @@ COMMANDS = {
     "train": "run_commands:train",
     "resume": "run_commands:resume",
     "view": "run_commands:view",
+    "runs": "run_commands:runs",
     "export": "run_commands:export",
     "generate": "model_commands:generate",
     "sft": "fit_commands:sft",

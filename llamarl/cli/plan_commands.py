@@ -325,6 +325,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     say(f"{model['name']}: {model['parameters']:,} parameters{active}, on {result['gpus']} x {result['gpu']}")
     say(f"{result['mode']}, {format_seconds(result['step_seconds'])} a step: {result['why']}")
     say()
+    sampling = "" if result["mode"] == "synchronous" else " at full slots"
     on = "all devices, in turns" if where["is_shared"] else "devices of their own"
     cut = f"fsdp {trainer['fsdp']} x tp {trainer['tp']}" + (
         f", experts over {trainer['ep']}" if "ep" in trainer else ""
@@ -340,13 +341,13 @@ def _print_plan(result: dict[str, Any]) -> None:
         ),
         ("on", on),
         ("a step's training", format_seconds(result["trainer_seconds"])),
-        ("a step's sampling", f"{format_seconds(result['generator_seconds'])} at full slots"),
+        ("a step's sampling", format_seconds(result["generator_seconds"]) + sampling),
         ("weight sync", format_seconds(result["weight_sync_seconds"])),
         ("synchronous step", format_seconds(result["synchronous_step_seconds"])),
         ("asynchronous step", format_seconds(result["asynchronous_step_seconds"])),
         ("idle", ", ".join(f"{side} {share:.0%}" for side, share in result["idle"].items())),
         ("staleness", f"at most {result['staleness']['bound']}, mean token {result['staleness']['mean_token']:.1f}"),
-        ("checkpoint", f"{result['checkpoint_gib']:.1f} GiB"),
+        ("checkpoint", f"{result['checkpoint_gib']:.3g} GiB"),
         ("cost", f"{result['gpu_hours_per_1000_steps']:,.3g} GPU-hours per 1,000 steps"),
     ]
     width = max(len(name) for name, _ in rows)

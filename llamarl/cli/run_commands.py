@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
 from llamarl.cli.common import INTERRUPTED, print_json, say
 from llamarl.cli.options import LiveOutput, Output, Overrides, Positional
 from llamarl.core.config import Config, Metavar
@@ -94,9 +96,17 @@ class ViewSettings(Config):
     """A run to look at."""
 
     run_dir: Run
-    """Run directory."""
+    """Run directory; with --serve also a folder of runs."""
     no_figures: bool = False
     """Draw no PNG files."""
+    page: bool = False
+    """Write the run's page for a browser, RUN/index.html, as it is now. It opens by double click."""
+    serve: bool = False
+    """Serve the page, fresh while the run goes on; of a folder, all its runs side by side. Ctrl-C ends it."""
+    host: str = "127.0.0.1"
+    """Address to serve on. Beyond this machine the page's address holds a secret: whoever has it reads the run."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to serve on; 0 takes a free one."""
 
 
 def view(settings: ViewSettings, output: Output) -> int:
@@ -104,13 +114,23 @@ def view(settings: ViewSettings, output: Output) -> int:
 
     Examples:
         llamarl view runs/NAME
+        llamarl view runs/NAME --page
+        llamarl view runs/NAME --serve
+        llamarl view runs/ --serve --port 8000
         llamarl view runs/NAME --json
     """
     from llamarl.controller.directory import LEDGER_FILE
     from llamarl.controller.ledger import read_counts
+    from llamarl.controller.page import write_page
     from llamarl.report.console import SafeConsole
     from llamarl.report.view import render_run, run_as_dict
 
+    if settings.serve:
+        return _serve(settings, output)
+    if settings.page:
+        page = write_page(settings.run_dir)
+        print_json({"page": str(page)}) if output.json else say(f"page {page}")
+        return 0
     ledger = Path(settings.run_dir) / LEDGER_FILE
     counts = read_counts(ledger) if ledger.is_file() else None
     if not settings.no_figures:
@@ -119,6 +139,53 @@ def view(settings: ViewSettings, output: Output) -> int:
         print_json(run_as_dict(settings.run_dir, counts))
     else:
         SafeConsole().print(render_run(settings.run_dir, counts))
+    return 0
+
+
+def _serve(settings: ViewSettings, output: Output) -> int:
+    from llamarl.controller.page import account_of
+    from llamarl.report.site.server import Site, SiteServer
+
+    server = SiteServer(Site(settings.run_dir, account_of), settings.host, settings.port)
+    if output.json:
+        print_json({"url": server.url})
+    else:
+        say(f"{server.url} shows {settings.run_dir}; Ctrl-C ends it")
+    try:
+        server.serve()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.close()
+    return 0
+
+
+class RunsSettings(Config):
+    """A folder of runs."""
+
+    folder: Annotated[Positional[str], Metavar("FOLDER")] = "runs"
+    """Folder that holds runs, at most three folders down."""
+
+
+def runs(settings: RunsSettings, output: Output) -> int:
+    """List the runs of a folder: state, steps, reward, held-out reward, age.
+
+    Examples:
+        llamarl runs
+        llamarl runs experiments/ --json
+    """
+    from llamarl.report.console import SafeConsole
+    from llamarl.report.runs_table import runs_table
+    from llamarl.report.site.folder import describe_row, find_runs
+
+    rows = [describe_row(name, path) for name, path in find_runs(settings.folder).items()]
+    rows.sort(key=lambda row: float("inf") if row.age is None else row.age)
+    if output.json:
+        print_json([row.as_dict() for row in rows])
+    elif not rows:
+        say(f"no runs in {settings.folder}; llamarl demo makes one")
+    else:
+        SafeConsole().print(runs_table(rows))
     return 0
 
 
@@ -184,6 +251,8 @@ def stopped_early(reporter: "Reporter", steps: int) -> str | None:
 
 
 def _finish(output: LiveOutput, reporter: "Reporter", summary: dict[str, Any]) -> int:
+    from llamarl.report.site.document import PAGE_FILE
+
     directory, stopped = reporter.directory, stopped_early(reporter, summary["steps"])
     status = INTERRUPTED if stopped else 0
     figure = draw_figures(directory)
@@ -196,5 +265,7 @@ def _finish(output: LiveOutput, reporter: "Reporter", summary: dict[str, Any]) -
     say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; run directory {directory}")
     if figure:
         say(f"figure {figure}")
+    if (directory / PAGE_FILE).is_file():
+        say(f"page {directory / PAGE_FILE} opens in a browser")
     say(stopped or f"next: llamarl view {directory} | llamarl export {directory} MODEL_DIR")
     return status

@@ -33,7 +33,8 @@ def _score_texts(settings: Scoring, output: LiveOutput) -> int:
     from llamarl.core.loops import run_async
     from llamarl.factuality import score_report as report
     from llamarl.factuality.detectors.files import load_detector
-    from llamarl.factuality.texts import build_instruments, read_texts, resolve_threshold, score_texts
+    from llamarl.factuality.scoring import resolve_threshold
+    from llamarl.factuality.texts import build_instruments, read_texts, score_texts
     from llamarl.report.page import check_page_path, write_page
 
     out = check_page_path(settings.out) if settings.out else None
@@ -124,11 +125,13 @@ def serve(settings: DetectServing) -> int:
 
     from llamarl.factuality.decomposition import SentenceDecomposer
     from llamarl.factuality.detectors.files import load_detector
+    from llamarl.factuality.scoring import resolve_threshold, score_text
     from llamarl.factuality.service import DetectService
-    from llamarl.factuality.texts import resolve_threshold
 
     detector = load_detector(settings.detector, settings.model, device=settings.device, precision=settings.precision)
     threshold = resolve_threshold(settings.threshold, detector.threshold)
+    # The first forward pass is slow, and shows whether the model can answer at all: no request should pay for that.
+    score_text("The sun rises in the east.", detector)
 
     async def run() -> int:
         service = DetectService(detector, SentenceDecomposer(), settings, threshold)

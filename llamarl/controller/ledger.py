@@ -190,28 +190,35 @@ def read_counts(path: str | Path) -> dict[str, int]:
     Raises:
         CheckpointError: the file is not a ledger, is damaged, or cannot be read.
     """
+    return read_account(path)["counts"]
+
+
+def read_account(path: str | Path) -> dict[str, dict[str, int]]:
+    """`counts` by state, and dropped prompts by their `reasons`, of a ledger that may be in use (see `read_counts`)."""
     path = Path(path)
     with _explain(path):
         try:
-            return _read_counts(path)
+            return _read_account(path)
         except sqlite3.OperationalError as error:
             if not is_refused(error):
                 raise
         # Even to be read, a ledger wants a file beside it, which a read-only or full disk refuses.
         log = Path(f"{path}-wal")
         if not log.exists() or not log.stat().st_size:
-            return _read_counts(path, "immutable=1")
+            return _read_account(path, "immutable=1")
         with tempfile.TemporaryDirectory() as folder:  # the log of a run that was killed, or goes on
             for part in (path, log):
                 shutil.copy(part, folder)
-            return _read_counts(Path(folder) / path.name)
+            return _read_account(Path(folder) / path.name)
 
 
-def _read_counts(path: Path, how: str = "mode=ro") -> dict[str, int]:
+def _read_account(path: Path, how: str = "mode=ro") -> dict[str, dict[str, int]]:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as db:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'prompts'").fetchone():
-            return _totals({})
-        return _totals(dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall()))
+            return {"counts": _totals({}), "reasons": {}}
+        states = dict(db.execute("SELECT status, COUNT(*) FROM prompts GROUP BY status").fetchall())
+        why = db.execute("SELECT reason, COUNT(*) FROM prompts WHERE status = 'dropped' GROUP BY reason").fetchall()
+        return {"counts": _totals(states), "reasons": {str(reason): count for reason, count in why}}
 
 
 def _check(db: sqlite3.Connection) -> None:

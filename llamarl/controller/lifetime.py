@@ -34,7 +34,7 @@ from llamarl.data import PromptStream
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
-from llamarl.report.rundir import ENDED_BY
+from llamarl.report.rundir import CHANGES_FILE, ENDED_BY
 from llamarl.report.summary import RunSummary, write_summary
 from llamarl.report.trackers import open_trackers
 
@@ -71,7 +71,7 @@ async def run_life(
     recipe = prepared.recipe
     store = CheckpointStore(directory / "checkpoints")
     store.remove_temporaries()  # a disk that a dead process filled has room again
-    with Ledger(directory / LEDGER_FILE) as ledger, _reporter(recipe, directory, ledger, live) as reporter:
+    with Ledger(directory / LEDGER_FILE) as ledger, _reporter(prepared, directory, ledger, live) as reporter:
         checkpoint = _find_checkpoint(store, start.step, reporter)
         version = checkpoint.step if checkpoint else 0
         state = read_state(checkpoint.path / STATE_FILE) if checkpoint else {}
@@ -209,8 +209,10 @@ class Checkpointer:
 
 
 def write_records(prepared: Prepared, directory: Path) -> None:
-    """Writes the resolved recipe, the environment and the rows that were skipped into the run's directory."""
-    write_json(directory / RECIPE_FILE, write_rows(prepared.recipe, directory).record())
+    """Writes the resolved recipe and what differs from its defaults, the environment and the rows that were skipped."""
+    recipe = write_rows(prepared.recipe, directory)
+    write_json(directory / RECIPE_FILE, recipe.record())
+    write_json(directory / CHANGES_FILE, {"settings": recipe.changes()})
     write_json(directory / ENVIRONMENT_FILE, environment_record())
     if prepared.skipped_rows:
         write_json(directory / "skipped_rows.json", [str(row) for row in prepared.skipped_rows])
@@ -255,7 +257,8 @@ def _build_evaluation(prepared: Prepared) -> Evaluation | None:
 
 
 @contextmanager
-def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | None) -> Iterator[Reporter]:
+def _reporter(prepared: Prepared, directory: Path, ledger: Ledger, live: LiveView | None) -> Iterator[Reporter]:
+    recipe = prepared.recipe
     reporter = Reporter(
         directory,
         ledger,
@@ -263,6 +266,7 @@ def _reporter(recipe: Recipe, directory: Path, ledger: Ledger, live: LiveView | 
         groups_per_step=sum(task.prompts_per_step or 0 for task in recipe.all_tasks),
         rollouts_every=recipe.report.rollouts_every,
         rollouts_per_step=recipe.report.rollouts_per_step,
+        decode=functools.partial(prepared.tokenizer.decode, skip_special=False),
         live=live,
     )
     try:

@@ -231,9 +231,9 @@ class Controller:
         self._syncing = self._background(self._pool.sync(manifest))
         judges = await self._judges.read_status()
         self._look(batch, task_metrics)
-        for (name, own), trained in zip(task_metrics.items(), result.task_metrics, strict=True):
+        for (name, own), learnt in zip(task_metrics.items(), result.task_metrics, strict=True):
             judged = judges.task_metrics.get(name, {})
-            own.update(trained, **{key: value for key, value in judged.items() if value is not None})
+            own.update(learnt, **{key: value for key, value in judged.items() if value is not None})
         metrics = {
             **rollouts.as_metrics(),
             names.TIME_WAIT_BATCH: waited,
@@ -241,7 +241,18 @@ class Controller:
             names.DEGRADED: float(judges.is_degraded),
             **result.metrics,
         }
-        return StepRecord(self.version, rollouts, judges, metrics, task_metrics, tuple(groups), proofs, result.logprobs)
+        trained = [sample for assignment in batch.assignments for sample in assignment.samples]
+        return StepRecord(
+            version=self.version,
+            rollouts=rollouts,
+            judges=judges,
+            metrics=metrics,
+            task_metrics=task_metrics,
+            groups=tuple(groups),
+            proofs=proofs,
+            trainer_logprobs=result.logprobs,
+            trained={(each.group, each.trajectory.key): each for each in trained if each.group in watched},
+        )
 
     def _measure_tasks(self, batch: Batch) -> dict[str, dict[str, float]]:
         """Each task's numbers of the batch it is about to train, and what its algorithm counted."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llamarl.controller.metrics import RolloutStats
 from llamarl.core.group_judge import JudgesStatus
-from llamarl.core.records import Group, WeightProof
+from llamarl.core.records import Group, TrainSample, WeightProof
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class StepRecord:
     """The newest weight proof of each generator."""
     trainer_logprobs: Mapping[tuple[int, bytes], Sequence[float]] = field(default_factory=dict)
     """The trainer's log-probs of samples of watched groups that trained (`StepResult.logprobs`)."""
+    trained: Mapping[tuple[int, bytes], TrainSample] = field(default_factory=dict)
+    """(group, `Trajectory.key`) -> how a sample of a watched group trained; absent where it did not."""
 
 
 @dataclass(frozen=True, slots=True)

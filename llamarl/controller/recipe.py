@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -15,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import to_jsonable_python
 
 from llamarl.algorithms import AIPOConfig, AlgorithmConfig
 from llamarl.controller.guard import GuardConfig
@@ -322,6 +323,10 @@ class Recipe(Config):
             values["schedule"]["samples_per_prompt"] = self.all_tasks[0].samples_per_prompt
         return values
 
+    def changes(self) -> list[dict[str, Any]]:
+        """The settings that differ from their defaults: `name`, and `default` where there is one."""
+        return list(_changes(self, ""))
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
         """Reads a TOML recipe (or a run directory's `recipe.json`) and applies overrides.
@@ -340,6 +345,26 @@ class Recipe(Config):
             source = f"{path} with {', '.join(changes)}" if changes else str(path)
             return cls.parse(values, source=source)
         return cls.parse(values, source=str(path), overrides=dotted_names(changes))
+
+
+def _changes(config: BaseModel, prefix: str) -> Iterator[dict[str, Any]]:
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if value == default:
+            continue
+        entries = [(f"{prefix}{name}", value)]
+        if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            entries = [(f"{prefix}{name}.{index}", entry) for index, entry in enumerate(value)]
+        for dotted, entry in entries:
+            if not isinstance(entry, BaseModel):
+                plain = {} if field.is_required() else {"default": to_jsonable_python(default, fallback=str)}
+                yield {"name": dotted, **plain}
+                continue
+            if type(entry) is not type(default) and "type" in type(entry).model_fields:  # a tagged union's other member
+                was = default.model_dump(include={"type"}) if isinstance(default, BaseModel) else {}
+                yield {"name": f"{dotted}.type", **({"default": was["type"]} if was else {})}
+            yield from _changes(entry, f"{dotted}.")
 
 
 def _correction(config: AlgorithmConfig) -> str:

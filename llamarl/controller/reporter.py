@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llamarl.controller.ledger import Ledger
 from llamarl.controller.metrics import evaluation_metrics, flatten, mean_reward
@@ -19,10 +19,12 @@ from llamarl.core.records import Group
 from llamarl.report.files import write_json
 from llamarl.report.live import LiveView
 from llamarl.report.metrics import JsonlSink, MultiSink
-from llamarl.report.rollouts import RolloutLog
+from llamarl.report.rollouts import Decode, RolloutLog
 from llamarl.report.status import RunStatus, executors_now
 from llamarl.report.summary import RunSummary, peak_memory_bytes
 from llamarl.report.timeline import Timeline
+
+Value = TypeVar("Value")
 
 PHASES = {
     "train": "training",
@@ -43,6 +45,7 @@ class Reporter:
         total_steps: where the run ends.
         groups_per_step: that every step trains, of all tasks.
         rollouts_every, rollouts_per_step: see `recipe.ReportConfig`.
+        decode: text of token ids, special tokens included, for the tokens of logged groups.
         live: the live view, if anybody looks.
     """
 
@@ -55,13 +58,14 @@ class Reporter:
         groups_per_step: int = 0,
         rollouts_every: int = 10,
         rollouts_per_step: int = 2,
+        decode: Decode | None = None,
         live: LiveView | None = None,
     ) -> None:
         self.directory, self.total_steps, self.live = directory, total_steps, live
         self._ledger, self._groups_per_step = ledger, groups_per_step
         self._metrics_file = JsonlSink(directory / "metrics.jsonl")
         self._sink = MultiSink([self._metrics_file])
-        self._rollouts = RolloutLog(directory / "rollouts.jsonl", rollouts_every, rollouts_per_step)
+        self._rollouts = RolloutLog(directory / "rollouts.jsonl", rollouts_every, rollouts_per_step, decode)
         self.timeline = Timeline(directory / "timeline.jsonl")
         self.progress = StepProgress(directory / "training_progress")
         self.before: Sequence[Group] = ()
@@ -127,7 +131,9 @@ class Reporter:
         totals["mismatch_max"] = _larger(totals["mismatch_max"], record.metrics.get(names.MISMATCH_PROB_MAX))
         self._latest = metrics
         self._sink.write(record.version, metrics)
-        self._rollouts.write(record.version, record.version - 1, record.groups, _by_position(record))
+        logprobs = _by_position(record.groups, record.trainer_logprobs)
+        trained = _by_position(record.groups, record.trained)
+        self._rollouts.write(record.version, record.version - 1, record.groups, logprobs, trained)
         self.refresh()
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
@@ -263,13 +269,13 @@ class Reporter:
         return self._seconds_before + running
 
 
-def _by_position(record: StepRecord) -> dict[tuple[int, int], Sequence[float]]:
-    """The trainer's log-probs by (group, position of the sample)."""
+def _by_position(groups: Sequence[Group], values: Mapping[tuple[int, bytes], Value]) -> dict[tuple[int, int], Value]:
+    """Values by (group, `Trajectory.key`), as the trainer knows samples, by (group, position of the sample)."""
     return {
-        (group.index, position): logprobs
-        for group in record.groups
+        (group.index, position): values[group.index, key]
+        for group in groups
         for position, sample in enumerate(group.samples)
-        if (logprobs := record.trainer_logprobs.get((group.index, sample.completion.trajectory.key))) is not None
+        if (group.index, key := sample.completion.trajectory.key) in values
     }
 
 

@@ -5,6 +5,7 @@ train      a new run directory, from the recipe's checkpoint
 resume     an existing run directory, from its newest good checkpoint
 
 RUN/recipe.json environment.json metrics.jsonl rollouts.jsonl timeline.jsonl ledger.sqlite checkpoints/ summary.json
+    index.html
 
 What a resume refuses (another algorithm's checkpoint, other data) leaves the directory as it was.
 """
@@ -18,11 +19,12 @@ from typing import Any
 from llamarl.controller.directory import check_same_run, check_unused, clear, hold, missing_folders, read_recipe
 from llamarl.controller.in_memory import give_judges
 from llamarl.controller.lifetime import Start, run_life, write_records
+from llamarl.controller.page import write_page
 from llamarl.controller.prepare import Prepared, prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter, log_message
 from llamarl.controller.restarts import RestartBudget
-from llamarl.core.errors import ExecutorLostError
+from llamarl.core.errors import ExecutorLostError, LlamaRLError
 from llamarl.core.loops import run_async
 from llamarl.core.paths import read_path
 from llamarl.report.live import LiveView
@@ -98,14 +100,26 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: St
         write_records(prepared, directory)
     start.notes = prepared.notes
     budget = RestartBudget(prepared.recipe.schedule.max_restarts)
-    while True:
-        try:
-            return run_async(run_life(prepared, directory, live, start, budget))
-        except ExecutorLostError as error:  # the trainer: generators and judges are replaced one by one
-            if budget.left <= 0:
-                raise
-            budget.spend("trainer", error)
-            log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
+    try:
+        while True:
+            try:
+                return run_async(run_life(prepared, directory, live, start, budget))
+            except ExecutorLostError as error:  # the trainer: generators and judges are replaced one by one
+                if budget.left <= 0:
+                    raise
+                budget.spend("trainer", error)
+                log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
+    finally:
+        if start.step is not None:  # it began, so that there is something to see
+            _write_page(directory)
+
+
+def _write_page(directory: Path) -> None:
+    """Writes the run's page; why it could not stands in the messages, since no run fails for a page's sake."""
+    try:
+        write_page(directory)
+    except (OSError, LlamaRLError) as error:
+        log_message(directory, f"no page written: {error}")
 
 
 def _default_directory(recipe: Recipe) -> Path:

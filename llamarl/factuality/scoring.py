@@ -1,7 +1,6 @@
 """Scores of claims: of the claims in some texts, and of labelled claims in a file.
 
-    claims = run_async(list_claims("Lyon is in Spain.", SentenceDecomposer()))
-    scored = score_claims(detector, claims.claims)
+    score_text("Lyon is in Spain.", detector)
     score_file(detector, ["claims/validation.jsonl", "claims/test.jsonl"], "scores.jsonl")    # what `detect eval` reads
 
 A claim that has no score keeps its `problem`. It is counted and never taken for 0.
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import DataError
+from llamarl.core.loops import run_async
 from llamarl.data.jsonl import write_jsonl
 from llamarl.data.prompts import raw_rows
 from llamarl.data.rows import RowError, check_text, excerpt
 from llamarl.factuality.claims import Answer, Ask, Claim, Span
-from llamarl.factuality.decomposition import Decomposer, read_claims
+from llamarl.factuality.decomposition import Decomposer, SentenceDecomposer, read_claims
 from llamarl.factuality.detectors.detector import Detector, Score
 from llamarl.factuality.scores import LABELS, SPLITS, read_text
 from llamarl.factuality.stages import count_reasons
@@ -93,6 +93,27 @@ async def list_claims(
     return TextClaims(answer.text, claims, dropped, result["problem"])
 
 
+def score_text(
+    text: str,
+    detector: Detector,
+    *,
+    prompt: str = "",
+    subject: str | None = None,
+    decomposer: Decomposer | None = None,
+) -> list[ScoredClaim]:
+    """The claims of a text with their scores.
+
+    Args:
+        text: an answer.
+        detector: gives the scores.
+        prompt: what the text answers.
+        subject: whom or what it is about; a sentence's first pronoun is replaced by it.
+        decomposer: takes the text apart; None: every sentence is a claim.
+    """
+    found = run_async(list_claims(text, decomposer or SentenceDecomposer(), prompt=prompt, subject=subject))
+    return score_claims(detector, found.claims)
+
+
 def score_claims(detector: Detector, claims: Sequence[Claim]) -> list[ScoredClaim]:
     """Scores claims in one call of the detector. A score that is no probability counts as none."""
     if not claims:
@@ -108,6 +129,11 @@ def _check_score(score: Score) -> Score:
     if math.isfinite(p) and 0.0 <= p <= 1.0:
         return score
     return Score(None, None, f"the detector's score is {p}, which is no probability")
+
+
+def resolve_threshold(given: float | None, own: float | None) -> float:
+    """The threshold that the user gives, else the detector's own, else 0.5."""
+    return next((each for each in (given, own) if each is not None), 0.5)
 
 
 def score_file(

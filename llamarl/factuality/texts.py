@@ -207,8 +207,3 @@ async def _look_up(
         text.problems.extend(failures[before:])
     if total and len(failures) == total:
         raise EndpointError(f"evidence: none of {total} claims could be looked up; the last: {failures[-1]}")
-
-
-def resolve_threshold(given: float | None, own: float | None) -> float:
-    """The threshold that the user gives, else the detector's own, else 0.5."""
-    return next((each for each in (given, own) if each is not None), 0.5)

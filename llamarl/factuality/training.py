@@ -109,6 +109,7 @@ def score_rows(
     """
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
+    on_scored(0, len(claims))
     for start in range(0, len(claims), BATCH_CLAIMS):
         on_scored(start, len(claims))
         part = claims[start : start + BATCH_CLAIMS]

@@ -25,6 +25,7 @@ from llamarl.judges.adapters.verl import VerlJudge
 SHIPPED = {
     "classifier": "llamarl.judges.classifier:ClassifierJudge",
     "code": "llamarl.judges.code.judge:CodeJudge",
+    "detector": "llamarl.factuality.judge:DetectorJudge",
     "farewell": "llamarl.judges.rules.farewell:FarewellJudge",
     "instructions": "llamarl.judges.rules.judge:InstructionJudge",
     "llm": "llamarl.judges.llm.judge:LLMJudge",

@@ -173,7 +173,7 @@ def memory_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _compare(answer: Answer) -> str:
@@ -188,7 +188,7 @@ def _compare(answer: Answer) -> str:
         return f"an asynchronous step takes {gain:.0%} less than a synchronous one"
     if gain > 0:
         return f"an asynchronous step would take only {gain:.1%} less, which staleness is not worth"
-    return f"an asynchronous step would take {-gain:.0%} more: neither side keeps its devices busy"
+    return f"an asynchronous step would take {-gain:.0%} more: the slower side holds the other up"
 
 
 def _describe_workload(workload: Workload) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def read_jsonl(path: str | Path, required: Mapping[str, type] = MappingProxyType
 
 def has_torn_tail(path: str | Path) -> bool:
     """True where the last line is cut off."""
-    tail = _read_bytes(Path(path)).rpartition(b"\n")[2]
+    tail = _read_tail(Path(path))
     return bool(tail) and _parse_or_none(tail) is None
 
 
@@ -125,6 +125,18 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: no such file; is {path.parent} a run directory?") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _read_tail(path: Path) -> bytes:
+    """What stands behind the last line's end; the rest of a large file is not read."""
+    with path.open("rb") as file:
+        size, length = file.seek(0, os.SEEK_END), 1 << 16
+        while True:
+            file.seek(max(0, size - length))
+            data = file.read()
+            if b"\n" in data or length >= size:
+                return data.rpartition(b"\n")[2]
+            length *= 4
 
 
 def _parse(line: bytes, path: str | Path, number: int, required: Mapping[str, type]) -> Record:

@@ -219,7 +219,8 @@ _JUDGE_METRICS = {
     "retries": Metric("retries", "Further tries of those that were answered in the end.", "requests", "down"),
     "cost": Metric("cost", "What an LLM judge's answers cost, at the prices of its settings.", "dollars", "down"),
     "blocked": Metric("blocked", "Questions not put: the server was down, or the money was spent.", "requests", "down"),
-    "cache_hit_rate": Metric("cache hits", "Share of an LLM judge's questions that its cache answered."),
+    "cache_hit_rate": Metric("cache hits", "Share of an LLM judge's questions, or a detector's claims, known already."),
+    "claims": Metric("claims", "Claims of a completion, on average, that a detector judged.", "claims"),
 }
 _JUDGE = re.compile(rf"(?P<eval>eval/)?judge/(?P<name>.+)/(?P<what>{'|'.join(_JUDGE_METRICS)})$")
 _BUDGET = re.compile(r"algorithm/(?P<what>used|slack|sampled|margin)/(?P<group>.+)$")

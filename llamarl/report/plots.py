@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from llamarl.core import metric_names as names
+from llamarl.report.colours import PALETTE, colour_indices
 from llamarl.report.metrics import column
 from llamarl.report.monitors import LoggedReading, last_readings
 from llamarl.report.names import describe
+from llamarl.report.recipe_values import run_title
 from llamarl.report.rundir import RunFiles, read_run
 from llamarl.report.text import figure_text, format_number, format_seconds
 from llamarl.report.timeline import Span, Window, extent, utilisation
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, LIGHT, INK = "#CC79A7", "#56B4E9", "#8A8A8A", "#E4E4E4", "#333333"
-ACTIVITY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 PAGE_COLOURS = {
     INK: "var(--ink)",
     "#000000": "var(--ink)",
@@ -182,12 +183,12 @@ def _reward_panel(axes: "Axes", run: RunFiles) -> None:
     if len(values) >= 2 * width:
         axes.plot(steps, smooth(values, width), color=BLUE, linewidth=2.2, label=f"mean of {width} steps")
     held_out = column(run.metrics, names.HELD_OUT_REWARD)
-    if held_out[0]:
-        axes.plot(*held_out, "D-", color=RED, markersize=5, linewidth=1.2, label="held-out prompts")
+    if held_out[0]:  # what lies between two evaluations nobody measured
+        axes.plot(*held_out, "D", color=RED, markersize=6, label="held-out prompts")
     if run.summary is not None:
         _level(axes, run.summary.reward_before, "held-out before", GREY, "--")
         _level(axes, run.summary.reward_after, "held-out after", GREEN, "--")
-    axes.set_title(f"Reward: {run.path.name}")
+    axes.set_title(": ".join(filter(None, (f"Reward of {run.path.name}", run_title(run.recipe)))))
     axes.set_ylabel("mean reward")
     _finish(axes, bool(values), "upper left" if not values or values[-1] < values[0] else "lower right")
 
@@ -336,11 +337,11 @@ def _activity_label(span: Span) -> str:
 
 
 def _activity_colours(spans: Sequence[Span]) -> dict[str, str]:
-    """A colour per activity; waiting is light grey and comes first, under the others."""
+    """A colour per activity, the same in every figure; waiting is light grey and comes first, under the others."""
     shown = dict.fromkeys(_activity_label(span) for span in spans)
     colours = {WAITING: LIGHT} if WAITING in shown else {}
-    busy = [activity for activity in shown if activity != WAITING]
-    return colours | {name: ACTIVITY_COLOURS[index % len(ACTIVITY_COLOURS)] for index, name in enumerate(busy)}
+    busy = colour_indices(activity for activity in shown if activity != WAITING)
+    return colours | {name: PALETTE[index] for name, index in busy.items()}
 
 
 def _last_part(run: RunFiles) -> Window:

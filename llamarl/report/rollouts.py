@@ -6,7 +6,8 @@ One line of `rollouts.jsonl` is one group:
      "epoch": 0, "samples": [{"text": "...", "reward": 1.0, "staleness": 1, "verdicts": {"format": {...}}, ...}]}
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from llamarl.core.errors import DataError
-from llamarl.core.records import Group, Sample, Status, Verdict
+from llamarl.core.records import Group, Sample, Status, TrainSample, Verdict
 from llamarl.report.files import JsonlFile, Record, read_jsonl
 from llamarl.report.text import format_number, one_line, visible
 
 TrainerLogprobs = Mapping[tuple[int, int], Sequence[float]]
 """(group index, position of the sample) -> the trainer's log-prob of each of its tokens."""
+Trained = Mapping[tuple[int, int], TrainSample]
+"""(group index, position of the sample) -> how it trained; absent where it did not."""
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids, special tokens included."""
+MAX_BYTES_PER_CHARACTER = 4
+"""Of UTF-8; as many tokens, at most, share a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,12 @@ class LoggedSample:
     """The generator's log-prob of each token, to four decimals; None where it was not finite."""
     trainer_logprobs: tuple[float | None, ...] | None = None
     """The same of the trainer, where known."""
+    tokens: tuple[str, ...] | None = None
+    """The text that each token adds (`token_texts`); None where the run did not write it."""
+    advantage: float | tuple[float, ...] | None = None
+    """The advantage it trained with, for the whole or each token; None where it did not train, or nobody wrote it."""
+    loss_mask: tuple[int, ...] | None = None
+    """1 for each token that trained, 0 for the others; None where all did."""
 
     @property
     def is_passed(self) -> bool | None:
@@ -70,15 +83,22 @@ class RolloutLog:
         path: of the file.
         every: log at step 1 and at steps divisible by this.
         per_step: how many groups, spread evenly over the step's groups.
+        decode: for the text of single tokens; None leaves it out.
     """
 
-    def __init__(self, path: str | Path, every: int = 10, per_step: int = 2) -> None:
+    def __init__(self, path: str | Path, every: int = 10, per_step: int = 2, decode: Decode | None = None) -> None:
         self._file = JsonlFile(path)
         self._every = every
         self._per_step = per_step
+        self._decode = decode
 
     def write(
-        self, step: int, version: int, groups: Sequence[Group], trainer_logprobs: TrainerLogprobs | None = None
+        self,
+        step: int,
+        version: int,
+        groups: Sequence[Group],
+        trainer_logprobs: TrainerLogprobs | None = None,
+        trained: Trained | None = None,
     ) -> int:
         """Logs this step's share of groups, if it is the step's turn; returns how many.
 
@@ -87,10 +107,18 @@ class RolloutLog:
             version: the trainer's policy version that these groups met, for their staleness.
             groups: all groups of the step.
             trainer_logprobs: where the trainer's own log-probs are known.
+            trained: how samples trained.
         """
         chosen = self.choose(step, groups)
         for group in chosen:
-            self._file.append(_group_record(step, version, group, trainer_logprobs or {}))
+            record = _group_record(step, version, group)
+            for position, sample in enumerate(record["samples"]):
+                own = (trainer_logprobs or {}).get((group.index, position))
+                sample["trainer_logprobs"] = None if own is None else _round_logprobs(own)
+                sample |= _training_record((trained or {}).get((group.index, position)))
+                if self._decode is not None:
+                    sample["tokens"] = token_texts(sample["token_ids"], self._decode)
+            self._file.append(record)
         return len(chosen)
 
     def choose(self, step: int, groups: Sequence[Group]) -> list[Group]:
@@ -117,6 +145,21 @@ def read_rollouts(path: str | Path) -> list[LoggedGroup]:
     """
     records = read_jsonl(path, required={"step": int, "samples": list, "messages": list})
     return [_read_group(record, f"{path}, record {number}") for number, record in enumerate(records, start=1)]
+
+
+def token_texts(token_ids: Sequence[int], decode: Decode) -> list[str]:
+    """The text that each token adds. Of a character made of several tokens, the last one has it, the others nothing."""
+    texts, start = [], 0
+    for end in range(1, len(token_ids) + 1):
+        before = list(token_ids[max(0, start - 1) : start])  # some decoders drop the space before a first word
+        text = decode([*before, *token_ids[start:end]])[len(decode(before)) :]
+        is_part = text.endswith("\N{REPLACEMENT CHARACTER}") and end - start < MAX_BYTES_PER_CHARACTER
+        if is_part and end < len(token_ids):
+            texts.append("")
+        else:
+            texts.append(text)
+            start = end
+    return texts
 
 
 def is_passed(verdicts: Mapping[str, Verdict]) -> bool | None:
@@ -185,7 +228,7 @@ def _samples_cell(group: Group, count: int) -> Text:
     return cell
 
 
-def _group_record(step: int, version: int, group: Group, trainer_logprobs: TrainerLogprobs) -> Record:
+def _group_record(step: int, version: int, group: Group) -> Record:
     prompt = group.prompt
     return {
         "step": step,
@@ -196,14 +239,11 @@ def _group_record(step: int, version: int, group: Group, trainer_logprobs: Train
         "task": prompt.task,
         "messages": [dict(message) for message in prompt.messages],
         "answer": prompt.answer,
-        "samples": [
-            _sample_record(sample, version, trainer_logprobs.get((group.index, position)))
-            for position, sample in enumerate(group.samples)
-        ],
+        "samples": [_sample_record(sample, version) for sample in group.samples],
     }
 
 
-def _sample_record(sample: Sample, version: int, trainer_logprobs: Sequence[float] | None) -> Record:
+def _sample_record(sample: Sample, version: int) -> Record:
     completion, trajectory = sample.completion, sample.completion.trajectory
     return {
         "text": completion.text,
@@ -214,8 +254,16 @@ def _sample_record(sample: Sample, version: int, trainer_logprobs: Sequence[floa
         "versions": trajectory.versions,
         "token_ids": list(completion.token_ids),
         "logprobs": _round_logprobs(completion.logprobs),
-        "trainer_logprobs": None if trainer_logprobs is None else _round_logprobs(trainer_logprobs),
     }
+
+
+def _training_record(trained: TrainSample | None) -> Record:
+    """The advantage, and the loss mask where a token is left out."""
+    if trained is None:
+        return {"advantage": None}
+    values = trained.advantages
+    advantage = [round(each, 6) for each in values] if isinstance(values, array) else round(float(values), 6)
+    return {"advantage": advantage} | ({} if trained.loss_mask is None else {"loss_mask": list(trained.loss_mask)})
 
 
 def _verdict_record(verdict: Verdict) -> Record:
@@ -243,7 +291,7 @@ def _read_sample(record: Record) -> LoggedSample:
         name: Verdict(**{**verdict, "status": Status(verdict["status"])})
         for name, verdict in record["verdicts"].items()
     }
-    trainer = record["trainer_logprobs"]
+    trainer, tokens, advantage = record["trainer_logprobs"], record.get("tokens"), record.get("advantage")
     return LoggedSample(
         text=record["text"],
         reward=record["reward"],
@@ -254,4 +302,7 @@ def _read_sample(record: Record) -> LoggedSample:
         token_ids=tuple(record["token_ids"]),
         logprobs=tuple(record["logprobs"]),
         trainer_logprobs=None if trainer is None else tuple(trainer),
+        tokens=None if tokens is None else tuple(tokens),
+        advantage=tuple(advantage) if isinstance(advantage, list) else advantage,
+        loss_mask=None if record.get("loss_mask") is None else tuple(record["loss_mask"]),
     )

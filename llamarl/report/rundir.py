@@ -20,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
 TIMELINE_FILE = "timeline.jsonl"
 MESSAGES_FILE = "messages.log"
+CHANGES_FILE = "changes.json"
+"""The settings of the recipe that differ from their defaults."""
 ENDED_BY = "error:"
 """The beginning of a message that says why a run ended early, behind its time."""
 
@@ -44,7 +46,7 @@ class RunFiles:
     figures: list[Path]
     checkpoints: list[str]
     messages: list[str]
-    """The latest lines of `messages.log`."""
+    """The latest lines of `messages.log`, at most a thousand."""
     torn: list[str]
     """Files whose last line a crash cut off."""
 
@@ -61,8 +63,15 @@ def total_steps(recipe: Mapping[str, Any]) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def read_run(run_dir: str | Path, clock: Callable[[], float] = time.time) -> RunFiles:
+def read_run(
+    run_dir: str | Path, clock: Callable[[], float] = time.time, *, should_read_records: bool = True
+) -> RunFiles:
     """Reads a run directory, of a finished, running or crashed run. A torn last line is left out.
+
+    Args:
+        run_dir: that a run wrote.
+        clock: seconds since the epoch.
+        should_read_records: False leaves `rollouts` and `spans` empty, which may be large.
 
     Raises:
         DataError: no such directory, not a run directory, or a broken file; names the file and the line.
@@ -83,8 +92,8 @@ def read_run(run_dir: str | Path, clock: Callable[[], float] = time.time) -> Run
         recipe=recipe,
         environment=_read_if_there(path / ENVIRONMENT_FILE, read_json) or {},
         metrics=metrics,
-        spans=_read_if_there(path / TIMELINE_FILE, read_timeline) or [],
-        rollouts=_read_if_there(path / ROLLOUTS_FILE, read_rollouts) or [],
+        spans=(_read_if_there(path / TIMELINE_FILE, read_timeline) or []) if should_read_records else [],
+        rollouts=(_read_if_there(path / ROLLOUTS_FILE, read_rollouts) or []) if should_read_records else [],
         summary=summary,
         state=_state(metrics, age) if summary is None else _final_state(summary.steps, total_steps(recipe)),
         last_record_seconds_ago=age,
@@ -119,7 +128,7 @@ def _names(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
 
 
-def _last_lines(path: Path, count: int = 5) -> list[str]:
+def _last_lines(path: Path, count: int = 1000) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:] if path.is_file() else []
 
 

@@ -136,7 +136,7 @@ def utilisation(spans: Iterable[Span], window: Window | None = None) -> dict[str
     for span in spans:
         if span.is_busy:
             busy[span.executor].append((max(span.start, window[0]), min(span.end, window[1])))
-    return {name: _union(pieces) / length if length > 0 else 0.0 for name, pieces in busy.items()}
+    return {name: covered_seconds(pieces) / length if length > 0 else 0.0 for name, pieces in busy.items()}
 
 
 def extent(spans: Iterable[Span]) -> Window:
@@ -151,7 +151,8 @@ def read_timeline(path: str | Path) -> list[Span]:
     return [Span(**{name: record[name] for name in fields}) for record in read_jsonl(path, required=fields)]
 
 
-def _union(pieces: list[Window]) -> float:
+def covered_seconds(pieces: Iterable[Window]) -> float:
+    """Seconds that at least one of the pieces covers."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(pieces):
         start = max(start, reached)

@@ -17,8 +17,10 @@ from llamarl.report.metrics import column
 from llamarl.report.monitors import LoggedReading, last_readings
 from llamarl.report.names import describe
 from llamarl.report.panel import busy_bar
+from llamarl.report.recipe_values import fit_items, flatten, in_words, run_title
 from llamarl.report.rollouts import LoggedGroup, LoggedSample, last_message, mark, verdict_line
 from llamarl.report.rundir import ENDED_BY, RunFiles, read_run, total_steps
+from llamarl.report.tasks_of_run import describe_budgets, describe_tasks
 from llamarl.report.text import format_bytes, format_number, format_seconds, one_line, visible
 from llamarl.report.timeline import utilisation
 
@@ -43,6 +45,8 @@ SHOWN = (
 """Rows of the table, in order, where the run recorded them; judges' means and pass rates follow."""
 
 MAX_WIDTH = 120
+MESSAGES = 5
+"""Messages shown, the latest."""
 MONITOR_STATES = (("green", "quiet"), ("yellow", "warns"), ("bold red", "stops"))
 """Style and word of a monitor's level."""
 STATE_STYLE = {"finished": "bold green", "running": "bold cyan", "stopped": "bold yellow"}
@@ -72,8 +76,8 @@ def run_as_dict(run_dir: str | Path, ledger_counts: Mapping[str, int] | None = N
         "utilisation": utilisation(run.spans),
         "ledger": None if ledger_counts is None else dict(ledger_counts),
         "summary": None if run.summary is None else asdict(run.summary),
-        "warnings": _warnings(run),
-        "messages": run.messages,
+        "warnings": warnings_about(run),
+        "messages": run.messages[-MESSAGES:],
         "figures": [str(path) for path in run.figures],
         "checkpoints": run.checkpoints,
         "rollouts": len(run.rollouts),
@@ -120,6 +124,13 @@ class _Page:
             yield from _section("reward", width, Text(curve, style="green", no_wrap=True))
         if run.metrics:
             yield from _section("metrics", width, _metric_table(run, width))
+        tasks = describe_tasks(run)
+        if run.metrics and len(tasks) > 1:
+            yield from _section("tasks, first → last steps", width, _task_table(run))
+        if run.metrics and any(judge["role"] != "reward" for task in tasks for judge in task["judges"]):
+            yield from _section("judges, last step", width, _judge_table(run))
+        if describe_budgets(run):
+            yield from _section("budget, first → last steps", width, _budget_table(run))
         if readings := list(last_readings(run.metrics)):
             yield from _section("monitors, against the control", width, _monitor_table(run, readings, width))
         if run.spans:
@@ -129,8 +140,8 @@ class _Page:
         if groups := run.rollouts[len(run.rollouts) - self.rollouts :] if self.rollouts else []:
             yield from _section("latest rollouts", width, *(_rollout(group, width) for group in groups))
         if run.messages:
-            yield from _section("messages", width, *(Text(visible(line)) for line in run.messages))
-        if warnings := _warnings(run):
+            yield from _section("messages", width, *(Text(visible(line)) for line in run.messages[-MESSAGES:]))
+        if warnings := warnings_about(run):
             yield from _section("warnings", width, *(Text(f"! {warning}", style="yellow") for warning in warnings))
         yield from _section("files", width, _files(run))
 
@@ -145,7 +156,8 @@ def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
     return stats | ({"best": stats["max" if better == "up" else "min"]} if better else {})
 
 
-def _warnings(run: RunFiles) -> list[str]:
+def warnings_about(run: RunFiles) -> list[str]:
+    """What a person should look at, in sentences: files cut off, an early end, and what `health` finds."""
     found = [f"{name}: the last line was cut off by a crash and is left out" for name in run.torn]
     if run.state == "stopped" and run.summary is not None:
         total = total_steps(run.recipe)
@@ -185,22 +197,26 @@ def _headline(run: RunFiles, width: int) -> Panel:
             line.append(f"  held-out reward {before} → {after}", style="bold")
     elif run.last_record_seconds_ago is not None:
         line.append(f"  last record {format_seconds(run.last_record_seconds_ago)} ago", style="dim")
+    if title := run_title(run.recipe):
+        line.append(f"\n{one_line(title, width - 4)}", style="dim")
     return Panel(line, title=Text(one_line(str(run.path), width - 6)), title_align="left", width=width)
 
 
 def _recipe_table(run: RunFiles, width: int) -> Table:
-    """Each section of the recipe, and the machine, in at most two lines."""
+    """Each section of the recipe, and the machine, in at most two lines of whole settings."""
     plain = {key: value for key, value in run.recipe.items() if not isinstance(value, (Mapping, list))}
     sections = {"recipe": plain} | {key: value for key, value in run.recipe.items() if key not in plain}
-    texts = {
-        name: "; ".join(map(_flat, value if isinstance(value, list) else [value])) for name, value in sections.items()
-    }
+    room = 2 * (width - 16)
+    texts = {}
+    for name, section in sections.items():
+        said = [(key, value) for key, value in flatten(section) if key and value not in (None, [], {})]
+        texts[name] = fit_items([one_line(f"{key}={in_words(value)}", room) for key, value in said], room)
     table = Table.grid(padding=(0, 1))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in (texts | {"environment": _environment_line(run.environment)}).items():
         if text:
-            table.add_row(one_line(name, 12), Text(one_line(text, 2 * (width - 16))))
+            table.add_row(one_line(name, 12), Text(one_line(text, room)))
     return table
 
 
@@ -215,17 +231,56 @@ def _environment_line(environment: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _flat(value: Any) -> str:
-    """`a=1, b.c=2` of nested values; nulls are left out."""
-    if not isinstance(value, Mapping):
-        return str(value)
-    items = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            items += [f"{key}.{inner}" for inner in filter(None, _flat(item).split(", "))]
-        elif item is not None:
-            items.append(f"{key}={item}")
-    return ", ".join(items)
+def _task_table(run: RunFiles) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("task", overflow="fold")
+    table.add_column("algorithm", no_wrap=True)
+    for header in ("weight", "reward", "held-out", "violations"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for task in describe_tasks(run):
+        violations = task["violations"] or (task["satisfied"] and [1 - share for share in task["satisfied"]])
+        weight = "its share" if task["weight"] is None else format_number(task["weight"])
+        table.add_row(
+            one_line(task["name"]), one_line(task["algorithm"]), weight,
+            _change(task["reward"]), _change(task["held_out"]), _change(violations, is_share=True),
+        )  # fmt: skip
+    return table
+
+
+def _judge_table(run: RunFiles) -> Table:
+    """The last step's numbers of each judge; a constraint's violations are what does not pass."""
+    tasks = describe_tasks(run)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("judge", overflow="fold")
+    table.add_column("role", no_wrap=True)
+    for header in ("mean", "violations", "abstained", "failed"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for task in tasks:
+        for judge in task["judges"]:
+            name = f"{task['name']}: {judge['name']}" if len(tasks) > 1 else judge["name"]
+            violations = judge["violation_rate"] if judge["role"] == "constraint" else None
+            shares = [_share(value) for value in (violations, judge["abstain_rate"], judge["error_rate"])]
+            table.add_row(one_line(name), one_line(judge["role"]), format_number(judge["mean"]), *shares)
+    return table
+
+
+def _budget_table(run: RunFiles) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("group", overflow="fold")
+    for header in ("sampled share", "trained share", "slack"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for each in describe_budgets(run):
+        table.add_row(one_line(each["name"]), *(_change(each[key]) for key in ("sampled", "used", "slack")))
+    return table
+
+
+def _change(pair: Sequence[float] | None, is_share: bool = False) -> str:
+    write = _share if is_share else format_number
+    return " → ".join(write(value) for value in pair) if pair else "–"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}" if 0 < value < 0.1 else f"{value:.0%}"
 
 
 def _metric_table(run: RunFiles, width: int) -> Table:

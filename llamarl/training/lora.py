@@ -4,6 +4,7 @@ LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021, https://arxi
 that imports peft. `scoring.adapters` computes with them.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Mapping
@@ -62,7 +63,8 @@ class Adapters:
             directory: made where it is missing.
             base: name of the model that they belong to.
         """
-        self._settings.base_model_name_or_path, self._settings.task_type = base, "CAUSAL_LM"
+        settings = copy.copy(self._settings)
+        settings.base_model_name_or_path, settings.task_type, settings.inference_mode = base, "CAUSAL_LM", True
         draft = directory / f".adapter-{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -72,7 +74,7 @@ class Adapters:
             if "lora_" in name
         }
         save_file(weights, draft / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        self._settings.save_pretrained(str(draft))
+        settings.save_pretrained(str(draft))
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             (draft / name).replace(directory / name)
         draft.rmdir()

@@ -43,6 +43,11 @@ def test_from_claims_to_a_detector_and_its_evaluation(tmp_path: Path, capsys: py
     text = capsys.readouterr().out
     assert "threshold" in text and "test AUC" in text and f"the detector is {zero}" in text
 
+    again = ["--out", str(tmp_path / "again"), "--plain", *brief]
+    assert main(["detect", "train", claims, "--model", model, *again]) == 0
+    told = capsys.readouterr().err
+    assert "2 steps" in told and "12/12 claims" in told and "there already" not in told
+
 
 def test_what_is_missing_or_wrong_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "train", "--method", "rate_ft", "--list-settings"]) == 0

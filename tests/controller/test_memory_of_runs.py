@@ -57,7 +57,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_starts(
     shutil.copytree(DEMO_CHECKPOINT, model)
     (model / "model.safetensors").unlink()  # nothing of it would be read
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
-    sizes = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 1000, "num_attention_heads": 512}
+    sizes = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 10, "num_attention_heads": 512}
     config |= {**sizes, "num_key_value_heads": 512, "head_dim": 128}
     (model / "config.json").write_text(json.dumps(config))
     run = tmp_path / "run"

@@ -320,8 +320,9 @@ def test_a_lost_or_exchanged_adapter_is_refused(trained, tmp_path):
 def test_rows_that_do_not_fit_are_counted_and_a_training_without_rows_is_refused(checkpoint):
     long = labelled(0, claim=claim_of("x" * 900))
     forged = labelled(0, claim=claim_of("x<|eot_id|>"))
-    _, rows, _ = encode(checkpoint, FineTuningSettings(), [labelled(0), long, forged])
-    assert len(rows.train) == 1 and dict(rows.skipped) == {"too_long": 1, "special_token": 1}
+    reason = labelled(0, rationale="Because.<|eot_id|>True.")
+    _, rows, _ = encode(checkpoint, RateFTSettings(auxiliary=False), [labelled(0), long, forged, reason])
+    assert len(rows.train) == 1 and dict(rows.skipped) == {"too_long": 1, "special_token": 2}
     with pytest.raises(DataError, match=r"no claim to train on, of 1; left out: \{'too_long': 1\}"):
         encode(checkpoint, FineTuningSettings(), [long])
 

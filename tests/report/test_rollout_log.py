@@ -1,14 +1,15 @@
 import io
 import json
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from llamarl.core.errors import DataError
-from llamarl.core.records import Completion, Group, Sample, Trajectory, Verdict
-from llamarl.report.rollouts import RolloutLog, is_passed, read_rollouts, side_by_side, verdict_line
+from llamarl.core.records import Completion, Group, Sample, TrainSample, Trajectory, Verdict
+from llamarl.report.rollouts import RolloutLog, is_passed, read_rollouts, side_by_side, token_texts, verdict_line
 
 Make = Callable[..., Group]
 
@@ -101,3 +102,38 @@ def test_side_by_side_pairs_prompts_and_shows_reasons(
         assert part in flat
     assert "2 words" in flat and "[red]" in flat and "\x1b" not in text
     assert "nowhere" not in text
+
+
+def test_the_text_of_each_token_joins_to_the_whole() -> None:
+    pieces = {1: b"caf", 2: b"\xc3", 3: b"\xa9", 4: b" au", 5: b"\xf0\x9f", 6: b"\x98\x80", 7: b"<eos>", 8: b"\xff"}
+
+    def decode(ids: Sequence[int]) -> str:
+        return b"".join(pieces[each] for each in ids).decode(errors="replace")
+
+    assert token_texts([1, 2, 3, 4, 5, 6, 7], decode) == ["caf", "", "é", " au", "", "😀", "<eos>"]
+    assert token_texts([1, 2], decode) == ["caf", "\ufffd"]  # cut in mid-character
+    assert "".join(token_texts([8, 8, 8, 8, 8, 1], decode)).endswith("caf")
+    assert token_texts([], decode) == []
+
+
+def test_a_word_keeps_the_space_that_a_decoder_drops_in_front() -> None:
+    words = {1: " one", 2: " two", 3: "s"}
+    texts = token_texts([1, 2, 3], lambda ids: "".join(words[each] for each in ids).removeprefix(" "))
+    assert texts == ["one", " two", "s"]
+
+
+def test_how_samples_trained_is_kept(tmp_path: Path, make_group: Make, make_sample: Callable[..., Sample]) -> None:
+    samples = tuple(make_sample(text, True) for text in ("whole", "each", "none"))
+    trained = {
+        (3, 0): TrainSample(samples[0].completion.trajectory, 0.25),
+        (3, 1): TrainSample(
+            samples[1].completion.trajectory, array("f", [0.5, 0.0, -1.0]), loss_mask=array("b", [1, 0, 1])
+        ),
+    }
+    log = RolloutLog(tmp_path / "r.jsonl", decode=lambda ids: "".join(f"<{each}>" for each in ids))
+    log.write(1, 1, [make_group("p", samples, index=3)], trained=trained)
+    log.close()
+    whole, each, none = read_rollouts(tmp_path / "r.jsonl")[0].samples
+    assert (whole.advantage, whole.loss_mask, whole.tokens) == (0.25, None, ("<10>", "<11>", "<12>"))
+    assert (each.advantage, each.loss_mask) == ((0.5, 0.0, -1.0), (1, 0, 1))
+    assert none.advantage is None

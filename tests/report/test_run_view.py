@@ -153,7 +153,7 @@ def test_untrusted_text_in_a_run_cannot_steer_the_terminal(example_run: Callable
     recipe = run_dir / "recipe.json"
     recipe.write_text(recipe.read_text().replace("aipo", evil))
     text = page(run_dir)
-    assert "\x1b" not in text and text.count("␛[2J[bold]evil") == 4
+    assert "\x1b" not in text and text.count("␛[2J[bold]evil") == 5
 
 
 def record(step: int, **values: float | None) -> dict[str, Any]:

@@ -330,7 +330,7 @@ class _Encoder:
     def measure(self, claims: Iterable[LabelledClaim]) -> Iterable[ClaimRow]:
         """Yields the rows to measure on."""
         for each in claims:
-            ids = self._encode(self._prompt.fill(claim=each.claim.text), each.claim.text)
+            ids = self._encode(self._prompt.fill(claim=each.claim.text))
             if ids is not None and self._fits(len(ids)):
                 yield ClaimRow(ids, (), label=each.label)
 
@@ -344,7 +344,7 @@ class _Encoder:
 
     def _detect(self, text: str, claim: LabelledClaim) -> ClaimRow | None:
         target, weight = target_of(claim, self._config), self._config.label_weight
-        row = self._row(self._prompt.fill(claim=text), target, text, weight)
+        row = self._row(self._prompt.fill(claim=text), target, weight)
         if row is None:
             return None
         side = self._labels.true_ids if claim.label else self._labels.false_ids
@@ -356,15 +356,17 @@ class _Encoder:
             )
         return row
 
-    def _row(self, messages: Messages, answer: str, data: str = "", weight: float = 1.0) -> ClaimRow | None:
-        ids = self._encode(messages, data)
+    def _row(self, messages: Messages, answer: str, weight: float = 1.0) -> ClaimRow | None:
+        ids = self._encode(messages, answer)
         if ids is None:
             return None
         target = (*self._tokenizer.encode(answer), *self._tokenizer.eos_ids[:1])
         return ClaimRow(ids, target, weight) if self._fits(len(ids) + len(target)) else None
 
-    def _encode(self, messages: Messages, data: str) -> tuple[int, ...] | None:
-        if any(token in data for token in self._tokenizer.backend.all_special_tokens):
+    def _encode(self, messages: Messages, answer: str = "") -> tuple[int, ...] | None:
+        """The prompt's ids; None where it or the answer holds a token that ends turns, which texts must not."""
+        texts = [answer, *(message["content"] for message in messages)]
+        if any(token in text for token in self._tokenizer.backend.all_special_tokens for text in texts):
             self.skipped["special_token"] += 1
             return None
         return self._tokenizer.encode_chat(messages)

@@ -1,0 +1,8 @@
+"""The page of a run in a browser: one file that opens by double click, or the same page served while the run goes on.
+
+overview    a run in plain values: state, curves, warnings, recipe, timeline
+rollouts    the logged groups: all of them through an index, or the sample that a file holds
+document    the HTML document: script, style and values in one file that asks nobody for anything
+server      the same document over HTTP, for one run or a folder of runs
+folder      the runs of a folder
+"""

@@ -1,0 +1,245 @@
+"use strict";
+/* Curves by step. A chart is drawn when it comes into view; its legend switches curves; a click on a step, or Enter,
+   goes to the step's rollouts; dragging zooms all charts of the view. */
+
+const cursorSync = uPlot.sync("steps");
+
+/** Means over `width` values centred on each, of those that are there; null where the value itself is. */
+function smooth(values, width) {
+  if (width < 2) return values;
+  const half = Math.floor(width / 2);
+  let sum = 0, count = 0;
+  const add = (index, sign) => {
+    const value = values[index];
+    if (value !== null && value !== undefined) { sum += sign * value; count += sign; }
+  };
+  for (let index = 0; index < Math.min(half, values.length); index++) add(index, 1);
+  return values.map((value, index) => {
+    if (index + half < values.length) add(index + half, 1);
+    if (index - half - 1 >= 0) add(index - half - 1, -1);
+    return value === null || value === undefined ? null : sum / count;
+  });
+}
+
+/** The smoothing that suits so many points: an odd number of steps. */
+function suitableWidth(count) {
+  return count < 30 ? 1 : Math.min(101, Math.floor(count / 20) | 1);
+}
+
+class Chart {
+  /**
+   * spec: {title, unit, meaning, log, curves: [{key, label, colour, points, meaning}]}
+   * data: {steps, values, low?, high?, bin?}
+   * options: {height, smoothing, raw, events, range, onRange, onStep, band: {key: [low, high]}}
+   */
+  constructor(spec, data, options) {
+    this.spec = spec;
+    this.data = data;
+    this.options = options;
+    this.hidden = new Set();
+    this.plot = null;
+    this.readout = h("p", { class: "readout", "aria-live": "polite" });
+    this.legend = h("div", { class: "legend" });
+    this.box = h("div", {
+      class: "plot", tabindex: "0", role: "application",
+      "aria-label": `${spec.title} by step. Arrow keys read values, plus and minus zoom, Enter opens the step's rollouts.`,
+      onkeydown: (event) => this.onKey(event),
+    });
+    this.box.style.minHeight = options.height + "px";
+    const unit = spec.unit && spec.unit !== spec.title ? h("span", { class: "unit" }, spec.unit) : null;
+    this.element = h("figure", { class: "chart" },
+      h("figcaption", null, h("h3", { title: spec.meaning || null }, spec.title, unit), this.legend),
+      this.box, this.readout);
+    this.seen = new IntersectionObserver((entries) => {
+      if (entries.some((entry) => entry.isIntersecting)) this.draw();
+    }, { rootMargin: "200px" });
+    this.seen.observe(this.box);
+    this.resized = new ResizeObserver(() => {
+      if (this.plot && this.box.clientWidth) this.plot.setSize({ width: this.box.clientWidth, height: options.height });
+    });
+    this.resized.observe(this.box);
+    this.fillLegend();
+  }
+
+  values(curve) {
+    return this.data.values[curve.key] || [];
+  }
+
+  fillLegend() {
+    const curves = this.spec.curves;
+    fill(this.legend, this.spec.legend === false ? null
+      : curves.map((curve) => h("button", {
+        type: "button", "aria-pressed": String(!this.hidden.has(curve.key)), title: curve.meaning || null,
+        onclick: () => { this.hidden.has(curve.key) ? this.hidden.delete(curve.key) : this.hidden.add(curve.key); this.fillLegend(); this.redraw(); },
+      }, h("i", { class: curve.points ? "dot" : "line", style: { background: colour(curve.colour) } }), curve.label)));
+  }
+
+  update(data, events) {
+    this.data = data;
+    this.options.events = events;
+    if (this.plot) this.redraw();
+  }
+
+  redraw() {
+    if (this.plot) { this.plot.destroy(); this.plot = null; this.draw(true); }
+  }
+
+  draw(isAgain) {
+    if (this.plot || (!isAgain && !this.box.isConnected)) return;
+    const width = this.box.clientWidth;
+    if (!width) return;
+    const { steps } = this.data, columns = [steps], series = [{}], bands = [];
+    for (const curve of this.spec.curves) {
+      if (this.hidden.has(curve.key)) continue;
+      const stroke = colour(curve.colour), values = this.values(curve);
+      if (curve.points) {
+        const isMany = values.filter((value) => value !== null && value !== undefined).length > 2;
+        columns.push(values);
+        series.push({ label: curve.label, stroke, width: isMany ? 1 : 0, dash: [3, 4], spanGaps: true,
+          points: { show: true, size: 8, fill: stroke, stroke: css("--paper"), width: 1.5 } });
+        continue;
+      }
+      const extremes = this.options.band ? this.options.band[curve.key] : this.options.raw && this.data.low ? [this.data.low[curve.key], this.data.high[curve.key]] : null;
+      if (extremes) {
+        columns.push(extremes[1], extremes[0]);
+        const faint = { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true };
+        series.push(faint, faint);
+        bands.push({ series: [series.length - 2, series.length - 1], fill: stroke + "33" });
+      } else if (this.options.raw) {
+        columns.push(values);
+        series.push({ stroke: "transparent", width: 0, points: { show: true, size: 3.5, fill: stroke + "88", stroke: "transparent", width: 0 } });
+      }
+      columns.push(smooth(values, this.options.smoothing));
+      series.push({ label: curve.label, stroke, width: 1.75, spanGaps: true, dash: curve.dash || undefined,
+        points: { show: values.length < 3, size: 5, fill: stroke } });
+    }
+    const ink = css("--muted"), line = css("--line");
+    const axis = { stroke: ink, font: "12px " + css("--font"), grid: { stroke: line, width: 1 }, ticks: { show: false } };
+    const isLog = this.spec.log && columns.slice(1).flat().every((value) => value === null || value === undefined || value >= 0);
+    if (isLog) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (value === 0 ? null : value));
+    const range = this.options.range;
+    this.plot = new uPlot({
+      width, height: this.options.height,
+      padding: [12, 10, 0, 0],
+      legend: { show: false },
+      cursor: { sync: { key: cursorSync.key, setSeries: false }, y: false, drag: { x: true, y: false }, points: { size: 6 } },
+      select: { show: true },
+      scales: {
+        x: { time: false, range: range ? () => range : steps.length === 1 ? () => [steps[0] - 1, steps[0] + 1] : undefined },
+        y: { distr: isLog ? 3 : 1, range: isLog ? undefined : (u, low, high) => padded(low, high) },
+      },
+      axes: [
+        { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => (Number.isInteger(value) ? number(value) : "")) },
+        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: isLog ? (u, splits) => decades(splits) : undefined,
+          values: (u, splits) => splits.map((value) => (value === null ? "" : tick(value, splits))) },
+      ],
+      series, bands,
+      hooks: {
+        setCursor: [() => this.read()],
+        draw: [(u) => this.drawEvents(u)],
+        setSelect: [(u) => {
+          if (u.select.width < 4) return;
+          const from = u.posToVal(u.select.left, "x"), to = u.posToVal(u.select.left + u.select.width, "x");
+          u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+          this.wasDragged = true;
+          this.options.onRange([from, to]);
+        }],
+      },
+    }, columns, this.box);
+    this.plot.over.addEventListener("click", () => {
+      if (this.wasDragged) { this.wasDragged = false; return; }
+      this.openStep();
+    });
+    this.plot.over.addEventListener("dblclick", () => this.options.onRange(null));
+  }
+
+  /** Small triangles at the top where something rang. */
+  drawEvents(u) {
+    const { events } = this.options;
+    if (!events || !events.length) return;
+    const { ctx, bbox } = u, ratio = devicePixelRatio || 1;
+    ctx.save();
+    for (const event of events) {
+      const x = u.valToPos(event.step, "x", true);
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+      ctx.fillStyle = ctx.strokeStyle = css(event.kind === "alarm" || event.kind === "error" ? "--bad" : "--unsure");
+      ctx.globalAlpha = 0.35;
+      ctx.fillRect(x - ratio / 2, bbox.top, ratio, bbox.height);
+      ctx.globalAlpha = 1;
+      ctx.beginPath();
+      ctx.moveTo(x - 5 * ratio, bbox.top - 9 * ratio);
+      ctx.lineTo(x + 5 * ratio, bbox.top - 9 * ratio);
+      ctx.lineTo(x, bbox.top - ratio);
+      ctx.fill();
+    }
+    ctx.restore();
+  }
+
+  /** Says the values under the cursor. */
+  read() {
+    const index = this.plot && this.plot.cursor.idx;
+    if (index === null || index === undefined) { fill(this.readout, ""); return; }
+    const step = this.data.steps[index];
+    const parts = this.spec.curves.filter((curve) => !this.hidden.has(curve.key))
+      .map((curve) => [curve, this.values(curve)[index]]).filter(([, value]) => value !== null && value !== undefined)
+      .map(([curve, value]) => h("span", null, h("i", { class: "dot", style: { background: colour(curve.colour) } }), `${curve.label} ${number(value)}`));
+    const rang = (this.options.events || []).filter((event) => event.step === step).map((event) => h("span", { class: "bad" }, event.text.slice(0, 90)));
+    fill(this.readout, h("b", null, `step ${number(step)}`), parts, rang);
+  }
+
+  openStep() {
+    const index = this.plot && this.plot.cursor.idx;
+    if (index !== null && index !== undefined && this.options.onStep) this.options.onStep(this.data.steps[index]);
+  }
+
+  onKey(event) {
+    if (!this.plot) return;
+    const { steps } = this.data, plot = this.plot;
+    const now = plot.cursor.idx ?? steps.length - 1;
+    const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -steps.length, End: steps.length }[event.key];
+    if (move !== undefined) {
+      const index = Math.max(0, Math.min(steps.length - 1, plot.cursor.idx === null || plot.cursor.idx === undefined ? now : now + move));
+      plot.setCursor({ left: plot.valToPos(steps[index], "x"), top: 10 });
+    } else if (event.key === "Enter") this.openStep();
+    else if (event.key === "+" || event.key === "=" || event.key === "-") {
+      const [low, high] = [plot.scales.x.min, plot.scales.x.max], centre = plot.cursor.idx !== null && plot.cursor.idx !== undefined ? steps[plot.cursor.idx] : (low + high) / 2;
+      const half = ((high - low) / 2) * (event.key === "-" ? 2 : 0.5), ends = [steps[0], steps[steps.length - 1]];
+      this.options.onRange(centre - half <= ends[0] && centre + half >= ends[1] ? null : [Math.max(ends[0], centre - half), Math.min(ends[1], centre + half)]);
+    } else if (event.key === "Escape") this.options.onRange(null);
+    else return;
+    event.preventDefault();
+  }
+
+  close() {
+    this.seen.disconnect();
+    this.resized.disconnect();
+    if (this.plot) this.plot.destroy();
+    this.plot = null;
+  }
+}
+
+/** The axis' ends: the values with some air; a flat curve lies in the middle. */
+function padded(low, high) {
+  if (low === null || high === null || low === undefined || high === undefined) return [0, 1];
+  if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) {
+    const margin = Math.abs(low) * 0.1 || 1;
+    return [low - margin, high + margin];
+  }
+  const air = 0.06 * (high - low);
+  return [low >= 0 && low - air < 0 ? 0 : low - air, high + air];
+}
+
+/** On a logarithmic axis: every so many powers of ten, so that a few are named. */
+function decades(splits) {
+  const powers = splits.filter((value) => value > 0 && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6);
+  const every = Math.ceil(powers.length / 5);
+  return splits.map((value) => (powers.indexOf(value) >= 0 && (powers.length - 1 - powers.indexOf(value)) % every === 0 ? value : null));
+}
+
+/** A tick's label with just enough digits to tell it from the next. */
+function tick(value, splits) {
+  const gap = splits.length > 1 ? Math.abs(splits[1] - splits[0]) : Math.abs(value);
+  if (Math.abs(value) >= 1e5) return (value / 1000).toLocaleString("en-US") + "k";
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(0).replace("e-", "e−");
+  return value.toLocaleString("en-US", { maximumFractionDigits: Math.max(0, Math.min(6, 1 - Math.floor(Math.log10(gap || 1)))) });
+}

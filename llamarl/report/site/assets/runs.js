@@ -1,0 +1,141 @@
+"use strict";
+/* The runs of a folder side by side: a table to sort, curves over each other, seeds as a band, settings that differ. */
+
+const MAX_CHOSEN = 12;
+
+class FolderPage {
+  constructor(root, ask) {
+    this.ask = ask;
+    this.sorting = ["name", 1];
+    this.asBand = false;
+    this.chart = null;
+    this.top = h("header", { class: "run" });
+    this.list = h("section", { "aria-label": "runs" });
+    this.overlay = h("section", { "aria-label": "curves of the chosen runs" });
+    this.differences = h("section", { "aria-label": "settings that differ" });
+    fill(root, this.top, h("main", { id: "main" }, this.list, this.overlay, this.differences),
+      h("footer", null, "llamarl; served from the folder of the runs"));
+    this.load();
+  }
+
+  async load() {
+    const found = await this.ask("runs");
+    this.runs = found.runs;
+    this.metrics = found.metrics;
+    this.metric = (this.metrics.find(({ key }) => key === "rollout/reward/mean") || this.metrics[0] || {}).key;
+    const newest = [...this.runs].sort((a, b) => (a.age ?? Infinity) - (b.age ?? Infinity));
+    this.chosen = new Set(newest.filter((run) => run.state !== "unreadable").slice(0, 6).map((run) => run.name));
+    document.title = visible(found.name) + " · runs";
+    fill(this.top, h("h1", null, found.name), h("p", { class: "muted" }, this.runs.length ? plural(this.runs.length, "run") : "No runs in this folder yet."));
+    if (!this.runs.length) return;
+    this.fillList();
+    await this.compare();
+  }
+
+  columns() {
+    const change = (run) => (run.held_out === null ? number(run.held_out_before) : `${number(run.held_out_before)} → ${number(run.held_out)}`);
+    return [
+      ["name", "Run", (run) => [h("a", { href: `run/${encodeURIComponent(run.name)}/` }, run.name), run.problem ? h("div", { class: "bad" }, run.problem) : null], (run) => run.name],
+      ["state", "State", (run) => h("span", { class: "pill " + run.state }, run.state), (run) => run.state],
+      ["step", "Step", (run) => (run.total_steps ? `${number(run.step)} of ${number(run.total_steps)}` : number(run.step)), (run) => run.step],
+      ["reward", "Reward", (run) => number(run.reward), (run) => run.reward],
+      ["held_out", "Held-out", change, (run) => run.held_out ?? run.held_out_before],
+      ["model", "Model", (run) => run.model, (run) => run.model],
+      ["algorithm", "Algorithm", (run) => run.algorithm, (run) => run.algorithm],
+      ["seed", "Seed", (run) => number(run.seed), (run) => run.seed],
+      ["age", "Age", (run) => seconds(run.age), (run) => run.age],
+    ];
+  }
+
+  fillList() {
+    const columns = this.columns(), [by, direction] = this.sorting;
+    const value = columns.find(([name]) => name === by)[3], numeric = new Set(["step", "reward", "held_out", "seed", "age"]);
+    const rows = [...this.runs].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return direction * (typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true }));
+    });
+    const sort = (name) => { this.sorting = [name, by === name ? -direction : 1]; this.fillList(); this.list.querySelector(`[data-sort="${name}"]`).focus(); };
+    fill(this.list, h("h2", null, "Runs"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "runs" }, h("table", null,
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Show"), columns.map(([name, label]) => h("th", { scope: "col", class: numeric.has(name) ? "number" : null, "aria-sort": by === name ? (direction > 0 ? "ascending" : "descending") : "none" },
+        h("button", { type: "button", class: "head", "data-sort": name, onclick: () => sort(name) }, label, by === name ? (direction > 0 ? " ↑" : " ↓") : ""))))),
+      h("tbody", null, rows.map((run) => h("tr", null,
+        h("td", null, h("input", { type: "checkbox", "aria-label": `show ${run.name}`, checked: this.chosen.has(run.name), disabled: run.state === "unreadable", onchange: (event) => this.choose(run.name, event.target) })),
+        columns.map(([name, , cell], index) => (index === 0 ? h("th", { scope: "row" }, cell(run)) : h("td", { class: numeric.has(name) ? "number" : null }, cell(run))))))))));
+  }
+
+  choose(name, box) {
+    if (box.checked && this.chosen.size >= MAX_CHOSEN) { box.checked = false; return; }
+    box.checked ? this.chosen.add(name) : this.chosen.delete(name);
+    this.compare();
+  }
+
+  async compare() {
+    const names = this.runs.filter((run) => this.chosen.has(run.name)).map((run) => run.name);
+    const asked = (this.asked = (this.asked || 0) + 1);
+    const curves = await this.ask("curve", { metric: this.metric, runs: JSON.stringify(names) });
+    if (asked !== this.asked) return;
+    if (this.chart) this.chart.close();
+    const chosen = this.runs.filter((run) => this.chosen.has(run.name)), families = new Set(chosen.map((run) => run.family));
+    const hasSeeds = families.size < chosen.length;
+    const tools = h("div", { class: "tools" },
+      h("label", { class: "inline" }, "Metric ", h("select", { onchange: (event) => { this.metric = event.target.value; this.compare(); } }, this.metrics.map((metric) => h("option", { value: metric.key, selected: metric.key === this.metric }, `${metric.title} (${metric.key})`)))),
+      hasSeeds ? h("label", { class: "check" }, h("input", { type: "checkbox", checked: this.asBand, onchange: (event) => { this.asBand = event.target.checked; this.compare(); } }), "runs that differ in their seed as a band") : null);
+    const drawn = this.asBand && hasSeeds ? bands(chosen, curves) : overlaid(chosen, curves);
+    const width = suitableWidth(drawn.data.steps.length);
+    const isPoints = this.metric.replace(/^task\/[^/]+\//, "").startsWith("eval/");
+    for (const curve of drawn.curves) curve.points = isPoints && !drawn.band;
+    this.range = null;
+    this.chart = drawn.data.steps.length ? new Chart({ title: this.metrics.find(({ key }) => key === this.metric).title, curves: drawn.curves }, drawn.data, {
+      height: 320, smoothing: width, raw: false, events: [], range: null, band: drawn.band,
+      onRange: (range) => { this.chart.options.range = range; this.chart.redraw(); }, onStep: null,
+    }) : null;
+    fill(this.overlay, h("h2", null, "Curves"), tools,
+      this.chart ? [this.chart.element, h("p", { class: "muted note" }, width > 1 ? `Lines are means of ${width} steps.` : "Lines are unsmoothed.", drawn.band ? " A band spans the runs of one recipe, its line is their mean." : "")]
+        : h("p", { class: "muted" }, chosen.length ? "None of the chosen runs recorded this." : "Choose runs in the table."));
+    this.fillDifferences(chosen);
+  }
+
+  fillDifferences(chosen) {
+    const names = [...new Set(chosen.flatMap((run) => Object.keys(run.settings)))];
+    const text = (run, name) => ((run.settings[name] ?? null) === null ? "" : JSON.stringify(run.settings[name]));
+    const differing = names.filter((name) => new Set(chosen.map((run) => text(run, name))).size > 1);
+    fill(this.differences, h("h2", null, "Settings that differ"), chosen.length < 2 ? h("p", { class: "muted" }, "Choose two runs or more.")
+      : !differing.length ? h("p", { class: "muted" }, "None: the chosen runs have equal recipes.") : table([
+        { name: "Setting", cell: (name) => name },
+        ...chosen.map((run) => ({ name: run.name, cell: (name) => h("code", null, text(run, name)) })),
+      ], differing, { label: "settings that differ" }));
+  }
+}
+
+/** One curve for each run, on the steps of all. */
+function overlaid(runs, curves) {
+  const steps = [...new Set(runs.flatMap((run) => (curves[run.name] || { steps: [] }).steps))].sort((a, b) => a - b);
+  const places = new Map(steps.map((step, index) => [step, index])), values = {}, used = new Map();
+  for (const run of runs) {
+    const row = Array(steps.length).fill(null), curve = curves[run.name] || { steps: [], values: [] };
+    curve.steps.forEach((step, index) => { row[places.get(step)] = curve.values[index]; });
+    values[run.name] = row;
+  }
+  const own = runs.map((run) => {
+    const times = used.get(run.colour) || 0;
+    used.set(run.colour, times + 1);
+    return { key: run.name, label: run.name, colour: run.colour, points: false, dash: times ? [6, 2 + 2 * times] : null };
+  });
+  return { data: { steps, values, bin: 1 }, curves: own, band: null };
+}
+
+/** Runs of one recipe as their mean, between the least and the most of them. */
+function bands(runs, curves) {
+  const { data } = overlaid(runs, curves), families = new Map(), values = {}, band = {}, own = [];
+  for (const run of runs) families.set(run.family, [...(families.get(run.family) || []), run]);
+  for (const members of families.values()) {
+    const label = members.length > 1 ? `${members[0].name} and ${members.length - 1} more` : members[0].name;
+    const rows = members.map((run) => data.values[run.name]);
+    const at = (index) => rows.map((row) => row[index]).filter((value) => value !== null && value !== undefined);
+    values[label] = data.steps.map((step, index) => { const found = at(index); return found.length ? found.reduce((sum, each) => sum + each, 0) / found.length : null; });
+    band[label] = [data.steps.map((step, index) => (at(index).length ? Math.min(...at(index)) : null)), data.steps.map((step, index) => (at(index).length ? Math.max(...at(index)) : null))];
+    own.push({ key: label, label, colour: members[0].colour, points: false });
+  }
+  return { data: { steps: data.steps, values, bin: 1 }, curves: own, band };
+}
