@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
@@ -211,30 +211,31 @@ def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS) -> dict[st
         `steps`, `values` (metric -> a value or None per step), `bin` (steps behind one point) and, where that is over
         1, `low` and `high` (metric -> the extremes behind each point).
     """
-    rows: dict[int, Record] = {}
+    rows: dict[int, Mapping[str, Any]] = {}
     for record in records:
-        rows.setdefault(record["step"], {}).update(
-            (key, value) for key, value in record.items() if key not in _HIDDEN and _is_number(value)
-        )
+        before = rows.get(record["step"])
+        rows[record["step"]] = record if before is None else {**before, **record}
     steps = sorted(rows)
-    keys = sorted({key for row in rows.values() for key in row})
+    ordered = [rows[step] for step in steps]
     size = -(-len(steps) // max_points) or 1
-    bins = [steps[start : start + size] for start in range(0, len(steps), size)]
-    table: dict[str, Any] = {"steps": [part[len(part) // 2] for part in bins], "bin": size, "values": {}}
-    if size > 1:
-        table |= {"low": {}, "high": {}}
-    for key in keys:
-        present = [[rows[step][key] for step in part if key in rows[step]] for part in bins]
-        table["values"][key] = [_shorten(sum(part) / len(part)) if part else None for part in present]
+    starts = range(0, len(steps), size)
+    table: dict[str, Any] = {"steps": [steps[(start + min(start + size, len(steps))) // 2] for start in starts]}
+    table |= {"bin": size, "values": {}} | ({"low": {}, "high": {}} if size > 1 else {})
+    for key in sorted(set().union(*ordered) - _HIDDEN):
+        values = [row.get(key) for row in ordered]
+        bins = [[value for value in values[start : start + size] if _is_number(value)] for start in starts]
+        if not any(bins):
+            continue
+        table["values"][key] = [_shorten(sum(part) / len(part)) if part else None for part in bins]
         if size > 1:
-            table["low"][key] = [_shorten(min(part)) if part else None for part in present]
-            table["high"][key] = [_shorten(max(part)) if part else None for part in present]
+            table["low"][key] = [_shorten(min(part)) if part else None for part in bins]
+            table["high"][key] = [_shorten(max(part)) if part else None for part in bins]
     return table
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float)
 
 
 def _shorten(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+    return value if type(value) is int else float(f"{value:.{DIGITS}g}")

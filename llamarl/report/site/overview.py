@@ -126,18 +126,16 @@ def _events(run: RunFiles) -> Iterator[dict[str, Any]]:
         kind = next((kind for pattern, kind in _KINDS if pattern.search(text)), None)
         if kind is not None:
             yield {"step": _step_at(stamp, stamps), "kind": kind, "text": text}
-    before: dict[str, float] = {}
-    for record in run.metrics:
-        for key in record:
-            is_alarm = key == names.WATCH_ALARMS or key.endswith(f"/{names.WATCH_ALARMS}") or _ALARM_KEY.match(key)
-            is_count = key in (names.SKIPPED_NONFINITE, names.GRAD_SPIKE)
-            value = record[key]
-            if not (is_alarm or is_count) or not isinstance(value, (int, float)):
-                continue
-            if value > (0 if is_count else before.get(key, 0)):
-                kind = "alarm" if is_alarm else "update"
-                yield {"step": record["step"], "kind": kind, "text": f"{_plain(key)}: {format_number(value)}"}
-            before[key] = value
+    keys: set[str] = set().union(*run.metrics)
+    alarms = [key for key in keys if key.endswith(names.WATCH_ALARMS) or _ALARM_KEY.match(key)]
+    counts = [key for key in keys if key in (names.SKIPPED_NONFINITE, names.GRAD_SPIKE)]
+    for key in sorted(alarms + counts):
+        before = 0.0
+        for step, value in zip(*column(run.metrics, key), strict=True):
+            if value > (0.0 if key in counts else before):
+                kind = "alarm" if key in alarms else "update"
+                yield {"step": step, "kind": kind, "text": f"{_plain(key)}: {format_number(value)}"}
+            before = value
 
 
 def _plain(key: str) -> str:
