@@ -13,6 +13,7 @@ from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
 from llamarl.report.files import Record, read_json
 from llamarl.report.metrics import column
+from llamarl.report.names import describe
 from llamarl.report.recipe_values import flatten, title_parts
 from llamarl.report.rundir import CHANGES_FILE, ENDED_BY, RunFiles, total_steps
 from llamarl.report.site.curves import charts_of, tabulate
@@ -134,12 +135,8 @@ def _events(run: RunFiles) -> Iterator[dict[str, Any]]:
         for step, value in zip(*column(run.metrics, key), strict=True):
             if value > (0.0 if key in counts else before):
                 kind = "alarm" if key in alarms else "update"
-                yield {"step": step, "kind": kind, "text": f"{_plain(key)}: {format_number(value)}"}
+                yield {"step": step, "kind": kind, "text": f"{describe(key).title}: {value:g}"}
             before = value
-
-
-def _plain(key: str) -> str:
-    return key.replace("watch/monitor/", "monitor ").removesuffix("/level").replace("task/", "")
 
 
 def _step_at(stamp: str, stamps: Sequence[tuple[float, int]]) -> int:
