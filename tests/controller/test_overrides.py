@@ -121,3 +121,14 @@ def test_a_name_that_nothing_has_is_a_usage_error(
     file.write_text(RECIPE.replace('"m"', '"nope"'))
     assert main([str(file) if part == "RECIPE" else part for part in command]) == 2
     assert "nope: no" in capsys.readouterr().err
+
+
+def test_changes_are_what_differs_from_the_defaults(file: Path) -> None:
+    recipe = Recipe.load(file, ["--schedule.steps", "7", "--algorithm", "grpo", "--algorithm.kl-coef", "0.5"])
+    changes = {change["name"]: change for change in recipe.changes()}
+    assert list(changes) == [
+        "model", "data.source", "judges.0.function", "algorithm.type", "algorithm.kl_coef", "schedule.steps",
+    ]  # fmt: skip
+    assert "default" not in changes["model"]
+    assert changes["schedule.steps"]["default"] == 100 and changes["algorithm.type"]["default"] == "aipo"
+    assert "schedule.steps" not in {each["name"] for each in Recipe.load(file).changes()}
