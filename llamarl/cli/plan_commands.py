@@ -140,7 +140,7 @@ def _build_search(settings: PlanSettings) -> "Search":
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
-    """What a recipe says of its model and its steps."""
+    """Reads a recipe's model and steps."""
     from llamarl.controller.recipe import Recipe
 
     recipe = Recipe.load(path)

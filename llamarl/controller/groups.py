@@ -20,7 +20,7 @@ from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
 
 HELD_OUT_SEEDS = -1
-"""In place of an epoch in the seeds of held-out completions: the same in every evaluation, and none of training's."""
+"""Seeds of held-out completions have this in place of an epoch: alike in every evaluation, and unlike training's."""
 
 Encode = Callable[[Prompt], tuple[int, ...]]
 Variants = Sequence[tuple[Prompt, int]]

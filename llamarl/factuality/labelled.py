@@ -29,7 +29,7 @@ class LabelledClaim:
     """True for a factual claim."""
     split: str
     rationale: str = ""
-    """Why it is true or false."""
+    """The reason why it is true or false."""
     question: Probe | None = None
     """The auxiliary question about it."""
     paraphrases: tuple[str, ...] = ()

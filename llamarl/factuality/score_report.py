@@ -65,7 +65,7 @@ def count_claims(claims: Sequence[ScoredClaim], threshold: float) -> dict[Tone, 
 
 
 def summarize(text: ScoredText, threshold: float) -> str:
-    """What was found in a text, in one sentence."""
+    """The finding on a text, in one sentence."""
     if not text.claims:
         return "no claims"
     counts, total = count_claims(text.claims, threshold), len(text.claims)
@@ -192,7 +192,7 @@ def _mark(piece: Piece, threshold: float) -> Mark:
 
 
 def _strength(claim: ScoredClaim, threshold: float) -> float:
-    """How far the score is from the threshold, of the way there is on its side."""
+    """The distance of the score from the threshold, as a share of the way there is on its side."""
     p = claim.score.p_factual
     if p is None:
         return 1.0

@@ -68,7 +68,7 @@ class TextClaims:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Parts of the text that are no claims, by reason."""
     problem: str = ""
-    """What was wrong with the helper's list, if it was asked for one."""
+    """The fault of the helper's list, if it was asked for one."""
 
 
 async def list_claims(

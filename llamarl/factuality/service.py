@@ -24,9 +24,9 @@ class DetectRequest(Config):
     text: str
     """The answer whose claims are scored."""
     prompt: str = ""
-    """What the text answers."""
+    """The prompt that the text answers."""
     subject: str | None = Field(default=None, min_length=1)
-    """Whom or what it is about."""
+    """The person or thing it is about."""
 
 
 class DetectService:

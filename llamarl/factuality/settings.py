@@ -206,7 +206,7 @@ class Scoring(Detecting, HelperModel, Calls, Sources):
     claims: Literal["sentences", "facts", "model"] = "sentences"
     """Parts of a text: every sentence, what the table of facts can check, or the helper's list."""
     out: Annotated[Path | None, Metavar("FILE")] = None
-    """With --text a page of HTML with the claims coloured in place; with --claims-file the scores, for detect eval."""
+    """File to write: with --text a page with the claims coloured, with --claims-file the scores, for detect eval."""
 
     @model_validator(mode="after")
     def _check_scoring(self) -> Self:

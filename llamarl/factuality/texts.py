@@ -109,7 +109,7 @@ class Instruments:
 
 
 def build_instruments(settings: Scoring) -> Instruments:
-    """What the settings name.
+    """The texts that the settings name.
 
     Raises:
         ConfigError, DataError, CheckpointError, MissingDependencyError: what one of them lacks.

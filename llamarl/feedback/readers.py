@@ -100,7 +100,7 @@ def import_pyarrow() -> Any:
 
 
 def follow_progress(files: Sequence[Path], on_progress: OnProgress | None) -> Callable[[int, float], None]:
-    """What to call with the number of a file and the share of it that is read; it tells the megabytes of all files."""
+    """Makes a function of a file's number and the share of it that is read, which tells the megabytes of all files."""
     sizes = [path.stat().st_size for path in files]
     total = math.ceil(sum(sizes) / MEGABYTE)
     is_begun = False

@@ -28,7 +28,7 @@ LEAST_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """What a run was set to do, and its means over steps. Times in seconds."""
+    """The settings of a run and its means over steps, times in seconds."""
 
     name: str
     prompts: int

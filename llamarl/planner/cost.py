@@ -26,11 +26,11 @@ class Rates:
     """Shares of a device's peak rates that programs reach, and delays."""
 
     compute_share: float
-    """Of the peak of matrix products, in training and prefill."""
+    """Share of the peak of matrix products, in training and prefill."""
     memory_share: float
-    """Of the read rate of memory, in decoding."""
+    """Share of the read rate of memory, in decoding."""
     link_share: float
-    """Of the links' rates."""
+    """Share of the links' rates."""
     node_delay: float
     """Seconds of one small all-reduce inside a node."""
     network_delay: float
@@ -43,7 +43,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What one step of a run does."""
+    """The work of one step of a run."""
 
     prompts: int
     samples: int

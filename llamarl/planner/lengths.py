@@ -43,7 +43,7 @@ class Lengths:
         return min(float(self.longest), math.exp(self.location + self.spread * _NORMAL.inv_cdf(share)))
 
     def sample(self, number: int) -> list[float]:
-        """So many lengths, evenly spread over the distribution: the middles of as many equal shares, ascending."""
+        """Lengths evenly spread over the distribution, ascending: the middles of as many equal shares."""
         return [self.quantile((index + 0.5) / number) for index in range(number)]
 
     @cached_property

@@ -26,7 +26,7 @@ _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8
 
 @dataclass(frozen=True, slots=True)
 class TrainerLayout:
-    """How a trainer is spread over its ranks: `fsdp * tp * pp` devices."""
+    """The spread of a trainer over its ranks: `fsdp * tp * pp` devices."""
 
     fsdp: int = 1
     """Ranks among which weights, gradients and moments are cut, and each step's sequences are dealt out."""

@@ -34,7 +34,7 @@ _SERVER_SHARE = 0.8
 _NEMO_FORWARDS = 2
 """Forward passes of the GRPO rows beside the trained one: the old policy's log-probs, and the reference's."""
 LADDER = Workload(256, 8, Lengths(512, 2048), 128)
-"""What is assumed of a step of the LlamaRL paper's table, which says neither."""
+"""The step assumed for the LlamaRL paper's table, which says neither."""
 
 
 @dataclass(frozen=True, slots=True)

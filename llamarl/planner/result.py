@@ -150,7 +150,7 @@ def staleness(plan: Plan, workload: Workload, bound: int) -> dict[str, float]:
 
 
 def assumptions(search: Search) -> list[str]:
-    """What a plan takes for granted, in sentences."""
+    """The assumptions of a plan, in sentences."""
     workload, rates, device = search.workload, search.rates, search.device
     lengths = workload.lengths
     return [
@@ -177,7 +177,7 @@ def _number(value: float | None) -> str:
 
 
 def _compare(answer: Answer) -> str:
-    """Why this mode."""
+    """The reason for this mode."""
     a, s = answer.asynchronous, answer.synchronous
     if a is None:
         return "trainer and generators don't fit on devices of their own, or no staleness is allowed"

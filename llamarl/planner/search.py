@@ -46,11 +46,11 @@ _DEGREES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a plan may choose from."""
+    """The choices of a plan."""
 
     staleness: int = 1
     precisions: tuple[Precision, ...] = ()
-    """Of generators; empty: bf16, and fp8 where the device has it; on a CPU fp32."""
+    """Number formats of generators; empty: bf16, and fp8 where the device has it; on a CPU fp32."""
     trainer_precision: Precision | None = None
     """None: bf16; on a CPU fp32."""
     checkpointing: tuple[Checkpointing, ...] = ("none", "full")
@@ -64,7 +64,7 @@ class TrainerPlan:
     layout: TrainerLayout
     micro_batch_tokens: int
     seconds: float
-    """Of a step's update."""
+    """Seconds of a step's update."""
     memory: dict[str, int]
     """Bytes of one device by part."""
 
@@ -79,11 +79,11 @@ class GeneratorPlan:
     slots: int
     """Completions decoded together, on each."""
     seconds: float
-    """Of a step's completions: alone in a synchronous plan; of work at full slots in an asynchronous one."""
+    """Seconds of a step's completions: alone in a synchronous plan; of work at full slots in an asynchronous one."""
     active: float
     """Completions under way, on each, on average."""
     decode_seconds: float
-    """Of a decode step with so many."""
+    """Seconds of a decode step with so many."""
     memory: dict[str, int]
     """Bytes of one device by part."""
 
@@ -117,7 +117,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """Why nothing fits."""
+    """The reason why nothing fits."""
 
     reason: str
 

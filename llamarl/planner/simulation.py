@@ -31,7 +31,7 @@ _WARM_UP = 3
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is simulated."""
+    """The run that is simulated."""
 
     generators: int
     slots: int
@@ -39,9 +39,9 @@ class Scenario:
     step_seconds: StepSeconds
     train_seconds: float
     sync_seconds: float
-    """From an update's end until generators have its version."""
+    """Seconds from an update's end until generators have its version."""
     completions: int
-    """Of a step."""
+    """Seconds of a step."""
     prompt_tokens: float
     staleness: int
     steps: int
@@ -51,7 +51,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of it.
+    """The course of a simulated run.
 
     The first third of the steps, which fill the pipeline, and the last, which empty it, are left out of the figures.
     """
@@ -103,7 +103,7 @@ def simulate_plan(
 
 
 def draw_lengths(lengths: Lengths, number: int, seed: int) -> list[int]:
-    """So many lengths in whole tokens, drawn at random."""
+    """Draws lengths in whole tokens at random."""
     rng = random.Random(seed)
     return [max(1, round(lengths.quantile(min(1 - 1e-9, max(1e-9, rng.random()))))) for _ in range(number)]
 

@@ -71,7 +71,7 @@ def best_share(train: float, generate: float) -> float:
 
 
 def synchronous_choices(costs: Costs, points: int = 64) -> Iterator[Choice]:
-    """What fits with both sides on the same devices: all of the memory is used, in so many divisions of it.
+    """The best step with both sides on the same devices: all of the memory is used, in so many divisions of it.
 
     Less than all of it is never better, as both costs fall with the batch.
     """

@@ -17,7 +17,7 @@ MOST_SEGMENTS = 12
 """Segments of one kind that a figure shows, those with the most messages."""
 NOT_SAID = "not said"
 MANY_DAYS = 60
-"""With more days a point would hide its neighbours."""
+"""The most days that are drawn as points: with more, a point would hide its neighbours."""
 
 
 def plot_description(path: str | Path, result: Mapping[str, Any]) -> Path:

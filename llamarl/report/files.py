@@ -128,7 +128,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_tail(path: Path) -> bytes:
-    """What stands behind the last line's end; the rest of a large file is not read."""
+    """Reads what stands behind the last line's end; the rest of a large file is not read."""
     with path.open("rb") as file:
         size, length = file.seek(0, os.SEEK_END), 1 << 16
         while True:

@@ -63,7 +63,7 @@ class Mark:
     tone: Tone | None = None
     """None: not marked."""
     strength: float = 1.0
-    """From 0, hardly coloured, to 1."""
+    """Strength of the colour from 0, hardly seen, to 1."""
     note: str = ""
     """A word in small print behind the piece."""
     title: str = ""

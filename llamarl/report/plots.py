@@ -251,7 +251,7 @@ def _length_panel(axes: "Axes", run: RunFiles) -> None:
 
 
 def _monitors_panel(axes: "Axes", run: RunFiles, monitors: Sequence[LoggedReading]) -> None:
-    """What each monitor counts in times of the control's, on a scale of doublings; a bold point where it rings."""
+    """Draws what each monitor counts in times of the control's, in doublings; a bold point where it rings."""
     axes.axhline(1.0, color=GREY, linewidth=1.0)
     is_empty = True
     for place, monitor in enumerate(monitors):

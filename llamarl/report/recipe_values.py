@@ -1,4 +1,4 @@
-"""What a resolved recipe, as plain values, says of its run in a few words."""
+"""A resolved recipe, as plain values, in a few words."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,7 +61,7 @@ def in_words(value: Any) -> str:
 
 
 def fit_items(items: Iterable[str], room: int) -> str:
-    """As many whole items as fit into so many characters, and how many more there are."""
+    """Lists as many whole items as fit into so many characters, and says how many more there are."""
     items = list(items)
     for count in range(len(items), 0, -1):
         rest = f", and {len(items) - count} more" if count < len(items) else ""

@@ -27,7 +27,7 @@ Trained = Mapping[tuple[int, int], TrainSample]
 Decode = Callable[[Sequence[int]], str]
 """Text of token ids, special tokens included."""
 MAX_BYTES_PER_CHARACTER = 4
-"""Of UTF-8; as many tokens, at most, share a character."""
+"""Most bytes of a character in UTF-8; as many tokens, at most, share one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ def metric_stats(run: RunFiles, name: str) -> dict[str, float] | None:
 
 
 def warnings_about(run: RunFiles) -> list[str]:
-    """What a person should look at, in sentences: files cut off, an early end, and what `health` finds."""
+    """The things a person should look at, in sentences: files cut off, an early end, and what `health` finds."""
     found = [f"{name}: the last line was cut off by a crash and is left out" for name in run.torn]
     if run.state == "stopped" and run.summary is not None:
         total = total_steps(run.recipe)

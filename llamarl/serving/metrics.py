@@ -1,4 +1,4 @@
-"""What a service counts, in the text format of Prometheus."""
+"""Counters of a service, in the text format of Prometheus."""
 
 from llamarl.core.errors import MissingDependencyError
 

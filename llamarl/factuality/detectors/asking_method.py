@@ -1,4 +1,4 @@
-"""What the methods share that let the model write: a chat over the backbone's weights, and questions asked together."""
+"""The base of methods that let the model write: a chat over the backbone's weights, and questions asked together."""
 
 import asyncio
 import threading
@@ -58,7 +58,7 @@ class AskingMethod(Method):
 
     @cached_property
     def _chat(self) -> ResamplingChat:
-        """Who answers; the backbone's weights are copied into a generator when first asked."""
+        """The chat that answers; the backbone's weights are copied into a generator when it is first asked."""
         if self._given_chat is not None:
             return self._given_chat
         model: Any = self.backbone.model

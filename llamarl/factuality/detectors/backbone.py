@@ -156,7 +156,7 @@ class Backbone:
         return [Score(None, problem=each.problem) if each.problem else found[each.ids] for each in prompts]
 
     def prefix_of(self, prompt: PromptFile) -> TokenIds:
-        """What all texts of a prompt begin with, for a file whose only data is the claim."""
+        """The ids that all texts of a prompt begin with, for a file whose only data is the claim."""
         if prompt not in self._prefixes:
             first, second = (self.tokenizer.encode_chat(prompt.fill(claim=text)) for text in ("Paris", "42"))
             self._prefixes[prompt] = first[: common_length(first, second)]

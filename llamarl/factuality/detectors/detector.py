@@ -19,7 +19,7 @@ class Score:
     """A detector's view of one claim."""
 
     p_factual: float | None
-    """From 0, hallucinated, to 1, factual; None where there is none, and `problem` says why."""
+    """The score from 0, hallucinated, to 1, factual; None where there is none, and `problem` says why."""
     mass: float | None = None
     """Probability of all label tokens together, before `p_factual` is normalised by it; None for methods without
     labels. Below 0.5 the model mostly wants to say something else, and `p_factual` is in doubt."""

@@ -34,7 +34,7 @@ class BaseModel(Config):
 
 
 class DetectorRecord(Config):
-    """What `detector.json` holds."""
+    """The content of `detector.json`."""
 
     format: int
     method: str
@@ -73,7 +73,7 @@ def save_detector(detector: Method, directory: str | Path) -> Path:
 
 
 def read_record(directory: str | Path) -> DetectorRecord:
-    """What a detector's directory says of it; no model is loaded.
+    """Reads a detector's `detector.json` and checks the files beside it; no model is loaded.
 
     Raises:
         CheckpointError: no detector there, or a file missing, broken, exchanged or of a later version.

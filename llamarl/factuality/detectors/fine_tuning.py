@@ -158,13 +158,13 @@ class ClaimRow(OneTurn):
 
 @dataclass(frozen=True, slots=True)
 class ClaimReport:
-    """How well P_factual tells held-out claims apart."""
+    """The report on how well P_factual tells held-out claims apart."""
 
     loss: float
     """Mean of -log of the right label's share, nats."""
     auc: float
     bacc: float
-    """At the threshold that is best on these very claims."""
+    """Balanced accuracy at the threshold that is best on these very claims."""
     threshold: float
     mass: float
     """Mean probability of all label tokens."""
@@ -182,7 +182,7 @@ class ClaimReport:
 
 
 class ClaimObjective(Objective[ClaimRow]):
-    """What fine-tuning and RATE-FT learn.
+    """The objective of fine-tuning and RATE-FT.
 
     Args:
         config: the settings.
@@ -402,7 +402,7 @@ class _ClaimScorer:
 
 
 def _prefix(rows: Sequence[ClaimRow]) -> tuple[int, ...]:
-    """What all prompts begin with."""
+    """The ids that all prompts begin with."""
     from llamarl.scoring.next_tokens import common_length
 
     first = rows[0].prompt_ids

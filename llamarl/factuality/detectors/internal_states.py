@@ -1,4 +1,4 @@
-"""How sure the model was of a claim's tokens when it wrote them: their probabilities, or the entropies beside them.
+"""Token states tell how sure the model was of a claim when it wrote it: its tokens' probabilities, or the entropies.
 
     prompt + answer --one forward pass for all claims of an answer--> log-prob and entropy of each answer token
     claim's span --the tokenizer's places--> the claim's tokens --pool--> one number --> p_factual

@@ -60,7 +60,7 @@ class MethodSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What a method is trained from, and where its files go while it is."""
+    """The data that a method is trained from, and the place of its files while it is."""
 
     model: str
     """Checkpoint directory, GGUF file or Hub id."""
@@ -69,7 +69,7 @@ class TrainingJob:
     out: Path
     """The detector's directory, which exists; what is unfinished may be kept in a folder of it for a resume."""
     settings: MethodSettings
-    """Of the method's `Settings`."""
+    """The method's `Settings`."""
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: int = 4096

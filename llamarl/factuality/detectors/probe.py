@@ -48,7 +48,7 @@ class ProbeSettings(MethodSettings):
     variants: tuple[Variant, ...] = Field(default=VARIANTS, min_length=1)
     """Features that are tried."""
     layer: int | None = Field(default=None, ge=1)
-    """Instead of these, the last token's state behind this layer."""
+    """The layer behind which the last token's state is read instead of these."""
     learning_rates: tuple[float, ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
     """Learning rates that are tried with each of them."""
     hidden_size: int = Field(default=128, ge=1)
@@ -61,7 +61,7 @@ class ProbeSettings(MethodSettings):
     batch_size: int = Field(default=64, ge=1)
     """Claims of a step."""
     seed: int = Field(default=0, ge=0)
-    """Of weights and order."""
+    """Seed of weights and order."""
 
     @field_validator("variants", "learning_rates", mode="before")
     @classmethod
@@ -81,7 +81,7 @@ class Trial:
     variant: str
     learning_rate: float
     bacc: float
-    """Of the validation claims, at the best threshold."""
+    """Balanced accuracy on the validation claims, at the best threshold."""
     loss: float
     epoch: int
 

@@ -52,7 +52,7 @@ class SelfCheckSettings(AskingSettings):
     num_samples: int = Field(default=20, ge=1)
     """Answers drawn for each prompt."""
     temperature: float = Field(default=1.0, gt=0.0)
-    """At which they are drawn."""
+    """Temperature at which they are drawn."""
     system: str | None = None
     """The system message before each prompt, if the claims' answers were written with one."""
     facts: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class SelfCheckSettings(AskingSettings):
     max_unjudged: float = Field(default=0.5, ge=0.0, lt=1.0)
     """The largest share of answers that may go unjudged."""
     seed: int = Field(default=0, ge=0)
-    """Of the answers."""
+    """Seed of the answers."""
 
     @field_validator("facts", mode="before")
     @classmethod
@@ -77,7 +77,7 @@ class SelfCheckSettings(AskingSettings):
 
 
 Support = bool | str
-"""Whether an answer supports a claim, or the reason why nobody can say."""
+"""True if an answer supports a claim; a text is the reason why nobody can say."""
 
 
 class SelfCheck(AskingMethod):
@@ -148,7 +148,7 @@ class SelfCheck(AskingMethod):
             return f"no answer: {error}"
 
     async def _judge_all(self, pairs: Sequence[tuple[Claim, ChatReply | str]]) -> list[Support]:
-        """Whether each answer supports its claim. One that says nothing does not."""
+        """Judges whether each answer supports its claim. One that says nothing does not."""
         table = self._table
         texts = [(claim, reply.text) for claim, reply in pairs if isinstance(reply, ChatReply) and reply.text.strip()]
         if table is not None:
@@ -174,7 +174,7 @@ def supports(table: FactTable, claim: Claim, text: str) -> bool:
 
 
 def read_facts(table: FactTable, text: str, claim: Claim) -> list[Reading]:
-    """What the sentences of a text say of the table's relations, in the context of a claim's prompt."""
+    """Reads what a text says of the table's relations, in the context of a claim's prompt."""
     subject = _subject_of(table, claim)
     return [reading for start, end in split_sentences(text) for reading in table.read_claim(text[start:end], subject)]
 

@@ -65,7 +65,7 @@ def _read_sentences(answer: str) -> Iterator[float]:
 
 
 def _value_of(match: re.Match[str]) -> float:
-    """What is stated; a part of nothing is no number."""
+    """The stated number; a part of nothing is none."""
     if match["whole"] is not None:
         whole = _parse(match["whole"])
         value = _parse(match["part"]) / whole if whole else float("nan")

@@ -19,7 +19,7 @@ ALSO_OF_ONE_MESSAGE = ("ts", "model_version")
 """Fields that a message inside a conversation has for itself; where it lacks one of these, its conversation's holds."""
 
 KEPT = "keep:"
-"""What the names of further columns begin with inside the queries, where they may be called like anything else."""
+"""The beginning of further columns' names inside the queries, since a log may call them like anything else."""
 
 FILE_SHIFT, LINE_SHIFT = 44, 14
 """A row's number is its file, line and turn, so that it grows with them and doesn't depend on how chunks were cut."""

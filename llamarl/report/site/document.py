@@ -126,5 +126,5 @@ def _asset(*names: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a browser computes it of the element's text, in which it has only line feeds."""
+    """The hash as a browser computes it of the element's text, in which it has only line feeds."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -22,9 +22,9 @@ class RunRow:
     """One run of a folder. None: not measured."""
 
     name: str
-    """Its path below the folder."""
+    """Path of the run below the folder."""
     state: str
-    """Of `RunFiles`, or `unreadable`."""
+    """The state that `RunFiles` gives, or `unreadable`."""
     step: int = 0
     total_steps: int | None = None
     reward: float | None = None
@@ -39,7 +39,7 @@ class RunRow:
     algorithm: str = ""
     seed: int | None = None
     problem: str = ""
-    """Why it is unreadable."""
+    """The reason why it is unreadable."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted name -> value of its recipe."""
     metrics: tuple[str, ...] = ()

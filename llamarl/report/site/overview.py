@@ -106,7 +106,7 @@ def describe_timeline(spans: Sequence[Span], metrics: Sequence[Record]) -> dict[
 
 
 def _learning(run: RunFiles) -> dict[str, Any]:
-    """What the first screen says of learning: held-out reward before and after, or the training reward where none."""
+    """The first screen's answer on learning: held-out reward before and after, or the training reward where none."""
     held_out = column(run.metrics, names.HELD_OUT_REWARD)
     counts = column(run.metrics, names.HELD_OUT_COUNT)[1]
     found: dict[str, Any] = {"reward": ends_of(run.metrics, names.REWARD)}
@@ -157,7 +157,7 @@ def _settings(run: RunFiles) -> dict[str, Any]:
 
 
 def _change(name: str, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether a setting, or the table it stands in, differs from its default, and that default where there is one."""
+    """Tells if a setting, or the table it stands in, differs from its default, and that default where there is one."""
     found = next((each for each in changes if f"{name}.".startswith(f"{each['name']}.")), None)
     if found is None:
         return {"is_changed": False}

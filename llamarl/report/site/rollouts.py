@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, outcome TEXT, group_id INTEGER)
 CREATE INDEX IF NOT EXISTS by_verdict ON verdicts (judge, outcome, group_id);
 """
 _HEAD_BYTES = 256
-"""By which a rewritten file is told from one that grew."""
+"""Bytes at the beginning of the file, by which a rewritten one is told from one that grew."""
 COMMIT_GROUPS = 2000
 SEARCH_SECONDS = 2.0
 """A search through texts answers after this time with what it found so far, and where to go on."""
@@ -45,10 +45,10 @@ _LARGEST_ID = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What a group must have. Of a group's samples one is enough; empty and None ask for nothing."""
+    """Conditions on groups, which one of a group's samples has to meet; empty and None ask for nothing."""
 
     text: str = ""
-    """In the prompt's last turn or a completion, in capitals or not."""
+    """Text to find in the prompt's last turn or a completion, in capitals or not."""
     prompt: str = ""
     """Part of the prompt's id."""
     task: str = ""
@@ -61,7 +61,7 @@ class Filter:
     step_from: int | None = None
     step_to: int | None = None
     version: int | None = None
-    """That sampled one of its tokens."""
+    """Version of the policy that sampled one of its tokens."""
     cut: bool = False
     """Completions that the token limit cut."""
     steps: str = ""
@@ -85,7 +85,7 @@ def outcomes_of(sample: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def group_head(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a list shows of a group."""
+    """The line of a list that shows a group."""
     messages = record.get("messages") or [{}]
     samples = record.get("samples") or []
     return {
@@ -187,7 +187,7 @@ class RolloutIndex:
         return {"groups": groups, "samples": samples, "share": done / size if size else 1.0, "skipped": skipped}
 
     def choices(self) -> dict[str, Any]:
-        """What filters can be set to (`tasks`, `outcomes` by judge, logged `steps`), and how much the index covers."""
+        """The values of filters (`tasks`, `outcomes` by judge, logged `steps`), and how much the index covers."""
         with self._lock:
             tasks = [row[0] for row in self._db.execute("SELECT DISTINCT task FROM groups ORDER BY task")]
             pairs = self._db.execute("SELECT DISTINCT judge, outcome FROM verdicts ORDER BY judge, outcome").fetchall()

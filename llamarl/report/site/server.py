@@ -37,7 +37,7 @@ from llamarl.report.summary import SUMMARY_FILE
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 FIRST_INDEX_SECONDS = 0.5
-"""So long a first question about rollouts waits for the index; the rest is read beside the answers."""
+"""Seconds that a first question about rollouts waits for the index; the rest is read beside the answers."""
 MAX_HEADS = 200
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -126,7 +126,7 @@ class ServedRun:
 
 
 class Site:
-    """What is served: one run, or the runs of a folder.
+    """The content that is served: one run, or the runs of a folder.
 
     Args:
         path: of a run, or of a folder with runs in it.
