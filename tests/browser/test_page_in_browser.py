@@ -9,6 +9,7 @@ import pytest
 
 from llamarl.report.files import encode
 from llamarl.report.site.document import write_run_page
+from llamarl.report.site.rollouts import Filter, RolloutIndex
 from llamarl.report.site.server import Site, SiteServer
 from tests.chromium import open_browser, require_browser
 
@@ -281,3 +282,23 @@ def test_runs_stand_side_by_side(opened: Callable[..., Opened], tmp_path: Path) 
         assert page.locator("h1").inner_text() == "long" and page.get_by_role("link", name="all runs").count() == 1
     finally:
         server.stop()
+
+
+def test_a_file_answers_the_servers_questions_alike(opened: Callable[..., Opened], tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    index = RolloutIndex(run_dir / "rollouts.jsonl")
+    index.grow()
+    page = opened(write_run_page(run_dir).as_uri()).page
+    script = """async query => {
+      const held = new HeldGroups(JSON.parse(document.getElementById("values").textContent).rollouts);
+      const found = await held.find(query, null, 100);
+      return found.heads.map(head => head.step);
+    }"""
+    for query in (
+        {}, {"text": "PROMPT 3"}, {"text": "Moon"}, {"task": "long"}, {"prompt": "5"}, {"reward_from": "0.5"},
+        {"reward_to": "0.5"}, {"step_from": "10", "step_to": "20"}, {"version": "14"}, {"version": "99"}, {"cut": "1"},
+        {"judge": "polite", "outcome": "fail"}, {"outcome": "scored"}, {"steps": "5-10,40-40"},
+    ):  # fmt: skip
+        asked = [head["step"] for head in index.find(Filter.parse(query), None, 100)["heads"]]
+        assert page.evaluate(script, query) == asked, query
+    index.close()

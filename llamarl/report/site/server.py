@@ -10,6 +10,7 @@ words. On loopback, requests that name another host are refused, so that no web 
 its own; elsewhere all addresses begin with a secret.
 """
 
+import contextlib
 import hmac
 import json
 import secrets
@@ -167,6 +168,12 @@ class Site:
             return "application/json", encode(self._read_curves(query))
         raise NotFoundError("/".join(parts))
 
+    def read_ahead(self) -> None:
+        """Reads a single run before somebody asks, so that its page does not wait for a long file."""
+        if self._is_run:
+            with contextlib.suppress(LlamaRLError, OSError):  # whoever asks is told
+                self._runs[""].answer("run", {})
+
     def close(self) -> None:
         """Closes the indices. Idempotent."""
         for run in self._runs.values():
@@ -259,6 +266,7 @@ class SiteServer:
 
     def serve(self) -> None:
         """Answers until the caller is interrupted."""
+        threading.Thread(target=self._site.read_ahead, daemon=True, name="read-ahead").start()
         self._server.serve_forever()
 
     def close(self) -> None:
