@@ -21,8 +21,12 @@ from llamarl.controller.recipe import Recipe, merge, parse_overrides
 from llamarl.controller.run import train
 from llamarl.core import errors
 from llamarl.core.config import models_in
+from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.detectors.method import find_method
+from llamarl.factuality.settings import Train
+from llamarl.factuality.training import train as train_claims
 from llamarl.judges.resolve import SHIPPED
+from llamarl.models.tiny import build_tiny
 from llamarl.recipes import recipe_path
 from llamarl.report import names
 from llamarl.report.metrics import read_metrics
@@ -276,8 +280,22 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         directory = tmp_path_factory.mktemp("fit") / "out"
         fit(objective, DEMO_CHECKPOINT, rows, directory, eval_data=held_out)
         keys |= {key for record in read_metrics(directory / "metrics.jsonl") for key in record}
+    keys |= train_detector(tmp_path_factory.mktemp("detector"))
     torch.set_num_threads(threads)
     return keys - {"step", "time"}
+
+
+def train_detector(directory: Path) -> set[str]:
+    """Every key that the training of a detector writes."""
+    build_tiny("llama", directory / "model", max_position_embeddings=512)
+    claims = [{"id": f"p{n}/0", "prompt": f"p{n}", "claim": f"{n} is even.", "label": n % 2 == 0} for n in range(12)]
+    (directory / "claims").mkdir()
+    for number, split in enumerate(("train", "validation", "test")):
+        write_jsonl(directory / "claims" / f"{split}.jsonl", claims[4 * number : 4 * number + 4])
+    brief = {"num_steps": 1, "num_epochs": None, "warmup_steps": 0, "lora": {"rank": 2}}
+    places = {"data": directory / "claims", "model": str(directory / "model"), "out": directory / "out"}
+    train_claims(Train.parse({**places, "method": "fine_tuning"}), brief)
+    return {key for record in read_metrics(directory / "out" / "training" / "metrics.jsonl") for key in record}
 
 
 def one_task_each(algorithms: list[str]) -> dict[str, Any]:
