@@ -334,7 +334,7 @@ def plot(path: Path, runs: Sequence[Done]) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("AUC; a point is a seed")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", fontsize=8, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
