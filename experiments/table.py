@@ -19,23 +19,27 @@ BLOCK = re.compile(r"(<!-- experiment: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """One row per arm: each number's mean over seeds with its 95 % interval."""
+    """One row per arm: each number's mean over seeds with its 95 % interval, and how many seeds where that differs."""
     arms = result["arms"]
     names = list(max(arms.values(), key=len))
-    lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    seeds = {arm: max(number["seeds"] for number in numbers.values()) for arm, numbers in arms.items()}
+    is_uneven = len(set(seeds.values())) > 1
+    titles = [*(["seeds"] if is_uneven else []), *names]
+    lines = [f"| arm | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
     for arm, numbers in arms.items():
-        cells = (cell(numbers[name]) if name in numbers else "" for name in names)
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    seeds = min(number["seeds"] for numbers in arms.values() for number in numbers.values())
+        cells = [cell(numbers[name]) if name in numbers else "" for name in names]
+        lines.append(f"| {arm} | {' | '.join([*([str(seeds[arm])] if is_uneven else []), *cells])} |")
     git = result["environment"].get("git") or {}
     commit = str(git.get("commit", "unknown"))[:7] + ("+" if git.get("is_dirty") else "")
-    lines += ["", f"{seeds} seeds, mean and 95 % interval (Student's t); {result['date'][:10]}, commit {commit}."]
+    count = f"{min(seeds.values())}{f' to {max(seeds.values())}' if is_uneven else ''} seeds"
+    lines += ["", f"{count}, mean and 95 % interval (Student's t); {result['date'][:10]}, commit {commit}."]
     return "\n".join(lines) + "\n"
 
 
-def cell(number: Mapping[str, float]) -> str:
-    """A mean with its interval."""
-    return f"{number['mean']:.3f} ± {number['half_width']:.3f}"
+def cell(number: Mapping[str, float | None]) -> str:
+    """A mean with its interval, where several seeds give one."""
+    width = number["half_width"]
+    return f"{number['mean']:.3f}" + ("" if width is None else f" ± {width:.3f}")
 
 
 def written(page: str) -> str:

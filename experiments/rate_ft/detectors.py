@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.common import Done, Experiment
+from experiments.common import COLOURS, Done, Experiment
 from experiments.rate_ft.data import Atlas, Row, kind_of
 from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.detectors.backbone import Backbone
@@ -69,7 +69,8 @@ LEARNED = {
 STATES = "token states"
 ARMS = (*CONTROLS, STATES, *ASKED, *LEARNED)
 COMPARED = [
-    *((arm, "value") for arm in (STATES, *ASKED)),
+    *((arm, "value") for arm in (STATES, *ASKED, "probing", "ft", "rate-ft")),
+    ("probing", STATES),
     ("probing", "prompt-tf"),
     ("ft", "prompt-tf"),
     ("ft", "probing"),
@@ -229,8 +230,9 @@ def measure(parts: Mapping[str, Sequence[Row]], scores: Scores) -> dict[str, flo
         title = {"test": ""}.get(name, f"{name} ")
         found[f"{title}BAcc"] = float(balanced_accuracy(count_single(values, labels, threshold).sum(axis=0)))
         found[f"{title}AUC"] = auroc(values.tolist(), labels.tolist()) or 0.0
-        if name == "test" and band is not None:
-            sums = count_claims(values, labels, band.low, band.high).sum(axis=0)
+        if name == "test":
+            low, high = (threshold, threshold) if band is None else (band.low, band.high)
+            sums = count_claims(values, labels, low, high).sum(axis=0)
             found |= {"hybrid": float(balanced_accuracy(sums, "right")), "open": float(share_unknown(sums))}
     return found
 
@@ -312,6 +314,31 @@ def _Memo(kind: type[InternalStates]) -> type[InternalStates]:
     return Remembering
 
 
+def plot(path: Path, runs: Sequence[Done]) -> None:
+    """Each arm's AUC, a point a seed: on claims as they come, and on matched ones."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    figure, axis = pyplot.subplots(figsize=(7.2, 0.36 * len(arms) + 1.2), layout="constrained")
+    for shift, name, title, colour in (
+        (-0.12, "AUC", "as they come", COLOURS[0]),
+        (0.12, "matched AUC", "matched by country and size", COLOURS[1]),
+    ):
+        points = [(run.numbers[name], arms.index(run.arm) + shift) for run in runs]
+        axis.scatter(*zip(*points, strict=True), s=22, color=colour, label=title, zorder=2)
+    axis.axvline(0.5, color="#999999", linewidth=0.8, zorder=1)
+    axis.set_yticks(range(len(arms)), arms)
+    axis.invert_yaxis()
+    axis.set_xlabel("AUC; a point is a seed")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -333,9 +360,7 @@ def main() -> None:
         for arm in experiment.choose(ARMS):
             if options.finished and not bench.is_finished(arm, seed):
                 continue
-            if not experiment.is_try and seed - experiment.seeds[0] >= SETTINGS["seeds"].get(
-                arm, len(experiment.seeds)
-            ):
+            if not experiment.is_try and seed not in experiment.seeds[: SETTINGS["seeds"].get(arm)]:
                 continue
             started = time.monotonic()
             scores[arm, seed] = bench.score(arm, seed)
@@ -343,6 +368,7 @@ def main() -> None:
             experiment.say(runs[-1])
     if not options.finished:
         return
+    plot(experiment.figure_path, runs)
     experiment.finish(
         runs,
         compared=COMPARED,

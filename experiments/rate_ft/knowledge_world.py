@@ -4,6 +4,8 @@
     build_model(world, Path("model"))                       # a small Llama, taught from nothing
     write_claims(world, Path("model"), Path("study"))       # labelled claims of its own answers, as detect build's
 
+    python -m experiments.rate_ft.knowledge_world --out worlds --seeds 3     # does a model know what it knows?
+
 A document says two things of a person. Some people are in many documents and some in none; and of each person some
 facts are mentioned often and some never. So the model knows some facts, half knows others, and where it knows nothing
 it answers all the same. People are split: of the `school` the model has also seen claims judged true or false and
@@ -11,7 +13,9 @@ questions answered, which teaches it both tasks; of the others it has only read.
 split; the third is there for what comes after.
 """
 
+import argparse
 import csv
+import json
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +24,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llamarl.core.records import Message
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import derive_seed
@@ -27,15 +33,20 @@ from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.asking import load_prompt
 from llamarl.factuality.building import Answering, Pipeline, build
 from llamarl.factuality.decomposition import FactDecomposer
+from llamarl.factuality.detectors.backbone import Backbone
+from llamarl.factuality.detectors.prompt_tf import PromptTF
 from llamarl.factuality.facts import FactTable
+from llamarl.factuality.labelled import read_data
 from llamarl.factuality.labels import FactLabeller
 from llamarl.factuality.questions import FactQuestioner
 from llamarl.factuality.settings import Build
+from llamarl.factuality.splits import SPLITS as PARTS
+from llamarl.functional.statistics import auroc
 from llamarl.generation.chats import NativeChat
 from llamarl.models.checkpoint import new_model, save_model
 from llamarl.models.tiny import piece_tokenizer, tiny_config
 from llamarl.models.tokenizer import Tokenizer
-from llamarl.report.files import write_text
+from llamarl.report.files import read_jsonl, write_text
 from llamarl.training.fitter import fit_model
 from llamarl.training.objectives import SFT, SFTConfig
 from llamarl.training.sft_rows import SFTRow
@@ -260,3 +271,53 @@ def _draw_two(rng: random.Random) -> tuple[str, str]:
 
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
+
+
+# ---- the gate -------------------------------------------------------------------------------------------------------
+
+
+def measure_gate(world: KnowledgeWorld, directory: Path) -> dict[str, Any]:
+    """AUC on claims about people of whom the model has only read, before any detector is trained.
+
+    Args:
+        world: of the model.
+        directory: of the model and its claims, as `build_model` and `write_claims` wrote them.
+
+    Returns:
+        `claims`; `true`, their share; `prompt_tf` and `exposures`: AUC of the model's own judgement, and of the number
+        of documents that mention the fact.
+    """
+    data = read_data(directory / "claims")
+    claims = [*data.train, *data.validation, *data.test]
+    facts = {row["id"]: row["facts"][0] for part in PARTS for row in read_jsonl(directory / "claims" / f"{part}.jsonl")}
+    people = {person.name: person for person in world.people}
+    read = [facts[each.claim.id] for each in claims]
+    counts = [float(people[fact["subject"]].exposures[fact["relation"]]) for fact in read]
+    asked = PromptTF(Backbone.load(directory / "model")).score([each.claim for each in claims])
+    labels = [each.label for each in claims]
+    return {
+        "claims": len(claims),
+        "true": sum(labels) / len(labels),
+        "prompt_tf": auroc([each.p_factual or 0.0 for each in asked], labels),
+        "exposures": auroc(counts, labels),
+    }
+
+
+def main() -> None:
+    """Builds worlds and prints the gate of each."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.rate_ft.knowledge_world", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory to write to")
+    parser.add_argument("--seeds", type=int, default=1, help="worlds 0, 1, ... (default 1)")
+    parser.add_argument("--people", type=int, default=200, help="of each world (default 200)")
+    parser.add_argument("--epochs", type=int, default=3, help="times each text is read (default 3)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in range(options.seeds):
+        world, place = KnowledgeWorld(seed, options.people), options.out / str(seed)
+        build_model(world, place / "model", options.epochs)
+        labels = write_claims(world, place / "model", place)["labels"]
+        print(json.dumps({"seed": seed, "labels": labels, **measure_gate(world, place)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -68,3 +68,14 @@ def test_results_hold_their_settings(tmp_path: Path) -> None:
         (tmp_path / f"q+ 0.25-{seed}" / "recipe.json").write_text(f'{{"seed": {seed}}}')
     (found,) = experiment.settings().values()
     assert found["recipe"] == {"seed": 0} and found["sha256"].keys() == {"0", "1"}
+
+
+def test_arms_with_fewer_seeds_say_so() -> None:
+    arms = {
+        "a": {"x": {"mean": 1.0, "half_width": 0.5, "seeds": 5}},
+        "b": {"x": {"mean": 2.0, "half_width": None, "seeds": 1}},
+    }
+    lines = table({"arms": arms, "environment": {"git": None}, "date": "2026-11-30T00"}).splitlines()
+    assert lines[0] == "| arm | seeds | x |"
+    assert lines[2:4] == ["| a | 5 | 1.000 ± 0.500 |", "| b | 1 | 2.000 |"]
+    assert lines[-1].startswith("1 to 5 seeds")
