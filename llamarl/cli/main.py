@@ -95,6 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        say(f"error: {error.filename}: {error.strerror}; give a path that can be read or written", sys.stderr)
+        return 1
 
 
 def split_command(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,10 +1,12 @@
 """detect score, detect serve: the claims of texts, with their probability to be factual."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamarl.cli.common import print_json, say, show_progress
 from llamarl.cli.options import LiveOutput
+from llamarl.core.errors import ConfigError
 from llamarl.factuality.settings import DetectServing, Scoring
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def _score_texts(settings: Scoring, output: LiveOutput) -> int:
 
     out = check_page_path(settings.out) if settings.out else None
     texts = read_texts(settings.text)
+    if out is not None and out.exists() and any(_is_file(out, text.name) for text in texts):
+        raise ConfigError(f"--out {out}: holds the text, which the page would replace; give another name")
     instruments = build_instruments(settings)
     detector = load_detector(settings.detector, settings.model, device=settings.device, precision=settings.precision)
     threshold = resolve_threshold(settings.threshold, detector.threshold)
@@ -66,6 +70,10 @@ def _score_texts(settings: Scoring, output: LiveOutput) -> int:
     if out is not None:
         say(f"written: {out}")
     return 0
+
+
+def _is_file(path: Path, name: str) -> bool:
+    return Path(name).exists() and path.samefile(name)
 
 
 def _show(text: "ScoredText", threshold: float, *, has_title: bool) -> None:

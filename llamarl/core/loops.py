@@ -33,7 +33,13 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        found: list[T] = []
+
+        async def hold() -> None:  # Python spells out a task's result as it takes SIGINT back: of a big one, for hours
+            found.append(await work)
+
+        asyncio.run(hold())
+        return found[0]
     return _run_beside(work)
 
 

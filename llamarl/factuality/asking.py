@@ -32,6 +32,11 @@ class PromptFile(Config):
     system: str = ""
     user: str
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the data that it takes."""
+        return frozenset(_FIELD.findall(self.user))
+
     def render(self, **data: str) -> list[Message]:
         """The messages, each piece of data between markers."""
         return self._messages({name: fence(name, text) for name, text in data.items()})

@@ -27,9 +27,12 @@ ABBREVIATIONS = frozenset(
         "inc", "ltd", "co", "corp", "vs", "etc", "e.g", "i.e", "u.s", "u.k", "a.m", "p.m",
     }
 )  # fmt: skip
+MAX_ABBREVIATION = 8
+"""Characters before a full stop that are looked at for an abbreviation."""
 PRONOUNS = frozenset(["it", "its", "he", "his", "she", "her", "they", "their"])
 POSSESSIVES = frozenset(["its", "his", "their"])
-_END = re.compile(r"[.!?]+[\"'”’)\]*_]*(?=\s|$)|[。！？।॥؟۔]+[」』”’)]*|\n+")
+# A run of stops is tried once, from its first: in a text of nothing but stops each further start would read it again.
+_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]*_]*+(?=\s|$)|[。！？।॥؟۔]+[」』”’)]*|\n+")
 _HEAD = re.compile(r"^\s*(?:[-*•#>]+|\d{1,3}[.)])\s+")
 _NEXT = re.compile(r"\s*(\S?)")
 
@@ -41,7 +44,8 @@ def split_sentences(text: str) -> Iterator[Span]:
         end = match.end() if match else len(text)
         if match and match[0][0] in ".\n":
             following = _NEXT.match(text, end)[1]  # type: ignore[index]  # it matches anywhere
-            is_abbreviation = match[0] == "." and _is_abbreviation(text[start : match.start()])
+            word = text[max(start, match.start() - MAX_ABBREVIATION) : match.start()]
+            is_abbreviation = match[0] == "." and _is_abbreviation(word)
             if following.islower() or (following and is_abbreviation):
                 continue
         piece = text[start:end]

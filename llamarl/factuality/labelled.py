@@ -7,16 +7,16 @@ Every row is used or refused with its file and line. No prompt stands in two spl
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamarl.core.errors import DataError
+from llamarl.data.jsonl import parse_line
 from llamarl.data.prompts import raw_rows
-from llamarl.data.rows import RowError, excerpt
-from llamarl.factuality.claims import Answer, Ask, Claim, Probe
+from llamarl.data.rows import RowError, check_text, excerpt
+from llamarl.factuality.claims import Answer, Ask, Claim, Probe, Span
 from llamarl.factuality.splits import SPLITS
 
 
@@ -107,6 +107,8 @@ def _refuse_repeated(found: LabelledClaim, place: str, seen: dict[str, str], hom
 def _read_row(row: Any, split: str, answers: Mapping[str, str]) -> LabelledClaim:
     if isinstance(row, RowError):
         raise row
+    for field, value in row.items():
+        check_text(value, field)
     name, text = _text(row, "id"), _text(row, "claim")
     label = row.get("label")
     if not isinstance(label, bool):
@@ -115,11 +117,10 @@ def _read_row(row: Any, split: str, answers: Mapping[str, str]) -> LabelledClaim
     if row.get("split", split) != split:
         raise RowError("bad_split", "split", f"{excerpt(row['split'])} in {split}.jsonl", "put it into its own file")
     prompt = name if row.get("prompt") is None else _text(row, "prompt")
-    ask = Ask(prompt, str(row.get("prompt_text") or ""), row.get("subject"))
-    span = row.get("span")
-    start, end = span if isinstance(span, list) and len(span) == 2 else (0, 0)
-    answer = str(row.get("answer") or answers.get(prompt, ""))
-    claim = Claim(name, Answer(ask, answer, "stop"), text, (start, end))
+    known = {each: _text(row, each) for each in ("prompt_text", "subject", "answer") if row.get(each)}
+    ask = Ask(prompt, known.get("prompt_text", ""), known.get("subject"))
+    answer = known.get("answer", answers.get(prompt, ""))
+    claim = Claim(name, Answer(ask, answer, "stop"), text, _read_span(row, answer))
     return LabelledClaim(
         claim, label, split, str(row.get("rationale") or ""), _read_question(row), _read_paraphrases(row)
     )
@@ -131,6 +132,18 @@ def _text(row: Mapping[str, Any], name: str) -> str:
         problem = "missing" if value is None else f"{excerpt(value)} is no text"
         raise RowError("bad_" + name, name, problem, f"give every row its {name}")
     return value
+
+
+def _read_span(row: Mapping[str, Any], answer: str) -> Span:
+    """The claim's place in its answer; (0, 0) where the row has none. Without the answer there is no upper end."""
+    match row.get("span"):
+        case None:
+            return 0, 0
+        case [int(start), int(end)] if 0 <= start <= end and (not answer or end <= len(answer)):
+            return start, end
+    where = f"an answer of {len(answer)} characters" if answer else "an answer"
+    remedy = "give [from, up to], counted in characters, or null"
+    raise RowError("bad_span", "span", f"{excerpt(row['span'])} is no part of {where}", remedy)
 
 
 def _read_question(row: Mapping[str, Any]) -> Probe | None:
@@ -154,8 +167,15 @@ def _read_paraphrases(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _read_answers(place: Path) -> dict[str, str]:
     """The answers by prompt, where the build's own file of them lies there; of several, the last."""
     path = place / "answers.jsonl"
-    if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file if line.endswith("\n")]
-    return {line["id"]: line["result"]["text"] for line in lines}
+    answers: dict[str, str] = {}
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # a killed build leaves half a line
+    for number, line in enumerate(lines, start=1):
+        match parse_line(line):
+            case {"id": str(name), "result": {"text": str(text)}}:
+                answers[name] = text
+            case found:
+                raise DataError(
+                    f"{path}, line {number}: {excerpt(str(found))} is no answer of a build, {{id, result: {{text}}}}; "
+                    "copy the file again, or take it away: claims without their answers can be trained on, too"
+                )
+    return answers

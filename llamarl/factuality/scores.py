@@ -6,7 +6,6 @@ A method is a column of scores, or a `method` in the rows. Every row is used or 
 detector whose failures went missing would look better than it is.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from llamarl.core.errors import DataError
 from llamarl.data.prompts import raw_rows
-from llamarl.data.rows import RowError, excerpt
+from llamarl.data.rows import RowError, check_text, excerpt
 from llamarl.functional.detection import Array, check_classes
 
 SPLITS = ("validation", "test")
@@ -150,11 +149,12 @@ def _read_row(
 
 
 def read_text(row: Mapping[str, Any], name: str) -> str:
-    """A field that is text or a whole number. Raises `RowError`."""
+    """A field that is whole text or a whole number. Raises `RowError`."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int) or str(value).strip() == "":
         problem = "missing" if value is None else f"{excerpt(value)} is neither text nor a whole number"
         raise RowError("bad_" + name, name, problem, f"give every row its {name}")
+    check_text(value, name)
     return str(value)
 
 
@@ -168,9 +168,9 @@ def _read_score(row: Mapping[str, Any], column: str) -> float:
         there = f" (columns: {', '.join(row)})" if column not in row else ""
         problem = f"missing{there}" if value is None else f"{excerpt(value)} is no number"
         raise RowError("bad_score", column, problem, "give the detector's probability that the claim is factual")
-    if not math.isfinite(number) or not 0.0 <= number <= 1.0:
+    if not 0.0 <= number <= 1.0:  # NaN is not either
         remedy = "scores are probabilities; map others into [0, 1] first, in the same order"
-        raise RowError("score_out_of_range", column, f"{number:g} is not in [0, 1]", remedy)
+        raise RowError("score_out_of_range", column, f"{excerpt(number)} is not in [0, 1]", remedy)
     return float(number)
 
 

@@ -6,6 +6,7 @@
 A claim that has no score keeps its `problem`. It is counted and never taken for 0.
 """
 
+import glob
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from llamarl.core.errors import DataError
 from llamarl.core.loops import run_async
 from llamarl.data.jsonl import write_jsonl
 from llamarl.data.prompts import raw_rows
-from llamarl.data.rows import RowError, check_text, excerpt
+from llamarl.data.rows import RowError, excerpt
 from llamarl.factuality.claims import Answer, Ask, Claim, Span
 from llamarl.factuality.decomposition import Decomposer, SentenceDecomposer, read_claims
 from llamarl.factuality.detectors.detector import Detector, Score
@@ -156,8 +157,10 @@ def score_file(
         `claims`, `scored`, `unscored` (reason -> count), `low_mass` and the file.
 
     Raises:
-        DataError: a row is no labelled claim, an id is given twice, or no claim has a score; names file and line.
+        DataError: a row is no labelled claim, an id is given twice, no claim has a score, or `out` is a directory or
+            one of the files; names file and line.
     """
+    _check_out(Path(out), files)
     rows = _read_labelled(files)
     scored: list[ScoredClaim] = []
     on_done(0, len(rows), 0)
@@ -177,6 +180,15 @@ def score_file(
         "low_mass": sum(each.has_low_mass for each in scored),
         "file": str(out),
     }
+
+
+def _check_out(out: Path, files: Sequence[str]) -> None:
+    """Raises `DataError` before anything is scored where the scores could not be written, or would replace claims."""
+    if out.is_dir():
+        raise DataError(f"out={str(out)!r}: a directory; give the name of a file, such as {out / 'scores.jsonl'}")
+    names = (name for file in files for name in (file, *glob.glob(file, recursive=True)))
+    if out.exists() and any(Path(name).exists() and out.samefile(name) for name in names):
+        raise DataError(f"out={str(out)!r}: holds the claims, which the scores would replace; give another name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +239,6 @@ def _read_row(row: Mapping[str, Any]) -> _LabelledClaim:
         problem = f"{excerpt(row.get('label'))} is neither true nor false"
         raise RowError("bad_label", "label", problem, "leave out claims whose truth nobody knows")
     known = {name: read_text(row, name) for name in _OPTIONAL if row.get(name) is not None}
-    check_text([values["claim"], *known.values()], "claim")
     ask = Ask(known.get("prompt", values["id"]), known.get("prompt_text", ""), known.get("subject"))
     text = known.get("answer", values["claim"])
     span = _read_span(row, len(text)) if "answer" in known else (0, len(text))

@@ -6,6 +6,7 @@ text --decompose--> claims --detector, all texts in one call--> scores --look up
 import asyncio
 import contextlib
 import glob
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ def read_texts(patterns: Sequence[str]) -> list[Text]:
 
 
 def _expand(pattern: str) -> list[str]:
-    if pattern == STANDARD_INPUT or Path(pattern).exists():  # a file's name may hold brackets
+    if pattern == STANDARD_INPUT or os.path.exists(pattern):  # a file's name may hold brackets
         return [pattern]
     found = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
     if not found:

@@ -113,6 +113,8 @@ def read_json(path: str | Path) -> Record:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); restore or delete the file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); restore or delete the file") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
+        raise DataError(f"{path}: not usable JSON ({error}); restore or delete the file") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}; restore or delete the file")
     return value

@@ -32,7 +32,7 @@ from llamarl.serving.metrics import CONTENT_TYPE, Metrics
 from llamarl.serving.settings import Serving
 
 try:
-    from aiohttp import web
+    from aiohttp import http_exceptions, web
 except ImportError:
     raise MissingDependencyError.for_extra("aiohttp", "serve") from None
 
@@ -42,10 +42,23 @@ CLOSED_BY_CLIENT = 499
 """The status under which requests are counted whose client has gone; nobody sees it."""
 MAX_REASON = 200
 """Characters of a JSON parser's complaint."""
+CLIENT_FAULTS = (http_exceptions.HttpProcessingError, web.RequestPayloadError)
+"""What aiohttp raises for bytes that are no HTTP, which it answers with 400, and for bodies that do not unpack."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 512
 """Connections that the kernel holds until they are accepted."""
 log = logging.getLogger(__name__)
+
+
+class _SkipClientFaults(logging.Filter):
+    """Keeps what clients send wrong out of the log: aiohttp writes a traceback for each, so anybody could fill it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], CLIENT_FAULTS))
+
+
+protocol_log = logging.getLogger(f"{__name__}.protocol")
+protocol_log.addFilter(_SkipClientFaults())
 
 
 class Refusal(Exception):
@@ -118,7 +131,9 @@ class Service:
         for route in routes:
             app.router.add_post(route.path, self._handler(route))
         # A client that goes away cancels its handler, so that nothing is computed for nobody.
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, logger=protocol_log, access_log=None, handler_cancellation=True, shutdown_timeout=1.0
+        )
         self.url = ""
         """The address, once it listens."""
 
@@ -249,7 +264,12 @@ class Service:
         limit = self.settings.max_body_kib << 10
         if (request.content_length or 0) > limit:  # before it is sent
             raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
-        return bytes(await request.read())
+        try:
+            return bytes(await request.read())
+        except web.RequestPayloadError:
+            encoding = request.headers.get("Content-Encoding")
+            packed = "" if encoding is None else f" as Content-Encoding: {encoding} says"
+            raise Refusal(400, f"the body cannot be read{packed}; send it whole, packed as its headers say") from None
 
     async def _health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok", **self._describe()})
@@ -270,7 +290,7 @@ def _read_token(name: str | None, environment: Mapping[str, str]) -> bytes | Non
 def _parse(data: bytes, kind: type[Config]) -> Config:
     """The checked body. Raises `Refusal` that names the field."""
     try:
-        values = json.loads(data)
+        values = json.loads(data, object_pairs_hook=_refuse_repeated)
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
         raise Refusal(400, f"the body is no JSON: {str(error)[:MAX_REASON]}") from None
     if not isinstance(values, dict):
@@ -280,6 +300,16 @@ def _parse(data: bytes, kind: type[Config]) -> Config:
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"]) or None
         raise Refusal(400, describe_errors(error, kind), param=field) from None
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, whose keys stand once: of two texts nobody knows which one is meant."""
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise Refusal(400, f"{key}: stands twice in one object; send it once", param=key)
+        seen.add(key)
+    return dict(pairs)
 
 
 def _json(values: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -132,3 +132,15 @@ def test_a_cancelled_coroutine_is_no_ctrl_c() -> None:
 
     in_a_loop(call)
     assert outcome == [asyncio.CancelledError]
+
+
+def test_a_result_is_handed_over_without_being_spelled_out():
+    class Long:
+        def __repr__(self):
+            raise AssertionError("this would take hours")
+
+    async def work():
+        return result
+
+    result = Long()
+    assert run_async(work()) is result

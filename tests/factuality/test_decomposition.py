@@ -139,3 +139,8 @@ def test_reading_replies() -> None:
 def test_spans_are_inside_the_answer(answer: str, claim: str, quote: str) -> None:
     span = find_span(answer, claim, quote)
     assert span is None or 0 <= span[0] < span[1] <= len(answer)
+
+
+@pytest.mark.parametrize("text", ["." * 300_000 + "x", "a. " * 100_000, "?!" * 150_000 + "x", ".'" * 150_000 + "x"])
+def test_texts_that_repeat_themselves_take_no_longer_than_others(text: str) -> None:
+    assert len(sentences(text)) == 1  # where each stop looked back at all before it, these took minutes

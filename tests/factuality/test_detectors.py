@@ -251,3 +251,24 @@ def test_no_detector_and_lost_or_exchanged_files_are_named(saved, tmp_path):
     (saved / "probe.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"is not the file that the detector was saved with"):
         read_record(saved)
+
+
+@pytest.mark.parametrize("user", ["", "True or false?", "{{claim}} {{prompt}}", "{claim}"])
+def test_a_prompt_that_leaves_out_the_claim_or_wants_more_is_refused(saved, user):
+    prompt = {"version": "1", "system": "", "user": user}
+    change_record(saved, prompts={"detect": prompt})
+    with pytest.raises(CheckpointError, match=r"prompts.detect.user: takes .*write \{\{claim\}\} where"):
+        load_detector(saved, device="cpu")
+
+
+def test_a_threshold_that_is_no_probability_is_refused(saved):
+    change_record(saved, threshold=5.0)
+    with pytest.raises(ConfigError, match=r"detector.json: threshold: .* 5"):
+        load_detector(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1' + "0" * 5000 + "}"])
+def test_json_beyond_what_python_reads_is_refused(saved, text):
+    (saved / "detector.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"detector.json: not usable JSON"):
+        load_detector(saved)

@@ -237,3 +237,16 @@ def test_evaluation_needs_no_torch(write: Callable[..., str], tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("score", 10**400, "is not in"), ("id", "\ud800", "half a surrogate"), ("prompt", "\ud800", "half a surrogate")],
+)
+def test_numbers_and_texts_beyond_what_machines_take_are_named(
+    write: Callable[..., str], field: str, value: Any, message: str
+) -> None:
+    rows = draw_rows()
+    rows[-1][field] = value
+    with pytest.raises(DataError, match=f"line {len(rows)}, field '{field}': .*{message}"):
+        evaluate(Evaluation(scores=(write(rows),)))

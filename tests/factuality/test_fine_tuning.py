@@ -385,3 +385,16 @@ def test_a_wrong_setting_is_named(checkpoint, data, tmp_path):
     with pytest.raises(ConfigError, match=r"rationele.*rationale"):
         train(Train(data=data, model=str(checkpoint), out=tmp_path / "d"), {"rationele": "false"})
     assert FineTuning.Settings is FineTuningSettings and not (tmp_path / "d").exists()
+
+
+def test_training_claims_of_one_label_are_refused(tmp_path):
+    place = tmp_path / "claims"
+    place.mkdir()
+    for split, start, size in (("train", 0, 12), ("validation", 12, 9)):
+        rows = [row_of(labelled(number, split)) for number in range(start, start + size)]
+        kept = [row for row in rows if row["label"] or split == "validation"]
+        (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    model = write_tiny(tmp_path / "model")
+    with pytest.raises(DataError, match=r"train.jsonl: \d+ claims of one label"):
+        train(Train(data=place, model=str(model), out=tmp_path / "out", device="cpu"), BRIEF)
+    assert not (tmp_path / "out" / "detector.json").exists()

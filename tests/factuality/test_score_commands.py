@@ -157,3 +157,19 @@ def test_a_service_says_what_the_command_says_and_ends_in_order(
 def test_a_service_for_others_needs_a_token(detector: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "serve", "--detector", detector, "--host", "0.0.0.0"]) == 2
     assert "--token-env VARIABLE" in capsys.readouterr().err
+
+
+def test_a_page_replaces_no_text(detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "answer.html"
+    text.write_text(ANSWER)
+    for name in (str(text), str(tmp_path / "*.html")):
+        error = score("--text", name, "--detector", detector, "--out", str(text), capsys=capsys, status=2)
+        assert "holds the text" in error and text.read_text() == ANSWER
+
+
+def test_a_path_that_takes_no_file_is_one_line(detector: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = score("--text", answer, "--detector", detector, "--out", f"{answer}/page.html", capsys=capsys, status=1)
+    assert error.startswith("error: ") and "answer.txt" in error and error.count("\n") == 1
+    assert Path(answer).read_text() == ANSWER
+    error = score("--text", "a" * 5000, "--detector", detector, capsys=capsys, status=2)
+    assert "no such file" in error and "Traceback" not in error

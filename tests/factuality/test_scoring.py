@@ -422,3 +422,15 @@ def test_what_is_no_labelled_claim_is_refused_and_nothing_is_written(
 def test_scores_keep_the_order_of_claims() -> None:
     claims = [claim_at(0, 4, 0.0, text).claim for text in ("Spain", "Nice.")]
     assert [each.score for each in score_claims(ScriptedDetector(), claims)] == list(map(judge_by_words, claims))
+
+
+def test_scores_replace_no_claims_and_no_directory(tmp_path: Path) -> None:
+    path = write_claims(tmp_path / "claims.jsonl", labelled(1, "Lyon is in Spain.", False))
+    before = Path(path).read_bytes()
+    for files in ([path], [str(tmp_path / "*.jsonl")]):
+        detector = ScriptedDetector()
+        with pytest.raises(DataError, match="holds the claims"):
+            score_file(detector, files, path)
+        with pytest.raises(DataError, match="a directory; give the name of a file"):
+            score_file(detector, files, tmp_path)
+        assert detector.batches == [] and Path(path).read_bytes() == before

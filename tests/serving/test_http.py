@@ -333,3 +333,40 @@ def test_errors_are_json_objects() -> None:
             }
 
     run(main)
+
+
+def test_a_body_that_does_not_unpack_is_the_clients_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serve() as (_, client):
+            for encoding in ("gzip", "deflate"):
+                headers = {"Content-Encoding": encoding}
+                reply = await client.post("/v1/repeat", content=b"\xff\xff\xff", headers=headers)
+                assert reply.status_code == 400
+                assert f"Content-Encoding: {encoding}" in reply.json()["error"]["message"]
+
+    run(main)
+    assert not caplog.records
+
+
+def test_bytes_that_are_no_http_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serve() as (service, _):
+            port = int(service.url.rpartition(":")[2])
+            for line in ("Content-Length: -5", "X: a\0b", "X: " + "a" * 20_000):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(f"POST /v1/repeat HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
+                assert (await reader.read()).split()[1] == b"400"
+                writer.close()
+
+    run(main)
+    assert not caplog.records
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    async def main() -> None:
+        async with serve() as (_, client):
+            reply = await client.post("/v1/repeat", content=b'{"text": "a", "text": "b"}')
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "text")
+            assert "stands twice" in reply.json()["error"]["message"]
+
+    run(main)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from llamarl.core.config import Config
 from llamarl.core.errors import CheckpointError, DataError, MissingCheckpointError
-from llamarl.factuality.asking import PromptFile
+from llamarl.factuality.asking import PromptFile, load_prompt
 from llamarl.factuality.detectors.backbone import BATCH_TOKENS, Backbone
 from llamarl.factuality.detectors.method import Method, find_method
 from llamarl.report.files import read_json, write_json
@@ -38,7 +38,7 @@ class DetectorRecord(Config):
 
     format: int
     method: str
-    threshold: float | None
+    threshold: float | None = Field(ge=0.0, le=1.0)
     """A claim is called factual if its P_factual is above; None where none was searched."""
     model: BaseModel
     prompts: dict[str, PromptFile]
@@ -131,6 +131,12 @@ def load_detector(
     settings = kind.Settings.parse(record.settings, source=f"{place / DETECTOR_FILE}: settings")
     if missing := sorted(set(kind.prompt_names) - record.prompts.keys()):
         raise CheckpointError(f"{place / DETECTOR_FILE}: prompts: no {missing[0]!r}, which {kind.name} asks with")
+    for name in kind.prompt_names:
+        if (found := record.prompts[name].fields) != (fields := load_prompt(name).fields):
+            raise CheckpointError(
+                f"{place / DETECTOR_FILE}: prompts.{name}.user: takes {sorted(found)}, not {sorted(fields)}; write "
+                f"{' '.join('{{' + each + '}}' for each in sorted(fields))} where it belongs, or copy the file again"
+            )
     source = record.model.path if model is None else model
     try:
         backbone = load(

@@ -105,13 +105,20 @@ class FineTuning(PromptTF):
 
     @classmethod
     def train(cls, job: TrainingJob) -> Self:
-        """Trains the adapter; goes on with an unfinished training. Raises what `training.fit.fit` raises."""
+        """Trains the adapter; goes on with an unfinished training.
+
+        Raises:
+            DataError: training claims of one label, from which a detector learns to say it of every claim.
+            LlamaRLError: what `training.fit.fit` raises.
+        """
         from llamarl.report.summary import SUMMARY_FILE
         from llamarl.training.fit import fit
 
         settings = cast(FineTuningSettings, job.settings).model_copy(
             update={"device": job.device, "precision": job.precision}
         )
+        if len({each.label for each in job.data.train}) == 1:
+            raise DataError(f"train.jsonl: {len(job.data.train)} claims of one label; give claims of both")
         work = job.out / TRAINING_FOLDER
         if not (work / SUMMARY_FILE).exists():  # else only the scoring is left
             objective = ClaimObjective(settings, load_prompt("detect"))
