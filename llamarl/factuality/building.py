@@ -332,7 +332,8 @@ def _note(run: _Build, asks: Sequence[Ask]) -> Any:
     """Yields what a user of the data should know."""
     for split, counts in run.counts["splits"].items():
         if not counts["factual"]:
-            yield f"{split}.jsonl is empty: its prompts have no claims of one of the classes; give more prompts, of more subjects"
+            why = "its prompts have no claims of one of the classes"
+            yield f"{split}.jsonl is empty: {why}; give more prompts, of more subjects"
     if run.failed:
         yield f"items that failed are left out: {run.failed}"
     if run.counts["labels"]["undetermined_because"].get(NO_VERDICT):

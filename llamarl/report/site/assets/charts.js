@@ -130,7 +130,7 @@ class Chart {
       },
       axes: [
         { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => (Number.isInteger(value) ? number(value) : "")) },
-        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: named, grid: { ...axis.grid, filter: named },
+        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
           values: (u, splits) => splits.map((value) => (value === null ? "" : tick(value, splits))) },
       ],
       series, bands,
