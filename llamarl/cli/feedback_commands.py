@@ -217,6 +217,11 @@ def _describe_fit(summary: Mapping[str, Any], out: str) -> Iterator[str]:
     yield f"trained        {summary['steps']} steps on {rows['train']:,} messages in {summary['seconds']:.0f} s"
     counts = f"{report['messages']:,} messages of {report['users']:,} users, {report['loves']:,} loved"
     yield f"held out       AUROC {_number(report['auroc'], report['auroc_interval'])} on {counts}"
+    if report["auroc_interval"] is None or report["auroc_interval"][0] <= 0.5:
+        yield (
+            "warning: not shown to tell loved replies from others (AUROC 0.5 or less is not ruled out); train longer, "
+            "on more, before you score policies by it"
+        )
     yield (
         f"calibration    {report['mean_probability']:.2%} predicted, {report['observed_rate']:.2%} loved; expected gap "
         f"{report['calibration_error']:.2%}, Brier score {report['brier']:.4f}"

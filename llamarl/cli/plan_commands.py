@@ -313,6 +313,12 @@ def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[st
     }
 
 
+def _describe_idle(idle: dict[str, float], is_shared: bool) -> str:
+    """A generator beside a trainer seldom stands still: it has free slots, and the line says so."""
+    generator = f"generator {idle['generator']:.0%}" + ("" if is_shared else " (as free slots)")
+    return f"trainer {idle['trainer']:.0%}, {generator}, all {idle['all']:.0%}"
+
+
 def _print_plan(result: dict[str, Any]) -> None:
     from llamarl.cli.feedback_commands import build_table
     from llamarl.planner.result import memory_rows
@@ -345,7 +351,7 @@ def _print_plan(result: dict[str, Any]) -> None:
         ("weight sync", format_seconds(result["weight_sync_seconds"])),
         ("synchronous step", format_seconds(result["synchronous_step_seconds"])),
         ("asynchronous step", format_seconds(result["asynchronous_step_seconds"])),
-        ("idle", ", ".join(f"{side} {share:.0%}" for side, share in result["idle"].items())),
+        ("idle", _describe_idle(result["idle"], where["is_shared"])),
         ("staleness", f"at most {result['staleness']['bound']}, mean token {result['staleness']['mean_token']:.1f}"),
         ("checkpoint", f"{result['checkpoint_gib']:.3g} GiB"),
         ("cost", f"{result['gpu_hours_per_1000_steps']:,.3g} GPU-hours per 1,000 steps"),
@@ -363,7 +369,8 @@ def _print_plan(result: dict[str, Any]) -> None:
         found = result["simulation"]
         lags = ", ".join(f"{lag}: {share:.0%}" for lag, share in found["lags"].items())
         idle = ", ".join(f"{side} {share:.0%}" for side, share in found["idle"].items())
-        say(f"simulated: {format_seconds(found['step_seconds'])} a step, idle {idle}, tokens behind by versions {lags}")
+        say(f"simulated: {format_seconds(found['step_seconds'])} a step, idle {idle} (without any work)")
+        say(f"simulated: trained tokens are behind by so many versions: {lags}")
         say(f"the figure is {found['figure']}")
     if "out" in result:
         say(f"the placement is {result['out']}")

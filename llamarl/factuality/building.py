@@ -175,6 +175,14 @@ async def _answer(run: _Build, stages: Pipeline, asks: Sequence[Ask]) -> dict[st
     return answers
 
 
+def _explain_silence(answers: Mapping[str, Answer], dropped: Sequence[str]) -> str:
+    """Says why readable answers hold no claim, with one of them."""
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(dropped).items())
+    text = next(answer.text for answer in answers.values() if answer.text.strip())
+    unread = " (no subject, cue and value of the table in one sentence)" if "no_known_relation" in dropped else ""
+    return f"dropped: {counts or 'nothing'}{unread}; one answer says {excerpt_of(text)!r}"
+
+
 async def _decompose(run: _Build, stages: Pipeline, answers: Mapping[str, Answer]) -> dict[str, Claim]:
     found = (await run.run(stages.decomposer, answers)).results
     claims: dict[str, Claim] = {}
@@ -193,8 +201,8 @@ async def _decompose(run: _Build, stages: Pipeline, answers: Mapping[str, Answer
         "unreadable_lists": len(problems),
     }
     if not claims:
-        why = f"; the first: {problems[0]}" if problems else f"; dropped: {count_reasons(dropped)}"
-        raise DataError(f"claims: no claim in {len(found)} answers{why}; look at {run.settings.out}/claims.jsonl")
+        why = f"the first: {problems[0]}" if problems else _explain_silence(answers, dropped)
+        raise DataError(f"claims: no claim in {len(found)} answers; {why}; look at {run.settings.out}/answers.jsonl")
     return claims
 
 
@@ -324,7 +332,8 @@ def _note(run: _Build, asks: Sequence[Ask]) -> Any:
     """Yields what a user of the data should know."""
     for split, counts in run.counts["splits"].items():
         if not counts["factual"]:
-            yield f"{split}.jsonl is empty: its prompts have no claims of one of the classes; give more prompts"
+            why = "its prompts have no claims of one of the classes"
+            yield f"{split}.jsonl is empty: {why}; give more prompts, of more subjects"
     if run.failed:
         yield f"items that failed are left out: {run.failed}"
     if run.counts["labels"]["undetermined_because"].get(NO_VERDICT):

@@ -49,7 +49,7 @@ def judge_arm(name: str, arm: Mapping[str, Any], num_arms: int) -> dict[str, str
             "text": f"By {change} ({interval}). The always-valid interval, {format_interval(always)}, leaves out no "
             "change, so that this holds however often you looked, and you may stop.",
         }
-    elif arm["p_corrected"] < SIGNIFICANT:
+    elif arm["p_corrected"] < SIGNIFICANT and not _holds_no_change(arm["interval"]):
         found = {
             "tone": "unsure",
             "title": f"{name} {did} the love rate, if this is the planned end",
@@ -58,11 +58,13 @@ def judge_arm(name: str, arm: Mapping[str, Any], num_arms: int) -> dict[str, str
             "looks good today, wait.",
         }
     else:
+        is_border = arm["p_corrected"] < SIGNIFICANT
+        border = " The p-value is small, but the interval holds no change: this is the border." if is_border else ""
         found = {
             "tone": "unsure",
             "title": f"No change of the love rate by {name} can be told from chance",
-            "text": f"Measured {change}; changes of {interval} go with these data ({p}). That is no proof that nothing "
-            "changed.",
+            "text": f"Measured {change}; changes of {interval} go with these data ({p}).{border} That is no proof "
+            "that nothing changed.",
         }
     broken, unsure = (list(_find_guardrails(arm, state)) for state in ("broken", "open"))
     if broken:
@@ -73,6 +75,12 @@ def judge_arm(name: str, arm: Mapping[str, Any], num_arms: int) -> dict[str, str
     if worries := [text for _, text in (*broken, *unsure)]:
         found["text"] += f" Guardrails: {'; '.join(worries)}."
     return found
+
+
+def _holds_no_change(interval: tuple[float, float | None]) -> bool:
+    """True if the interval holds 0; near the border the p-value, computed in another way, may say otherwise."""
+    low, high = interval
+    return low <= 0.0 and (high is None or high >= 0.0)
 
 
 def _find_guardrails(arm: Mapping[str, Any], state: str) -> Iterator[tuple[str, str]]:

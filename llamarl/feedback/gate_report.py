@@ -31,7 +31,8 @@ def monitor_rows(monitors: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         show = _percent if each["signal"] in SHARES else format_number
         low, high = each["interval"]
         between = f"{format_number(low)} to {'∞' if high is None else format_number(high)}"
-        numbers = [show(each["control"]), show(each["value"]), format_number(each["ratio"])]
+        is_nothing = each["control"] == each["value"] == 0  # 0 of 0 is no number of times
+        numbers = [show(each["control"]), show(each["value"]), "–" if is_nothing else format_number(each["ratio"])]
         yield [each["monitor"], *numbers, between, SAYS[each["level"]]]
 
 
@@ -63,7 +64,7 @@ def _sections(result: Mapping[str, Any], settings: Gate) -> Iterator[Section]:
         "Predicted love rate",
         [
             f"Mean corrected P[Love] of the responses to {love['prompts']:,} prompts, the same for both policies. "
-            f"Blocked where the whole interval of the change lies below {-settings.margin:+.1%}.",
+            f"Blocked where the whole interval of the change lies below {-settings.margin or 0.0:.1%}.",
             Table(LOVE_COLUMNS, list(love_rows(love))),
             Figure(draw_love(love, settings.margin), "Change of the predicted love rate, with its interval"),
         ],

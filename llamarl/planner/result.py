@@ -119,7 +119,8 @@ def _toml(table: Mapping[str, Any]) -> Iterator[str]:
 def idle_shares(plan: Plan, devices: int) -> dict[str, float]:
     """Shares of a step in which trainer and generators could have done more, and of all devices' time.
 
-    A generator beside a trainer is never quite idle: its share is what it could sample more at full slots.
+    A generator beside a trainer is never quite idle: its share is what it could sample more at full slots. A simulation
+    counts otherwise: there a generator idles where not one slot is taken.
     """
     trainer = 1.0 - plan.trainer.seconds / plan.step_seconds
     generators = max(0.0, 1.0 - plan.generators.seconds / plan.step_seconds)

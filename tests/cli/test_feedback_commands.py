@@ -56,6 +56,8 @@ def test_from_a_store_to_scores_of_policies(tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr()
     assert "held out       AUROC" in shown.out and "AUROC by surface: ios" in shown.out
     assert "note: trained on messages before 2025-03-" in shown.err
+    is_unproven = fitted["auroc_interval"] is None or fitted["auroc_interval"][0] <= 0.5
+    assert ("warning: not shown to tell loved replies" in shown.out) == is_unproven
 
     for name, text in (("control", "abc"), ("new", "#abc")):
         answers = [{"prompt": f"ask {number}", "completion": text} for number in range(5)]

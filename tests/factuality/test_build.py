@@ -19,7 +19,7 @@ from llamarl.factuality.asking import Helper
 from llamarl.factuality.asks import read_asks
 from llamarl.factuality.building import Answering, Pipeline
 from llamarl.factuality.claims import Passage
-from llamarl.factuality.decomposition import ModelDecomposer, SentenceDecomposer
+from llamarl.factuality.decomposition import FactDecomposer, ModelDecomposer, SentenceDecomposer
 from llamarl.factuality.evidence import CorpusEvidence, Evidence, TableEvidence
 from llamarl.factuality.labels import FactLabeller, ModelLabeller, Relevance
 from llamarl.factuality.questions import FactQuestioner, ModelQuestioner
@@ -316,6 +316,17 @@ def test_a_decomposer_of_nonsense_is_counted_or_named(tmp_path: Path) -> None:
     assert summary["claims"]["unreadable_lists"] == 1 and summary["claims"]["answers_without"] == 1
     with pytest.raises(DataError, match=r"claims: no claim in 40 answers; the first: no list of claims: 'Blah.'"):
         build_by_model(tmp_path, ScriptedModel(lambda text: "Blah.", "other"))
+
+
+def test_answers_that_a_table_cannot_read_are_shown(tmp_path: Path) -> None:
+    prompts, facts, relations = write_world(tmp_path)
+    values = {"prompts": [prompts], "facts": [facts], "relations": relations, "out": tmp_path / "out"}
+    table = FactTable.read([facts], relations)
+    model = ScriptedModel(lambda text: "Snow.")
+    stages = Pipeline(Answering(model), FactDecomposer(table), FactLabeller(table), None, None, [model])
+    expected = r"dropped: 40 no_known_relation \(no subject, .*\); one answer says 'Snow.'; look at .*answers.jsonl"
+    with pytest.raises(DataError, match=expected):
+        build(Build.parse({**values, "model": "scripted", "claims": "facts"}), pipeline=stages)
 
 
 class Flaky(Evidence):

@@ -12,6 +12,7 @@ import pytest
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.feedback import AbPlan, AbTest, compare_arms, plan_test
 from llamarl.feedback.ab_rows import read_rows
+from llamarl.feedback.ab_verdicts import judge_arm
 from llamarl.functional.experiments import Moments, always_valid_interval, difference_p, log_change, relative
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -152,6 +153,21 @@ def test_many_arms_are_corrected_and_some_can_be_left_out(tmp_path):
     smallest = min(("cold", "hot", "warm"), key=lambda name: arms[name]["p"])
     assert arms[smallest]["p_corrected"] == pytest.approx(min(1.0, 3 * arms[smallest]["p"]))
     assert list(compare(path, arms=["warm"])["arms"]) == ["base", "warm"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "title"),
+    [
+        ((0.01, 1.8), "warm raised the love rate, if this is the planned end"),
+        ((-0.01, 1.8), "No change of the love rate by warm can be told from chance"),
+        ((-0.01, None), "No change of the love rate by warm can be told from chance"),
+    ],
+)
+def test_a_small_p_claims_nothing_that_the_interval_denies(interval, title):
+    arm = {"relative_change": 0.6, "interval": interval, "p_corrected": 0.048, "always_valid_interval": (-0.7, 7.0)}
+    verdict = judge_arm("warm", arm | {"guardrails": {}}, 1)
+    assert verdict["title"] == title
+    assert ("this is the border" in verdict["text"]) == (interval[0] < 0)
 
 
 # dropped, and said

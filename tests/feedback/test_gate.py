@@ -10,6 +10,7 @@ from llamarl.cli.main import main
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.feedback import Gate, Monitoring, PolicyScores, monitor, run_gate
 from llamarl.feedback.gate import decide
+from llamarl.feedback.gate_report import monitor_rows
 from llamarl.models.checkpoint import load_classifier, load_tokenizer, save_model
 from llamarl.models.classifier import ensure_padding
 from llamarl.training.love_report import Prior
@@ -88,6 +89,12 @@ def test_a_candidate_that_is_loved_more_and_does_nothing_odd_passes(files):
         *("farewell", "love", "ending", "length", "question", "emoji")
     ]
     assert json.loads(json.dumps(result))["outcome"] == "passed"
+
+
+def test_none_of_none_is_no_number_of_times():
+    each = {"monitor": "farewell", "signal": "farewell", "interval": (0.0, None), "ratio": 0.0, "level": "quiet"}
+    rows = monitor_rows([each | {"control": 0.0, "value": 0.0}, each | {"control": 0.1, "value": 0.0}])
+    assert [row[3] for row in rows] == ["–", "0"]
 
 
 def test_a_candidate_that_is_loved_less_is_blocked(files):

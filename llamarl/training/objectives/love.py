@@ -168,7 +168,8 @@ class Love(ClassifierObjective[LoveRow]):
         if min(loves, loves_there) < LEAST_LOVES:
             raise DataError(
                 f"love: {loves} loved messages to train on and {loves_there} to measure on, and it takes "
-                f"{LEAST_LOVES} of each; add days or users to the log, or change held_out={self.config.held_out}"
+                f"{LEAST_LOVES} of each; add days or users to the log, or change held_out "
+                f"(--held-out), now {self.config.held_out}"
             )
         if loves == len(rows):
             raise DataError("love: every message to train on is loved; the log must hold the others, too")

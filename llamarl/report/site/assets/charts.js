@@ -117,7 +117,7 @@ class Chart {
     const axis = { stroke: ink, font: "12px " + css("--font"), grid: { stroke: line, width: 1 }, ticks: { show: false } };
     const isLog = this.spec.log && columns.slice(1).flat().every((value) => value === null || value === undefined || value >= 0);
     if (isLog) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (value === 0 ? null : value));
-    const range = this.options.range;
+    const range = this.options.range, named = isLog ? (u, splits) => decades(splits) : undefined;
     this.plot = new uPlot({
       width, height: this.options.height,
       padding: [12, 10, 0, 0],
@@ -130,7 +130,7 @@ class Chart {
       },
       axes: [
         { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => (Number.isInteger(value) ? number(value) : "")) },
-        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: isLog ? (u, splits) => decades(splits) : undefined,
+        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
           values: (u, splits) => splits.map((value) => (value === null ? "" : tick(value, splits))) },
       ],
       series, bands,
