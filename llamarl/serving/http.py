@@ -43,7 +43,7 @@ CLOSED_BY_CLIENT = 499
 MAX_REASON = 200
 """Characters of a JSON parser's complaint."""
 CLIENT_FAULTS = (http_exceptions.HttpProcessingError, web.RequestPayloadError)
-"""What aiohttp raises for bytes that are no HTTP, which it answers with 400, and for bodies that do not unpack."""
+"""Errors of aiohttp for bytes that are no HTTP, which it answers with 400, and for bodies that do not unpack."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 512
 """Connections that the kernel holds until they are accepted."""
