@@ -1,10 +1,14 @@
-"""The sets that detectors of the atlas are compared on: pairs of city claims by seed, and other claims to go on to.
+"""The sets that detectors of the atlas are compared on, by seed.
 
-    atlas/facts.csv, relations.toml        of `experiments.rate_ft.atlas facts`
-    atlas/brief-cities, brief-others, long builds of `llamarl detect build`
+    atlas/facts.csv, relations.toml             of `experiments.rate_ft.atlas facts`
+    atlas/brief-cities, brief-others, long      builds of `llamarl detect build`
 
-A pair is a true and a false claim that name the same country, of cities of about the same size. Pairs are made once and
-split by seed, so that in every part of every seed the named value tells nothing, and the size hardly anything.
+    train, validation, test      city claims as they come, as many true as false
+    matched                      pairs of a true and a false claim that name the same country, of cities of about the
+                                 same size: there the named value tells nothing, and the size hardly anything
+    countries, elements, long    other claims, the same for every seed; those of long answers are of all relations
+
+No city stands in two parts of a seed.
 """
 
 import csv
@@ -15,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.rate_ft.atlas import SIZE_RELATION, SPLITS, match_claims
+from experiments.rate_ft.atlas import SIZE_RELATION, match_claims
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.splits import SPLITS as PARTS
@@ -53,7 +57,7 @@ class Atlas:
         """Every decided claim, once."""
         found: dict[str, Row] = {}
         for build in BUILDS:
-            for name in (*SPLITS, "surplus"):
+            for name in (*PARTS, "surplus"):
                 for row in read_jsonl(self.directory / build / f"{name}.jsonl"):
                     found.setdefault(row["id"], row)
         return list(found.values())
@@ -68,42 +72,58 @@ class Atlas:
     @cached_property
     def pairs(self) -> list[tuple[Row, Row]]:
         """True and false city claims of one value and about one size."""
-        cities = [
-            {**row, "split": "all"}
-            for row in self.rows
-            if kind_of(row) == "cities" and row["facts"][0]["relation"] == "country"
-        ]
-        matched = match_claims(cities, self.sizes)
+        matched = match_claims([{**row, "split": "all"} for row in self.cities], self.sizes)
         return list(zip(matched[::2], matched[1::2], strict=True))
 
-    def others(self, taken: set[str]) -> list[Row]:
-        """Claims of other kinds, none about a subject that is taken."""
-        return [row for row in self.rows if kind_of(row) != "cities" and row["subject"] not in taken]
+    @cached_property
+    def cities(self) -> list[Row]:
+        """Claims about the country of the city that was asked about."""
+        return [
+            row
+            for row in self.rows
+            if kind_of(row) == "cities"
+            and (row["facts"][0]["relation"], row["facts"][0]["subject"]) == ("country", row["subject"])
+        ]
 
-    def split(self, seed: int, counts: Sequence[int]) -> dict[str, list[Row]]:
-        """The claims of a seed's train, validation and test part.
+    def others(self, kind: str, most: int) -> list[Row]:
+        """At most so many claims of another kind, the same for every seed."""
+        rows = [row for row in self.rows if kind_of(row) == kind]
+        return sorted(rows, key=lambda row: derive_seed("other claims", row["id"]))[:most]
+
+    def split(self, seed: int, counts: Mapping[str, int]) -> dict[str, list[Row]]:
+        """The claims of each part of a seed.
 
         Args:
             seed: of the draw.
-            counts: pairs of each part.
+            counts: claims of each part; even numbers.
         """
+        rng = random.Random(derive_seed("parts", seed))
         pairs = sorted(self.pairs, key=lambda pair: pair[0]["id"])
-        random.Random(derive_seed("pairs", seed)).shuffle(pairs)
-        if sum(counts) > len(pairs):
-            raise SystemExit(f"{self.directory}: {len(pairs)} pairs, {sum(counts)} wanted; build more claims")
-        parts: dict[str, list[Row]] = {}
-        for part, count in zip(PARTS, counts, strict=True):
-            parts[part] = [_prepare(row, part) for pair in pairs[:count] for row in pair]
-            pairs = pairs[count:]
+        parts = {"matched": [row for pair in rng.sample(pairs, counts["matched"] // 2) for row in pair]}
+        taken = {row["subject"] for row in parts["matched"]}
+        rest = sorted((row for row in self.cities if row["subject"] not in taken), key=lambda row: row["id"])
+        rng.shuffle(rest)
+        for part in PARTS:
+            for label in (True, False):
+                chosen = [row for row in rest if row["label"] is label][: counts[part] // 2]
+                if len(chosen) < counts[part] // 2:
+                    raise SystemExit(f"{self.directory}: too few claims for {counts}; build more")
+                parts.setdefault(part, []).extend(chosen)
+            used = {row["subject"] for row in parts[part]}
+            rest = [row for row in rest if row["subject"] not in used]
+        learned = {row["subject"] for part in ("train", "validation") for row in parts[part]}
+        for kind in ("countries", "elements", "long"):
+            parts[kind] = [row for row in self.others(kind, counts[kind]) if row["subject"] not in learned]
         return parts
 
-    def write(self, seed: int, counts: Sequence[int], out: Path) -> None:
-        """Writes a seed's parts as `detect build` would, the claims of other kinds among those to test on."""
-        parts = self.split(seed, counts)
-        taken = {row["subject"] for part in ("train", "validation") for row in parts[part]}
-        parts["test"] += [_prepare(row, "test") for row in self.others(taken)]
+    def write(self, parts: Mapping[str, Sequence[Row]], out: Path) -> None:
+        """Writes parts as `detect build` would; all but two of them are test claims."""
         out.mkdir(parents=True, exist_ok=True)
-        for part, rows in parts.items():
+        found: dict[str, list[Row]] = {}
+        for name, rows in parts.items():
+            part = name if name in PARTS else "test"
+            found.setdefault(part, []).extend(_prepare(row, part) for row in rows)
+        for part, rows in found.items():
             write_jsonl(out / f"{part}.jsonl", rows)
         answers = {row["id"]: row for build in BUILDS for row in read_jsonl(self.directory / build / "answers.jsonl")}
         write_jsonl(out / "answers.jsonl", answers.values())
