@@ -196,6 +196,8 @@ def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
         print_json(result)
         return 0
     say(f"{result['prompts']:,} prompts; P[Love] at a base rate of {result['base_rate']:.2%}")
+    for note in result["notes"]:
+        say(f"warning: {note}")
     for name, policy in result["policies"].items():
         score = format_share(policy["score"], policy["interval"])
         say(f"{name:14} {score}, {policy['mean_characters']:.0f} characters a response")

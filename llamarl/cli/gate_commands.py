@@ -85,6 +85,8 @@ def gate(settings: GateSettings, output: Output) -> int:
     for each in result["monitors"]:
         if each["level"] == "warn":
             say(f"  warning: {each['text']}")
+    for note in result["notes"]:
+        say(f"  warning: {note}")
     becomes = f", which is {'blocked' if result['is_blocked'] else 'let pass'} (--undecided)"
     say(f"{TITLES[result['outcome']]}{becomes if result['outcome'] == 'undecided' else ''}")
     if "report" in result:

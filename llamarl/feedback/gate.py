@@ -15,7 +15,7 @@ from typing import Any
 from llamarl.core.errors import ConfigError
 from llamarl.feedback.gate_settings import Gate
 from llamarl.feedback.monitoring import monitor
-from llamarl.feedback.policies import PolicyScores, score_policies
+from llamarl.feedback.policies import PolicyScores, find_doubts, score_policies
 from llamarl.report.page import check_page_path, write_page
 
 CANDIDATE, CONTROL = "candidate", "control"
@@ -53,6 +53,7 @@ def run_gate(settings: Gate, score: Score = score_policies) -> dict[str, Any]:
         "reward_model": settings.reward_model,
         "margin": settings.margin,
         "undecided": settings.undecided,
+        "notes": find_doubts(settings.reward_model),
     }
     if settings.report is not None:
         from llamarl.feedback.gate_report import build_report

@@ -54,7 +54,8 @@ def _verdict(result: Mapping[str, Any]) -> Verdict:
     title = TITLES[outcome] + (
         " (an undecided candidate is blocked)" if tone == "bad" and outcome == "undecided" else ""
     )
-    text = ". ".join(_capital(reason) for reason in result["reasons"]) or _capital(result["love"]["text"])
+    said = [*(result["reasons"] or [result["love"]["text"]]), *result["notes"]]
+    text = ". ".join(_capital(each) for each in said)
     return Verdict(tone, title, f"{text}.")
 
 

@@ -31,7 +31,8 @@ from llamarl.functional.preference import calibrated_reward
 from llamarl.functional.statistics import fisher_interval, pearson, percentile_interval, resample_sums
 from llamarl.models.checkpoint import load_config
 from llamarl.monitors.responses import response_rows
-from llamarl.report.files import read_jsonl, write_json
+from llamarl.report.files import read_json, read_jsonl, write_json
+from llamarl.report.summary import SUMMARY_FILE
 from llamarl.training.love_report import Prior
 from llamarl.training.objectives.love import PRIOR
 
@@ -131,6 +132,7 @@ def evaluate(settings: "Evaluate", *, on_progress: OnProgress | None = None) -> 
         "base_rate": scores.prior.base_rate,
         "prompts": len(scores.prompts),
         "policies": scores.summarize(settings.seed),
+        "notes": find_doubts(settings.reward_model),
     }
     if online is not None:
         result["online"] = correlate_online(scores, online)
@@ -224,6 +226,24 @@ def read_prior(reward_model: str | Path) -> tuple[str, Prior]:
             "with llamarl feedback fit"
         )
     return str(path), Prior(**prior)
+
+
+def find_doubts(reward_model: str | Path) -> list[str]:
+    """Sentences on why a P[Love] may tell nothing, by what its `fit` measured on later messages.
+
+    Args:
+        reward_model: the directory of a `fit`, or the checkpoint in it. Of a checkpoint alone nothing is known.
+    """
+    path = Path(reward_model)
+    summary = next((place / SUMMARY_FILE for place in (path, path.parent) if (place / SUMMARY_FILE).is_file()), None)
+    held_out = read_json(summary).get("held_out") if summary is not None else None
+    if not isinstance(held_out, Mapping) or "auroc" not in held_out:
+        return []
+    interval = held_out.get("auroc_interval")
+    if interval is not None and interval[0] > 0.5:
+        return []
+    found = "its AUROC could not be measured" if interval is None else f"AUROC {interval[0]:.3f} to {interval[1]:.3f}"
+    return [f"{reward_model} was not shown to tell loved replies from others ({found}); its scores may mean nothing"]
 
 
 def read_online(source: str | Path) -> dict[str, float]:

@@ -234,6 +234,9 @@ def test_the_command_blocks_passes_and_refuses(files, tmp_path, capsys):
     assert page.read_text().startswith("<!doctype html>")
     assert main(["feedback", "gate", files["control"], *common]) == 0
     assert "Passed" in capsys.readouterr().out  # the change of a policy against itself is 0 exactly
+    (tmp_path / "love" / "summary.json").write_text('{"held_out": {"auroc": 0.4, "auroc_interval": [0.3, 0.6]}}')
+    assert main(["feedback", "gate", files["control"], *common, "--report", str(page)]) == 0
+    assert "warning: " in capsys.readouterr().out and "was not shown to tell loved replies" in page.read_text()
     other = write(tmp_path / "other.jsonl", [PLAIN] * 3)
     assert main(["feedback", "gate", other, *common]) == 2
     assert "prompt" in capsys.readouterr().err

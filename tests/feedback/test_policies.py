@@ -7,7 +7,7 @@ from love_logs import MARKER, tiny_model
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.feedback import Evaluate, PolicyScores, correlate_online, evaluate, score_policies
-from llamarl.feedback.policies import read_online, read_responses
+from llamarl.feedback.policies import find_doubts, read_online, read_responses
 from llamarl.functional.preference import calibrated_reward
 from llamarl.models.checkpoint import load_classifier, load_tokenizer, save_model
 from llamarl.models.classifier import PaddedClassifier, conversation_ids, ensure_padding
@@ -184,3 +184,21 @@ def test_bad_rates_are_named_with_their_place(tmp_path, row):
 def test_the_control_is_one_of_them():
     with pytest.raises(ConfigError, match="control='old': the policies are control, new"):
         scores_of([[0.1], [0.2]]).compare("old")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "doubt"),
+    [
+        ({"auroc": 0.7, "auroc_interval": [0.6, 0.8]}, ""),
+        ({"auroc": 0.4, "auroc_interval": [0.2, 0.6]}, "AUROC 0.200 to 0.600"),
+        ({"auroc": None, "auroc_interval": None}, "could not be measured"),
+        (None, ""),
+    ],
+)
+def test_a_reward_model_that_tells_nothing_is_doubted(tmp_path, held_out, doubt):
+    assert find_doubts(tmp_path) == []  # a checkpoint alone
+    (tmp_path / "model").mkdir()
+    (tmp_path / "summary.json").write_text(json.dumps({"held_out": held_out}))
+    for place in (tmp_path, tmp_path / "model"):
+        found = find_doubts(place)
+        assert len(found) == bool(doubt) and all(doubt in each for each in found)
