@@ -1,4 +1,4 @@
-"""Finds code that asks a judge or an algorithm what it is, where it should read what they declare.
+"""Finds code that asks a judge or an algorithm what it is, where it should read what they declare; and twins of tests.
 
     python scripts/lint.py [FILE ...]      default: package, experiments, benchmarks; exit status 1 if it finds any
 
@@ -68,11 +68,20 @@ def _names_in(node: ast.AST) -> Iterator[str]:
             yield each.attr
 
 
+def find_twins(folder: Path) -> Iterator[str]:
+    """Yields problems of files below a folder of tests that share a name, by which pytest imports them."""
+    first: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.py")):
+        if path.name != "conftest.py" and (other := first.setdefault(path.name, path)) is not path:
+            yield f"{path}: {other} has this name too, and a run of both fails; give one of them another"
+
+
 def main(paths: list[str]) -> int:
     """Prints what there is to find; returns the exit status."""
     files = [Path(path) for path in paths] or [path for each in FOLDERS for path in sorted((ROOT / each).rglob("*.py"))]
     members = declared_members()
     found = [f"{path}:{line}: {problem}" for path in files for line, problem in find(path.read_text(), members)]
+    found += [] if paths else find_twins(ROOT / "tests")
     print("\n".join(found), file=sys.stderr) if found else None
     return bool(found)
 

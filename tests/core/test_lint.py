@@ -1,5 +1,6 @@
 """The lint rule of this repository: judges and algorithms are read, not asked."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,11 @@ def test_other_questions_are_none_of_its_business(tmp_path: Path, code: str) -> 
 def test_the_package_asks_nobody() -> None:
     found = lint()
     assert found.returncode == 0, found.stderr
+
+
+def test_tests_of_one_name_are_found(tmp_path):
+    for name in ("a/test_x.py", "b/test_x.py", "b/test_y.py", "a/conftest.py", "b/conftest.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (problem,) = runpy.run_path(str(LINT))["find_twins"](tmp_path)
+    assert problem.startswith(f"{tmp_path / 'b/test_x.py'}: {tmp_path / 'a/test_x.py'} has this name too")
