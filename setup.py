@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent
 
 
 def absolute_links(text: str, repository: str) -> str:
-    """The text with every relative link or picture led to the repository."""
+    """The text with every relative link led to the repository, and every picture to its file there."""
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?://)([^)\s]+\))", rf"\g<1>{repository}/raw/main/\g<2>", text)
     return re.sub(r"(\]\()(?!https?://|#)([^)\s]+\))", rf"\g<1>{repository}/blob/main/\g<2>", text)
 
 

@@ -34,7 +34,7 @@ from llamarl.factuality.decomposition import (
     SentenceDecomposer,
     read_claims,
 )
-from llamarl.factuality.evidence import CorpusEvidence, Evidence, SearchConfig, SearchEvidence, TableEvidence
+from llamarl.factuality.evidence import Evidence, TableEvidence, open_evidence
 from llamarl.factuality.facts import FactTable
 from llamarl.factuality.labels import NO_VERDICT, FactLabeller, Labeller, ModelLabeller, Relevance
 from llamarl.factuality.questions import FactQuestioner, ModelQuestioner, Questioner, Ruled
@@ -353,12 +353,8 @@ def build_pipeline(settings: Build) -> Pipeline:
         ConfigError, DataError, CheckpointError, MissingDependencyError: what one of them lacks.
     """
     table = FactTable.read(settings.facts, settings.relations) if settings.facts else None
-    evidence: Evidence | None = None
-    if settings.corpus:
-        evidence = CorpusEvidence.read(settings.corpus)
-    elif settings.search:
-        evidence = SearchEvidence(SearchConfig.from_toml(settings.search))
-    elif table is not None:
+    evidence = open_evidence(settings.corpus, settings.search)
+    if evidence is None and table is not None:
         evidence = TableEvidence(table)
     chat = build_chat(settings, settings.model, settings.endpoint, settings.api_key_env)
     chats: list[Chat | Evidence] = [chat, *([evidence] if evidence else [])]

@@ -273,3 +273,14 @@ class SearchEvidence(Evidence):
         if self.config.limit_field:
             fields[self.config.limit_field] = limit
         return {"json": fields} if self.config.method == "POST" else {"params": fields}
+
+
+def open_evidence(corpus: Sequence[str], search: Path | None) -> Evidence | None:
+    """The source of passages that settings name: files or a web search; None where they name neither.
+
+    Raises:
+        ConfigError, DataError, MissingDependencyError: what it lacks.
+    """
+    if corpus:
+        return CorpusEvidence.read(corpus)
+    return SearchEvidence(SearchConfig.from_toml(search)) if search else None

@@ -19,7 +19,7 @@ from llamarl.factuality.building import build_chat
 from llamarl.factuality.claims import Claim, Ruling
 from llamarl.factuality.decomposition import Decomposer, FactDecomposer, ModelDecomposer, SentenceDecomposer
 from llamarl.factuality.detectors.detector import Detector
-from llamarl.factuality.evidence import CorpusEvidence, Evidence, SearchConfig, SearchEvidence
+from llamarl.factuality.evidence import Evidence, open_evidence
 from llamarl.factuality.facts import FactTable
 from llamarl.factuality.labels import FactLabeller, Labeller, ModelLabeller, PassageFinder
 from llamarl.factuality.scoring import ScoredClaim, TextClaims, list_claims, score_claims
@@ -116,11 +116,7 @@ def build_instruments(settings: Scoring) -> Instruments:
         ConfigError, DataError, CheckpointError, MissingDependencyError: what one of them lacks.
     """
     table = FactTable.read(settings.facts, settings.relations) if settings.facts else None
-    evidence: Evidence | None = None
-    if settings.corpus:
-        evidence = CorpusEvidence.read(settings.corpus)
-    elif settings.search:
-        evidence = SearchEvidence(SearchConfig.from_toml(settings.search))
+    evidence = open_evidence(settings.corpus, settings.search)
     chat = helper = None
     if settings.helper is not None:
         chat = build_chat(settings, settings.helper, settings.helper_endpoint, settings.helper_api_key_env)

@@ -36,7 +36,9 @@ def test_the_readme_of_the_package_index_leads_to_files_of_the_repository() -> N
     assert links and all(link.startswith("https://") for link in links)
     for link in links:
         if link.startswith(repository):
-            assert (ROOT / link.removeprefix(f"{repository}/blob/main/").partition("#")[0]).exists(), link
+            path = re.sub(rf"^{re.escape(repository)}/(blob|raw)/main/", "", link)
+            assert (ROOT / path.partition("#")[0]).exists(), link
+            assert f"{repository}/raw/" in link or Path(path).suffix != ".png", f"{link}: a page, not the picture"
 
 
 def test_addresses_are_those_of_one_repository() -> None:

@@ -254,7 +254,7 @@ def test_generating_on_does_not_change_the_score(trained, data):
 
 def test_a_killed_training_ends_as_an_uninterrupted_one(checkpoint, data, tmp_path, trained):
     class Killed(Exception):
-        pass
+        """A kill, which no handler of the training knows."""
 
     def kill(step, total, metrics):
         if step == 4:

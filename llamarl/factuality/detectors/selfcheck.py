@@ -13,11 +13,11 @@ https://arxiv.org/abs/2505.12265, section 3.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,18 +26,15 @@ from llamarl.core.loops import run_async
 from llamarl.core.records import Message
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import derive_seed
-from llamarl.factuality.asking import PromptFile, excerpt_of, read_word
+from llamarl.factuality.asking import excerpt_of, read_word
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.decomposition import split_sentences
 from llamarl.factuality.detectors.asking_method import AskingMethod, AskingSettings
 from llamarl.factuality.detectors.detector import Score
 from llamarl.factuality.detectors.method import MethodSettings
 from llamarl.factuality.facts import FactTable, Reading
-from llamarl.generation.chats import Chat, ResamplingChat
+from llamarl.generation.chats import Chat
 from llamarl.models.endpoint import ChatReply
-
-if TYPE_CHECKING:
-    from llamarl.factuality.detectors.backbone import Backbone
 
 VERDICT_TOKENS = 16
 """Most tokens of the model's yes or no."""
@@ -88,18 +85,10 @@ class SelfCheck(AskingMethod):
     Settings: ClassVar[type[MethodSettings]] = SelfCheckSettings
     settings: SelfCheckSettings
 
-    def __init__(
-        self,
-        backbone: "Backbone",
-        settings: MethodSettings | None = None,
-        prompts: Mapping[str, PromptFile] | None = None,
-        threshold: float | None = None,
-        *,
-        chat: ResamplingChat | None = None,
-    ) -> None:
-        super().__init__(backbone, settings, prompts, threshold, chat=chat)
-        self.failures: Counter[str] = Counter()
+    @cached_property
+    def failures(self) -> Counter[str]:
         """The number of answers that could not be judged so far, by reason."""
+        return Counter()
 
     @cached_property
     def _table(self) -> FactTable | None:
