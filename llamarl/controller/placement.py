@@ -64,8 +64,8 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
     engine = build_engine(recipe.engine, environment, recipe.passed_variables)
     channel = build_channel(recipe.engine)
 
-    async def spawn(factory: Callable[[], Executor], name: str) -> ExecutorHandle:
-        handle = await engine.spawn(factory, name=name)
+    async def spawn(factory: Callable[[], Executor], name: str, num_ranks: int = 1) -> ExecutorHandle:
+        handle = await engine.spawn(factory, name=name, num_ranks=num_ranks)
         reporter.on_spawn(name, handle.pids)
         return handle
 
@@ -99,7 +99,7 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
     )
     try:
         trainer, *_ = await asyncio.gather(
-            spawn(build_trainer, "trainer"),
+            spawn(build_trainer, "trainer", recipe.placement.trainer.num_ranks),
             judges.start(),
             scorer.start() if prepared.needs_reference else asyncio.sleep(0),
         )

@@ -19,6 +19,7 @@ from pydantic_core import to_jsonable_python
 
 from llamarl.algorithms import AIPOConfig, AlgorithmConfig
 from llamarl.controller.guard import GuardConfig
+from llamarl.controller.placement_config import PlacementConfig, fill_in
 from llamarl.controller.schedule import Schedule
 from llamarl.controller.watch import WatchConfig
 from llamarl.core.config import Config, models_in, read_toml, suggest
@@ -182,6 +183,8 @@ class Recipe(Config):
     report: ReportConfig = Field(default_factory=ReportConfig)
     engine: Literal["inprocess", "monarch"] = "inprocess"
     """Executors as threads of this process, or as processes (extra `monarch`)."""
+    placement: PlacementConfig = Field(default_factory=PlacementConfig)
+    """Who runs where. What it says of devices, precision and slots holds for `trainer` and `generator` too."""
     pass_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], ...] = ()
     """Names of environment variables that executors' processes get, where the engine has processes, beside the common
     ones and those that judges name in `api_key_env`. For functions that read a key: `pass_environment = ["MY_KEY"]`."""
@@ -190,8 +193,14 @@ class Recipe(Config):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for all executors together; None: all cores."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _place(cls, values: Any) -> Any:
+        return fill_in(values) if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        self._check_placement()
         if self.tasks:
             self._check_tasks()
         elif self.data is None or not self.judges:
@@ -209,6 +218,20 @@ class Recipe(Config):
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature=0 samples no variety, so no group has a signal; use 1.0")
         return self
+
+    def _check_placement(self) -> None:
+        where = self.placement.trainer
+        if where.num_ranks > 1 and self.engine == "inprocess":
+            raise ValueError(
+                f"placement.trainer: fsdp={where.fsdp} x tp={where.tp} is {where.num_ranks} processes, and "
+                "engine='inprocess' has only this one; set engine='monarch' (extra monarch), or both to 1"
+            )
+        held = {"num_generators": self.num_generators}
+        held |= {f"trainer.{name}": value for name, value in self.trainer.model_dump().items()}
+        held |= {f"generator.{name}": value for name, value in self.generator.model_dump().items()}
+        for name, value in self.placement.implied():
+            if value is not None and held[name] != value:
+                raise ValueError(f"{name}={held[name]!r}, but placement says {value!r}; leave one of the two out")
 
     def _check_named(self) -> None:
         held = [judge.label for task in self.all_tasks for judge in task.judges if judge.is_in_memory]

@@ -61,6 +61,49 @@ class TrainerConfig(OptimizerConfig):
         return self.passes * self.minibatches
 
 
+Checkpointing = Literal["none", "selective", "full"]
+"""Activations that are computed again in the backward pass instead of being kept: none, those of every second block, or
+those of all blocks."""
+
+
+class TrainerPlacement(Config):
+    """Processes of the trainer, and what each of them holds."""
+
+    ranks: int | None = Field(default=None, ge=1)
+    """Processes of the trainer, if given always `fsdp` x `tp`."""
+    fsdp: int = Field(default=1, ge=1)
+    """Ranks that share the samples of a step, each with its part of weights, gradients and optimizer."""
+    tp: int = Field(default=1, ge=1)
+    """Ranks that compute each sample together, each with its part of every block's matrices."""
+    device: str | None = None
+    """Device of the trainer; None: `trainer.device`."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Number format of its passes; None: `trainer.precision`."""
+    checkpointing: Checkpointing = "none"
+    """Activations computed again in the backward pass, to save memory."""
+
+    @model_validator(mode="after")
+    def _multiplies(self) -> Self:
+        if self.ranks is not None and self.ranks != self.num_ranks:
+            raise ValueError(
+                f"ranks={self.ranks}, but fsdp={self.fsdp} x tp={self.tp} is {self.num_ranks}; leave ranks out, or set "
+                "it to the product"
+            )
+        return self
+
+    @field_validator("checkpointing")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value != "none":
+            raise ValueError(f"{value!r}: this trainer keeps all activations; set it to 'none'")
+        return value
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of the trainer."""
+        return self.fsdp * self.tp
+
+
 class LoraConfig(Config):
     """Low-rank adapters: linear layers compute `W x + (alpha / rank) B A x`, and only A and B are trained."""
 

@@ -1,0 +1,60 @@
+"""The record of who runs where: `[placement]` of a recipe, which `llamarl plan --out` writes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from llamarl.core.config import Config
+from llamarl.training.config import TrainerPlacement
+
+
+class GeneratorPlacement(Config):
+    """Generators of one kind."""
+
+    kind: Literal["native"] = "native"
+    """Program that generates: llamarl's own."""
+    replicas: int = Field(default=1, ge=1)
+    """Generators, each with a copy of the weights; the same as `num_generators`."""
+    tp: int = Field(default=1, ge=1, le=1)
+    """Ranks that compute each completion together; a native generator is one rank."""
+    device: str | None = None
+    """Device of the generators; None: `generator.device`."""
+    precision: Literal["fp32", "bf16", "int8"] | None = None
+    """Number format of weights and cache; None: `generator.precision`."""
+    slots: int | None = Field(default=None, ge=1)
+    """Completions under way at a time in each; None: `generator.slots`."""
+
+
+class PlacementConfig(Config):
+    """Processes, devices and precision of trainer and generators."""
+
+    is_shared: bool = False
+    """The plan's note that trainer and generators have the same devices. Devices are what `device` of each says."""
+    trainer: TrainerPlacement = Field(default_factory=TrainerPlacement)
+    generators: tuple[GeneratorPlacement, ...] = Field(default=(), max_length=1)
+    """The generators of the run, one table; without it, `num_generators` and `generator` say all."""
+
+    def implied(self) -> Iterator[tuple[str, Any]]:
+        """Settings elsewhere in a recipe, by dotted name, that these here stand for."""
+        for name in ("device", "precision"):
+            yield f"trainer.{name}", self.trainer.model_dump()[name]
+        for table in self.generators:
+            yield "num_generators", table.replicas
+            for name in ("device", "precision", "slots"):
+                yield f"generator.{name}", table.model_dump()[name]
+
+
+def fill_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe's plain values, with those that its placement implies where the recipe leaves them open."""
+    filled = dict(values)
+    try:
+        placement = PlacementConfig.model_validate(filled.get("placement", {}))
+    except ValidationError:  # said where the field itself is checked
+        return filled
+    for name, value in placement.implied():
+        table, _, key = name.rpartition(".")
+        inner = filled.get(table, {}) if table else filled
+        if value is not None and isinstance(inner, Mapping) and key not in inner:
+            filled |= {table: {**inner, key: value}} if table else {key: value}
+    return filled
