@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from llamarl.core.errors import WeightSyncError
 from llamarl.core.records import WeightManifest
-from llamarl.functional.checksum import MAX_SAMPLES, checksum, verify
+from llamarl.functional.checksum import (
+    MAX_SAMPLES,
+    PartialSum,
+    _weighted_bits,
+    checksum,
+    combine_checksums,
+    verify,
+)
+from llamarl.functional.shards import Region, Shard, shard_of, view_region
 
 LARGE = 10 * MAX_SAMPLES + 37
 
@@ -65,10 +73,40 @@ def test_parameters_integers_scalars_and_empty_tensors_are_accepted():
         "integer": torch.tensor([1, 2]),
         "flag": torch.tensor(True),
         "scalar": torch.tensor(2.0),
-        "empty": torch.empty(0, 4),
     }
     assert list(checksum(tensors)) == list(tensors)
-    assert checksum({}) == {}
+
+
+@st.composite
+def splits(draw, shape: tuple[int, ...]) -> list[Region]:
+    """Boxes that cover a shape exactly once: it is cut in two along some dimension, and the halves again."""
+    boxes = [Region((0,) * len(shape), shape)]
+    for _ in range(draw(st.integers(0, 6))):
+        box = boxes.pop(draw(st.integers(0, len(boxes) - 1)))
+        dim = draw(st.integers(0, len(shape) - 1))
+        cut = draw(st.integers(0, box.shape[dim]))  # an empty half is what a rank holds that got no rows
+        for begin, size in ((0, cut), (cut, box.shape[dim] - cut)):
+            offset = tuple(o + begin * (d == dim) for d, o in enumerate(box.offset))
+            boxes.append(Region(offset, tuple(size if d == dim else n for d, n in enumerate(box.shape))))
+    return boxes
+
+
+def partial(name: str, tensor: torch.Tensor, region: Region) -> dict[str, PartialSum]:
+    """What a rank says that holds this region of the tensor."""
+    whole = shard_of(name, tensor)
+    held = view_region(tensor, whole, region).clone()
+    shard = Shard(whole.global_shape, region, whole.dtype)
+    return {name: PartialSum(shard, int(_weighted_bits(held, shard)))}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_shards_add_up_to_the_whole_however_it_is_split(data):
+    tensor = random(*data.draw(st.sampled_from([(7,), (5, 6), (3, 4, 5), (129, 257), (3, 11, 1000)])))
+    regions = data.draw(splits(tuple(tensor.shape)))
+    parts = [partial("w", tensor, region) for region in regions]
+    replica = data.draw(st.sampled_from(parts))
+    assert combine_checksums([*parts, replica]) == checksum({"w": tensor})
 
 
 # detects
@@ -119,6 +157,37 @@ def test_cost_is_bounded():
     assert (
         time.thread_time() - started < 0.5 * large.numel() / 20e6
     )  # a full pass over 80 MB with int64 sums costs more
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_shard_that_is_lost_stale_or_elsewhere_is_seen(data):
+    sent, old = random(40, 30), random(40, 30, seed=1)
+    regions = data.draw(splits((40, 30)).filter(lambda boxes: all(box.numel for box in boxes) and len(boxes) > 1))
+    parts = [partial("w", sent, region) for region in regions]
+    assert combine_checksums([partial("w", old, regions[0]), *parts[1:]]) != checksum({"w": sent})
+    with pytest.raises(WeightSyncError, match=r"shards of 'w' do not cover \[40, 30\] exactly once"):
+        combine_checksums(parts[1:])
+    with pytest.raises(WeightSyncError, match="do not cover"):
+        combine_checksums([*parts, partial("w", sent, Region((0, 0), (1, 1)))] if regions[0].numel > 1 else parts[1:])
+
+
+def test_ranks_whose_replicas_differ_are_named():
+    whole = Region((0,), (8,))
+    with pytest.raises(WeightSyncError, match=r"ranks 0 and 1 hold different values of norm\[0:8\]"):
+        combine_checksums([partial("norm", random(8), whole), partial("norm", random(8, seed=1), whole)])
+
+
+# rejects
+
+
+def test_a_checksum_of_nothing_is_refused():
+    with pytest.raises(WeightSyncError, match="no tensor to take a checksum of"):
+        checksum({})
+    with pytest.raises(WeightSyncError, match=r"'packed' of shape \[0, 4\] has no element"):
+        checksum({"w": random(3), "packed": torch.empty(0, 4)})
+    with pytest.raises(WeightSyncError, match="version 3: the manifest has no checksums"):
+        verify(WeightManifest(3, {}), 3, {})
 
 
 # verify

@@ -40,6 +40,11 @@ def empty_like(tensors):
     return {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}
 
 
+def filled(tensors):
+    """Those that have elements, of which there is a checksum."""
+    return {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+
+
 def equal(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -155,13 +160,13 @@ def test_every_fault_is_found_by_checksums(channel, fault):
     for version in (0, 1):
         faulty.fault = fault if version == 1 else "none"
         faulty.publish(version, weights(version))
-        manifest = WeightManifest(version, checksum(weights(version)))
+        manifest = WeightManifest(version, checksum(filled(weights(version))))
         faulty.fetch(version, held)
         if faulty.fault == "none":
-            verify(manifest, version, checksum(held))
+            verify(manifest, version, checksum(filled(held)))
         else:
             with pytest.raises(WeightSyncError, match=r"version 1, .* different"):
-                verify(manifest, version, checksum(held))
+                verify(manifest, version, checksum(filled(held)))
 
 
 def test_a_slot_that_is_rewritten_during_the_copy_is_noticed(channel):
