@@ -51,6 +51,7 @@ def build(settings: BuildSettings, output: LiveOutput) -> int:
 
     Each stage keeps what it finished in a file of its own, so the same command goes on where a killed one stopped.
     Claims that the evidence does not decide are kept aside. With --facts no model but the one under study is needed.
+    Exits with 1 where a split that was asked for is empty: give more prompts, or --split 1,0,0.
 
     Examples:
         llamarl detect build prompts.jsonl --model MODEL --facts facts.csv --relations relations.toml --out claims
@@ -58,18 +59,21 @@ def build(settings: BuildSettings, output: LiveOutput) -> int:
         llamarl detect build prompts.jsonl --model M --endpoint URL --claims model --search search.toml --out claims
     """
     from llamarl.factuality import build
+    from llamarl.factuality.splits import SPLITS
     from llamarl.report.progress import make_progress
 
+    asked = dict(zip(SPLITS, settings.split, strict=True))
     summary = build(
         settings,
         make_progress=lambda name: make_progress(name, quiet=output.quiet or output.json, plain=output.plain),
     )
     if output.json:
         print_json(summary)
-        return 0
-    for line in _describe_build(summary):
-        say(line)
-    return 0
+    else:
+        for line in _describe_build(summary):
+            say(line)
+    # The claims are on file, but a split that was asked for and is empty is not what was promised.
+    return int(any(not counts["factual"] for name, counts in summary["splits"].items() if asked[name]))
 
 
 def _describe_build(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -179,8 +179,9 @@ def fit(settings: FitSettings, output: LiveOutput, overrides: Overrides) -> int:
 def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
     """Score the responses of policies to the same prompts: the mean probability that a user loves them.
 
-    Intervals are 95 %, from a bootstrap over prompts. With --online, Pearson's r of the scores and the love rates that
-    the policies had; it takes at least three.
+    Intervals are 95 %, from a bootstrap over prompts. Every policy is also compared with the first, prompt by prompt:
+    intervals that overlap may still be a change beyond doubt. With --online, Pearson's r of the scores and the love
+    rates that the policies had; it takes at least three.
 
     Examples:
         llamarl generate MODEL - --temperature 0 --json < prompts.txt > new.json
@@ -201,6 +202,9 @@ def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
     for name, policy in result["policies"].items():
         score = format_share(policy["score"], policy["interval"])
         say(f"{name:14} {score}, {policy['mean_characters']:.0f} characters a response")
+    for name, change in result["changes"]["policies"].items():
+        relative = _number(change["relative_change"], change["relative_interval"], "+.1%")
+        say(f"{name:14} {relative} against {result['changes']['against']}, prompt by prompt")
     if "online" in result:
         online = result["online"]
         r = _number(online["pearson"], online["pearson_interval"], "+.3f")

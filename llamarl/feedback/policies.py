@@ -132,6 +132,7 @@ def evaluate(settings: "Evaluate", *, on_progress: OnProgress | None = None) -> 
         "base_rate": scores.prior.base_rate,
         "prompts": len(scores.prompts),
         "policies": scores.summarize(settings.seed),
+        "changes": {"against": scores.policies[0], "policies": scores.compare(scores.policies[0], settings.seed)},
         "notes": find_doubts(settings.reward_model),
     }
     if online is not None:

@@ -66,7 +66,8 @@ def test_from_a_store_to_scores_of_policies(tmp_path: Path, capsys: pytest.Captu
     scores = run_json(capsys, "feedback", "evaluate", *policies, "--reward-model", love, "--device", "cpu")
     assert scores["prompts"] == 5 and set(scores["policies"]) == {"control", "new"}
     assert main(["feedback", "evaluate", *policies, "--reward-model", love, "--device", "cpu"]) == 0
-    assert "5 prompts; P[Love] at a base rate of" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "5 prompts; P[Love] at a base rate of" in shown and "against control, prompt by prompt" in shown
 
 
 def test_the_settings_of_a_fit_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

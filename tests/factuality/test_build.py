@@ -419,6 +419,16 @@ def test_the_command_builds_through_a_server(tmp_path: Path, capsys: pytest.Capt
     assert row["claim"] == f"The city of {row['subject']} is located in France."
 
 
+def test_an_empty_split_that_was_asked_for_ends_with_status_1(tmp_path: Path) -> None:
+    prompts, facts, relations = write_world(tmp_path, cities=2)
+    with FakeServer(lambda body: Reply(answer_about(body["messages"][-1]["content"]))) as server:
+        words = ["detect", "build", prompts, "--model", "m", "--endpoint", server.base_url, "--facts", facts]
+        words += ["--relations", relations, "--claims", "facts", "--quiet"]
+        assert main([*words, "--out", str(tmp_path / "out")]) == 1
+        assert not read(tmp_path / "out" / "test.jsonl")
+        assert main([*words, "--out", str(tmp_path / "one"), "--split", "1,0,0"]) == 0
+
+
 def test_a_checkpoint_answers_through_our_generator(tmp_path: Path) -> None:
     """The tiny shipped model speaks no English; its answers are taken apart all the same."""
     from llamarl.tasks.demo import DEMO_CHECKPOINT

@@ -118,6 +118,8 @@ def test_evaluate_writes_numbers_and_a_figure(love, tmp_path):
     written = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert written == json.loads(json.dumps(result))
     assert result["policies"]["a"]["prompts"] == 12 and result["online"]["policies"] == 3
+    scores = score_policies(files, love, device="cpu")
+    assert result["changes"] == {"against": "a", "policies": scores.compare("a", settings.seed)}
     assert result["online"]["pearson_interval"] == (-1.0, 1.0)  # of three policies nothing is known
     assert (tmp_path / "out/evaluation.png").read_bytes().startswith(b"\x89PNG")
     assert evaluate(settings.model_copy(update={"online": None, "out": None}))["policies"] == result["policies"]
