@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llamarl.core.errors import ConfigError, WeightSyncError
+from llamarl.functional.shards import is_sharded
 from llamarl.weights.slots import NUM_SLOTS, Slots
 
 
@@ -22,10 +23,14 @@ class LocalChannel:
 
         Raises:
             WeightSyncError: names, shapes or dtypes differ from the first publication.
+            ConfigError: a tensor lies on several ranks.
         """
+        for name, tensor in tensors.items():
+            if is_sharded(tensor):
+                raise ConfigError(f"weights: {name!r} lies on several ranks, a LocalChannel on one; use ShmChannel")
         if self._slots is None:
             copies = [{name: torch.empty_like(t).detach() for name, t in tensors.items()} for _ in range(NUM_SLOTS)]
-            self._slots = Slots(torch.zeros(NUM_SLOTS, 2, dtype=torch.int64), copies)
+            self._slots = Slots(torch.zeros(1, NUM_SLOTS, 2, dtype=torch.int64), copies)
         self._slots.write(version, tensors)
 
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:

@@ -20,7 +20,7 @@ from llamarl.core.errors import WeightSyncError
 from llamarl.functional.shards import Region, Shard
 from llamarl.weights.layout import Layouts, describe, whole_layout
 
-_SMALL = 16384
+_SMALL = 4096
 """Bytes under which a cell is not shared out: a message more costs more than a balance of so little gains."""
 
 

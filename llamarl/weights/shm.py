@@ -1,29 +1,39 @@
 """Weights between processes of one host: a shared-memory file of two slots (`weights.slots`).
 
-file:  length of the layout | stamps | layout as JSON | tensors of slot 0 | tensors of slot 1
+file:  length of the layout | number of writing ranks | stamps | layout as JSON | tensors of slot 0 | of slot 1
+
+A sharded trainer's ranks write into one file, each its own shards at their places, so that no rank ever holds the whole
+model; where several ranks hold the same elements, they share the work (`weights.plan`).
 """
 
 import json
 import os
+import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from llamarl.core.errors import WeightSyncError
+from llamarl.functional.shards import is_sharded
+from llamarl.weights.layout import Layout, Region, layout_of, whole_layout
+from llamarl.weights.plan import build_plan
 from llamarl.weights.slots import NUM_SLOTS, Slots
 
 _SHARED_MEMORY = Path("/dev/shm")
 _ALIGNMENT = 64
-_STAMPS_AT = 8
-_LAYOUT_AT = _STAMPS_AT + NUM_SLOTS * 2 * 8
+_STAMPS_AT = 16
+_ARENA = -1
+"""The arena's place among the ranks of a plan."""
 
-Layout = list[tuple[str, list[int], str]]
+Fields = list[tuple[str, list[int], str]]
 """(name, shape, dtype) of each tensor in the order in which they lie in a slot."""
 
 
@@ -55,11 +65,16 @@ class ShmChannel:
     def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Copies `tensors` onto the channel as `version`. One publisher at a time.
 
+        Where they are DTensors, every rank of the default process group calls it, with its own copy of the channel; the
+        version can be read once all of them have returned.
+
         Raises:
-            WeightSyncError: names, shapes or dtypes differ from the first publication, or shared memory is full.
+            WeightSyncError: names, shapes or dtypes differ from the first publication, the ranks together do not hold
+                every element, or shared memory is full.
         """
         if self._published is None:
-            self._published = _create(self.path, tensors)
+            is_split = any(is_sharded(tensor) for tensor in tensors.values())
+            self._published = _create_together(self.path, tensors) if is_split else _create(self.path, tensors)
         self._published.write(version, tensors)
 
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
@@ -100,16 +115,43 @@ class ShmChannel:
 
 
 def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
+    fields = _fields(layout_of(tensors))
+    _make_file(path, fields, num_ranks=1)
+    return _open(path)
+
+
+def _create_together(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
+    """Makes one file for all ranks: the first makes it, and all learn whether it could."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    gathered: list[Any] = [None] * num_ranks
+    dist.all_gather_object(gathered, layout_of(tensors))
+    whole = whole_layout(dict(enumerate(gathered)))
+    plan = build_plan(dict(enumerate(gathered)), {_ARENA: whole})
+    failure: list[str | None] = [None]
+    if rank == 0:
+        try:
+            _make_file(path, _fields(whole), num_ranks)
+        except WeightSyncError as error:
+            failure = [str(error)]
+    dist.broadcast_object_list(failure, src=0)  # also holds the others back until the file is there
+    if failure[0] is not None:
+        raise WeightSyncError(failure[0])
+    parts: dict[str, list[Region]] = {}
+    for move in plan.sent_by(rank):
+        parts.setdefault(move.name, []).append(move.region)
+    return _open(path, rank, parts)
+
+
+def _make_file(path: Path, fields: Fields, num_ranks: int) -> None:
     """Makes the file. One that a dead trainer left is replaced; who has mapped it keeps the old pages."""
-    layout = [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()]
-    text = json.dumps(layout).encode()
-    total = _tensors_at(len(text)) + NUM_SLOTS * _slot_bytes(layout)
+    text = json.dumps(fields).encode()
+    total = _tensors_at(num_ranks, len(text)) + NUM_SLOTS * _slot_bytes(fields)
     path.unlink(missing_ok=True)
     file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     try:
         os.posix_fallocate(file, 0, total)  # too little space is an error here; a mapped write would be a SIGBUS
-        os.pwrite(file, text, _LAYOUT_AT)
-        os.pwrite(file, len(text).to_bytes(_STAMPS_AT, "little"), 0)
+        os.pwrite(file, text, _layout_at(num_ranks))
+        os.pwrite(file, struct.pack("<QQ", len(text), num_ranks), 0)
     except OSError as error:
         path.unlink()
         raise WeightSyncError(
@@ -117,36 +159,39 @@ def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
         ) from error
     finally:
         os.close(file)
-    return _map(path, layout, len(text))
 
 
-def _open(path: Path) -> Slots:
+def _open(path: Path, rank: int = 0, parts: Mapping[str, Sequence[Region]] | None = None) -> Slots:
+    """Maps the file; `rank` and `parts` are those of a writer."""
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_STAMPS_AT), "little")
-        file.seek(_LAYOUT_AT)
-        layout: Layout = json.loads(file.read(length) or "[]")
-    return _map(path, layout, length)
-
-
-def _map(path: Path, layout: Layout, layout_length: int) -> Slots:
-    begin, size = _tensors_at(layout_length), _slot_bytes(layout)
+        length, num_ranks = struct.unpack("<QQ", file.read(_STAMPS_AT).ljust(_STAMPS_AT, b"\0"))
+        if not num_ranks:  # whoever makes it writes this last
+            raise WeightSyncError(f"weights: {path} is still being laid out")
+        file.seek(_layout_at(num_ranks))
+        fields: Fields = json.loads(file.read(length))
+    begin, size = _tensors_at(num_ranks, length), _slot_bytes(fields)
     memory = torch.from_file(str(path), shared=True, size=begin + NUM_SLOTS * size, dtype=torch.uint8)
-    stamps = memory[_STAMPS_AT:_LAYOUT_AT].view(torch.int64).view(NUM_SLOTS, 2)
-    return Slots(stamps, [_views(memory[begin + slot * size :], layout) for slot in range(NUM_SLOTS)])
+    stamps = memory[_STAMPS_AT : _layout_at(num_ranks)].view(torch.int64).view(num_ranks, NUM_SLOTS, 2)
+    copies = [_views(memory[begin + slot * size :], fields) for slot in range(NUM_SLOTS)]
+    return Slots(stamps, copies, rank, parts)
 
 
-def _views(memory: Tensor, layout: Layout) -> dict[str, Tensor]:
+def _fields(layout: Layout) -> Fields:
+    return [(name, list(shard.global_shape), shard.dtype) for name, shard in layout.items()]
+
+
+def _views(memory: Tensor, fields: Fields) -> dict[str, Tensor]:
     """The tensors of one slot, as views of its bytes."""
     views, offset = {}, 0
-    for name, shape, dtype in layout:
+    for name, shape, dtype in fields:
         num_bytes = _num_bytes(shape, dtype)
         views[name] = memory[offset : offset + num_bytes].view(getattr(torch, dtype)).view(shape)
         offset += _align(num_bytes)
     return views
 
 
-def _slot_bytes(layout: Layout) -> int:
-    return sum(_align(_num_bytes(shape, dtype)) for _, shape, dtype in layout)
+def _slot_bytes(fields: Fields) -> int:
+    return sum(_align(_num_bytes(shape, dtype)) for _, shape, dtype in fields)
 
 
 def _num_bytes(shape: list[int], dtype: str) -> int:
@@ -154,8 +199,12 @@ def _num_bytes(shape: list[int], dtype: str) -> int:
     return torch.Size(shape).numel() * itemsize
 
 
-def _tensors_at(layout_length: int) -> int:
-    return _align(_LAYOUT_AT + layout_length)
+def _layout_at(num_ranks: int) -> int:
+    return _STAMPS_AT + num_ranks * NUM_SLOTS * 2 * 8
+
+
+def _tensors_at(num_ranks: int, layout_length: int) -> int:
+    return _align(_layout_at(num_ranks) + layout_length)
 
 
 def _align(num_bytes: int) -> int:

@@ -1,9 +1,10 @@
-"""Two stamped copies of a set of tensors, shared by one writer and many readers without locks.
+"""Two stamped copies of a set of tensors, shared by the ranks of one writer and many readers without locks.
 
-    slot:  stamp (counts publications; 0 while the slot is being written or empty), version, tensors
+    slot:  stamps of each writing rank (they count publications; 0 while the rank is writing, or before), tensors
 
-The writer takes the slot that is not the newest, so readers of the newest version are never disturbed. A reader looks
-at the stamp before and after its copy: a slot that was rewritten meanwhile is noticed, and nobody waits for anybody.
+The writer takes the slot that is not the newest, so readers of the newest version are never disturbed. A slot holds a
+version once all ranks have stamped it so. A reader looks at the stamps before and after its copy: a slot that was
+rewritten meanwhile is noticed, and nobody waits for anybody.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from llamarl.core.errors import WeightSyncError
+from llamarl.functional.shards import Region, Shard, local_part, shard_of, view_region
+from llamarl.weights.layout import describe, layout_of
 
 NUM_SLOTS = 2
 
@@ -21,41 +24,57 @@ class Slots:
     """Versions of a fixed set of tensors.
 
     Args:
-        stamps: int64 [NUM_SLOTS, 2] on the CPU, zero at first: (stamp, version) of each slot.
-        copies: the tensors of each slot, equal in names, shapes and dtypes.
+        stamps: int64 [ranks, NUM_SLOTS, 2] on the CPU, zero at first: (stamp, version) of each slot by each writer.
+        copies: the whole tensors of each slot, equal in names, shapes and dtypes.
+        rank: whose stamps and regions `write` writes.
+        parts: the regions of each tensor that this rank writes; by default all of every tensor.
     """
 
-    def __init__(self, stamps: Tensor, copies: Sequence[Mapping[str, Tensor]]) -> None:
-        self._stamps = stamps
-        self._copies = copies
+    def __init__(
+        self,
+        stamps: Tensor,
+        copies: Sequence[Mapping[str, Tensor]],
+        rank: int = 0,
+        parts: Mapping[str, Sequence[Region]] | None = None,
+    ) -> None:
+        self._stamps, self._copies, self._rank = stamps, copies, rank
+        self._layout = layout_of(copies[0])
+        self._parts = parts or {name: [shard.region] for name, shard in self._layout.items()}
 
     @property
     def versions(self) -> list[int]:
         """Versions that can be read now."""
-        return [version for stamp, version in self._stamps.tolist() if stamp > 0]
+        return [version for stamp, version in self._held() if stamp > 0]
 
     @torch.no_grad()
     def write(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copies `tensors` into the older slot. One writer at a time.
+        """Copies this rank's parts of `tensors` into the older slot. One writer at a time.
 
         Raises:
             WeightSyncError: names, shapes or dtypes are not those of the slots.
         """
-        check_layout(tensors, self._copies[0])
-        stamps = [stamp for stamp, _ in self._stamps.tolist()]
+        self._check_layout(tensors)
+        mine = self._stamps[self._rank]
+        stamps = [stamp for stamp, _ in mine.tolist()]
+        # Ranks write the same publications in the same order, so all of them find the same slot to be the older.
         slot = stamps.index(min(stamps))
         # 0 before any byte is copied: no reader begins with this slot, and one still busy finds its stamp gone.
-        self._stamps[slot, 0] = 0
-        _copy(self._copies[slot], tensors)
-        self._stamps[slot, 1] = version
+        mine[slot, 0] = 0
+        into, source = [], []
+        for name, regions in self._parts.items():
+            held, shard = local_part(tensors[name]), shard_of(name, tensors[name])
+            into += [view_region(self._copies[slot][name], self._layout[name], region) for region in regions]
+            source += [view_region(held, shard, region) for region in regions]
+        _copy(into, source)
+        mine[slot, 1] = version
         # The stamp comes last, since readers choose a slot by it.
-        self._stamps[slot, 0] = max(stamps) + 1
+        mine[slot, 0] = max(stamps) + 1
 
     @torch.no_grad()
     def read(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """Copies `version` into the tensors of `into` (all names or some; any dtype or device) and returns `into`.
 
-        Without `into` it copies into new tensors.
+        A DTensor takes this rank's part. Without `into` it copies into new, whole tensors.
 
         Raises:
             WeightSyncError: `version` is not held, `into` does not fit, or the slot was rewritten during the copy.
@@ -63,8 +82,9 @@ class Slots:
         with self.reading(version) as source:
             if into is None:
                 into = {name: torch.empty_like(tensor) for name, tensor in source.items()}
-            _check_fit(into, source)
-            _copy(into, {name: source[name] for name in into})
+            wanted = self._check_fit(into)
+            parts = [view_region(source[name], self._layout[name], shard.region) for name, shard in wanted.items()]
+            _copy([local_part(into[name]) for name in wanted], parts)
         return into
 
     @contextmanager
@@ -74,37 +94,38 @@ class Slots:
         Raises:
             WeightSyncError: `version` is not held; or, at the end of the block, the slot was rewritten meanwhile.
         """
-        slots = self._stamps.tolist()
-        held = [(stamp, slot) for slot, (stamp, of) in enumerate(slots) if stamp > 0 and of == version]
-        if not held:
+        slots = [(stamp, slot) for slot, (stamp, of) in enumerate(self._held()) if stamp > 0 and of == version]
+        if not slots:
             raise WeightSyncError(f"weights of version {version} are not on the channel; it holds {self.versions}")
-        stamp, slot = max(held)
+        stamp, slot = max(slots)
         yield self._copies[slot]
-        if self._stamps[slot].tolist() != [stamp, version]:
+        if self._held()[slot] != (stamp, version):
             raise WeightSyncError(f"weights of version {version} were overwritten while they were being read")
 
+    def _held(self) -> list[tuple[int, int]]:
+        """(stamp, version) of each slot; (0, 0) where the ranks do not agree yet."""
+        by_slot = zip(*([tuple(pair) for pair in rank] for rank in self._stamps.tolist()), strict=True)
+        return [pairs[0] if len(set(pairs)) == 1 else (0, 0) for pairs in by_slot]
 
-def check_layout(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises `WeightSyncError` naming the first tensor that was added, removed or changed in shape or dtype."""
-    for name in sorted(tensors.keys() | expected.keys()):
-        was, now = _describe(expected.get(name)), _describe(tensors.get(name))
-        if was != now:
-            raise WeightSyncError(f"weights: {name!r} was {was} when the channel was laid out and is {now} now")
+    def _check_layout(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises `WeightSyncError` naming the first tensor that was added, removed or changed in shape or dtype."""
+        for name in sorted(tensors.keys() | self._layout.keys()):
+            was = describe(self._layout[name]) if name in self._layout else "absent"
+            now = describe(shard_of(name, tensors[name])) if name in tensors else "absent"
+            if was != now:
+                raise WeightSyncError(f"weights: {name!r} was {was} when the channel was laid out and is {now} now")
+
+    def _check_fit(self, into: Mapping[str, Tensor]) -> dict[str, Shard]:
+        wanted = layout_of(into)
+        for name, shard in wanted.items():
+            if name not in self._layout:
+                raise WeightSyncError(f"weights: no tensor {name!r} among the {len(self._layout)} published")
+            sent, got = list(self._layout[name].global_shape), list(shard.global_shape)
+            if got != sent:  # `copy_` would broadcast
+                raise WeightSyncError(f"weights: {name!r} was published as {sent}, the receiver has {got}")
+        return wanted
 
 
-def _describe(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
-
-
-def _check_fit(into: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    for name, target in into.items():
-        if name not in source:
-            raise WeightSyncError(f"weights: no tensor {name!r} among the {len(source)} published")
-        if target.shape != source[name].shape:  # `copy_` would broadcast
-            sent, got = list(source[name].shape), list(target.shape)
-            raise WeightSyncError(f"weights: {name!r} was published as {sent}, the receiver has {got}")
-
-
-def _copy(into: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+def _copy(into: Sequence[Tensor], source: Sequence[Tensor]) -> None:
     if into:  # the list form refuses empty lists
-        torch._foreach_copy_([tensor.detach() for tensor in into.values()], [source[name].detach() for name in into])
+        torch._foreach_copy_(list(into), list(source))

@@ -125,8 +125,8 @@ def test_replicas_share_what_is_to_send(sizes, ranks):
     layout = {f"t{i}": Shard.whole((size, 512), "float32") for i, size in enumerate(sizes)}
     loads = build_plan(dict.fromkeys(range(ranks), layout), {9: layout}).bytes_by_source
     row = 512 * 4
-    # A cell is cut at rows, and one under 16 KiB not at all.
-    assert max(loads.values()) - min([*loads.values(), *[0] * (ranks - len(loads))]) <= max(16384, 2 * row)
+    # A cell is cut at rows, and one under 4 KiB not at all.
+    assert max(loads.values()) - min([*loads.values(), *[0] * (ranks - len(loads))]) <= max(4096, 2 * row)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
