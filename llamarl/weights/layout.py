@@ -5,6 +5,7 @@ whole_layout(layouts)           the layout of one rank that would hold everythin
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -40,9 +41,25 @@ def whole_layout(layouts: Layouts) -> dict[str, Shard]:
     return whole
 
 
+def to_json(layout: Layout) -> dict[str, Any]:
+    """The layout as JSON takes it: `{name: [global shape, offset, shape, dtype]}`."""
+    return {
+        name: [shard.global_shape, shard.region.offset, shard.region.shape, shard.dtype]
+        for name, shard in layout.items()
+    }
+
+
+def from_json(stored: Mapping[str, Any]) -> dict[str, Shard]:
+    """The layout that `to_json` wrote."""
+    return {
+        name: Shard(tuple(global_shape), Region(tuple(offset), tuple(shape)), dtype)
+        for name, (global_shape, offset, shape, dtype) in stored.items()
+    }
+
+
 def describe(shard: Shard) -> str:
     """Dtype and shape of the whole tensor, for messages."""
     return f"{shard.dtype} {list(shard.global_shape)}"
 
 
-__all__ = ["Layout", "Layouts", "Region", "Shard", "describe", "layout_of", "whole_layout"]
+__all__ = ["Layout", "Layouts", "Region", "Shard", "describe", "from_json", "layout_of", "to_json", "whole_layout"]

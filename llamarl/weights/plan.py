@@ -32,8 +32,9 @@ class Move:
     source: int
     destination: int
     region: Region
+    dtype: str
+    """That of the source: receivers cast."""
     num_bytes: int
-    """In the source's dtype: receivers cast."""
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,5 @@ def _share_out(
 
 
 def _move(name: str, source: int, destination: int, region: Region, offered: Mapping[str, Shard]) -> Move:
-    return Move(name, source, destination, region, region.numel * offered[name].itemsize)
+    dtype, itemsize = offered[name].dtype, offered[name].itemsize
+    return Move(name, source, destination, region, dtype, region.numel * itemsize)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 
 import pytest
 import torch
@@ -14,13 +15,18 @@ from llamarl.core.errors import ConfigError, WeightSyncError
 from llamarl.functional.checksum import checksum, combine_checksums, partial_checksums
 from llamarl.functional.shards import local_part, view_region
 from llamarl.weights import LocalChannel, ShmChannel
+from llamarl.weights.collective import Link
 from llamarl.weights.layout import Region, layout_of, whole_layout
+from llamarl.weights.layout import Shard as WeightShard
 from llamarl.weights.plan import build_plan
+from llamarl.weights.reference import reshard
 from llamarl.weights.slots import Slots
 
 SOURCES = [("full", 1), ("fsdp", 2), ("fsdp", 4), ("tp", 2), ("fsdp x tp", 4)]
 TARGETS = [("full", 1), ("tp", 2)]
 TIED = [True, False]
+RECEIVERS = 4
+"""The first process that receives over a group: torch remembers a process's place in meshes of a shape."""
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +135,97 @@ def test_a_local_channel_refuses_shards(ranks):
         ConfigError, match=r"'embed.weight' lies on several ranks, a LocalChannel on one; use ShmChanne"
     ):
         ranks.run(2, publish_locally)
+
+
+# over a process group
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def send(rank: int, address: str, kind: str, sizes: tuple[int, int], is_tied: bool, versions: list[int]):
+    tensors = parameters(versions[0], kind, is_tied)
+    link = Link.join(address, "source", rank, *sizes, tensors, timeout_seconds=60)
+    for version in versions:
+        link.send(version, parameters(version, kind, is_tied))
+    return link.plan
+
+
+def take(rank: int, address: str, kind: str, sizes: tuple[int, int], is_tied: bool, versions: list[int], dtype):
+    mine = parameters(999, kind, is_tied)
+    if dtype is not None:
+        mine = {name: tensor.detach().to(dtype) for name, tensor in mine.items()}
+    link = Link.join(address, "destination", rank, *sizes, mine, timeout_seconds=60)
+    for version in versions:
+        link.receive(version, mine)
+    return layout_of(mine), {name: local_part(tensor).clone() for name, tensor in mine.items()}, link.plan
+
+
+def exchange(ranks, source, target, is_tied, dtype=None, versions=(1, 2)):
+    (kind, size), (into, num_targets) = source, target
+    address, sizes = free_address(), (size, num_targets)
+    ranks.begin(0, size, send, address, kind, sizes, is_tied, list(versions))
+    ranks.begin(RECEIVERS, num_targets, take, address, into, sizes, is_tied, list(versions), dtype)
+    return ranks.end(0, size), ranks.end(RECEIVERS, num_targets)
+
+
+@pytest.mark.parametrize("is_tied", TIED)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_weights_arrive_bit_for_bit_over_gloo(ranks, source, target, is_tied):
+    plans, received = exchange(ranks, source, target, is_tied)
+    sent, model = plans[0].bytes_by_source, whole(2, is_tied)
+    layouts = {rank: layout for rank, (layout, _, _) in enumerate(received)}
+    expected = reshard({0: model}, {0: layout_of(model)}, layouts)
+    for rank, (_, held, plan) in enumerate(received):
+        assert plan == plans[0]  # each rank planned for itself
+        assert all(torch.equal(held[name], tensor) for name, tensor in expected[rank].items())
+    wanted = sum(tensor.nbytes for tensors in expected.values() for tensor in tensors.values())
+    assert sum(sent.values()) == wanted
+    assert max(sent.values()) <= 1.1 * min(sent.values())
+    if target == ("full", 1):
+        assert wanted == sum(tensor.nbytes for tensor in model.values())
+
+
+def test_receivers_of_another_dtype_cast(ranks):
+    _, received = exchange(ranks, ("fsdp", 2), ("full", 1), True, torch.bfloat16)
+    assert all(torch.equal(received[0][1][name], tensor.bfloat16()) for name, tensor in whole(2, True).items())
+
+
+def test_another_version_than_expected_is_refused(ranks):
+    address = free_address()
+    ranks.begin(0, 2, send, address, "fsdp", (2, 1), True, [7])
+    ranks.begin(RECEIVERS, 1, take, address, "full", (2, 1), True, [8], None)
+    with pytest.raises(WeightSyncError, match=r"version 8: the sources sent \[7\]"):
+        ranks.end(RECEIVERS, 1)
+    with pytest.raises(WeightSyncError, match="version 7: a rank was lost on the way"):
+        ranks.end(0, 2)
+
+
+def join_alone(rank: int, address: str):
+    Link.join(address, "source", 0, 1, 1, {"w": torch.zeros(3)}, timeout_seconds=1)
+
+
+def test_a_link_that_nobody_joins_is_given_up(ranks):
+    address = free_address()
+    with pytest.raises(WeightSyncError, match=rf"source 0 could not join 2 ranks at {address}"):
+        ranks.run(1, join_alone, address)
+    with pytest.raises(ConfigError, match="address: 'somewhere' is not HOST:PORT"):
+        Link.join("somewhere", "source", 0, 1, 1, {})
+
+
+# the reference
+
+
+def test_the_reference_finds_gaps_and_differing_replicas():
+    shape, halves = (4,), [Region((0,), (3,)), Region((2,), (2,))]
+    layouts = {rank: {"w": WeightShard(shape, region, "float32")} for rank, region in enumerate(halves)}
+    held = {0: {"w": torch.tensor([1.0, 2, 3])}, 1: {"w": torch.tensor([3.0, 4])}}
+    assert reshard(held, layouts, {5: layouts[1]})[5]["w"].tolist() == [3, 4]
+    with pytest.raises(WeightSyncError, match=r"rank 1 holds other values of w\[2:4\] than ranks before it"):
+        reshard({**held, 1: {"w": torch.tensor([9.0, 4])}}, layouts, layouts)
+    with pytest.raises(WeightSyncError, match="no source holds all of 'w'"):
+        reshard(held, {0: layouts[0]}, layouts)
