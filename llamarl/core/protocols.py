@@ -12,6 +12,7 @@ from llamarl.core.records import (
     WeightManifest,
     WeightProof,
 )
+from llamarl.core.shards import Sharding
 
 
 class Executor:
@@ -81,8 +82,15 @@ class Trainer(Protocol):
 class WeightChannel(Protocol):
     """The data plane of weights from one trainer to its generators. Picklable where its engine crosses processes."""
 
-    def publish(self, version: int, tensors: Mapping[str, Any]) -> None:
-        """Copies `tensors` (name -> torch.Tensor) onto the channel as `version`."""
+    def publish(self, version: int, tensors: Mapping[str, Any], sharding: Sharding | None = None) -> None:
+        """Copies `tensors` (name -> torch.Tensor) onto the channel as `version`.
+
+        Args:
+            version: what they are called.
+            tensors: the whole model, or what this rank holds of it.
+            sharding: what every rank holds, where there are several; then all of them call it, each on its own copy of
+                the channel, and the version can be read once they have returned.
+        """
 
     def fetch(self, version: int, into: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """Copies `version` into the tensors of `into` (all names or some) and returns it; without it, into new tensors.

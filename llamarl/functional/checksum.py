@@ -16,7 +16,8 @@ from torch import Tensor
 from llamarl.core.errors import WeightSyncError
 from llamarl.core.records import WeightManifest
 from llamarl.core.seeds import derive_seed
-from llamarl.functional.shards import Region, Shard, Sizes, local_part, shard_of
+from llamarl.core.shards import Layout, Region, Shard, Sizes
+from llamarl.functional.shards import local_part, shard_of
 
 MAX_SAMPLES = 16384
 """Elements read per tensor. Larger tensors are sampled once in each of this many equal blocks, plus both ends."""
@@ -54,12 +55,17 @@ def checksum(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def partial_checksums(tensors: Mapping[str, Tensor]) -> dict[str, PartialSum]:
-    """This rank's share of each tensor's checksum: of its part of a DTensor, or of a whole plain tensor."""
+def partial_checksums(tensors: Mapping[str, Tensor], layout: Layout | None = None) -> dict[str, PartialSum]:
+    """This rank's share of each tensor's checksum.
+
+    Args:
+        tensors: what this rank holds, by name.
+        layout: the place of that in the whole tensors; by default DTensors say it, and plain tensors are whole.
+    """
     sums: dict[torch.device, list[Tensor]] = {}
     kinds: dict[str, tuple[torch.device, Shard]] = {}
     for name, tensor in tensors.items():  # once: a mapping may make its tensors at each access
-        shard, held = shard_of(name, tensor), local_part(tensor)
+        shard, held = layout[name] if layout else shard_of(name, tensor), local_part(tensor)
         kinds[name] = held.device, shard
         sums.setdefault(held.device, []).append(_weighted_bits(held, shard))
     values = {device: iter(torch.stack(column).tolist()) for device, column in sums.items()}  # one sync per device

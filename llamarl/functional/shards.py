@@ -1,76 +1,19 @@
-"""Which part of a tensor a rank holds: boxes with a global shape around them.
+"""Shards of tensors (`core.shards`): of plain tensors, which are whole, and of DTensors, whose placements say it.
 
-A plain tensor is whole. A `DTensor` is sharded as its placements say: under FSDP along its first dimension, under
-tensor parallelism along one or the other, and replicated where no placement shards it.
+Under FSDP a DTensor is sharded along its first dimension, under tensor parallelism along one or the other; it is
+replicated where no placement shards it.
 """
 
-import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
-import torch
 from torch import Tensor
+
+from llamarl.core.errors import WeightSyncError
+from llamarl.core.shards import Region, Shard
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-
-from llamarl.core.errors import WeightSyncError
-
-Sizes = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A box of a tensor: the elements from `offset` on, `shape` of them along each dimension."""
-
-    offset: Sizes
-    shape: Sizes
-
-    @property
-    def numel(self) -> int:
-        """Its number of elements; that of a scalar is 1."""
-        return math.prod(self.shape)
-
-    @property
-    def end(self) -> Sizes:
-        """The first index behind it, along each dimension."""
-        return tuple(start + size for start, size in zip(self.offset, self.shape, strict=True))
-
-    def intersect(self, other: "Region") -> "Region":
-        """The elements of both; of shape 0 along a dimension in which they don't meet."""
-        start = tuple(map(max, self.offset, other.offset))
-        end = tuple(map(min, self.end, other.end))
-        return Region(start, tuple(max(0, stop - begin) for begin, stop in zip(start, end, strict=True)))
-
-    def __str__(self) -> str:
-        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.offset, self.end, strict=True)) + "]"
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What one rank holds of one tensor."""
-
-    global_shape: Sizes
-    region: Region
-    dtype: str
-    """As in `torch.DTYPE`: "float32"."""
-
-    @classmethod
-    def whole(cls, shape: Sizes, dtype: str) -> "Shard":
-        """The shard of a rank that holds all of the tensor."""
-        return cls(shape, Region((0,) * len(shape), shape), dtype)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        size: int = getattr(torch, self.dtype).itemsize
-        return size
-
-
-Layout = Mapping[str, Shard]
-"""What one rank holds, by parameter name."""
 
 
 def shard_of(name: str, tensor: Tensor) -> Shard:

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined] # as torch documents them
 
 from llamarl.core.errors import ConfigError, WeightSyncError
+from llamarl.core.shards import Layout
 from llamarl.functional.shards import local_part, view_region
-from llamarl.weights.layout import Layout, from_json, layout_of, to_json
+from llamarl.weights.layout import from_json, layout_of, to_json
 from llamarl.weights.plan import Move, Plan, build_plan
 
 Side = Literal["source", "destination"]

@@ -1,16 +1,21 @@
-"""What each rank holds of the weights, and that the ranks together hold them all.
+"""What each rank holds of the weights, from tensors, and what all of them hold together.
 
 layout_of(named tensors)        this rank's part of each parameter
+gather_sharding(named tensors)  every rank's, from all ranks of the default process group
 whole_layout(layouts)           the layout of one rank that would hold everything
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from llamarl.core.errors import WeightSyncError
-from llamarl.functional.shards import Layout, Region, Shard, shard_of
+from llamarl.core.shards import Layout, Region, Shard, Sharding
+from llamarl.functional.shards import shard_of
 
 Layouts = Mapping[int, Layout]
 """The layout of each rank of one side."""
@@ -25,6 +30,19 @@ def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, Shard]:
     return {name: shard_of(name, tensor) for name, tensor in tensors.items()}
 
 
+def gather_sharding(tensors: Mapping[str, Tensor]) -> Sharding:
+    """The layouts of all ranks of the default process group, each of which calls it with its own tensors."""
+    # As JSON, since no rank should unpickle what comes over a network.
+    text = torch.frombuffer(bytearray(json.dumps(to_json(layout_of(tensors))).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([len(text)]))
+    longest = max(int(length) for length in lengths)
+    texts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
+    dist.all_gather(texts, torch.cat([text, text.new_zeros(longest - len(text))]))
+    told = (bytes(text[: int(length)].numpy()) for text, length in zip(texts, lengths, strict=True))
+    return Sharding(dist.get_rank(), tuple(from_json(json.loads(each)) for each in told))
+
+
 def whole_layout(layouts: Layouts) -> dict[str, Shard]:
     """The layout of a rank that holds every parameter whole.
 
@@ -36,8 +54,7 @@ def whole_layout(layouts: Layouts) -> dict[str, Shard]:
         for name, shard in layout.items():
             mine = Shard.whole(shard.global_shape, shard.dtype)
             if whole.setdefault(name, mine) != mine:
-                was, now = describe(whole[name]), describe(mine)
-                raise WeightSyncError(f"weights: {name!r} is {was} elsewhere and {now} on rank {rank}")
+                raise WeightSyncError(f"weights: {name!r} is {whole[name]} elsewhere and {mine} on rank {rank}")
     return whole
 
 
@@ -55,11 +72,3 @@ def from_json(stored: Mapping[str, Any]) -> dict[str, Shard]:
         name: Shard(tuple(global_shape), Region(tuple(offset), tuple(shape)), dtype)
         for name, (global_shape, offset, shape, dtype) in stored.items()
     }
-
-
-def describe(shard: Shard) -> str:
-    """Dtype and shape of the whole tensor, for messages."""
-    return f"{shard.dtype} {list(shard.global_shape)}"
-
-
-__all__ = ["Layout", "Layouts", "Region", "Shard", "describe", "from_json", "layout_of", "to_json", "whole_layout"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llamarl.core.errors import ConfigError, WeightSyncError
-from llamarl.functional.shards import is_sharded
+from llamarl.core.shards import Sharding
 from llamarl.weights.slots import NUM_SLOTS, Slots
 
 
@@ -18,16 +18,17 @@ class LocalChannel:
     def __init__(self) -> None:
         self._slots: Slots | None = None
 
-    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+    def publish(self, version: int, tensors: Mapping[str, Tensor], sharding: Sharding | None = None) -> None:
         """Copies `tensors` onto the channel as `version`. One publisher at a time.
 
         Raises:
             WeightSyncError: names, shapes or dtypes differ from the first publication.
-            ConfigError: a tensor lies on several ranks.
+            ConfigError: they are one rank's of several, which have no memory in common.
         """
-        for name, tensor in tensors.items():
-            if is_sharded(tensor):
-                raise ConfigError(f"weights: {name!r} lies on several ranks, a LocalChannel on one; use ShmChannel")
+        if sharding is not None and len(sharding.layouts) > 1:
+            raise ConfigError(
+                f"weights: a LocalChannel cannot take them from {len(sharding.layouts)} ranks; use ShmChannel"
+            )
         if self._slots is None:
             copies = [{name: torch.empty_like(t).detach() for name, t in tensors.items()} for _ in range(NUM_SLOTS)]
             self._slots = Slots(torch.zeros(1, NUM_SLOTS, 2, dtype=torch.int64), copies)

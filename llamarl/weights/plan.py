@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from llamarl.core.errors import WeightSyncError
-from llamarl.functional.shards import Region, Shard
-from llamarl.weights.layout import Layouts, describe, whole_layout
+from llamarl.core.shards import Region, Shard
+from llamarl.weights.layout import Layouts, whole_layout
 
 _SMALL = 4096
 """Bytes under which a cell is not shared out: a message more costs more than a balance of so little gains."""
@@ -83,7 +85,7 @@ def build_plan(sources: Layouts, destinations: Layouts) -> Plan:
                     loads[holders[0]] += moves[-1].num_bytes
     # What has no choice is counted first, and large cells before small ones: the small ones level what is left.
     for name, destination, region, holders in sorted(replicated, key=lambda cell: -cell[2].numel):
-        for source, part in _share_out(region, holders, loads, offered[name].itemsize):
+        for source, part in _share_out(region, holders, loads, _itemsize(offered[name])):
             moves.append(_move(name, source, destination, part, offered))
             loads[source] += moves[-1].num_bytes
     order = {name: index for index, name in enumerate(offered)}
@@ -94,8 +96,9 @@ def _check(name: str, wanted: Shard, offered: Mapping[str, Shard], destination: 
     if name not in offered:
         raise WeightSyncError(f"weights: no tensor {name!r} among the {len(offered)} published")
     if wanted.global_shape != offered[name].global_shape:
-        sent, got = describe(offered[name]), describe(wanted)
-        raise WeightSyncError(f"weights: {name!r} is {sent} at its sources and {got} on destination {destination}")
+        raise WeightSyncError(
+            f"weights: {name!r} is {offered[name]} at its sources and {wanted} on destination {destination}"
+        )
 
 
 def _cells(name: str, wanted: Shard, sources: Layouts, destination: int) -> Iterator[tuple[Region, list[int]]]:
@@ -149,5 +152,9 @@ def _share_out(
 
 
 def _move(name: str, source: int, destination: int, region: Region, offered: Mapping[str, Shard]) -> Move:
-    dtype, itemsize = offered[name].dtype, offered[name].itemsize
-    return Move(name, source, destination, region, dtype, region.numel * itemsize)
+    return Move(name, source, destination, region, offered[name].dtype, region.numel * _itemsize(offered[name]))
+
+
+def _itemsize(shard: Shard) -> int:
+    size: int = getattr(torch, shard.dtype).itemsize
+    return size

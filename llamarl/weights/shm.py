@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
@@ -22,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llamarl.core.errors import WeightSyncError
-from llamarl.functional.shards import is_sharded
-from llamarl.weights.layout import Layout, Region, layout_of, whole_layout
+from llamarl.core.shards import Layout, Region, Sharding
+from llamarl.weights.layout import layout_of, whole_layout
 from llamarl.weights.plan import build_plan
 from llamarl.weights.slots import NUM_SLOTS, Slots
 
@@ -62,20 +61,19 @@ class ShmChannel:
         """The arena's file."""
         return (_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())) / self.name
 
-    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+    def publish(self, version: int, tensors: Mapping[str, Tensor], sharding: Sharding | None = None) -> None:
         """Copies `tensors` onto the channel as `version`. One publisher at a time.
 
-        Where they are DTensors, every rank of the default process group calls it, with its own copy of the channel; the
-        version can be read once all of them have returned.
+        With a sharding, every rank of the default process group calls it, with what it holds and with its own copy of
+        the channel; the version can be read once all of them have returned.
 
         Raises:
             WeightSyncError: names, shapes or dtypes differ from the first publication, the ranks together do not hold
                 every element, or shared memory is full.
         """
         if self._published is None:
-            is_split = any(is_sharded(tensor) for tensor in tensors.values())
-            self._published = _create_together(self.path, tensors) if is_split else _create(self.path, tensors)
-        self._published.write(version, tensors)
+            self._published = _create(self.path, tensors) if sharding is None else _create_together(self.path, sharding)
+        self._published.write(version, tensors, None if sharding is None else sharding.own)
 
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """Copies `version` into the tensors of `into` and returns it; without `into`, into new tensors.
@@ -120,26 +118,25 @@ def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
     return _open(path)
 
 
-def _create_together(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
+def _create_together(path: Path, sharding: Sharding) -> Slots:
     """Makes one file for all ranks: the first makes it, and all learn whether it could."""
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    gathered: list[Any] = [None] * num_ranks
-    dist.all_gather_object(gathered, layout_of(tensors))
-    whole = whole_layout(dict(enumerate(gathered)))
-    plan = build_plan(dict(enumerate(gathered)), {_ARENA: whole})
-    failure: list[str | None] = [None]
-    if rank == 0:
+    layouts = dict(enumerate(sharding.layouts))
+    whole = whole_layout(layouts)
+    plan = build_plan(layouts, {_ARENA: whole})
+    failure: WeightSyncError | None = None
+    if sharding.rank == 0:
         try:
-            _make_file(path, _fields(whole), num_ranks)
+            _make_file(path, _fields(whole), len(layouts))
         except WeightSyncError as error:
-            failure = [str(error)]
-    dist.broadcast_object_list(failure, src=0)  # also holds the others back until the file is there
-    if failure[0] is not None:
-        raise WeightSyncError(failure[0])
+            failure = error
+    is_made = torch.tensor([failure is None])
+    dist.broadcast(is_made, src=0)  # also holds the others back until the file is there
+    if not is_made:
+        raise failure or WeightSyncError(f"weights: rank 0 could not make {path}; its error says why")
     parts: dict[str, list[Region]] = {}
-    for move in plan.sent_by(rank):
+    for move in plan.sent_by(sharding.rank):
         parts.setdefault(move.name, []).append(move.region)
-    return _open(path, rank, parts)
+    return _open(path, sharding.rank, parts)
 
 
 def _make_file(path: Path, fields: Fields, num_ranks: int) -> None:

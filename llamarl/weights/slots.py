@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from llamarl.core.errors import WeightSyncError
-from llamarl.functional.shards import Region, Shard, local_part, shard_of, view_region
-from llamarl.weights.layout import describe, layout_of
+from llamarl.core.shards import Layout, Region, Shard
+from llamarl.functional.shards import local_part, view_region
+from llamarl.weights.layout import layout_of
 
 NUM_SLOTS = 2
 
@@ -47,13 +48,19 @@ class Slots:
         return [version for stamp, version in self._held() if stamp > 0]
 
     @torch.no_grad()
-    def write(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, version: int, tensors: Mapping[str, Tensor], layout: Layout | None = None) -> None:
         """Copies this rank's parts of `tensors` into the older slot. One writer at a time.
+
+        Args:
+            version: what they are called.
+            tensors: what this rank holds.
+            layout: the place of that in the whole tensors; by default they are whole.
 
         Raises:
             WeightSyncError: names, shapes or dtypes are not those of the slots.
         """
-        self._check_layout(tensors)
+        layout = layout or layout_of(tensors)
+        self._check_layout(layout)
         mine = self._stamps[self._rank]
         stamps = [stamp for stamp, _ in mine.tolist()]
         # Ranks write the same publications in the same order, so all of them find the same slot to be the older.
@@ -62,9 +69,8 @@ class Slots:
         mine[slot, 0] = 0
         into, source = [], []
         for name, regions in self._parts.items():
-            held, shard = local_part(tensors[name]), shard_of(name, tensors[name])
             into += [view_region(self._copies[slot][name], self._layout[name], region) for region in regions]
-            source += [view_region(held, shard, region) for region in regions]
+            source += [view_region(local_part(tensors[name]), layout[name], region) for region in regions]
         _copy(into, source)
         mine[slot, 1] = version
         # The stamp comes last, since readers choose a slot by it.
@@ -107,11 +113,10 @@ class Slots:
         by_slot = zip(*([tuple(pair) for pair in rank] for rank in self._stamps.tolist()), strict=True)
         return [pairs[0] if len(set(pairs)) == 1 else (0, 0) for pairs in by_slot]
 
-    def _check_layout(self, tensors: Mapping[str, Tensor]) -> None:
+    def _check_layout(self, layout: Layout) -> None:
         """Raises `WeightSyncError` naming the first tensor that was added, removed or changed in shape or dtype."""
-        for name in sorted(tensors.keys() | self._layout.keys()):
-            was = describe(self._layout[name]) if name in self._layout else "absent"
-            now = describe(shard_of(name, tensors[name])) if name in tensors else "absent"
+        for name in sorted(layout.keys() | self._layout.keys()):
+            was, now = (str(found.get(name, "absent")) for found in (self._layout, layout))
             if was != now:
                 raise WeightSyncError(f"weights: {name!r} was {was} when the channel was laid out and is {now} now")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llamarl.core.protocols import WeightChannel
+from llamarl.core.shards import Sharding
 
 Fault = Literal["none", "skipped", "partial", "zeros", "old", "swapped"]
 """Fault of `fetch`, by what it does to the receiver:
@@ -32,9 +33,9 @@ class FaultyChannel:
         self.channel = channel
         self.fault: Fault = fault
 
-    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+    def publish(self, version: int, tensors: Mapping[str, Tensor], sharding: Sharding | None = None) -> None:
         """Publishes faithfully."""
-        self.channel.publish(version, tensors)
+        self.channel.publish(version, tensors, sharding)
 
     @torch.no_grad()
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:

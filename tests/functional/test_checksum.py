@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llamarl.core.errors import WeightSyncError
 from llamarl.core.records import WeightManifest
+from llamarl.core.shards import Region, Shard
 from llamarl.functional.checksum import (
     MAX_SAMPLES,
     PartialSum,
@@ -18,7 +19,7 @@ from llamarl.functional.checksum import (
     combine_checksums,
     verify,
 )
-from llamarl.functional.shards import Region, Shard, shard_of, view_region
+from llamarl.functional.shards import shard_of, view_region
 
 LARGE = 10 * MAX_SAMPLES + 37
 

@@ -1,6 +1,6 @@
 """Layouts by hand, as placements of DTensors would say them."""
 
-from llamarl.weights.layout import Region, Shard
+from llamarl.core.shards import Region, Shard
 
 
 def split(size: int, parts: int) -> list[tuple[int, int]]:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from layouts import layouts, shards
 
 from llamarl.core.errors import WeightSyncError
+from llamarl.core.shards import Region, Shard
 from llamarl.functional.shards import view_region
-from llamarl.weights.layout import Region, Shard, layout_of, whole_layout
+from llamarl.weights.layout import layout_of, whole_layout
 from llamarl.weights.plan import build_plan
 
 PAIRS = [

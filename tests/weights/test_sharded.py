@@ -8,16 +8,15 @@ import pytest
 import torch
 from ranks import Ranks
 from small_model import build, shard
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
 from llamarl.core.errors import ConfigError, WeightSyncError
+from llamarl.core.shards import Region, Sharding
+from llamarl.core.shards import Shard as WeightShard
 from llamarl.functional.checksum import checksum, combine_checksums, partial_checksums
 from llamarl.functional.shards import local_part, view_region
 from llamarl.weights import LocalChannel, ShmChannel
 from llamarl.weights.collective import Link
-from llamarl.weights.layout import Region, layout_of, whole_layout
-from llamarl.weights.layout import Shard as WeightShard
+from llamarl.weights.layout import gather_sharding, layout_of, whole_layout
 from llamarl.weights.plan import build_plan
 from llamarl.weights.reference import reshard
 from llamarl.weights.slots import Slots
@@ -53,7 +52,7 @@ def publish(rank: int, channel: ShmChannel, kind: str, is_tied: bool, seeds: lis
     """A trainer's rank: (layout, bytes that it holds, its shares of the last version's checksums)."""
     for version in seeds:
         tensors = parameters(version, kind, is_tied)
-        channel.publish(version, tensors)
+        channel.publish(version, tensors, gather_sharding(tensors) if kind != "full" else None)
     return layout_of(tensors), sum(local_part(t).nbytes for t in tensors.values()), partial_checksums(tensors)
 
 
@@ -91,20 +90,20 @@ def test_weights_arrive_bit_for_bit_through_shared_memory(ranks, shm, source, ta
 
 
 def publish_too_much(rank: int, channel: ShmChannel):
-    mesh = init_device_mesh("cpu", (2,))
     free = os.statvfs(channel.path.parent)
-    rows = 2 * (free.f_bavail * free.f_frsize // 4096)
-    local = torch.empty(1, 1).expand(rows // 2, 1024)  # no memory of its own
-    channel.publish(0, {"w": DTensor.from_local(local, mesh, [Shard(0)])})
+    rows = free.f_bavail * free.f_frsize // 4096
+    halves = (WeightShard((2 * rows, 1024), Region((rows * half, 0), (rows, 1024)), "float32") for half in range(2))
+    local = torch.empty(1, 1).expand(rows, 1024)  # no memory of its own
+    channel.publish(0, {"w": local}, Sharding(rank, tuple({"w": half} for half in halves)))
 
 
 def test_every_rank_learns_that_shared_memory_is_full(ranks, shm):
     ranks.begin(0, 2, publish_too_much, shm)
-    for rank in (0, 1):
+    for rank, message in enumerate(["enlarge", "rank 0 could not make"]):
         is_good, error = ranks._reply(rank)
         assert not is_good
         assert isinstance(error, WeightSyncError)
-        assert "enlarge" in str(error)
+        assert message in str(error)
     assert not shm.path.exists()
 
 
@@ -127,13 +126,12 @@ def test_a_version_is_held_once_every_rank_has_written_it():
 
 
 def publish_locally(rank: int):
-    LocalChannel().publish(0, parameters(0, "fsdp", True))
+    tensors = parameters(0, "fsdp", True)
+    LocalChannel().publish(0, tensors, gather_sharding(tensors))
 
 
 def test_a_local_channel_refuses_shards(ranks):
-    with pytest.raises(
-        ConfigError, match=r"'embed.weight' lies on several ranks, a LocalChannel on one; use ShmChanne"
-    ):
+    with pytest.raises(ConfigError, match="LocalChannel cannot take them from 2 ranks; use ShmChannel"):
         ranks.run(2, publish_locally)
 
 
