@@ -27,6 +27,7 @@ llamarl: asynchronous, off-policy-corrected RL post-training of language models.
   llamarl view runs/NAME                              how it goes or went
   llamarl runs                                        the runs of a folder
   llamarl export runs/NAME model/                     a Hugging Face checkpoint
+  llamarl serve runs/NAME --follow                    the policy behind an OpenAI-compatible endpoint
   llamarl sft m rows.jsonl tuned                      fine-tune on examples; llamarl dpo: on preference pairs
   llamarl reward train pairs.jsonl --model m --out rm a reward model from comparisons
   llamarl judge audit --judge rewards.py:reward       can your judge be cheated?
@@ -44,6 +45,7 @@ COMMANDS = {
     "runs": "run_commands:runs",
     "export": "run_commands:export",
     "generate": "model_commands:generate",
+    "serve": "serve_commands:serve",
     "sft": "fit_commands:sft",
     "dpo": "fit_commands:dpo",
     "data instructions": "data_commands:instructions",

@@ -136,6 +136,8 @@ class Batcher:
         """True lets prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs
         then depend, by rounding, on what was generated before: a training run that is resumed would not repeat
         exactly."""
+        self.on_draw: Callable[[list[tuple[int, int]], Tensor, Tensor], object] | None = None
+        """Hears of each draw: (request key, sample) by row, logits `[n, V]`, and the tokens `[n]` drawn from them."""
         self.num_tokens = 0
         """Tokens drawn."""
         self.num_recalled = 0
@@ -312,6 +314,8 @@ class Batcher:
         )
         state.append(first, last, tokens, logprobs)
         self.num_tokens += last - first
+        if self.on_draw is not None:
+            self.on_draw([(row.job.request.key, row.sample) for row in self._rows[first:last]], logits, tokens)
         done = state.count[first:last] >= state.limit[first:last]
         for eos in self._eos_ids:
             done |= tokens == eos

@@ -20,6 +20,7 @@ from llamarl.core.errors import ConfigError, EndpointError
 from llamarl.core.records import Completion, GenerationRequest, Message
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import derive_seed
+from llamarl.generation.stops import before_stop
 from llamarl.models.endpoint import ChatEndpoint, ChatReply, well_formed
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class NativeChat:
         from llamarl.models.template_args import check_template_args
 
         tokenizer = load_tokenizer(model)
-        _set_template(tokenizer, chat_template, str(model))
+        set_template(tokenizer, chat_template, str(model))
         check_template_args(tokenizer.backend.chat_template, chat_template_args or {})
         tokenizer.chat_template_args = dict(chat_template_args or {})
         module = load_model(model, dtype="bfloat16" if precision == "bf16" else "float32")
@@ -178,7 +179,7 @@ class NativeChat:
         Raises:
             ConfigError: no chat template, or a precision that this model cannot have.
         """
-        _set_template(tokenizer, None, name)
+        set_template(tokenizer, None, name)
         chat = cls.__new__(cls)
         chat._set_up(name, module, tokenizer, sampling, precision, slots, device)
         return chat
@@ -219,7 +220,7 @@ class NativeChat:
         prompt = self._tokenizer.encode_chat([{**m, "content": well_formed(m["content"])} for m in messages])
         completion = await self._decoding.complete(prompt, seed, self._fit_sampling(len(prompt)))
         return ChatReply(
-            _before_stop(completion.text, self.sampling.stop),
+            before_stop(completion.text, self.sampling.stop),
             completion.finish_reason,
             len(prompt),
             len(completion.token_ids),
@@ -305,7 +306,12 @@ class _Decoding:
                     future.set_exception(error)
 
 
-def _set_template(tokenizer: "Tokenizer", name: str | None, model: str) -> None:
+def set_template(tokenizer: "Tokenizer", name: str | None, model: str) -> None:
+    """Gives a tokenizer the chat template of a file or style; without a name it must have one of its own.
+
+    Raises:
+        ConfigError: it has none, or there is no such file or style.
+    """
     from llamarl.models.templates import STYLES
 
     if name is None:
@@ -329,8 +335,3 @@ def _digest(module: "nn.Module") -> str:
 
     sums = checksum(dict(named_tensors(module)))
     return f"{derive_seed(*sorted(sums), *(sums[name] for name in sorted(sums))):016x}"
-
-
-def _before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first stop string, as servers give it."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

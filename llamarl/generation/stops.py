@@ -24,3 +24,8 @@ def completes_stop(
         if len(tail) >= longest + margin or num_tokens >= len(token_ids):
             return any(stop in tail for stop in stops)
         num_tokens *= 2
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop string, as servers give it."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

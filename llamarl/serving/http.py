@@ -1,4 +1,4 @@
-"""The shell of a service over HTTP. What it answers is a function of a checked JSON body.
+"""The shell of a service over HTTP. What it answers is a function of a checked JSON body: JSON, or events one by one.
 
     service = Service(Serving(port=8000), [Route("/v1/detect", DetectRequest, detect)], Metrics())
     await service.run(on_start=print)           # until SIGTERM or SIGINT, then drains
@@ -19,8 +19,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -86,7 +88,19 @@ class Route:
     body: type[Config]
     """The fields that the object may have."""
     answer: Callable[[Any], Awaitable[Any]]
-    """Makes JSON values of a checked body. May raise `Refusal`, `QueueFullError` and `EndpointError`."""
+    """Makes JSON values, or an `EventStream`, of a checked body. May raise `Refusal`, `QueueFullError` and
+    `EndpointError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """An answer in pieces: server-sent events with a JSON value each, and `[DONE]` at the end.
+
+    What goes wrong before the first event is answered as for any other route. Later it is an event `{"error": ...}`,
+    and no `[DONE]` follows: a client can tell an answer that was cut off from one that ended.
+    """
+
+    events: AsyncGenerator[Any, None]
 
 
 class Service:
@@ -97,6 +111,7 @@ class Service:
         routes: what is served.
         metrics: what is counted.
         describe: what `/health` says beside its status, as JSON values.
+        pages: further paths that are read by GET, and what makes their JSON values.
         environment: where the token's variable stands.
 
     Raises:
@@ -110,11 +125,12 @@ class Service:
         metrics: Metrics,
         *,
         describe: Callable[[], Mapping[str, Any]] = dict,
+        pages: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self.settings, self._metrics, self._describe = settings, metrics, describe
         self._token = _read_token(settings.token_env, environment)
-        self._paths = {"/health", "/metrics", *(route.path for route in routes)}
+        self._paths = {"/health", "/metrics", *pages, *(route.path for route in routes)}
         self._is_draining = False
         self._num_open = 0
         self._idle, self._hurry = asyncio.Event(), asyncio.Event()
@@ -122,12 +138,14 @@ class Service:
         self.num_finished = 0
         """Answered requests of the routes, errors included."""
 
-        async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
+        async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.StreamResponse:
             return await self._guard(request, handler)
 
         app = web.Application(client_max_size=settings.max_body_kib << 10, middlewares=[web.middleware(guard)])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._render_metrics)
+        for path, read in pages.items():
+            app.router.add_get(path, self._page_handler(read))
         for route in routes:
             app.router.add_post(route.path, self._handler(route))
         # A client that goes away cancels its handler, so that nothing is computed for nobody.
@@ -190,7 +208,9 @@ class Service:
 
     # ---- one request ------------------------------------------------------------------------------------------------
 
-    async def _guard(self, request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]
+    ) -> web.StreamResponse:
         """Counts a request and its time, and makes a JSON error of whatever goes wrong."""
         started, status = time.perf_counter(), CLOSED_BY_CLIENT
         route = request.path if request.path in self._paths else "other"
@@ -208,7 +228,9 @@ class Service:
             response.force_close()
         return response
 
-    async def _answer(self, request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.Response:
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         try:
             self._check(request)
             return await handler(request)
@@ -239,13 +261,23 @@ class Service:
         else:
             self._idle.set()
 
-    def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _page_handler(self, read: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
-            body = None
+            return _json(read())
+
+        return handle
+
+    def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            body, until = None, asyncio.get_running_loop().time() + self.settings.deadline
             try:
-                async with asyncio.timeout(self.settings.deadline):
+                async with asyncio.timeout_at(until):
                     body = _parse(await self._read(request), route.body)
-                    return _json(await route.answer(body))
+                    answer = await route.answer(body)
+                    if not isinstance(answer, EventStream):
+                        return _json(answer)
+                    first = await anext(answer.events)
+                return await self._stream(request, answer.events, first, until)
             except TimeoutError:
                 seconds = f"{self.settings.deadline:g} s"
                 if body is None:
@@ -259,6 +291,35 @@ class Service:
                 raise Refusal(503, f"a server that this service asks is down: {error}") from None
 
         return handle
+
+    async def _stream(
+        self, request: web.Request, events: AsyncGenerator[Any, None], first: Any, until: float
+    ) -> web.StreamResponse:
+        """Sends events as they come, until the loop's clock shows `until`. Too late for a status: faults are events."""
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "Server": "llamarl"}
+        response = web.StreamResponse(headers=headers)
+        async with aclosing(events):  # what makes them stops with the request
+            await response.prepare(request)
+            try:
+                async with asyncio.timeout_at(until):
+                    await response.write(_event(first))
+                    async for event in events:
+                        await response.write(_event(event))
+                last = b"data: [DONE]\n\n"
+            except TimeoutError:
+                last = _event(_error_record(Refusal(504, f"cut off after {self.settings.deadline:g} s; ask for less")))
+            except Refusal as error:
+                last = _event(_error_record(error))
+            except EndpointError as error:
+                last = _event(_error_record(Refusal(503, f"a server that this service asks is down: {error}")))
+            except ConnectionError:  # the client has gone, and nobody is left to tell
+                return response
+            except Exception:
+                log.exception("%s %s failed in mid-answer", request.method, request.path)
+                last = _event(_error_record(Refusal(500, "the service failed on this request; its log says why")))
+            await response.write(last)
+            await response.write_eof()
+        return response
 
     async def _read(self, request: web.Request) -> bytes:
         limit = self.settings.max_body_kib << 10
@@ -319,7 +380,14 @@ def _json(values: Any, status: int = 200, headers: Mapping[str, str] | None = No
     )
 
 
+def _event(values: Any) -> bytes:
+    return f"data: {json.dumps(values, allow_nan=False)}\n\n".encode()
+
+
 def _error(error: Refusal) -> web.Response:
+    return _json(_error_record(error), error.status, error.headers)
+
+
+def _error_record(error: Refusal) -> dict[str, Any]:
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    body = {"message": error.message, "type": kind, "param": error.param}
-    return _json({"error": body}, error.status, error.headers)
+    return {"error": {"message": error.message, "type": kind, "param": error.param}}
