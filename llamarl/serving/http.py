@@ -359,8 +359,10 @@ def _parse(data: bytes, kind: type[Config]) -> Config:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or None
-        raise Refusal(400, describe_errors(error, kind), param=field) from None
+        message = describe_errors(error, kind)
+        begin = message.partition(":")[0]  # where the object as a whole was checked, the message alone knows the field
+        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or (begin if begin in values else None)
+        raise Refusal(400, message, param=field) from None
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
