@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from llamarl.generation.stops import before_stop
 from llamarl.inference.texts import TextPieces, TokenTexts
 
-
 on_any_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # however busy it is
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from llamarl.core.config import Config
 from llamarl.core.errors import ConfigError, EndpointError
 from llamarl.serving.batching import QueueFullError
-from llamarl.serving.http import Refusal, Route, Service
+from llamarl.serving.http import EventStream, Refusal, Route, Service
 from llamarl.serving.metrics import Metrics
 from llamarl.serving.settings import Serving
 
@@ -98,6 +98,66 @@ def test_a_malformed_body_names_its_field(body: bytes, param: str | None, messag
             assert (reply.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
             assert message in error["message"] and len(error["message"]) < 1000
             assert (await client.post("/v1/repeat", json={"text": "a"})).status_code == 200
+
+    run(main)
+
+
+async def read_lines(client: httpx.AsyncClient, text: str) -> tuple[int, list[str]]:
+    async with client.stream("POST", "/v1/repeat", json={"text": text}) as reply:
+        return reply.status_code, [line async for line in reply.aiter_lines() if line]
+
+
+def test_events_come_one_by_one_and_faults_in_mid_stream_are_events(caplog: pytest.LogCaptureFixture) -> None:
+    is_closed = asyncio.Event()
+
+    async def say(text: str) -> AsyncGenerator[Any, None]:
+        try:
+            if text == "early":
+                raise Refusal(400, "text: too early", param="text")
+            yield {"said": text}
+            if text == "late":
+                raise Refusal(503, "the model has gone")
+            if text == "broken":
+                raise ZeroDivisionError
+            if text == "endless":
+                await asyncio.sleep(3600)
+            yield {"said": "more"}
+        finally:
+            is_closed.set()
+
+    async def answer(body: Body) -> EventStream:
+        return EventStream(say(body.text))
+
+    async def main() -> None:
+        async with serve(answer, deadline=0.5) as (service, client):
+            status, lines = await read_lines(client, "a")
+            assert (status, lines) == (200, ['data: {"said": "a"}', 'data: {"said": "more"}', "data: [DONE]"])
+            status, lines = await read_lines(client, "early")
+            assert status == 400 and "too early" in lines[0]
+            ends = {"late": "the model has gone", "broken": "its log says why", "endless": "cut off after 0.5 s"}
+            for text, problem in ends.items():
+                is_closed.clear()
+                status, lines = await read_lines(client, text)
+                assert status == 200 and len(lines) == 2 and problem in json.loads(lines[1][6:])["error"]["message"]
+                assert is_closed.is_set()
+            is_closed.clear()
+            service.settings = service.settings.model_copy(update={"deadline": 60.0})
+            async with client.stream("POST", "/v1/repeat", json={"text": "endless"}) as reply:
+                await anext(reply.aiter_lines())
+            await is_closed.wait()  # since the client went away
+
+    run(main)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_pages_are_read_by_get() -> None:
+    async def main() -> None:
+        service = Service(Serving(port=0), [], Metrics(), pages={"/v1/things": lambda: ["a"]})
+        await service.start()
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            assert (await client.get("/v1/things")).json() == ["a"]
+            assert (await client.post("/v1/things")).status_code == 405
+        await service.drain()
 
     run(main)
 
