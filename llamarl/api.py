@@ -125,22 +125,24 @@ class Run:
             raise ConfigError(f"{name!r} is no metric of this run.{suggest(name, sorted(names))}")
         return column(records, name)
 
-    def export(self, directory: FilePath, *, step: str | int = "latest") -> Path:
-        """Writes the trained model as a standard Hugging Face checkpoint.
+    def export(self, directory: FilePath, *, step: str | int = "latest", adapter: bool = False) -> Path:
+        """Writes the trained model as a standard Hugging Face checkpoint, adapters added to its weights.
 
         Args:
             directory: absent, empty, or an earlier export.
             step: `latest`, `best`, or a step number.
+            adapter: write the adapters alone instead, in PEFT layout.
 
         Returns:
             The directory.
 
         Raises:
             CheckpointError: no such checkpoint, or a directory that won't do.
+            ConfigError: `adapter` of a run that trains the whole model.
         """
         from llamarl.controller.export import export_run
 
-        export_run(self.run_dir, directory, str(step))
+        export_run(self.run_dir, directory, str(step), adapter=adapter)
         return Path(directory)
 
     def generate(

@@ -198,22 +198,32 @@ class ExportSettings(Config):
     """Directory of the checkpoint: absent or empty, or an earlier export."""
     step: str = "latest"
     """The model of latest, best, or a step number."""
+    adapter: bool = False
+    """Write the adapters alone, in PEFT layout, of a run with trainer.lora."""
 
 
 def export(settings: ExportSettings, output: Output) -> int:
-    """Write a run's model as a Hugging Face checkpoint.
+    """Write a run's model as a Hugging Face checkpoint, adapters added to its weights; or its adapters alone.
 
     Examples:
         llamarl export runs/NAME model/
         llamarl export runs/NAME model/ --step best
+        llamarl export runs/NAME adapter/ --adapter
     """
     from llamarl.controller.export import export_run
 
-    step = export_run(settings.run_dir, settings.directory, settings.step, tell=lambda text: say(text, sys.stderr))
+    step = export_run(
+        settings.run_dir,
+        settings.directory,
+        settings.step,
+        tell=lambda text: say(text, sys.stderr),
+        adapter=settings.adapter,
+    )
+    loader = "peft.PeftModel.from_pretrained(base, ...)" if settings.adapter else "AutoModelForCausalLM.from_pretrained"
     if output.json:
         print_json({"step": step, "directory": settings.directory})
     else:
-        say(f"step {step} written to {settings.directory}; AutoModelForCausalLM.from_pretrained loads it")
+        say(f"step {step} written to {settings.directory}; {loader} loads it")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The executors of a run as the loop sees them: typed calls that know their deadline and their span in the timeline.
 
     TrainerClient      train, publish, save, load    lost: the run starts over from its last checkpoint (`lifetime`)
+      .score             with adapters: the reference is the trainer without them
     ScorerClient       score                         lost: replaced, and asked again
     JudgesClient       judge, read_status, ...       lost: replaced, and its groups are handed in again
     GeneratorClient    complete, sync                lost: replaced, and its groups start over (`generators`)
@@ -13,7 +14,7 @@ import itertools
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from llamarl.controller.observer import Observer
 from llamarl.controller.restarts import LOST, RevivingClient
@@ -39,6 +40,8 @@ class TrainerClient:
 
     def __init__(self, handle: ExecutorHandle, observer: Observer, call_seconds: float) -> None:
         self._handle, self._observer, self._call_seconds = handle, observer, call_seconds
+        self._scoring = asyncio.Lock()
+        """Held while the trainer scores for one group: the deadline of the next begins only then."""
 
     async def train(
         self, assignments: Sequence[Assignment], watched_groups: Sequence[int], weights: Sequence[float]
@@ -63,6 +66,17 @@ class TrainerClient:
             manifest: WeightManifest = await self._handle.call("publish", timeout_seconds=self._call_seconds)
         return manifest
 
+    async def score(self, trajectories: Sequence[Trajectory]) -> "list[array[float]]":
+        """The log-prob of each response token under the policy that the run started from (`ReferenceScorer`)."""
+        async with self._scoring:
+            with self._observer.span("reference", "score"):
+                logprobs: list[array[float]] = await self._handle.call(
+                    "logprobs",
+                    trajectories,
+                    timeout_seconds=2 * self._call_seconds,  # the trainer may be in the midst of a step
+                )
+        return logprobs
+
     async def save(self, directory: Path) -> None:
         """Writes weights, optimizer and counters into an empty directory; a slow disk may take its time."""
         await self._handle.call("save", str(directory))
@@ -75,6 +89,13 @@ class TrainerClient:
         """Bytes of what training holds, by part."""
         parts: dict[str, int] = await self._handle.call("memory", timeout_seconds=self._call_seconds)
         return parts
+
+
+class ReferenceScorer(Protocol):
+    """Scores completions under the policy that the run started from."""
+
+    async def score(self, trajectories: Sequence[Trajectory], /) -> "list[array[float]]":
+        """The log-prob of each response token of each trajectory."""
 
 
 class ScorerClient(RevivingClient):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llamarl.controller.buffer import Ticket
-from llamarl.controller.clients import JudgesClient, ScorerClient
+from llamarl.controller.clients import JudgesClient, ReferenceScorer
 from llamarl.controller.generators import GeneratorClient
 from llamarl.controller.task import RunTask
 from llamarl.core.records import Completion, GenerationRequest, Group, Prompt, Purpose, Sample, pack_ids
@@ -37,7 +37,7 @@ class GroupRunner:
         scorer: the frozen reference policy, where an algorithm needs it.
     """
 
-    def __init__(self, encode: Encode, seed: int, judges: JudgesClient, scorer: ScorerClient | None) -> None:
+    def __init__(self, encode: Encode, seed: int, judges: JudgesClient, scorer: ReferenceScorer | None) -> None:
         self._encode, self._seed, self._judges, self._scorer = encode, seed, judges, scorer
         self._keys = itertools.count()
 

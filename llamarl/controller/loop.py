@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from llamarl.controller.buffer import Ticket
-from llamarl.controller.clients import JudgesClient, QueueClient, ScorerClient, TrainerClient
+from llamarl.controller.clients import JudgesClient, QueueClient, ReferenceScorer, TrainerClient
 from llamarl.controller.evaluation import Evaluation, Evaluator, first_reason
 from llamarl.controller.generators import GeneratorClient, GeneratorPool
 from llamarl.controller.groups import Encode, GroupRunner
@@ -87,7 +87,7 @@ class Controller:
         sampling: Sampling,
         trainer: TrainerClient,
         judges: JudgesClient,
-        scorer: ScorerClient | None = None,
+        scorer: ReferenceScorer | None = None,
         pool: GeneratorPool,
         ledger: Ledger,
         observer: Observer,

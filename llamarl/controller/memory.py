@@ -4,7 +4,8 @@ A run needs its weights many times over. Per parameter of the policy in float32,
 
     trainer    weights 4, gradients 4, AdamW's moments 8       channel    two versions 8       generator    2
 
-and beside them a generator's cache, and the activations and logits of one micro-batch.
+and beside them a generator's cache, and the activations and logits of one micro-batch. With adapters, the policy's
+parameters take 4 in the trainer and 2 in the generator; gradients, moments and channel are the adapters' alone.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
 from llamarl.models.checkpoint import count_parameters
 from llamarl.models.device import resolve_device
+from llamarl.models.lora import count_adapters
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
 from llamarl.weights.slots import NUM_SLOTS
 
@@ -32,8 +34,7 @@ def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_refer
         longest_prompt: tokens of the longest prompt.
         needs_reference: whether a frozen copy of the first policy scores completions.
     """
-    weights = _FLOAT * count_parameters(config)
-    trainer, generator = recipe.trainer, recipe.generator
+    trainer = recipe.trainer
     micro_batch = trainer.micro_batch_tokens or default_micro_batch_tokens(config, resolve_device(trainer.device))
     step_tokens = sum(
         (task.prompts_per_step or 1) * (longest_prompt + (task.samples_per_prompt or 1) * recipe.sampling.max_tokens)
@@ -43,12 +44,7 @@ def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_refer
     processes = 1 if recipe.engine == "inprocess" else 3 + recipe.num_generators + needs_reference
     return {
         "program": processes * _PROGRAM,
-        "trainer weights": weights,
-        "trainer gradients": weights,
-        "trainer moments": 2 * weights,
-        "reference weights": weights * needs_reference,
-        "weight channel": NUM_SLOTS * weights,
-        "generator weights": recipe.num_generators * generator_bytes(config, generator.precision),
+        **_weight_parts(recipe, config, needs_reference),
         "generator cache": recipe.num_generators * _cache_bytes(recipe, config, longest_prompt),
         "activations of a micro-batch": tokens * activation_bytes(config),
         "logits of a micro-batch": logits_bytes(config, tokens),
@@ -68,16 +64,32 @@ def least_memory(
         devices: of the `trainer` and the `generators`.
         needs_reference: whether a frozen copy of the first policy scores completions.
     """
-    weights = _FLOAT * count_parameters(config)
-    trainer = {"trainer weights": weights, "trainer gradients": weights, "trainer moments": 2 * weights}
-    if needs_reference:
-        trainer["reference weights"] = weights
-    generators = {"generator weights": recipe.num_generators * generator_bytes(config, recipe.generator.precision)}
     held: dict[str, dict[str, int]] = {}
-    for name, parts in (("trainer", trainer), ("generators", generators)):
-        device = {"cuda": "cuda:0"}.get(devices[name], devices[name])  # torch's name for the same device
-        held[device] = held.get(device, {}) | parts
+    for part, size in _weight_parts(recipe, config, needs_reference).items():
+        if part == "weight channel" or not size:  # which lies in the machine's memory between processes
+            continue
+        name = devices["generators" if part.startswith("generator") else "trainer"]
+        device = {"cuda": "cuda:0"}.get(name, name)  # torch's name for the same device
+        held.setdefault(device, {})[part] = size
     return held
+
+
+def _weight_parts(recipe: Recipe, config: Any, needs_reference: bool) -> dict[str, int]:
+    """Bytes of all copies of the weights, and of what goes with those that are trained, by part."""
+    weights, lora = _FLOAT * count_parameters(config), recipe.trainer.lora
+    adapters = 0 if lora is None else _FLOAT * count_adapters(config, lora)
+    trained = weights if lora is None else adapters
+    held = generator_bytes(config, recipe.generator.precision)
+    # A generator holds adapters as it holds activations, and int8 is a format of weights only.
+    held += adapters // 2 if recipe.generator.precision == "bf16" else adapters
+    return {
+        "trainer weights": weights + adapters,
+        "trainer gradients": trained,
+        "trainer moments": 2 * trained,
+        "reference weights": weights * needs_reference,
+        "weight channel": NUM_SLOTS * trained,
+        "generator weights": recipe.num_generators * held,
+    }
 
 
 def refuse_misfit(held: Mapping[str, Mapping[str, int]], totals: Mapping[str, int]) -> None:

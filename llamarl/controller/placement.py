@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from llamarl.controller.clients import JudgesClient, ScorerClient, TrainerClient
+from llamarl.controller.clients import JudgesClient, ReferenceScorer, ScorerClient, TrainerClient
 from llamarl.controller.generators import GeneratorPool
 from llamarl.controller.prepare import Prepared, generator_names
 from llamarl.controller.pulse import Pulse
@@ -32,8 +32,8 @@ class Executors(NamedTuple):
 
     trainer: TrainerClient
     judges: JudgesClient
-    scorer: ScorerClient | None
-    """The frozen reference policy, where an algorithm needs it."""
+    scorer: ReferenceScorer | None
+    """The frozen reference policy, where an algorithm needs it; with adapters the trainer, which switches them off."""
     pool: GeneratorPool
     """The generators, not yet started."""
     pulse: Pulse
@@ -83,6 +83,7 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         cores=cores,
         probe_prompts=prepared.probe_prompts,
         on_micro_batch=reporter.progress.write,
+        seed=recipe.seed,
     )
     build_judges = functools.partial(JudgeExecutor, {task.config.name: task.config.judges for task in prepared.tasks})
     build_scorer = functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores)
@@ -101,9 +102,17 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         trainer, *_ = await asyncio.gather(
             spawn(build_trainer, "trainer", recipe.placement.trainer.num_ranks),
             judges.start(),
-            scorer.start() if prepared.needs_reference else asyncio.sleep(0),
+            scorer.start() if prepared.needs_reference_copy else asyncio.sleep(0),
         )
-        generator = functools.partial(GeneratorExecutor, recipe.generator, load, prepared.tokenizer, channel, cores)
+        generator = functools.partial(
+            GeneratorExecutor,
+            recipe.generator,
+            load,
+            prepared.tokenizer,
+            channel,
+            cores,
+            lora=recipe.trainer.lora,
+        )
         pool = GeneratorPool(
             functools.partial(spawn, generator),
             generator_names(recipe),
@@ -114,7 +123,8 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             budget=budget,
         )
         client = TrainerClient(trainer, reporter, call_seconds)
-        yield Executors(client, judges, scorer if prepared.needs_reference else None, pool, pulse)
+        reference = (scorer if prepared.needs_reference_copy else client) if prepared.needs_reference else None
+        yield Executors(client, judges, reference, pool, pulse)
     finally:
         try:
             await engine.close()

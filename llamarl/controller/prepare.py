@@ -22,8 +22,9 @@ from llamarl.data.memory import Rows
 from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
 from llamarl.judges.lab.trial import try_out
-from llamarl.models.checkpoint import load_config, load_tokenizer
+from llamarl.models.checkpoint import count_parameters, load_config, load_tokenizer
 from llamarl.models.device import describe_device, resolve_device
+from llamarl.models.lora import count_adapters
 from llamarl.models.template_check import check_template
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.monitors.monitors import Estimates, Monitors
@@ -100,6 +101,11 @@ class Prepared:
         return any(task.algorithm.needs.reference for task in self.tasks)
 
     @property
+    def needs_reference_copy(self) -> bool:
+        """True if a second copy of that policy is loaded: a trainer of adapters only switches them off."""
+        return self.needs_reference and self.recipe.trainer.lora is None
+
+    @property
     def probe_prompts(self) -> list[tuple[int, ...]]:
         """Token ids of some prompts, on which generators prove their weights: the first of each task."""
         return [encode_prompt(self.tokenizer, prompt) for task in self.tasks for prompt in task.prompts[:2]]
@@ -108,7 +114,9 @@ class Prepared:
         """Bytes that the run takes, by part; from the lengths of each task's first prompts."""
         prompts = [prompt for task in self.tasks for prompt in task.prompts[:_PROMPTS_MEASURED]]
         longest = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
-        return plan_memory(self.recipe, self.model_config, longest_prompt=longest, needs_reference=self.needs_reference)
+        return plan_memory(
+            self.recipe, self.model_config, longest_prompt=longest, needs_reference=self.needs_reference_copy
+        )
 
     @property
     def held_out(self) -> list[Prompt]:
@@ -124,7 +132,7 @@ class Prepared:
         """Returns what would run, for `--dry-run`."""
         schedule = self.recipe.schedule
         tasks = {task.config.name: task.describe(schedule.steps) for task in self.tasks}
-        executors = ["trainer", "judge", *(["reference"] if self.needs_reference else [])]
+        executors = ["trainer", "judge", *(["reference"] if self.needs_reference_copy else [])]
         return {
             **(tasks["default"] if not self.recipe.tasks else {"tasks": tasks}),
             "steps": schedule.steps,
@@ -177,13 +185,22 @@ def prepare(recipe: Recipe) -> Prepared:
     where = [f"{name} on {describe_device(device)}" for name, device in devices.items()]
     notes = [
         f"device: {', '.join(where)}",
+        *_describe_lora(recipe, config),
         *(f"chat template: {limit}" for limit in limits),
         *(f"task {task.config.name}: {note}" if recipe.tasks else note for task in tasks for note in task.notes),
     ]
     prepared = Prepared(recipe, tasks, tokenizer, config, positions, limits, devices, notes)
-    held = least_memory(recipe, config, devices, prepared.needs_reference)
+    held = least_memory(recipe, config, devices, prepared.needs_reference_copy)
     refuse_misfit(held, {device: total_memory(device) for device in held})
     return prepared
+
+
+def _describe_lora(recipe: Recipe, config: Any) -> list[str]:
+    """Says how much is trained where adapters are; refuses targets that the model hasn't."""
+    if (lora := recipe.trainer.lora) is None:
+        return []
+    trained, frozen = count_adapters(config, lora), count_parameters(config)
+    return [f"lora: adapters of {trained:,} numbers are trained beside {frozen:,} frozen ones ({trained / frozen:.1%})"]
 
 
 def _prepare_task(recipe: Recipe, task: TaskConfig, tokenizer: Tokenizer, positions: int) -> PreparedTask:

@@ -226,6 +226,11 @@ class Recipe(Config):
                 f"placement.trainer: fsdp={where.fsdp} x tp={where.tp} is {where.num_ranks} processes, and "
                 "engine='inprocess' has only this one; set engine='monarch' (extra monarch), or both to 1"
             )
+        if where.num_ranks > 1 and self.trainer.lora is not None:
+            raise ValueError(
+                f"trainer.lora: adapters are trained by one process, and placement.trainer has fsdp={where.fsdp} x "
+                f"tp={where.tp}; set both to 1, or leave trainer.lora out"
+            )
         held = {"num_generators": self.num_generators}
         held |= {f"trainer.{name}": value for name, value in self.trainer.model_dump().items()}
         held |= {f"generator.{name}": value for name, value in self.generator.model_dump().items()}

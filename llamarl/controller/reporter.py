@@ -123,6 +123,7 @@ class Reporter:
         if record.proofs:
             metrics[names.TIME_SYNC] = max(proof.seconds for proof in record.proofs)
             metrics[names.PROBE_GAP] = max(proof.probe_gap for proof in record.proofs)
+            metrics[names.PUBLISHED_BYTES] = float(max(proof.num_bytes for proof in record.proofs))
             totals["sync_seconds"].append(metrics[names.TIME_SYNC])
         metrics |= {f"data/{name}": float(count) for name, count in self._ledger.counts().items()}
         metrics[names.DATA_FAILED] = float(totals["failed"])

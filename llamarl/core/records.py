@@ -418,6 +418,8 @@ class WeightManifest:
     """Tensor name -> its checksum (`functional.checksum`)."""
     probe: WeightProbe | None = None
     """Tokens and log-probs that a receiver must reproduce; None where nobody trains, as in some tests."""
+    base: Mapping[str, int] = field(default_factory=dict)
+    """Checksums of the frozen weights that published adapters belong to; empty where whole weights are published."""
     num_bytes: int = 0
     seconds: float = 0.0
 

@@ -129,17 +129,42 @@ def verify(manifest: WeightManifest, received_version: int, checksums: Mapping[s
     """
     if received_version != manifest.version:
         raise WeightSyncError(f"weights: received version {received_version}, expected {manifest.version}")
-    expected = manifest.checksums
-    if not expected:
+    if not manifest.checksums:
         raise WeightSyncError(f"weights of version {manifest.version}: the manifest has no checksums to prove them by")
+    if faults := _compare(manifest.checksums, checksums):
+        raise WeightSyncError(f"weights of version {manifest.version}, {len(manifest.checksums)} tensors: {faults}")
+
+
+def verify_base(manifest: WeightManifest, checksums: Mapping[str, int]) -> None:
+    """Checks that a receiver of adapters holds the frozen weights that they were trained beside.
+
+    Args:
+        manifest: what the trainer says it published.
+        checksums: of the receiver's frozen weights as they were loaded, before any rounding.
+
+    Raises:
+        WeightSyncError: names the frozen tensors that are missing, unexpected or different.
+    """
+    if faults := _compare(manifest.base, checksums):
+        raise WeightSyncError(
+            f"adapters of version {manifest.version} were trained beside another base than this generator loaded, "
+            f"{len(manifest.base)} tensors: {faults}; give all executors the same unchanged checkpoint"
+        )
+
+
+def digest(checksums: Mapping[str, int]) -> int:
+    """One number in [0, 2**63) for many tensors, whatever their order."""
+    return derive_seed("tensors", *(part for name in sorted(checksums) for part in (name, checksums[name])))
+
+
+def _compare(expected: Mapping[str, int], checksums: Mapping[str, int]) -> str:
+    """Says which tensors are missing, unexpected or different; empty where all agree."""
     faults = {
         "missing": sorted(expected.keys() - checksums.keys()),
         "unexpected": sorted(checksums.keys() - expected.keys()),
         "different": sorted(name for name in expected.keys() & checksums.keys() if expected[name] != checksums[name]),
     }
-    found = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
-    if found:
-        raise WeightSyncError(f"weights of version {manifest.version}, {len(expected)} tensors: " + "; ".join(found))
+    return "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names)
 
 
 def _some(names: list[str]) -> str:

@@ -31,12 +31,13 @@ from llamarl.core.records import (
     WeightProbe,
     WeightProof,
 )
-from llamarl.functional.checksum import checksum, verify
+from llamarl.functional.checksum import checksum, verify, verify_base
 from llamarl.generation.batcher import Batcher, Finished
 from llamarl.generation.fallback import TransformersGenerator
 from llamarl.generation.native import NativeGenerator, Precision
-from llamarl.models.decoder import why_unsupported
+from llamarl.models.decoder import named_tensors, why_unsupported
 from llamarl.models.device import resolve_device
+from llamarl.models.lora_config import LoraConfig
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class GeneratorExecutor(Executor):
         tokenizer: end ids and decoding.
         channel: where `update_weights` fetches from.
         cores: shares cores with other executors; by default torch's setting is left alone.
+        lora: settings of the trainer's adapters, which are all that it sends then; None: it sends whole weights.
     """
 
     def __init__(
@@ -94,9 +96,13 @@ class GeneratorExecutor(Executor):
         tokenizer: TextDecoder,
         channel: WeightChannel,
         cores: Cores | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
         self.config, self._load_model, self._tokenizer, self._channel = config, load_model, tokenizer, channel
         self._cores: Cores = cores or AllCores()
+        self._lora = lora
+        self._base: Mapping[str, int] = {}
+        """Checksums of the frozen weights below adapters, as they were loaded."""
         self._refusal: str | None = "no weights were proven yet"
         self._precision_cost: LogprobGap | None = None
         self._finished: list[Finished] = []
@@ -105,7 +111,10 @@ class GeneratorExecutor(Executor):
 
     def setup(self) -> None:
         """Builds the model; it serves after the first good `update_weights`."""
-        self.batcher = build_batcher(self._load_model(), self.config, self._tokenizer)
+        model = self._load_model()
+        if self._lora is not None:  # once, and before any rounding: no update reaches them
+            self._base = checksum(dict(named_tensors(model)))
+        self.batcher = build_batcher(model, self.config, self._tokenizer, self._lora)
         self._has_news = asyncio.Event()
 
     def teardown(self) -> None:
@@ -143,7 +152,8 @@ class GeneratorExecutor(Executor):
         """Takes the published weights between two decode steps and proves them.
 
         Raises:
-            WeightSyncError: version, checksum or probe disagree; nothing is drawn until a good update.
+            WeightSyncError: version, checksum, probe or the base of adapters disagree; nothing is drawn until a good
+                update.
         """
         start = time.monotonic()
         # Refused from here to the proof: whatever fails in between, nothing is drawn from doubtful weights.
@@ -177,6 +187,7 @@ class GeneratorExecutor(Executor):
     def _take(self, manifest: WeightManifest) -> float:
         """Verifies what lies on the channel, loads it, verifies what is held, probes. Returns the probe gap."""
         backend = self.batcher.backend
+        verify_base(manifest, self._base)
         with self._channel.reading(manifest.version) as tensors:
             verify(manifest, manifest.version, checksum(tensors))
             backend.load(tensors)
@@ -250,8 +261,16 @@ class GeneratorExecutor(Executor):
         return task is not None and task.done() and not task.cancelled() and task.exception() is not None
 
 
-def build_batcher(model: nn.Module, config: GeneratorConfig, tokenizer: TextDecoder) -> Batcher:
+def build_batcher(
+    model: nn.Module, config: GeneratorConfig, tokenizer: TextDecoder, lora: LoraConfig | None = None
+) -> Batcher:
     """The native generator where it can run `model`, else the fallback over the module's own forward.
+
+    Args:
+        model: read here and not changed.
+        config: how to run.
+        tokenizer: end ids and decoding.
+        lora: settings of adapters beside its weights; None: none.
 
     Raises:
         ConfigError: the model needs the fallback, which has neither int8 nor `on_update = "keep"`.
@@ -267,6 +286,7 @@ def build_batcher(model: nn.Module, config: GeneratorConfig, tokenizer: TextDeco
             slots=config.slots,
             on_update=config.on_update,
             device=device,
+            lora=lora,
         )
     if config.precision == "int8" or config.on_update == "keep":
         raise ConfigError(
@@ -281,4 +301,5 @@ def build_batcher(model: nn.Module, config: GeneratorConfig, tokenizer: TextDeco
         slots=config.slots,
         dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         device=device,
+        lora=lora,
     )

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamarl.core.errors import WeightSyncError
+from llamarl.generation.adapters import HeldTensors
 from llamarl.generation.batcher import Batcher
 from llamarl.models.checkpoint import new_cache
 from llamarl.models.decoder import named_tensors
+from llamarl.models.lora import Adapters
+from llamarl.models.lora_config import LoraConfig
 from llamarl.models.probe import arbitrary_ids
 from llamarl.models.rope import rope_threshold, split_by_side
 
@@ -43,11 +45,18 @@ class TransformersBackend:
     """A prompt is read whole."""
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        lora: LoraConfig | None = None,
     ) -> None:
         self.device = torch.device(device)
         own: Any = copy.deepcopy(model)
         self.model: Any = own.to(device=self.device, dtype=dtype).eval()
+        # Their first values don't matter: nothing is drawn before the trainer's arrive.
+        adapters = None if lora is None else Adapters(self.model, lora, seed=0)
+        self._refreshed = HeldTensors(dict(named_tensors(self.model)) if adapters is None else adapters.tensors())
         config: Any = self.model.config.get_text_config()
         self.max_positions: int = getattr(config, "max_position_embeddings", 1 << 30)
         self.vocab_size: int = config.vocab_size
@@ -99,28 +108,21 @@ class TransformersBackend:
         for group in self._groups:
             group.rows = [names.get(row, row) for row in group.rows]
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is.
 
         Raises:
             WeightSyncError: names are missing or unknown, or a shape differs; nothing has been copied then.
         """
-        views = self.named_views()
-        wrong = sorted(views.keys() ^ tensors.keys())
-        wrong += sorted(n for n in views.keys() & tensors.keys() if views[n].shape != tensors[n].shape)
-        if wrong:
-            raise WeightSyncError(f"weights: {len(wrong)} names missing, unknown or of another shape: {wrong[0]}, ...")
-        for name, view in views.items():
-            view.copy_(tensors[name])
+        self._refreshed.copy_from(tensors)
 
     def named_views(self) -> Mapping[str, Tensor]:
-        """The weights it holds, by parameter name."""
-        return dict(named_tensors(self.model))
+        """The weights that updates reach, by parameter name."""
+        return self._refreshed.named_views()
 
     def mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names whose held value is not that of `tensors`, up to the rounding to this dtype."""
-        return [name for name, view in self.named_views().items() if not torch.equal(view, tensors[name].to(view))]
+        return self._refreshed.mismatches(tensors)
 
     def memory(self) -> tuple[int, int]:
         """Bytes of its weights, and of the caches that its module holds."""
@@ -278,6 +280,7 @@ class TransformersGenerator(Batcher):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         version: int = 0,
+        lora: LoraConfig | None = None,
     ) -> None:
-        backend = TransformersBackend(model, dtype, device)
+        backend = TransformersBackend(model, dtype, device, lora)
         super().__init__(backend, eos_ids=eos_ids, decode=decode, slots=slots, on_update=on_update, version=version)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import ConfigError
+from llamarl.generation.adapters import HeldTensors, adapt
 from llamarl.generation.batcher import Batcher
 from llamarl.generation.int8 import Int8, check_int8, find_outliers
 from llamarl.models.decoder import Decoder, Geometry, why_unsupported
+from llamarl.models.lora_config import LoraConfig
 from llamarl.models.probe import probe_logprobs
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -64,12 +66,19 @@ class KVCache:
 
 
 class NativeBackend:
-    """Runs a fused `Decoder` over dense cache rows."""
+    """Runs a fused `Decoder` over dense cache rows.
+
+    Args:
+        decoder: the model.
+        slots: most rows.
+        adapters: those beside the decoder's weights, which alone are refreshed then.
+    """
 
     can_reuse = True
 
-    def __init__(self, decoder: Decoder, slots: int) -> None:
+    def __init__(self, decoder: Decoder, slots: int, adapters: HeldTensors | None = None) -> None:
         self.decoder, self.geometry = decoder, decoder.geometry
+        self._adapters, self._refreshed = adapters, adapters or decoder
         self.device, self.max_positions = decoder.device, decoder.geometry.max_positions
         self.vocab_size = decoder.geometry.vocab_size
         self.cache = KVCache(decoder.geometry, slots, decoder.dtype, self.device)
@@ -219,19 +228,20 @@ class NativeBackend:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is."""
-        self.decoder.copy_from(tensors)
+        self._refreshed.copy_from(tensors)
 
     def named_views(self) -> Mapping[str, Tensor]:
-        """The weights it holds, by parameter name; quantised ones are left out."""
-        return self.decoder.named_views()
+        """The weights that updates reach, by parameter name; quantised ones are left out."""
+        return self._refreshed.named_views()
 
     def mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names whose held value is not that of `tensors`, up to the rounding of the precision."""
-        return self.decoder.mismatches(tensors)
+        return self._refreshed.mismatches(tensors)
 
     def memory(self) -> tuple[int, int]:
         """Bytes of its weights, and of the rows of cache that hold or held anything."""
-        return self.decoder.num_bytes, sum(layer.nbytes for layer in self.cache.layers)
+        weights = self.decoder.num_bytes + (0 if self._adapters is None else self._adapters.num_bytes)
+        return weights, sum(layer.nbytes for layer in self.cache.layers)
 
     def probe_logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
@@ -271,13 +281,15 @@ class NativeGenerator(Batcher):
         on_update: Literal["recompute", "keep"] = "recompute",
         device: torch.device | str = "cpu",
         version: int = 0,
+        lora: LoraConfig | None = None,
     ) -> None:
         reason = why_unsupported(model.config)
         if reason is not None:
             raise ConfigError(f"the native generator cannot run this model: {reason}; use TransformersGenerator")
         self.decoder = fused_decoder(model, precision, device)
+        adapters = None if lora is None else adapt(self.decoder, model, lora)
         super().__init__(
-            NativeBackend(self.decoder, slots),
+            NativeBackend(self.decoder, slots, adapters),
             eos_ids=eos_ids,
             decode=decode,
             slots=slots,

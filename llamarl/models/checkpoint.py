@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """Number formats weights may be loaded in."""
 
 EXPORT_FILE = "llamarl_export.json"
-"""Marks a directory as written by `save_model`: the name and size in bytes of each of its files."""
+"""Marks a directory as written by `write_export`: the name and size in bytes of each of its files."""
 
 GGUF_SUFFIX = ".gguf"
 ERROR_CHARACTERS = 500
@@ -157,8 +157,7 @@ def load_tokenizer(path: str | Path, chat_template_args: Mapping[str, Any] | Non
 def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path, beside: Sequence[Path] = ()) -> Path:
     """Writes a checkpoint that `load_model` and any Hugging Face tool can read, and that reloads bit-equal.
 
-    The files are written to a hidden sibling folder, which takes the name only when all of them are on disk: whatever
-    stands under the name is complete.
+    Whatever stands under the directory's name is complete (`write_export`).
 
     Args:
         model: a transformers model; tied weights are stored once.
@@ -174,16 +173,34 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path, be
     if not hasattr(saved, "save_pretrained"):
         raise ConfigError(f"model: {type(model).__name__} is not a transformers model; unwrap it before saving")
     _check_vocabulary(tokenizer, saved.config, str(target))
-    check_target(target)
-    draft = target.with_name(f".{target.name}.draft-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+
+    def write(draft: Path) -> None:
         with quiet():
             saved.save_pretrained(draft, safe_serialization=True)
             tokenizer.with_default_args().backend.save_pretrained(draft)
         for file in beside:
             shutil.copy(file, draft)
+
+    return write_export(target, write)
+
+
+def write_export(directory: str | Path, write: Callable[[Path], None]) -> Path:
+    """Writes files to a hidden sibling folder, which takes the directory's name only when all of them are on disk.
+
+    Args:
+        directory: new, empty, or an earlier result of this function with nothing else in it.
+        write: writes the files into the folder that it is given.
+
+    Raises:
+        CheckpointError: the directory holds other files.
+    """
+    target = Path(directory).resolve()
+    check_target(target)
+    draft = target.with_name(f".{target.name}.draft-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        write(draft)
         _write_export_file(draft)
         _swap_in(draft, target)
     finally:
@@ -192,10 +209,10 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path, be
 
 
 def check_target(directory: str | Path, source: str | Path | None = None) -> None:
-    """Refuses what `save_model` could not or should not write to; call it before the work whose result goes there.
+    """Refuses what `write_export` could not or should not write to; call it before the work whose result goes there.
 
     Args:
-        directory: new, empty, or an earlier result of `save_model` with nothing else in it.
+        directory: new, empty, or an earlier result of `write_export` with nothing else in it.
         source: the checkpoint that the result is made from, which is never overwritten; Hub ids are out of reach.
 
     Raises:

@@ -197,6 +197,11 @@ METRICS: dict[str, Metric] = {
     ),
     names.DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     names.PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
+    names.PUBLISHED_BYTES: Metric(
+        "published weights",
+        "Size of the weights that one update brings a generator: the model's or its adapters'.",
+        "B",
+    ),
     names.NONFINITE: Metric("non-finite values", "Metrics of the record that were NaN or infinite.", "", "down"),
     names.POLICY_VERSION: Metric("policy version", "Steps behind the weights."),
 }

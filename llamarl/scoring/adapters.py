@@ -21,10 +21,13 @@ class AdaptedDense(Dense):
     """The weight in half precision, once it was needed."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """Maps `x [M, in]`."""
+        """Maps `x [M, in]`, without the adapters while they are switched off."""
+        frozen = linear(x, self._frozen(x.device.type), self.bias)
+        if self.layer.disable_adapters:
+            return frozen
         low, high = self.layer.lora_A["default"].weight, self.layer.lora_B["default"].weight
         added: Tensor = self.layer.scaling["default"] * linear(linear(x, low), high)
-        return linear(x, self._frozen(x.device.type), self.bias) + added
+        return frozen + added
 
     def _frozen(self, device: str) -> Tensor:
         """The weight as autocast wants it: cast once, since it never changes, where autocast would at every call."""

@@ -59,16 +59,22 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | 
         raise OSError(f"{path}: {error}") from error
 
 
-def read(directory: str | Path, expected: Mapping[str, Tensor], critics: Mapping[str, Tensor] | None = None) -> Stored:
-    """Reads a checkpoint of a model with parameters like `expected`; changes nothing.
+def read(
+    directory: str | Path,
+    expected: Mapping[str, Tensor],
+    critics: Mapping[str, Tensor] | None = None,
+    base: int | None = None,
+) -> Stored:
+    """Reads a checkpoint of a model with trained weights like `expected`; changes nothing.
 
     Args:
         directory: what `write` wrote.
-        expected: the model's parameters.
+        expected: the model's parameters, or its adapters.
         critics: those that the run trains; None: whatever the checkpoint holds.
+        base: digest of the frozen weights that adapters belong to; None: the whole model is trained.
 
     Raises:
-        CheckpointError: a file is missing or broken, or the weights are another model's.
+        CheckpointError: a file is missing or broken, the weights are another model's, or adapters are another base's.
     """
     directory = Path(directory)
     try:
@@ -77,16 +83,35 @@ def read(directory: str | Path, expected: Mapping[str, Tensor], critics: Mapping
         stored_critics = load_file(directory / CRITICS) if (directory / CRITICS).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: not a readable trainer checkpoint ({error})") from error
+    _check_base(directory, counters.get("base"), base)
     differing = sorted(weights.keys() ^ expected.keys())
     differing += sorted(n for n in weights.keys() & expected.keys() if weights[n].shape != expected[n].shape)
     if differing:
-        raise CheckpointError(f"{directory}: not of this model: {differing[0]!r} is missing or of another shape")
+        remedy = "" if base is None else "; adapters go on with the trainer.lora that they began with"
+        raise CheckpointError(
+            f"{directory}: not of this model: {differing[0]!r} is missing or of another shape{remedy}"
+        )
     if critics is not None and critics.keys() != stored_critics.keys():
         raise CheckpointError(
             f"{directory}: holds critics {sorted(stored_critics)}, but the run's algorithms train {sorted(critics)}; "
             "resume with the algorithms that wrote it"
         )
     return Stored(weights, optimizer, counters, stored_critics)
+
+
+def _check_base(directory: Path, stored: int | None, base: int | None) -> None:
+    """Raises `CheckpointError` unless both are whole models, or adapters beside the same frozen weights."""
+    if stored == base:
+        return
+    if stored is None or base is None:
+        held, trained = ("whole weights", "adapters") if stored is None else ("adapters", "whole weights")
+        raise CheckpointError(
+            f"{directory}: holds {held}, but this run trains {trained}; go on with the trainer.lora that it began with"
+        )
+    raise CheckpointError(
+        f"{directory}: its adapters were trained beside other weights than the model has now; put the checkpoint that "
+        "the run started from back in its place"
+    )
 
 
 @torch.no_grad()  # autograd refuses to write into parameters

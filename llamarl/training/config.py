@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llamarl.core.config import Config
+from llamarl.models.lora_config import LoraConfig
 from llamarl.models.template_args import ChatTemplateArgs
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -54,6 +55,9 @@ class TrainerConfig(OptimizerConfig):
     behavior_cap: float | None = Field(default=2.0, ge=1.0)
     """Largest weight of a token with several updates: its probability by the trainer before the first update / at
     sampling. The weight makes up for staleness and the generator's precision. None: no such weight."""
+    lora: LoraConfig | None = None
+    """Train adapters beside the model's weights, which stay as they are; extra `lora`. Checkpoints and the weight
+    channel then hold adapters only. They bear about ten times the learning rate."""
 
     @property
     def num_updates(self) -> int:
@@ -102,23 +106,6 @@ class TrainerPlacement(Config):
     def num_ranks(self) -> int:
         """Processes of the trainer."""
         return self.fsdp * self.tp
-
-
-class LoraConfig(Config):
-    """Low-rank adapters: linear layers compute `W x + (alpha / rank) B A x`, and only A and B are trained."""
-
-    rank: int = Field(ge=1)
-    """Rows of A and columns of B; 8 to 64 are usual."""
-    alpha: float = Field(default=32.0, gt=0.0)
-    """Scale of what the adapters add: `alpha / rank`."""
-    targets: tuple[str, ...] = ()
-    """Names of the linear layers that get adapters, such as `q_proj`; empty: all but the output head."""
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Names from the command line, between commas."""
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 class FitConfig(OptimizerConfig):

@@ -1,5 +1,6 @@
 """The trainer as a pipeline stage: built where it runs, called by the controller."""
 
+from array import array
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from llamarl.core.algorithm import Algorithm
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Cores, Executor, WeightChannel
-from llamarl.core.records import Assignment, StepResult, WeightManifest
+from llamarl.core.records import Assignment, StepResult, Trajectory, WeightManifest
 from llamarl.core.sampling import Sampling
 from llamarl.training.config import TrainerConfig
 from llamarl.training.trainer import PolicyTrainer, ignore_micro_batch
@@ -27,6 +28,7 @@ class TrainerExecutor(Executor):
         cores: shares cores with other executors; by default torch's settings are left alone.
         probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
         on_micro_batch: told the number of each micro-batch, from 1, and how many a task's batch has.
+        seed: of the adapters' first weights, where adapters are trained.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class TrainerExecutor(Executor):
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
         on_micro_batch: Callable[[int, int], None] = ignore_micro_batch,
+        seed: int = 0,
     ) -> None:
         self._config, self._sampling, self._total_steps = config, sampling, total_steps
         self._algorithms, self._load_model = algorithms, load_model
-        self._channel, self._cores = channel, cores
+        self._channel, self._cores, self._seed = channel, cores, seed
         self._probe_prompts, self._on_micro_batch = tuple(probe_prompts), on_micro_batch
 
     def setup(self) -> None:
@@ -64,6 +67,7 @@ class TrainerExecutor(Executor):
             cores=self._cores,
             probe_prompts=self._probe_prompts,
             on_micro_batch=self._on_micro_batch,
+            seed=self._seed,
         )
 
     def train(
@@ -74,6 +78,14 @@ class TrainerExecutor(Executor):
     ) -> StepResult:
         """Takes one step on all samples, of one optimizer update or several; see `PolicyTrainer.train`."""
         return self._trainer.train(assignments, watched_groups, weights)
+
+    def logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
+        """Scores trajectories under the policy that the run started from, which adapters switched off are.
+
+        Raises:
+            ConfigError: the trainer has no adapters, and so no weights of that policy.
+        """
+        return self._trainer.reference_logprobs(rows)
 
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""

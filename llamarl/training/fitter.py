@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from llamarl.core import metric_names as names
 from llamarl.core.errors import CollapseError, ConfigError, DataError
 from llamarl.functional.losses import Metrics, mean_metrics
+from llamarl.models.lora import Adapters
 from llamarl.training import checkpoints
-from llamarl.training.lora import Adapters
 from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.objective import Objective, R, Report
 from llamarl.training.optimizer import Optimizer

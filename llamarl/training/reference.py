@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from llamarl.core.protocols import AllCores, Cores, Executor
 from llamarl.core.records import Trajectory
 from llamarl.core.sampling import Sampling
-from llamarl.scoring.logprobs import autocast, build_scorer
+from llamarl.scoring.logprobs import Scorer, autocast, build_scorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.memory import micro_batch_tokens
 
@@ -39,17 +40,36 @@ class ReferenceExecutor(Executor):
         self._model = self._load_model().eval().requires_grad_(False)
         self._score = build_scorer(self._model, self._sampling.temperature)
 
-    @torch.no_grad()  # the reference is never trained, so its activations need not be kept
     def logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
         """Computes the log-prob of each response token of each trajectory, in order.
 
         Raises:
             DataError: a trajectory without prompt or response tokens.
         """
-        found: dict[int, array[float]] = {}
-        for part in self._score.split(rows, micro_batch_tokens(self._model, self._config)):
-            with self._cores.using("reference"), autocast(self._model, self._config.precision):
-                logprobs = self._score([rows[index] for index in part]).logprobs
-            sizes = [rows[index].response_length for index in part]
-            found |= {i: array("f", row.tolist()) for i, row in zip(part, torch.split(logprobs, sizes), strict=True)}
-        return [found[index] for index in range(len(rows))]
+        return response_logprobs(self._score, self._model, self._config, rows, lambda: self._cores.using("reference"))
+
+
+@torch.no_grad()  # the reference is never trained, so its activations need not be kept
+def response_logprobs(
+    score: Scorer,
+    model: nn.Module,
+    config: TrainerConfig,
+    rows: Sequence[Trajectory],
+    using_cores: Callable[[], AbstractContextManager[object]],
+) -> "list[array[float]]":
+    """Computes the log-prob of each response token of each trajectory, in order, as the model is now.
+
+    Args:
+        score: of `model`.
+        model: decides the device and the default size of micro-batches.
+        config: its precision and micro-batches.
+        rows: what others sampled.
+        using_cores: entered around each micro-batch.
+    """
+    found: dict[int, array[float]] = {}
+    for part in score.split(rows, micro_batch_tokens(model, config)):
+        with using_cores(), autocast(model, config.precision):
+            logprobs = score([rows[index] for index in part]).logprobs
+        sizes = [rows[index].response_length for index in part]
+        found |= {i: array("f", row.tolist()) for i, row in zip(part, torch.split(logprobs, sizes), strict=True)}
+    return [found[index] for index in range(len(rows))]

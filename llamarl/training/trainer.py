@@ -29,12 +29,11 @@ from torch import nn
 from llamarl.core.algorithm import Algorithm
 from llamarl.core.errors import CollapseError, ConfigError
 from llamarl.core.protocols import AllCores, Cores, WeightChannel
-from llamarl.core.records import Assignment, StepResult, TrainSample, WeightManifest, WeightProbe
+from llamarl.core.records import Assignment, StepResult, TrainSample, Trajectory, WeightManifest, WeightProbe
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum
 from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.functional.mismatch import mismatch
-from llamarl.models.decoder import named_tensors
 from llamarl.models.probe import probe_rows
 from llamarl.scoring.logprobs import EntropyMode, autocast, build_scorer
 from llamarl.scoring.packing import split_groups
@@ -46,7 +45,9 @@ from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import LargestActivations, micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.passes import remember, split_assignment
+from llamarl.training.reference import response_logprobs
 from llamarl.training.sft_rows import SFTRow
+from llamarl.training.trained import TrainedWeights
 from llamarl.training.values import ValueHeads
 
 MAX_NONFINITE = 5
@@ -76,9 +77,12 @@ class PolicyTrainer:
         cores: shares cores with other executors; by default torch's settings are left alone.
         probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
         on_micro_batch: told the number of each micro-batch, from 1, and how many a task's batch has.
+        seed: of the adapters' first weights, where adapters are trained.
 
     Raises:
-        ConfigError: half-precision weights, greedy sampling, no algorithm, or a schedule without an end.
+        ConfigError: half-precision weights, greedy sampling, no algorithm, a schedule without an end, or adapters for
+            layers that the model hasn't.
+        MissingDependencyError: adapters without the extra `lora`.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class PolicyTrainer:
         cores: Cores | None = None,
         probe_prompts: Sequence[Sequence[int]] = (),
         on_micro_batch: Callable[[int, int], None] = ignore_micro_batch,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self._on_micro_batch = on_micro_batch
@@ -108,6 +113,8 @@ class PolicyTrainer:
         self._losses = [algorithm.loss() for algorithm in chosen]
         self.version = 0
         """Optimizer steps behind the current weights."""
+        self.trained = TrainedWeights(model, self.config.lora, seed)
+        """The weights that steps change and `publish` and `save` carry."""
         self._score = build_scorer(model, self.sampling.temperature)
         self._score_probe = build_scorer(model)
         self.critics = ValueHeads(model, [i for i, needs in enumerate(self._needs) if needs.values])
@@ -233,41 +240,51 @@ class PolicyTrainer:
         if self._channel is None:
             raise ConfigError("channel: this trainer has none to publish on; pass channel=...")
         started = time.perf_counter()
-        tensors = dict(named_tensors(self.model))
+        tensors = self.trained.tensors()
         self._channel.publish(self.version, tensors)
         return WeightManifest(
             version=self.version,
             checksums=checksum(tensors),
             probe=WeightProbe(self._probe_rows, self._probe_at_start, self._score_rows()),
+            base=self.trained.base,
             num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
             seconds=time.perf_counter() - started,
         )
 
+    def reference_logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
+        """Scores trajectories under the policy that the run started from: the model without its adapters.
+
+        Raises:
+            ConfigError: the whole model is trained, so that the weights of that policy are gone.
+        """
+        with self.trained.switched_off():
+            return response_logprobs(self._score, self.model, self.config, rows, lambda: self._cores.using("trainer"))
+
     def memory(self) -> dict[str, int]:
         """Bytes of what training holds, by part; activations are those of the largest micro-batch so far."""
-        weights = sum(tensor.nbytes for _, tensor in named_tensors(self.model))
         return {
-            "weights": weights,
-            "gradients": weights,
+            "weights": sum(parameter.nbytes for parameter in self.model.parameters()),
+            "gradients": sum(tensor.nbytes for tensor in self.trained.tensors().values()),
             "moments": sum(tensor.nbytes for tensor in self._optimizer.state().values()),
             "activations": self._most_activations.num_bytes,
         }
 
     def save(self, directory: str | Path) -> None:
-        """Writes weights and moments as safetensors and counters as JSON into an empty or new directory."""
-        counters = {"version": self.version, "guard": self._guard.state()}
-        weights, critics = dict(named_tensors(self.model)), self.critics.tensors()
+        """Writes trained weights and moments as safetensors and counters as JSON into an empty or new directory."""
+        counters = {"version": self.version, "guard": self._guard.state(), "base": self.trained.base_digest}
+        weights, critics = self.trained.tensors(), self.critics.tensors()
         checkpoints.write(directory, weights, self._optimizer.state(), counters, critics)
 
     def load(self, directory: str | Path) -> int:
         """Restores what `save` wrote, bit for bit, and forgets gathered gradients; returns the policy version.
 
         Raises:
-            CheckpointError: files missing or broken, or of another model or other critics.
+            CheckpointError: files missing or broken, or of another model, other critics, or adapters of another base.
         """
-        stored = checkpoints.read(directory, dict(named_tensors(self.model)), self.critics.tensors())
+        weights = self.trained.tensors()
+        stored = checkpoints.read(directory, weights, self.critics.tensors(), self.trained.base_digest)
         self._optimizer.load_state(stored.optimizer)
-        checkpoints.copy_weights(stored.weights, dict(named_tensors(self.model)))
+        checkpoints.copy_weights(stored.weights, weights)
         checkpoints.copy_weights(stored.critics, self.critics.tensors())
         self._guard.load_state(stored.counters["guard"])
         self.version = int(stored.counters["version"])

@@ -29,8 +29,8 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
 from llamarl.factuality.detectors.fine_tuning import RateFTSettings
+from llamarl.models.lora_config import LoraConfig
 from llamarl.report import names
-from llamarl.training.config import LoraConfig
 from llamarl.training.objectives import DPOConfig, LoveConfig, RewardConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,10 +95,25 @@ def section(name: str, model: type[BaseModel], field: FieldInfo) -> str:
     """One table of the recipe under its heading."""
     is_list = get_origin(field.annotation) is tuple
     heading = f"[[{name}]]" if is_list else f"[{name}]"
-    lead = f"{one_line(field.description)} " if field.description else ""
-    return f"\n## {heading}\n\n{lead}{summary(model)}\n\n" + table(
-        plain_fields(model), f"{name}.0." if is_list else f"{name}."
+    prefix = f"{name}.0." if is_list else f"{name}."
+    parts = [heading_of(field, heading, model, "##"), table(plain_fields(model), prefix)]
+    # Lists of tables, and the tables of a list's entries, are described where they stand alone.
+    inner_tables = (
+        [] if is_list else [f for f in model.model_fields.items() if get_origin(f[1].annotation) is not tuple]
     )
+    for inner, nested in inner_tables:
+        for each in models_in(nested.annotation):
+            parts += [
+                heading_of(nested, f"[{name}.{inner}]", each, "###"),
+                table(plain_fields(each), f"{prefix}{inner}."),
+            ]
+    return "".join(parts)
+
+
+def heading_of(field: FieldInfo, heading: str, model: type[BaseModel], level: str) -> str:
+    """A table's heading, what the table is for, and what its settings are."""
+    lead = f"{one_line(field.description)} " if field.description else ""
+    return f"\n{level} {heading}\n\n{lead}{summary(model)}\n\n"
 
 
 def plain_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.models.lora import Adapters, load_adapter
+from llamarl.models.lora_config import LoraConfig
 from llamarl.scoring.adapters import AdaptedDense
-from llamarl.training.config import LoraConfig
 from llamarl.training.fitter import Fitter
-from llamarl.training.lora import Adapters, load_adapter
 from llamarl.training.objectives import SFT, SFTConfig
 
 
@@ -34,7 +34,9 @@ def logits_of(model):
 def test_a_frozen_weight_that_is_cast_once_computes_what_autocast_computes():
     torch.manual_seed(0)
     low, high = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
-    layer = SimpleNamespace(lora_A={"default": low}, lora_B={"default": high}, scaling={"default": 2.0})
+    layer = SimpleNamespace(
+        lora_A={"default": low}, lora_B={"default": high}, scaling={"default": 2.0}, disable_adapters=False
+    )
     weight, x = torch.randn(5, 6), torch.randn(7, 6)
     dense = AdaptedDense(weight, None, layer=layer)
     with torch.autocast("cpu", torch.bfloat16):

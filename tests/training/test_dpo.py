@@ -16,10 +16,10 @@ from llamarl.core.errors import CheckpointError, ConfigError, DataError
 from llamarl.functional.preference import dpo_loss, ipo_loss
 from llamarl.models.checkpoint import load_model, quiet
 from llamarl.models.decoder import named_tensors
+from llamarl.models.lora_config import LoraConfig
 from llamarl.models.tiny import char_tokenizer
 from llamarl.report.metrics import read_metrics
 from llamarl.scoring.logprobs import PaddedScorer
-from llamarl.training.config import LoraConfig
 from llamarl.training.examples import AnswerEncoder, Example, read_examples
 from llamarl.training.fit import fit
 from llamarl.training.fitter import Fitter, fit_model

@@ -11,8 +11,8 @@ from tiny_rewards import language_model, marker_pairs
 from llamarl.core.errors import CheckpointError, CollapseError, DataError
 from llamarl.models.checkpoint import load_classifier, quiet
 from llamarl.models.decoder import named_tensors
+from llamarl.models.lora_config import LoraConfig
 from llamarl.report.metrics import read_metrics
-from llamarl.training.config import LoraConfig
 from llamarl.training.fit import fit
 from llamarl.training.objectives import RewardConfig, reward_objective
 

@@ -13,9 +13,10 @@ from tiny_policies import tiny_model
 from llamarl.core.errors import CollapseError, ConfigError, DataError
 from llamarl.models.checkpoint import new_config, new_model
 from llamarl.models.decoder import named_tensors
+from llamarl.models.lora_config import LoraConfig
 from llamarl.models.tiny import char_tokenizer
 from llamarl.scoring.logprobs import PackedScorer, PaddedScorer
-from llamarl.training.config import LoraConfig, TrainerConfig
+from llamarl.training.config import TrainerConfig
 from llamarl.training.fitter import Batches, Fitter, fit_model
 from llamarl.training.objectives import SFT, RewardConfig, SFTConfig
 from llamarl.training.sft_rows import SFTRow, read_sft_rows
@@ -429,8 +430,8 @@ def test_without_peft_the_extra_is_named():
     code = (
         "import sys; sys.modules['peft'] = None\n"
         "from llamarl.core.errors import MissingDependencyError\n"
-        "from llamarl.training.config import LoraConfig\n"
-        "from llamarl.training.lora import Adapters\n"
+        "from llamarl.models.lora_config import LoraConfig\n"
+        "from llamarl.models.lora import Adapters\n"
         "try: Adapters(None, LoraConfig(rank=1), 0)\n"
         "except MissingDependencyError as error: print(error)"
     )

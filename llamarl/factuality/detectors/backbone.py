@@ -20,9 +20,9 @@ from llamarl.functional.checksum import checksum
 from llamarl.models.checkpoint import load_model, load_tokenizer
 from llamarl.models.classifier import TokenIds
 from llamarl.models.decoder import named_tensors
+from llamarl.models.lora import load_adapter
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.scoring.next_tokens import build_next_tokens, common_length
-from llamarl.training.lora import load_adapter
 
 BATCH_TOKENS = 4096
 """Most tokens of one forward pass, unless the user says otherwise."""

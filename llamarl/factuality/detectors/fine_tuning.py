@@ -44,7 +44,8 @@ from llamarl.factuality.labelled import LabelledClaim
 from llamarl.functional.detection import balanced_accuracy, count_single, search_threshold
 from llamarl.functional.losses import Metrics
 from llamarl.functional.statistics import auroc
-from llamarl.training.config import FitConfig, LoraConfig
+from llamarl.models.lora_config import LoraConfig
+from llamarl.training.config import FitConfig
 from llamarl.training.objective import Objective, Report, Rows, Scorer, Source
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class FineTuning(PromptTF):
 
     def write(self, directory: Path) -> list[str]:
         """Names the files of the adapter, which the training has left there."""
-        from llamarl.training.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+        from llamarl.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
         return [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
 

@@ -1,13 +1,14 @@
-"""Low-rank adapters for supervised training, as the peft library makes and merges them.
+"""Low-rank adapters, as the peft library makes, switches off, merges, saves and loads them.
 
 LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021, https://arxiv.org/abs/2106.09685). The only module
-that imports peft. `scoring.adapters` computes with them.
+that imports peft. `scoring.adapters` computes with them where they are trained, `generation.adapters` in a generator.
 """
 
+import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from llamarl.core.errors import CheckpointError, ConfigError, MissingDependencyError
 from llamarl.core.seeds import derive_seed
-from llamarl.training.config import LoraConfig
+from llamarl.models.checkpoint import quiet
+from llamarl.models.lora_config import LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names of an adapter's files, as peft loads them."""
@@ -51,6 +53,20 @@ class Adapters:
         if head is not None and "score" in dict(model.named_children()):
             head.requires_grad_(True)  # a new head starts at zero: without it nothing would be learned
 
+    def tensors(self) -> dict[str, Tensor]:
+        """A and B of each adapted layer, `<layer>.lora_A.weight [rank, in]` and `<layer>.lora_B.weight [out, rank]`."""
+        # Detached: they are copied, hashed and saved without autograd.
+        return {name: parameter.detach() for name, parameter in _adapter_parameters(self._model).items()}
+
+    @contextlib.contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Lets the model compute what it did without adapters, inside the block."""
+        self._adapted.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self._adapted.enable_adapter_layers()
+
     def merge(self) -> None:
         """Adds the adapters to their layers' weights; the model is then an ordinary one, trainable as a whole."""
         self._adapted.merge_and_unload()
@@ -68,11 +84,7 @@ class Adapters:
         draft = directory / f".adapter-{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        weights = {
-            _PREFIX + name.replace(".default.", "."): parameter.detach().cpu().contiguous()
-            for name, parameter in self._model.named_parameters()
-            if "lora_" in name
-        }
+        weights = {_PREFIX + name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
         save_file(weights, draft / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         settings.save_pretrained(str(draft))
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
@@ -102,16 +114,50 @@ def load_adapter(model: nn.Module, directory: str | Path) -> None:
     except Exception as error:  # peft raises whatever the values of a config run into
         problem = str(error)[:ERROR_CHARACTERS]
         raise CheckpointError(f"{directory}: can't load the adapter: {type(error).__name__}: {problem}") from error
-    own = {
-        _PREFIX + name.replace(".default.", "."): parameter
-        for name, parameter in model.named_parameters()
-        if "lora_" in name
-    }
+    own = {_PREFIX + name: parameter for name, parameter in _adapter_parameters(model).items()}
     _refuse_misfits(str(directory), own, stored)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(stored[name])
     model.requires_grad_(False).eval()
+
+
+def adapter_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, int]]:
+    """The shapes of the tensors that `Adapters` of these settings would have, by name; the model stays as it is.
+
+    Args:
+        model: without adapters; it may be on torch's meta device.
+        config: rank, scale and layers.
+
+    Raises:
+        ConfigError: a target that is no linear layer of the model.
+    """
+    head = _head_of(model)
+    targets, shapes = _targets(model, config, head), {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and name.rpartition(".")[2] in targets:
+            shapes[f"{name}.lora_A.weight"] = (config.rank, module.in_features)
+            shapes[f"{name}.lora_B.weight"] = (module.out_features, config.rank)
+    return shapes
+
+
+def count_adapters(config: Any, lora: LoraConfig) -> int:
+    """Numbers in the adapters of a causal language model of this transformers config; no memory is taken.
+
+    Raises:
+        MissingDependencyError: without the extra `lora`.
+        ConfigError: a target that is no linear layer of the model.
+    """
+    _import_peft()
+    with quiet() as transformers, torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return sum(rows * columns for rows, columns in adapter_shapes(model, lora).values())
+
+
+def _adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' parameters, by the names that they have in files, without peft's prefix."""
+    named = model.named_parameters()
+    return {name.replace(".default.", "."): parameter for name, parameter in named if ".lora_" in name}
 
 
 def _import_peft() -> Any:
