@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamarl.report.detection_plots import draw_calibration, draw_coverage, draw_on, draw_roc, plot_detection
+from llamarl.factuality.evaluation_figures import build_calibration, build_coverage, build_roc
+from llamarl.report.detection_plots import plot_detection
 from llamarl.report.files import write_json
-from llamarl.report.page import Figure, Notes, Page, Part, Section, Table, write_page
-from llamarl.report.plots import render_svg
+from llamarl.report.page import Notes, Page, Part, Section, Table, write_page
 
 RESULTS_FILE, FIGURE_FILE, PAGE_FILE = "results.json", "detection.png", "report.html"
 COLUMNS = ("method", "threshold", "BAcc", "95 % interval", "AUC", "ECE")
 HYBRID_COLUMNS = ("hybrid", "low", "high", "BAcc-unknown", "95 % interval", "unknown")
 DIFFERENCE_COLUMNS = ("difference", "claims", "BAcc", "95 % interval", "AUC", "95 % interval", "")
-PANEL_INCHES = (7.2, 4.2)
 EXPLANATION = (
     "BAcc is the mean of the shares of factual and of hallucinated claims that one threshold decides rightly. With two "
     "thresholds, a claim between low and high is left to an outside checker: BAcc-unknown counts it as right, and "
@@ -46,14 +45,7 @@ def build_page(results: Mapping[str, Any]) -> Page:
         table = Table(DIFFERENCE_COLUMNS, list(difference_rows(results)))
         text = "b minus a on the claims that both have scored; every resample draws the same prompts for both."
         sections.append(Section("Differences", [text, table]))
-    panels = (
-        (draw_roc, "ROC", "Each point is a threshold; the dot is the one that validation chose."),
-        (draw_calibration, "Calibration", "On the diagonal a score of 0.8 means that 80 % of such claims are factual."),
-        (draw_coverage, "Accuracy against coverage", "The surest claims of each side first; a diamond is hybrid."),
-    )
-    figures = [
-        Figure(render_svg(draw_on(draw, methods), *PANEL_INCHES), title, caption) for draw, title, caption in panels
-    ]
+    figures = [build(methods) for build in (build_roc, build_calibration, build_coverage)]
     sections.append(Section("Figures", figures))
     first = next(iter(methods.values()))
     counts = first["test"]

@@ -11,7 +11,8 @@ from llamarl.factuality.labels import NO_VERDICT, UNJUDGED
 from llamarl.factuality.scoring import ScoredClaim
 from llamarl.factuality.stages import count_reasons
 from llamarl.factuality.texts import ScoredText
-from llamarl.report.page import Mark, MarkedText, Notes, Page, Part, Section, Table, Tone, Verdict
+from llamarl.report.figures import Tone
+from llamarl.report.page import Mark, MarkedText, Notes, Page, Part, Section, Table, Verdict
 
 if TYPE_CHECKING:
     from rich.text import Text as RichText

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import llamarl
+from llamarl.feedback.ab_figures import build_changes, build_days, build_guardrails, build_power, build_rates
 from llamarl.feedback.ab_verdicts import format_change, format_interval, format_p, format_rate
-from llamarl.report.experiment_plot import draw_arms, draw_days, draw_guardrails, draw_power
-from llamarl.report.page import Figure, Notes, Page, Section, Table, Verdict
+from llamarl.report.page import Notes, Page, Section, Table, Verdict
 from llamarl.report.text import format_number
 
 LAST_DAYS = 7
@@ -34,37 +34,29 @@ def _sections(result: Mapping[str, Any]) -> Iterator[Section]:
     yield Section(
         "Love rate",
         [
+            build_rates(result),
+            build_changes(result),
             Table(RATE_COLUMNS, list(rate_rows(result))),
             Table(CHANGE_COLUMNS, list(change_rows(result)), "Relative change of the love rate"),
-            Figure(
-                draw_arms(result),
-                "Love rate and its relative change by arm",
-                "The interval for one look is right if the day was fixed before the test. The always-valid one is "
-                "right on all days together.",
-            ),
         ],
     )
     if result["by_day"]:
         yield Section(
             "Day by day",
             [
-                Figure(
-                    draw_days(result),
-                    "Relative change after each day, with the always-valid interval",
-                    "Once a band leaves out 0 you may stop. It is tightest for changes of about "
-                    f"{result['expected_change']:.0%} (--expected-change).",
-                ),
+                *build_days(result),
+                "The band is the always-valid interval; once it leaves out 0 you may stop. It is tightest for changes "
+                f"of about {result['expected_change']:.0%} (--expected-change).",
                 Table(DAY_COLUMNS, list(_day_rows(result)), f"The last {min(LAST_DAYS, len(result['by_day']))} days"),
             ],
         )
     if rows := list(guardrail_rows(result)):
-        figure = Figure(draw_guardrails(result), "Relative change of guardrails", "")
-        is_known = any(row[3] != "–" for row in rows)
+        figure = build_guardrails(result)
         note = (
             "A guardrail holds if its 95 % interval leaves out the margin. All must hold, so that needs no correction; "
             "whether one changed at all is corrected after Holm."
         )
-        yield Section("Guardrails", [Table(GUARDRAIL_COLUMNS, rows), *([figure] if is_known else []), note])
+        yield Section("Guardrails", [*([figure] if figure else []), Table(GUARDRAIL_COLUMNS, rows), note])
     size = result["size_verdict"]
     yield Section("Sample ratio", [*([Verdict(**size)] if size["tone"] != "bad" else []), Notes(list(_notes(result)))])
     yield Section("How it was computed", [Notes([f"{name}: {method}" for name, method in result["methods"].items()])])
@@ -176,9 +168,7 @@ def build_plan_page(plan: Mapping[str, Any]) -> Page:
         f"{settings['arms']} arms",
         parts=[
             Verdict("good" if plan["days"] else "bad", title, text),
-            Section(
-                "Power", [Figure(draw_power(plan), "Power by day", PLAN_NOTE), Table(PLAN_COLUMNS, plan_rows(plan))]
-            ),
+            Section("Power", [*build_power(plan), PLAN_NOTE, Table(PLAN_COLUMNS, plan_rows(plan))]),
         ],
         footer=f"llamarl {llamarl.__version__}, feedback ab plan.",
     )

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import llamarl
-from llamarl.report.description_plots import draw_days, draw_segments, draw_signals
-from llamarl.report.page import Figure, Page, Section, Table
+from llamarl.feedback.description_figures import build_days, build_segments, build_signals
+from llamarl.report.page import Page, Part, Section, Table
 
 RATE_COLUMNS = ("messages", "users", "loved (95 %)")
 SIGNAL_COLUMNS = ("signal", "known", "good", "users", "r with outcome", "ambiguity")
@@ -20,7 +20,7 @@ def build_report(result: Mapping[str, Any]) -> Page:
         subtitle=f"{result['messages']:,} messages of {result['users']:,} users",
         parts=[
             f"{loved} of the messages are loved. Intervals are 95 %, for users drawn at random: {effect}",
-            Section("Love rate", [Figure(draw_days(result), "Love rate by day"), _segments(result)]),
+            Section("Love rate", [build_days(result), *build_segments(result)]),
             *(
                 Section(f"By {name.replace('_', ' ')}", [Table((name, *RATE_COLUMNS), list(rate_rows(rates)))])
                 for name, rates in result["by"].items()
@@ -32,17 +32,12 @@ def build_report(result: Mapping[str, Any]) -> Page:
     )
 
 
-def _segments(result: Mapping[str, Any]) -> Figure:
-    caption = "The dashed line is the rate of all messages. Of many segments, those with the most messages are drawn."
-    return Figure(draw_segments(result), "Love rate by surface, language and model version", caption)
-
-
-def _signals(result: Mapping[str, Any]) -> list[str | Figure | Table]:
+def _signals(result: Mapping[str, Any]) -> list[Part]:
     return [
         "A good signal has volume; users who give it have the better outcome later (Pearson's r over users, with "
         "Fisher's interval); and it means one thing: ambiguity is the share of messages with a good signal to which "
         "another signal objects.",
-        Figure(draw_signals(result), "Volume, correlation with the outcome and ambiguity of each signal"),
+        *build_signals(result),
         Table(SIGNAL_COLUMNS, list(signal_rows(result["signals"]))),
     ]
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import llamarl
+from llamarl.feedback.gate_figures import build_love, build_monitors
 from llamarl.feedback.gate_settings import Gate
-from llamarl.report.gate_plots import draw_love, draw_monitors
-from llamarl.report.page import Figure, Notes, Page, Section, Table, Tone, Verdict
+from llamarl.report.figures import Tone
+from llamarl.report.page import Notes, Page, Section, Table, Verdict
 from llamarl.report.text import format_number
 
 MONITOR_COLUMNS = ("monitor", "control", "candidate", "times", "between", "says")
@@ -66,8 +67,8 @@ def _sections(result: Mapping[str, Any], settings: Gate) -> Iterator[Section]:
         [
             f"Mean corrected P[Love] of the responses to {love['prompts']:,} prompts, the same for both policies. "
             f"Blocked where the whole interval of the change lies below {-settings.margin or 0.0:.1%}.",
+            build_love(love, settings.margin),
             Table(LOVE_COLUMNS, list(love_rows(love))),
-            Figure(draw_love(love, settings.margin), "Change of the predicted love rate, with its interval"),
         ],
     )
     yield Section(
@@ -76,11 +77,7 @@ def _sections(result: Mapping[str, Any], settings: Gate) -> Iterator[Section]:
             f"What the candidate's {result['responses']:,} responses do, in times of what the "
             f"control's {result['control_responses']:,} do. A monitor speaks up where the change is beyond its factor "
             "and its interval leaves out 1.",
-            Figure(
-                draw_monitors(result["monitors"], settings.warn, settings.stop),
-                "Change of what each monitor counts, with its interval",
-                f"The lines are at {settings.warn:g} (warns) and {settings.stop:g} times (stops).",
-            ),
+            build_monitors(result["monitors"], settings.warn, settings.stop),
             Table(MONITOR_COLUMNS, list(monitor_rows(result["monitors"]))),
         ],
     )

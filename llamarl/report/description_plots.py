@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llamarl.report.plots import BLUE, GREY, LIGHT, ORANGE, SKY, drawing, render_svg
+from llamarl.report.plots import BLUE, GREY, LIGHT, ORANGE, SKY, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,21 +41,6 @@ def plot_description(path: str | Path, result: Mapping[str, Any]) -> Path:
         for place, (_, draw) in zip(places, parts, strict=True):
             draw(place)
     return Path(path)
-
-
-def draw_days(result: Mapping[str, Any]) -> str:
-    """The love rate by day as an `svg` element."""
-    return render_svg(lambda figure: _draw_days(figure, result), WIDTH_INCHES, DAY_INCHES)
-
-
-def draw_segments(result: Mapping[str, Any]) -> str:
-    """The love rate by surface, language and model version as an `svg` element."""
-    return render_svg(lambda figure: _draw_segments(figure, result), WIDTH_INCHES, _segments_inches(result))
-
-
-def draw_signals(result: Mapping[str, Any]) -> str:
-    """Volume, correlation and ambiguity of the signals as an `svg` element."""
-    return render_svg(lambda figure: _draw_signals(figure, result), WIDTH_INCHES, _signals_inches(result))
 
 
 def _draw_days(figure: "Figure", result: Mapping[str, Any]) -> None:

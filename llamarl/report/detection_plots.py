@@ -1,6 +1,6 @@
 """Figures of detectors, from the plain values of `detect eval`: ROC, calibration, accuracy against coverage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,6 @@ from llamarl.report.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, RED, 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Methods = Mapping[str, Mapping[str, Any]]
 """Name -> results of a method."""
@@ -22,17 +21,12 @@ WIDTH_INCHES, HEIGHT_INCHES = 13, 4.6
 def plot_detection(methods: Methods, path: str | Path) -> Path:
     """Draws the three panels side by side. Returns the path of the PNG."""
     with drawing(path, WIDTH_INCHES, HEIGHT_INCHES) as figure:
-        for axes, panel in zip(figure.subplots(1, 3), (draw_roc, draw_calibration, draw_coverage), strict=True):
+        for axes, panel in zip(figure.subplots(1, 3), (_draw_roc, _draw_calibration, _draw_coverage), strict=True):
             panel(axes, methods)
     return Path(path)
 
 
-def draw_on(panel: "Callable[[Axes, Methods], None]", methods: Methods) -> "Callable[[Figure], None]":
-    """A panel alone on a figure, as `report.plots.render_svg` takes it."""
-    return lambda figure: panel(figure.subplots(), methods)
-
-
-def draw_roc(axes: "Axes", methods: Methods) -> None:
+def _draw_roc(axes: "Axes", methods: Methods) -> None:
     """Factual claims recognised against hallucinated ones taken for factual; a dot at the chosen threshold."""
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
     for (name, found), colour in zip(methods.items(), cycle(COLOURS), strict=False):
@@ -43,7 +37,7 @@ def draw_roc(axes: "Axes", methods: Methods) -> None:
     axes.legend(fontsize=8.5, loc="lower right")
 
 
-def draw_calibration(axes: "Axes", methods: Methods) -> None:
+def _draw_calibration(axes: "Axes", methods: Methods) -> None:
     """The share of factual claims against their score; the area of a dot is the number of claims."""
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
     for (name, found), colour in zip(methods.items(), cycle(COLOURS), strict=False):
@@ -56,7 +50,7 @@ def draw_calibration(axes: "Axes", methods: Methods) -> None:
     axes.legend(fontsize=8.5, loc="upper left")
 
 
-def draw_coverage(axes: "Axes", methods: Methods) -> None:
+def _draw_coverage(axes: "Axes", methods: Methods) -> None:
     """Balanced accuracy of the surest claims against their share; a diamond at the hybrid mode."""
     for (name, found), colour in zip(methods.items(), cycle(COLOURS), strict=False):
         points = [p for p in found["coverage"] if p["coverage"] >= MIN_COVERAGE and p["bacc"] is not None]

@@ -3,14 +3,11 @@
 Colours are those of Okabe and Ito, which people with colour-blindness can tell apart.
 """
 
-import io
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 from llamarl.core import metric_names as names
 from llamarl.report.colours import PALETTE, colour_indices
@@ -28,17 +25,6 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, LIGHT, INK = "#CC79A7", "#56B4E9", "#8A8A8A", "#E4E4E4", "#333333"
-PAGE_COLOURS = {
-    INK: "var(--ink)",
-    "#000000": "var(--ink)",
-    GREY: "var(--muted)",
-    LIGHT: "var(--line)",
-    "#FFFFFF": "var(--paper)",
-    BLUE: "var(--blue)",
-}
-"""Colours of a figure -> those of the page that shows it, legible light and dark (`report.page`)."""
-_COLOUR = re.compile("#[0-9a-fA-F]{6}")
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 MONITOR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, INK, GREY)
 MONITORS_INCHES = 2.2
 MOST_TIMES = 64.0
@@ -109,46 +95,6 @@ def drawing(path: str | Path, width: float, height: float) -> "Iterator[Figure]"
         figure = _figure(width, height)
         yield figure
         _save(figure, path)
-
-
-def render_svg(draw: "Callable[[Figure], None]", width: float, height: float) -> str:
-    """A figure of so many inches as an `svg` element for a page (`report.page`), on whose paper it is drawn.
-
-    Args:
-        draw: draws on an empty figure.
-        width: in inches of 72 pixels; the page scales the figure.
-        height: in inches.
-    """
-    import matplotlib as mpl
-
-    # text stays text, and equal figures give equal markup
-    style = {"svg.fonttype": "none", "svg.hashsalt": "llamarl", "savefig.transparent": True}
-    with mpl.rc_context({**PANEL_STYLE, **style}):
-        figure = _figure(width, height)
-        draw(figure)
-        _replace_unshown(figure)
-        markup = io.StringIO()
-        figure.savefig(markup, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline_svg(markup.getvalue())
-
-
-def _inline_svg(document: str) -> str:
-    """The root of an SVG document in the page's colours, without ids that a second figure on the page would repeat."""
-    for prefix, uri in (("", SVG), ("xlink", XLINK)):  # or the elements would be called ns0:path
-        ElementTree.register_namespace(prefix, uri)
-    root = ElementTree.fromstring(document)
-    used = set(re.findall(r"#([\w-]+)", document))
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag == f"{{{SVG}}}metadata":
-                parent.remove(child)
-        if parent.get("id") not in used:
-            parent.attrib.pop("id", None)
-        if style := parent.get("style"):
-            parent.set("style", _COLOUR.sub(lambda match: PAGE_COLOURS.get(match[0].upper(), match[0]), style))
-        if parent.tag == f"{{{SVG}}}text" and "fill" not in parent.get("style", ""):
-            parent.set("fill", PAGE_COLOURS[INK])
-    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _figure(width: float, height: float) -> "Figure":

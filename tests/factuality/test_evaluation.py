@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from llamarl.cli.main import main
 from llamarl.core.errors import DataError
 from llamarl.factuality import Evaluation, evaluate, read_scores
+from tests.pages import read_page
 
 Row = dict[str, Any]
 
@@ -147,8 +148,10 @@ def test_a_report_is_written(write: Callable[..., str], tmp_path: Path, capsys: 
     out = tmp_path / "report"
     assert main(["detect", "eval", "--scores", write(rows), "--columns", "score,evil<b>", "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["detection.png", "report.html", "results.json"]
-    page = (out / "report.html").read_text()
-    assert page.count("<svg") == 3 and "evil&lt;b&gt;" in page and "evil<b>" not in page
+    assert "evil<b>" not in (out / "report.html").read_text()
+    page = read_page(out / "report.html")
+    assert [part["title"] for part in page.parts("lines")] == ["ROC", "Calibration", "Accuracy against coverage"]
+    assert "evil<b>" in page.texts
     assert (out / "detection.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "results.json").read_text())["methods"].keys() == {"score", "evil<b>"}
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from llamarl.factuality.settings import Scoring
 from llamarl.factuality.texts import Instruments, ScoredText, Text, build_instruments, read_texts, score_texts
 from llamarl.report.console import SafeConsole
 from llamarl.report.page import render_page
+from tests.pages import PageReader
 
 ANSWER = "Lyon is a city in Spain. It has many bridges.\n\n- Mars is a river there. The Moon shines on Lyon."
 
@@ -170,31 +170,30 @@ def test_hostile_text_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> 
 # the page
 
 
-def visible_text(html: str) -> str:
-    return re.sub(r"<[^>]*>", "", html.partition("<body>")[2])
-
-
 def test_a_page_colours_claims_in_place_with_their_probability() -> None:
     (text,) = score(ANSWER)
-    html = render_page(build_page([text], "scripted", 0.5, "Tell me about Lyon."))
-    assert '<mark class="bad" style="--tint: 37%" title="0.12: Lyon is a city in Spain.">' in html
-    assert '<mark class="unsure"' in html and '<mark class="good"' in html
-    assert "Lyon is a city in Spain.</mark><sup>0.12</sup>" in html
-    assert "The Moon shines on Lyon.</mark><sup>0.88 low mass</sup>" in html
-    assert "1 of 4 claims doubtful" in html and "0.25 (low)" in html and "Asked: Tell me about Lyon." in html
+    page = PageReader(render_page(build_page([text], "scripted", 0.5, "Tell me about Lyon.")))
+    marks = {mark["text"]: mark for mark in page.parts("marked")[0]["pieces"]}
+    lyon = marks["Lyon is a city in Spain."]
+    assert (lyon["tone"], lyon["note"], lyon["title"]) == ("bad", "0.12", "0.12: Lyon is a city in Spain.")
+    assert lyon["strength"] == pytest.approx(0.75)  # 0.125 lies three quarters of the way from 0.5 to 0
+    assert marks["The Moon shines on Lyon."]["note"] == "0.88 low mass"
+    assert {mark["tone"] for mark in marks.values()} == {None, "bad", "unsure", "good"}
+    assert {"1 of 4 claims doubtful", "0.25 (low)", "Asked: Tell me about Lyon."} <= set(page.texts)
 
 
 def test_hostile_text_is_text_on_a_page() -> None:
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\u202e is in Spain.'
     (text,) = score(evil)
     html = render_page(build_page([text], evil, 0.5, evil))
-    assert "<script" not in html and "<img" not in html and "\x1b" not in html and "\u202e" not in html
-    assert "&lt;script&gt;" in html
+    assert "<script>alert" not in html and "<img" not in html and "\x1b" not in html
+    assert f"Asked: {evil}" in PageReader(html).texts
 
 
 def test_several_texts_share_a_page() -> None:
-    html = render_page(build_page(score("Lyon is in Spain.", "Nice is in France."), "scripted", 0.5))
-    assert "Claims of 2 texts" in html and "<h2>0.txt</h2>" in html and "<h2>1.txt</h2>" in html
+    page = PageReader(render_page(build_page(score("Lyon is in Spain.", "Nice is in France."), "scripted", 0.5)))
+    assert "Claims of 2 texts" in page.texts
+    assert [part["title"] for part in page.parts("section")] == ["0.txt", "1.txt"]
 
 
 def claim_at(start: int, end: int, p: float, text: str) -> ScoredClaim:
@@ -224,7 +223,8 @@ def test_the_worst_of_overlapping_claims_gives_the_colour() -> None:
     scored = score(text)[0]
     scored = ScoredText(scored.source, scored.found, claims)
     assert shown(scored) == "Lyon, [in Spain 0.10], has bridges."
-    assert render_page(build_page([scored], "d", 0.5)).count('<mark class="bad"') == 1
+    (marked,) = PageReader(render_page(build_page([scored], "d", 0.5))).parts("marked")
+    assert [mark["tone"] for mark in marked["pieces"]] == ["good", "bad", "good"]
 
 
 # evidence
@@ -258,8 +258,8 @@ def test_a_table_of_facts_rules_on_each_claim(tmp_path: Path) -> None:
         "          contradicted",
         "          - The city of Lyon is located in France. (table of facts)",
     ]
-    html = visible_text(render_page(build_page([text], "scripted", 0.5)))
-    assert "contradicted" in html and "The city of Lyon is located in France. (table of facts)" in html
+    texts = PageReader(render_page(build_page([text], "scripted", 0.5))).texts
+    assert {"contradicted", "The city of Lyon is located in France. (table of facts)"} <= set(texts)
     assert text.records()[0]["ruling"]["evidence"][0]["text"] == "The city of Lyon is located in France."
 
 

@@ -14,6 +14,7 @@ from llamarl.feedback.gate_report import monitor_rows
 from llamarl.models.checkpoint import load_classifier, load_tokenizer, save_model
 from llamarl.models.classifier import ensure_padding
 from llamarl.training.love_report import Prior
+from tests.pages import read_page
 
 PRIOR = {"base_rate": 0.02, "positive_share": 0.1}
 PLAIN, LEAVING = "Yes, that is so. It works well for most of us.", "Yes, that is so. Bye! Sending love! 💕"
@@ -132,17 +133,13 @@ def test_the_report_is_one_page_that_escapes_what_policies_say(files, tmp_path):
     page = tmp_path / "gate.html"
     result = gate(files, "odd", scorer(-0.1), report=page)
     assert result["report"] == str(page)
-    text = page.read_text()
-    for wanted in (
-        "Blocked",
-        "farewell",
-        "Predicted love rate",
-        "<svg",
-        "&lt;script&gt;alert(1)",
-        "Responses to look at",
-    ):
-        assert wanted in text, wanted
-    assert "<script" not in text and "http://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert "<script>alert" not in page.read_text()
+    texts = read_page(page).texts
+    for wanted in ("Blocked", "farewell", "Predicted love rate", "Responses to look at"):
+        assert wanted in texts, wanted
+    assert "<script>alert(1)</script> Bye!" in texts
+    love, monitors = read_page(page).parts("rows")
+    assert love["rows"][0]["dots"][0]["tone"] == "bad" and "farewell" in [row["name"] for row in monitors["rows"]]
 
 
 def test_a_report_that_is_no_page_is_refused_before_anything_is_scored(files, tmp_path):

@@ -9,9 +9,10 @@ from llamarl.report.colours import KNOWN, PALETTE, colour_indices
 from llamarl.report.files import encode
 from llamarl.report.rundir import read_run
 from llamarl.report.site.curves import charts_of, tabulate
-from llamarl.report.site.document import content_policy, embed, file_values, render_document, write_run_page
+from llamarl.report.site.document import file_values, write_run_page
 from llamarl.report.site.overview import describe_run
 from llamarl.report.site.rollouts import MAX_TEXT, Filter, RolloutIndex, sample_groups
+from llamarl.report.site.shell import content_policy, embed, render_document
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u202egnp\x1b[2J\x00\ud83d &amp;\u2028"
 

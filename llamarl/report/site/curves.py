@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
+from llamarl.report.figures import shorten
 from llamarl.report.files import Record
 from llamarl.report.names import describe
 
@@ -25,8 +26,6 @@ GROUPS = (
 )
 MAX_POINTS = 2000
 """Points of a curve in a page; longer runs are shown as means of several steps, with their extremes."""
-DIGITS = 6
-"""Significant digits of a value in a page."""
 
 _FIXED: dict[str, tuple[str, str, str]] = {
     names.REWARD: ("Learning", "Reward", "training"),
@@ -226,16 +225,12 @@ def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS) -> dict[st
         bins = [[value for value in values[start : start + size] if _is_number(value)] for start in starts]
         if not any(bins):
             continue
-        table["values"][key] = [_shorten(sum(part) / len(part)) if part else None for part in bins]
+        table["values"][key] = [shorten(sum(part) / len(part)) if part else None for part in bins]
         if size > 1:
-            table["low"][key] = [_shorten(min(part)) if part else None for part in bins]
-            table["high"][key] = [_shorten(max(part)) if part else None for part in bins]
+            table["low"][key] = [shorten(min(part)) if part else None for part in bins]
+            table["high"][key] = [shorten(max(part)) if part else None for part in bins]
     return table
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float)
-
-
-def _shorten(value: float) -> float:
-    return value if type(value) is int else float(f"{value:.{DIGITS}g}")

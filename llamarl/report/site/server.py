@@ -30,10 +30,11 @@ from llamarl.report.files import encode
 from llamarl.report.names import describe
 from llamarl.report.rundir import MESSAGES_FILE, METRICS_FILE, ROLLOUTS_FILE, read_run
 from llamarl.report.site.curves import tabulate
-from llamarl.report.site.document import read_spans, render_document
+from llamarl.report.site.document import read_spans
 from llamarl.report.site.folder import RunRow, describe_row, find_runs, is_run
 from llamarl.report.site.overview import describe_run
 from llamarl.report.site.rollouts import Filter, RolloutIndex
+from llamarl.report.site.shell import render_document
 from llamarl.report.summary import SUMMARY_FILE
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})

@@ -1,8 +1,9 @@
 "use strict";
-/* Curves by step. A chart is drawn when it comes into view; its legend switches curves; a click on a step, or Enter,
-   goes to the step's rollouts; dragging zooms all charts of the view. */
+/* Curves by step, or over another axis. A chart is drawn when it comes into view; its legend switches curves; dragging
+   zooms all charts of the view; in a run, a click on a step, or Enter, goes to the step's rollouts. */
 
 const cursorSync = uPlot.sync("steps");
+const STEPS = { name: "step", names: [], scale: "" };
 
 /** Means over `width` values centred on each, of those that are there; null where the value itself is. */
 function smooth(values, width) {
@@ -28,21 +29,23 @@ function suitableWidth(count) {
 
 class Chart {
   /**
-   * spec: {title, unit, meaning, log, curves: [{key, label, colour, points, meaning}]}
+   * spec: {title, unit, meaning, log, curves: [{key, label, colour, points, style, dash, meaning}],
+   *        x: {name, names, scale}, scale: "" | "%" | "×", limits: [low, high], marks: {x, y}}
    * data: {steps, values, low?, high?, bin?}
-   * options: {height, smoothing, raw, events, range, onRange, onStep, band: {key: [low, high]}}
+   * options: {height, smoothing, raw, events, range, sync, onRange, onStep, band: {key: [low, high]}}
    */
   constructor(spec, data, options) {
     this.spec = spec;
     this.data = data;
     this.options = options;
+    this.x = spec.x || STEPS;
     this.hidden = new Set();
     this.plot = null;
     this.readout = h("p", { class: "readout", "aria-live": "polite" });
     this.legend = h("div", { class: "legend" });
     this.box = h("div", {
       class: "plot", tabindex: "0", role: "application",
-      "aria-label": `${spec.title} by step. Arrow keys read values, plus and minus zoom, Enter opens the step's rollouts.`,
+      "aria-label": `${spec.title} by ${this.x.name}. Arrow keys read values, plus and minus zoom${options.onStep ? ", Enter opens the step's rollouts" : ""}.`,
       onkeydown: (event) => this.onKey(event),
     });
     this.box.style.minHeight = options.height + "px";
@@ -110,8 +113,10 @@ class Chart {
         series.push({ stroke: "transparent", width: 0, points: { show: true, size: 3.5, fill: stroke + "88", stroke: "transparent", width: 0 } });
       }
       columns.push(smooth(values, this.options.smoothing));
-      series.push({ label: curve.label, stroke, width: 1.75, spanGaps: true, dash: curve.dash || undefined,
-        points: { show: values.length < 3, size: 5, fill: stroke } });
+      const { style } = curve, dots = style === "dots" ? 9 : style === "marked" ? 6 : 5;
+      series.push({ label: curve.label, stroke, width: style === "dots" ? 0 : 1.75, spanGaps: true,
+        dash: curve.dash || (style === "dashed" ? [6, 4] : undefined),
+        points: { show: style === "dots" || style === "marked" || values.filter((value) => value !== null).length < 3, size: dots, fill: stroke, stroke } });
     }
     const ink = css("--muted"), line = css("--line");
     const axis = { stroke: ink, font: "12px " + css("--font"), grid: { stroke: line, width: 1 }, ticks: { show: false } };
@@ -122,20 +127,21 @@ class Chart {
       width, height: this.options.height,
       padding: [12, 10, 0, 0],
       legend: { show: false },
-      cursor: { sync: { key: cursorSync.key, setSeries: false }, y: false, drag: { x: true, y: false }, points: { size: 6 } },
+      cursor: { sync: this.x === STEPS ? { key: cursorSync.key, setSeries: false } : undefined, y: false, drag: { x: true, y: false }, points: { size: 6 } },
       select: { show: true },
       scales: {
         x: { time: false, range: range ? () => range : steps.length === 1 ? () => [steps[0] - 1, steps[0] + 1] : undefined },
-        y: { distr: isLog ? 3 : 1, range: isLog ? undefined : (u, low, high) => padded(low, high) },
+        y: { distr: isLog ? 3 : 1, range: isLog ? undefined : (u, low, high) => this.spec.limits || padded(low, high) },
       },
       axes: [
-        { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => (Number.isInteger(value) ? number(value) : "")) },
+        { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => this.place(value, splits)) },
         { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
-          values: (u, splits) => splits.map((value) => (value === null ? "" : tick(value, splits))) },
+          values: (u, splits) => splits.map((value) => (value === null ? "" : scaled(value, splits, this.spec.scale))) },
       ],
       series, bands,
       hooks: {
         setCursor: [() => this.read()],
+        drawAxes: [(u) => this.drawMarks(u)],
         draw: [(u) => this.drawEvents(u)],
         setSelect: [(u) => {
           if (u.select.width < 4) return;
@@ -151,6 +157,30 @@ class Chart {
       this.openStep();
     });
     this.plot.over.addEventListener("dblclick", () => this.options.onRange(null));
+  }
+
+  /** The name of a place on the horizontal axis; steps and named places are whole numbers. */
+  place(value, splits) {
+    if (this.x.names.length) return this.x.names[value] || "";
+    if (this.x === STEPS && !Number.isInteger(value)) return "";
+    return this.x.scale || splits ? scaled(value, splits || [value, value * 1.01], this.x.scale) : number(value);
+  }
+
+  /** Dashed lines across the chart. */
+  drawMarks(u) {
+    const { x = [], y = [] } = this.spec.marks || {}, { ctx, bbox } = u, ratio = devicePixelRatio || 1;
+    ctx.save();
+    ctx.strokeStyle = css("--muted");
+    ctx.lineWidth = ratio;
+    ctx.setLineDash([5 * ratio, 4 * ratio]);
+    ctx.beginPath();
+    for (const place of x) { const at = u.valToPos(place, "x", true); ctx.moveTo(at, bbox.top); ctx.lineTo(at, bbox.top + bbox.height); }
+    for (const place of y) {
+      const at = u.valToPos(place, "y", true);
+      if (at >= bbox.top && at <= bbox.top + bbox.height) { ctx.moveTo(bbox.left, at); ctx.lineTo(bbox.left + bbox.width, at); }
+    }
+    ctx.stroke();
+    ctx.restore();
   }
 
   /** Small triangles at the top where something rang. */
@@ -182,9 +212,16 @@ class Chart {
     const step = this.data.steps[index];
     const parts = this.spec.curves.filter((curve) => !this.hidden.has(curve.key))
       .map((curve) => [curve, this.values(curve)[index]]).filter(([, value]) => value !== null && value !== undefined)
-      .map(([curve, value]) => h("span", null, h("i", { class: "dot", style: { background: colour(curve.colour) } }), `${curve.label} ${number(value)}`));
+      .map(([curve, value]) => h("span", null, h("i", { class: "dot", style: { background: colour(curve.colour) } }), `${curve.label} ${this.say(value)}${this.interval(curve, index)}`));
     const rang = (this.options.events || []).filter((event) => event.step === step).map((event) => h("span", { class: "bad" }, event.text.slice(0, 90)));
-    fill(this.readout, h("b", null, `step ${number(step)}`), parts, rang);
+    fill(this.readout, h("b", null, `${this.x.name} ${this.place(step)}`), parts, rang);
+  }
+
+  say(value) { return this.spec.scale === "%" ? number(100 * value) + " %" : number(value); }
+
+  interval(curve, index) {
+    const band = this.options.band && this.options.band[curve.key], ends = band ? [band[0][index], band[1][index]] : [null, null];
+    return ends.every((end) => end !== null && end !== undefined) ? ` (${this.say(ends[0])} to ${this.say(ends[1])})` : "";
   }
 
   openStep() {
@@ -234,6 +271,11 @@ function decades(splits) {
   const powers = splits.filter((value) => value > 0 && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6);
   const every = Math.ceil(powers.length / 5);
   return splits.map((value) => (powers.indexOf(value) >= 0 && (powers.length - 1 - powers.indexOf(value)) % every === 0 ? value : null));
+}
+
+/** A tick's label in the axis' unit. */
+function scaled(value, splits, unit) {
+  return unit === "%" ? tick(100 * value, splits.map((each) => 100 * each)) + " %" : tick(value, splits) + (unit === "×" ? "×" : "");
 }
 
 /** A tick's label with just enough digits to tell it from the next. */

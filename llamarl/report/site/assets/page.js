@@ -1,5 +1,5 @@
 "use strict";
-/* The page: finds out what it shows (a file's run, a served run, a folder of runs), draws it, and keeps it fresh. */
+/* The page: finds out what it shows (a report, a file's run, a served run, a folder of runs), draws it, keeps it fresh. */
 
 const VIEWS = [["overview", "Overview"], ["curves", "Curves"], ["rollouts", "Rollouts"], ["timeline", "Timeline"], ["setup", "Setup"]];
 const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput"];
@@ -295,7 +295,8 @@ function asker(prefix) {
 
 async function start() {
   const root = document.getElementById("page"), values = JSON.parse(document.getElementById("values").textContent);
-  if (values.mode === "file") new RunPage(root, values, null);
+  if (values.mode === "report") new ReportPage(root, values);
+  else if (values.mode === "file") new RunPage(root, values, null);
   else if (values.mode === "run") {
     const ask = asker(values.api);
     new RunPage(root, { run: await ask("run"), timeline: null, rollouts: null, home: values.home }, ask);

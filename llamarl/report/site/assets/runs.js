@@ -6,7 +6,6 @@ const MAX_CHOSEN = 12;
 class FolderPage {
   constructor(root, ask) {
     this.ask = ask;
-    this.sorting = ["name", 1];
     this.asBand = false;
     this.chart = null;
     this.top = h("header", { class: "run" });
@@ -32,36 +31,21 @@ class FolderPage {
     await this.compare();
   }
 
-  columns() {
-    const change = (run) => (run.held_out === null ? number(run.held_out_before) : `${number(run.held_out_before)} → ${number(run.held_out)}`);
-    return [
-      ["name", "Run", (run) => [h("a", { href: `run/${encodeURIComponent(run.name)}/` }, run.name), run.problem ? h("div", { class: "bad" }, run.problem) : null], (run) => run.name],
-      ["state", "State", (run) => h("span", { class: "pill " + run.state }, run.state), (run) => run.state],
-      ["step", "Step", (run) => (run.total_steps ? `${number(run.step)} of ${number(run.total_steps)}` : number(run.step)), (run) => run.step],
-      ["reward", "Reward", (run) => number(run.reward), (run) => run.reward],
-      ["held_out", "Held-out", change, (run) => run.held_out ?? run.held_out_before],
-      ["model", "Model", (run) => run.model, (run) => run.model],
-      ["algorithm", "Algorithm", (run) => run.algorithm, (run) => run.algorithm],
-      ["seed", "Seed", (run) => number(run.seed), (run) => run.seed],
-      ["age", "Age", (run) => seconds(run.age), (run) => run.age],
-    ];
-  }
-
   fillList() {
-    const columns = this.columns(), [by, direction] = this.sorting;
-    const value = columns.find(([name]) => name === by)[3], numeric = new Set(["step", "reward", "held_out", "seed", "age"]);
-    const rows = [...this.runs].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === null || y === null) return (x === null) - (y === null);
-      return direction * (typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true }));
-    });
-    const sort = (name) => { this.sorting = [name, by === name ? -direction : 1]; this.fillList(); this.list.querySelector(`[data-sort="${name}"]`).focus(); };
-    fill(this.list, h("h2", null, "Runs"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "runs" }, h("table", null,
-      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Show"), columns.map(([name, label]) => h("th", { scope: "col", class: numeric.has(name) ? "number" : null, "aria-sort": by === name ? (direction > 0 ? "ascending" : "descending") : "none" },
-        h("button", { type: "button", class: "head", "data-sort": name, onclick: () => sort(name) }, label, by === name ? (direction > 0 ? " ↑" : " ↓") : ""))))),
-      h("tbody", null, rows.map((run) => h("tr", null,
-        h("td", null, h("input", { type: "checkbox", "aria-label": `show ${run.name}`, checked: this.chosen.has(run.name), disabled: run.state === "unreadable", onchange: (event) => this.choose(run.name, event.target) })),
-        columns.map(([name, , cell], index) => (index === 0 ? h("th", { scope: "row" }, cell(run)) : h("td", { class: numeric.has(name) ? "number" : null }, cell(run))))))))));
+    const change = (run) => (run.held_out === null ? number(run.held_out_before) : `${number(run.held_out_before)} → ${number(run.held_out)}`);
+    const box = (run) => h("input", { type: "checkbox", "aria-label": `show ${run.name}`, checked: this.chosen.has(run.name), disabled: run.state === "unreadable", onchange: (event) => this.choose(run.name, event.target) });
+    fill(this.list, h("h2", null, "Runs"), table([
+      { name: "Show", tool: true, cell: box },
+      { name: "Run", heads: true, value: (run) => run.name, cell: (run) => [h("a", { href: `run/${encodeURIComponent(run.name)}/` }, run.name), run.problem ? h("div", { class: "bad" }, run.problem) : null] },
+      { name: "State", cell: (run) => h("span", { class: "pill " + run.state }, run.state) },
+      { name: "Step", number: true, value: (run) => run.step, cell: (run) => (run.total_steps ? `${number(run.step)} of ${number(run.total_steps)}` : number(run.step)) },
+      { name: "Reward", number: true, value: (run) => run.reward, cell: (run) => number(run.reward) },
+      { name: "Held-out", number: true, value: (run) => run.held_out ?? run.held_out_before, cell: change },
+      { name: "Model", cell: (run) => run.model },
+      { name: "Algorithm", cell: (run) => run.algorithm },
+      { name: "Seed", number: true, value: (run) => run.seed, cell: (run) => number(run.seed) },
+      { name: "Age", number: true, value: (run) => run.age, cell: (run) => seconds(run.age) },
+    ], this.runs, { label: "runs", sorting: ["Run", 1] }));
   }
 
   choose(name, box) {

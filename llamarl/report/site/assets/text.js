@@ -69,16 +69,54 @@ function bytes(value) {
 
 const plural = (count, one, many = one + "s") => number(count) + " " + (count === 1 ? one : many);
 
-/** A table; columns `{name, text}` or `{name, number}` of a row, the first column heading its row. */
-function table(columns, rows, properties) {
+/** A table; columns `{name, cell, number?, value?}` of a row, the first column heading its row. A click on a column sorts
+    by its values: by `value` where it is given, otherwise by the numbers that its cells begin with, or by their text. */
+function table(columns, rows, { label = "table", caption: text = "", class: kind = null, sorting = null } = {}) {
   const cell = (column, row, index) => {
     const content = column.cell(row);
-    return index === 0 ? h("th", { scope: "row" }, content) : h("td", { class: column.number ? "number" : null }, content);
+    return index === 0 && !column.tool ? h("th", { scope: "row" }, content) : column.heads ? h("th", { scope: "row" }, content)
+      : h("td", { class: column.number ? "number" : null }, content);
   };
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": (properties && properties.label) || "table" },
-    h("table", properties && properties.class ? { class: properties.class } : null,
-      h("thead", null, h("tr", null, columns.map((column) => h("th", { scope: "col", class: column.number ? "number" : null }, column.head || column.name)))),
-      h("tbody", null, rows.map((row) => h("tr", null, columns.map((column, index) => cell(column, row, index)))))));
+  let [by, direction] = sorting || [null, 1];
+  const head = h("tr"), body = h("tbody");
+  const draw = () => {
+    const column = columns.find(({ name }) => name === by), canSort = rows.length > 1;
+    fill(head, columns.map((each) => h("th", { scope: "col", class: each.number ? "number" : null, "aria-sort": each === column ? (direction > 0 ? "ascending" : "descending") : null },
+      canSort && each.name && !each.tool ? h("button", { type: "button", class: "head", "data-sort": each.name, onclick: () => sort(each.name) },
+        each.name, h("span", { class: "arrow", "aria-hidden": "true" }, each === column ? (direction > 0 ? " ↑" : " ↓") : "")) : each.name)));
+    const shown = column ? inOrder(rows, column.value || ((row) => leading(column.cell(row))), direction) : rows;
+    fill(body, shown.map((row) => h("tr", null, columns.map((each, index) => cell(each, row, index)))));
+  };
+  const sort = (name) => {
+    [by, direction] = [name, by === name ? -direction : 1];
+    draw();
+    head.querySelector(`[data-sort="${CSS.escape(name)}"]`).focus();
+  };
+  draw();
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    h("table", kind ? { class: kind } : null, text ? h("caption", null, text) : null, h("thead", null, head), body));
+}
+
+/** The rows by a value, those without one last. */
+function inOrder(rows, value, direction) {
+  const keyed = rows.map((row) => [value(row), row]);
+  const isNone = (key) => key === null || key === undefined || key === "" || key === "–";
+  keyed.sort(([x], [y]) => {
+    if (isNone(x) || isNone(y)) return isNone(x) - isNone(y);
+    return direction * (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true }));
+  });
+  return keyed.map(([, row]) => row);
+}
+
+const UNITS = { ms: 1e-3, s: 1, min: 60, h: 3600, d: 86400, KiB: 1024, MiB: 1048576, GiB: 1073741824 };
+
+/** The number that a cell's text begins with, in its unit; the text where it begins with none. */
+function leading(content) {
+  const text = nodes([content]).map((node) => node.textContent).join("").trim();
+  const found = /^([+\-−]?)(\d[\d,]*(?:\.\d+)?(?:e[−-]?\d+)?)(?:\s*(ms|s|min|h|d|KiB|MiB|GiB)(?![a-z]))?(?=$|[\s×%*)])/.exec(text);
+  if (!found) return text;
+  const size = Number(found[2].replaceAll(",", "").replace("−", "-")) * (UNITS[found[3]] || 1);
+  return found[1] && found[1] !== "+" ? -size : size;
 }
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
