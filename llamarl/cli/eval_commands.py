@@ -6,7 +6,8 @@ from llamarl.cli.common import print_json, say
 from llamarl.cli.options import LiveOutput, Output, Positional
 from llamarl.core.config import Config, Metavar
 from llamarl.evals.benchmarks import Benchmark, IFEval, MultiIF
-from llamarl.evals.budget_run import FIGURE_FILE, BudgetEvaluation, run_budget
+from llamarl.evals.budget_report import PAGE_FILE
+from llamarl.evals.budget_run import BudgetEvaluation, run_budget
 
 
 def multi_if(settings: MultiIF, output: LiveOutput) -> int:
@@ -49,7 +50,7 @@ def _run_benchmark(benchmark: Benchmark, output: LiveOutput) -> int:
     SafeConsole().print(ResultsTable(results))
     if not benchmark.grade and results["failures"]["turns"]:
         say("the same command again asks the failed turns once more")
-    say(f"everything is in {out}; the figure is {out / 'accuracy.png'}")
+    say(f"everything is in {out}; the page is {out / 'report.html'}")
     return 0
 
 
@@ -61,7 +62,7 @@ class CompareSettings(Config):
     second: Annotated[Positional[str], Metavar("B")]
     """Directory of another one, on the same data."""
     out: Annotated[str | None, Metavar("DIR")] = None
-    """Directory for comparison.json and comparison.png."""
+    """Directory for comparison.json, comparison.png and comparison.html."""
 
 
 def compare(settings: CompareSettings, output: Output) -> int:
@@ -105,5 +106,5 @@ def budget(settings: BudgetEvaluation, output: LiveOutput) -> int:
         print_json({"out": str(settings.out), **results})
         return 0
     SafeConsole().print(BudgetTable(results))
-    say(f"everything is in {settings.out}; the figure is {settings.out / FIGURE_FILE}")
+    say(f"everything is in {settings.out}; the page is {settings.out / PAGE_FILE}")
     return 0

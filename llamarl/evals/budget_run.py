@@ -4,6 +4,7 @@ OUT/samples/NAME/responses.jsonl    replies of a model, kept for a run that goes
 OUT/samples.jsonl                   all samples, judged
 OUT/results.json                    see `budget`
 OUT/frontier.png                    the figure
+OUT/report.html                     the same, with all tables, as a page that opens by double click
 """
 
 import re
@@ -201,9 +202,11 @@ def run_budget(settings: BudgetEvaluation, show: "Callable[[str], Progress] | No
     """
     from llamarl.data.jsonl import write_jsonl
     from llamarl.evals.budget import budget_results
+    from llamarl.evals.budget_report import PAGE_FILE, build_page
     from llamarl.evals.budget_samples import assess, read_problems, sample
     from llamarl.report.files import write_json
     from llamarl.report.frontier_plot import plot_frontier
+    from llamarl.report.page import write_page
 
     asks, plan, reading = settings.load_asks(), settings.plan, settings.reading
     problems = read_problems(settings.data, limit=settings.limit, split=settings.split, on_bad_row=settings.on_bad_row)
@@ -232,4 +235,5 @@ def run_budget(settings: BudgetEvaluation, show: "Callable[[str], Progress] | No
     write_jsonl(settings.out / SAMPLES_FILE, ({"model": name, **asdict(each)} for name, each in every))
     write_json(settings.out / RESULTS_FILE, results)
     plot_frontier(results, settings.out / FIGURE_FILE)
+    write_page(settings.out / PAGE_FILE, build_page(results))
     return results

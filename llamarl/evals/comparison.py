@@ -62,12 +62,15 @@ def compare(a: str | Path, b: str | Path, bootstrap: Bootstrap | None = None) ->
 
 
 def write_comparison(directory: str | Path, comparison: Mapping[str, Any]) -> list[Path]:
-    """Writes `comparison.json` and `comparison.png`; returns their paths."""
+    """Writes `comparison.json`, `comparison.png` and `comparison.html`; returns their paths."""
+    from llamarl.evals.accuracy_report import build_comparison_page
     from llamarl.report.accuracy_plot import plot_comparison
+    from llamarl.report.page import write_page
 
     path = Path(directory) / COMPARISON_FILE
     write_json(path, comparison)
-    return [path, plot_comparison(comparison, path.with_name(FIGURE_FILE))]
+    figure = plot_comparison(comparison, path.with_name(FIGURE_FILE))
+    return [path, figure, write_page(path.with_suffix(".html"), build_comparison_page(comparison))]
 
 
 def _common_modes(first: Mapping[str, Any], second: Mapping[str, Any], a: str | Path, b: str | Path) -> list[str]:

@@ -3,6 +3,7 @@
 OUT/verdicts.jsonl    {"key", "turn", "mode", "strict": [...], "loose": [...]} a line
 OUT/results.json      rates, intervals, and what they depend on (see `results`)
 OUT/accuracy.png      accuracy by turn and language; forgetting and recovery
+OUT/report.html       the same, with all tables, as a page that opens by double click
 """
 
 from collections.abc import Callable
@@ -66,15 +67,18 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     write_verdicts(out / VERDICTS_FILE, verdicts)
     write_json(out / RESULTS_FILE, results)
-    draw(results, out / FIGURE_FILE)
+    draw(results, out)
     return results
 
 
-def draw(results: dict[str, Any], path: Path) -> Path:
-    """The figure of an evaluation."""
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Writes the figure of an evaluation and its page."""
+    from llamarl.evals.accuracy_report import PAGE_FILE, build_page
     from llamarl.report.accuracy_plot import plot_accuracy
+    from llamarl.report.page import write_page
 
-    return plot_accuracy(results, path)
+    plot_accuracy(results, out / FIGURE_FILE)
+    write_page(out / PAGE_FILE, build_page(results))
 
 
 def generation_record(directory: str | Path) -> dict[str, Any] | None:

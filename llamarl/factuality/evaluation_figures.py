@@ -10,7 +10,7 @@ Methods = Mapping[str, Mapping[str, Any]]
 MIN_COVERAGE = 0.05
 """The share of claims below which a curve cannot be read."""
 WHOLE = (0.0, 1.0)
-_DIAGONAL = Curve("by chance", [(0.0, 0.0), (1.0, 1.0)], style="dashed", colour="by chance")
+_DIAGONAL = Curve("by chance", [(0.0, 0.0), (1.0, 1.0)], style="dashed")
 
 
 def build_roc(methods: Methods) -> LineChart:
@@ -41,7 +41,7 @@ def build_calibration(methods: Methods) -> LineChart:
         curves.append(Curve(f"{name}, error {error:.3f}", points, style="marked", colour=name))
     return LineChart(
         "Calibration",
-        [*curves, Curve("calibrated", _DIAGONAL.points, style="dashed", colour=_DIAGONAL.colour)],
+        [*curves, Curve("calibrated", _DIAGONAL.points, style="dashed")],
         x="score",
         y="share that is factual",
         limits=WHOLE,

@@ -32,7 +32,7 @@ class Curve:
     band: Sequence[Interval] = ()
     """An interval for each point."""
     style: Style = "line"
-    """With `marked` each point is seen on its line; `dots` have none."""
+    """With `marked` each point is seen on its line; `dots` have none; `dashed` is grey, a line to compare with."""
     colour: str = ""
     """The name whose colour it has; empty: its own."""
 
@@ -60,7 +60,7 @@ class LineChart:
 
     def names(self) -> Iterator[str]:
         """Names that have a colour."""
-        return (curve.colour or curve.name for curve in self.curves)
+        return (curve.colour or curve.name for curve in self.curves if curve.style != "dashed")
 
     def as_dict(self, colours: Mapping[str, int]) -> dict[str, Any]:
         """The chart as the page's script reads it: all curves on the places of all, None where one has no point."""
@@ -86,7 +86,7 @@ class LineChart:
                 {
                     "key": str(number),
                     "label": curve.name,
-                    "colour": colours[curve.colour or curve.name],
+                    "colour": colours.get(curve.colour or curve.name),
                     "style": curve.style,
                 }
                 for number, curve in enumerate(self.curves)

@@ -16,10 +16,12 @@ column. All text stays text: names of arms, models and columns are anybody's. Th
 policy), so that it can be mailed, archived and opened years later.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table as RichTable
 
 from llamarl.core.errors import ConfigError
 from llamarl.report.colours import colour_indices
@@ -154,3 +156,14 @@ def _describe(part: Part | Section, colours: Mapping[str, int]) -> dict[str, Any
 
 
 _KINDS = {Verdict: "verdict", Table: "table", MarkedText: "marked", Notes: "notes"}
+
+
+def parts_of(shown: Iterable[Any]) -> Iterator[Part]:
+    """Yields the page's form of the tables and texts of a terminal report (rich); an empty text stays one."""
+    for part in shown:
+        if isinstance(part, RichTable):
+            columns = [[str(cell).strip() for cell in column.cells] for column in part.columns]
+            heads = [" ".join(str(column.header).split()) for column in part.columns]
+            yield Table(heads, list(zip(*columns, strict=True)))
+        else:
+            yield str(part)

@@ -5,6 +5,7 @@ from fake_server import FakeServer, Reply
 
 from llamarl.cli.main import main
 from llamarl.models.tiny import build_tiny
+from tests.pages import read_page
 
 QUIET = ("--quiet", "--votes", "1,3", "--best-of", "3")
 
@@ -46,6 +47,13 @@ def test_a_server_asked_for_votes(tmp_path, data, capsys):
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert len(lines) == 12 and {line["answer"] for line in lines if line["prompt_id"] == "p2"} == {"3"}
     assert (tmp_path / "out" / "frontier.png").exists()
+    page = read_page(tmp_path / "out" / "report.html")
+    answers, tokens, *levels = page.parts("lines")
+    assert answers["curves"][-1]["label"] == "org-m" and answers["curves"][-1]["style"] == "dots"
+    key = answers["curves"][-1]["key"]
+    for chart, budget in ((answers, 3), (tokens, 42)):
+        assert chart["table"]["values"][key][chart["table"]["steps"].index(budget)] == 1.0
+    assert [chart["x"]["names"] for chart in levels] == [["0", "1"]] * 2
 
 
 def test_failures_are_counted_and_asked_again(tmp_path, data, capsys):

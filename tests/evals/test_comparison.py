@@ -88,7 +88,7 @@ def test_table_and_files(tmp_path):
     assert "mean of languages" in text
     assert "English" in text
     files = write_comparison(tmp_path / "difference", comparison)
-    assert [path.name for path in files] == ["comparison.json", "comparison.png"]
+    assert [path.name for path in files] == ["comparison.json", "comparison.png", "comparison.html"]
     assert json.loads(files[0].read_text())["modes"]["fixed"]["pooled"]["conversations"] == 4
     assert files[1].read_bytes().startswith(b"\x89PNG")
 

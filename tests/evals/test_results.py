@@ -9,6 +9,7 @@ from llamarl.evals.groups import Bootstrap
 from llamarl.evals.replies import Reply
 from llamarl.evals.results import MISSING, build_results, read_results
 from llamarl.evals.verdicts import GraderSettings, TurnVerdict, grade_replies, places_of
+from tests.pages import read_page
 
 FIXED = GraderSettings(("fixed",))
 FEW = Bootstrap(num_resamples=50)
@@ -121,12 +122,21 @@ def test_what_the_numbers_depend_on():
 # files
 
 
-def test_an_evaluation_leaves_three_files(tmp_path):
+def test_an_evaluation_leaves_numbers_verdicts_a_figure_and_a_page(tmp_path):
     data = small_set()
     results = evaluate("multi-if", data, replies_to(data), tmp_path / "out", FIXED, bootstrap=FEW)
     assert read_results(tmp_path / "out") == json.loads(json.dumps(results))
     assert len((tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()) == 11
     assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    page = read_page(tmp_path / "out" / "report.html")
+    accuracy, forgotten, recovered = page.parts("rows")
+    assert [row["name"] for row in accuracy["rows"]][2:] == ["mean of languages", "all conversations"]
+    overall = results["modes"]["fixed"]["pooled"]["turns"]["2"]["overall"]["value"]
+    assert accuracy["rows"][-1]["dots"][1]["value"] == pytest.approx(overall, abs=1e-6)
+    percent = results["modes"]["fixed"]["pooled"]["transitions"]["1-2"]["strict"]["ifr_percent"]["value"]
+    assert forgotten["rows"][-1]["dots"][0]["value"] == pytest.approx(percent / 100, abs=1e-6)
+    assert [part["title"] for part in page.parts("section")] == ["fixed mode", "To know"]
+    assert len(page.parts("table")) == 2 and recovered["scale"] == "%"
 
 
 def test_replies_to_other_data_are_an_error(tmp_path):

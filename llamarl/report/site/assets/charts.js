@@ -74,7 +74,7 @@ class Chart {
       : curves.map((curve) => h("button", {
         type: "button", "aria-pressed": String(!this.hidden.has(curve.key)), title: curve.meaning || null,
         onclick: () => { this.hidden.has(curve.key) ? this.hidden.delete(curve.key) : this.hidden.add(curve.key); this.fillLegend(); this.redraw(); },
-      }, h("i", { class: curve.points ? "dot" : "line", style: { background: colour(curve.colour) } }), curve.label)));
+      }, h("i", { class: curve.points || curve.style === "dots" ? "dot" : "line", style: { background: colour(curve.colour) } }), curve.label)));
   }
 
   update(data, events) {
@@ -130,7 +130,7 @@ class Chart {
       cursor: { sync: this.x === STEPS ? { key: cursorSync.key, setSeries: false } : undefined, y: false, drag: { x: true, y: false }, points: { size: 6 } },
       select: { show: true },
       scales: {
-        x: { time: false, range: range ? () => range : steps.length === 1 ? () => [steps[0] - 1, steps[0] + 1] : undefined },
+        x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : undefined },
         y: { distr: isLog ? 3 : 1, range: isLog ? undefined : (u, low, high) => this.spec.limits || padded(low, high) },
       },
       axes: [
@@ -161,9 +161,15 @@ class Chart {
 
   /** The name of a place on the horizontal axis; steps and named places are whole numbers. */
   place(value, splits) {
-    if (this.x.names.length) return this.x.names[value] || "";
+    if (this.x.names.length) return splits ? this.short(value) : this.x.names[value] || "";
     if (this.x === STEPS && !Number.isInteger(value)) return "";
     return this.x.scale || splits ? scaled(value, splits || [value, value * 1.01], this.x.scale) : number(value);
+  }
+
+  /** The name of a place without the year that all dates share. */
+  short(value) {
+    const { names } = this.x, name = names[value] || "";
+    return /^\d{4}-\d\d-\d\d$/.test(name) && names[0].slice(0, 4) === names[names.length - 1].slice(0, 4) ? name.slice(5) : name;
   }
 
   /** Dashed lines across the chart. */

@@ -1,7 +1,7 @@
 "use strict";
 /* A report: headings, sentences, tables that sort, marked texts and figures, in the order in which they were written. */
 
-const MIN_TINT = 12, MAX_TINT = 45;
+const MIN_TINT = 12, MAX_TINT = 36;
 
 class ReportPage {
   constructor(root, values) {
@@ -49,7 +49,11 @@ class ReportPage {
   }
 
   table({ columns, rows, caption: text, is_prose: isProse }) {
-    const shown = columns.map((name, index) => ({ name, number: index > 0 && !isProse, cell: (row) => row[index] }));
+    const isNumeric = (index) => {
+      const known = rows.map((row) => row[index]).filter((cell) => cell && cell !== "–");
+      return 2 * known.filter((cell) => typeof leading(cell) === "number").length >= known.length;
+    };
+    const shown = columns.map((name, index) => ({ name, number: index > 0 && !isProse && isNumeric(index), cell: (row) => row[index] }));
     return table(shown, rows, { label: text || columns.join(", "), caption: text, class: isProse ? "prose" : null });
   }
 
@@ -60,7 +64,7 @@ class ReportPage {
       onRange: (range) => { chart.options.range = range; chart.redraw(); },
     });
     this.charts.push(chart);
-    chart.element.append(...nodes([caption(spec)]));
+    chart.readout.before(...nodes([caption(spec)]));
     return chart.element;
   }
 }

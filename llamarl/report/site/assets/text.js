@@ -77,20 +77,20 @@ function table(columns, rows, { label = "table", caption: text = "", class: kind
     return index === 0 && !column.tool ? h("th", { scope: "row" }, content) : column.heads ? h("th", { scope: "row" }, content)
       : h("td", { class: column.number ? "number" : null }, content);
   };
-  let [by, direction] = sorting || [null, 1];
+  let [by, direction] = sorting ? [columns.findIndex(({ name }) => name === sorting[0]), sorting[1]] : [-1, 1];
   const head = h("tr"), body = h("tbody");
   const draw = () => {
-    const column = columns.find(({ name }) => name === by), canSort = rows.length > 1;
-    fill(head, columns.map((each) => h("th", { scope: "col", class: each.number ? "number" : null, "aria-sort": each === column ? (direction > 0 ? "ascending" : "descending") : null },
-      canSort && each.name && !each.tool ? h("button", { type: "button", class: "head", "data-sort": each.name, onclick: () => sort(each.name) },
+    const column = columns[by], canSort = rows.length > 1;
+    fill(head, columns.map((each, index) => h("th", { scope: "col", class: each.number ? "number" : null, "aria-sort": each === column ? (direction > 0 ? "ascending" : "descending") : null },
+      canSort && each.name && !each.tool ? h("button", { type: "button", class: "head", "data-sort": each.name, onclick: () => sort(index) },
         each.name, h("span", { class: "arrow", "aria-hidden": "true" }, each === column ? (direction > 0 ? " ↑" : " ↓") : "")) : each.name)));
     const shown = column ? inOrder(rows, column.value || ((row) => leading(column.cell(row))), direction) : rows;
     fill(body, shown.map((row) => h("tr", null, columns.map((each, index) => cell(each, row, index)))));
   };
-  const sort = (name) => {
-    [by, direction] = [name, by === name ? -direction : 1];
+  const sort = (index) => {
+    [by, direction] = [index, by === index ? -direction : 1];
     draw();
-    head.querySelector(`[data-sort="${CSS.escape(name)}"]`).focus();
+    head.children[index].firstChild.focus();
   };
   draw();
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
