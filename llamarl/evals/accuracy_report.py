@@ -87,7 +87,7 @@ def _charts(results: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Pa
 def _by_language(
     results: Mapping[str, Any], found: Mapping[str, Any], marks: Sequence[float] = (), is_signed: bool = False
 ) -> Iterator[RowChart]:
-    """Yields accuracy by turn, and where there are several turns what was forgotten and recovered; a row per language."""
+    """Yields accuracy by turn, and of several turns what was forgotten and recovered; a row per language."""
     groups = list(_groups(results, found))
     turns, pairs = list(found["pooled"]["turns"]), list(found["pooled"].get("transitions", {}))
     names = [f"turn {turn}" for turn in turns]

@@ -81,18 +81,10 @@ def _levels(results: Mapping[str, Any]) -> Iterator[LineChart]:
 def _by_level(
     results: Mapping[str, Any], levels: list[str], quantity: Quantity, title: str, is_share: bool = False
 ) -> LineChart:
-    curves = [
-        Curve(
-            name,
-            [
-                (place, quantity(model["levels"][level]))
-                for place, level in enumerate(levels)
-                if level in model["levels"]
-            ],
-            style="marked",
-        )
-        for name, model in results["models"].items()
-    ]
+    curves = []
+    for name, model in results["models"].items():
+        known = [(place, model["levels"][level]) for place, level in enumerate(levels) if level in model["levels"]]
+        curves.append(Curve(name, [(place, quantity(found)) for place, found in known], style="marked"))
     return LineChart(title, curves, x="level", x_names=levels, unit="%" if is_share else "")
 
 
