@@ -149,9 +149,11 @@ def _row(name: str, is_total: bool, rates: Sequence[Rate], series: Sequence[str]
 def _say(rate: Rate, form: str) -> str:
     if rate["value"] is None:
         return "–"
-    pattern = {"": ".3f", "+": "+.3f", "%": ".1%"}[form]
-    between = "" if rate["low"] is None else f" ({rate['low']:{pattern}} to {rate['high']:{pattern}})"
-    return f"{rate['value']:{pattern}}{between}"
+    if form == "%":
+        between = "" if rate["low"] is None else f" ({100 * rate['low']:.1f} to {100 * rate['high']:.1f} %)"
+        return f"{100 * rate['value']:.1f} %{between}"
+    between = "" if rate["low"] is None else f" ({rate['low']:{form}.3f} to {rate['high']:{form}.3f})"
+    return f"{rate['value']:{form}.3f}{between}"
 
 
 def _share(rate: Rate) -> Rate:

@@ -10,8 +10,10 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 KNOWN = {
     **{"generate": 0, "decode": 0, "train": 4, "judge": 2, "publish": 3, "checkpoint": 1, "weights": 5, "score": 6},
     **{"training": 0, "held-out": 1, "mean": 0, "longest": 5, "oldest token": 4},
+    **{"turn 1": 0, "turn 2": 4, "turn 3": 1, "turn 1 to 2": 7, "turn 2 to 3": 2},
+    **{"for one look": 0, "always valid": 4},
 }
-"""Activities of executors, and curves that often stand side by side."""
+"""Activities of executors, and curves and dots that often stand side by side."""
 
 
 def colour_indices(names: Iterable[str]) -> dict[str, int]:

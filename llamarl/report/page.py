@@ -164,6 +164,6 @@ def parts_of(shown: Iterable[Any]) -> Iterator[Part]:
         if isinstance(part, RichTable):
             columns = [[str(cell).strip() for cell in column.cells] for column in part.columns]
             heads = [" ".join(str(column.header).split()) for column in part.columns]
-            yield Table(heads, list(zip(*columns, strict=True)))
+            yield Table(heads, list(zip(*columns, strict=True)), str(part.title or ""))
         else:
             yield str(part)

@@ -269,8 +269,8 @@ def test_runs_stand_side_by_side(opened: Callable[..., Opened], tmp_path: Path) 
         page.wait_for_selector(".plot .u-over")
         assert serious(page) == []
         assert page.locator("tbody tr th[scope=row] a").all_inner_texts() == ["more/long", "seed-0", "seed-1", "seed-2"]
-        page.locator("[data-sort=step]").click()
-        page.locator("[data-sort=step]").click()
+        page.locator("[data-sort=Step]").click()
+        page.locator("[data-sort=Step]").click()
         assert page.locator("tbody th[scope=row] a").first.inner_text() == "more/long"
         settings = page.locator("section[aria-label='settings that differ']").inner_text()
         assert "schedule.steps" in settings and "seed" in settings and "tasks.0.name" not in settings

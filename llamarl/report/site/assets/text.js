@@ -94,7 +94,7 @@ function table(columns, rows, { label = "table", caption: text = "", class: kind
   };
   draw();
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
-    h("table", kind ? { class: kind } : null, text ? h("caption", null, text) : null, h("thead", null, head), body));
+    h("table", kind ? { class: kind } : null, text ? h("caption", null, text) : null, columns.some(({ name }) => name) ? h("thead", null, head) : null, body));
 }
 
 /** The rows by a value, those without one last. */
