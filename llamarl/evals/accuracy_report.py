@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 
 import llamarl
-from llamarl.evals.comparison import ComparisonTable
 from llamarl.evals.scores import KINDS, LEVELS
 from llamarl.evals.tables import WIDE, ResultsTable, notes
 from llamarl.report.figures import Dot, Row, RowChart
@@ -44,14 +43,15 @@ def build_page(results: Mapping[str, Any]) -> Page:
     )
 
 
-def build_comparison_page(comparison: Mapping[str, Any]) -> Page:
+def build_comparison_page(comparison: Mapping[str, Any], shown: ConsoleRenderable) -> Page:
     """The page of two evaluations side by side.
 
     Args:
         comparison: of `evals.comparison.compare`.
+        shown: its tables for terminals.
     """
     named = {"language_names": comparison["language_names"]}
-    tables = _tables(ComparisonTable(comparison))
+    tables = _tables(shown)
     sections = []
     for (mode, found), own in zip(comparison["modes"].items(), tables, strict=True):
         charts = _by_language(named, _differences(found), marks=(0.0,), is_signed=True)
@@ -65,7 +65,7 @@ def build_comparison_page(comparison: Mapping[str, Any]) -> Page:
     )
 
 
-def _tables(shown: ResultsTable | ComparisonTable) -> list[list[Part]]:
+def _tables(shown: ConsoleRenderable) -> list[list[Part]]:
     """The tables of the terminal, each mode's with what is said below: empty lines stand between the modes."""
     console = Console(width=WIDE)
     groups: list[list[Part]] = [[]]
@@ -140,10 +140,14 @@ def _groups(results: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tu
 
 def _row(name: str, is_total: bool, rates: Sequence[Rate], series: Sequence[str], form: str = "") -> Row:
     dots = [
-        Dot(rate["value"], rate["low"], rate["high"], text=_say(rate, form), series=label)
+        Dot(rate["value"], _ends(rate), text=_say(rate, form), series=label)
         for rate, label in zip(rates, series, strict=True)
     ]
     return Row(name, dots, is_total)
+
+
+def _ends(rate: Rate) -> tuple[float, float] | None:
+    return None if rate["low"] is None else (rate["low"], rate["high"])
 
 
 def _say(rate: Rate, form: str) -> str:

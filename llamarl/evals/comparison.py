@@ -70,7 +70,8 @@ def write_comparison(directory: str | Path, comparison: Mapping[str, Any]) -> li
     path = Path(directory) / COMPARISON_FILE
     write_json(path, comparison)
     figure = plot_comparison(comparison, path.with_name(FIGURE_FILE))
-    return [path, figure, write_page(path.with_suffix(".html"), build_comparison_page(comparison))]
+    page = build_comparison_page(comparison, ComparisonTable(comparison))
+    return [path, figure, write_page(path.with_suffix(".html"), page)]
 
 
 def _common_modes(first: Mapping[str, Any], second: Mapping[str, Any], a: str | Path, b: str | Path) -> list[str]:

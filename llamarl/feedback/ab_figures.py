@@ -18,7 +18,7 @@ _TONES: Mapping[str | None, Tone | None] = {None: None, "held": "good", "open": 
 def build_rates(result: Mapping[str, Any]) -> RowChart:
     """The love rate of each arm."""
     rows = [
-        Row(name, [Dot(arm["rate"], *arm["rate_interval"], text=_said(arm["rate"], arm["rate_interval"]))])
+        Row(name, [Dot(arm["rate"], arm["rate_interval"], text=_said(arm["rate"], arm["rate_interval"]))])
         for name, arm in result["arms"].items()
     ]
     return RowChart("Love rate", rows, unit="%")
@@ -30,7 +30,7 @@ def build_changes(result: Mapping[str, Any]) -> RowChart:
     for name, arm in _others(result):
         change, always = arm["relative_change"], arm["always_valid_interval"]
         dots = [
-            Dot(change, *interval, text=f"{format_change(change)} ({format_interval(interval)})", series=series)
+            Dot(change, interval, text=f"{format_change(change)} ({format_interval(interval)})", series=series)
             for series, interval in ((ONE_LOOK, arm["interval"]), (ALWAYS, always))
         ]
         rows.append(Row(name, dots))
@@ -83,7 +83,7 @@ def build_guardrails(result: Mapping[str, Any]) -> RowChart | None:
             if change is not None:
                 text = f"{format_change(change)} ({format_interval(interval)})"
                 tone = _TONES[found["state"]]
-                dot = Dot(change, *interval, text=text, tone=tone, limit=found["margin"])
+                dot = Dot(change, interval, text=text, tone=tone, limit=found["margin"])
                 rows.append(Row(f"{column}, {name}", [dot]))
     if not rows:
         return None

@@ -43,7 +43,7 @@ def build_segments(result: Mapping[str, Any]) -> Iterator[RowChart]:
         chosen = sorted(rates, key=lambda rate: -rate["messages"])[:MOST_SEGMENTS]
         hidden = len(rates) - len(chosen)
         rows = [
-            Row(rate["segment"] or "not said", [Dot(rate["rate"], *rate["interval"], text=f"{rate['rate']:.2%}")])
+            Row(rate["segment"] or "not said", [Dot(rate["rate"], tuple(rate["interval"]), text=f"{rate['rate']:.2%}")])
             for rate in chosen
         ]
         title = f"Love rate by {name.replace('_', ' ')}" + (f" ({hidden} more)" if hidden else "")
@@ -76,4 +76,4 @@ def _dot(signal: Mapping[str, Any], key: str, form: str) -> Dot:
     if signal[key] is None:
         return Dot(None, text="not known")
     low, high = signal[f"{key}_interval"]
-    return Dot(signal[key], low, high, text=f"{signal[key]:{form}} ({low:{form}} to {high:{form}})")
+    return Dot(signal[key], (low, high), text=f"{signal[key]:{form}} ({low:{form}} to {high:{form}})")

@@ -16,7 +16,9 @@ def build_love(love: Mapping[str, Any], margin: float) -> RowChart:
     """The relative change with its interval, beside what is tolerated."""
     change, ends = love["change"]["relative_change"], love["change"]["relative_interval"]
     between = "" if ends is None else f" ({ends[0]:+.2%} to {ends[1]:+.2%})"
-    dot = Dot(change, *(ends or (None, None)), text=f"{change:+.2%}{between}", tone=_OUTCOMES[love["outcome"]])
+    dot = Dot(
+        change, None if ends is None else tuple(ends), text=f"{change:+.2%}{between}", tone=_OUTCOMES[love["outcome"]]
+    )
     return RowChart(
         "Change of the predicted love rate",
         [Row("candidate", [dot])],
@@ -33,7 +35,7 @@ def build_monitors(monitors: Sequence[Mapping[str, Any]], warn: float, stop: flo
     for each in monitors:
         low, high = each["interval"]
         text = "not known" if each["ratio"] is None else f"{format_number(each['ratio'])}×"
-        dot = Dot(each["ratio"], low or SMALLEST, high, text=text, tone=_LEVELS[each["level"]])
+        dot = Dot(each["ratio"], (low or SMALLEST, high), text=text, tone=_LEVELS[each["level"]])
         rows.append(Row(each["monitor"], [dot]))
     return RowChart(
         "Change of what each monitor counts",

@@ -1,7 +1,7 @@
 """Figures of a report as plain values, drawn by the page that shows them (`report.page`): curves, and rows of dots.
 
     LineChart("Power by day", [Curve("one look", [(1, 0.2), (2, 0.4)])], x="day", unit="%")
-    RowChart("Love rate", [Row("warm", [Dot(0.021, 0.019, 0.023, text="2.1 %")])], unit="%")
+    RowChart("Love rate", [Row("warm", [Dot(0.021, (0.019, 0.023), "2.1 %")])], unit="%")
 
 A curve or a series has the colour of its name, on every page (`report.colours`).
 """
@@ -101,9 +101,8 @@ class Dot:
 
     value: float | None
     """None: not known."""
-    low: float | None = None
-    high: float | None = None
-    """None, where the other end is known: no bound on this side."""
+    interval: Interval | None = None
+    """None: not known. An end that is None has no bound."""
     text: str = ""
     """The value as the reader sees it, beside the dot."""
     series: str = ""
@@ -172,10 +171,11 @@ Figure = LineChart | RowChart
 
 
 def _describe_dot(dot: Dot, colours: Mapping[str, int]) -> dict[str, Any]:
+    low, high = dot.interval or (None, None)
     return {
         "value": shorten(dot.value),
-        "low": shorten(dot.low),
-        "high": shorten(dot.high),
+        "low": shorten(low),
+        "high": shorten(high),
         "text": dot.text,
         "label": dot.series,
         "colour": colours[dot.series or "mean"],

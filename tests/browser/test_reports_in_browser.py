@@ -24,7 +24,10 @@ def write_report(path: Path, text: str = "cool") -> Path:
     days = [f"2026-03-{day:02}" for day in range(1, 15)]
     course = Curve(text, [(place, place / 100) for place in range(14)], [(-0.1, 0.2)] * 14, style="marked")
     scatter = [Curve("all", [(0.1, 0.2), (0.4, 0.9), (1.0, 1.0)]), Curve("chance", [(0, 0), (1, 1)], style="dashed")]
-    dots = [Dot(0.05, -0.1, 0.2, "+5 %", "first", limit=-0.05), Dot(0.1, -0.3, None, "+10 %", "second", is_open=True)]
+    dots = [
+        Dot(0.05, (-0.1, 0.2), "+5 %", "first", limit=-0.05),
+        Dot(0.1, (-0.3, None), "+10 %", "second", is_open=True),
+    ]
     rows = [["warm", "1,204", "9.7 %", "held"], [text, "87", "–", "open"], ["base", "31,003", "-4.1 %", "held"]]
     marks = [
         Mark("It is\nin "),

@@ -80,7 +80,7 @@ def test_tables_and_texts_of_a_terminal_become_parts() -> None:
 
 
 def test_a_value_without_bounds_keeps_its_sides_and_infinity_is_no_bound() -> None:
-    (row,) = RowChart("t", [Row("a", [Dot(2.0, 1.0, float("inf"))])]).as_dict({"mean": 0})["rows"]
+    (row,) = RowChart("t", [Row("a", [Dot(2.0, (1.0, float("inf")))])]).as_dict({"mean": 0})["rows"]
     assert (row["dots"][0]["low"], row["dots"][0]["high"]) == (1.0, None)
 
 
