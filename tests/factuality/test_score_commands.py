@@ -18,6 +18,7 @@ from llamarl.cli.main import main
 from llamarl.factuality.detectors.backbone import Backbone
 from llamarl.factuality.detectors.files import save_detector
 from llamarl.factuality.detectors.prompt_tf import PromptTF
+from tests.pages import read_page
 
 ANSWER = "Lyon is a city in Spain. It has many bridges.\n\n- Nice lies by the sea.\n"
 
@@ -58,7 +59,9 @@ def test_text_on_the_terminal_and_a_page(detector: str, answer: str, capsys: pyt
     out = score("--text", answer, "--detector", detector, "--threshold", "1", "--out", str(page), capsys=capsys)
     assert re.match(r"\[Lyon is a city in Spain\. [01]\.\d\d[^\]]*\] \[It has many bridges\. ", out)
     assert "3 of 3 claims doubtful" in out and "prompt_tf: a claim is doubtful at 1.000 or below" in out
-    assert f"written: {page}" in out and page.read_text().count("<mark class=") == 3
+    assert f"written: {page}" in out
+    (marked,) = read_page(page).parts("marked")
+    assert [mark["tone"] for mark in marked["pieces"] if mark["tone"]] == ["bad"] * 3
 
 
 def test_several_texts_are_an_object_by_file(
