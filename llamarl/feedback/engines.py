@@ -48,7 +48,7 @@ class QueryEngine(Protocol):
     def write_each(self, select: str, parts: Sequence[Path], folder: Path) -> None:
         """Writes the rows that a query finds in `part`, in the place of which each of some Parquet files stands.
 
-        They become Parquet files in the folder.
+        They become Parquet files in the folder. `late` and `drops` have no rows but those of the part, or all.
         """
 
 
@@ -99,9 +99,15 @@ class DuckEngine:
         """Writes a file for each part; many at a time, as a part has too few rows to be copied by many threads."""
 
         def write(part: Path) -> None:
+            rows = read_parquet(part)
             with self.connection.cursor() as cursor:
-                of_part = f"WITH part AS (SELECT * FROM {read_parquet(part)}) {select}"
-                copy_rows(cursor, of_part, folder / part.name)
+                ((first, last),) = cursor.execute(f"SELECT coalesce(min(row), 0), max(row) FROM {rows}").fetchall()
+                # else all that is dropped of all parts would be looked at for each
+                tables = ", ".join(
+                    f"{name} AS (SELECT * FROM main.{name} WHERE row BETWEEN {first} AND {last or 0})"
+                    for name in ("drops", "late")
+                )
+                copy_rows(cursor, f"WITH part AS (SELECT * FROM {rows}), {tables} {select}", folder / part.name)
 
         with ThreadPoolExecutor(self._threads, "copy") as pool:
             list(pool.map(write, parts))

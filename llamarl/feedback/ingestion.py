@@ -45,7 +45,17 @@ from llamarl.feedback.readers import (
 )
 from llamarl.feedback.settings import Ingest
 from llamarl.feedback.spark import Session, SparkEngine, map_on_workers, start_session
-from llamarl.feedback.store import QUICK, Connection, Store, connect, copy_rows, derive_key, explain_limits, publish
+from llamarl.feedback.store import (
+    QUICK,
+    Connection,
+    Store,
+    connect,
+    copy_rows,
+    derive_key,
+    explain_limits,
+    find_version,
+    publish,
+)
 from llamarl.feedback.suspects import find_suspects
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -156,14 +166,15 @@ class _Run:
         self._digests = self._digest_files(key)
 
     def _digest_files(self, key: bytes) -> list[str]:
-        """Digests of all that the parts of each file depend on: its place, the file itself, settings, the key."""
+        """Digests of what the parts of each file depend on: DuckDB, the file's place, itself, settings, the key."""
         settings = self._settings.model_dump(
             mode="json", include={"columns", "keep", "reactions", "time_zone", "context_messages"}
         )
         digests = []
         for number, path in enumerate(self._files):
             state = path.stat()
-            inputs = json.dumps([number, str(path.absolute()), state.st_size, state.st_mtime_ns, settings])
+            log = [number, str(path.absolute()), state.st_size, state.st_mtime_ns]
+            inputs = json.dumps([find_version(), log, settings])
             digests.append(hmac.digest(key, inputs.encode(), "sha256").hex()[:16])
         return digests
 
@@ -244,7 +255,7 @@ class _Run:
                 if part.exists():
                     follow(chunk.share)
                     continue
-                if len(running) >= 2 * self._threads:  # else a quick reader fills the memory with chunks
+                if len(running) > self._threads:  # else a quick reader fills the memory with chunks
                     running.popleft().result()
                 running.append(pool.submit(self._stage_chunk, number, chunk, part))
                 follow(chunk.share)
@@ -264,24 +275,32 @@ class _Run:
 
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
+        columns, context_messages = self._columns, self._settings.context_messages
         connection = self._connect_thread()
         connection.register("chunk", self._pick_columns(chunk))
-        is_talk = chunk.may_have(self._columns.column("messages"))
-        kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
-        clocks = frozenset() if is_talk else row_queries.find_clocks(self._columns, kinds)
-        raw = (
-            row_queries.select_raw_json(self._columns)
-            if chunk.is_json
-            else row_queries.select_raw_table(self._columns, kinds, clocks)
-        )
-        _name_query(connection, "raw", raw, is_kept=chunk.is_json)  # to parse JSON twice would cost more
-        turns = row_queries.select_flat(self._columns, self._settings.context_messages)
+        if chunk.is_json:  # to parse JSON twice would cost more than to keep what it says
+            clocks: frozenset[str] = frozenset()
+            connection.execute(f"CREATE OR REPLACE TABLE raw_rows AS {row_queries.select_raw_json(columns)}")
+            raw = "FROM raw_rows"
+            ((is_talk,),) = connection.execute("SELECT count(messages) > 0 FROM raw_rows").fetchall()
+        else:
+            kinds = _kinds(chunk.table.schema)
+            is_talk = columns.column("messages") in kinds
+            clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
+            raw = row_queries.select_raw_table(columns, kinds, clocks)
+        tables = f"WITH raw AS ({raw}),"
         if is_talk:
-            replies = row_queries.select_replies(self._columns, self._settings.context_messages)
-            turns = f"WITH talks AS ({row_queries.SELECT_TALKS}) {turns} UNION ALL {replies}"
-        _name_query(connection, "turns", turns, is_kept=is_talk)
-        connection.register("reaction_names", self._name_reactions(connection))
-        copy_rows(connection, row_queries.select_and_check(self._columns, number, clocks), part, QUICK)
+            talks = f"{tables} talks AS ({row_queries.SELECT_TALKS})"
+            turns = f"{row_queries.select_flat(columns, context_messages)} UNION ALL "
+            turns += row_queries.select_replies(columns, context_messages)
+            connection.execute(f"CREATE OR REPLACE TABLE all_turns AS {talks} {turns}")
+            tables = "WITH turns AS (FROM all_turns)"
+            spelled = "all_turns"
+        else:
+            tables += f" turns AS ({row_queries.select_flat(columns, context_messages)})"
+            spelled = f"({raw})"
+        connection.register("reaction_names", self._name_reactions(connection, spelled))
+        copy_rows(connection, f"{tables} {row_queries.select_and_check(columns, number, clocks)}", part, QUICK)
 
     def _pick_columns(self, chunk: Chunk) -> Any:
         """The columns that are read: DuckDB may lack the types of others, or take their capitals for small letters."""
@@ -300,10 +319,10 @@ class _Run:
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
         return self._connections[get_ident()]
 
-    def _name_reactions(self, connection: Connection) -> Any:
-        """The name of every spelling in the chunk, a table; a spelling that is not known has none."""
+    def _name_reactions(self, connection: Connection, rows: str) -> Any:
+        """The name of every spelling in some rows, a table; a spelling that is not known has none."""
         pyarrow = import_pyarrow()
-        found = connection.execute("SELECT DISTINCT reaction FROM turns WHERE reaction IS NOT NULL").fetchall()
+        found = connection.execute(f"SELECT DISTINCT reaction FROM {rows} WHERE reaction IS NOT NULL").fetchall()
         spellings = [text for (text,) in found]
         names = [name_reaction(text, self._settings.reactions) for text in spellings]
         return pyarrow.table(
@@ -435,6 +454,7 @@ def drop_rows(engine: QueryEngine, settings: Ingest) -> list[str]:
     """
     engine.define("staged", selection.SELECT_STAGED)
     engine.keep("drops", selection.SELECT_DUPLICATE_MESSAGES)
+    engine.keep("told", selection.SELECT_TOLD)
     engine.keep("events", selection.SELECT_EVENTS)
     engine.append("drops", selection.SELECT_BAD_EVENTS)
     engine.keep("late", selection.SELECT_LATE)
@@ -448,14 +468,6 @@ def drop_rows(engine: QueryEngine, settings: Ingest) -> list[str]:
     engine.keep("activity", SELECT_ACTIVITY)
     engine.append("drops", selection.SELECT_ROWS_ABOVE_CAP.format(cap=settings.max_messages_per_user))
     return notes
-
-
-def _name_query(connection: Connection, name: str, select: str, *, is_kept: bool) -> None:
-    """Gives a query a name; it is answered once if its rows are kept, and anew at each use if not."""
-    if is_kept:
-        connection.execute(f"CREATE OR REPLACE TABLE kept_{name} AS {select}")
-        select = f"FROM kept_{name}"
-    connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
 
 
 class _MissingColumnError(DataError):

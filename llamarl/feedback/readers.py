@@ -32,7 +32,7 @@ LINE, BROKEN, TEXT = "__line", "__broken", "__text"
 """Columns of a chunk beside those of a file: line from 1; why a row cannot be read, or null; the JSON of a row."""
 OWN_COLUMNS = (LINE, BROKEN, TEXT)
 CHUNK_BYTES = 1 << 25
-CHUNK_ROWS = 50_000
+CHUNK_ROWS = 100_000
 MEGABYTE = 1_000_000
 MAX_ROW_BYTES = 1 << 23
 """A longer line is taken for a defect: a missing line break."""

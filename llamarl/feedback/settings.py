@@ -74,7 +74,7 @@ class Ingest(SuspectSettings):
     """The engine that looks across rows: DuckDB in this process, larger than memory, or Spark for larger logs."""
     threads: int | None = Field(default=None, ge=1)
     """Cores to use, all by default."""
-    memory: str = Field(default="1GB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
+    memory: str = Field(default="256MB", pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$")
     """Memory of DuckDB for the queries over all messages; what is more goes to the disk."""
 
 

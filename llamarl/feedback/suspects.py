@@ -11,7 +11,7 @@ last two ask how likely it is by chance; so many users are asked that some are u
 many of the suspects are wrong (the false discovery rate), not by how unlikely each is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,8 @@ MOST_TERMS = 3
 """Terms of each user that are looked at closely."""
 TASTE = 3.0
 """The factor of odds that a reply with a phrase may have over others because somebody likes what goes with it."""
+MESSAGES_AT_ONCE = 4_000_000
+"""Users are asked for their medians in groups that have so many messages, about."""
 MOST_MESSAGES = 10_000
 """Users who saw more are judged by the law of the others, and are none of those it is fitted to."""
 
@@ -50,13 +52,15 @@ TYPES = {"user_hash": "string", "reason": "string", "value": "double", "expected
 def find_suspects(engine: QueryEngine, settings: SuspectSettings) -> list[str]:
     """Keeps the table `suspicious` of what is found in `messages` and `activity`; returns what a reader should know."""
     notes: list[str] = []
+    ((total, _, _),) = engine.fetch(queries.SELECT_COUNTS.format(few=FEW_LOVES - 1, many=FEW_LOVES))
+    groups = _divide_users(total)
     found = [
         Suspect(user, "burst", float(most), float(settings.burst), "messages in a minute")
         for user, most in engine.fetch(queries.SELECT_BURSTS.format(limit=settings.burst))
     ]
-    found += _find_quick(engine, settings.quick_seconds, notes)
-    found += _find_regular(engine, "messages", queries.GAPS, MANY_GAPS, 0.5, notes)
-    found += _find_regular(engine, "loves", queries.DELAYS, MANY_LOVES, 0.9, notes)
+    found += _find_quick(engine, groups, settings.quick_seconds, notes)
+    found += _find_regular(engine, groups, "messages", queries.GAPS, MANY_GAPS, 0.5, notes)
+    found += _find_regular(engine, groups, "loves", queries.DELAYS, MANY_LOVES, 0.9, notes)
     found += _find_phrases(engine, settings.wrong_share)
     engine.load("suspicious", _columns(found), TYPES)
     much = list(_find_much(engine, settings.wrong_share))
@@ -73,8 +77,21 @@ def _columns(found: list[Suspect]) -> Mapping[str, list[object]]:
 # ---- times
 
 
-def _find_quick(engine: QueryEngine, limit: float, notes: list[str]) -> list[Suspect]:
-    users, seconds, loves = engine.fetch_arrays(queries.SELECT_MEDIANS.format(passed=queries.DELAYS))
+def _divide_users(total: int) -> list[str]:
+    """Conditions that divide the users of so many messages into groups."""
+    characters = queries.HASH_CHARACTERS
+    groups = np.array_split(list(characters), min(len(characters), 1 + total // MESSAGES_AT_ONCE))
+    return [queries.USERS.format(first=group[0], last=group[-1]) for group in groups]
+
+
+def _fetch_groups(engine: QueryEngine, groups: Sequence[str], select: str, passed: str) -> list[np.ndarray]:
+    """The columns of a query about the users of all groups."""
+    parts = [engine.fetch_arrays(select.format(passed=passed.format(users=users))) for users in groups]
+    return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+
+def _find_quick(engine: QueryEngine, groups: Sequence[str], limit: float, notes: list[str]) -> list[Suspect]:
+    users, seconds, loves = _fetch_groups(engine, groups, queries.SELECT_MEDIANS, queries.DELAYS)
     is_quick = seconds < limit
     if 2 * is_quick.sum() > len(users):
         notes.append(f"most users who love do so within {limit:g} s: these times don't tell who is quick")
@@ -86,10 +103,16 @@ def _find_quick(engine: QueryEngine, limit: float, notes: list[str]) -> list[Sus
 
 
 def _find_regular(
-    engine: QueryEngine, what: str, passed: str, least: int, share: float, notes: list[str]
+    engine: QueryEngine,
+    groups: Sequence[str],
+    what: str,
+    passed: str,
+    least: int,
+    share: float,
+    notes: list[str],
 ) -> list[Suspect]:
     """Users of whose times a share lies within a second of their median, which a person's don't."""
-    users, counts, seconds, alike = engine.fetch_arrays(queries.SELECT_ALIKE.format(passed=passed))
+    users, counts, seconds, alike = _fetch_groups(engine, groups, queries.SELECT_ALIKE, passed)
     is_alike = (alike >= share) & (seconds >= 1.0)  # shorter ones are those of a burst, or of a clock that stood
     if 2 * is_alike.sum() > len(users):
         notes.append(f"the times of most users' {what} are alike: they don't tell who is regular")

@@ -68,13 +68,13 @@ def select_raw_json(columns: Columns) -> str:
         _when_wrong_type(field, f"v[{place}]", f"json_type(text, {path})")
         for place, (field, path) in enumerate(zip(fields, paths, strict=True), 1)
     )
-    response = f"v[{fields.index('response') + 1}]"
+    response = f"v[{fields.index('response') + 1}]"  # a number of JSON begins with a digit or a minus, below any letter
     return f"""
         SELECT line, {values},
             CASE WHEN broken IS NOT NULL THEN ':' || broken
                  WHEN v IS NULL THEN ':invalid_json'
-                 WHEN NOT starts_with(ltrim(text), '{{') THEN ':not_an_object'
-                 WHEN NOT regexp_matches(text, ':\\s*[\\[{{tf]') AND NOT {_is_number(response)} THEN NULL
+                 WHEN NOT starts_with(text, '{{') AND NOT starts_with(ltrim(text), '{{') THEN ':not_an_object'
+                 WHEN ({response} IS NULL OR {response} >= 'A') AND NOT regexp_matches(text, ':\\s*[\\[{{tf]') THEN NULL
                  {wrong} END AS problem
         FROM (
             SELECT {LINE} AS line, {TEXT} AS text, {BROKEN} AS broken,
@@ -151,7 +151,9 @@ SELECT_TALKS = """
 
 def select_flat(columns: Columns, context_messages: int) -> str:
     """Raw rows (`raw`) of one message each -> rows with `turn` and `context`, the conversation before it as JSON."""
-    is_list = "CASE WHEN starts_with(ltrim(prompt), '[{') THEN json_valid(prompt) ELSE false END"  # AND asks both
+    is_list = """
+        CASE WHEN NOT starts_with(prompt, '[{') AND NOT starts_with(prompt, ' ') THEN false
+             WHEN starts_with(ltrim(prompt), '[{') THEN json_valid(prompt) ELSE false END"""  # AND asks both
     items = "TRY_CAST(prompt AS JSON[])"
     return f"""
         SELECT line, 0::BIGINT AS turn, {", ".join(map(quote, _of_message(columns)))},
@@ -219,21 +221,21 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
     kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in columns.numbers)
     return f"""
         SELECT {file} AS file, {(file << FILE_SHIFT)} + line * {1 << LINE_SHIFT} + turn AS row, line, turn,
-            CASE WHEN "user" IS NOT NULL THEN hash_id('user:' || name) END AS user_hash,
-            CASE WHEN message_id IS NOT NULL THEN hash_id('message:' || message_id)
+            CASE WHEN "user" IS NOT NULL THEN hash_id('user:', name) END AS user_hash,
+            CASE WHEN message_id IS NOT NULL THEN hash_id('message:', message_id)
                  WHEN is_event THEN NULL
-                 ELSE hash_id('content:' || concat_ws('|', "user", conversation_id, turn, time, context, response))
+                 ELSE hash_id('content:', concat_ws('|', "user", conversation_id, turn, time, context, response))
                  END AS message_hash,
-            CASE WHEN conversation_id IS NOT NULL THEN hash_id('conversation:' || conversation_id)
+            CASE WHEN conversation_id IS NOT NULL THEN hash_id('conversation:', conversation_id)
                  END AS conversation_hash,
             make_timestamp(time) AS ts, make_timestamp(reaction_time) AS reaction_ts,
             make_timestamp(edited_time) AS edited_ts,
             CASE WHEN length(name) >= 6 THEN hide(context, name) ELSE context END AS context,
             CASE WHEN length(name) >= 6 THEN hide(safe_response, name) ELSE safe_response END AS response,
             response <> safe_response OR contains(context, '{REDACTED}') AS is_redacted,
-            reaction_name AS reaction, is_event, fingerprint(concat_ws('|', context, response)) AS text_key,
-            left(surface, 64) AS surface, lower(left(language, 64)) AS language,
-            left(model_version, 64) AS model_version, {kept},
+            reaction_name AS reaction, is_event, fingerprint(concat_ws('|', name, context, response)) AS text_key,
+            label(surface) AS surface, lower(label(language)) AS language,
+            label(model_version) AS model_version, {kept},
             CASE WHEN problem IS NOT NULL THEN problem
                  WHEN is_event AND reaction_name IS NULL THEN 'reaction:unknown_reaction'
                  WHEN is_event AND message_id IS NULL THEN 'message_id:missing_message_id'
@@ -261,7 +263,7 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
                      ELSE {time["reaction_ts"]} END AS reaction_time,
                 {time["edited_ts"]} AS edited_time
             FROM (
-                SELECT turns.*, trim("user") AS name,
+                SELECT turns.*, bare("user") AS name,
                     CASE WHEN reaction IS NULL THEN '' ELSE meaning END AS reaction_name
                 FROM turns LEFT JOIN reaction_names ON reaction = spelling))"""
 

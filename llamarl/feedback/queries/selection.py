@@ -18,6 +18,9 @@ SELECT_DUPLICATE_MESSAGES = """
     SELECT row, 'message_id' AS field, 'duplicate_message' AS reason FROM ranked WHERE place > 1"""
 """The first row with a reaction stays of those with one message id; without any reaction, the first row."""
 
+SELECT_TOLD = "SELECT row, message_hash, reaction, reaction_ts FROM staged WHERE is_event"
+"""Reactions that rows of their own tell (`told`): kept, since few, so that a join knows which side is the small one."""
+
 SELECT_EVENTS = f"""
     SELECT event.row, event.reaction, event.reaction_ts, message.row AS message_row,
         message.reaction AS reaction_before,
@@ -25,10 +28,11 @@ SELECT_EVENTS = f"""
              WHEN {IS_EARLY.format(reacted="epoch_us(event.reaction_ts)", shown="epoch_us(message.ts)")}
                 THEN 'reaction_before_message'
              WHEN message.edited_ts > event.reaction_ts THEN 'edited_after_reaction' END AS problem
-    FROM staged AS event
-    LEFT JOIN (SELECT * FROM staged WHERE NOT is_event AND row NOT IN (SELECT row FROM drops)) AS message
-        ON event.message_hash = message.message_hash
-    WHERE event.is_event"""
+    FROM told AS event
+    LEFT JOIN (
+        SELECT * FROM staged WHERE NOT is_event AND row NOT IN (SELECT row FROM drops)
+            AND message_hash IN (SELECT message_hash FROM told)) AS message
+        ON event.message_hash = message.message_hash"""
 
 SELECT_BAD_EVENTS = """
     SELECT row, CASE problem WHEN 'reaction_without_message' THEN 'message_id' WHEN 'edited_after_reaction'
@@ -55,11 +59,11 @@ SELECT_ROWS_OF_SUSPECTS = """
     WHERE user_hash IN (SELECT user_hash FROM suspicious)"""
 
 SELECT_DUPLICATE_TEXTS = """
-    WITH repeated AS (SELECT user_hash, text_key FROM messages GROUP BY user_hash, text_key HAVING count(*) > 1),
+    WITH repeated AS (SELECT text_key FROM messages GROUP BY text_key HAVING count(*) > 1),
     ranked AS (
         SELECT row, row_number() OVER (
             PARTITION BY user_hash, text_key ORDER BY CASE WHEN reaction <> '' THEN 0 ELSE 1 END, row) AS place
-        FROM messages JOIN repeated USING (user_hash, text_key))
+        FROM messages JOIN repeated USING (text_key))
     SELECT row, 'response' AS field, 'duplicate_text' AS reason FROM ranked WHERE place > 1"""
 
 SELECT_ROWS_ABOVE_CAP = """

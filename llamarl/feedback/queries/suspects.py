@@ -1,4 +1,13 @@
-"""Queries over what users did: `messages` holds what may stay, `activity` the sums of each user."""
+"""Queries over what users did: `messages` holds what may stay, `activity` the sums of each user.
+
+A median needs all of a user's values in memory at once, so that `DELAYS` and `GAPS` are of some users only: those for
+whom the condition `users` holds.
+"""
+
+HASH_CHARACTERS = "+/0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The characters of a hash in their order, each as likely as any other."""
+USERS = "user_hash >= '{first}' AND user_hash < '{last}~'"
+"""Users whose hash begins with one of two characters, or one between."""
 
 SELECT_ACTIVITY = """
     SELECT user_hash, count(*) AS shown, sum(CASE WHEN reaction = 'love' THEN 1 ELSE 0 END) AS loves
@@ -12,13 +21,14 @@ SELECT_BURSTS = """
 
 DELAYS = """
     SELECT user_hash, epoch_us(reaction_ts) - epoch_us(ts) AS passed
-    FROM messages WHERE reaction = 'love' AND reaction_ts >= ts"""
+    FROM messages WHERE reaction = 'love' AND reaction_ts >= ts AND {users}"""
 """Seconds from message to love. A love before its message says that clocks differ, not how quick the user was."""
 
 GAPS = """
     SELECT user_hash, passed FROM (
         SELECT user_hash, epoch_us(ts) - lag(epoch_us(ts)) OVER (PARTITION BY user_hash ORDER BY ts, row) AS passed
-        FROM messages JOIN (SELECT user_hash FROM activity WHERE loves > 0) AS lovers USING (user_hash)) AS all_gaps
+        FROM messages JOIN (SELECT user_hash FROM activity WHERE loves > 0) AS lovers USING (user_hash)
+        WHERE {users}) AS all_gaps
     WHERE passed IS NOT NULL"""
 """Seconds from one message of a user to the next; only of users who love any, since others teach nothing."""
 
@@ -83,14 +93,20 @@ SELECT_LOVED_TERMS = """
 """The rarest terms that are in at least half of what a user loves, and in how many sampled replies they are."""
 
 SELECT_HOLDING = f"""
-    WITH likely AS (
-        SELECT messages.user_hash, term, opening(response) AS response
-        FROM messages JOIN candidates ON messages.user_hash = candidates.user_hash
-        WHERE contains(lower(opening(response)), split_part(term, ' ', 1))),
-    texts AS (SELECT user_hash, term, ' ' || array_to_string({WORDS}, ' ') || ' ' AS words FROM likely)
-    SELECT user_hash, term, count(*) AS holding FROM texts
-    WHERE contains(words, ' ' || term || ' ') GROUP BY user_hash, term ORDER BY user_hash, term"""
-"""The number of a user's replies that hold a term (`candidates`: user_hash, term); only what may hold it is cut up."""
+    WITH replies AS (
+        SELECT messages.user_hash, term, ' ' || term || ' ' AS words, lower(opening(response)) AS text
+        FROM messages JOIN candidates ON messages.user_hash = candidates.user_hash),
+    likely AS (
+        SELECT * FROM replies
+        WHERE contains(text, split_part(term, ' ', 1)) AND contains(text, split_part(term, ' ', 2)))
+    SELECT user_hash, term, count(*) AS holding FROM likely
+    WHERE CASE WHEN contains(' ' || text || ' ', words) THEN true
+        ELSE contains(' ' || array_to_string(regexp_extract_all(text, '{TERM}'), ' ') || ' ', words) END
+    GROUP BY user_hash, term ORDER BY user_hash, term"""
+"""The number of a user's replies that hold a term (`candidates`: user_hash, term).
+
+A text is cut into words only where it may hold the term, and not between spaces, where it surely is.
+"""
 
 SELECT_COUNTS = """
     SELECT CAST(coalesce(sum(shown), 0) AS BIGINT), coalesce(sum(CASE WHEN loves >= {few} THEN 1 ELSE 0 END), 0),
