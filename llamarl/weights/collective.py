@@ -56,7 +56,7 @@ class Link:
     """
 
     def __init__(self, group: dist.ProcessGroup, rank: int, plan: Plan, layout: Layout, wire: torch.device) -> None:
-        self._group, self._rank, self._layout, self._wire = group, rank, layout, wire
+        self.group, self._rank, self._layout, self._wire = group, rank, layout, wire
         self._is_broken = False
         self.plan = plan
         self._sent, self._received = plan.sent_by(rank), plan.received_by(rank)
@@ -179,16 +179,16 @@ class Link:
 
     def _post_sends(self, header: Tensor, held: Mapping[str, Tensor]) -> Iterator[_Message]:
         for destination in sorted({move.destination for move in self._sent}):
-            yield _Message(self._group.send([header], destination, 0), 0, _nothing)
+            yield _Message(self.group.send([header], destination, 0), 0, _nothing)
         for move in self._sent:
             part = view_region(held[move.name], self._layout[move.name], move.region)
             wire = part.to(self._wire).contiguous()
             staged = 0 if wire.data_ptr() == part.data_ptr() else move.num_bytes
-            yield _Message(self._group.send([_bytes_of(wire)], move.destination, self._tags[move]), staged, _nothing)
+            yield _Message(self.group.send([_bytes_of(wire)], move.destination, self._tags[move]), staged, _nothing)
 
     def _post_headers(self, headers: Mapping[int, Tensor]) -> Iterator[_Message]:
         for source, header in headers.items():
-            yield _Message(self._group.recv([header], source, 0), 0, _nothing)
+            yield _Message(self.group.recv([header], source, 0), 0, _nothing)
 
     def _post_receives(self, held: Mapping[str, Tensor]) -> Iterator[_Message]:
         for move in self._received:
@@ -198,9 +198,9 @@ class Link:
     def _post_receive(self, move: Move, part: Tensor) -> _Message:
         dtype = getattr(torch, move.dtype)
         if part.is_contiguous() and part.dtype == dtype and part.device.type == self._wire.type:
-            return _Message(self._group.recv([_bytes_of(part)], move.source, self._tags[move]), 0, _nothing)
+            return _Message(self.group.recv([_bytes_of(part)], move.source, self._tags[move]), 0, _nothing)
         staged = torch.empty(part.shape, dtype=dtype, device=self._wire)
-        work = self._group.recv([_bytes_of(staged)], move.source, self._tags[move])
+        work = self.group.recv([_bytes_of(staged)], move.source, self._tags[move])
         return _Message(work, move.num_bytes, lambda: part.copy_(staged))
 
 
