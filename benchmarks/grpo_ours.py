@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from benchmarks.common import Turns
 from benchmarks.workloads import GROUP_SIZE, LEARNING_RATE, NUM_PROMPTS, WORKLOADS, prompts
 from llamarl.algorithms import GRPOConfig
+from llamarl.core.protocols import WeightChannel
 from llamarl.core.records import GenerationRequest, Group, Sample, Verdict
 from llamarl.core.sampling import Sampling
 from llamarl.core.seeds import sample_seed
@@ -20,11 +21,16 @@ from llamarl.training.trainer import PolicyTrainer
 from llamarl.weights import LocalChannel
 
 
-def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
+def steps(
+    workload_name: str,
+    checkpoint: str,
+    learning_rate: float = LEARNING_RATE,
+    channel: WeightChannel | None = None,
+) -> Iterator[dict[str, float]]:
     """Runs one step after the other; says what each took."""
     workload = WORKLOADS[workload_name]
     rows, sampling = prompts(), Sampling(max_tokens=workload.max_tokens)
-    tokenizer, channel = load_tokenizer(checkpoint), LocalChannel()
+    tokenizer, channel = load_tokenizer(checkpoint), channel or LocalChannel()
     algorithm = GRPOConfig(kl_coef=0.0)
     credit = algorithm.credit()
     generator = NativeGenerator(
@@ -33,7 +39,7 @@ def steps(workload_name: str, checkpoint: str) -> Iterator[dict[str, float]]:
     trainer = PolicyTrainer(
         load_model(checkpoint),
         algorithm,
-        TrainerConfig(learning_rate=LEARNING_RATE, warmup_steps=0, betas=(0.9, 0.999)),
+        TrainerConfig(learning_rate=learning_rate, warmup_steps=0, betas=(0.9, 0.999)),
         sampling=sampling,
         channel=channel,
     )
