@@ -74,10 +74,16 @@ def build_plan(sources: Layouts, destinations: Layouts) -> Plan:
     loads = dict.fromkeys(sources, 0)
     moves: list[Move] = []
     replicated: list[tuple[str, int, Region, list[int]]] = []
+    cut = _Cutter()
+    held = {name: {rank: layout[name].region for rank, layout in sources.items() if name in layout} for name in offered}
     for destination, layout in destinations.items():
         for name, wanted in layout.items():
             _check(name, wanted, offered, destination)
-            for region, holders in _cells(name, wanted, sources, destination):
+            for region, holders in cut(wanted.region, held[name]):
+                if not holders:
+                    raise WeightSyncError(
+                        f"weights: no source holds {name}{region}, which destination {destination} needs"
+                    )
                 if len(holders) > 1:
                     replicated.append((name, destination, region, holders))
                 else:
@@ -101,15 +107,26 @@ def _check(name: str, wanted: Shard, offered: Mapping[str, Shard], destination: 
         )
 
 
-def _cells(name: str, wanted: Shard, sources: Layouts, destination: int) -> Iterator[tuple[Region, list[int]]]:
-    """Cuts the wanted region at the borders of the sources' shards: (cell, ranks that hold all of it)."""
-    if not wanted.region.numel:
-        return
-    held = {rank: layout[name].region.intersect(wanted.region) for rank, layout in sources.items() if name in layout}
-    held = {rank: region for rank, region in held.items() if region.numel}
-    borders = [_borders(dim, [wanted.region, *held.values()]) for dim in range(len(wanted.region.shape))]
+class _Cutter:
+    """Cuts regions into cells. A model's layers are cut alike, so what was cut before is remembered."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Region, tuple[tuple[int, Region], ...]], list[tuple[Region, list[int]]]] = {}
+
+    def __call__(self, wanted: Region, held: Mapping[int, Region]) -> list[tuple[Region, list[int]]]:
+        """Cuts a region at the borders of what each rank holds: (cell, ranks that hold all of it)."""
+        key = wanted, tuple(held.items())
+        if key not in self._known:
+            self._known[key] = list(_cells(wanted, held)) if wanted.numel else []
+        return self._known[key]
+
+
+def _cells(wanted: Region, held: Mapping[int, Region]) -> Iterator[tuple[Region, list[int]]]:
+    parts = {rank: region.intersect(wanted) for rank, region in held.items()}
+    parts = {rank: region for rank, region in parts.items() if region.numel}
+    borders = [_borders(dim, [wanted, *parts.values()]) for dim in range(len(wanted.shape))]
     holders: dict[tuple[int, ...], list[int]] = {}
-    for rank, region in held.items():
+    for rank, region in parts.items():
         spans = (
             range(bisect_left(cuts, a), bisect_left(cuts, b))
             for cuts, a, b in zip(borders, region.offset, region.end, strict=True)
@@ -119,10 +136,7 @@ def _cells(name: str, wanted: Shard, sources: Layouts, destination: int) -> Iter
     for index in itertools.product(*(range(len(cuts) - 1) for cuts in borders)):
         start = tuple(cuts[i] for cuts, i in zip(borders, index, strict=True))
         size = tuple(cuts[i + 1] - cuts[i] for cuts, i in zip(borders, index, strict=True))
-        cell = Region(start, size)
-        if index not in holders:
-            raise WeightSyncError(f"weights: no source holds {name}{cell}, which destination {destination} needs")
-        yield cell, holders[index]
+        yield Region(start, size), holders.get(index, [])
 
 
 def _borders(dim: int, regions: Sequence[Region]) -> list[int]:
