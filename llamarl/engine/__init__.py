@@ -22,7 +22,7 @@ def build_engine(name: str, environment: Mapping[str, str] | None = None, passed
     Args:
         name: one of `ENGINES`.
         environment: variables set in the processes of executors that have their own.
-        passed: names of variables that these processes get from this one, beside the common ones (`monarch.PASSED`).
+        passed: names of variables that these processes get from this one, beside the common ones (`environment.PASSED`).
 
     Raises:
         ConfigError: no such engine.

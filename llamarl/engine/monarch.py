@@ -6,11 +6,16 @@
 
 Monarch tells us of deaths; deadlines are ours (a stopped process is not dead). A child dies with its controller.
 
-A child gets the environment variables of `PASSED`, those that begin with one of `PASSED_PREFIXES`, and those that the
-engine is told of: no secret of this process is in its memory unless somebody named it.
+A child gets the environment variables that computing needs, and those that the
+engine is told of: no secret of this process is in its memory unless somebody named it (`environment`).
+
+Over several hosts, each host's `llamarl worker` runs `serve`, and Monarch's messages go over TCP with mutual TLS
+(`identity`); executors talk to the server of their own host over Unix sockets. That a host is lost, the lease says
+(`hosts`), before Monarch would.
 """
 
 import asyncio
+import atexit
 import itertools
 import logging
 import os
@@ -21,11 +26,16 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, NamedTuple
 
-from llamarl.core.errors import ExecutorLostError, MissingDependencyError, StallError
+from llamarl.core.errors import ConfigError, ExecutorLostError, MissingDependencyError, StallError
 from llamarl.core.protocols import Executor
+from llamarl.engine.environment import passed_environment
 from llamarl.engine.handle import RankedHandle, claim_name, gather_within
+from llamarl.engine.hosts import HostPool, Lease, free_port
+from llamarl.engine.identity import Identity
+from llamarl.engine.wire import join_address
+from llamarl.engine.worker import READY
 
 _KNOBS = {  # Monarch reads them when it is imported; its defaults notice a death after 9 to 60 s
     "HYPERACTOR_MESH_SUPERVISION_POLL_FREQUENCY": "200ms",
@@ -34,39 +44,34 @@ _KNOBS = {  # Monarch reads them when it is imported; its defaults notice a deat
 }
 os.environ.update({name: value for name, value in _KNOBS.items() if name not in os.environ})
 
-PASSED = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP"),
-        *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NO_PROXY", "no_proxy"),
-        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"),
-    }
-)
-"""Names of variables that children get."""
-PASSED_PREFIXES = (
-    *("LC_", "XDG_", "PYTHON", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "MKL_"),
-    *("KMP_", "GOMP_", "OPENBLAS_", "HYPERACTOR_", "MONARCH_"),
-)
-"""Beginnings of such names."""
-
 try:
     import cloudpickle  # type: ignore[import-untyped]
     import monarch.actor
+    from monarch._rust_bindings.monarch_hyperactor.config import reload_config_from_env
+    from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
     from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
 except ImportError:
     raise MissingDependencyError.for_extra("torchmonarch", "monarch") from None
+
+BOOTSTRAP_MODULE = "monarch._src.actor.bootstrap_main"
+"""Program of a process that Monarch starts, as `default_bootstrap_cmd` names it."""
 
 _log = logging.getLogger(__name__)
 
 
 class MonarchEngine:
-    """Executors as processes of this host.
+    """Executors as processes, of this machine or of several.
 
     Args:
         environment: variables set in the children.
         passed: names of further variables that children get from this process, where it has them.
         start_timeout_seconds: for processes to come up and executors to set up.
         stop_timeout_seconds: for `teardown`, and again for processes to end; then they are killed.
+        hosts: the other machines; None: all executors live on this one.
+        frontend: how those machines reach this process; required beside `hosts`.
+
+    Raises:
+        ConfigError: this Python process has used Monarch before, without hosts or with another secret.
     """
 
     def __init__(
@@ -75,19 +80,18 @@ class MonarchEngine:
         passed: Collection[str] = (),
         start_timeout_seconds: float = 600.0,
         stop_timeout_seconds: float = 10.0,
+        hosts: HostPool | None = None,
+        frontend: "Frontend | None" = None,
     ) -> None:
         monarch.actor.unhandled_fault_hook = _note_fault  # the default one ends the controller
         monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name in PASSED or name in passed or name.startswith(PASSED_PREFIXES)
-        }
-        self._environment = {
-            **inherited,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            **(environment or {}),
-        }
+        if frontend is not None:
+            frontend.open()
+        self._hosts = hosts
+        self._here = {**passed_environment(passed), **(environment or {})}
+        named = {name: os.environ[name] for name in passed if name in os.environ}
+        self._elsewhere = {**named, **(environment or {})}
+        """Variables of children on other hosts, beside those that their own host gives them."""
         self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
         self._handles: dict[str, MonarchHandle] = {}
@@ -95,7 +99,8 @@ class MonarchEngine:
     async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> "MonarchHandle":
         """Starts `num_ranks` processes, builds an executor in each and runs its `setup`; errors of either propagate."""
         claim_name(self._handles, name)
-        handle = MonarchHandle(name, num_ranks, self._environment, self._stop_timeout_seconds)
+        lease = await self._hosts.find(name) if self._hosts else None
+        handle = MonarchHandle(name, num_ranks, self._place(lease), self._stop_timeout_seconds)
         self._handles[name] = handle
         try:
             await handle.start(factory, self._start_timeout_seconds)
@@ -105,25 +110,103 @@ class MonarchEngine:
         return handle
 
     async def close(self) -> None:
-        """Stops every executor that is left."""
+        """Stops every executor that is left, and gives the hosts back."""
         handles, self._handles = self._handles, {}
-        await asyncio.gather(*(handle.stop() for handle in handles.values()))
+        try:
+            await asyncio.gather(*(handle.stop() for handle in handles.values()))
+        finally:
+            if self._hosts:
+                self._hosts.close()
+
+    def _place(self, lease: Lease | None) -> "_Place":
+        if lease is None:
+            command = monarch.actor.default_bootstrap_cmd().with_env(self._here)
+            command.inherit_env = False
+            return _Place(None, monarch.actor.this_host(), command)
+        mesh = monarch.actor.attach_to_workers(ca="trust_all_connections", workers=[lease.engine])  # see `Frontend`
+        default = monarch.actor.default_bootstrap_cmd()
+        command = BootstrapCommand(lease.python, None, ["-m", BOOTSTRAP_MODULE], default.env).with_env(self._elsewhere)
+        return _Place(lease, mesh, command)
+
+
+class Frontend:
+    """This process as other hosts reach it: an address of its own, with mutual TLS. One a process, as Monarch allows.
+
+    Monarch's calls demand `ca="trust_all_connections"`; what its `tls://` addresses trust is nevertheless the authority
+    in `HYPERACTOR_TLS_CA` and nobody else, at both ends, which a test holds it to.
+
+    Args:
+        secret: shared with the hosts.
+        host: the address by which they reach this process.
+    """
+
+    _opened: "Frontend | None" = None
+    """The one of this process."""
+
+    def __init__(self, secret: str, host: str) -> None:
+        self._secret, self._host = secret, host
+
+    def open(self) -> None:
+        """Listens, from Monarch's first use on. Idempotent for the same secret and host."""
+        opened = Frontend._opened
+        if opened is not None and (opened._secret, opened._host) == (self._secret, self._host):
+            return
+        if opened is None:
+            _use_tls(Identity(self._secret, self._host))
+            with suppress(RuntimeError):
+                monarch.actor.enable_transport(f"tls://{join_address(self._host, free_port(self._host))}")
+                Frontend._opened = self
+                return
+        raise ConfigError(
+            "engine='monarch': this Python process has used Monarch before, without hosts or with another secret; "
+            "start another process for this run"
+        )
+
+
+def serve(host: str, port: int) -> None:
+    """Starts executors for a run on another host, until standard input ends. The program of `worker.MonarchServer`.
+
+    Args:
+        host: this host's address, for which the TLS certificate in the environment stands.
+        port: 0 takes a free one.
+    """
+    address = f"tls://{join_address(host, port or free_port(host))}"
+    monarch.actor.start_worker_loop_forever(address=address, ca="trust_all_connections")  # see `Frontend`
+    print(READY, address, flush=True)
+    sys.stdin.read()  # ends with the worker that started this process, even if that was killed
+    os._exit(0)
+
+
+def _use_tls(identity: Identity) -> None:
+    """Makes a certificate that of Monarch's connections; its files stay until this process ends."""
+    atexit.register(identity.close)
+    files = {"CA": identity.authority, "CERT": identity.certificate, "KEY": identity.key}
+    os.environ.update({f"HYPERACTOR_TLS_{name}": str(path) for name, path in files.items()})
+    reload_config_from_env()
+
+
+class _Place(NamedTuple):
+    """A place for an executor's processes."""
+
+    lease: Lease | None
+    """The host's; None: this machine."""
+    mesh: Any
+    command: Any
+    """How Monarch starts a process there."""
 
 
 class MonarchHandle(RankedHandle):
     """The controller's end of executor processes. One dead rank is the death of the executor."""
 
-    def __init__(self, name: str, num_ranks: int, environment: Mapping[str, str], stop_timeout_seconds: float) -> None:
+    def __init__(self, name: str, num_ranks: int, place: _Place, stop_timeout_seconds: float) -> None:
         super().__init__(name, num_ranks)
         self._stop_timeout_seconds = stop_timeout_seconds
         self._pids: list[int] = []
         self._is_built = False
         self._death: str | None = None
         self._numbers = itertools.count()
-        command = monarch.actor.default_bootstrap_cmd().with_env(dict(environment))
-        command.inherit_env = False
-        host = monarch.actor.this_host()
-        self._processes = host.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=command)
+        self._lease = place.lease
+        self._processes = place.mesh.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=place.command)
         actors = self._processes.spawn(name, _Host)
         self._actors = [actors.slice(rank=rank) for rank in range(num_ranks)]
 
@@ -141,7 +224,12 @@ class MonarchHandle(RankedHandle):
     @property
     def is_alive(self) -> bool:
         """True if no rank is known to be dead; a death shows when the rank is called."""
-        return self._death is None
+        return self._death is None and not (self._lease and self._lease.is_lost)
+
+    @property
+    def host(self) -> str | None:
+        """Address of the host it lives on; None: this machine."""
+        return self._lease and self._lease.config.address
 
     async def stop(self) -> None:
         """Tears down and ends the processes; those that don't answer in time are killed."""
@@ -159,6 +247,9 @@ class MonarchHandle(RankedHandle):
     def kill(self) -> None:
         """SIGKILL."""
         self._death = self._death or "killed"
+        if self._lease is not None:
+            self._lease.kill(self._pids)  # these numbers name other processes here
+            return
         for pid in self._pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -182,21 +273,52 @@ class MonarchHandle(RankedHandle):
     async def _ask(self, rank: int, endpoint: str, *args: Any) -> Any:
         """Sends one message to one rank and unwraps the reply."""
         try:
-            is_good, value = await getattr(self._actors[rank], endpoint).call_one(*args)
+            is_good, value = await self._unless_lost(getattr(self._actors[rank], endpoint).call_one(*args))
+        except _HostLostError as error:
+            self._death = self._death or str(error)
+            raise self._lost_error(rank, self._death) from None
         except SupervisionError as error:
             self._death = self._death or str(error).strip().splitlines()[-1].strip()
+            raise self._lost_error(rank, self._death) from None
+        except RuntimeError as error:  # Monarch's own: a method's comes as a reply
+            self._death = self._death or str(error).strip().splitlines()[0].strip()
             raise self._lost_error(rank, self._death) from None
         if not is_good:
             raise value
         return value
 
+    async def _unless_lost(self, answer: Awaitable[Any]) -> Any:
+        """The answer of a rank, or `_HostLostError` as soon as its host is lost."""
+        if self._lease is None:
+            return await answer
+        call = asyncio.ensure_future(_await(answer))
+        try:
+            await asyncio.wait({call, self._lease.lost}, return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return call.result()
+        finally:
+            call.cancel()
+        raise _HostLostError(f"host {self.host} is lost: {self._lease.lost.result()}")
+
     async def _end_processes(self) -> None:
+        if self._lease is not None:
+            self._lease.executors.discard(self.name)
+            if self._lease.is_lost:  # nobody there to ask; the host ends them by itself (`worker.ORPHAN_SECONDS`)
+                return
         try:
             async with asyncio.timeout(self._stop_timeout_seconds):
                 await self._processes.stop()
         except (TimeoutError, RuntimeError) as error:
             _log.warning("stop of %s: Monarch could not (%r); killing %s", self.name, error, self._pids)
             self.kill()
+
+
+class _HostLostError(Exception):
+    """The host of an executor no longer answers."""
+
+
+async def _await(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
