@@ -83,6 +83,11 @@ class DirectHandle:
         self._died: asyncio.Event = asyncio.Event()
 
     @property
+    def host(self) -> str | None:
+        """None: this machine."""
+        return None
+
+    @property
     def pids(self) -> list[int]:
         """The id of this process, which the ranks share."""
         return [os.getpid()]

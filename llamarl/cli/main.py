@@ -44,6 +44,7 @@ COMMANDS = {
     "view": "run_commands:view",
     "runs": "run_commands:runs",
     "export": "run_commands:export",
+    "worker": "host_commands:worker",
     "generate": "model_commands:generate",
     "serve": "serve_commands:serve",
     "sft": "fit_commands:sft",

@@ -61,15 +61,26 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
     """
     recipe = prepared.recipe
     cores, environment = _share_cores(recipe)
-    engine = build_engine(recipe.engine, environment, recipe.passed_variables)
-    channel = build_channel(recipe.engine)
+    where = recipe.placement
+    model = str(resolve(recipe.model))  # on this machine by now: no executor asks the Hub
+    engine = build_engine(
+        recipe.engine,
+        environment,
+        recipe.passed_variables,
+        where,
+        executors=["trainer", *generator_names(recipe)],
+        threads=recipe.threads,
+        paths={"*": [model], "trainer": [str(reporter.directory)]},
+        tell=reporter.on_message,
+    )
+    channel = build_channel(recipe.engine, is_across_hosts=where.has_hosts)
 
     async def spawn(factory: Callable[[], Executor], name: str, num_ranks: int = 1) -> ExecutorHandle:
         handle = await engine.spawn(factory, name=name, num_ranks=num_ranks)
-        reporter.on_spawn(name, handle.pids)
+        reporter.on_spawn(name, handle.pids, handle.host)
         return handle
 
-    load = functools.partial(load_model, str(resolve(recipe.model)))  # on this machine by now: no executor asks the Hub
+    load = functools.partial(load_model, model)
     pulse, call_seconds = Pulse(), recipe.schedule.call_seconds
     load_frozen = functools.partial(load, device=recipe.trainer.device)
     build_trainer = functools.partial(
@@ -104,12 +115,14 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             judges.start(),
             scorer.start() if prepared.needs_reference_copy else asyncio.sleep(0),
         )
+        own_address = trainer.host or (where.own_address if where.has_hosts else "")
+        receivers = await trainer.call("open_weights", own_address, timeout_seconds=call_seconds)
         generator = functools.partial(
             GeneratorExecutor,
             recipe.generator,
             load,
             prepared.tokenizer,
-            channel,
+            receivers,
             cores,
             lora=recipe.trainer.lora,
         )
@@ -141,7 +154,8 @@ def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
     total = recipe.threads or usable_cores()
     if recipe.engine == "inprocess":
         return SharedCores(total, _set_threads, is_split=not recipe.schedule.is_synchronous), {}
-    return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // (1 + recipe.num_generators)))}
+    local = [name for name in ("trainer", *generator_names(recipe)) if recipe.placement.is_local(name)]
+    return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // max(1, len(local))))}
 
 
 def _set_threads(count: int) -> None:

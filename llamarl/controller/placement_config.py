@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from llamarl.core.config import Config
+from llamarl.engine.hosts import HostsConfig
 from llamarl.training.config import TrainerPlacement
 
 
@@ -26,8 +27,8 @@ class GeneratorPlacement(Config):
     """Completions under way at a time in each; None: `generator.slots`."""
 
 
-class PlacementConfig(Config):
-    """Processes, devices and precision of trainer and generators."""
+class PlacementConfig(HostsConfig):
+    """Hosts of all executors; processes, devices and precision of trainer and generators."""
 
     is_shared: bool = False
     """The plan's note that trainer and generators have the same devices. Devices are what `device` of each says."""

@@ -106,6 +106,12 @@ class Prepared:
         return self.needs_reference and self.recipe.trainer.lora is None
 
     @property
+    def executor_names(self) -> list[str]:
+        """Names of all executors of the run."""
+        reference = ["reference"] if self.needs_reference_copy else []
+        return ["trainer", "judge", *reference, *generator_names(self.recipe)]
+
+    @property
     def probe_prompts(self) -> list[tuple[int, ...]]:
         """Token ids of some prompts, on which generators prove their weights: the first of each task."""
         return [encode_prompt(self.tokenizer, prompt) for task in self.tasks for prompt in task.prompts[:2]]
@@ -132,7 +138,6 @@ class Prepared:
         """Returns what would run, for `--dry-run`."""
         schedule = self.recipe.schedule
         tasks = {task.config.name: task.describe(schedule.steps) for task in self.tasks}
-        executors = ["trainer", "judge", *(["reference"] if self.needs_reference_copy else [])]
         return {
             **(tasks["default"] if not self.recipe.tasks else {"tasks": tasks}),
             "steps": schedule.steps,
@@ -141,7 +146,7 @@ class Prepared:
             "devices": dict(self.devices),
             "template_limits": list(self.template_limits),
             "notes": list(self.notes),
-            "executors": [*executors, *generator_names(self.recipe)],
+            "executors": self.executor_names,
             "memory": describe_memory(self.plan_memory(), total_memory(self.devices["trainer"])),
         }
 
@@ -190,6 +195,7 @@ def prepare(recipe: Recipe) -> Prepared:
         *(f"task {task.config.name}: {note}" if recipe.tasks else note for task in tasks for note in task.notes),
     ]
     prepared = Prepared(recipe, tasks, tokenizer, config, positions, limits, devices, notes)
+    recipe.placement.check_all_placed(prepared.executor_names)
     held = least_memory(recipe, config, devices, prepared.needs_reference_copy)
     refuse_misfit(held, {device: total_memory(device) for device in held})
     return prepared

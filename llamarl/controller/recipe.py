@@ -221,6 +221,10 @@ class Recipe(Config):
 
     def _check_placement(self) -> None:
         where = self.placement.trainer
+        if self.placement.has_hosts and self.engine == "inprocess":
+            raise ValueError(
+                "placement.hosts: engine='inprocess' has only this process; set engine='monarch' (extra hosts)"
+            )
         if where.num_ranks > 1 and self.engine == "inprocess":
             raise ValueError(
                 f"placement.trainer: fsdp={where.fsdp} x tp={where.tp} is {where.num_ranks} processes, and "

@@ -85,6 +85,7 @@ class Reporter:
         self.is_interrupted = False
         """True once somebody asked the run to stop."""
         self._processes: dict[str, list[int]] = {}
+        self._hosts: dict[str, str | None] = {}
         self._version = self._first_version = 0
         self._last_step_at = self._started_at = time.monotonic()
         self._seconds_before = 0.0
@@ -176,10 +177,19 @@ class Reporter:
 
     # What the run asks
 
-    def on_spawn(self, name: str, pids: Sequence[int]) -> None:
-        """Keeps `processes.json`: which process each executor is, for people with a debugger or a kill."""
+    def on_spawn(self, name: str, pids: Sequence[int], host: str | None = None) -> None:
+        """Keeps `processes.json`: which process each executor is, for people with a debugger or a kill.
+
+        Args:
+            name: of the executor.
+            pids: on its machine.
+            host: its machine; noted in `hosts.json`. None: this one.
+        """
         self._processes[name] = list(pids)
         write_json(self.directory / "processes.json", self._processes)
+        if host != self._hosts.get(name):
+            self._hosts[name] = host
+            write_json(self.directory / "hosts.json", self._hosts)
 
     def add_sinks(self, sinks: Sequence[MetricSink]) -> None:
         """Writes every later record to these sinks too, and closes them with the files."""

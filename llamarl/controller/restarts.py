@@ -56,8 +56,13 @@ class RevivingClient:
         """Held while the executor is being replaced."""
 
     async def start(self) -> Self:
-        """Spawns the executor."""
-        self._handle = await self._spawn()
+        """Spawns the executor; one that is lost on the way is spawned again, at the expense of the budget."""
+        while self._handle is None:
+            try:
+                self._handle = await self._spawn()
+            except LOST as error:
+                self._budget.spend(self.name, error)
+                self._observer.on_message(f"{self.name} lost ({error}); starting it again")
         return self
 
     async def _call(self, method: str, *args: Any, timeout_seconds: float | None = None) -> Any:

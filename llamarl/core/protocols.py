@@ -69,6 +69,9 @@ class Trainer(Protocol):
             weights: factor of each task's gradient; by default its share of the step's prompts.
         """
 
+    def open_weights(self, host: str) -> "WeightChannel":
+        """Opens the weight channel (`WeightChannel.open`) and returns the end that receivers are given."""
+
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""
 
@@ -81,6 +84,13 @@ class Trainer(Protocol):
 
 class WeightChannel(Protocol):
     """The data plane of weights from one trainer to its generators. Picklable where its engine crosses processes."""
+
+    def open(self, host: str) -> "WeightChannel":
+        """Makes the channel ready, on rank 0 of the trainer and before it publishes; returns the receivers' end.
+
+        Args:
+            host: address by which other machines reach the trainer's, for channels that they read over the network.
+        """
 
     def publish(self, version: int, tensors: Mapping[str, Any], sharding: Sharding | None = None) -> None:
         """Copies `tensors` (name -> torch.Tensor) onto the channel as `version`.
@@ -115,6 +125,10 @@ class ExecutorHandle(Protocol):
     """The controller's end of a spawned executor (all its ranks)."""
 
     name: str
+
+    @property
+    def host(self) -> str | None:
+        """Address of the machine it lives on, as other machines reach it; None: this one."""
 
     @property
     def pids(self) -> list[int]:

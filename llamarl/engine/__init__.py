@@ -7,34 +7,52 @@ await engine.close()
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.protocols import Engine
+from llamarl.engine.hosts import HostPool, HostsConfig
+from llamarl.engine.identity import read_secret
 from llamarl.engine.inprocess import InProcessEngine
 
 ENGINES = ("inprocess", "monarch")
 """Names that `build_engine` knows."""
 
 
-def build_engine(name: str, environment: Mapping[str, str] | None = None, passed: Collection[str] = ()) -> Engine:
+def build_engine(
+    name: str,
+    environment: Mapping[str, str] | None = None,
+    passed: Collection[str] = (),
+    hosts: HostsConfig | None = None,
+    **options: Any,
+) -> Engine:
     """The engine called `name`: one thread per executor rank (`inprocess`) or one process (`monarch`).
 
     Args:
         name: one of `ENGINES`.
         environment: variables set in the processes of executors that have their own.
         passed: names of variables that these processes get from this one, beside the common ones (`environment.PASSED`).
+        hosts: the machines for executors, where there are others than this one.
+        options: of `hosts.HostPool`.
 
     Raises:
-        ConfigError: no such engine.
+        ConfigError: no such engine, or one that has no hosts; the hosts' secret is not set.
         MissingDependencyError: the engine's package is not installed; names the extra.
     """
+    if name not in ENGINES:
+        raise ConfigError(f"engine: no engine {name!r}; choose one of: {', '.join(ENGINES)}")
+    has_hosts = hosts is not None and hosts.has_hosts
     if name == "inprocess":
+        if has_hosts:
+            raise ConfigError("placement.hosts: engine='inprocess' has only this process; set engine='monarch'")
         return InProcessEngine()
-    if name == "monarch":
-        from llamarl.engine.monarch import MonarchEngine
+    from llamarl.engine.monarch import Frontend, MonarchEngine
 
+    if hosts is None or not has_hosts:
         return MonarchEngine(environment, passed)
-    raise ConfigError(f"engine: no engine {name!r}; choose one of: {', '.join(ENGINES)}")
+    secret = read_secret(hosts.secret_env)
+    pool, frontend = HostPool(hosts, secret, **options), Frontend(secret, hosts.own_address)
+    return MonarchEngine(environment, passed, hosts=pool, frontend=frontend)
 
 
 __all__ = ["ENGINES", "InProcessEngine", "build_engine"]

@@ -38,6 +38,11 @@ class RankedHandle(ABC):
         return results if rank is None else results[0]
 
     @property
+    def host(self) -> str | None:
+        """Address of the machine it lives on, as other machines reach it; None: this one."""
+        return None
+
+    @property
     @abstractmethod
     def pids(self) -> list[int]:
         """The operating system's process of each rank."""

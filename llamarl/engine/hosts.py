@@ -10,11 +10,12 @@ import socket
 import ssl
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -79,14 +80,19 @@ class HostsConfig(Config):
 
     @model_validator(mode="after")
     def _check_hosts(self) -> Self:
+        if self.hosts_folder is not None and self.address is None:
+            raise ValueError(
+                "address: required beside hosts_folder; state the address by which hosts reach this machine"
+            )
         addresses = [host.address for host in self.hosts]
         if len(set(addresses)) < len(addresses):
             raise ValueError(f"hosts: the addresses {addresses} repeat; name each host once")
-        near = [host.address for host in self.hosts if is_loopback(host.host)]
-        if near and len(near) < len(self.hosts):
+        named = [host.host for host in self.hosts] + ([self.address] if self.address else [])
+        near = [address for address in named if is_loopback(address)]
+        if near and len(near) < len(named):
             raise ValueError(
-                f"hosts: {near[0]} is a loopback address, which the other hosts can't reach; state the address by which "
-                "they reach that host"
+                f"hosts: {near[0]} is a loopback address, which only its own machine reaches; state the address by which "
+                "the others reach it"
             )
         return self
 
@@ -99,8 +105,15 @@ class HostsConfig(Config):
         """True if the executor of that name lives on this machine."""
         return not self.has_hosts or _matches(executor, self.local)
 
+    @property
+    def own_address(self) -> str:
+        """The address by which the hosts reach this program."""
+        if self.address is not None:
+            return self.address
+        return address_towards(*split_address(self.hosts[0].address, "hosts.0.address"))
+
     def check_all_placed(self, executors: Sequence[str]) -> None:
-        """Raises `ConfigError` if no host may hold one of the executors. Folders are not known beforehand."""
+        """Raises `ConfigError` if no host may hold one of the executors. What a folder will hold, nobody knows yet."""
         if self.hosts_folder is not None:
             return
         for name in executors:
@@ -124,8 +137,8 @@ class Lease:
     wire: Wire
     lost: "asyncio.Future[str]"
     """Done once the host is lost; says why."""
-    executors: set[str] = field(default_factory=set)
-    """Those that live there."""
+    executors: set[str]
+    """Names of those that live there, or are about to."""
 
     @property
     def is_lost(self) -> bool:
@@ -143,7 +156,10 @@ class HostPool:
     Args:
         config: which hosts there are.
         secret: what they and this program share.
-        folder: a directory that hosts must see too, because the run's trainer writes there; None where there is none.
+        executors: names of all that compute; those of one host share its cores.
+        threads: computing threads of each of them; None: an equal share of its host's cores.
+        paths: files and directories that a host must have, by name of the executor it holds, with wildcards.
+        silence_seconds: without a sign of life of a host, until it counts as lost.
         tell: is told of hosts that come and go.
     """
 
@@ -152,14 +168,22 @@ class HostPool:
         config: HostsConfig,
         secret: str,
         *,
-        folder: Path | None = None,
+        executors: Sequence[str] = (),
+        threads: int | None = None,
+        paths: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        silence_seconds: float = SILENCE_SECONDS,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._config, self._secret, self._folder, self._tell = config, secret, folder, tell
+        self._config, self._secret, self._tell = config, secret, tell
+        self._silence_seconds = silence_seconds
+        self._executors, self._threads, self._paths = executors, threads, paths
         self._run = uuid.uuid4().hex[:12]
         self._leases: dict[str, Lease] = {}
+        self._executors_on: dict[str, set[str]] = {}
         self._losses: dict[str, int] = {}
         """How often each host was lost; the steadiest is asked first."""
+        self._silent: set[str] = set()
+        """Hosts that did not answer when they were last asked."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._context: ssl.SSLContext | None = None
 
@@ -169,7 +193,7 @@ class HostPool:
         Waits for a host to come (back) if none answers.
 
         Raises:
-            ConfigError: all hosts refuse: they know another secret, or do not see the run's folder.
+            ConfigError: all hosts refuse: they know another secret, or lack the run's files.
             ExecutorLostError: no host in time; says of each what is wrong with it.
         """
         if self._config.is_local(executor):
@@ -179,13 +203,14 @@ class HostPool:
         while True:
             problems: dict[str, OSError] = {}
             for host in self._rank(executor):
+                # Counted before the host answers: executors that are placed at the same time spread.
+                self._residents(host).add(executor)
                 try:
-                    lease = await self._lease(host)
+                    return await self._lease(host)
                 except OSError as error:
+                    self._residents(host).discard(executor)
                     problems[host.address] = error
-                else:
-                    lease.executors.add(executor)
-                    return lease
+                    self._complain(host, error)
             text = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
             if problems and all(isinstance(problem, _Refusal) for problem in problems.values()):
                 raise ConfigError(f"executor {executor!r}: no host takes it: {text}")
@@ -196,6 +221,13 @@ class HostPool:
                 )
             await asyncio.sleep(BEAT_SECONDS)
 
+    def environment(self, lease: Lease) -> dict[str, str]:
+        """The variables that give each executor of a host its share of the cores."""
+        elsewhere = [name for name in self._executors if not self._config.is_local(name)]
+        num_sharing = -(-len(elsewhere) // max(1, len(self._all_hosts())))
+        threads = self._threads or max(1, lease.cores // max(1, num_sharing))
+        return {"OMP_NUM_THREADS": str(threads)}
+
     def close(self) -> None:
         """Gives all hosts back; their executors end. Idempotent."""
         leases, self._leases = self._leases, {}
@@ -204,15 +236,23 @@ class HostPool:
             if not lease.lost.done():
                 lease.lost.set_result("the run is over")
 
+    def _complain(self, host: HostConfig, error: OSError) -> None:
+        """Tells of a host that does not answer: once, until it answers."""
+        if host.address not in self._silent:
+            self._silent.add(host.address)
+            self._tell(f"host {host.address} does not work for this run yet: {error}")
+
     def _rank(self, executor: str) -> list[HostConfig]:
         """The hosts that may hold the executor, best first."""
 
         def badness(host: HostConfig) -> tuple[int, int]:
-            lease = self._leases.get(host.address)
-            return self._losses.get(host.address, 0), len(lease.executors) if lease else 0
+            return self._losses.get(host.address, 0), len(self._residents(host))
 
         able = [host for host in self._all_hosts() if _matches(executor, host.executors)]
         return sorted(able, key=badness)
+
+    def _residents(self, host: HostConfig) -> set[str]:
+        return self._executors_on.setdefault(host.address, set())
 
     def _all_hosts(self) -> list[HostConfig]:
         folder = self._config.hosts_folder
@@ -230,51 +270,61 @@ class HostPool:
 
     async def _begin(self, host: HostConfig) -> Lease:
         wire, answer = await asyncio.to_thread(self._greet, host)
+        self._silent.discard(host.address)
         loop = asyncio.get_running_loop()
-        lease = Lease(host, answer["engine"], answer["python"], answer["cores"], wire, loop.create_future())
+        lost: asyncio.Future[str] = loop.create_future()
+        residents = self._residents(host)
+        lease = Lease(host, answer["engine"], answer["python"], answer["cores"], wire, lost, residents)
 
         def end(reason: str) -> None:
             if not lease.lost.done():
+                residents.clear()
                 self._losses[host.address] = self._losses.get(host.address, 0) + 1
                 self._tell(f"host {host.address} is lost: {reason}")
                 lease.lost.set_result(reason)
 
         # A thread, so that signs of life go out while the event loop is busy.
         threading.Thread(
-            target=_watch, args=(lease, loop, end), name=f"host {host.address}", daemon=True
+            target=_watch, args=(lease, self._silence_seconds, loop, end), name=f"host {host.address}", daemon=True
         ).start()
         self._tell(f"host {host.address} works for this run: {lease.cores} cores")
         return lease
 
     def _greet(self, host: HostConfig) -> tuple[Wire, dict[str, Any]]:
+        """Asks a worker for its host. Raises `OSError`: why it is not given."""
         name, port = split_address(host.address, "address")
-        connection = socket.create_connection((name, port), timeout=_CONNECT_SECONDS)
-        try:
-            wire = Wire(self._client().wrap_socket(connection, server_hostname=name))
-            request = {"run": self._run, "version": llamarl.__version__}
-            folder = {} if self._folder is None else {"folder": str(self._folder)}
-            wire.send({**request, **folder}, _CONNECT_SECONDS)
-            answer = wire.receive(_START_SECONDS)
+        paths = [
+            path
+            for executor, needed in self._paths.items()
+            if any(fnmatchcase(executor, each) or fnmatchcase(each, executor) for each in host.executors)
+            for path in needed
+        ]
+        with ExitStack() as stack:  # hangs up, unless all goes well
+            plain = stack.enter_context(socket.create_connection((name, port), timeout=_CONNECT_SECONDS))
+            try:
+                trusted = stack.enter_context(self._client().wrap_socket(plain, server_hostname=name))
+                wire = Wire(trusted)
+                wire.send({"run": self._run, "version": llamarl.__version__, "paths": paths}, _CONNECT_SECONDS)
+                answer = wire.receive(_START_SECONDS)
+            except ssl.SSLError as error:
+                raise self._explain(error) from None
             if "error" in answer:
                 raise ConnectionError(answer["error"])
-            if not answer["sees_folder"]:
+            if missing := answer["missing"]:
                 raise _Refusal(
-                    f"it does not see {self._folder}; put the run directory on a file system that all hosts share, or "
-                    "place the trainer on this machine (placement.local)"
+                    f"it has no {missing[0]}; put that on a file system that all hosts share, or place the executor on "
+                    "this machine (placement.local)"
                 )
-        except ssl.SSLError as error:
-            connection.close()
-            reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error.reason)
-            if "CERT" not in f"{error.reason}" and "ALERT" not in f"{error.reason}":
-                raise _Refusal(f"no llamarl worker listens there ({reason})") from None
-            variable = self._config.secret_env
-            raise _Refusal(
-                f"it does not know this run's secret; give its worker the same value of {variable} ({reason})"
-            ) from None
-        except OSError:
-            connection.close()
-            raise
+            stack.pop_all()
         return wire, answer
+
+    def _explain(self, error: ssl.SSLError) -> OSError:
+        reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error.reason)
+        if "CERT" not in f"{error.reason}" and "ALERT" not in f"{error.reason}":
+            return _Refusal(f"no llamarl worker listens there ({reason})")
+        return _Refusal(
+            f"it does not know this run's secret; give its worker the same value of {self._config.secret_env} ({reason})"
+        )
 
     def _client(self) -> ssl.SSLContext:
         if self._context is None:
@@ -287,10 +337,10 @@ class _Refusal(ConnectionError):
     """A host answers, and waiting will not make it work for this run."""
 
 
-def _watch(lease: Lease, loop: asyncio.AbstractEventLoop, end: Callable[[str], None]) -> None:
+def _watch(lease: Lease, silence_seconds: float, loop: asyncio.AbstractEventLoop, end: Callable[[str], None]) -> None:
     """Exchanges signs of life with a host until it is lost or given back."""
     try:
-        for _ in lease.wire.watch(SILENCE_SECONDS):
+        for _ in lease.wire.watch(silence_seconds):
             pass
     except (OSError, ValueError) as error:
         with suppress(RuntimeError):  # the loop has closed: nobody waits any more

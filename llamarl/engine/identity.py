@@ -141,9 +141,7 @@ def _issue(secret: str, host: str) -> tuple[bytes, bytes, bytes]:
         (usage(signs_certificates=False), True),
         (x509.SubjectAlternativeName([_general_name(host)]), False),
     )
-    key = own.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    key = own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return root, leaf, key
 
 

@@ -119,13 +119,14 @@ class MonarchEngine:
                 self._hosts.close()
 
     def _place(self, lease: Lease | None) -> "_Place":
-        if lease is None:
+        if lease is None or self._hosts is None:
             command = monarch.actor.default_bootstrap_cmd().with_env(self._here)
             command.inherit_env = False
             return _Place(None, monarch.actor.this_host(), command)
         mesh = monarch.actor.attach_to_workers(ca="trust_all_connections", workers=[lease.engine])  # see `Frontend`
         default = monarch.actor.default_bootstrap_cmd()
-        command = BootstrapCommand(lease.python, None, ["-m", BOOTSTRAP_MODULE], default.env).with_env(self._elsewhere)
+        variables = {**self._elsewhere, **self._hosts.environment(lease)}
+        command = BootstrapCommand(lease.python, None, ["-m", BOOTSTRAP_MODULE], default.env).with_env(variables)
         return _Place(lease, mesh, command)
 
 
@@ -228,8 +229,8 @@ class MonarchHandle(RankedHandle):
 
     @property
     def host(self) -> str | None:
-        """Address of the host it lives on; None: this machine."""
-        return self._lease and self._lease.config.address
+        """Address of the machine it lives on, as other machines reach it; None: this one."""
+        return self._lease and self._lease.config.host
 
     async def stop(self) -> None:
         """Tears down and ends the processes; those that don't answer in time are killed."""
@@ -298,7 +299,7 @@ class MonarchHandle(RankedHandle):
                 return call.result()
         finally:
             call.cancel()
-        raise _HostLostError(f"host {self.host} is lost: {self._lease.lost.result()}")
+        raise _HostLostError(f"host {self._lease.config.address} is lost: {self._lease.lost.result()}")
 
     async def _end_processes(self) -> None:
         if self._lease is not None:

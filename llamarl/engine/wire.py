@@ -62,7 +62,7 @@ class Wire:
         Raises:
             OSError: why the other end is lost.
         """
-        silent_beats, next_beat = 0, time.monotonic()
+        silent_beats, next_beat, last_heard = 0, time.monotonic(), time.monotonic()
         while silent_beats * BEAT_SECONDS < patience_seconds and not self._is_over:
             if time.monotonic() >= next_beat:
                 self._connection.settimeout(patience_seconds)
@@ -72,10 +72,10 @@ class Wire:
                 self._read(max(0.01, next_beat - time.monotonic()))
             except TimeoutError:
                 continue
-            silent_beats = 0
+            silent_beats, last_heard = 0, time.monotonic()
             yield from self._messages()
         if not self._is_over:
-            raise ConnectionError(f"no sign of life for {patience_seconds:g} s")
+            raise ConnectionError(f"no sign of life for {time.monotonic() - last_heard:.1f} s")
 
     def close(self) -> None:
         """Hangs up; the other end is told. Idempotent."""

@@ -3,7 +3,7 @@
     run's program                          this host
     connects, mutual TLS ────────────────▶ refuses who does not know the secret, before it reads a byte
     {"run": ..., "version": ...} ────────▶ starts a fresh engine server, a process of its own
-           ◀──────────────────────────────{"engine": address, "python": ..., "cores": ...}
+           ◀──────────────────────────────{"engine": address, "cores": ..., ...}
     signs of life ◀──────────────────────▶ signs of life
     hangs up, dies, or falls silent        kills the engine server, and with it every executor of the run
 
@@ -129,7 +129,7 @@ class Worker:
 
     def _lend(self, connection: ssl.SSLSocket, wire: Wire, request: Mapping[str, Any], peer: str) -> None:
         """Serves one run for as long as it lives."""
-        run, folder = str(request.get("run")), request.get("folder")
+        run = str(request.get("run"))
         if (version := request.get("version")) != llamarl.__version__:
             problem = f"it has llamarl {llamarl.__version__} and the run {version}; install the same on both"
             return wire.send({"error": problem}, GREETING_SECONDS)
@@ -145,7 +145,7 @@ class Worker:
                 "engine": server.address,
                 "python": sys.executable,
                 "cores": usable_cores(),
-                "sees_folder": folder is None or Path(folder).is_dir(),
+                "missing": [path for path in request.get("paths", ()) if not Path(path).exists()],
             }
             wire.send(answer, GREETING_SECONDS)
             for message in wire.watch(ORPHAN_SECONDS):

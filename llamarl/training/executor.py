@@ -87,6 +87,10 @@ class TrainerExecutor(Executor):
         """
         return self._trainer.reference_logprobs(rows)
 
+    def open_weights(self, host: str) -> WeightChannel:
+        """Opens the weight channel and returns the end that receivers are given."""
+        return self._channel.open(host)
+
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""
         return self._trainer.publish()

@@ -45,21 +45,27 @@ class ShmChannel:
 
     Args:
         name: of the arena, unique on this host; random by default.
+        is_owner: False makes what a pickled copy is.
     """
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, is_owner: bool = True) -> None:
         self.name = name or f"llamarl-{uuid4().hex[:12]}"
-        self._is_owner = True
+        self._is_owner = is_owner
         self._published: Slots | None = None
         self._attached: Slots | None = None
         self._inode = 0
         """Inode of the file that is attached; 0 where none is."""
-        resource_tracker.register(f"/{self.name}", "shared_memory")
+        if is_owner:
+            resource_tracker.register(f"/{self.name}", "shared_memory")
 
     @property
     def path(self) -> Path:
         """The arena's file."""
         return (_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())) / self.name
+
+    def open(self, host: str) -> "ShmChannel":
+        """Returns the channel itself: it is ready, and `host` reads it without a network."""
+        return self
 
     def publish(self, version: int, tensors: Mapping[str, Tensor], sharding: Sharding | None = None) -> None:
         """Copies `tensors` onto the channel as `version`. One publisher at a time.

@@ -33,6 +33,10 @@ class FaultyChannel:
         self.channel = channel
         self.fault: Fault = fault
 
+    def open(self, host: str) -> "FaultyChannel":
+        """Opens faithfully; the receivers' end has the fault of now."""
+        return FaultyChannel(self.channel.open(host), self.fault)
+
     def publish(self, version: int, tensors: Mapping[str, Tensor], sharding: Sharding | None = None) -> None:
         """Publishes faithfully."""
         self.channel.publish(version, tensors, sharding)

@@ -13,13 +13,14 @@ import torch
 from llamarl.core.errors import ConfigError, WeightSyncError
 from llamarl.core.records import WeightManifest
 from llamarl.functional.checksum import checksum, verify
-from llamarl.weights import LocalChannel, ShmChannel, build_channel
+from llamarl.weights import LocalChannel, ShmChannel, TcpChannel, build_channel
 from llamarl.weights.testing import FaultyChannel
 
 
-@pytest.fixture(params=["local", "shm"])
+@pytest.fixture(params=["local", "shm", "tcp"])
 def channel(request):
-    made = LocalChannel() if request.param == "local" else ShmChannel()
+    made = {"local": LocalChannel, "shm": ShmChannel, "tcp": TcpChannel}[request.param]()
+    made.open("127.0.0.1")
     yield made
     made.close()
 
@@ -51,7 +52,7 @@ def equal(a, b) -> bool:
 
 def receiver_of(channel):
     """The channel as another executor gets it: pickled where that is how it travels."""
-    return pickle.loads(pickle.dumps(channel)) if isinstance(channel, ShmChannel) else channel
+    return pickle.loads(pickle.dumps(channel)) if isinstance(channel, ShmChannel | TcpChannel) else channel
 
 
 # round trip
@@ -155,6 +156,7 @@ def test_build_channel():
     assert isinstance(build_channel("inprocess"), LocalChannel)
     with contextlib.closing(build_channel("monarch")) as channel:
         assert isinstance(channel, ShmChannel)
+    assert isinstance(build_channel("monarch", is_across_hosts=True), TcpChannel)
     with pytest.raises(ConfigError, match="'slurm'"):
         build_channel("slurm")
 
