@@ -31,7 +31,7 @@ def build_engine(
     Args:
         name: one of `ENGINES`.
         environment: variables set in the processes of executors that have their own.
-        passed: names of variables that these processes get from this one, beside the common ones (`environment.PASSED`).
+        passed: names of variables that these processes get from this one, beside `environment.PASSED`.
         hosts: the machines for executors, where there are others than this one.
         options: of `hosts.HostPool`.
 

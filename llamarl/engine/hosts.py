@@ -82,7 +82,7 @@ class HostsConfig(Config):
     def _check_hosts(self) -> Self:
         if self.hosts_folder is not None and self.address is None:
             raise ValueError(
-                "address: required beside hosts_folder; state the address by which hosts reach this machine"
+                "address: required beside hosts_folder; state that by which hosts reach this machine"
             )
         addresses = [host.address for host in self.hosts]
         if len(set(addresses)) < len(addresses):
@@ -91,8 +91,8 @@ class HostsConfig(Config):
         near = [address for address in named if is_loopback(address)]
         if near and len(near) < len(named):
             raise ValueError(
-                f"hosts: {near[0]} is a loopback address, which only its own machine reaches; state the address by which "
-                "the others reach it"
+                f"hosts: {near[0]} is a loopback address, which only its own machine reaches; state "
+                "the address by which the others reach it"
             )
         return self
 
@@ -323,7 +323,7 @@ class HostPool:
         if "CERT" not in f"{error.reason}" and "ALERT" not in f"{error.reason}":
             return _Refusal(f"no llamarl worker listens there ({reason})")
         return _Refusal(
-            f"it does not know this run's secret; give its worker the same value of {self._config.secret_env} ({reason})"
+            f"it does not know this run's secret ({reason}); give its worker the same value of {self._config.secret_env}"
         )
 
     def _client(self) -> ssl.SSLContext:
@@ -359,7 +359,7 @@ def write_host(folder: Path, name: str, host: HostConfig) -> Path:
 
 
 def read_hosts(folder: Path) -> dict[str, HostConfig]:
-    """The hosts whose workers have written their addresses, by name. Raises `ConfigError` for a file of another kind."""
+    """The hosts whose workers have written their addresses, by name. Raises `ConfigError` for other files."""
     hosts = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(FileNotFoundError):  # a worker that ends meanwhile removes its file
