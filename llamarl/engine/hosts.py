@@ -81,9 +81,7 @@ class HostsConfig(Config):
     @model_validator(mode="after")
     def _check_hosts(self) -> Self:
         if self.hosts_folder is not None and self.address is None:
-            raise ValueError(
-                "address: required beside hosts_folder; state that by which hosts reach this machine"
-            )
+            raise ValueError("address: required beside hosts_folder; state that by which hosts reach this machine")
         addresses = [host.address for host in self.hosts]
         if len(set(addresses)) < len(addresses):
             raise ValueError(f"hosts: the addresses {addresses} repeat; name each host once")

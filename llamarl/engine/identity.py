@@ -120,12 +120,12 @@ def _issue(secret: str, host: str) -> tuple[bytes, bytes, bytes]:
         )
         for extension, is_critical in extensions:
             builder = builder.add_extension(extension, is_critical)
-        return builder.sign(authority, None).public_bytes(serialization.Encoding.PEM)
+        pem: bytes = builder.sign(authority, None).public_bytes(serialization.Encoding.PEM)
+        return pem
 
     def usage(*, signs_certificates: bool) -> Any:
-        names = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
-        names += ("encipher_only", "decipher_only")
-        unused = dict.fromkeys(names, False)
+        purposes = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+        unused = dict.fromkeys((*purposes, "crl_sign", "encipher_only", "decipher_only"), False)
         return x509.KeyUsage(digital_signature=not signs_certificates, key_cert_sign=signs_certificates, **unused)
 
     root = certify(

@@ -230,7 +230,7 @@ class MonarchHandle(RankedHandle):
     @property
     def host(self) -> str | None:
         """Address of the machine it lives on, as other machines reach it; None: this one."""
-        return self._lease and self._lease.config.host
+        return self._lease.config.host if self._lease else None
 
     async def stop(self) -> None:
         """Tears down and ends the processes; those that don't answer in time are killed."""

@@ -88,7 +88,7 @@ class TrainerExecutor(Executor):
         return self._trainer.reference_logprobs(rows)
 
     def open_weights(self, host: str) -> WeightChannel:
-        """Opens the weight channel and returns the end that receivers are given."""
+        """Opens the weight channel and returns the end that receivers are given. On rank 0, before any `publish`."""
         return self._channel.open(host)
 
     def publish(self) -> WeightManifest:

@@ -115,11 +115,9 @@ def test_a_host_is_cut_off_and_nothing_is_lost_or_trained_twice(hosts: Hosts, tm
     ]
     for host, address in (("a", "10.77.1.2"), ("b", "10.77.1.3")):
         hosts.start(host, "worker", "--host", address, "--across-hosts")
-    tables = ", ".join(
-        f"{{address = {json.dumps(h['address'])}, executors = {json.dumps(h['executors'])}}}" for h in placed
-    )
+    tables = [f"{{address = {json.dumps(each['address'])}, executors = {each['executors']}}}" for each in placed]
     command = ["train", str(recipe_path("demo")), "--plain", "--run-dir", str(run_dir), *FLAGS]
-    child = hosts.start("c", *command, "--placement.hosts", f"[{tables}]")
+    child = hosts.start("c", *command, "--placement.hosts", f"[{', '.join(tables)}]")
     deadline = time.monotonic() + PATIENCE
 
     def wait_until(condition: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ import ssl
 import sys
 import threading
 import time
+from pathlib import Path
 
 from probe import Probe
 
@@ -119,7 +120,7 @@ def check_that_one_process_has_one_secret() -> None:
 
 def wait_until_gone(pid: int) -> None:
     started = time.monotonic()
-    while os.path.exists(f"/proc/{pid}") and open(f"/proc/{pid}/stat").read().rsplit(") ")[1][0] != "Z":
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rsplit(") ")[1][0] != "Z":
         assert time.monotonic() - started < PATIENCE, f"{pid} is still there"
         time.sleep(0.02)
 

@@ -67,9 +67,8 @@ def lend():
 
 
 def pool_of(*hosts, secret: str = SECRET, told: list[str] | None = None, **settings) -> HostPool:
-    options = {
-        name: settings.pop(name) for name in ("paths", "executors", "threads", "silence_seconds") if name in settings
-    }
+    names = {"paths", "executors", "threads", "silence_seconds"} & settings.keys()
+    options = {name: settings.pop(name) for name in names}
     config = HostsConfig(hosts=[getattr(host, "address", host) for host in hosts], **settings)
     return HostPool(config, secret, tell=(told if told is not None else []).append, **options)
 
@@ -198,7 +197,7 @@ def test_one_run_at_a_time(lend):
 
     async def scenario():
         await first.find("trainer")
-        with pytest.raises(ExecutorLostError, match="no host for it within 0.1 s: .*: it works for another run"):
+        with pytest.raises(ExecutorLostError, match=r"no host for it within 0\.1 s: .*: it works for another run"):
             await second.find("trainer")
         first.close()
         wait_for(host.servers[0].ended.is_set)
