@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from llamarl.controller.observer import Observer
@@ -19,15 +19,26 @@ class RestartBudget:
 
     left: int
     used: int = 0
+    _events: set[str] = field(default_factory=set)
+    """What took several executors at once, and is paid for."""
 
     def spend(self, name: str, cause: Exception) -> None:
-        """Takes one restart. Raises `ExecutorLostError` naming the executor and the cause if none is left."""
+        """Takes one restart; for all executors that one event took, one together.
+
+        Raises:
+            ExecutorLostError: none is left; names the executor and the cause.
+        """
+        event = cause.event if isinstance(cause, ExecutorLostError) else None
+        if event in self._events:
+            return
         if self.left <= 0:
             raise ExecutorLostError(
                 f"{name} is lost and no restart is left (schedule.max_restarts): {cause}"
             ) from cause
         self.left -= 1
         self.used += 1
+        if event is not None:
+            self._events.add(event)
 
 
 class RevivingClient:

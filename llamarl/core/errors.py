@@ -64,7 +64,16 @@ class EndpointError(LlamaRLError, ConnectionError):
 
 
 class ExecutorLostError(LlamaRLError, RuntimeError):
-    """An executor died, was killed, or no longer answers."""
+    """An executor died, was killed, or no longer answers.
+
+    Args:
+        message: which one, and why.
+        event: names what took several executors at once, such as the loss of their host: it counts as one loss.
+    """
+
+    def __init__(self, message: str = "", event: str | None = None) -> None:
+        super().__init__(message)
+        self.event = event
 
 
 class WeightSyncError(LlamaRLError, RuntimeError):

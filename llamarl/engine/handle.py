@@ -64,8 +64,8 @@ class RankedHandle(ABC):
     def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
         """The result of `method` on `rank`, or its exception, or `ExecutorLostError`."""
 
-    def _lost_error(self, rank: int, reason: str) -> ExecutorLostError:
-        return ExecutorLostError(f"executor {self.name!r} rank {rank} is lost: {reason}")
+    def _lost_error(self, rank: int, reason: str, event: str | None = None) -> ExecutorLostError:
+        return ExecutorLostError(f"executor {self.name!r} rank {rank} is lost: {reason}", event)
 
 
 async def gather_within(

@@ -320,9 +320,8 @@ class HostPool:
         reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error.reason)
         if "CERT" not in f"{error.reason}" and "ALERT" not in f"{error.reason}":
             return _Refusal(f"no llamarl worker listens there ({reason})")
-        return _Refusal(
-            f"it does not know this run's secret ({reason}); give its worker the same value of {self._config.secret_env}"
-        )
+        remedy = f"give its worker the same value of {self._config.secret_env}"
+        return _Refusal(f"it does not know this run's secret ({reason}); {remedy}")
 
     def _client(self) -> ssl.SSLContext:
         if self._context is None:

@@ -257,7 +257,7 @@ class MonarchHandle(RankedHandle):
 
     async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
         if self._death is not None:
-            raise self._lost_error(rank, self._death)
+            raise self._lost_error(rank, self._death, self._event)
         number = next(self._numbers)
         try:
             return await self._ask(rank, "invoke", number, method, args)
@@ -277,7 +277,7 @@ class MonarchHandle(RankedHandle):
             is_good, value = await self._unless_lost(getattr(self._actors[rank], endpoint).call_one(*args))
         except _HostLostError as error:
             self._death = self._death or str(error)
-            raise self._lost_error(rank, self._death) from None
+            raise self._lost_error(rank, self._death, self._event) from None
         except SupervisionError as error:
             self._death = self._death or str(error).strip().splitlines()[-1].strip()
             raise self._lost_error(rank, self._death) from None
@@ -287,6 +287,11 @@ class MonarchHandle(RankedHandle):
         if not is_good:
             raise value
         return value
+
+    @property
+    def _event(self) -> str | None:
+        """The loss of the host, where that is what happened."""
+        return f"{self._lease.config.address} {id(self._lease)}" if self._lease and self._lease.is_lost else None
 
     async def _unless_lost(self, answer: Awaitable[Any]) -> Any:
         """The answer of a rank, or `_HostLostError` as soon as its host is lost."""

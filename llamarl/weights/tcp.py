@@ -45,6 +45,9 @@ class TcpChannel:
     arena.
     """
 
+    _server: "_Server | None"
+    _received: dict[str, Tensor]
+
     def __init__(self) -> None:
         self.__setstate__(
             {"secret": secrets.token_hex(32), "arena": f"llamarl-{uuid4().hex[:12]}", "address": None},
@@ -138,8 +141,7 @@ class TcpChannel:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self._secret, self._name, self._address = state["secret"], state["arena"], state["address"]
         self._arena = ShmChannel(self._name, is_owner=False)
-        self._server: _Server | None = None
-        self._received: dict[str, Tensor] = {}
+        self._server, self._received = None, {}
 
 
 class _Server:

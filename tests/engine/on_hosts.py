@@ -98,6 +98,7 @@ async def check_loss(engine: MonarchEngine, a, b) -> None:
         raise AssertionError("the call outlived its host")
     except ExecutorLostError as error:
         assert f"host {b._lease.config.address} is lost" in str(error)
+        assert error.event
     assert not b.is_alive
     await b.stop()
     assert await a.call("echo", "unharmed") == "unharmed"
