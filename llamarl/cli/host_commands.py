@@ -41,9 +41,10 @@ class WorkerSettings(Config):
 def worker(settings: WorkerSettings, output: Output) -> int:
     """Lend this machine to runs that know its secret, for executors to live on.
 
+    The secret is the value of LLAMARL_SECRET, the same wherever a run's parts live.
+
     Examples:
-        export LLAMARL_SECRET=...                         the same value wherever the run's parts live
-        llamarl worker                                    for programs of this machine
+        llamarl worker
         llamarl worker --host 10.0.0.2 --executors 'generator-*'
         llamarl worker --host 10.0.0.2 --port 0 --hosts-folder /shared/run/hosts
     """
