@@ -13,6 +13,7 @@ from typing import Any
 
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
+from llamarl.generation.blocks import BLOCK_BYTES
 from llamarl.models.checkpoint import count_parameters
 from llamarl.models.device import resolve_device
 from llamarl.models.lora import count_adapters
@@ -119,13 +120,17 @@ def generator_bytes(config: Any, precision: str) -> int:
 
 
 def _cache_bytes(recipe: Recipe, config: Any, longest_prompt: int) -> int:
-    """Keys and values of all slots that one step can fill, each as long as the longest completion may get."""
+    """Keys and values of all slots, each completion as long as it may get; the prompt of a group is held once."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     number = 2 if recipe.generator.precision == "bf16" else _FLOAT
     per_token = 2 * number * config.num_hidden_layers * kv_heads * head_dim
-    return int(recipe.generator.slots * (longest_prompt + recipe.sampling.max_tokens) * per_token)
+    slots, block = recipe.generator.slots, BLOCK_BYTES // number
+    group_size = min(task.samples_per_prompt or 1 for task in recipe.all_tasks)
+    num_prompts = min(slots, -(-slots // group_size) + 1)  # the first and the last group may fill part of their slots
+    num_blocks = num_prompts * -(-longest_prompt // block) + slots * -(-recipe.sampling.max_tokens // block)
+    return int(num_blocks * block * per_token)
 
 
 def describe_memory(parts: Mapping[str, int], total: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ Shape legend: S slots, n active rows, V vocabulary.
 
 import heapq
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -38,7 +38,7 @@ class Backend(Protocol):
     max_positions: int
     vocab_size: int
     can_reuse: bool
-    """True if `move` may copy rows that stay, and `prefill` may be told what rows hold already."""
+    """True if rows that `move` takes from may stay, and `prefill` may be told what rows hold already."""
 
     def prefill(
         self, sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], num_known: Sequence[int]
@@ -54,8 +54,11 @@ class Backend(Protocol):
     def decode(self, tokens: Tensor, longest: int) -> Tensor:
         """Appends `tokens [n]` to rows 0..n-1, whose longest then has `longest` tokens; logits `[n, V]`."""
 
-    def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
-        """Rows `sources` are copied over rows `targets`, all at once; none has more than `longest` tokens."""
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Rows `targets` hold from now on what rows `sources` held before, all at once."""
+
+    def hold(self, rows: Collection[int]) -> None:
+        """Frees the cache of all rows but these."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is."""
@@ -67,7 +70,7 @@ class Backend(Protocol):
         """Names whose held value is not that of `tensors`, up to the rounding of the held form."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of its weights, and of the rows of cache that hold or held anything."""
+        """Bytes of its weights, and of its cache."""
 
     def probe_logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
@@ -199,13 +202,26 @@ class Batcher:
         self.version = version
         # Kept rows come from the weights before.
         self._kept.clear()
-        counts = self._state.count.tolist()
+        self._free()
+        counts = self._state.count[: len(self._rows)].tolist()
         for index, row in enumerate(self._rows):
             row.versions.append((counts[index], version))
         if self._on_update == "recompute" and self._rows:
-            prefixes = [self._prefix(i, counts[i]) for i in range(len(self._rows))]
-            rows = [[index] for index in range(len(prefixes))]  # each its own: rows of one prompt have gone apart
-            self.backend.prefill(prefixes, rows, [0] * len(prefixes))
+            self._read_again(counts)
+
+    def _read_again(self, counts: Sequence[int]) -> None:
+        """Rebuilds the cache of all rows, which have drawn so many tokens: the prompt of a group once."""
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(self._rows):
+            rows_of.setdefault(row.job.request.prompt_ids, []).append(index)
+        groups = {p: rows for p, rows in rows_of.items() if len(rows) > 1} if self.backend.can_reuse else {}
+        if groups:
+            self.backend.prefill(list(groups), list(groups.values()), [0] * len(groups))
+        known = {row: len(prompt) for prompt, rows in groups.items() for row in rows}
+        left = [i for i, count in enumerate(counts) if i not in known or count > 1]
+        if left:
+            prefixes = [self._prefix(i, counts[i]) for i in left]
+            self.backend.prefill(prefixes, [[i] for i in left], [known.get(i, 0) for i in left])
 
     @property
     def has_work(self) -> bool:
@@ -289,13 +305,16 @@ class Batcher:
         return self._extend(logits[torch.tensor(owner, device=logits.device)], first)
 
     def _recall(self, rows_of: Mapping[tuple[int, ...], list[int]], first: int) -> list[int]:
-        """Copies what the cache holds of new prompts into their rows; says how many of their tokens that are."""
-        if not self.reuses_cache:
+        """Gives what the cache holds of new prompts to their rows; says how many of their tokens that are."""
+        if not self.backend.can_reuse:
             return [0] * len(rows_of)
         active = {row.job.request.prompt_ids: i for i, row in enumerate(self._rows[:first]) if self._is_current(row)}
+        if not self.reuses_cache:  # what other samples of the same prompt hold is part of their group
+            active = {prompt: row for prompt, row in active.items() if prompt in rows_of}
         plan = self._kept.make_room(rows_of, active)
         if plan.sources:
-            self.backend.move(plan.sources, plan.targets, plan.longest)
+            self.backend.move(plan.sources, plan.targets)
+        self._free()
         self.num_recalled += sum(plan.num_known)
         return plan.num_known
 
@@ -374,8 +393,7 @@ class Batcher:
             leaving = dict(zip(holes, movers, strict=True))  # they swap places
             kept = [index for index in holes if index in held]
             sources, targets = [*movers, *kept], [*holes, *(leaving[index] for index in kept)]
-            longest = max(self._rows[index].length_offset for index in sources) + self._clock
-            self.backend.move(sources, targets, longest)
+            self.backend.move(sources, targets)
             self._state.move(*(torch.tensor(x, device=self.backend.device) for x in (movers, holes)))
             for source, target in zip(movers, holes, strict=True):
                 self._rows[target] = self._rows[source]
@@ -383,7 +401,12 @@ class Batcher:
         for index, tokens in held.items():
             self._kept.keep(index, tokens)
         del self._rows[n:]
+        self._free()
         self._note_settings()
+
+    def _free(self) -> None:
+        """Frees the cache of rows that are neither active nor kept."""
+        self.backend.hold([*range(len(self._rows)), *self._kept.rows])
 
     def _note_settings(self) -> None:
         """Notes which filters and stop strings the active rows use, so that a step computes no others."""

@@ -15,7 +15,7 @@ generator.
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import torch
@@ -100,13 +100,17 @@ class TransformersBackend:
                 logits[row] = found
         return torch.stack(logits)
 
-    def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources`, which are given up, take the places `targets`."""
         self._forget(set(targets))
         names = dict(zip(sources, targets, strict=True))
         self._sequences = {names.get(row, row): tokens for row, tokens in self._sequences.items()}
         for group in self._groups:
             group.rows = [names.get(row, row) for row in group.rows]
+
+    def hold(self, rows: Collection[int]) -> None:
+        """Frees the cache of all rows but these."""
+        self._forget(self._sequences.keys() - set(rows))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is.

@@ -3,15 +3,15 @@
     rows     0 .. n-1    active
              n .. S-1    kept: what finished completions left; free for whoever starts, the oldest first
 
-No memory is held for it: a kept row is one that waits for its next use. Only equal tokens count, so a chat template
-that rewrites the history just finds less.
+A kept row holds its blocks of the cache until another needs its place. Only equal tokens count, so a chat template that
+rewrites the history just finds less.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MIN_KNOWN = 16
-"""Fewer known tokens aren't worth their copy."""
+"""Fewer known tokens aren't worth a pass of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,6 @@ class Arrangement:
     """Number of each prompt's first tokens that its rows hold after the moves."""
     sources: list[int]
     targets: list[int]
-    longest: int
-    """Most tokens that move."""
 
 
 class KeptRows:
@@ -39,6 +37,11 @@ class KeptRows:
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    @property
+    def rows(self) -> Collection[int]:
+        """The kept rows."""
+        return self._tokens.keys()
 
     def keep(self, row: int, tokens: tuple[int, ...]) -> None:
         """Notes that a row which is no longer active holds `tokens`."""
@@ -75,7 +78,6 @@ class KeptRows:
             targets += moved
             if known == len(self._tokens.get(row, ())):
                 continued.add(row)
-        longest = max(num_known)
         stay = (
             [row for row in self._tokens if row not in continued][-(self._slots - end) :] if end < self._slots else []
         )
@@ -87,10 +89,9 @@ class KeptRows:
                 home = homes.pop()
                 sources.append(row)
                 targets.append(home)
-                longest = max(longest, len(self._tokens[row]))
             kept[home] = self._tokens[row]
         self._tokens = kept
-        return Arrangement(num_known, sources, targets, longest)
+        return Arrangement(num_known, sources, targets)
 
 
 def _best(prompt: Sequence[int], held: Iterable[tuple[tuple[int, ...], int]]) -> tuple[int, int]:

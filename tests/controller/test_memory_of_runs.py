@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamarl.cli.main import main
-from llamarl.controller.memory import least_memory, refuse_misfit
+from llamarl.controller.memory import least_memory, plan_memory, refuse_misfit
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
 from llamarl.models.checkpoint import count_parameters, load_config
@@ -74,3 +74,14 @@ def test_a_dry_run_shows_the_planners_estimate(capsys: pytest.CaptureFixture[str
     assert estimate["step_seconds"] >= max(estimate["train_seconds"], estimate["generate_seconds"]) > 0
     assert estimate["run_seconds"] == pytest.approx(300 * estimate["step_seconds"])
     assert "no calibration" in estimate["assumed"] and plan["memory"]["together"].endswith("fits")
+
+
+@pytest.mark.parametrize(("precision", "number", "block"), [("fp32", 4, 16), ("bf16", 2, 32)])
+def test_the_planned_cache_holds_the_prompt_of_a_group_once(precision: str, number: int, block: int) -> None:
+    config = load_config(DEMO_CHECKPOINT)
+    settings = ("--generator.slots", "16", "--sampling.max-tokens", "40", "--generator.precision", precision)
+    recipe = Recipe.load(DEMO, [*settings, "--schedule.samples-per-prompt", "8"])
+    per_token = 2 * number * config.num_hidden_layers * config.hidden_size  # as many key/value heads as query heads
+    parts = plan_memory(recipe, config, longest_prompt=33, needs_reference=False)
+    prompts = 3 * -(-33 // block)  # two whole groups, or one and two parts
+    assert parts["generator cache"] == (prompts + 16 * -(-40 // block)) * block * per_token
