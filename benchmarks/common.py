@@ -117,7 +117,7 @@ class Benchmark:
         options = self.parser.parse_args(arguments)
         if options.repeats is None:
             options.repeats = self._quick_repeats if options.quick else self._repeats
-        self.options, self._started, self._load = options, time.monotonic(), os.getloadavg()
+        self.options, self._started, self.load = options, time.monotonic(), os.getloadavg()
         return options
 
     def note(self, text: str) -> None:
@@ -141,8 +141,8 @@ class Benchmark:
         if self.options.quick:
             print("a quick try: no result written")
             return False
-        if self._load[0] > self._max_load:
-            print(f"the load average was {self._load[0]:.1f} before the start: others work here; no result written")
+        if self.load[0] > self._max_load:
+            print(f"the load average was {self.load[0]:.1f} before the start: others work here; no result written")
             return False
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.options.output, self._record(rows, headlines, notes))
@@ -158,7 +158,7 @@ class Benchmark:
                 [self.parser.prog, *(Path(a).name if a.startswith("/") else a for a in self._arguments)]
             ),
             "seconds": round(time.monotonic() - self._started, 1),
-            "load": {"before": self._load, "after": os.getloadavg()},
+            "load": {"before": self.load, "after": os.getloadavg()},
             "environment": environment_record(Path(__file__).parent),
             "headlines": dict(headlines),
             "rows": list(rows),

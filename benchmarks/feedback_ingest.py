@@ -1,25 +1,31 @@
 """Ingest of a reaction log: rows per second and peak memory, beside pandas on the same files.
 
-    python -m benchmarks.feedback_ingest                  # 1, 5 and 20 million rows: needs 12 GB of disk in the folder
+    python -m benchmarks.feedback_ingest                  # 1, 5 and 20 million rows: needs 12 GB of disk
     python -m benchmarks.feedback_ingest --quick          # 20, 40 and 100 thousand
 
 Simulated users make a log of the small size, as JSON lines and as Parquet; the larger ones are Parquet, the small one
-over and over with users, messages and conversations of other names. Each run is a process, so that its peak is
-its own. Memory is flat if the peak of the large log is that of the small one. pandas reads the file, parses times,
-drops repeated messages, sums up users and writes Parquet; it checks no row, hashes no id, redacts no text and looks for
-no bots, all of which the ingest does. It is left out of the larger logs, which it would need to hold in memory.
+over and over with users, messages and conversations of other names. In one more log, one user has as many messages
+as all others together. Each run is a process, so that its peak is its own. Memory is flat if the peak of the large log
+is that of the small one. pandas reads the file, parses times, drops repeated messages, sums up users and writes
+Parquet; it checks no row, hashes no id, redacts no text and looks for no bots, all of which the ingest does. It is left
+out of the large log, which it would need to hold in memory.
 
-`rows/s` is by the clock; `rows/processor s` by the time that the processor worked, which others on the machine hardly
-change. `--threads` is what the ingest may use, all cores by default.
+`rows/s` is by the clock: on a busy machine it says what the ingest was left, and `cores` how much of the machine that
+was. `rows/processor s` is by the time that the processor worked, which others on the machine change by a tenth or two,
+as cores share caches. Load and cores are in the result. `--threads` is what the ingest may use, all cores by default.
+With `--folder` the logs stay there, and the next run begins with them.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,7 @@ ROWS_PER_USER = 60
 SIZE, QUICK_SIZE = 1_000_000, 20_000
 COPIES, QUICK_COPIES = (5, 20), (2, 5)
 """How many times the small log the medium and the large one are."""
+COUNTS = "rows.json"
 PROGRAM = [sys.executable, "-c", "from llamarl.cli.program import run; run()", "feedback"]
 PANDAS = """
 import sys
@@ -46,71 +53,116 @@ rows.to_parquet(sys.argv[2])
 
 
 def main() -> None:
-    benchmark = Benchmark("feedback_ingest", __doc__, repeats=3, quick_repeats=1)
-    benchmark.parser.add_argument("--folder", type=Path, help="where logs and stores are written for the time being")
+    # Memory and processor time say something on a busy machine, too; what the clock says there is noted.
+    benchmark = Benchmark("feedback_ingest", __doc__, repeats=3, quick_repeats=1, max_load=math.inf)
+    benchmark.parser.add_argument("--folder", type=Path, help="where logs are written, and stay")
     benchmark.parser.add_argument("--threads", type=int, help="of the ingest")
     options = benchmark.start()
     size, copies = (QUICK_SIZE, QUICK_COPIES) if options.quick else (SIZE, COPIES)
     rows: list[dict[str, Any]] = []
     headlines: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        # in a process of its own: a child's peak is at least what its parent holds when it starts
-        simulated = [*PROGRAM, "simulate", "--out", str(folder), "--users", str(size // ROWS_PER_USER), "--json"]
-        count = json.loads(subprocess.run(simulated, check=True, capture_output=True).stdout)["rows"]
-        subprocess.run([sys.executable, "-c", COPY, str(folder), *map(str, copies)], check=True)
-        medium, large = (times * count for times in copies)
-        benchmark.note(f"{count:,}, {medium:,} and {large:,} rows are written")
-        sizes = {"logs.jsonl": count, "small.parquet": count, "medium.parquet": medium, "large.parquet": large}
-        for log, total in sizes.items():
-            for contender, command in contenders(folder / log, folder, total == count, options.threads).items():
-                runs = [measure(command) for _ in range(options.repeats if total == count else 1)]
+    with open_folder(options.folder) as folder:
+        counts = write_logs(folder, size, copies)
+        benchmark.note(f"logs are written: {counts}")
+        small = counts["small.parquet"]
+        for log, total in counts.items():
+            has_pandas = total < counts["large.parquet"] and log != "one_user.parquet"
+            for contender, command in contenders(folder / log, folder, has_pandas, options.threads).items():
+                runs = [measure(command) for _ in range(options.repeats if total == small else 1)]
                 assert contender == "pandas" or Store.open(folder / "store").record["rows"] == total
+                best = min(runs, key=lambda run: run["processor_seconds"])
                 row = {
                     "log": log,
                     "rows": total,
                     "contender": contender,
                     "rows/s": round(total / min(run["seconds"] for run in runs)),
-                    "rows/processor s": round(total / min(run["processor_seconds"] for run in runs)),
+                    "rows/processor s": round(total / best["processor_seconds"]),
                     "peak MB": round(max(run["peak_mb"] for run in runs)),
+                    "cores": round(best["processor_seconds"] / best["seconds"], 2),
                 }
                 rows.append(row)
-                headlines |= {f"{log} {contender} {key}": row[key] for key in list(row)[3:]}
+                headlines |= {f"{log} {contender} {key}": row[key] for key in list(row)[3:-1]}
                 benchmark.note(json.dumps(row))
                 shutil.rmtree(folder / "store", ignore_errors=True)
+                (folder / "pandas.parquet").unlink(missing_ok=True)
     headlines["peak of large / small"] = round(
         headlines["large.parquet llamarl peak MB"] / headlines["small.parquet llamarl peak MB"], 3
     )
     threads = options.threads or usable_cores()
-    benchmark.finish(rows, headlines, [f"The ingest had {threads} thread{'s' * (threads > 1)}."])
+    load = " to ".join(f"{load:.1f}" for load in (benchmark.load[0], os.getloadavg()[0]))
+    benchmark.finish(
+        rows,
+        headlines,
+        [
+            f"The ingest had {threads} thread{'s' * (threads > 1)}; the machine has {os.cpu_count()} cores.",
+            f"The load average was {load}: where others worked here too, rows/s is what they left.",
+        ],
+    )
+
+
+@contextmanager
+def open_folder(folder: Path | None) -> Iterator[Path]:
+    """A folder that stays, or one that goes."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def write_logs(folder: Path, size: int, copies: tuple[int, int]) -> dict[str, int]:
+    """Writes the logs unless they are there; returns the rows of each."""
+    if not (folder / COUNTS).exists():
+        # in processes of their own: a child's peak is at least what its parent holds when it starts
+        simulated = [*PROGRAM, "simulate", "--out", str(folder), "--users", str(size // ROWS_PER_USER), "--json"]
+        count = json.loads(subprocess.run(simulated, check=True, capture_output=True).stdout)["rows"]
+        subprocess.run([sys.executable, "-c", COPY, str(folder), *map(str, copies)], check=True)
+        medium, large = (times * count for times in copies)
+        counts = {"logs.jsonl": count, "small.parquet": count, "medium.parquet": medium, "large.parquet": large}
+        (folder / COUNTS).write_text(json.dumps({**counts, "one_user.parquet": 2 * count}))
+    counts = json.loads((folder / COUNTS).read_text())
+    return counts
 
 
 COPY = """
-import os
 import sys
 import duckdb
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
 folder, medium, large = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 duckdb.sql("SET preserve_insertion_order = false")
 duckdb.sql("SET memory_limit = '1GB'")
 rows = f"read_json('{folder}/logs.jsonl', maximum_object_size = 1000000)"
 duckdb.sql(f"COPY (FROM {rows}) TO '{folder}/small.parquet'")
-for copy in range(large):
-    changed = ", ".join(f"'{copy}-' || {name} AS {name}" for name in ('"user"', "message_id", "conversation_id"))
-    target = f"{folder}/part-{copy}.parquet"
-    duckdb.sql(f"COPY (SELECT * REPLACE ({changed}) FROM '{folder}/small.parquet') TO '{target}'")
-for name, copies in (("medium", medium), ("large", large)):
-    parts = [f"{folder}/part-{copy}.parquet" for copy in range(copies)]
-    duckdb.sql(f"COPY (FROM read_parquet({parts})) TO '{folder}/{name}.parquet'")
-for copy in range(large):
-    os.remove(f"{folder}/part-{copy}.parquet")
+
+def copy_rows(copy, one_user=None):
+    for batch in pyarrow.parquet.ParquetFile(f"{folder}/small.parquet").iter_batches(100_000):
+        for name in ("user", "message_id", "conversation_id"):
+            values = pyarrow.compute.binary_join_element_wise(str(copy), batch[name], "-")
+            if name == "user" and one_user:
+                values = pyarrow.array([one_user] * len(batch))
+            batch = batch.set_column(batch.schema.get_field_index(name), name, values)
+        yield batch
+
+def write(name, batches):
+    with pyarrow.parquet.ParquetWriter(f"{folder}/{name}.parquet", schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+schema = pyarrow.parquet.read_schema(f"{folder}/small.parquet")
+write("medium", (batch for copy in range(medium) for batch in copy_rows(copy)))
+write("large", (batch for copy in range(large) for batch in copy_rows(copy)))
+write("one_user", (batch for batches in (copy_rows(0), copy_rows(1, "somebody")) for batch in batches))
 """
 
 
-def contenders(log: Path, folder: Path, is_small: bool, threads: int | None) -> dict[str, list[str]]:
+def contenders(log: Path, folder: Path, has_pandas: bool, threads: int | None) -> dict[str, list[str]]:
     """The commands that read a log, by name."""
     limit = ["--threads", str(threads)] if threads else []
     found = {"llamarl": [*PROGRAM, "ingest", str(log), "--out", str(folder / "store"), *limit]}
-    if is_small and find_spec("pandas"):
+    if has_pandas and find_spec("pandas"):
         found["pandas"] = [sys.executable, "-c", PANDAS, str(log), str(folder / "pandas.parquet")]
     return found
 

@@ -11,7 +11,7 @@ last two ask how likely it is by chance; so many users are asked that some are u
 many of the suspects are wrong (the false discovery rate), not by how unlikely each is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +30,8 @@ MOST_TERMS = 3
 """Terms of each user that are looked at closely."""
 TASTE = 3.0
 """The factor of odds that a reply with a phrase may have over others because somebody likes what goes with it."""
-MESSAGES_AT_ONCE = 4_000_000
-"""Users are asked for their medians in groups that have so many messages, about."""
+MESSAGES_AT_ONCE, LOVES_AT_ONCE = 4_000_000, 100_000
+"""Users are asked for their medians, and for what their loves share, in groups that have so many, about."""
 MOST_MESSAGES = 10_000
 """Users who saw more are judged by the law of the others, and are none of those it is fitted to."""
 
@@ -53,7 +53,7 @@ def find_suspects(engine: QueryEngine, settings: SuspectSettings) -> list[str]:
     """Keeps the table `suspicious` of what is found in `messages` and `activity`; returns what a reader should know."""
     notes: list[str] = []
     ((total, _, _),) = engine.fetch(queries.SELECT_COUNTS.format(few=FEW_LOVES - 1, many=FEW_LOVES))
-    groups = _divide_users(total)
+    groups = _divide_users(total, MESSAGES_AT_ONCE)
     found = [
         Suspect(user, "burst", float(most), float(settings.burst), "messages in a minute")
         for user, most in engine.fetch(queries.SELECT_BURSTS.format(limit=settings.burst))
@@ -77,17 +77,21 @@ def _columns(found: list[Suspect]) -> Mapping[str, list[object]]:
 # ---- times
 
 
-def _divide_users(total: int) -> list[str]:
-    """Conditions that divide the users of so many messages into groups."""
+def _divide_users(total: int, at_once: int) -> list[str]:
+    """Conditions that divide the users who have so many rows into groups, in the order of their hashes."""
     characters = queries.HASH_CHARACTERS
-    groups = np.array_split(list(characters), min(len(characters), 1 + total // MESSAGES_AT_ONCE))
+    groups = np.array_split(list(characters), min(len(characters), 1 + total // at_once))
     return [queries.USERS.format(first=group[0], last=group[-1]) for group in groups]
 
 
 def _fetch_groups(engine: QueryEngine, groups: Sequence[str], select: str, passed: str) -> list[np.ndarray]:
     """The columns of a query about the users of all groups."""
-    parts = [engine.fetch_arrays(select.format(passed=passed.format(users=users))) for users in groups]
-    return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+    return _join(engine.fetch_arrays(select.format(passed=passed.format(users=users))) for users in groups)
+
+
+def _join(tables: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
+    """The columns of tables, one below the other."""
+    return [np.concatenate(columns) for columns in zip(*tables, strict=True)]
 
 
 def _find_quick(engine: QueryEngine, groups: Sequence[str], limit: float, notes: list[str]) -> list[Suspect]:
@@ -138,12 +142,11 @@ def _find_phrases(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
     ((total, lovers, many),) = engine.fetch(queries.SELECT_COUNTS.format(few=FEW_LOVES - 1, many=FEW_LOVES))
     every = max(1, total // SAMPLED_MESSAGES)
     sampled_rows = queries.SAMPLED_ROWS.format(every=every)
-    engine.keep("loved_terms", queries.select_terms(queries.LOVED_ROWS.format(least=FEW_LOVES - 1)))
-    engine.keep("sampled_terms", queries.select_terms(sampled_rows))
-    ((sampled,),) = engine.fetch(f"SELECT count(*) FROM messages {sampled_rows}")
-    users, terms, loved_with, loves, shown, seen_with, tried = engine.fetch_arrays(
-        queries.SELECT_LOVED_TERMS.format(sampled=sampled, most=MOST_TERMS)
-    )
+    engine.keep("usual", queries.SELECT_USUAL.format(terms=queries.select_terms(sampled_rows)))
+    ((sampled,),) = engine.fetch(f"SELECT count(*) FROM {sampled_rows}")
+    engine.keep("loved_replies", queries.SELECT_LOVED.format(least=FEW_LOVES - 1))
+    users, terms, loved_with, loves, shown, seen_with, tried = _join(_fetch_loved_terms(engine, sampled))
+    engine.forget("loved_replies")
     usual = (seen_with + 0.5) / (sampled + 1.0)
     of_all = bdtrc(loved_with - 1, loves, np.minimum(1.0, TASTE * usual))
     is_likely = (loved_with >= FEW_LOVES) & (of_all * tried < wrong_share)
@@ -166,6 +169,15 @@ def _find_phrases(engine: QueryEngine, wrong_share: float) -> Iterator[Suspect]:
             detail = f"{loved_with[place]} of {loves[place]} loves on {terms[place]!r}"
             share = float(loved_with[place] / loves[place])
             yield Suspect(users[place], "loves_phrase", share, float(usual[place]), detail)
+
+
+def _fetch_loved_terms(engine: QueryEngine, sampled: int) -> Iterator[list[np.ndarray]]:
+    """The columns of `SELECT_LOVED_TERMS` for groups of users: a love has 40 terms, which a group needs at once."""
+    ((total,),) = engine.fetch("SELECT count(*) FROM loved_replies")
+    for users in _divide_users(total, LOVES_AT_ONCE):
+        engine.keep("loved_terms", queries.select_terms(f"loved_replies WHERE {users}"))
+        yield engine.fetch_arrays(queries.SELECT_LOVED_TERMS.format(sampled=sampled, most=MOST_TERMS))
+        engine.forget("loved_terms")
 
 
 def _ask_own(

@@ -58,16 +58,17 @@ TERM = r"[\x{0E00}-\x{0EFF}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\p
 
 WORDS = f"regexp_extract_all(lower(opening(response)), '{TERM}')"
 
-LOVED_ROWS = (
-    "JOIN (SELECT user_hash FROM activity WHERE loves >= {least}) AS lovers USING (user_hash) WHERE reaction = 'love'"
-)
-SAMPLED_ROWS = "WHERE place % {every} = 0"
+SELECT_LOVED = """
+    SELECT row, user_hash, response FROM messages
+    JOIN (SELECT user_hash FROM activity WHERE loves >= {least}) AS lovers USING (user_hash) WHERE reaction = 'love'"""
+"""What users love who love any more, `loved_replies`."""
+SAMPLED_ROWS = "messages WHERE place % {every} = 0"
 
 
 def select_terms(rows: str) -> str:
-    """Each word and each pair of neighbouring words of some replies (what follows FROM messages), once a reply."""
+    """Each word and each pair of neighbouring words of some replies (what follows FROM), once a reply."""
     return f"""
-    WITH texts AS (SELECT row, user_hash, {WORDS} AS words FROM messages {rows}),
+    WITH texts AS (SELECT row, user_hash, {WORDS} AS words FROM {rows}),
     places AS (SELECT row, user_hash, words, unnest(range(1, array_length(words) + 1)) AS place FROM texts)
     SELECT DISTINCT row, user_hash, nth(words, place) AS term FROM places
     UNION ALL
@@ -75,12 +76,14 @@ def select_terms(rows: str) -> str:
     WHERE place < array_length(words)"""
 
 
+SELECT_USUAL = "SELECT term, count(*) AS seen_with FROM ({terms}) GROUP BY term"
+"""In how many replies a term is, `usual`; `terms` is a query of `select_terms`."""
+
 SELECT_LOVED_TERMS = """
     WITH loved AS (SELECT user_hash, term, count(*) AS loved_with FROM loved_terms GROUP BY user_hash, term),
     often AS (
         SELECT loved.user_hash, term, loved_with, loves, shown FROM loved JOIN activity
         ON loved.user_hash = activity.user_hash WHERE loved_with >= 2 AND 2 * loved_with >= loves),
-    usual AS (SELECT term, count(*) AS seen_with FROM sampled_terms GROUP BY term),
     ranked AS (
         SELECT user_hash, often.term AS term, loved_with, loves, shown, coalesce(seen_with, 0) AS seen_with,
             count(*) OVER (PARTITION BY user_hash) AS tried,
@@ -90,7 +93,7 @@ SELECT_LOVED_TERMS = """
         FROM often LEFT JOIN usual ON often.term = usual.term)
     SELECT user_hash, term, loved_with, CAST(loves AS BIGINT) AS loves, shown, seen_with, tried
     FROM ranked WHERE place <= {most} ORDER BY user_hash, place"""
-"""The rarest terms that are in at least half of what a user loves, and in how many sampled replies they are."""
+"""The rarest terms that are in at least half of what a user loves (`loved_terms`), and in how many sampled replies."""
 
 SELECT_HOLDING = f"""
     WITH replies AS (
