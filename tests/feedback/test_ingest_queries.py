@@ -1,0 +1,134 @@
+"""The quick ways of the queries of an ingest say what the slow ones say."""
+
+import json
+from itertools import combinations, product
+
+import pyarrow
+import pytest
+from feedback_logs import ingest_files, message, query, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamarl.feedback.engines import DuckEngine
+from llamarl.feedback.queries import suspects as queries
+from llamarl.feedback.queries.rows import FIELDS, NUMBERS, Columns, select_raw_json
+from llamarl.feedback.readers import BROKEN, LINE, TEXT
+from llamarl.feedback.store import connect
+from llamarl.feedback.suspects import _divide_users
+
+# golden
+
+
+def test_texts_that_differ_in_digits_have_fingerprints_of_their_own(connection):
+    """DuckDB's hash() alone gives some of these texts one number."""
+    places = [4, 5, 6, 7, 11, 12, 13, 14, 15, 22, 23, 30, 31, 38, 39]
+    texts = ["The number after this is 0 and then comes no other"]
+    for (first, second), digits in product(combinations(places, 2), product("0123456789", repeat=2)):
+        letters = list("0" * 48)
+        letters[first], letters[second] = digits
+        texts.append("".join(letters))
+    connection.register("texts", pyarrow.table({"x": sorted(set(texts))}))
+    ((all_texts, fingerprints, hashes),) = connection.execute(
+        "SELECT count(*), count(DISTINCT fingerprint(x)), count(DISTINCT hash(x)) FROM texts"
+    ).fetchall()
+    assert fingerprints == all_texts > hashes
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_changes_no_row_and_no_order(tmp_path, threads):
+    rows = [message(index, reaction="❤️" if index % 7 == 0 else None) for index in range(120)]
+    rows += [message(3), "broken", {"message_id": "m1", "reaction": "❤️", "ts": "2025-03-01T11:00:00Z"}]
+    files = [write_lines(tmp_path / f"{number}.jsonl", rows[number::5]) for number in range(5)]
+
+    def read(store):
+        paths = sorted((store.data / "messages").glob("*.parquet"))
+        return [query(f"FROM '{path}'") for path in [*paths, store.dropped, store.suspicious]]
+
+    one, many = (ingest_files(tmp_path / f"{count}", files, threads=count) for count in (1, threads))
+    assert read(many) == read(one)
+
+
+# invariance
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory):
+    with connect(threads=1, memory="256MB", folder=tmp_path_factory.mktemp("spill")) as opened:
+        yield opened
+
+
+TEXTS = st.text(st.sampled_from('aZ5-:[{tfn"\\ \té\N{GRINNING FACE}'), max_size=8)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False), TEXTS),
+    lambda values: st.one_of(st.lists(values, max_size=3), st.dictionaries(TEXTS, values, max_size=2)),
+    max_leaves=4,
+)
+OBJECTS = st.dictionaries(st.sampled_from([*FIELDS, "another"]), VALUES, max_size=6)
+FORMS = st.tuples(st.booleans(), st.sampled_from([(",", ":"), (", ", ": ")]), st.sampled_from(["", " ", "  "]))
+BROKEN_LINES = st.sampled_from(["[1, 2]", "null", "5", '"text"', '{"user":', "{]", "nothing", ' ["a"]'])
+LINES = st.one_of(
+    st.builds(lambda row, form: form[2] + json.dumps(row, ensure_ascii=form[0], separators=form[1]), OBJECTS, FORMS),
+    BROKEN_LINES,
+)
+
+
+def expected_problem(line):
+    """What a row's checker says of a line: its first field whose value is of no type that the field can have."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return ":invalid_json"
+    if not isinstance(row, dict):
+        return ":not_an_object"
+    allowed = dict.fromkeys(FIELDS, (str, int, float))
+    allowed |= dict.fromkeys(("prompt", "messages"), (str, int, float, list))
+    allowed |= {"response": (str,), "reaction": (str, int, float, list, bool)}
+    allowed |= dict.fromkeys(NUMBERS, (str, int, float, bool))
+    for field in FIELDS:
+        value = row.get(field)
+        is_wrong = not isinstance(value, allowed[field]) or (isinstance(value, bool) and bool not in allowed[field])
+        if value is not None and is_wrong:
+            return f"{field}:wrong_type"
+    return None
+
+
+@settings(max_examples=150, deadline=None)
+@given(lines=st.lists(LINES, min_size=1, max_size=20))
+def test_a_line_is_judged_as_by_a_checker_of_single_rows(connection, lines):
+    table = {LINE: range(1, len(lines) + 1), BROKEN: pyarrow.nulls(len(lines), pyarrow.string()), TEXT: lines}
+    connection.register("chunk", pyarrow.table(table))
+    found = connection.execute(f"SELECT problem FROM ({select_raw_json(Columns({}))}) ORDER BY line").fetchall()
+    assert [problem for (problem,) in found] == [expected_problem(line) for line in lines]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    replies=st.lists(st.text(st.sampled_from("abAé1 .,-\n中🥰💖"), max_size=14), min_size=1, max_size=12),
+    terms=st.lists(st.sampled_from(["a", "ab", "b", "1", "é", "中", "🥰", "a b", "ab a", "a 中", "b 🥰"]), unique=True),
+)
+def test_a_term_is_in_a_reply_if_it_is_among_its_words(connection, replies, terms):
+    engine = DuckEngine(connection)
+    for name in ("messages", "candidates"):
+        connection.execute(f"DROP TABLE IF EXISTS {name}")
+    users = ["u"] * len(replies)
+    engine.load(
+        "messages", {"user_hash": users, "response": replies}, dict.fromkeys(("user_hash", "response"), "string")
+    )
+    engine.load(
+        "candidates", {"user_hash": ["u"] * len(terms), "term": terms}, dict.fromkeys(("user_hash", "term"), "string")
+    )
+    words = [" ".join(found) for (found,) in engine.fetch(f"SELECT {queries.WORDS} FROM messages")]
+    held = {term: sum(f" {term} " in f" {text} " for text in words) for term in terms}
+    assert {term: count for _, term, count in engine.fetch(queries.SELECT_HOLDING)} == {
+        term: count for term, count in held.items() if count
+    }
+
+
+@pytest.mark.parametrize("total", [0, 1, 5, 64, 10_000])
+def test_each_user_is_in_one_group(connection, total):
+    groups = _divide_users(total, at_once=3)
+    hashes = [first + second + "A" * 10 for first, second in product(queries.HASH_CHARACTERS, "+Az")]
+    connection.register("hashes", pyarrow.table({"user_hash": hashes}))
+    found = [row for users in groups for row in connection.execute(f"FROM hashes WHERE {users}").fetchall()]
+    assert sorted(found) == [(user,) for user in sorted(hashes)]
+    assert len(groups) == min(64, 1 + total // 3)
