@@ -39,6 +39,7 @@ ROWS_PER_USER = 60
 SIZE, QUICK_SIZE = 1_000_000, 20_000
 COPIES, QUICK_COPIES = (5, 20), (2, 5)
 """How many times the small log the medium and the large one are."""
+LOGS = ("logs.jsonl", "small.parquet", "medium.parquet", "one_user.parquet", "large.parquet")
 COUNTS = "rows.json"
 PROGRAM = [sys.executable, "-c", "from llamarl.cli.program import run; run()", "feedback"]
 PANDAS = """
@@ -57,6 +58,7 @@ def main() -> None:
     benchmark = Benchmark("feedback_ingest", __doc__, repeats=3, quick_repeats=1, max_load=math.inf)
     benchmark.parser.add_argument("--folder", type=Path, help="where logs are written, and stay")
     benchmark.parser.add_argument("--threads", type=int, help="of the ingest")
+    benchmark.parser.add_argument("--logs", nargs="+", choices=LOGS, default=LOGS, help="those to read")
     options = benchmark.start()
     size, copies = (QUICK_SIZE, QUICK_COPIES) if options.quick else (SIZE, COPIES)
     rows: list[dict[str, Any]] = []
@@ -65,7 +67,7 @@ def main() -> None:
         counts = write_logs(folder, size, copies)
         benchmark.note(f"logs are written: {counts}")
         small = counts["small.parquet"]
-        for log, total in counts.items():
+        for log, total in ((log, counts[log]) for log in LOGS if log in options.logs):
             has_pandas = total < counts["large.parquet"] and log != "one_user.parquet"
             for contender, command in contenders(folder / log, folder, has_pandas, options.threads).items():
                 runs = [measure(command) for _ in range(options.repeats if total == small else 1)]
@@ -85,9 +87,9 @@ def main() -> None:
                 benchmark.note(json.dumps(row))
                 shutil.rmtree(folder / "store", ignore_errors=True)
                 (folder / "pandas.parquet").unlink(missing_ok=True)
-    headlines["peak of large / small"] = round(
-        headlines["large.parquet llamarl peak MB"] / headlines["small.parquet llamarl peak MB"], 3
-    )
+    small_peak, large_peak = (headlines.get(f"{size}.parquet llamarl peak MB") for size in ("small", "large"))
+    if small_peak and large_peak:
+        headlines["peak of large / small"] = round(large_peak / small_peak, 3)
     threads = options.threads or usable_cores()
     load = " to ".join(f"{load:.1f}" for load in (benchmark.load[0], os.getloadavg()[0]))
     benchmark.finish(
@@ -121,7 +123,7 @@ def write_logs(folder: Path, size: int, copies: tuple[int, int]) -> dict[str, in
         medium, large = (times * count for times in copies)
         counts = {"logs.jsonl": count, "small.parquet": count, "medium.parquet": medium, "large.parquet": large}
         (folder / COUNTS).write_text(json.dumps({**counts, "one_user.parquet": 2 * count}))
-    counts = json.loads((folder / COUNTS).read_text())
+    counts: dict[str, int] = json.loads((folder / COUNTS).read_text())
     return counts
 
 

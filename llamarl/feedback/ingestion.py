@@ -372,6 +372,7 @@ class _Run:
                 on_progress(size, size, note=note)
 
         data = self._settings.out / f"data-{secrets.token_hex(4)}"
+        import_pyarrow().default_memory_pool().release_unused()  # else Arrow holds what the queries need now
         try:
             for folder in (data, data / "messages", data / "dropped"):
                 folder.mkdir()
