@@ -23,8 +23,8 @@ from llamarl.algorithms import AIPOConfig
 from llamarl.core.errors import WeightSyncError
 from llamarl.core.records import Assignment, TrainSample, Trajectory
 from llamarl.generation.executor import GeneratorConfig, GeneratorExecutor
+from llamarl.models.blocks import Dense
 from llamarl.models.checkpoint import load_model, load_tokenizer
-from llamarl.models.decoder import Dense
 from llamarl.training.config import TrainerConfig
 from llamarl.training.trainer import PolicyTrainer
 from llamarl.weights import LocalChannel

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from llamarl.controller.observer import Observer
 from llamarl.controller.restarts import LOST, RevivingClient
-from llamarl.core.errors import JudgeError, StallError
+from llamarl.core.errors import ExecutorLostError, JudgeError, StallError
 from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepResult, Trajectory, WeightManifest
@@ -30,18 +30,32 @@ PROGRESS_SECONDS = 1.0
 
 
 class TrainerClient:
-    """The trainer. It holds what no other executor could go on from, so its loss is the run's to deal with.
+    """The trainer, of one rank or several, which are lost together.
+
+    It holds what no other executor could go on from, so its loss is the run's to deal with.
 
     Args:
         handle: a running `core.protocols.Trainer`.
         observer: is told of what takes time.
         call_seconds: deadline of a call.
+        num_ranks: processes of the trainer; all of them are called.
     """
 
-    def __init__(self, handle: ExecutorHandle, observer: Observer, call_seconds: float) -> None:
+    def __init__(self, handle: ExecutorHandle, observer: Observer, call_seconds: float, num_ranks: int = 1) -> None:
         self._handle, self._observer, self._call_seconds = handle, observer, call_seconds
         self._scoring = asyncio.Lock()
         """Held while the trainer scores for one group: the deadline of the next begins only then."""
+        self._num_ranks = num_ranks
+
+    async def meet(self) -> None:
+        """Lets the ranks meet, where there are several; then each loads the model.
+
+        Raises:
+            ConfigError: the model cannot be cut up over the ranks.
+        """
+        if self._num_ranks > 1:
+            address = await self._handle.call("listen", self._call_seconds, timeout_seconds=self._call_seconds)
+            await self._call("join", address, self._call_seconds)
 
     async def train(
         self, assignments: Sequence[Assignment], watched_groups: Sequence[int], weights: Sequence[float]
@@ -49,7 +63,7 @@ class TrainerClient:
         """One optimizer step on the tasks' weighted losses (`core.protocols.Trainer.train`)."""
         with self._observer.span("trainer", "train"):
             call = asyncio.ensure_future(
-                self._handle.call("train", assignments, watched_groups, weights, timeout_seconds=self._call_seconds)
+                self._call("train", assignments, watched_groups, weights, timeout_seconds=self._call_seconds)
             )
             try:
                 while not call.done():  # a step of a real model takes half a minute: its progress is shown
@@ -57,13 +71,13 @@ class TrainerClient:
                     self._observer.on_progress()
             finally:
                 call.cancel()  # where this wait is cancelled, so is the call
-            result: StepResult = call.result()
+            result: StepResult = call.result()[0]
         return result
 
     async def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""
         with self._observer.span("trainer", "publish"):
-            manifest: WeightManifest = await self._handle.call("publish", timeout_seconds=self._call_seconds)
+            manifest: WeightManifest = (await self._call("publish", timeout_seconds=self._call_seconds))[0]
         return manifest
 
     async def score(self, trajectories: Sequence[Trajectory]) -> "list[array[float]]":
@@ -79,16 +93,58 @@ class TrainerClient:
 
     async def save(self, directory: Path) -> None:
         """Writes weights, optimizer and counters into an empty directory; a slow disk may take its time."""
-        await self._handle.call("save", str(directory))
+        await self._call("save", str(directory))
 
     async def load(self, directory: Path) -> None:
         """Restores what `save` wrote; a slow disk may take its time."""
-        await self._handle.call("load", str(directory))
+        await self._call("load", str(directory))
 
     async def measure_memory(self) -> dict[str, int]:
-        """Bytes of what training holds, by part."""
-        parts: dict[str, int] = await self._handle.call("memory", timeout_seconds=self._call_seconds)
-        return parts
+        """Bytes of what training holds on all ranks together, by part."""
+        parts: list[dict[str, int]] = await self._call("memory", timeout_seconds=self._call_seconds)
+        return {name: sum(rank[name] for rank in parts) for name in parts[0]}
+
+    async def _call(self, method: str, *args: Any, timeout_seconds: float | None = None) -> list[Any]:
+        """Calls a method on all ranks: their results.
+
+        Raises:
+            ExecutorLostError: a rank is dead or silent; names it.
+            StallError: the deadline passed, though every rank still answers: the work takes longer.
+        """
+        calls = [
+            asyncio.ensure_future(self._handle.call(method, *args, rank=rank, timeout_seconds=timeout_seconds))
+            for rank in range(self._num_ranks)
+        ]
+        try:
+            _, pending = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+            if pending:  # a rank failed: the others may say why, and else only wait for it
+                await asyncio.wait(pending, timeout=_LAST_WORDS_SECONDS)
+        finally:
+            for call in calls:
+                call.cancel()
+        errors = [call.exception() for call in calls if call.done() and not call.cancelled()]
+        for error in errors:
+            if error is not None and not (self._num_ranks > 1 and isinstance(error, LOST)):
+                raise error
+        if lost := next((error for error in errors if error is not None), None):
+            await self._name_the_silent(method, lost)
+            raise lost
+        return [call.result() for call in calls]
+
+    async def _name_the_silent(self, method: str, error: BaseException) -> None:
+        """Raises `ExecutorLostError` naming the ranks that do not answer, where there are any."""
+        asks = (self._handle.call("progress", rank=r, timeout_seconds=_ANSWER_SECONDS) for r in range(self._num_ranks))
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+        if silent := [str(rank) for rank, answer in enumerate(answers) if isinstance(answer, BaseException)]:
+            raise ExecutorLostError(
+                f"trainer rank {', '.join(silent)} of {self._num_ranks} no longer answers, in {method} ({error})"
+            ) from error
+
+
+_LAST_WORDS_SECONDS = 10.0
+"""Wait for the other ranks' results where one failed: the death of another, the cause perhaps, shows a little later."""
+_ANSWER_SECONDS = 5.0
+"""Deadline of a question that a living rank answers at once, whatever it computes."""
 
 
 class ReferenceScorer(Protocol):

@@ -15,7 +15,7 @@ from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
 from llamarl.generation.blocks import BLOCK_BYTES
 from llamarl.models.checkpoint import count_parameters, new_skeleton
-from llamarl.models.device import resolve_device
+from llamarl.models.device import num_devices, resolve_device
 from llamarl.models.lora import count_adapters
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
 from llamarl.weights.slots import NUM_SLOTS
@@ -41,14 +41,15 @@ def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_refer
         (task.prompts_per_step or 1) * (longest_prompt + (task.samples_per_prompt or 1) * recipe.sampling.max_tokens)
         for task in recipe.all_tasks
     )
-    tokens = min(micro_batch, step_tokens)
-    processes = 1 if recipe.engine == "inprocess" else 3 + recipe.num_generators + needs_reference
+    where = recipe.placement.trainer
+    tokens = min(micro_batch, step_tokens)  # of each share of the samples
+    processes = 1 if recipe.engine == "inprocess" else 2 + where.num_ranks + recipe.num_generators + needs_reference
     return {
         "program": processes * _PROGRAM,
         **_weight_parts(recipe, config, needs_reference),
         "generator cache": recipe.num_generators * _cache_bytes(recipe, config, longest_prompt),
-        "activations of a micro-batch": tokens * activation_bytes(config),
-        "logits of a micro-batch": logits_bytes(config, tokens),
+        "activations of a micro-batch": where.fsdp * tokens * activation_bytes(config, where.checkpointing),
+        "logits of a micro-batch": where.num_ranks * logits_bytes(config, tokens),
     }
 
 
@@ -66,12 +67,13 @@ def least_memory(
         needs_reference: whether a frozen copy of the first policy scores completions.
     """
     held: dict[str, dict[str, int]] = {}
+    devices_of_trainer = min(recipe.placement.trainer.num_ranks, num_devices(devices["trainer"]))
     for part, size in _weight_parts(recipe, config, needs_reference).items():
         if part == "weight channel" or not size:  # which lies in the machine's memory between processes
             continue
         name = devices["generators" if part.startswith("generator") else "trainer"]
         device = {"cuda": "cuda:0"}.get(name, name)  # torch's name for the same device
-        held.setdefault(device, {})[part] = size
+        held.setdefault(device, {})[part] = size // devices_of_trainer if part.startswith("trainer") else size
     return held
 
 

@@ -95,6 +95,7 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         probe_prompts=prepared.probe_prompts,
         on_micro_batch=reporter.progress.write,
         seed=recipe.seed,
+        placement=recipe.placement.trainer,
     )
     build_judges = functools.partial(JudgeExecutor, {task.config.name: task.config.judges for task in prepared.tasks})
     build_scorer = functools.partial(ReferenceExecutor, recipe.trainer, load_frozen, recipe.sampling, cores=cores)
@@ -135,7 +136,8 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             call_seconds=call_seconds,
             budget=budget,
         )
-        client = TrainerClient(trainer, reporter, call_seconds)
+        client = TrainerClient(trainer, reporter, call_seconds, recipe.placement.trainer.num_ranks)
+        await client.meet()
         reference = (scorer if prepared.needs_reference_copy else client) if prepared.needs_reference else None
         yield Executors(client, judges, reference, pool, pulse)
     finally:
@@ -154,8 +156,10 @@ def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:
     total = recipe.threads or usable_cores()
     if recipe.engine == "inprocess":
         return SharedCores(total, _set_threads, is_split=not recipe.schedule.is_synchronous), {}
-    local = [name for name in ("trainer", *generator_names(recipe)) if recipe.placement.is_local(name)]
-    return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // max(1, len(local))))}
+    where = recipe.placement
+    local = sum(where.is_local(name) for name in generator_names(recipe))
+    local += where.trainer.num_ranks * where.is_local("trainer")
+    return AllCores(), {"OMP_NUM_THREADS": str(max(1, total // max(1, local)))}
 
 
 def _set_threads(count: int) -> None:

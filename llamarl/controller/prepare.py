@@ -23,9 +23,10 @@ from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
 from llamarl.judges.lab.trial import try_out
 from llamarl.models.checkpoint import count_parameters, load_config, load_tokenizer, new_skeleton
-from llamarl.models.device import describe_device, resolve_device
+from llamarl.models.device import describe_device, num_devices, resolve_device
 from llamarl.models.lora import count_adapters
 from llamarl.models.template_check import check_template
+from llamarl.models.tensor_parallel import why_not_split
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.monitors.monitors import Estimates, Monitors
 from llamarl.monitors.responses import read_sessions
@@ -125,6 +126,10 @@ class Prepared:
         )
 
     @property
+    def _devices_of_trainer(self) -> int:
+        return min(self.recipe.placement.trainer.num_ranks, num_devices(self.devices["trainer"]))
+
+    @property
     def held_out(self) -> list[Prompt]:
         """Held-out prompts of all tasks."""
         return [prompt for task in self.tasks for prompt in task.held_out]
@@ -136,7 +141,7 @@ class Prepared:
 
     def describe(self) -> dict[str, Any]:
         """Returns what would run, for `--dry-run`."""
-        schedule = self.recipe.schedule
+        schedule, device = self.recipe.schedule, self.devices["trainer"]
         tasks = {task.config.name: task.describe(schedule.steps) for task in self.tasks}
         return {
             **(tasks["default"] if not self.recipe.tasks else {"tasks": tasks}),
@@ -147,7 +152,7 @@ class Prepared:
             "template_limits": list(self.template_limits),
             "notes": list(self.notes),
             "executors": self.executor_names,
-            "memory": describe_memory(self.plan_memory(), total_memory(self.devices["trainer"])),
+            "memory": describe_memory(self.plan_memory(), self._devices_of_trainer * total_memory(device)),
         }
 
 
@@ -176,6 +181,8 @@ def prepare(recipe: Recipe) -> Prepared:
         "generators": recipe.generator.resolved_device,
     }
     config = load_config(recipe.model)
+    if reason := why_not_split(config, tp := recipe.placement.trainer.tp):
+        raise ConfigError(f"placement.trainer.tp={tp}: {reason}; choose another tp, or fsdp instead")
     positions = config.max_position_embeddings
     if recipe.sampling.max_tokens >= positions:
         raise ConfigError(

@@ -150,7 +150,14 @@ def masked_metric(values: "Tensor", mask: "Tensor") -> "tuple[Tensor, Tensor]":
 
 
 def mean_metrics(parts: Iterable[Mapping[str, "tuple[Tensor | float, Tensor | float]"]]) -> dict[str, float]:
-    """Adds up the micro-batches' sums and counts and divides at the very end. Keys that counted nothing are left out.
+    """Divides the micro-batches' sums by their counts, at the very end. Keys that counted nothing are left out."""
+    return {key: value / count for key, (value, count) in sum_metrics(parts).items() if count > 0}
+
+
+def sum_metrics(
+    parts: Iterable[Mapping[str, "tuple[Tensor | float, Tensor | float]"]],
+) -> dict[str, tuple[float, float]]:
+    """Adds up the micro-batches' sums and counts.
 
     Tensors are read here and only here, so that an accelerator is not waited for in between.
     """
@@ -159,8 +166,7 @@ def mean_metrics(parts: Iterable[Mapping[str, "tuple[Tensor | float, Tensor | fl
         for key, (value, count) in part.items():
             old_value, old_count = totals.get(key, (0.0, 0.0))
             totals[key] = (old_value + value, old_count + count)
-    numbers = {key: (float(value), float(count)) for key, (value, count) in totals.items()}
-    return {key: value / count for key, (value, count) in numbers.items() if count > 0}
+    return {key: (float(value), float(count)) for key, (value, count) in totals.items()}
 
 
 def _divisor(denominators: Denominators, reduction: Reduction) -> int:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import WeightSyncError
-from llamarl.models.decoder import Decoder, Projection
+from llamarl.models.blocks import Projection
+from llamarl.models.decoder import Decoder
 from llamarl.models.lora import adapter_shapes
 from llamarl.models.lora_config import LoraConfig
 
@@ -104,8 +105,9 @@ def adapt(decoder: Decoder, model: nn.Module, config: LoraConfig) -> HeldTensors
         attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
         layer.qkv = build(layer.qkv, [f"{attention}{name}_proj" for name in "qkv"])
         layer.out = build(layer.out, [f"{attention}o_proj"])
-        layer.gate_up = build(layer.gate_up, [f"{mlp}gate_proj", f"{mlp}up_proj"])
-        layer.down = build(layer.down, [f"{mlp}down_proj"])
+        if layer.gate_up is not None and layer.down is not None:  # experts have no adapters
+            layer.gate_up = build(layer.gate_up, [f"{mlp}gate_proj", f"{mlp}up_proj"])
+            layer.down = build(layer.down, [f"{mlp}down_proj"])
     return HeldTensors(build.views)
 
 

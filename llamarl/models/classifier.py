@@ -10,7 +10,6 @@ Shape legend: N sequences, L labels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -96,9 +95,7 @@ def _spare_ids(backend: Any) -> Iterator[int | None]:
 
 def live_decoder(model: nn.Module) -> Decoder:
     """The packed decoder over a `*ForSequenceClassification` of a supported family; its `head` is the scoring head."""
-    parts: Any = model
-    stand_in: Any = SimpleNamespace(config=parts.config, model=parts.model, lm_head=parts.score)
-    return Decoder.live(stand_in)
+    return Decoder.live(model, "score")
 
 
 class PaddedClassifier:

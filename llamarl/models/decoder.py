@@ -1,4 +1,4 @@
-"""The forward pass of the Llama, Qwen2, Qwen3 and Mistral families, written once for generator and trainer.
+"""The forward pass of the Llama, Qwen2, Qwen3, Qwen3-MoE and Mistral families, written once for generator and trainer.
 
 Tokens are packed: `[M]` token ids of any number of sequences, without padding. Everything except attention works
 token by token; attention is a strategy, `attend(layer, q, k, v)`, which knows the sequences:
@@ -16,25 +16,19 @@ Shape legend: M tokens, d hidden size, H query heads, K key/value heads, D head 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import WeightSyncError
-from llamarl.models.linear import linear, round_rows
+from llamarl.models.blocks import Attend, Block, Dense, FixedDense, FixedNorm, Joined, Layer, Norm, Projection
+from llamarl.models.experts import Experts
+from llamarl.models.linear import round_rows
 from llamarl.models.packed import Packed, suits_packing
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""`(layer index, q [M, H, D], k [M, K, D], v [M, K, D]) -> [M, H * D]`; q and k are already rotated."""
-
-
-class Projection(Protocol):
-    """A linear map `[M, in] -> [M, out]`: dense, joined from several weights, or quantised."""
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        """Maps `x [M, in]`."""
+Result = TypeVar("Result")
 
 
 @runtime_checkable
@@ -79,52 +73,9 @@ class _Views(Mapping[str, Tensor]):
         return len(self._views) + len(self._packed)
 
 
-@dataclass(slots=True)
-class Dense:
-    """`x W^T + b`."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    padding_id: int | None = None
-    """The token whose embedding takes no gradient, as in `nn.Embedding`."""
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        """Maps `x [M, in]`."""
-        return linear(x, self.weight, self.bias)
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        """The weights of the outputs `ids [M]`, `[M, in]`: as an embedding."""
-        return F.embedding(ids, self.weight, self.padding_id)
-
-
 def fastest(name: str, weight: Tensor, bias: Tensor | None = None) -> Dense | Packed:
     """A map of a fused decoder: packed where this machine gains by that, else dense."""
-    return Packed(weight, bias) if suits_packing(weight) else Dense(weight, bias)
-
-
-@dataclass(slots=True)
-class Joined:
-    """Several maps of one input, side by side: separate weights behave as one wide matrix."""
-
-    parts: tuple[Dense, ...]
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        """Maps `x [M, in]`."""
-        return torch.cat([part(x) for part in self.parts], dim=-1)
-
-
-@dataclass(slots=True)
-class Layer:
-    """One transformer block."""
-
-    attention_norm: Tensor
-    qkv: Projection
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    out: Projection
-    mlp_norm: Tensor
-    gate_up: Projection
-    down: Projection
+    return Packed(weight, bias) if suits_packing(weight) else FixedDense(weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +105,20 @@ class Geometry:
             max_positions=config.max_position_embeddings,
         )
 
+    def block(self, index: int, layer: Layer, names: dict[str, nn.Module] | None = None) -> Block:
+        """Builds a transformer block of these sizes."""
+        return Block(index, layer, self.num_heads, self.num_kv_heads, self.head_dim, names)
+
+
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral")
+"""Model types that the decoder runs."""
+
 
 def why_unsupported(config: Any) -> str | None:
     """Says why this decoder cannot run a model of `config`; None if it can. Other models fall back to transformers."""
     kind = getattr(config, "model_type", "?")
-    if kind not in ("llama", "qwen2", "qwen3", "mistral"):
-        return f"model_type {kind!r} is not one of llama, qwen2, qwen3, mistral"
+    if kind not in FAMILIES:
+        return f"model_type {kind!r} is not one of {', '.join(FAMILIES)}"
     if getattr(config, "hidden_act", "silu") != "silu":
         return f"hidden_act {config.hidden_act!r} is not silu"
     window = getattr(config, "sliding_window", None)
@@ -173,57 +132,66 @@ def why_unsupported(config: Any) -> str | None:
     return None
 
 
-class Decoder:
-    """The packed forward pass over one set of weights.
+class Decoder(nn.Module):
+    """A causal language model: embeddings, blocks, norm and head, over one set of weights.
 
-    Build it with `live` (trainer: the module's own parameters, gradients flow) or `fuse` (generator: own copies, wide
-    matrices, refreshed by `copy_from`).
+    Build it with `live` (trainer: the parameters of a transformers module, under the same names; gradients flow) or
+    `fuse` (generator: own copies, wide matrices, refreshed by `copy_from`).
+
+    Args:
+        config: the transformers config.
+        embed: the embeddings; the head itself where they are tied.
+        blocks: the transformer blocks.
+        norm: the final norm.
+        head: the output head, called `head_name`.
+        rotary: the module of transformers that scales positions as trained.
+        head_name: name of the head's parameters.
     """
 
     def __init__(
         self,
-        geometry: Geometry,
+        config: Any,
         embed: Dense | Packed,
-        layers: list[Layer],
-        norm: Tensor,
+        blocks: list[Block],
+        norm: Norm,
         head: Projection,
-        model: nn.Module,
+        rotary: Any,
+        head_name: str = "lm_head",
     ) -> None:
-        self.geometry, self.embed, self.layers, self.norm, self.head = geometry, embed, layers, norm, head
-        self.device, self.dtype = norm.device, norm.dtype
-        self._rounds_rows = isinstance(layers[0].qkv, Packed)
-        body: Any = model.model
-        self._rotary = body.rotary_emb  # the module that scales positions as trained
-        self.cos, self.sin = self._tables(min(geometry.max_positions, 512))
-        self._norm_eps = torch.full((), geometry.norm_eps, device=self.device)
+        super().__init__()
+        self.config, self.geometry = config, Geometry.of(config)
+        body: Any = nn.Module()
+        body.embed_tokens, body.layers, body.norm = embed, nn.ModuleList(blocks), norm
+        self.model = body
+        # Tuples beside the modules that hold the same: these look names up slowly, and every token asks for them.
+        self._blocks, self._last_norm = tuple(blocks), (norm,)
+        self._head_key = head_name
+        setattr(self, head_name, head)
+        self.device, self.dtype = norm.weight.device, norm.weight.dtype
+        self._rounds_rows = isinstance(blocks[0].layer.qkv, Packed)
+        self._rotary = (rotary,)  # in a tuple, since its buffers are no part of the weights
+        self.cos, self.sin = self._tables(min(self.geometry.max_positions, 512))
         self._head_name = ""
         self._views: dict[str, Tensor] = {}
         self._quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
 
     @classmethod
-    def live(cls, model: nn.Module) -> "Decoder":
+    def live(cls, model: nn.Module, head_name: str = "lm_head") -> "Decoder":
         """Runs on the parameters of a transformers `*ForCausalLM` themselves.
 
         The objects are read once: keep the module's parameters in place (optimizers and `copy_` do).
+
+        Args:
+            model: the transformers module.
+            head_name: attribute of `model` that holds the output head.
         """
         config: Any = model.config
         body: Any = model.model
-        layers = [
-            Layer(
-                attention_norm=block.input_layernorm.weight,
-                qkv=Joined(tuple(_dense(getattr(block.self_attn, f"{n}_proj")) for n in "qkv")),
-                query_norm=_weight_of(block.self_attn, "q_norm"),
-                key_norm=_weight_of(block.self_attn, "k_norm"),
-                out=_dense(block.self_attn.o_proj),
-                mlp_norm=block.post_attention_layernorm.weight,
-                gate_up=Joined((_dense(block.mlp.gate_proj), _dense(block.mlp.up_proj))),
-                down=_dense(block.mlp.down_proj),
-            )
-            for block in body.layers
-        ]
-        head: Any = model.lm_head
+        blocks = [_live_block(index, block, Geometry.of(config)) for index, block in enumerate(body.layers)]
+        head: Any = getattr(model, head_name)
         embed = Dense(body.embed_tokens.weight, padding_id=body.embed_tokens.padding_idx)
-        return cls(Geometry.of(config), embed, layers, body.norm.weight, _dense(head), model)
+        norm = Norm(body.norm.weight, config.rms_norm_eps)
+        return cls(config, embed, blocks, norm, _dense(head), body.rotary_emb, head_name)
 
     @classmethod
     def fuse(
@@ -243,16 +211,52 @@ class Decoder:
         """
         config: Any = model.config
         body: Any = model.model
-        fuse = _Fuser(dtype, torch.device(device), make)
-        layers = [fuse.layer(f"model.layers.{index}.", block) for index, block in enumerate(body.layers)]
-        norm = fuse.copy("model.norm.weight", body.norm.weight)
+        fuse = _Fuser(dtype, torch.device(device), make, config.rms_norm_eps)
+        geometry = Geometry.of(config)
+        blocks = [
+            geometry.block(index, fuse.layer(f"model.layers.{index}.", block))
+            for index, block in enumerate(body.layers)
+        ]
+        norm = fuse.norm("model.norm.weight", body.norm.weight)
         is_tied = cast(Any, model.lm_head).weight is body.embed_tokens.weight
         name, lm_head = "model.embed_tokens" if is_tied else "lm_head", cast(Any, model.lm_head)
         head = cast(Dense | Packed, fuse.project({name: lm_head}, fastest))
-        embed = head if is_tied else Dense(fuse.copy("model.embed_tokens.weight", body.embed_tokens.weight))
-        decoder = cls(Geometry.of(config), embed, layers, norm, head, model)
+        embed = head if is_tied else FixedDense(fuse.copy("model.embed_tokens.weight", body.embed_tokens.weight))
+        decoder = cls(config, embed, blocks, norm, head, body.rotary_emb)
         decoder._views, decoder._quantised, decoder._head_name = fuse.views, fuse.quantised, f"{name}.weight"
         return decoder
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The transformer blocks."""
+        return self._blocks
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The maps of each block."""
+        return [block.layer for block in self._blocks]
+
+    @property
+    def embed(self) -> Dense | Packed:
+        """The embeddings."""
+        return cast(Any, self.model).embed_tokens  # type: ignore[no-any-return]
+
+    @property
+    def norm(self) -> Tensor:
+        """The weight of the final norm."""
+        return self._last_norm[0].weight
+
+    @property
+    def head(self) -> Projection:
+        """The output head: hidden states to logits."""
+        return cast(Projection, getattr(self, self._head_key))
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        """Calls `compute`, a function that uses this decoder.
+
+        Where its weights are sharded over ranks, embeddings, norm and head are whole only in here.
+        """
+        return compute()
 
     def named_views(self) -> Mapping[str, Tensor]:
         """Hugging Face parameter name -> view into this fused decoder's buffers; quantised weights have none.
@@ -342,34 +346,20 @@ class Decoder:
         Returns:
             `[M, d]`.
         """
-        g, num_tokens = self.geometry, len(ids)
+        num_tokens = len(ids)
         if longest is None:
             longest = int(positions.max()) + 1 if num_tokens else 1
         num_added = self.num_computed(num_tokens) - num_tokens
         if num_added:  # tokens that nobody attends to
             ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
-        x = self.embed.lookup(ids)
+        x = self.embed.lookup(ids).to(self.dtype)  # sharded weights may be gathered in half precision
         cos, sin = self.rotation(positions, longest)
-        num_q, num_qk = g.num_heads, g.num_heads + g.num_kv_heads
-        for index, layer in enumerate(self.layers):
-            qkv = layer.qkv(self._rms(x, layer.attention_norm)).view(len(ids), -1, g.head_dim)
-            if layer.query_norm is not None and layer.key_norm is not None:
-                q, k = self._rms(qkv[:, :num_q], layer.query_norm), self._rms(qkv[:, num_q:num_qk], layer.key_norm)
-                qk = torch.cat([q, k], dim=1)
-            else:
-                qk = qkv[:, :num_qk]
-            qk = rotate(qk, cos, sin)
-            if num_added:
-                qk, qkv = qk[:num_tokens], qkv[:num_tokens]
-            mixed = attend(index, qk[:, :num_q], qk[:, num_q:], qkv[:, num_qk:])
-            if len(mixed) < len(x):
-                mixed = F.pad(mixed, (0, 0, 0, num_added))
-            x = x + layer.out(mixed)
-            gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
+        for block in self._blocks:
+            x = block(x, cos, sin, attend, num_tokens)
             if watch is not None:
                 watch(x)
-        return self._rms(x[:num_tokens] if num_added else x, self.norm)
+        hidden: Tensor = self._last_norm[0](x[:num_tokens] if num_added else x)
+        return hidden
 
     def num_computed(self, num_tokens: int) -> int:
         """Number of rows `hidden_states` computes with: products have kernels for few numbers of rows only."""
@@ -384,26 +374,14 @@ class Decoder:
             self.cos, self.sin = self._tables(max(longest, 2 * len(self.cos)))
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
-    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != torch.float32:
-            return F.rms_norm(x, x.shape[-1:], weight, self.geometry.norm_eps)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # on a CPU, two thirds of rms_norm's time
-        scale = torch.addcmul(self._norm_eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
-        return (x * scale).mul_(weight)
-
     @torch.no_grad()
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(length, device=self._rotary.inv_freq.device)
+        positions = torch.arange(length, device=self._rotary[0].inv_freq.device)
         # The rotary module reads no more than dtype and device of its first argument.
         like = torch.empty(1, 1, 1, dtype=self.dtype, device=positions.device)
-        cos, sin = (t.to(self.device) for t in self._rotary(like, positions.unsqueeze(0)))
+        cos, sin = (t.to(self.device) for t in self._rotary[0](like, positions.unsqueeze(0)))
         half = self.geometry.head_dim // 2
         return cos[0].clone(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, `x [M, heads, D]` (RoFormer, Su et al. 2021, in the half-split layout)."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -416,37 +394,85 @@ def _dense(linear: nn.Linear) -> Dense:
     return Dense(linear.weight, linear.bias)
 
 
-def _weight_of(module: nn.Module, name: str) -> Tensor | None:
-    child = getattr(module, name, None)
-    return None if child is None else child.weight
+def _experts(mlp: Any, take: Callable[[str, Tensor], Tensor]) -> Experts:
+    """The experts of a transformers block, over what `take` makes of each of their named weights."""
+    return Experts(
+        take("gate.weight", mlp.gate.weight),
+        take("experts.gate_up_proj", mlp.experts.gate_up_proj),
+        take("experts.down_proj", mlp.experts.down_proj),
+        mlp.gate.top_k,
+        mlp.gate.norm_topk_prob,
+    )
+
+
+_HEAD_NORMS = ("q_norm", "k_norm")
+"""Names of the norms of queries and keys, which only some families have."""
+
+
+def _live_block(index: int, block: Any, geometry: Geometry) -> Block:
+    """A block over the parameters of a transformers block, with the names that they have there."""
+    attention, mlp, eps = block.self_attn, block.mlp, geometry.norm_eps
+    names: dict[str, Any] = {f"self_attn.{n}_proj": _dense(getattr(attention, f"{n}_proj")) for n in "qkvo"}
+    for name in _HEAD_NORMS:
+        if hasattr(attention, name):
+            names[f"self_attn.{name}"] = Norm(getattr(attention, name).weight, eps)
+    if has_experts := hasattr(mlp, "experts"):
+        names["mlp"] = _experts(mlp, lambda name, weight: weight)
+    else:
+        names |= {f"mlp.{name}_proj": _dense(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")}
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        names[name] = Norm(getattr(block, name).weight, eps)
+    layer = Layer(
+        attention_norm=names["input_layernorm"],
+        qkv=Joined(tuple(names[f"self_attn.{n}_proj"] for n in "qkv")),
+        query_norm=names.get("self_attn.q_norm"),
+        key_norm=names.get("self_attn.k_norm"),
+        out=names["self_attn.o_proj"],
+        mlp_norm=names["post_attention_layernorm"],
+        gate_up=None if has_experts else Joined((names["mlp.gate_proj"], names["mlp.up_proj"])),
+        down=names.get("mlp.down_proj"),
+        experts=names["mlp"] if has_experts else None,
+    )
+    return geometry.block(index, layer, names)
 
 
 class _Fuser:
     """Collects a module's weights into wide buffers and remembers which rows belong to which name."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, make: MakeProjection) -> None:
-        self.dtype, self.device, self.make = dtype, device, make
+    def __init__(self, dtype: torch.dtype, device: torch.device, make: MakeProjection, eps: float) -> None:
+        self.dtype, self.device, self.make, self.eps = dtype, device, make, eps
         self.views: dict[str, Tensor] = {}
         self.quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
 
     def layer(self, prefix: str, block: Any) -> Layer:
         attention, mlp = block.self_attn, block.mlp
         head_norms = [
-            self.copy(f"{prefix}self_attn.{name}.weight", getattr(attention, name).weight)
+            self.norm(f"{prefix}self_attn.{name}.weight", getattr(attention, name).weight)
             if hasattr(attention, name)
             else None
-            for name in ("q_norm", "k_norm")
+            for name in _HEAD_NORMS
         ]
         return Layer(
-            attention_norm=self.copy(f"{prefix}input_layernorm.weight", block.input_layernorm.weight),
+            attention_norm=self.norm(f"{prefix}input_layernorm.weight", block.input_layernorm.weight),
             qkv=self.project({f"{prefix}self_attn.{n}_proj": getattr(attention, f"{n}_proj") for n in "qkv"}),
             query_norm=head_norms[0],
             key_norm=head_norms[1],
             out=self.project({f"{prefix}self_attn.o_proj": attention.o_proj}),
-            mlp_norm=self.copy(f"{prefix}post_attention_layernorm.weight", block.post_attention_layernorm.weight),
-            gate_up=self.project({f"{prefix}mlp.gate_proj": mlp.gate_proj, f"{prefix}mlp.up_proj": mlp.up_proj}),
-            down=self.project({f"{prefix}mlp.down_proj": mlp.down_proj}),
+            mlp_norm=self.norm(f"{prefix}post_attention_layernorm.weight", block.post_attention_layernorm.weight),
+            **self.mlp(f"{prefix}mlp.", mlp),
         )
+
+    def mlp(self, prefix: str, mlp: Any) -> dict[str, Any]:
+        if hasattr(mlp, "experts"):
+            experts = _experts(mlp, lambda name, weight: self.copy(f"{prefix}{name}", weight))
+            return {"gate_up": None, "down": None, "experts": experts}
+        return {
+            "gate_up": self.project({f"{prefix}gate_proj": mlp.gate_proj, f"{prefix}up_proj": mlp.up_proj}),
+            "down": self.project({f"{prefix}down_proj": mlp.down_proj}),
+        }
+
+    def norm(self, name: str, weight: Tensor) -> Norm:
+        return FixedNorm(self.copy(name, weight), self.eps)
 
     def copy(self, name: str, weight: Tensor) -> Tensor:
         self.views[name] = weight.detach().to(device=self.device, dtype=self.dtype, copy=True)

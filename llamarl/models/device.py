@@ -47,6 +47,11 @@ def describe_device(name: str) -> str:
     return f"{name} ({usable_cores()} cores)" if device.type == "cpu" else name
 
 
+def num_devices(name: str) -> int:
+    """How many devices a resolved name stands for, where each of several processes takes one: all GPUs, or the host."""
+    return max(1, torch.cuda.device_count()) if torch.device(name).type == "cuda" else 1
+
+
 @functools.cache
 def _best_device() -> str:
     if torch.cuda.is_available():

@@ -17,6 +17,7 @@ FAMILIES = {
     "llama": "llama3",
     "qwen2": "chatml",
     "qwen3": "chatml",
+    "qwen3_moe": "chatml",
     "mistral": "mistral",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
@@ -94,7 +95,9 @@ def tiny_config(family: str, tokenizer: Tokenizer, **sizes: Any) -> Any:
     }
     if family != "gpt_neox":
         fields["num_key_value_heads"] = 2
-    if family in ("qwen3", "gemma2", "gemma3_text"):
+    if family == "qwen3_moe":
+        fields |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+    if family in ("qwen3", "qwen3_moe", "gemma2", "gemma3_text"):
         fields["head_dim"] = 8
     if family == "mistral":
         fields["sliding_window"] = None

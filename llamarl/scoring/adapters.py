@@ -1,26 +1,37 @@
 """A decoder's projections with low-rank adapters, which the packed decoder, reading only weights, would leave out."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llamarl.models.decoder import Decoder, Dense, Joined
+from llamarl.models.blocks import Dense, Joined
+from llamarl.models.decoder import Decoder
 from llamarl.models.linear import linear
 from llamarl.scoring.joined import join_projections
 
 
-@dataclass(slots=True)
 class AdaptedDense(Dense):
-    """Computes `x W^T + b + scale x A^T B^T`."""
+    """Computes `x W^T + b + scale x A^T B^T`.
 
-    layer: Any = None
-    """The layer that peft wraps around a linear one."""
-    half: Tensor | None = None
-    """The weight in half precision, once it was needed."""
+    Args:
+        weight: `[out, in]`, frozen.
+        bias: `[out]`.
+        layer: the layer that peft wraps around a linear one.
+    """
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Any) -> None:
+        super().__init__(weight, bias)
+        self.cast_weight: Tensor | None = None
+        """The weight in half precision, once it was needed."""
+        self._layer = (layer,)  # in a tuple: its parameters have their names elsewhere
+
+    @property
+    def layer(self) -> Any:
+        """The layer that peft wraps around a linear one."""
+        return self._layer[0]
+
+    def forward(self, x: Tensor, /) -> Tensor:
         """Maps `x [M, in]`, without the adapters while they are switched off."""
         frozen = linear(x, self._frozen(x.device.type), self.bias)
         if self.layer.disable_adapters:
@@ -33,9 +44,9 @@ class AdaptedDense(Dense):
         """The weight as autocast wants it: cast once, since it never changes, where autocast would at every call."""
         if self.weight.requires_grad or not torch.is_autocast_enabled(device):
             return self.weight
-        if self.half is None:
-            self.half = self.weight.detach().to(torch.get_autocast_dtype(device))
-        return self.half
+        if self.cast_weight is None:
+            self.cast_weight = self.weight.detach().to(torch.get_autocast_dtype(device))
+        return self.cast_weight
 
 
 def prepare_projections(decoder: Decoder, model: nn.Module) -> Decoder:
@@ -54,10 +65,12 @@ def prepare_projections(decoder: Decoder, model: nn.Module) -> Decoder:
     by_weight = {id(layer.weight): layer for layer in layers}
 
     def adapt(projection: Any) -> Any:
+        if projection is None:  # of a mixture of experts, which has no adapters
+            return None
         if isinstance(projection, Joined):
             return Joined(tuple(adapt(part) for part in projection.parts))
         layer = by_weight.get(id(projection.weight))
-        return projection if layer is None else AdaptedDense(projection.weight, projection.bias, layer=layer)
+        return projection if layer is None else AdaptedDense(projection.weight, projection.bias, layer)
 
     for block in decoder.layers:
         block.qkv, block.out = adapt(block.qkv), adapt(block.out)

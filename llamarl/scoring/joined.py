@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamarl.models.decoder import Decoder, Joined
+from llamarl.models.blocks import Joined
+from llamarl.models.decoder import Decoder
 from llamarl.models.linear import linear
 
 
@@ -22,15 +23,16 @@ class JoinedOnce:
 
     def __init__(self, joined: Joined) -> None:
         self._apart = joined
-        self._weights = [part.weight for part in joined.parts]
-        self._biases = [part.bias for part in joined.parts if part.bias is not None]
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Maps `x [M, in]` to `[M, out]`."""
         if not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return self._apart(x)
-        product: Tensor = _Product.apply(x, *self._weights)  # type: ignore[no-untyped-call]
-        return product + torch.cat(self._biases) if self._biases else product
+        # Read at each call: where weights are sharded, another tensor is whole each time.
+        weights = [part.weight for part in self._apart.parts]
+        biases = [part.bias for part in self._apart.parts if part.bias is not None]
+        product: Tensor = _Product.apply(x, *weights)  # type: ignore[no-untyped-call]
+        return product + torch.cat(biases) if biases else product
 
 
 def join_projections(decoder: Decoder) -> Decoder:

@@ -51,15 +51,21 @@ class PackedScorer:
     """Each prompt once, no padding in the linear layers, the output head on predicting tokens only.
 
     Args:
-        model: of a family that `models.decoder.why_unsupported` accepts.
+        model: of a family that `models.decoder.why_unsupported` accepts; or a decoder over such a model.
         temperature: what the completions were sampled with; divides the logits.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
-        self._decoder, self._temperature = prepare_projections(Decoder.live(model.eval()), model), temperature
+        if not isinstance(model, Decoder):
+            model = prepare_projections(Decoder.live(model.eval()), model)
+        self._decoder, self._temperature = model, temperature
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
+        scores: Scores = self._decoder(lambda: self._score(rows, entropy, hidden))
+        return scores
+
+    def _score(self, rows: Sequence[TokenRow], entropy: EntropyMode, hidden: bool) -> Scores:
         packed = Packed(rows, self._decoder.device)
         states = packed.predicting(self._decoder.hidden_states(packed.ids, packed.positions, packed.attend))
         scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)

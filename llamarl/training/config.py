@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from llamarl.core.config import Config
 from llamarl.models.lora_config import LoraConfig
@@ -66,8 +66,8 @@ class TrainerConfig(OptimizerConfig):
 
 
 Checkpointing = Literal["none", "selective", "full"]
-"""Activations that are computed again in the backward pass instead of being kept: none, those of every second block, or
-those of all blocks."""
+"""Activations that are computed again in the backward pass instead of being kept: none; of each block those between its
+matrix products; or all of each block but its input."""
 
 
 class TrainerPlacement(Config):
@@ -94,13 +94,6 @@ class TrainerPlacement(Config):
                 "it to the product"
             )
         return self
-
-    @field_validator("checkpointing")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        if value != "none":
-            raise ValueError(f"{value!r}: this trainer keeps all activations; set it to 'none'")
-        return value
 
     @property
     def num_ranks(self) -> int:

@@ -40,7 +40,7 @@ class Fitter(Generic[R]):
         self.num_steps_done = 0
         self._adapters = None if self.config.lora is None else Adapters(model, self.config.lora, self.config.seed)
         self._score = objective.build_scorer(model)
-        self._optimizer = Optimizer(model, self.config, total_steps or self.config.num_steps)
+        self._optimizer = Optimizer(dict(model.named_parameters()), self.config, total_steps or self.config.num_steps)
         self.num_trained = sum(parameter.numel() for parameter in self.weights().values())
         """Numbers that are trained: the model's parameters, or those of the adapters."""
 

@@ -4,11 +4,13 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
 from llamarl.core.records import TrainSample
-from llamarl.functional.losses import Metrics, mean_metrics
+from llamarl.functional.losses import Metrics, mean_metrics, sum_metrics
+from llamarl.training.ranks import Ranks
 
 
 @dataclass
@@ -121,6 +123,35 @@ def pool(updates: Sequence[Gathered], passes: int) -> Gathered:
         seconds=sum(update.seconds for update in updates),
         logprobs={key: row for update in updates for key, row in update.logprobs.items()},
     )
+
+
+def pool_ranks(gathered: Gathered, ranks: Ranks) -> Gathered:
+    """Pools what the ranks gathered of their shares of one update, as one rank would have gathered it. All call it.
+
+    Norms, counts of samples and groups are those of all samples on every rank; losses, metrics and log-probs are not.
+    """
+    if ranks.fsdp == 1:
+        return gathered
+    told = ranks.tell(_as_json(gathered))[:: ranks.tp]  # the parts of one share say the same
+    tasks = []
+    for index, task in enumerate(gathered.tasks):
+        of_task = [each["tasks"][index] for each in told]
+        parts: list[Metrics] = [
+            {name: (total, count) for name, (total, count) in each["sums"].items()} for each in of_task
+        ]
+        gaps = [each["prob_gap"] for each in of_task if each["prob_gap"] is not None]
+        loss = sum(each["loss"] for each in of_task)
+        tasks.append(replace(task, parts=parts, loss=loss, prob_gap=max(gaps, default=None)))
+    rows = [row for each in told for row in each["logprobs"]]
+    logprobs = {(group, bytes.fromhex(key)): array("f", values) for group, key, values in rows}
+    return replace(gathered, tasks=tasks, loss=sum(each["loss"] for each in told), logprobs=logprobs)
+
+
+def _as_json(gathered: Gathered) -> Any:
+    """What is this rank's alone, as plain values."""
+    tasks = [{"sums": sum_metrics(task.parts), "loss": task.loss, "prob_gap": task.prob_gap} for task in gathered.tasks]
+    logprobs = [(group, key.hex(), values.tolist()) for (group, key), values in gathered.logprobs.items()]
+    return {"tasks": tasks, "loss": gathered.loss, "logprobs": logprobs}
 
 
 def in_runs(numbers: Sequence[int]) -> str:

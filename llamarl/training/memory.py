@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from llamarl.core.records import TrainSample
+from llamarl.functional.shards import local_part
 from llamarl.scoring.logprobs import MAX_LOGITS
-from llamarl.training.config import OptimizerConfig
+from llamarl.training.config import Checkpointing, OptimizerConfig
 
 LARGEST_MICRO_BATCH = 16384
 _SMALLEST = 256
@@ -21,7 +22,7 @@ take the rest."""
 _FLOAT = 4
 
 
-def activation_bytes(config: Any) -> int:
+def activation_bytes(config: Any, checkpointing: Checkpointing = "none") -> int:
     """Bytes that the forward pass of one packed token leaves for the backward pass, in float32.
 
     Of each layer with hidden size d, MLP width f, H query and K key/value heads of size D:
@@ -30,15 +31,21 @@ def activation_bytes(config: Any) -> int:
         5 H D + 8 K D          q, k, v; rotated; laid out by row for attention; attention's output
         4 f                    gate, up, silu(gate), their product
 
+    With `full` checkpointing a layer keeps d, its input, and one layer at a time has all again; with `selective` it
+    keeps 3 d + (2 H + 2 K) D + 2 f: its input, and what its products and attention give.
+
     Args:
         config: a transformers config. Families that the packed decoder doesn't know take somewhat more.
+        checkpointing: activations that are computed again.
     """
     d, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or d // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "intermediate_size", None) or 4 * d
     per_layer = 4 * d + (5 * heads + 8 * kv_heads) * head_dim + 4 * width
-    return int(_FLOAT * (config.num_hidden_layers * per_layer + 2 * d))
+    kept = {"full": d, "selective": 3 * d + (2 * heads + 2 * kv_heads) * head_dim + 2 * width}.get(checkpointing)
+    layers = config.num_hidden_layers * (per_layer if kept is None else kept) + (0 if kept is None else per_layer)
+    return int(_FLOAT * (layers + 2 * d))
 
 
 def logits_bytes(config: Any, num_tokens: int) -> int:
@@ -92,15 +99,16 @@ class LargestActivations:
             yield
             return
         self._num_tokens = num_tokens
-        held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        sizes: dict[int, int] = {}
+        held = {local_part(parameter).untyped_storage().data_ptr() for parameter in model.parameters()}
+        saved: dict[int, torch.UntypedStorage] = {}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in held:
-                sizes[storage.data_ptr()] = storage.nbytes()
+                saved[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             yield
-        self.num_bytes = max(self.num_bytes, sum(sizes.values()))
+        # Weights that were gathered from other ranks are given back by now: their storages have no bytes.
+        self.num_bytes = max(self.num_bytes, sum(storage.nbytes() for storage in saved.values()))

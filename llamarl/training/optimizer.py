@@ -1,13 +1,16 @@
 """AdamW with a stateless learning-rate schedule, clipping, and a state that is plain tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.functional.shards import local_part
 from llamarl.training.config import OptimizerConfig, Schedule
+from llamarl.training.ranks import ALONE, Ranks
+from llamarl.training.sharding import own_parameter
 
 
 def learning_rate(
@@ -32,11 +35,14 @@ def learning_rate(
 class Optimizer:
     """AdamW over a model's trainable parameters. Gradients live in the parameters' `.grad`.
 
+    Where parameters are sharded, each rank updates its own numbers, and the norm is that of the whole gradient.
+
     Args:
-        model: its parameters with `requires_grad` are trained.
+        parameters: by name; those with `requires_grad` are trained.
         config: the settings.
         total_steps: where a falling schedule reaches 0.
-        extras: parameters trained along with the model's, by names of their own.
+        ranks: who else holds parts of these parameters.
+        copies: names of parameters whose numbers here are counted by another rank.
 
     Raises:
         ConfigError: a falling schedule without an end after warm-up.
@@ -44,10 +50,11 @@ class Optimizer:
 
     def __init__(
         self,
-        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         config: OptimizerConfig,
         total_steps: int | None = None,
-        extras: Mapping[str, nn.Parameter] | None = None,
+        ranks: Ranks = ALONE,
+        copies: Collection[str] = (),
     ) -> None:
         if config.schedule != "constant" and (total_steps is None or total_steps <= config.warmup_steps):
             raise ConfigError(
@@ -55,10 +62,12 @@ class Optimizer:
                 f"beyond warmup_steps={config.warmup_steps}; lower warmup_steps or set schedule='constant'"
             )
         self._config, self._total_steps = config, total_steps
-        named = {**dict(model.named_parameters()), **(extras or {})}
-        self._named = {name: p for name, p in named.items() if p.requires_grad}
-        matrices = [p for p in self._named.values() if p.ndim >= 2]
-        others = [p for p in self._named.values() if p.ndim < 2]
+        self._ranks, self._copies = ranks, frozenset(copies)
+        self._named = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._own = {name: own_parameter(p) for name, p in self._named.items()}
+        """This rank's numbers of each parameter, over the same memory."""
+        matrices = [p for p in self._own.values() if p.ndim >= 2]
+        others = [p for p in self._own.values() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, fused=True
@@ -72,8 +81,12 @@ class Optimizer:
         )
 
     def grad_norm(self) -> float:
-        """Euclidean norm of the whole accumulated gradient; 0 where there is none."""
-        return float(torch.nn.utils.get_total_norm(self._grads(), foreach=True)) if self._grads() else 0.0
+        """Euclidean norm of the whole accumulated gradient, over all ranks; 0 where there is none."""
+        counted = [
+            local_part(p.grad) for name, p in self._named.items() if p.grad is not None and name not in self._copies
+        ]
+        norm = float(torch.nn.utils.get_total_norm(counted, foreach=True)) if counted else 0.0
+        return norm if self._ranks.count == 1 else math.sqrt(self._ranks.total(norm * norm))
 
     def take_gradient(self) -> dict[str, Tensor]:
         """Moves the accumulated gradient out of the parameters: by name, empty where there is none."""
@@ -96,19 +109,24 @@ class Optimizer:
             group["lr"] = rate
         if grad_norm > self._config.max_grad_norm:
             torch._foreach_mul_(self._grads(), self._config.max_grad_norm / grad_norm)
+        for name, parameter in self._own.items():
+            if parameter is not self._named[name]:
+                grad = self._named[name].grad
+                parameter.grad = None if grad is None else local_part(grad)
         self._adamw.step()
         self.clear()
         return rate
 
     def clear(self) -> None:
         """Forgets the accumulated gradient."""
-        self._adamw.zero_grad(set_to_none=True)
+        for parameter in (*self._named.values(), *self._own.values()):
+            parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by `<parameter>.<exp_avg|exp_avg_sq|step>`; empty before the first step."""
         return {
             f"{name}.{key}": value
-            for name, parameter in self._named.items()
+            for name, parameter in self._own.items()
             for key, value in self._adamw.state.get(parameter, {}).items()
         }
 
@@ -122,10 +140,10 @@ class Optimizer:
             raise CheckpointError(f"optimizer state of {foreign[0]!r}, which this model does not train")
         self._adamw.state.clear()
         for name, state in by_parameter.items():
-            parameter = self._named[name]
+            parameter = self._own[name]
             if state["exp_avg"].shape != parameter.shape:
                 raise CheckpointError(f"optimizer state of {name!r} has shape {tuple(state['exp_avg'].shape)}")
             self._adamw.state[parameter] = {kind: v.to(parameter.device, copy=True) for kind, v in state.items()}
 
     def _grads(self) -> list[Tensor]:
-        return [p.grad for p in self._named.values() if p.grad is not None]
+        return [local_part(p.grad) for p in self._named.values() if p.grad is not None]

@@ -6,6 +6,9 @@
             the tasks' gradients add up, each by its weight
     step    guard > clip > AdamW > version + 1
 
+Several ranks do this together (`training.ranks`). Each is given all samples and takes its share of them; denominators
+are counted over all, gradients are summed, and what is decided, every rank decides by the same numbers.
+
 With several updates a batch (`training.passes`), `train` first notes what the policy says of the whole batch, then
 takes loss, guard, clip and AdamW once an update; the version still goes up by one.
 
@@ -24,29 +27,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llamarl.core.algorithm import Algorithm
 from llamarl.core.errors import CollapseError, ConfigError
 from llamarl.core.protocols import AllCores, Cores, WeightChannel
 from llamarl.core.records import Assignment, StepResult, TrainSample, Trajectory, WeightManifest, WeightProbe
 from llamarl.core.sampling import Sampling
-from llamarl.functional.checksum import checksum
 from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.functional.mismatch import mismatch
 from llamarl.models.probe import probe_rows
 from llamarl.scoring.logprobs import EntropyMode, autocast, build_scorer
 from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
+from llamarl.training.balance import deal_out
 from llamarl.training.batches import check_samples, is_current, loss_batch
-from llamarl.training.config import TrainerConfig
-from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool
+from llamarl.training.config import Checkpointing, TrainerConfig
+from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool, pool_ranks
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import LargestActivations, micro_batch_tokens
 from llamarl.training.optimizer import Optimizer
 from llamarl.training.passes import remember, split_assignment
+from llamarl.training.publishing import publish
+from llamarl.training.ranks import ALONE, Ranks
 from llamarl.training.reference import response_logprobs
 from llamarl.training.sft_rows import SFTRow
+from llamarl.training.sharding import Sharded
 from llamarl.training.trained import TrainedWeights
 from llamarl.training.values import ValueHeads
 
@@ -78,10 +84,12 @@ class PolicyTrainer:
         probe_prompts: token ids of prompts on which generators prove that they compute what the trainer computes.
         on_micro_batch: told the number of each micro-batch, from 1, and how many a task's batch has.
         seed: of the adapters' first weights, where adapters are trained.
+        ranks: the trainer's ranks; each builds a `PolicyTrainer`, and every method is called on all of them.
+        checkpointing: activations that are computed again in the backward pass.
 
     Raises:
-        ConfigError: half-precision weights, greedy sampling, no algorithm, a schedule without an end, or adapters for
-            layers that the model hasn't.
+        ConfigError: half-precision weights, greedy sampling, no algorithm, a schedule without an end, adapters for
+            layers that the model hasn't, or a model that cannot be cut up over the ranks.
         MissingDependencyError: adapters without the extra `lora`.
     """
 
@@ -98,12 +106,13 @@ class PolicyTrainer:
         probe_prompts: Sequence[Sequence[int]] = (),
         on_micro_batch: Callable[[int, int], None] = ignore_micro_batch,
         seed: int = 0,
+        ranks: Ranks = ALONE,
+        checkpointing: Checkpointing = "none",
     ) -> None:
-        self.model = model
         self._on_micro_batch = on_micro_batch
         chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
-        _check(model, self.sampling, chosen)
+        _check(model, self.sampling, chosen, ranks.count, self.config.lora is not None)
         self._needs = [algorithm.needs for algorithm in chosen]
         if self.config.num_updates > 1 and not all(needs.allows_several_updates for needs in self._needs):
             raise ConfigError(
@@ -113,21 +122,26 @@ class PolicyTrainer:
         self._losses = [algorithm.loss() for algorithm in chosen]
         self.version = 0
         """Optimizer steps behind the current weights."""
+        self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
         self.trained = TrainedWeights(model, self.config.lora, seed)
         """The weights that steps change and `publish` and `save` carry."""
-        self._score = build_scorer(model, self.sampling.temperature)
-        self._score_probe = build_scorer(model)
+        self._ranks = ranks
+        self._sharded = Sharded(model, ranks, checkpointing, self.config.precision)
+        self.model = model if ranks.count == 1 else self._sharded.module
+        """The policy, or what this rank holds of it."""
+        self._score = build_scorer(self._sharded.module, self.sampling.temperature)
+        self._score_probe = build_scorer(self._sharded.module)
         self.critics = ValueHeads(model, [i for i, needs in enumerate(self._needs) if needs.values])
-        """Trained beside the policy, never published."""
-        extras = {f"critics.{name}": parameter for name, parameter in self.critics.named_parameters()}
-        self._optimizer = Optimizer(model, self.config, total_steps, extras)
+        """Trained beside the policy, never published; whole on every rank."""
+        critics = {f"critics.{name}": parameter for name, parameter in self.critics.named_parameters()}
+        copies = self._sharded.layout.copies | (frozenset() if ranks.is_first else critics.keys())
+        self._optimizer = Optimizer({**self._sharded.parameters, **critics}, self.config, total_steps, ranks, copies)
         self._guard = GradientGuard(self.config.spike_factor)
         self._channel, self._cores = channel, cores or AllCores()
         self._first_micro_batch_tokens = micro_batch_tokens(model, self.config)
         self._micro_batch_tokens = self._first_micro_batch_tokens
         self._most_activations = LargestActivations()
         self._pending = self._nothing()
-        self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
         self._probe_at_start = self._score_rows()
 
     # Verbs
@@ -192,7 +206,7 @@ class PolicyTrainer:
             if weight != 0.0:
                 self._add(task, part, weight)
         self._pending.seconds += time.perf_counter() - started
-        return self._pending.metrics()
+        return pool_ranks(self._pending, self._ranks).metrics()
 
     def step(self) -> StepResult:
         """Applies the gathered gradient, unless a guard refuses, and clears it. The version goes up by one.
@@ -204,7 +218,7 @@ class PolicyTrainer:
 
     def _update(self) -> "_Update":
         started = time.perf_counter()
-        pending, self._pending = self._pending, self._nothing()
+        pending, self._pending = pool_ranks(self._pending, self._ranks), self._nothing()
         health = self._guard.judge(pending.grad_norm) if pending.has_gradient else Health.GOOD
         if health is not Health.GOOD:
             self._report(health, pending)
@@ -240,14 +254,14 @@ class PolicyTrainer:
         if self._channel is None:
             raise ConfigError("channel: this trainer has none to publish on; pass channel=...")
         started = time.perf_counter()
-        tensors = self.trained.tensors()
-        self._channel.publish(self.version, tensors)
+        tensors, layout = self._held(), self._sharded.layout
+        checksums = publish(self._channel, self.version, tensors, layout)
         return WeightManifest(
             version=self.version,
-            checksums=checksum(tensors),
+            checksums=checksums,
             probe=WeightProbe(self._probe_rows, self._probe_at_start, self._score_rows()),
             base=self.trained.base,
-            num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+            num_bytes=layout.num_bytes(tensors),
             seconds=time.perf_counter() - started,
         )
 
@@ -261,10 +275,10 @@ class PolicyTrainer:
             return response_logprobs(self._score, self.model, self.config, rows, lambda: self._cores.using("trainer"))
 
     def memory(self) -> dict[str, int]:
-        """Bytes of what training holds, by part; activations are those of the largest micro-batch so far."""
+        """Bytes of what this rank holds for training, by part; activations are of its largest micro-batch so far."""
         return {
-            "weights": sum(parameter.nbytes for parameter in self.model.parameters()),
-            "gradients": sum(tensor.nbytes for tensor in self.trained.tensors().values()),
+            "weights": sum(tensor.nbytes for tensor in self._sharded.tensors().values()),
+            "gradients": sum(tensor.nbytes for tensor in self._held().values()),
             "moments": sum(tensor.nbytes for tensor in self._optimizer.state().values()),
             "activations": self._most_activations.num_bytes,
         }
@@ -272,17 +286,19 @@ class PolicyTrainer:
     def save(self, directory: str | Path) -> None:
         """Writes trained weights and moments as safetensors and counters as JSON into an empty or new directory."""
         counters = {"version": self.version, "guard": self._guard.state(), "base": self.trained.base_digest}
-        weights, critics = self.trained.tensors(), self.critics.tensors()
-        checkpoints.write(directory, weights, self._optimizer.state(), counters, critics)
+        weights, layout = self._held(), self._sharded.layout
+        checkpoints.write(directory, weights, self._optimizer.state(), counters, self.critics.tensors(), layout)
 
     def load(self, directory: str | Path) -> int:
         """Restores what `save` wrote, bit for bit, and forgets gathered gradients; returns the policy version.
 
+        Other ranks, or another number of them, may have written it.
+
         Raises:
             CheckpointError: files missing or broken, or of another model, other critics, or adapters of another base.
         """
-        weights = self.trained.tensors()
-        stored = checkpoints.read(directory, weights, self.critics.tensors(), self.trained.base_digest)
+        weights, layout = self._held(), self._sharded.layout
+        stored = checkpoints.read(directory, weights, self.critics.tensors(), self.trained.base_digest, layout)
         self._optimizer.load_state(stored.optimizer)
         checkpoints.copy_weights(stored.weights, weights)
         checkpoints.copy_weights(stored.critics, self.critics.tensors())
@@ -291,6 +307,10 @@ class PolicyTrainer:
         self._optimizer.clear()
         self._pending = self._nothing()
         return self.version
+
+    def _held(self) -> dict[str, Tensor]:
+        """What this rank holds of the weights that are trained."""
+        return self.trained.tensors() if self._ranks.count == 1 else self._sharded.tensors()
 
     # Micro-batches
 
@@ -316,20 +336,41 @@ class PolicyTrainer:
     def _accumulate_all(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
         before = self._pending.tasks[task].copy()
         try:
-            parts = self._split(task, samples)
-            for number, part in enumerate(parts, 1):
-                self._on_micro_batch(number, len(parts))
+            for number, part in enumerate(micro_batches := self._share(task, samples), 1):
+                self._on_micro_batch(number, len(micro_batches))
                 with self._cores.using("trainer"):
-                    self._accumulate(task, [samples[index] for index in part], counts)
+                    self._accumulate(task, part, counts)
                 if not math.isfinite(self._pending.tasks[task].grad_norm):
                     break
         except torch.OutOfMemoryError as error:
+            if self._ranks.count > 1:
+                raise  # the others are in the midst of an exchange: the group starts over as a whole
             self._optimizer.clear()
             self._pending.tasks[task] = before
             self._halve_micro_batches(error)
             self._accumulate_all(task, samples, counts)
 
+    def _share(self, task: int, samples: Sequence[TrainSample]) -> list["_MicroBatch"]:
+        """This rank's micro-batches of a task's samples: as many as other ranks have, some perhaps without samples."""
+        rows, groups = [sample.trajectory for sample in samples], [sample.group for sample in samples]
+        shares = deal_out(rows, groups, self._ranks.fsdp, are_together=self._needs[task].groups_together)
+        parts = []
+        for share in shares:
+            members = [samples[index] for index in share]
+            parts.append([[members[index] for index in part] for part in self._split(task, members)])
+        rounds = max(map(len, parts))
+        own = parts[self._ranks.share]
+        return [
+            _MicroBatch(
+                own[number] if number < len(own) else [],
+                [sample.group for part in parts if number < len(part) for sample in part[number]],
+            )
+            for number in range(rounds)
+        ]
+
     def _split(self, task: int, samples: Sequence[TrainSample]) -> list[list[int]]:
+        if not samples:
+            return []
         if self._needs[task].groups_together:
             groups = [sample.group for sample in samples]
             return split_groups([sample.trajectory for sample in samples], groups, self._micro_batch_tokens)
@@ -366,10 +407,11 @@ class PolicyTrainer:
             return assignment
         counts = _count(assignment, self.sampling.max_tokens)
         remembered: dict[int, TrainSample] = {}
-        for part in self._split(task, chosen):
-            samples = [chosen[index] for index in part]
+        for samples, _ in self._share(task, chosen):
             with self._cores.using("trainer"):
-                batch = self._build_batch(task, samples, counts)
+                batch = self._build_batch(task, samples, counts) if samples else self._take_part(task)
+            if not isinstance(batch, LossBatch):
+                continue
             self._compare(self._pending.tasks[task], samples, batch)
             self._pending.watch(samples, batch.logprobs)
             remembered.update(zip(map(id, samples), remember(samples, batch.logprobs, batch.values), strict=True))
@@ -391,7 +433,27 @@ class PolicyTrainer:
         cap = None if needs.ignores_behavior_logprobs else self.config.behavior_cap
         return loss_batch(samples, scores, counts, needs_reference=needs.reference, values=values, behavior_cap=cap)
 
-    def _accumulate(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> None:
+    def _take_part(self, task: int) -> Tensor:
+        """Computes nothing of worth, and so takes part in the exchanges of ranks that have samples; a loss of 0."""
+        scores = self._score([SFTRow((0,), (0,))], hidden=self._needs[task].values)
+        values = 0.0 if scores.hidden is None else self.critics.values(task, scores.hidden).sum()
+        nothing: Tensor = 0.0 * (scores.logprobs.sum() + values)
+        return nothing
+
+    def _accumulate(self, task: int, micro_batch: "_MicroBatch", counts: Denominators) -> None:
+        pending, samples = self._pending.tasks[task], micro_batch.samples
+        loss = self._compute_loss(task, samples, counts) if samples else self._take_part(task)
+        value = float(loss.detach())
+        pending.loss += value
+        before = pending.grad_norm
+        if self._ranks.agree(math.isfinite(value)):
+            self._add_gradient(loss)
+            pending.grad_norm = self._optimizer.grad_norm()
+        else:  # no backward pass: `_accumulate_all` stops here, and the guard refuses the update
+            pending.grad_norm = math.nan
+        pending.growth.append((pending.grad_norm - before, micro_batch.groups))
+
+    def _compute_loss(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> Tensor:
         pending = self._pending.tasks[task]
         batch = self._build_batch(task, samples, counts)
         output = self._losses[task](batch)
@@ -399,15 +461,22 @@ class PolicyTrainer:
         if samples[0].old_logprobs is None:  # or else it was done before the first update
             self._compare(pending, samples, batch)
             self._pending.watch(samples, batch.logprobs)
-        loss = float(output.loss.detach())
-        pending.loss += loss
-        before = pending.grad_norm
-        if math.isfinite(loss):
-            output.loss.backward()
-            pending.grad_norm = self._optimizer.grad_norm()
-        else:  # no backward pass: `_accumulate_all` stops here, and the guard refuses the update
-            pending.grad_norm = math.nan
-        pending.growth.append((pending.grad_norm - before, [sample.group for sample in samples]))
+        loss: Tensor = output.loss
+        return loss
+
+    def _add_gradient(self, loss: Tensor) -> None:
+        """Adds a micro-batch's gradient, of all ranks together."""
+        critics = list(self.critics.parameters()) if self._ranks.fsdp > 1 else []
+        before = [critic.grad for critic in critics]
+        for critic in critics:  # they are not sharded, so nobody else sums their gradients
+            critic.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.add_up([critic.grad for critic in critics if critic.grad is not None])
+        for critic, earlier in zip(critics, before, strict=True):
+            if critic.grad is not None and earlier is not None:
+                critic.grad += earlier
+            elif earlier is not None:
+                critic.grad = earlier
 
     def _compare(self, pending: TaskGathered, samples: Sequence[TrainSample], batch: LossBatch) -> None:
         """Trainer against generator on tokens of the current version, where both hold the same weights."""
@@ -454,6 +523,15 @@ class PolicyTrainer:
         return tuple(self._score_probe([SFTRow(row[:1], row[1:]) for row in self._probe_rows]).logprobs.tolist())
 
 
+class _MicroBatch(NamedTuple):
+    """What one rank computes at a time."""
+
+    samples: Sequence[TrainSample]
+    """This rank's; none where others have more to do."""
+    groups: list[int]
+    """The groups of all ranks' samples."""
+
+
 class _Update(NamedTuple):
     """One optimizer update, applied or refused."""
 
@@ -479,7 +557,9 @@ def _count(assignment: Assignment, max_tokens: int) -> Denominators:
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 
 
-def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm]) -> None:
+def _check(
+    model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], num_ranks: int, has_adapters: bool
+) -> None:
     wrong = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
     if wrong:
         raise ConfigError(
@@ -487,5 +567,9 @@ def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm]
         )
     if sampling.temperature == 0.0:
         raise ConfigError("sampling.temperature=0: greedy completions have no gradient; sample with 1.0")
+    if num_ranks > 1 and has_adapters:
+        raise ConfigError(
+            f"trainer.lora: adapters are trained by one rank, not {num_ranks}; set placement.trainer to 1"
+        )
     if not algorithms:
         raise ConfigError("algorithms: at least one task is needed")

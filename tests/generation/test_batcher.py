@@ -11,7 +11,7 @@ from llamarl.generation.fallback import TransformersGenerator
 from llamarl.generation.native import NativeGenerator
 from llamarl.models.decoder import named_tensors
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral"]
 KINDS = [NativeGenerator, TransformersGenerator]
 
 

@@ -12,7 +12,8 @@ from llamarl.core.errors import ConfigError, DataError, WeightSyncError
 from llamarl.core.records import LogprobGap, WeightManifest, WeightProbe
 from llamarl.functional.checksum import checksum
 from llamarl.generation.executor import GeneratorConfig, GeneratorExecutor
-from llamarl.models.decoder import Decoder, Dense, named_tensors
+from llamarl.models.blocks import Dense
+from llamarl.models.decoder import Decoder, named_tensors
 from llamarl.models.probe import probe_logprobs, probe_rows
 
 
@@ -311,7 +312,7 @@ class StaleHead(Forgetful):
 
     def __init__(self, inner):
         super().__init__(inner)
-        inner.decoder.head = Dense(inner.decoder.named_views()["model.embed_tokens.weight"].clone())
+        inner.decoder.lm_head = Dense(inner.decoder.named_views()["model.embed_tokens.weight"].clone())
 
     def load(self, tensors):
         self.inner.load(tensors)

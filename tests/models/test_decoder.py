@@ -10,11 +10,15 @@ from llamarl.models.decoder import (
     why_unsupported,
 )
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral"]
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 
 
 def tiny(family, seed=0, **sizes):
-    sizes = {"head_dim": 16, **sizes} if family == "qwen3" else sizes
+    if family.startswith("qwen3"):
+        sizes = {"head_dim": 16, **sizes}
+    if family == "qwen3_moe":
+        sizes = {**EXPERTS, **sizes}
     if family == "mistral":
         sizes = {"sliding_window": None, **sizes}
     defaults = {
@@ -133,8 +137,16 @@ def test_bf16_copy_is_the_rounded_one():
     assert decoder.mismatches(tensors) == ["model.norm.weight"]
 
 
-def test_gradients_of_live_equal_those_of_transformers():
-    model = tiny("qwen2")
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("qwen2", {}),
+        ("qwen3_moe", {}),
+        ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}),  # a layer without experts
+    ],
+)
+def test_gradients_of_live_equal_those_of_transformers(family, sizes):
+    model = tiny(family, **sizes)
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     model(torch.tensor([ids])).logits.square().mean().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}

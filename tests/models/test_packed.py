@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from llamarl.core.errors import WeightSyncError
+from llamarl.models.blocks import Dense
 from llamarl.models.checkpoint import new_config, new_model
-from llamarl.models.decoder import Decoder, Dense, named_tensors
+from llamarl.models.decoder import Decoder, named_tensors
 from llamarl.models.packed import Packed, suits_packing
 from llamarl.models.probe import arbitrary_ids, probe_logprobs
 

@@ -45,7 +45,7 @@ def test_a_frozen_weight_that_is_cast_once_computes_what_autocast_computes():
         expected = F.linear(x, weight) + 2.0 * F.linear(F.linear(x, low.weight), high.weight)
         for _ in range(2):
             assert torch.equal(dense(x), expected)
-    assert dense.half is not None and dense.half.dtype == torch.bfloat16
+    assert dense.cast_weight is not None and dense.cast_weight.dtype == torch.bfloat16
     exact = F.linear(x, weight) + 2.0 * F.linear(F.linear(x, low.weight), high.weight)
     torch.testing.assert_close(dense(x), exact)  # outside autocast the weight itself
 

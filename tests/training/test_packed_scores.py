@@ -12,7 +12,7 @@ from llamarl.scoring.logprobs import PackedScorer, PaddedScorer, build_scorer
 from llamarl.scoring.packing import Packed, split_packed, split_padded
 from llamarl.training.sft_rows import SFTRow
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "mistral"]
 SHAPES = st.lists(
     st.tuples(st.integers(1, 70), st.lists(st.integers(1, 40), min_size=1, max_size=4)), min_size=1, max_size=4
 )

@@ -1,0 +1,133 @@
+"""A model over several ranks: cut up, gathered where it computes, and put together again one tensor at a time.
+
+    tp      each rank has a part of every block's matrices (`models.tensor_parallel`)
+    fsdp    of what is left, each rank keeps an equal stretch of rows; a block's weights are gathered when it computes,
+            and its gradients are summed to where their rows are kept (torch's `fully_shard`)
+
+So each rank keeps one box of every parameter. Files and weight channels hold whole parameters; they are read and
+written box by box.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llamarl.core.errors import ConfigError
+from llamarl.core.shards import Region, Shard
+from llamarl.functional.shards import is_sharded, local_part
+from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
+from llamarl.scoring.adapters import prepare_projections
+from llamarl.training.config import Checkpointing
+from llamarl.training.layout import WHOLE, Layout
+from llamarl.training.ranks import ALONE, Ranks
+
+
+class Sharded:
+    """A model as several ranks train it, or as one does.
+
+    Args:
+        model: a transformers causal language model with all its weights, the same on all ranks.
+        ranks: who takes part.
+        checkpointing: activations that are computed again.
+        precision: `bf16` gathers weights in half precision; they are kept, and gradients summed, in fp32.
+
+    Raises:
+        ConfigError: the model cannot be cut up like that; names the numbers. Or another family than the decoder's with
+            checkpointing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks = ALONE,
+        checkpointing: Checkpointing = "none",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        config: Any = model.config
+        if reason := why_not_split(config, ranks.tp):
+            raise ConfigError(f"placement.trainer.tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
+        self.ranks = ranks
+        self.module = model if why_unsupported(config) else prepare_projections(Decoder.live(model.eval()), model)
+        """The decoder over the model's weights, or the model itself where the decoder doesn't know its family."""
+        if isinstance(self.module, Decoder):
+            for block in self.module.blocks:
+                block.recompute = checkpointing
+        elif checkpointing != "none":
+            raise ConfigError(
+                f"placement.trainer.checkpointing={checkpointing!r}: only llamarl's own modules compute activations "
+                f"again, and {why_unsupported(config)}; set it to 'none'"
+            )
+        if ranks.count == 1:
+            self.parameters, self.layout = dict(model.named_parameters()), WHOLE
+            return
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+        cuts: dict[str, Cut] = {}
+        assert ranks.mesh is not None
+        if ranks.tp > 1:
+            assert isinstance(self.module, Decoder)
+            cuts = cut_up(self.module, ranks.part, ranks.tp, ranks.mesh.get_group("tp"))
+        rows = {name: len(parameter) for name, parameter in self.module.named_parameters()}
+        if ranks.fsdp > 1:
+            _deal_out_rows(self.module, ranks.mesh["fsdp"], precision)
+        self.parameters = dict(self.module.named_parameters())
+        """What this rank keeps of each parameter."""
+        self.layout = Layout(
+            ranks, {name: tuple(_shards(shape, cuts.get(name), rows[name], ranks)) for name, shape in shapes.items()}
+        )
+        """Where in the whole parameters that lies."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """This rank's numbers of each parameter."""
+        return {name: local_part(parameter) for name, parameter in self.parameters.items()}
+
+
+def _deal_out_rows(module: nn.Module, mesh: Any, precision: str) -> None:
+    """Leaves this rank its rows of every parameter; the others' come when a block computes."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second that lone ranks need not wait
+
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # autocast casts what should be, as on one rank
+    )
+    for unit in (*_blocks(module), module):
+        # Gathered anew for the backward pass: whoever reads a parameter outside of a pass finds this rank's rows.
+        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)  # summed: losses are divided by the whole step's denominators
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def own_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """This rank's numbers of a parameter, for an optimizer; a parameter that is not sharded is its own."""
+    return nn.Parameter(local_part(parameter)) if is_sharded(parameter) else parameter
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The modules that gather their weights one after the other."""
+    stacks = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    return max((list(stack) for stack in stacks), key=len, default=[])
+
+
+def _shards(shape: tuple[int, ...], cut: Cut | None, num_rows: int, ranks: Ranks) -> Iterator[Shard]:
+    """Everyone's shard of a parameter, by rank.
+
+    Args:
+        shape: of the whole parameter.
+        cut: what tensor parallelism leaves this rank of it; the other parts have stretches of the same length.
+        num_rows: of each part.
+        ranks: who takes part.
+    """
+    height = -(-num_rows // ranks.fsdp)  # as torch.chunk cuts: the last may have fewer, or none
+    for rank in range(ranks.count):
+        share, part = divmod(rank, ranks.tp)
+        first = min(share * height, num_rows)
+        offset, size = [first, *[0] * (len(shape) - 1)], [min(height, num_rows - first), *shape[1:]]
+        if cut is not None:
+            length = shape[cut.dim] // ranks.tp
+            offset[cut.dim] += part * length
+            if cut.dim != 0:
+                size[cut.dim] = length
+        yield Shard(shape, Region(tuple(offset), tuple(size)), "float32")
