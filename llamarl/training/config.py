@@ -57,7 +57,7 @@ class TrainerConfig(OptimizerConfig):
     sampling. The weight makes up for staleness and the generator's precision. None: no such weight."""
     lora: LoraConfig | None = None
     """Train adapters beside the model's weights, which stay as they are; extra `lora`. Checkpoints and the weight
-    channel then hold adapters only. They bear about ten times the learning rate."""
+    channel then hold adapters only. They bear five to ten times the learning rate."""
 
     @property
     def num_updates(self) -> int:
