@@ -294,7 +294,7 @@ def _read_parquet(path: Path) -> Iterator[Chunk]:
 
     line = 1
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # else Arrow holds what was read of the file
             _refuse_twins(path, file.schema_arrow.names)
             # one thread: those who check the chunks need the others
             batches = file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
