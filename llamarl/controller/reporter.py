@@ -21,7 +21,7 @@ from llamarl.report.live import LiveView
 from llamarl.report.metrics import JsonlSink, MultiSink
 from llamarl.report.rollouts import Decode, RolloutLog
 from llamarl.report.status import RunStatus, executors_now
-from llamarl.report.summary import RunSummary, peak_memory_bytes
+from llamarl.report.summary import RunSummary, peak_memory_bytes, resident_memory
 from llamarl.report.timeline import Timeline
 
 Value = TypeVar("Value")
@@ -128,6 +128,8 @@ class Reporter:
             totals["sync_seconds"].append(metrics[names.TIME_SYNC])
         metrics |= {f"data/{name}": float(count) for name, count in self._ledger.counts().items()}
         metrics[names.DATA_FAILED] = float(totals["failed"])
+        memory = resident_memory(self._processes)
+        metrics |= {f"{names.PROCESS_MEMORY}/{name}": float(size) for name, size in memory.items()}
         totals["rewards"].append(record.rollouts.reward)
         totals["staleness_max"] = _larger(totals["staleness_max"], record.rollouts.max_staleness)
         totals["mismatch_max"] = _larger(totals["mismatch_max"], record.metrics.get(names.MISMATCH_PROB_MAX))

@@ -260,6 +260,7 @@ _MONITOR_METRICS = {
     "level": Metric("alarm", "0 quiet, 1 warns, 2 stops the run.", "", "down"),
 }
 _MONITOR = re.compile(rf"watch/monitor/(?P<name>[^/]+)/(?P<what>{'|'.join(_MONITOR_METRICS)})$")
+_MEMORY = re.compile(rf"{names.PROCESS_MEMORY}/(?P<name>.+)$")
 _DRIFT = re.compile(r"watch/(?P<signal>.+)/drift$")
 
 
@@ -277,6 +278,9 @@ def describe(name: str) -> Metric:
     if match := _MONITOR.match(name):
         what = _MONITOR_METRICS[match["what"]]
         return Metric(f"{match['name']}: {what.title}", what.meaning, what.unit, what.better)
+    if match := _MEMORY.match(name):
+        meaning = "Resident memory at the end of the step; pages that processes share count in each."
+        return Metric(f"{match['name']}: memory", meaning, "bytes", "down")
     if match := _DRIFT.match(name):
         meaning = "Move since the first steps, in standard deviations of single samples then."
         return Metric(f"{match['signal']}: drift", meaning, "standard deviations")

@@ -1,7 +1,7 @@
 """The one record that says how a run went, and the memory it took."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def peak_memory_bytes() -> int | None:
     Call it before the executors stop; the dead are not counted. Where there is no `/proc`, this process only;
     None where nothing tells.
     """
-    own = _status_bytes("self")
+    own = _status_bytes("self", _PEAK)
     if own is None:
         try:
             import resource
@@ -83,7 +83,27 @@ def peak_memory_bytes() -> int | None:
             return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-    return own + sum(_status_bytes(pid) or 0 for pid in _descendants("self"))
+    return own + sum(_status_bytes(pid, _PEAK) or 0 for pid in _descendants("self"))
+
+
+def resident_memory(executors: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Resident memory now, in bytes: of this process as `main`, and of each executor's processes with their children.
+
+    An executor that is no descendant of this process has no part: it runs inside of it, or on another host. Pages that
+    processes share are counted in each. Empty where there is no `/proc`.
+
+    Args:
+        executors: name -> ids of its processes.
+    """
+    own = _status_bytes("self", _NOW)
+    if own is None:
+        return {}
+    living, found = set(_descendants("self")), {"main": own}
+    for name, pids in executors.items():
+        family = {each for pid in map(str, pids) if pid in living for each in (pid, *_descendants(pid))}
+        if family:
+            found[name] = sum(_status_bytes(pid, _NOW) or 0 for pid in family)
+    return found
 
 
 def _descendants(pid: str) -> Iterator[str]:
@@ -97,10 +117,13 @@ def _descendants(pid: str) -> Iterator[str]:
             yield from _descendants(child)
 
 
-def _status_bytes(pid: str) -> int | None:
-    """The kernel's high-water mark of resident memory; unlike getrusage's it forgets the program before `exec`."""
+_PEAK, _NOW = "VmHWM:", "VmRSS:"
+"""Lines of a process' status: its most resident memory, which unlike getrusage's forgets the program before `exec`."""
+
+
+def _status_bytes(pid: str, line: str) -> int | None:
     try:
         lines = Path("/proc", pid, "status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(each.split()[1]) * 1024 for each in lines if each.startswith(line)), None)

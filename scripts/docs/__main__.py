@@ -191,6 +191,7 @@ def metrics_page() -> str:
     ]
     known = dict(names.METRICS)
     known |= {f"judge/NAME/{what}": metric for what, metric in names._JUDGE_METRICS.items()}
+    known["perf/memory/PROCESS"] = names.describe("perf/memory/PROCESS")
     for area, meaning in AREAS.items():
         rows = [
             "",

@@ -91,6 +91,9 @@ def test_two_synchronous_runs_are_identical(tmp_path: Path) -> None:
         train(recipe("--schedule.max-staleness", "0", "--schedule.steps", "2", *crowded), tmp_path / name)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    steps = [record for record in read_metrics(tmp_path / "a" / "metrics.jsonl") if "train/loss" in record]
+    if Path("/proc/self/status").exists():
+        assert all(record["perf/memory/main"] > 2**20 for record in steps)
 
 
 def test_an_asynchronous_run_keeps_its_bound_and_its_export_loads_in_transformers(tmp_path: Path) -> None:

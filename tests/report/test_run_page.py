@@ -220,7 +220,7 @@ def test_every_metric_has_a_place_of_its_own() -> None:
         "rollout/reward/mean", "eval/reward/mean", "task/a/rollout/reward/mean", "task/a/eval/reward/mean",
         "judge/format/pass_rate", "task/a/judge/x/y/error_rate", "algorithm/used/long",
         "algorithm/budget/0.5/slack/long", "eval/algorithm/used/long", "watch/monitor/farewell/ratio", "something/new",
-        "task/a/something/new", "train/lr",
+        "task/a/something/new", "train/lr", "perf/memory/main", "perf/memory/trainer",
     ]  # fmt: skip
     charts = charts_of([*keys, "step", "time", "policy_version"])
     assert sorted(curve.key for chart in charts for curve in chart.curves) == sorted(keys)
@@ -231,6 +231,8 @@ def test_every_metric_has_a_place_of_its_own() -> None:
     assert {curve.label for curve in by_title["Trained share"].curves} == {"long", "long, held-out"}
     assert by_title["Slack"].curves[0].label == "q+ 0.5: long" and by_title["Slack"].group == "Budget"
     assert by_title["Failed verdicts"].curves[0].label == "a: x/y"
+    memory = by_title["Memory of processes"]
+    assert [curve.label for curve in memory.curves] == ["main", "trainer"] and memory.as_dict()["scale"] == "bytes"
 
 
 def test_an_evaluation_is_no_second_step_and_long_runs_are_binned() -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamarl.core.errors import DataError
-from llamarl.report.summary import RunSummary, peak_memory_bytes, read_summary, write_summary
+from llamarl.report.summary import RunSummary, peak_memory_bytes, read_summary, resident_memory, write_summary
 
 SUMMARY = RunSummary(steps=10, version=10, seconds=3.5, reward_after=float("nan"), peak_memory_bytes=5)
 
@@ -54,3 +55,16 @@ def test_peak_memory_counts_living_children_only() -> None:
         assert peak_memory_bytes() > before + SIZE - SLACK
         child.communicate(b"\n")
     assert peak_memory_bytes() < before + SIZE - SLACK
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="children are seen through /proc only")
+def test_resident_memory_is_told_by_executor() -> None:
+    program = f"block = bytearray(b'x') * {SIZE}; print('ready', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        found = resident_memory({"trainer": [child.pid], "inside": [os.getpid()], "elsewhere": [1], "none": []})
+        child.communicate(b"\n")
+    assert list(found) == ["main", "trainer"]  # process 1 is no child of ours, as none of another host is
+    assert found["trainer"] > SIZE and found["main"] > 0
+    assert list(resident_memory({"trainer": [child.pid]})) == ["main"]

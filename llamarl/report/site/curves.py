@@ -97,6 +97,7 @@ _JUDGE_KEY = re.compile(rf"(?P<eval>eval/)?judge/(?P<name>.+)/(?P<what>{'|'.join
 _BUDGET_KEY = re.compile(
     rf"(?P<eval>eval/)?algorithm/(budget/(?P<budget>[^/]+)/)?(?P<what>{'|'.join(_BUDGET)})/(?P<name>.+)$"
 )
+_MEMORY_KEY = re.compile(rf"{names.PROCESS_MEMORY}/(?P<name>.+)$")
 _MONITOR_KEY = re.compile(r"watch/monitor/(?P<name>[^/]+)/(?P<what>ratio|level)$")
 _LOG = frozenset({names.MISMATCH_KL, names.MISMATCH_PROB_MAX})
 _HIDDEN = frozenset({"step", "time", names.POLICY_VERSION})
@@ -132,10 +133,11 @@ class Chart:
             "id": f"{self.group}/{self.title}",
             "group": self.group,
             "title": self.title,
-            "unit": metric.unit,
+            "unit": "" if metric.unit == "bytes" else metric.unit,
+            "scale": "bytes" if metric.unit == "bytes" else "",
             "meaning": metric.meaning,
             "better": metric.better,
-            "legend": len(self.curves) > 1 or self.curves[0].key not in _FIXED or self.curves[0].is_points,
+            "legend": len(self.curves) > 1 or self._needs_label(self.curves[0]),
             "log": any(curve.metric in _LOG for curve in self.curves),
             "curves": [
                 {
@@ -148,6 +150,10 @@ class Chart:
                 for curve in self.curves
             ],
         }
+
+    def _needs_label(self, only: Curve) -> bool:
+        """False where the title says it already."""
+        return only.is_points or (only.key not in _FIXED and only.label.lower() != self.title.lower())
 
 
 def charts_of(keys: Iterable[str]) -> list[Chart]:
@@ -184,6 +190,8 @@ def _place(key: str) -> tuple[str, str, Curve]:
         title = "Monitors, times the control" if monitor["what"] == "ratio" else "Monitors that ring"
         label = f"{task}: {monitor['name']}" if task else monitor["name"]
         return "Watch", title, Curve(key, rest, label, label, False)
+    if memory := _MEMORY_KEY.match(rest):
+        return "Speed", "Memory of processes", Curve(key, rest, memory["name"], memory["name"], False)
     if rest in _FIXED:
         group, title, label = _FIXED[rest]
         if task:

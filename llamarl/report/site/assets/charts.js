@@ -3,6 +3,8 @@
    zooms all charts of the view; in a run, a click on a step, or Enter, goes to the step's rollouts. */
 
 const cursorSync = uPlot.sync("steps");
+/** Distances of ticks: powers of two, which are round in KiB, MiB and GiB. */
+const BINARY = Array.from({ length: 48 }, (_, power) => 2 ** power);
 const STEPS = { name: "step", names: [], scale: "" };
 
 /** Means over `width` values centred on each, of those that are there; null where the value itself is. */
@@ -30,7 +32,7 @@ function suitableWidth(count) {
 class Chart {
   /**
    * spec: {title, unit, meaning, log, curves: [{key, label, colour, points, style, dash, meaning}],
-   *        x: {name, names, scale}, scale: "" | "%" | "×", limits: [low, high], marks: {x, y}}
+   *        x: {name, names, scale}, scale: "" | "%" | "×" | "bytes", limits: [low, high], marks: {x, y}}
    * data: {steps, values, low?, high?, bin?}
    * options: {height, smoothing, raw, events, range, sync, onRange, onStep, band: {key: [low, high]}}
    */
@@ -99,7 +101,7 @@ class Chart {
         const isMany = values.filter((value) => value !== null && value !== undefined).length > 2;
         columns.push(values);
         series.push({ label: curve.label, stroke, width: isMany ? 1 : 0, dash: [3, 4], spanGaps: true,
-          points: { show: true, size: 8, fill: stroke, stroke: css("--paper"), width: 1.5 } });
+          points: { show: true, size: 11, fill: stroke, stroke: css("--paper"), width: 1.5 } });
         continue;
       }
       const extremes = this.options.band ? this.options.band[curve.key] : this.options.raw && this.data.low ? [this.data.low[curve.key], this.data.high[curve.key]] : null;
@@ -135,7 +137,7 @@ class Chart {
       },
       axes: [
         { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => this.place(value, splits)) },
-        { ...axis, space: this.options.height < 150 ? 24 : 34, size: 56, filter: named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
+        { ...axis, space: this.options.height < 150 ? 24 : 34, size: this.spec.scale === "bytes" ? 72 : 56, incrs: this.spec.scale === "bytes" ? BINARY : undefined, filter: named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
           values: (u, splits) => splits.map((value) => (value === null ? "" : scaled(value, splits, this.spec.scale))) },
       ],
       series, bands,
@@ -223,7 +225,7 @@ class Chart {
     fill(this.readout, h("b", null, `${this.x.name} ${this.place(step)}`), parts, rang);
   }
 
-  say(value) { return this.spec.scale === "%" ? number(100 * value) + " %" : number(value); }
+  say(value) { return this.spec.scale === "%" ? number(100 * value) + " %" : this.spec.scale === "bytes" ? bytes(value) : number(value); }
 
   interval(curve, index) {
     const band = this.options.band && this.options.band[curve.key], ends = band ? [band[0][index], band[1][index]] : [null, null];
@@ -265,7 +267,8 @@ class Chart {
 function padded(low, high) {
   if (low === null || high === null || low === undefined || high === undefined) return [0, 1];
   if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) {
-    const margin = Math.abs(low) * 0.1 || 1;
+    if (low === 0) return [0, 1];
+    const margin = Math.abs(low) * 0.1;
     return [low - margin, high + margin];
   }
   const air = 0.06 * (high - low);
@@ -281,6 +284,7 @@ function decades(splits) {
 
 /** A tick's label in the axis' unit. */
 function scaled(value, splits, unit) {
+  if (unit === "bytes") return bytes(value);
   return unit === "%" ? tick(100 * value, splits.map((each) => 100 * each)) + " %" : tick(value, splits) + (unit === "×" ? "×" : "");
 }
 

@@ -2,7 +2,7 @@
 /* The page: finds out what it shows (a report, a file's run, a served run, a folder of runs), draws it, keeps it fresh. */
 
 const VIEWS = [["overview", "Overview"], ["curves", "Curves"], ["rollouts", "Rollouts"], ["timeline", "Timeline"], ["setup", "Setup"]];
-const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput"];
+const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput", "Speed/Memory of processes"];
 const REFRESH_SECONDS = 3;
 const IDLE_SECONDS = 10;
 const SMOOTHINGS = [["auto", "suitable"], ["1", "none"], ["5", "5 steps"], ["11", "11 steps"], ["25", "25 steps"], ["51", "51 steps"], ["101", "101 steps"]];

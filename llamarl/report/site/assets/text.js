@@ -64,7 +64,7 @@ function bytes(value) {
     if (value < 1024) return Math.round(value) + " " + unit;
     value /= 1024;
   }
-  return value.toFixed(2) + " GiB";
+  return number(value) + " GiB";
 }
 
 const plural = (count, one, many = one + "s") => number(count) + " " + (count === 1 ? one : many);
