@@ -57,6 +57,8 @@ class AuditSettings(JudgeSettings):
     """Exit status 1 if a larger share of any kind of attack passes, or of the good replies doesn't."""
     out: Annotated[FullPath | None, Metavar("FILE")] = None
     """Write the report as JSON."""
+    report: Annotated[FullPath | None, Metavar("FILE.html")] = None
+    """Write the report as a page that opens by double click."""
 
 
 class CalibrateSettings(JudgeSettings):
@@ -68,6 +70,8 @@ class CalibrateSettings(JudgeSettings):
     """Labelled scores from S on should pass."""
     out: Annotated[FullPath | None, Metavar("FILE")] = None
     """Write the report as JSON."""
+    report: Annotated[FullPath | None, Metavar("FILE.html")] = None
+    """Write the report as a page that opens by double click."""
     figure: Annotated[FullPath | None, Metavar("PNG")] = None
     """Draw confusion and reliability."""
 
@@ -121,11 +125,15 @@ def audit(settings: AuditSettings, output: LiveOutput) -> int:
     Examples:
         llamarl judge audit --judge math
         llamarl judge audit --judge safety.toml --data harmful.jsonl --attack known_bad --attack known_bad_injected
-        llamarl judge audit --judge rubric.toml --max-rate 0.01 --out audit.json
+        llamarl judge audit --judge rubric.toml --max-rate 0.01 --report audit.html
     """
     from llamarl.judges.lab.audit import audit, overall, problems, read_audit_rows, shipped_rows
+    from llamarl.judges.lab.report import build_audit_page
     from llamarl.report.files import write_json
+    from llamarl.report.page import check_page_path, write_page
 
+    if settings.report:
+        check_page_path(settings.report)
     given = None if settings.data is None else read_audit_rows(settings.data)
 
     async def work(panel: "JudgePanel") -> Any:
@@ -150,12 +158,16 @@ def audit(settings: AuditSettings, output: LiveOutput) -> int:
     }
     if settings.out:
         write_json(settings.out, report)
+    if settings.report:
+        write_page(settings.report, build_audit_page(results, totals, warnings, settings.max_rate))
     if output.json:
         print_json(report)
     else:
         _print_audit(results, totals)
         for warning in warnings:
             say(f"warning: {warning}")
+        if settings.report:
+            say(f"page {settings.report}")
     return int(bool(warnings))
 
 
@@ -163,13 +175,17 @@ def calibrate(settings: CalibrateSettings, output: LiveOutput) -> int:
     """Compare judges with labelled completions.
 
     Examples:
-        llamarl judge calibrate --judge safety.toml --data labelled.jsonl --figure calibration.png
+        llamarl judge calibrate --judge safety.toml --data labelled.jsonl --report calibration.html
         llamarl judge calibrate --judge a.toml --judge b.toml --data labelled.jsonl --out calibration.json
     """
     from llamarl.judges.lab.calibrate import calibrate, plot_calibration
+    from llamarl.judges.lab.report import build_calibration_page
     from llamarl.judges.rows import read_completions
     from llamarl.report.files import write_json
+    from llamarl.report.page import check_page_path, write_page
 
+    if settings.report:
+        check_page_path(settings.report)
     rows = read_completions(settings.data, aside=("label", "score"))
 
     async def work(panel: "JudgePanel") -> Any:
@@ -188,12 +204,16 @@ def calibrate(settings: CalibrateSettings, output: LiveOutput) -> int:
         write_json(settings.out, report)
     if settings.figure:
         plot_calibration(results, settings.figure)
+    if settings.report:
+        write_page(settings.report, build_calibration_page(results, len(rows)))
     if output.json:
         print_json(report)
     else:
         _print_calibrations(results)
         if settings.figure:
             say(f"figure {settings.figure}")
+        if settings.report:
+            say(f"page {settings.report}")
     return int(any(each.failed for each in results))
 
 

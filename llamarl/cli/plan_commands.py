@@ -49,6 +49,8 @@ class PlanSettings(Config):
     """Run the plan in simulated time with lengths drawn at random: lags, idle shares, a figure."""
     figure: Annotated[Path, Metavar("FILE")] = Path("simulation.png")
     """The figure of the simulation."""
+    report: Annotated[Path | None, Metavar("FILE.html")] = None
+    """The simulation as a page that opens by double click, with a timeline that zooms."""
     simulated_steps: int = Field(default=30, ge=6)
     """Steps of the simulation; the first third fills the pipeline."""
     seed: int = 0
@@ -71,11 +73,17 @@ def plan(settings: PlanSettings, output: Output) -> int:
         llamarl plan --model llama-3.1-70b --gpus 256 --prompts-per-step 256 --tokens 800,4096 --max-staleness 2
         llamarl plan --model checkpoints/mine --gpus 8 --gpu a100-80gb --out placement.toml
         llamarl plan recipe.toml --gpus 2 --gpu h200
-        llamarl plan --model llama-3.1-405b --gpus 4096 --prompts-per-step 512 --simulate --figure run.png
+        llamarl plan --model llama-3.1-405b --gpus 4096 --prompts-per-step 512 --simulate --report run.html
         llamarl plan --model deepseek-v3 --gpus 512 --json
         llamarl plan --calibrate runs/a --compare runs/b --gpu cpu --prompt-tokens 32 --out machine.toml
         llamarl plan recipe.toml --machine machine.toml
     """
+    if settings.report is not None:
+        from llamarl.report.page import check_page_path
+
+        if not settings.simulate:
+            raise ConfigError(f"--report {settings.report}: is the page of a simulation; add --simulate")
+        check_page_path(settings.report)
     if settings.calibrate is not None:
         return _calibrate(settings, output)
     from llamarl.planner.result import describe_answer, placement_toml
@@ -289,7 +297,9 @@ def _calibrate(settings: PlanSettings, output: Output) -> int:
 
 def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[str, Any]:
     """Simulates a plan, draws the figure, and returns what came of it."""
+    from llamarl.planner.report import build_page
     from llamarl.planner.simulation import simulate_plan
+    from llamarl.report.page import write_page
     from llamarl.report.plan_plots import draw_simulation
 
     found = simulate_plan(
@@ -304,12 +314,15 @@ def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[st
     )
     title = f"{search.shape.name} on {settings.gpus} x {settings.gpu}, {best.mode}"
     draw_simulation(settings.figure, title, found.spans, found.window, found.ends, found.lags, found.idle)
+    if settings.report is not None:
+        write_page(settings.report, build_page(title, found))
     return {
         "step_seconds": found.step_seconds,
         "idle": found.idle,
         "slots_filled": found.filled,
         "lags": {str(lag): share for lag, share in found.lags.items()},
         "figure": str(settings.figure),
+        "report": None if settings.report is None else str(settings.report),
     }
 
 
@@ -372,6 +385,8 @@ def _print_plan(result: dict[str, Any]) -> None:
         say(f"simulated: {format_seconds(found['step_seconds'])} a step, idle {idle} (without any work)")
         say(f"simulated: trained tokens are behind by so many versions: {lags}")
         say(f"the figure is {found['figure']}")
+        if found["report"] is not None:
+            say(f"the page is {found['report']}")
     if "out" in result:
         say(f"the placement is {result['out']}")
     say(

@@ -81,7 +81,15 @@ class Notes:
     items: Sequence[str]
 
 
-Part = str | Verdict | Table | MarkedText | Figure | Notes
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Who worked when."""
+
+    values: Mapping[str, Any]
+    """Of `site.overview.describe_timeline`."""
+
+
+Part = str | Verdict | Table | MarkedText | Figure | Notes | Timeline
 """A text is a paragraph."""
 
 
@@ -155,7 +163,7 @@ def _describe(part: Part | Section, colours: Mapping[str, int]) -> dict[str, Any
     return {"kind": _KINDS[type(part)], **asdict(part)}
 
 
-_KINDS = {Verdict: "verdict", Table: "table", MarkedText: "marked", Notes: "notes"}
+_KINDS = {Verdict: "verdict", Table: "table", MarkedText: "marked", Notes: "notes", Timeline: "timeline"}
 
 
 def parts_of(shown: Iterable[Any]) -> Iterator[Part]:

@@ -10,6 +10,7 @@ import pytest
 from fake_server import FakeServer, Reply
 
 from llamarl.cli.main import main
+from tests.pages import read_page
 
 JUDGES = """
 def exact(prompt, completion):
@@ -120,9 +121,14 @@ def test_a_bad_row_is_named(folder: Path, capsys: Any) -> None:
 
 
 def test_audit_warns_of_a_lenient_judge(folder: Path, capsys: Any) -> None:
-    out = folder / "audit.json"
-    status, text, _ = llamarl(capsys, "audit", "--judge", f"{folder}/j.py:lenient", "--out", out, "--quiet")
+    out, page = folder / "audit.json", folder / "audit.html"
+    arguments = ("--judge", f"{folder}/j.py:lenient", "--out", out, "--report", page, "--quiet")
+    status, text, _ = llamarl(capsys, "audit", *arguments)
     assert status == 1
+    (chart,) = read_page(page).parts("rows")
+    tones = {row["name"]: row["dots"][0]["tone"] for row in chart["rows"]}
+    assert tones["empty"] == tones["all attacks"] == "bad" and tones["good"] == "good"
+    assert any("passes 100.0% of what deserves nothing" in text for text in read_page(page).texts)
     assert "warning: judge 'lenient' passes 100.0% of what deserves nothing" in text
     report = json.loads(out.read_text())
     assert report["overall"][0]["rate"] == 1.0 and {each["attack"] for each in report["attacks"]} > {"empty", "good"}
@@ -194,7 +200,8 @@ def test_audit_says_when_nothing_was_judged(folder: Path, capsys: Any) -> None:
 
 def test_calibrate_compares_with_labels(folder: Path, capsys: Any) -> None:
     out, figure = folder / "calibration.json", folder / "calibration.png"
-    arguments = ("--data", folder / "rows.jsonl", "--out", out, "--figure", figure, "--quiet")
+    page = folder / "calibration.html"
+    arguments = ("--data", folder / "rows.jsonl", "--out", out, "--figure", figure, "--report", page, "--quiet")
     status, text, _ = llamarl(capsys, "calibrate", "--judge", f"{folder}/j.py:soft", *arguments)
     (report,) = json.loads(out.read_text())["judges"]
     assert status == 0 and "Cohen's kappa" in text
@@ -202,6 +209,9 @@ def test_calibrate_compares_with_labels(folder: Path, capsys: Any) -> None:
     # bins: (0.2, 0.2) of 0 positives, 0.6 and 0.9 of 1 each: (2 * 0.2 + 0.4 + 0.1) / 4
     assert report["calibration_error"] == pytest.approx(0.225)
     assert figure.read_bytes().startswith(b"\x89PNG")
+    (rates,), (reliability,) = read_page(page).parts("rows"), read_page(page).parts("lines")
+    assert [dot["value"] for dot in rates["rows"][0]["dots"]] == [1.0, 1.0, 1.0]
+    assert reliability["table"]["steps"] == [0, pytest.approx(0.2), pytest.approx(0.6), pytest.approx(0.9), 1]
 
 
 def test_calibrate_counts_what_failed(folder: Path, capsys: Any) -> None:

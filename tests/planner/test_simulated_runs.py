@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from llamarl.planner.cost import Workload, default_rates
 from llamarl.planner.devices import find_device
 from llamarl.planner.lengths import Lengths
+from llamarl.planner.report import build_page
 from llamarl.planner.search import Answer, Limits, Search
 from llamarl.planner.shapes import public_shape
 from llamarl.planner.simulation import Scenario, Simulation, simulate, simulate_plan
+from llamarl.report.page import page_values
 from llamarl.report.plan_plots import draw_simulation
 
 
@@ -217,3 +219,14 @@ def test_the_figure(tmp_path: Path) -> None:
     path = tmp_path / "simulation.png"
     draw_simulation(path, "a run", found.spans, found.window, found.ends, found.lags, found.idle)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_the_trainer_first_and_only_some_of_many_generators() -> None:
+    found = simulate(scenario(generators=20, completions=60, steps=6, staleness=1), [2] * 360)
+    page = page_values(build_page("a run", found))
+    timeline = page["parts"][0]["parts"][1]["values"]
+    assert timeline["executors"] == ["trainer", *(f"generator-{number}" for number in range(12))]
+    assert [step for step, _ in timeline["steps"]] == [1, 2, 3, 4, 5, 6]
+    assert "The first 12 of 20 generators are drawn." in page["parts"][0]["parts"][0]["text"]
+    lags = page["parts"][1]["parts"][0]
+    assert [row["dots"][0]["value"] for row in lags["rows"]] == pytest.approx(list(found.lags.values()), abs=1e-5)

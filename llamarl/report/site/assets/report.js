@@ -7,6 +7,7 @@ class ReportPage {
   constructor(root, values) {
     this.values = values;
     this.charts = [];
+    this.timelines = [];
     this.main = h("main", { id: "main", class: "report" });
     fill(root, h("header", { class: "run" }, h("h1", null, values.title), values.subtitle ? h("p", { class: "muted" }, values.subtitle) : null),
       this.main, h("footer", null, [values.footer, "This file makes no request to anywhere."].filter(Boolean).join(" ")));
@@ -15,9 +16,11 @@ class ReportPage {
   }
 
   show() {
-    for (const chart of this.charts) chart.close();
+    for (const each of [...this.charts, ...this.timelines]) each.close();
     this.charts = [];
+    this.timelines = [];
     fill(this.main, this.parts(this.values.parts));
+    for (const each of this.timelines) each.draw();
   }
 
   /** The parts; charts in a row stand side by side where there is room. */
@@ -44,8 +47,15 @@ class ReportPage {
       marked: () => h("div", { class: "marked text" }, part.pieces.map(mark)),
       notes: () => h("ul", { class: "notes" }, part.items.map((item) => h("li", null, item))),
       rows: () => h("figure", { class: "scroll", tabindex: "0", role: "group", "aria-label": part.title }, rowChart(part), caption(part)),
+      timeline: () => this.timeline(part.values),
       text: () => h("p", { class: "prose" }, part.text),
     }[part.kind]();
+  }
+
+  timeline(values) {
+    const view = new TimelineView(values);
+    this.timelines.push(view);
+    return view.element;
   }
 
   table({ columns, rows, caption: text, is_prose: isProse }) {
