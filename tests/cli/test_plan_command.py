@@ -60,7 +60,7 @@ def test_a_models_own_config(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--model", "llama-3.1-8b", "--gpus", "0"], "must be at least 1"),
         (
             ["--model", "llama-3.1-8b", "--report", "x.html"],
-            "--report x.html: is the page of a simulation; add --simulate",
+            "is the page of a simulation; add --simulate",
         ),
         (["--model", "llama-3.1-8b", "--simulate", "--report", "x.png"], "give a name that ends in .html"),
     ],
