@@ -72,12 +72,17 @@ def encode(value: Any) -> bytes:
     return text.encode("utf-8", errors="backslashreplace")
 
 
-def read_jsonl(path: str | Path, required: Mapping[str, type] = MappingProxyType({})) -> list[Record]:
+def read_jsonl(
+    path: str | Path,
+    required: Mapping[str, type] = MappingProxyType({}),
+    is_wanted: Callable[[bytes], bool] = lambda line: True,
+) -> list[Record]:
     """All records of a JSONL file. A torn last line, as a crash leaves it, is left out.
 
     Args:
         path: of the file.
         required: keys that every record must have, each with its type (`float` takes whole numbers too).
+        is_wanted: tells from a line whether it is read at all.
 
     Raises:
         DataError: no such file, a line before the last is not a JSON object or lacks a key; names file and line.
@@ -85,7 +90,11 @@ def read_jsonl(path: str | Path, required: Mapping[str, type] = MappingProxyType
     lines = _read_bytes(Path(path)).split(b"\n")
     if _parse_or_none(lines[-1]) is None:
         lines.pop()
-    return [_parse(line, path, number, required) for number, line in enumerate(lines, start=1) if line.strip()]
+    return [
+        _parse(line, path, number, required)
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and is_wanted(line)
+    ]
 
 
 def has_torn_tail(path: str | Path) -> bool:

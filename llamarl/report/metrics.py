@@ -7,6 +7,7 @@ counted under `nonfinite`.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -142,6 +143,25 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         DataError: no such file, a broken line, or a record without a whole `step`; names file and line.
     """
     return read_jsonl(path, required={"step": int})
+
+
+_STEP = re.compile(rb'\{"step": ?(\d+)')
+"""The head of a record as `JsonlSink` writes it."""
+
+
+def read_steps(path: str | Path, first: int, last: int) -> list[dict[str, Any]]:
+    """The records of the steps from `first` to `last`; those of other steps are not parsed, and may be broken.
+
+    Raises:
+        DataError: see `read_metrics`.
+    """
+
+    def is_wanted(line: bytes) -> bool:
+        head = _STEP.match(line)
+        return head is None or first <= int(head[1]) <= last
+
+    found = read_jsonl(path, required={"step": int}, is_wanted=is_wanted)
+    return [record for record in found if first <= record["step"] <= last]
 
 
 def column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

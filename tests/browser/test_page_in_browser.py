@@ -257,6 +257,39 @@ def test_a_served_run_is_the_same_and_grows(opened: Callable[..., Opened], tmp_p
         server.stop()
 
 
+def test_a_long_runs_steps_are_seen_by_zooming_in_and_a_file_says_what_it_shows(
+    opened: Callable[..., Opened], tmp_path: Path
+) -> None:
+    run_dir = write_run(tmp_path / "run", 40)
+    lines = [
+        encode({"step": step, "time": 1_767_225_600.0 + step, "rollout/reward/mean": step % 2, "train/loss": 0.0})
+        for step in range(1, 5001)
+    ]
+    (run_dir / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    server = SiteServer(Site(run_dir))
+    server.start()
+    try:
+        page = opened(server.url, viewport={"width": 1280, "height": 900}).page
+        note = page.locator(".note").first
+        assert note.inner_text().startswith("Each point is the mean of 3 steps; zoom in to see each.")
+        plot = page.locator(".plot").first
+        plot.focus()
+        page.wait_for_selector(".plot .u-over")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("+")
+        page.get_by_text("Each point is the mean").wait_for(state="detached")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        assert "step 4,99" in page.locator(".readout").first.inner_text()
+        assert page.locator(".readout").first.inner_text()[-1] in "01"  # a step's own value
+        page.keyboard.press("Escape")
+        page.get_by_text("Each point is the mean of 3 steps").wait_for()
+    finally:
+        server.stop()
+    page = opened(write_run_page(run_dir).as_uri()).page
+    assert "llamarl view --serve shows each where you zoom in" in page.locator(".note").first.inner_text()
+
+
 def test_runs_stand_side_by_side(opened: Callable[..., Opened], tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / "runs" / f"seed-{seed}", seed=seed)

@@ -35,6 +35,9 @@ def test_a_run_is_answered_and_answered_anew_when_it_changed(served: SiteServer)
         file.write('{"step": 31, "rollout/reward/mean": 0.5}\n')
     assert ask(served, known)["step"] == 31
     assert ask(served, "/api/timeline")["total"] == 210
+    some = ask(served, "/api/curves?first=11&last=13")
+    assert (some["steps"], some["bin"]) == ([11, 12, 13], 1) and "rollout/reward/mean" in some["values"]
+    assert ask(served, "/api/curves?first=99&last=100")["steps"] == []
     assert ask(served, "/api/rollouts/choices")["steps"] == [1, 10, 20, 30]
     found = ask(served, "/api/rollouts/find?text=CAT&count=2")
     assert [head["step"] for head in found["heads"]] == [30, 20]
@@ -46,6 +49,7 @@ def test_a_run_is_answered_and_answered_anew_when_it_changed(served: SiteServer)
     [
         ("/api/rollouts/find?start=x", 400),
         ("/api/rollouts/find?reward_from=x", 400),
+        ("/api/curves?first=x", 400),
         ("/api/none", 404),
         ("/recipe.json", 404),
         ("/../demo/recipe.json", 404),

@@ -3,6 +3,7 @@
     GET /                     the document                  GET /run/NAME/          that of one run of a folder
     GET /api/run              state, curves, settings       GET /api/runs           the runs of the folder
     GET /api/timeline         spans                         GET /api/curve?metric=  one metric of all of them
+    GET /api/curves?first=&last=  the curves of some steps
     GET /api/rollouts/choices, find, group
 
 No address is ever made into a path: a run is looked up among the runs that were found, everything else is one of these
@@ -27,6 +28,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from llamarl.core.errors import ConfigError, LlamaRLError
 from llamarl.report.colours import colour_indices
 from llamarl.report.files import encode
+from llamarl.report.metrics import read_steps
 from llamarl.report.names import describe
 from llamarl.report.rundir import MESSAGES_FILE, METRICS_FILE, ROLLOUTS_FILE, read_run
 from llamarl.report.site.curves import tabulate
@@ -73,6 +75,9 @@ class ServedRun:
         """JSON; None where nothing has changed since `known`."""
         if what == "run":
             return self._read_overview(query.get("known", ""))
+        if what == "curves":
+            first, last = int(query.get("first") or 0), int(query.get("last") or 0)
+            return encode(tabulate(read_steps(self.path / METRICS_FILE, first, last)))
         if what == "timeline":
             return encode(read_spans(read_run(self.path, should_read_records=False)))
         if what == "rollouts/choices":

@@ -5,6 +5,7 @@ const VIEWS = [["overview", "Overview"], ["curves", "Curves"], ["rollouts", "Rol
 const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput", "Speed/Memory of processes"];
 const REFRESH_SECONDS = 3;
 const IDLE_SECONDS = 10;
+const HINT = " Drag to zoom, double-click to go back, click a step for its rollouts.";
 const SMOOTHINGS = [["auto", "suitable"], ["1", "none"], ["5", "5 steps"], ["11", "11 steps"], ["25", "25 steps"], ["51", "51 steps"], ["101", "101 steps"]];
 
 class RunPage {
@@ -19,6 +20,7 @@ class RunPage {
     this.smoothing = "auto";
     this.raw = false;
     this.range = null;
+    this.detail = null; // curves of the steps in sight, where those of the whole run are means of several
     this.main = h("main", { id: "main", tabindex: "-1" });
     this.nav = h("nav", { "aria-label": "views" });
     this.head = h("header", { class: "run" });
@@ -68,19 +70,48 @@ class RunPage {
   }
 
   clear() {
+    this.note = this.rangeNote = null;
     for (const chart of this.charts) chart.close();
     this.charts = [];
     if (this.timelineView) { this.timelineView.close(); this.timelineView = null; }
   }
 
   width() {
-    return this.smoothing === "auto" ? suitableWidth(this.run.table.steps.length) : +this.smoothing;
+    return this.smoothing === "auto" ? suitableWidth(this.curveTable().steps.length) : +this.smoothing;
+  }
+
+  curveTable() { return this.detail || this.run.table; }
+
+  /** Shows the steps of a range, or all; where a point is the mean of several steps, the server is asked for finer ones. */
+  async zoom(range) {
+    this.range = range;
+    this.detail = null;
+    this.redrawAll();
+    if (!range || !this.ask || this.run.table.bin === 1) return;
+    try {
+      const found = await this.ask("curves", { first: Math.max(0, Math.floor(range[0])), last: Math.ceil(range[1]) });
+      if (this.range !== range || !found.steps.length || found.bin >= this.run.table.bin) return;
+      this.detail = found;
+      this.redrawAll();
+    } catch (error) {
+      this.foot.textContent = "The server does not answer; what you see is as it was.";
+    }
+  }
+
+  redrawAll() {
+    for (const chart of this.charts) {
+      chart.data = this.curveTable();
+      Object.assign(chart.options, { range: this.range, smoothing: this.width() });
+      chart.redraw();
+    }
+    if (this.note) fill(this.note, this.smoothingNote(), this.view === "overview" ? HINT : "");
+    if (this.rangeNote) this.noteRange();
   }
 
   chart(spec, height) {
-    const chart = new Chart(spec, this.run.table, {
+    const chart = new Chart(spec, this.curveTable(), {
       height, smoothing: this.width(), raw: this.raw, events: this.run.events, range: this.range,
-      onRange: (range) => { this.range = range; for (const each of this.charts) { each.options.range = range; each.redraw(); } if (this.rangeNote) this.noteRange(); },
+      onRange: (range) => this.zoom(range),
       onStep: (step) => { location.hash = `#rollouts?near=${step}`; },
     });
     this.charts.push(chart);
@@ -89,8 +120,9 @@ class RunPage {
 
   /** What a point and a line stand for. */
   smoothingNote() {
-    const bin = this.run.table.bin, width = this.width();
-    const point = bin > 1 ? `Each point is the mean of ${bin} steps. ` : "";
+    const bin = this.curveTable().bin, width = this.width();
+    const finer = this.ask ? "; zoom in to see each" : "; llamarl view --serve shows each where you zoom in";
+    const point = bin > 1 ? `Each point is the mean of ${bin} steps${finer}. ` : "";
     const line = width > 1 ? `Lines are means of ${number(width * bin)} steps` : "Lines are unsmoothed";
     return `${point}${line}; held-out evaluations are points.`;
   }
@@ -100,9 +132,10 @@ class RunPage {
   overview() {
     const { run } = this, byId = new Map(run.charts.map((chart) => [chart.id, chart]));
     const reward = byId.get("Learning/Reward") || run.charts[0];
+    this.note = h("p", { class: "muted note" }, this.smoothingNote(), HINT);
     fill(this.main,
       h("div", { class: "answers" }, this.learning(), this.wrong()),
-      reward ? [this.chart(reward, 260), h("p", { class: "muted note" }, this.smoothingNote(), " Drag to zoom, double-click to go back, click a step for its rollouts.")] : h("p", { class: "muted" }, "No step yet."),
+      reward ? [this.chart(reward, 260), this.note] : h("p", { class: "muted" }, "No step yet."),
       this.tasks(), this.judges(),
       h("div", { class: "grid" }, SMALL.filter((id) => byId.has(id)).map((id) => this.chart(byId.get(id), 130))));
   }
@@ -169,8 +202,8 @@ class RunPage {
     this.rangeNote = h("span", { class: "muted" });
     this.noteRange();
     const rawLabel = this.run.table.bin > 1 ? "extremes behind each point" : "raw points";
-    const note = h("p", { class: "muted note" }, this.smoothingNote());
-    const again = () => { for (const chart of this.charts) { chart.options.smoothing = this.width(); chart.options.raw = this.raw; chart.redraw(); } fill(note, this.smoothingNote()); };
+    const note = (this.note = h("p", { class: "muted note" }, this.smoothingNote()));
+    const again = () => { for (const chart of this.charts) chart.options.raw = this.raw; this.redrawAll(); };
     fill(this.main,
       h("div", { class: "tools sticky" },
         h("label", { class: "inline" }, "Smoothing ", h("select", { onchange: (event) => { this.smoothing = event.target.value; again(); } }, SMOOTHINGS.map(([value, label]) => h("option", { value, selected: value === this.smoothing }, label)))),
@@ -280,7 +313,7 @@ class RunPage {
       if (this.view === "overview" || this.view === "curves") this.show();
       return;
     }
-    if (this.view === "curves") for (const chart of this.charts) chart.update(run.table, run.events);
+    if (this.view === "curves") for (const chart of this.charts) chart.update(this.curveTable(), run.events);
   }
 }
 
