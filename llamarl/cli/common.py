@@ -4,8 +4,11 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llamarl.report.text import visible
@@ -32,6 +35,31 @@ def quieten_terminal() -> None:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_VisibleFormatter())
     warnings.formatwarning = _format_warning
+
+
+HEAVY = {"torch": "torch", "pyspark": "Spark"}
+"""Libraries whose import takes a second and more, and their names for people."""
+
+
+def announce_loading(stream: TextIO) -> None:
+    """Says on a terminal, once, that a heavy library is being loaded: nothing else is seen until it is there."""
+    if stream.isatty() and not HEAVY.keys() & sys.modules.keys():
+        sys.meta_path.insert(0, _LoadingNotice(stream))
+
+
+class _LoadingNotice(MetaPathFinder):
+    """Sees imports begin, and finds nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname in HEAVY and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            say(f"loading {HEAVY[fullname]} ...", self._stream)
+        return None
 
 
 class _VisibleFormatter(logging.Formatter):

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -113,8 +113,21 @@ def doctor(output: Output) -> int:
     if output.json:
         print_json({"is_broken": is_broken, "findings": [asdict(finding) for finding in findings]})
     else:
-        print("\n".join(finding.line() for finding in findings))
+        print("\n".join(report(findings)))
     return 1 if is_broken else 0
+
+
+def report(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yields the lines for people: the extras that are here in one, and one command for those that are not."""
+    yield from (finding.line() for finding in findings if finding.name not in EXTRAS)
+    extras = [finding for finding in findings if finding.name in EXTRAS]
+    if here := [finding.name for finding in extras if finding.state == "ok"]:
+        yield Finding("extras", "ok", ", ".join(here)).line()
+    lacking = [finding for finding in extras if finding.state != "ok"]
+    yield from (Finding(finding.name, finding.state, finding.without).line() for finding in lacking)
+    if lacking:
+        names = ",".join(finding.name for finding in lacking)
+        yield f"all that lacks: pip install 'llamarl[{names}]', or those of them that you need"
 
 
 def diagnose(machine: Machine) -> list[Finding]:

@@ -10,7 +10,7 @@ from importlib import import_module, resources
 from typing import TYPE_CHECKING
 
 import llamarl
-from llamarl.cli.common import INTERRUPTED, quieten_terminal, say
+from llamarl.cli.common import INTERRUPTED, announce_loading, quieten_terminal, say
 from llamarl.core.errors import ConfigError, DataError, LlamaRLError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def _run(words: list[str]) -> int:
             print("\n".join(_overview(prefix, names)))
             return 0
     name, rest = split_command(words)
+    if "--quiet" not in rest:
+        announce_loading(sys.stderr)
     return load_command(name).run(rest)
 
 

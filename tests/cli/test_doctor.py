@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamarl.cli.doctor import CORE, EXTRAS, GIB, Machine, diagnose, look
+from llamarl.cli.doctor import CORE, EXTRAS, GIB, Machine, diagnose, look, report
 from llamarl.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,19 @@ def test_what_lacks_is_said_in_one_line(change: dict[str, object], name: str, wo
     assert all(word in line for word in words.split()) or words in line, line
 
 
+def test_extras_that_are_here_share_a_line_and_those_that_lack_a_remedy() -> None:
+    lacking = ALL - {"lingua", "nltk", "wandb"}
+    lines = list(report(diagnose(Machine(**{**FINE, "modules": lacking}))))
+    (here,) = (line for line in lines if line.split()[1] == "extras")
+    assert here.split()[2:] == [*(f"{name}," for name in EXTRAS if name not in ("multiif", "wandb", "gguf")), "gguf"]
+    assert lines[-3:] == [
+        "lacking  multiif          no judge of instructions, no Multi-IF or IFEval",
+        "lacking  wandb            no Weights & Biases",
+        "all that lacks: pip install 'llamarl[multiif,wandb]', or those of them that you need",
+    ]
+    assert "all that lacks" not in "\n".join(report(diagnose(Machine(**FINE))))
+
+
 def test_every_extra_of_the_package_is_among_them() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert EXTRAS.keys() == project["optional-dependencies"].keys() - {"dev", "bench", "docs"}
@@ -71,11 +84,12 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever it lacks, the core works: these tests run."""
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(diagnose(look())) and {line.split()[0] for line in lines} <= {"ok", "lacking"}
+    assert lines == list(report(diagnose(look())))
+    assert {line.split()[0] for line in lines} <= {"ok", "lacking", "all"}
     assert main(["doctor", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["is_broken"] is False
-    assert report["findings"][0] == {
+    told = json.loads(capsys.readouterr().out)
+    assert told["is_broken"] is False
+    assert told["findings"][0] == {
         **{"name": "Python", "state": "ok", "found": ".".join(map(str, sys.version_info[:3]))},
         **{"without": "", "remedy": ""},
     }

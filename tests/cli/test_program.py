@@ -1,8 +1,10 @@
 """The program's exit status, while threads go on that cannot be interrupted."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +107,23 @@ def test_an_interrupt_ends_the_wait_for_threads() -> None:
 def test_an_exit_keeps_its_status(code: str, status: int) -> None:
     program = ended(f"import sys\nfrom llamarl.cli.program import run\nrun(lambda: sys.exit({code}))")
     assert program.returncode == status and ("no such thing" in program.stderr) == (status == 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="terminals are opened the POSIX way")
+@pytest.mark.parametrize(("words", "said"), [(["doctor"], "loading torch ...\r\n"), (["--help"], "")])
+def test_a_terminal_is_told_at_once_what_it_waits_for(tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('not here')")
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    terminal, end = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "llamarl", *words], env=environment, stdout=subprocess.PIPE, stderr=end
+    ) as program:
+        os.close(end)
+        assert program.stdout is not None and program.stdout.read()
+    try:
+        shown = os.read(terminal, 10_000).decode()
+    except OSError:  # Linux, where nothing was written and nobody holds the other end
+        shown = ""
+    os.close(terminal)
+    assert shown == said
