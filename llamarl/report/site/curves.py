@@ -3,13 +3,16 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
-from llamarl.report.figures import shorten
+from llamarl.report.figures import DIGITS
 from llamarl.report.files import Record
 from llamarl.report.names import describe
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GROUPS = (
     "Learning",
@@ -218,6 +221,8 @@ def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS) -> dict[st
         `steps`, `values` (metric -> a value or None per step), `bin` (steps behind one point) and, where that is over
         1, `low` and `high` (metric -> the extremes behind each point).
     """
+    import numpy as np
+
     rows: dict[int, Mapping[str, Any]] = {}
     for record in records:
         before = rows.get(record["step"])
@@ -229,16 +234,28 @@ def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS) -> dict[st
     table: dict[str, Any] = {"steps": [steps[(start + min(start + size, len(steps))) // 2] for start in starts]}
     table |= {"bin": size, "values": {}} | ({"low": {}, "high": {}} if size > 1 else {})
     for key in sorted(set().union(*ordered) - _HIDDEN):
-        values = [row.get(key) for row in ordered]
-        bins = [[value for value in values[start : start + size] if _is_number(value)] for start in starts]
-        if not any(bins):
+        values = np.array([value if _is_number(value := row.get(key)) else np.nan for row in ordered], float)
+        is_known = np.isfinite(values)
+        if not is_known.any():
             continue
-        table["values"][key] = [shorten(sum(part) / len(part)) if part else None for part in bins]
+        counts = np.add.reduceat(is_known, starts, dtype=float)
+        sums = np.add.reduceat(np.where(is_known, values, 0.0), starts)
+        table["values"][key] = _round(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
         if size > 1:
-            table["low"][key] = [shorten(min(part)) if part else None for part in bins]
-            table["high"][key] = [shorten(max(part)) if part else None for part in bins]
+            values[~is_known] = np.nan
+            table["low"][key] = _round(np.fmin.reduceat(values, starts))
+            table["high"][key] = _round(np.fmax.reduceat(values, starts))
     return table
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float)
+
+
+def _round(values: "np.ndarray[Any, np.dtype[np.float64]]") -> list[float | None]:
+    """The values in `DIGITS` significant digits, None for NaN; for all at once, since a long run has a million."""
+    import numpy as np
+
+    sizes = np.floor(np.log10(np.abs(values), out=np.zeros(len(values)), where=(values != 0) & np.isfinite(values)))
+    scales = 10.0 ** (DIGITS - 1 - sizes)
+    return [None if value != value else value for value in (np.round(values * scales) / scales).tolist()]
