@@ -62,7 +62,7 @@ def write_run(run_dir: Path, steps: int = 40, *, seed: int = 0, text: str = "moo
                     "text": text, "reward": reward, "finish_reason": "stop", "staleness": 1,
                     "advantage": -0.5 + position, "versions": [[step - 2, 1], [step - 1, 2]],
                     "token_ids": [7, 8, 9], "tokens": [text, "\n", "<eos>"],
-                    "logprobs": [-0.1, -2.5, -0.01], "trainer_logprobs": [-0.1, -2.4, -0.01],
+                    "logprobs": [-9.5, -2.5, -0.01], "trainer_logprobs": [-9.5, -2.4, -0.01],
                     "verdicts": {"polite": {"status": "scored", "score": 1.0, "passed": position == 0, "reason": text,
                                             "cost": 0.001, "seconds": 0.2}},
                 }

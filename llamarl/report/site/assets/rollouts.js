@@ -280,6 +280,9 @@ function tokenValues(sample, kind) {
   return [];
 }
 
+/** Percent of colour behind the most striking token: with more, its text would be hard to read on a dark page. */
+const STRONGEST = 44;
+
 /** What a colour means: from nothing to full at the largest value of the group. */
 function scaleOf(group, kind) {
   const values = group.samples.flatMap((sample) => tokenValues(sample, kind) || []).filter((value) => value !== null && value !== undefined);
@@ -292,7 +295,7 @@ function scaleOf(group, kind) {
     if (kind === "mask") return value ? `color-mix(in srgb, ${css("--plus")} 35%, transparent)` : "";
     const share = kind === "logprob" ? Math.min(1, -value / Math.min(6, largest)) : Math.min(1, Math.abs(value) / largest);
     const hue = kind === "logprob" || value < 0 ? "--minus" : "--plus";
-    return share < 0.02 ? "" : `color-mix(in srgb, ${css(hue)} ${Math.round(60 * share)}%, transparent)`;
+    return share < 0.02 ? "" : `color-mix(in srgb, ${css(hue)} ${Math.round(STRONGEST * share)}%, transparent)`;
   };
   const box = (value, label) => h("span", { class: "key" }, h("i", { style: { background: paint(value) } }), label);
   const legend = () => {
