@@ -284,6 +284,12 @@ def test_a_long_runs_steps_are_seen_by_zooming_in_and_a_file_says_what_it_shows(
         assert page.locator(".readout").first.inner_text()[-1] in "01"  # a step's own value
         page.keyboard.press("Escape")
         page.get_by_text("Each point is the mean of 3 steps").wait_for()
+        page.evaluate("location.hash = '#curves'")
+        before = page.locator(".plot").first.screenshot()
+        with page.expect_response("**/api/curves*"):
+            page.get_by_label("extremes behind each point").check()
+        page.wait_for_timeout(100)
+        assert page.locator(".plot").first.screenshot() != before  # the band from 0 to 1
     finally:
         server.stop()
     page = opened(write_run_page(run_dir).as_uri()).page

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from llamarl.core import metric_names as names
 from llamarl.report.colours import colour_indices
@@ -103,6 +103,7 @@ _BUDGET_KEY = re.compile(
 _MEMORY_KEY = re.compile(rf"{names.PROCESS_MEMORY}/(?P<name>.+)$")
 _MONITOR_KEY = re.compile(r"watch/monitor/(?P<name>[^/]+)/(?P<what>ratio|level)$")
 _LOG = frozenset({names.MISMATCH_KL, names.MISMATCH_PROB_MAX})
+_NUMBERS = frozenset({int, float, type(None)})
 _HIDDEN = frozenset({"step", "time", names.POLICY_VERSION})
 
 
@@ -214,8 +215,13 @@ def _shares_chart(key: str) -> bool:
     return sum((g, t) == (group, title) for g, t, _ in _FIXED.values()) > 1
 
 
-def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS) -> dict[str, Any]:
+def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS, *, has_extremes: bool = True) -> dict[str, Any]:
     """The values of all metrics by step, a record of an evaluation merged with its step's.
+
+    Args:
+        records: of `metrics.jsonl`.
+        max_points: the most points of a curve; of more steps, each point is the mean of several.
+        has_extremes: False leaves out `low` and `high`, two thirds of what a long run's page has to read.
 
     Returns:
         `steps`, `values` (metric -> a value or None per step), `bin` (steps behind one point) and, where that is over
@@ -232,24 +238,23 @@ def tabulate(records: Sequence[Record], max_points: int = MAX_POINTS) -> dict[st
     size = -(-len(steps) // max_points) or 1
     starts = range(0, len(steps), size)
     table: dict[str, Any] = {"steps": [steps[(start + min(start + size, len(steps))) // 2] for start in starts]}
-    table |= {"bin": size, "values": {}} | ({"low": {}, "high": {}} if size > 1 else {})
+    table |= {"bin": size, "values": {}} | ({"low": {}, "high": {}} if size > 1 and has_extremes else {})
     for key in sorted(set().union(*ordered) - _HIDDEN):
-        values = np.array([value if _is_number(value := row.get(key)) else np.nan for row in ordered], float)
+        found = [row.get(key) for row in ordered]
+        if not set(map(type, found)) <= _NUMBERS:
+            found = [value if type(value) in _NUMBERS else None for value in found]
+        values = np.array(found, float)  # None becomes NaN
         is_known = np.isfinite(values)
         if not is_known.any():
             continue
         counts = np.add.reduceat(is_known, starts, dtype=float)
         sums = np.add.reduceat(np.where(is_known, values, 0.0), starts)
         table["values"][key] = _round(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
-        if size > 1:
+        if size > 1 and has_extremes:
             values[~is_known] = np.nan
             table["low"][key] = _round(np.fmin.reduceat(values, starts))
             table["high"][key] = _round(np.fmax.reduceat(values, starts))
     return table
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float)
 
 
 def _round(values: "np.ndarray[Any, np.dtype[np.float64]]") -> list[float | None]:

@@ -34,14 +34,17 @@ _KINDS = (
 _ALARM_KEY = re.compile(r"(task/[^/]+/)?watch/monitor/[^/]+/level$")
 
 
-def describe_run(run: RunFiles, ledger: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_run(
+    run: RunFiles, ledger: Mapping[str, Any] | None = None, *, has_extremes: bool = True
+) -> dict[str, Any]:
     """Everything the page shows of a run but its rollouts and its timeline.
 
     Args:
         run: as `read_run` gives it.
         ledger: `counts` by state and `reasons` of drops, where the caller has read the ledger.
+        has_extremes: see `tabulate`.
     """
-    table = tabulate(run.metrics)
+    table = tabulate(run.metrics, has_extremes=has_extremes)
     return {
         "llamarl": llamarl.__version__,
         "made": time.time(),

@@ -3,7 +3,7 @@
     GET /                     the document                  GET /run/NAME/          that of one run of a folder
     GET /api/run              state, curves, settings       GET /api/runs           the runs of the folder
     GET /api/timeline         spans                         GET /api/curve?metric=  one metric of all of them
-    GET /api/curves?first=&last=  the curves of some steps
+    GET /api/curves?first=&last=  the curves of some steps, with the extremes behind each point
     GET /api/rollouts/choices, find, group
 
 No address is ever made into a path: a run is looked up among the runs that were found, everything else is one of these
@@ -104,8 +104,8 @@ class ServedRun:
             if stamp == known:
                 return None
             if stamp != self._stamp:
-                run = read_run(self.path, should_read_records=False)
-                self._overview = encode({"stamp": stamp, **describe_run(run, self._account(self.path))})
+                run, account = read_run(self.path, should_read_records=False), self._account(self.path)
+                self._overview = encode({"stamp": stamp, **describe_run(run, account, has_extremes=False)})
                 self._stamp = stamp
             return self._overview
 

@@ -98,6 +98,14 @@ class RunPage {
     }
   }
 
+  /** The extremes behind each point of the whole run, which a server is asked for when somebody wants them. */
+  async readExtremes() {
+    if (!this.ask || !this.raw || this.run.table.bin === 1 || this.run.table.low) return;
+    const { run } = this, found = await this.ask("curves", { first: 0, last: run.step });
+    if (this.run === run && found.steps.length === run.table.steps.length) run.table = found;
+    this.redrawAll();
+  }
+
   redrawAll() {
     for (const chart of this.charts) {
       chart.data = this.curveTable();
@@ -203,7 +211,7 @@ class RunPage {
     this.noteRange();
     const rawLabel = this.run.table.bin > 1 ? "extremes behind each point" : "raw points";
     const note = (this.note = h("p", { class: "muted note" }, this.smoothingNote()));
-    const again = () => { for (const chart of this.charts) chart.options.raw = this.raw; this.redrawAll(); };
+    const again = () => { for (const chart of this.charts) chart.options.raw = this.raw; this.redrawAll(); this.readExtremes(); };
     fill(this.main,
       h("div", { class: "tools sticky" },
         h("label", { class: "inline" }, "Smoothing ", h("select", { onchange: (event) => { this.smoothing = event.target.value; again(); } }, SMOOTHINGS.map(([value, label]) => h("option", { value, selected: value === this.smoothing }, label)))),
@@ -314,6 +322,7 @@ class RunPage {
       return;
     }
     if (this.view === "curves") for (const chart of this.charts) chart.update(this.curveTable(), run.events);
+    this.readExtremes();
   }
 }
 
