@@ -135,6 +135,8 @@ class Batcher:
         self._has_stops = False
         self._state = Rows(slots, backend.device)
         self._kept = KeptRows(slots)
+        self._begun: dict[tuple[int, ...], int] = {}
+        """Prompts of requests that have begun in part, and rows beyond the slots that hold them for the rest."""
         self.reuses_cache = False
         """True lets prompts take over what rows of the same first tokens hold, if the backend `can_reuse`. Log-probs
         then depend, by rounding, on what was generated before: a training run that is resumed would not repeat
@@ -143,6 +145,8 @@ class Batcher:
         """Hears of each draw: (request key, sample) by row, logits `[n, V]`, and the tokens `[n]` drawn from them."""
         self.num_tokens = 0
         """Tokens drawn."""
+        self.num_read = 0
+        """Tokens of prompts that were read."""
         self.num_recalled = 0
         """Tokens of prompts that were not read, since a row held them already."""
 
@@ -191,6 +195,7 @@ class Batcher:
         self._waiting = [entry for entry in self._waiting if id(entry[2]) not in dropped]
         heapq.heapify(self._waiting)
         self._remove([index for index, row in enumerate(self._rows) if id(row.job) in dropped])
+        self._free()
 
     def set_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights between two steps; tokens drawn from now on carry `version`."""
@@ -202,6 +207,7 @@ class Batcher:
         self.version = version
         # Kept rows come from the weights before.
         self._kept.clear()
+        self._begun.clear()
         self._free()
         counts = self._state.count[: len(self._rows)].tolist()
         for index, row in enumerate(self._rows):
@@ -297,18 +303,33 @@ class Batcher:
                 self._rows.append(_Row(job, sample, offset, [(0, self.version)]))
         self._state.start(first, [(row.job.request, row.sample) for row in self._rows[first:]])
         self._note_settings()
-        logits = self.backend.prefill(list(rows_of), list(rows_of.values()), self._recall(rows_of, first))
+        num_known = self._recall(rows_of, first)
+        self.num_read += sum(map(len, rows_of)) - sum(num_known)
+        logits = self.backend.prefill(list(rows_of), list(rows_of.values()), num_known)
+        self._hold_begun(rows_of)
         owner = [0] * (len(self._rows) - first)
         for index, rows in enumerate(rows_of.values()):
             for row in rows:
                 owner[row - first] = index
         return self._extend(logits[torch.tensor(owner, device=logits.device)], first)
 
+    def _hold_begun(self, rows_of: Mapping[tuple[int, ...], list[int]]) -> None:
+        """Keeps the prompts, just read, of requests whose other samples wait for a slot."""
+        if not self.backend.can_reuse:
+            return
+        for prompt in self._find_begun() & rows_of.keys() - self._begun.keys():
+            self._begun[prompt] = max([self.slots - 1, *self._begun.values()]) + 1
+            self.backend.move([rows_of[prompt][0]], [self._begun[prompt]])
+
+    def _find_begun(self) -> set[tuple[int, ...]]:
+        return {job.request.prompt_ids for _, _, job in self._waiting if job.next_sample}
+
     def _recall(self, rows_of: Mapping[tuple[int, ...], list[int]], first: int) -> list[int]:
         """Gives what the cache holds of new prompts to their rows; says how many of their tokens that are."""
         if not self.backend.can_reuse:
             return [0] * len(rows_of)
         active = {row.job.request.prompt_ids: i for i, row in enumerate(self._rows[:first]) if self._is_current(row)}
+        active |= self._begun
         if not self.reuses_cache:  # what other samples of the same prompt hold is part of their group
             active = {prompt: row for prompt, row in active.items() if prompt in rows_of}
         plan = self._kept.make_room(rows_of, active)
@@ -406,7 +427,9 @@ class Batcher:
 
     def _free(self) -> None:
         """Frees the cache of rows that are neither active nor kept."""
-        self.backend.hold([*range(len(self._rows)), *self._kept.rows])
+        begun = self._find_begun()
+        self._begun = {prompt: row for prompt, row in self._begun.items() if prompt in begun}
+        self.backend.hold([*range(len(self._rows)), *self._kept.rows, *self._begun.values()])
 
     def _note_settings(self) -> None:
         """Notes which filters and stop strings the active rows use, so that a step computes no others."""
