@@ -148,12 +148,21 @@ class BlockCache:
         """Brings each block into the pool of its use."""
         chains = [self._chains[row] for row in range(num_rows)]
         readers = Counter(block for chain in chains for block in chain)
-        self.shared.take_over([b for b, count in readers.items() if count > 1 and b.pool is self.own])
-        self.shared.take_over([b for b, count in readers.items() if count > 1 and b.pool is self.kept])
-        self.own.take_over([b for b, count in readers.items() if count == 1 and b.pool is self.kept])
+        for origin in (self.own, self.kept):
+            _bring([b for b, count in readers.items() if count > 1 and b.pool is origin], self.shared)
+        _bring([b for b, count in readers.items() if count == 1 and b.pool is self.kept], self.own)
         for pool in (self.own, self.shared):
             pool.compact(readers, self.kept)
         return _Steps(self, chains, readers)
+
+
+def _bring(blocks: Sequence[Block], pool: BlockPool) -> None:
+    """Moves blocks of one pool into another, in parts, so that few of them ever take memory in both."""
+    size = max(1, len(blocks) // 16)
+    for start in range(0, len(blocks), size):
+        origin = blocks[start].pool
+        pool.take_over(blocks[start : start + size])
+        origin.compact()
 
 
 def _drop(blocks: Collection[Block]) -> None:

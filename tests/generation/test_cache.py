@@ -207,3 +207,26 @@ def test_memory_is_at_most_that_of_the_tokens_and_a_third(seed, slots, num_sampl
         requests.append(GenerationRequest(key, prompt, seeds, Sampling(max_tokens=chance.randrange(100, 200))))
     run(g, requests, None, watch)
     assert peaks[0] <= 1.3 * peaks[1] + 3 * BLOCK * size
+
+
+def test_dialogues_that_go_on_take_no_memory_twice():
+    g = generator(6)
+    g.reuses_cache = True
+    cache = g.backend.cache
+    ratios = []
+
+    def watch():
+        ratios.append(g.backend.memory()[1] / bytes_per_token(g) / max(cache.num_tokens, 1))
+
+    def ask(prompts, turn):
+        requests = [
+            GenerationRequest(i, p, (10 * turn + i,), Sampling(max_tokens=5 + 7 * i)) for i, p in enumerate(prompts)
+        ]
+        done = run(g, requests, None, watch)
+        return [(*p, *done[i][0].token_ids, 5, 6) for i, p in enumerate(prompts)]
+
+    second = ask([tuple(3 + (i * j) % 30 for j in range(150 + 40 * i)) for i in range(1, 7)], 0)
+    num_read = g.num_read
+    ask(second, 1)
+    assert max(ratios) <= 1.3
+    assert g.num_read - num_read == 6 * 3  # the last token of each answer, which was never read, and two words
