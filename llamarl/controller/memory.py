@@ -13,7 +13,7 @@ from typing import Any
 
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
-from llamarl.models.checkpoint import count_parameters
+from llamarl.models.checkpoint import count_parameters, new_skeleton
 from llamarl.models.device import resolve_device
 from llamarl.models.lora import count_adapters
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
@@ -77,7 +77,7 @@ def least_memory(
 def _weight_parts(recipe: Recipe, config: Any, needs_reference: bool) -> dict[str, int]:
     """Bytes of all copies of the weights, and of what goes with those that are trained, by part."""
     weights, lora = _FLOAT * count_parameters(config), recipe.trainer.lora
-    adapters = 0 if lora is None else _FLOAT * count_adapters(config, lora)
+    adapters = 0 if lora is None else _FLOAT * count_adapters(new_skeleton(config), lora)
     trained = weights if lora is None else adapters
     held = generator_bytes(config, recipe.generator.precision)
     # A generator holds adapters as it holds activations, and int8 is a format of weights only.

@@ -22,7 +22,7 @@ from llamarl.data.memory import Rows
 from llamarl.data.prompts import Place
 from llamarl.judges.config import build_panel
 from llamarl.judges.lab.trial import try_out
-from llamarl.models.checkpoint import count_parameters, load_config, load_tokenizer
+from llamarl.models.checkpoint import count_parameters, load_config, load_tokenizer, new_skeleton
 from llamarl.models.device import describe_device, resolve_device
 from llamarl.models.lora import count_adapters
 from llamarl.models.template_check import check_template
@@ -205,7 +205,7 @@ def _describe_lora(recipe: Recipe, config: Any) -> list[str]:
     """Says how much is trained where adapters are; refuses targets that the model hasn't."""
     if (lora := recipe.trainer.lora) is None:
         return []
-    trained, frozen = count_adapters(config, lora), count_parameters(config)
+    trained, frozen = count_adapters(new_skeleton(config), lora), count_parameters(config)
     return [f"lora: adapters of {trained:,} numbers are trained beside {frozen:,} frozen ones ({trained / frozen:.1%})"]
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from llamarl.core.errors import CheckpointError, ConfigError, MissingCheckpointError
 from llamarl.models.device import resolve_device
 from llamarl.models.gguf_files import require_gguf, rope_parameters, without_invented
+from llamarl.models.lora import find_base, load_adapter
 from llamarl.models.template_args import check_template_args
 from llamarl.models.tokenizer import Tokenizer
 
@@ -45,8 +46,12 @@ class Source:
     directory: Path
     gguf_file: str | None = None
     """Name of the file in the directory."""
+    adapter: Path | None = None
+    """Folder of an adapter that is added to the model's weights."""
 
     def __str__(self) -> str:
+        if self.adapter is not None:
+            return str(self.adapter)
         return str(self.directory if self.gguf_file is None else self.directory / self.gguf_file)
 
     @property
@@ -60,18 +65,21 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     """A causal language model, in evaluation mode.
 
     Args:
-        path: a checkpoint directory in Hugging Face format, a GGUF file (extra `gguf`), or a Hub id.
+        path: a checkpoint directory in Hugging Face format, a GGUF file (extra `gguf`), a Hub id, or the folder of an
+            adapter (extra `lora`), which is added to the weights of the model that it names.
         dtype: `float32`, `bfloat16` or `float16`, whatever format the file has.
         device: where the weights go, as torch names it, or `auto`.
 
     Raises:
         CheckpointError: files missing, broken, torn, pickled, quantized, or not the weights their config describes.
         ConfigError: unknown `dtype`, or a device that is not there.
-        MissingDependencyError: a GGUF file without the extra `gguf`.
+        MissingDependencyError: a GGUF file without the extra `gguf`, or an adapter without the extra `lora`.
     """
     place, source = resolve_device(device), resolve(path)
     model, report = _load("AutoModelForCausalLM", source, _config_of(source), dtype)
     _refuse_misfits(source, report)
+    if source.adapter is not None:
+        load_adapter(model, source.adapter, merged=True)
     return model.to(place).eval()  # type: ignore[no-any-return]
 
 
@@ -93,6 +101,8 @@ def load_classifier(
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
     place, source = resolve_device(device), resolve(path)
+    if source.adapter is not None:
+        raise CheckpointError(f"{source}: an adapter of a language model; write the whole model first: llamarl export")
     config = _config_of(source)
     if new_labels is not None:
         config.num_labels = new_labels
@@ -255,9 +265,13 @@ def new_model(config: Any, seed: int) -> nn.Module:
 
 def count_parameters(config: Any) -> int:
     """Numbers in the weights of a causal language model of this config, tied ones once; no memory is taken."""
+    return sum(parameter.numel() for parameter in new_skeleton(config).parameters())
+
+
+def new_skeleton(config: Any) -> nn.Module:
+    """A causal language model of this config whose weights have shapes and no values; no memory is taken."""
     with quiet() as transformers, torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
 
 
 def new_tokenizer(rules: Any, chat_template: str | None, **special_tokens: Any) -> Tokenizer:
@@ -272,12 +286,18 @@ def resolve(path: str | Path) -> Source:
     """Finds a checkpoint; a Hub id (`owner/name`) is downloaded, without any pickled file.
 
     Raises:
-        MissingCheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had.
+        MissingCheckpointError: neither a directory, nor a GGUF file, nor a Hub id that can be had; or the folder of an
+            adapter whose model is none of these.
         MissingDependencyError: a GGUF file without the extra `gguf`.
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        return Source(place)
+        if (base := find_base(place)) is None:
+            return Source(place)
+        try:
+            return replace(resolve(base), adapter=place)
+        except MissingCheckpointError as error:
+            raise MissingCheckpointError(f"{place}: the adapter's model: {error}") from None
     if place.suffix == GGUF_SUFFIX and place.is_file():
         require_gguf()
         return Source(place.parent, place.name)

@@ -6,6 +6,7 @@ that imports peft. `scoring.adapters` computes with them where they are trained,
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from llamarl.core.errors import CheckpointError, ConfigError, MissingDependencyError
 from llamarl.core.seeds import derive_seed
-from llamarl.models.checkpoint import quiet
 from llamarl.models.lora_config import LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -92,12 +92,13 @@ class Adapters:
         draft.rmdir()
 
 
-def load_adapter(model: nn.Module, directory: str | Path) -> None:
-    """Puts a trained adapter on a model, in place and not merged.
+def load_adapter(model: nn.Module, directory: str | Path, *, merged: bool = False) -> None:
+    """Puts a trained adapter on a model, in place.
 
     Args:
         model: a causal language model, the base that the adapter was trained on.
         directory: with `adapter_config.json` and `adapter_model.safetensors`, as peft lays them out.
+        merged: add it to the weights; the model is an ordinary one then.
 
     Raises:
         MissingDependencyError: without the extra `lora`.
@@ -109,7 +110,7 @@ def load_adapter(model: nn.Module, directory: str | Path) -> None:
             raise CheckpointError(f"{directory}: no {name}; give the directory of an adapter as peft saves it")
     try:
         config = peft.PeftConfig.from_pretrained(str(directory))
-        peft.LoraModel(model, {"default": config}, "default")
+        adapted = peft.LoraModel(model, {"default": config}, "default")
         stored = load_file(Path(directory) / ADAPTER_WEIGHTS)
     except Exception as error:  # peft raises whatever the values of a config run into
         problem = str(error)[:ERROR_CHARACTERS]
@@ -119,7 +120,27 @@ def load_adapter(model: nn.Module, directory: str | Path) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(stored[name])
-    model.requires_grad_(False).eval()
+    if merged:
+        adapted.merge_and_unload()
+    model.requires_grad_(merged).eval()
+
+
+def find_base(directory: Path) -> str | None:
+    """The name of the model that a folder's adapter belongs to; None where the folder is none of an adapter alone.
+
+    Raises:
+        CheckpointError: a broken config, or one that names no model.
+    """
+    file = directory / ADAPTER_CONFIG
+    if not file.is_file() or (directory / "config.json").exists():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: can't read base_model_name_or_path ({error}); copy the adapter again") from None
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{file}: base_model_name_or_path={base!r} names no model; write its directory or Hub id")
+    return base
 
 
 def adapter_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, int]]:
@@ -141,16 +162,14 @@ def adapter_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int,
     return shapes
 
 
-def count_adapters(config: Any, lora: LoraConfig) -> int:
-    """Numbers in the adapters of a causal language model of this transformers config; no memory is taken.
+def count_adapters(model: nn.Module, lora: LoraConfig) -> int:
+    """Numbers in the adapters that the model would get; it stays as it is, and may be on torch's meta device.
 
     Raises:
         MissingDependencyError: without the extra `lora`.
         ConfigError: a target that is no linear layer of the model.
     """
     _import_peft()
-    with quiet() as transformers, torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
     return sum(rows * columns for rows, columns in adapter_shapes(model, lora).values())
 
 

@@ -13,7 +13,7 @@ from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import resume, train
 from llamarl.core.errors import CheckpointError, ConfigError
-from llamarl.models.checkpoint import load_config, load_model
+from llamarl.models.checkpoint import load_config, load_model, load_tokenizer, new_skeleton
 from llamarl.models.decoder import named_tensors
 from llamarl.models.lora import count_adapters
 from llamarl.models.lora_config import LoraConfig
@@ -69,7 +69,7 @@ def test_adapters_are_what_is_saved_published_and_exported(tmp_path: Path) -> No
     run_dir = tmp_path / "run"
     summary, _ = train(recipe("--schedule.steps", "3", "--generator.precision", "bf16"), run_dir)
     assert summary.mismatch_max is not None and summary.memory_measured is not None
-    numbers = count_adapters(load_config(DEMO_CHECKPOINT), LoraConfig(rank=4))
+    numbers = count_adapters(new_skeleton(load_config(DEMO_CHECKPOINT)), LoraConfig(rank=4))
     size = (trainer_files(run_dir) / "model.safetensors").stat().st_size
     assert 4 * numbers < size < 4 * numbers + 20_000
     published = {record.get("weights/published_bytes") for record in read_metrics(run_dir / "metrics.jsonl")}
@@ -88,6 +88,9 @@ def test_adapters_are_what_is_saved_published_and_exported(tmp_path: Path) -> No
     ids = torch.tensor([[5, 9, 3, 4, 8, 15, 16]])
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=2e-4, rtol=1e-4)
+    ours = load_model(tmp_path / "adapter")  # wherever a model is taken, so is the folder of an adapter
+    assert logprobs_of(ours) == pytest.approx(logprobs_of(merged), abs=1e-6)
+    assert load_tokenizer(tmp_path / "adapter").encode("moon") == load_tokenizer(DEMO_CHECKPOINT).encode("moon")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 32.0, 0.0)
     assert config["base_model_name_or_path"] == str(recipe().model) and config["task_type"] == "CAUSAL_LM"
@@ -113,7 +116,7 @@ def test_a_dry_run_plans_the_memory_of_adapters(capsys: pytest.CaptureFixture[st
     notes = json.loads(capsys.readouterr().out)["plan"]["notes"]
     assert any("adapters of 21,888 numbers are trained beside 341,856 frozen ones (6.4%)" in note for note in notes)
     whole, adapters = (prepare(Recipe.load(demo, lora)).plan_memory() for lora in ([], ["--trainer.lora.rank", "4"]))
-    numbers = count_adapters(load_config(DEMO_CHECKPOINT), LoraConfig(rank=4))
+    numbers = count_adapters(new_skeleton(load_config(DEMO_CHECKPOINT)), LoraConfig(rank=4))
     assert adapters["trainer weights"] == whole["trainer weights"] + 4 * numbers
     assert adapters["trainer moments"] == 8 * numbers == adapters["weight channel"] < whole["weight channel"] / 10
 

@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.models.checkpoint import load_classifier, load_model, resolve
 from llamarl.models.lora import Adapters, load_adapter
 from llamarl.models.lora_config import LoraConfig
+from llamarl.models.tiny import build_tiny
 from llamarl.scoring.adapters import AdaptedDense
 from llamarl.training.fitter import Fitter
 from llamarl.training.objectives import SFT, SFTConfig
@@ -80,3 +82,35 @@ def test_without_adapters_there_is_nothing_to_save(tmp_path):
     fitter = Fitter(tiny_model(), SFT(SFTConfig(num_steps=1, warmup_steps=0)), 1)
     with pytest.raises(ConfigError, match=r"no adapters to save; set lora.rank"):
         fitter.save_adapter(tmp_path, "base")
+
+
+def test_an_adapter_in_place_of_a_model_is_added_to_the_model_that_it_names(tmp_path):
+    base, prompt = build_tiny("llama", tmp_path / "base"), torch.tensor([[3, 4, 5]])
+    model = load_model(base)
+    tune(model).save(tmp_path / "adapter", str(base))
+    with torch.no_grad():
+        expected, plain = model(prompt).logits, load_model(base)(prompt).logits
+        loaded = load_model(tmp_path / "adapter")
+        torch.testing.assert_close(loaded(prompt).logits, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+    assert dict(loaded.named_parameters()).keys() == dict(load_model(base).named_parameters()).keys()
+    assert str(resolve(tmp_path / "adapter")) == str(
+        tmp_path / "adapter"
+    )  # and so do executors that are given the name
+    with pytest.raises(CheckpointError, match="an adapter of a language model; write the whole model first"):
+        load_classifier(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"base_model_name_or_path": "/gone"}', r"the adapter's model: /gone: no such directory"),
+        ('{"base_model_name_or_path": null}', r"base_model_name_or_path=None names no model; write its directory"),
+        ("{}", r"can't read base_model_name_or_path"),
+        ("torn", r"can't read base_model_name_or_path"),
+    ],
+)
+def test_an_adapter_whose_model_is_not_there_is_named(config, message, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
