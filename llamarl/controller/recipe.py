@@ -235,11 +235,6 @@ class Recipe(Config):
                 f"trainer.lora: adapters are trained by one process, and placement.trainer has fsdp={where.fsdp} x "
                 f"tp={where.tp}; set both to 1, or leave trainer.lora out"
             )
-        if where.num_ranks > 1 and self.trainer.lora is not None:
-            raise ValueError(
-                f"trainer.lora: adapters are trained by one process, and placement.trainer has {where.num_ranks}; set "
-                "fsdp and tp to 1, or train without adapters"
-            )
         held = {"num_generators": self.num_generators}
         held |= {f"trainer.{name}": value for name, value in self.trainer.model_dump().items()}
         held |= {f"generator.{name}": value for name, value in self.generator.model_dump().items()}
