@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# vLLM 0.32 for CPUs in an environment of its own, outside the repository: about ten minutes and 3.5 GB, once
+VLLM ?= $(HOME)/.cache/llamarl/vllm-0.32.0
+
 MODELS ?= $(HOME)/.cache/llamarl/models
 
-.PHONY: demo test real check docs clean
+.PHONY: demo test test-vllm real check docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/llamarl demo
@@ -14,6 +17,10 @@ demo: $(VENV)/.core
 # a test process a core, up to four; one thread in each, so that they don't fight for cores
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# llamarl with the real vLLM as generator: parity, updates under load, its silent faults, a killed server. Ten minutes
+test-vllm: $(VENV)/.dev $(VLLM)/.ready
+	LLAMARL_VLLM=$(VLLM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm
 
 real: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.every_command --model "$$($(BIN)/python -m benchmarks.every_command --fetch $(MODELS))"
@@ -37,6 +44,14 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev,monarch]"
+	touch $@
+
+# the wheel by its hash; torchvision and its kin do not load beside torch for CPUs, and models of text need none of them
+$(VLLM)/.ready: scripts/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip download --quiet --no-deps --require-hashes --dest $(VLLM)/wheel -r scripts/vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet $(VLLM)/wheel/*.whl
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:

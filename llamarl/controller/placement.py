@@ -2,8 +2,9 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,11 +21,15 @@ from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle
 from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
+from llamarl.generation.vllm.executor import VllmExecutor, VllmPlace
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.models.checkpoint import load_model, resolve
 from llamarl.training.executor import TrainerExecutor
 from llamarl.training.reference import ReferenceExecutor
 from llamarl.weights import build_channel
+
+MIN_CACHE_BYTES, MAX_CACHE_BYTES = 64 << 20, 1 << 30
+"""Bounds of the memory for keys and values of a vLLM server on a CPU."""
 
 
 class Executors(NamedTuple):
@@ -118,7 +123,7 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         )
         own_address = trainer.host or (where.own_address if where.has_hosts else "")
         receivers = await trainer.call("open_weights", own_address, timeout_seconds=call_seconds)
-        generator = functools.partial(
+        native = functools.partial(
             GeneratorExecutor,
             recipe.generator,
             load,
@@ -127,9 +132,19 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             cores,
             lora=recipe.trainer.lora,
         )
+        names = generator_names(recipe)
+        servers = place_servers(prepared)
+
+        def spawn_generator(name: str) -> Awaitable[ExecutorHandle]:
+            if not servers:
+                return spawn(native, name)
+            place, settings = servers[names.index(name)], recipe.placement.generators[0].vllm
+            build = functools.partial(VllmExecutor, settings, recipe.generator, place, prepared.tokenizer, receivers)
+            return spawn(build, name)
+
         pool = GeneratorPool(
-            functools.partial(spawn, generator),
-            generator_names(recipe),
+            spawn_generator,
+            names,
             capacity=_capacity(recipe),
             observer=reporter,
             pulse=pulse,
@@ -145,6 +160,29 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             await engine.close()
         finally:  # a second interrupt may have cut that short
             channel.close()
+
+
+def place_servers(prepared: Prepared) -> list[VllmPlace]:
+    """Where each generator's vLLM server is, and what it is started with; empty where the generators are native."""
+    recipe = prepared.recipe
+    table = next((table for table in recipe.placement.generators if table.kind == "vllm"), None)
+    if table is None:
+        return []
+    config, threads = prepared.model_config.get_text_config(), recipe.threads or usable_cores()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    num_numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * prepared.max_positions
+    each = num_numbers * (4 if recipe.generator.precision == "fp32" else 2)
+    # On a CPU vLLM must be told: room for all slots at full length, but no more than a modest part of the memory.
+    cache = max(MIN_CACHE_BYTES, min(each * recipe.generator.slots, MAX_CACHE_BYTES), each * 5 // 4)
+    is_on_cpu = recipe.generator.resolved_device == "cpu"
+    place = VllmPlace(
+        str(resolve(recipe.model)),
+        prepared.max_positions,
+        tp=table.tp,
+        cache_bytes=cache if is_on_cpu else None,
+        threads=max(1, threads // (1 + table.replicas * table.tp)),
+    )
+    return [replace(place, url=url) for url in table.url or [None] * table.replicas]
 
 
 def _share_cores(recipe: Recipe) -> tuple[Cores, dict[str, str]]:

@@ -1,23 +1,24 @@
 """The record of who runs where: `[placement]` of a recipe, which `llamarl plan --out` writes."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from llamarl.core.config import Config
+from llamarl.core.config import describe_errors
 from llamarl.engine.hosts import HostsConfig
+from llamarl.generation.vllm.settings import VllmFields, VllmSettings
 from llamarl.training.config import TrainerPlacement
 
 
-class GeneratorPlacement(Config):
+class GeneratorPlacement(VllmFields):
     """Generators of one kind."""
 
-    kind: Literal["native"] = "native"
-    """Program that generates: llamarl's own."""
+    kind: Literal["native", "vllm"] = "native"
+    """Program that generates: llamarl's own, or vLLM servers."""
     replicas: int = Field(default=1, ge=1)
     """Generators, each with a copy of the weights; the same as `num_generators`."""
-    tp: int = Field(default=1, ge=1, le=1)
+    tp: int = Field(default=1, ge=1)
     """Ranks that compute each completion together; a native generator is one rank."""
     device: str | None = None
     """Device of the generators; None: `generator.device`."""
@@ -25,6 +26,30 @@ class GeneratorPlacement(Config):
     """Number format of weights and cache; None: `generator.precision`."""
     slots: int | None = Field(default=None, ge=1)
     """Completions under way at a time in each; None: `generator.slots`."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.kind == "vllm":
+            _ = self.vllm
+            if self.precision == "int8":
+                raise ValueError("precision: int8 is the native generator's; a vllm one has fp32 and bf16")
+            if self.url and len(self.url) != self.replicas:
+                raise ValueError(f"url: {len(self.url)} addresses for replicas={self.replicas}; give one each")
+            return self
+        if self.tp > 1:
+            raise ValueError(f"tp={self.tp}: a native generator is one rank; set tp=1, or kind='vllm'")
+        for name, field in VllmFields.model_fields.items():
+            if getattr(self, name) != field.default:
+                raise ValueError(f"{name}: is of kind='vllm'; leave it out, or set that kind")
+        return self
+
+    @property
+    def vllm(self) -> VllmSettings:
+        """The settings of its servers."""
+        try:
+            return VllmSettings.model_validate({name: getattr(self, name) for name in VllmFields.model_fields})
+        except ValidationError as error:
+            raise ValueError(describe_errors(error, VllmSettings)) from None
 
 
 class PlacementConfig(HostsConfig):

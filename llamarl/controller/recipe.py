@@ -235,6 +235,12 @@ class Recipe(Config):
                 f"trainer.lora: adapters are trained by one process, and placement.trainer has fsdp={where.fsdp} x "
                 f"tp={where.tp}; set both to 1, or leave trainer.lora out"
             )
+        if any(table.kind == "vllm" for table in self.placement.generators):
+            for name, value in {"precision": "int8", "on_update": "keep"}.items():
+                if self.generator.model_dump()[name] == value:
+                    raise ValueError(f"generator.{name}={value!r} is the native generator's; kind='vllm' has it not")
+            if self.trainer.lora is not None:
+                raise ValueError("trainer.lora: vllm generators take whole weights; leave it out, or use native ones")
         held = {"num_generators": self.num_generators}
         held |= {f"trainer.{name}": value for name, value in self.trainer.model_dump().items()}
         held |= {f"generator.{name}": value for name, value in self.generator.model_dump().items()}

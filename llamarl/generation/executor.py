@@ -35,16 +35,12 @@ from llamarl.functional.checksum import checksum, verify, verify_base
 from llamarl.generation.batcher import Batcher, Finished
 from llamarl.generation.fallback import TransformersGenerator
 from llamarl.generation.native import NativeGenerator, Precision
+from llamarl.generation.proof import check_probe, measure_precision
 from llamarl.models.decoder import named_tensors, why_unsupported
 from llamarl.models.device import resolve_device
 from llamarl.models.lora_config import LoraConfig
 
 _log = logging.getLogger(__name__)
-
-_ROUNDING = 1e-4
-"""Nats that the probe may differ by whatever the precision: fp32 sums in another order."""
-_BROKEN: Mapping[Precision, float] = {"fp32": 0.01, "bf16": 0.5, "int8": 1.0}
-"""Mean nats beyond which a difference under equal weights is not rounding."""
 
 
 class GeneratorConfig(Config):
@@ -160,7 +156,9 @@ class GeneratorExecutor(Executor):
         self._refusal = f"the update to version {manifest.version} failed"
         with self._cores.using("generator"):
             if self._precision_cost is None and manifest.probe is not None:
-                self._precision_cost = self._measure_precision(manifest.probe)
+                self._precision_cost = measure_precision(
+                    manifest.probe, self._score(manifest.probe), self.config.precision
+                )
             gap = self._take(manifest)
             self.batcher.adopt(manifest.version)
         self._refusal = None
@@ -202,36 +200,12 @@ class GeneratorExecutor(Executor):
         return self._check_probe(manifest)
 
     def _check_probe(self, manifest: WeightManifest) -> float:
-        """Compares the probe's log-probs with the trainer's under the weights just taken; returns the largest gap."""
         if manifest.probe is None:
             return math.nan
-        gap, cost = LogprobGap.between(self._score(manifest.probe), manifest.probe.now), self._precision_cost
-        assert cost is not None, "measured before the first update"
-        most = self.config.probe_factor * cost.mean + _ROUNDING
-        # Only the mean is held to a bound: the largest gap is that of one token, and on a token that training has made
-        # improbable a low precision is off by any amount, under weights that are all as they were sent.
-        if not gap.mean <= most:
-            raise WeightSyncError(
-                f"weights of version {manifest.version}: the probe's log-probs differ from the trainer's by "
-                f"{gap.mean:.3g} nats on average ({gap.largest:.3g} at most); {self.config.precision} alone cost "
-                f"{cost.mean:.3g}, and probe_factor={self.config.probe_factor:g} allows {most:.3g}"
-            )
-        return gap.largest
-
-    def _measure_precision(self, probe: WeightProbe) -> LogprobGap:
-        """Measures what this generator's precision costs, while it holds the weights that the trainer started from.
-
-        Raises:
-            WeightSyncError: more than rounding: the two sides loaded other checkpoints, or compute another model.
-        """
-        cost = LogprobGap.between(self._score(probe), probe.at_start)
-        if not cost.mean <= _BROKEN[self.config.precision]:
-            raise WeightSyncError(
-                f"before any update, the generator's log-probs differ from the trainer's by {cost.mean:.3g} nats on "
-                f"average, which {self.config.precision} cannot explain: they hold other checkpoints, or this model is "
-                "not computed alike on both sides (please report it, with its config.json)"
-            )
-        return cost
+        assert self._precision_cost is not None, "measured before the first update"
+        config = self.config
+        logprobs = self._score(manifest.probe)
+        return check_probe(manifest, logprobs, self._precision_cost, config.precision, config.probe_factor)
 
     def _score(self, probe: WeightProbe) -> list[float]:
         return [logprob for row in probe.rows for logprob in self.batcher.backend.probe_logprobs(row)]

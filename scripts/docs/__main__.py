@@ -5,7 +5,8 @@
 
 Whole pages: docs/reference/{settings,metrics,cli,errors}.md and docs/reference/instructions/*.md. Tables inside
 hand-written pages stand between `<!-- generated: settings of NAME -->` and `<!-- end -->`: of algorithms and judges;
-those of the planner (`planner_tables`) between `<!-- generated: planner NAME -->` and `<!-- end -->`.
+those of the planner (`planner_tables`) between `<!-- generated: planner NAME -->` and `<!-- end -->`; that of
+generators (`generator_table`).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from generator_table import fill_generators
 from instruction_pages import instruction_pages
 from judge_settings import judge_settings
 from planner_tables import fill
@@ -25,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from llamarl.algorithms import AlgorithmConfig
 from llamarl.cli.main import COMMANDS, load_command
+from llamarl.controller.placement_config import PlacementConfig
 from llamarl.controller.recipe import Recipe
 from llamarl.core import errors
 from llamarl.core.config import models_in
@@ -79,6 +82,8 @@ def settings_page() -> str:
     for name, field in Recipe.model_fields.items():
         if name != "algorithm":
             parts += [section(name, model, field) for model in models_in(field.annotation)]
+    for name, field in PlacementConfig.model_fields.items():
+        parts += [section(f"placement.{name}", model, field) for model in models_in(field.annotation)]
     parts.append("\n## algorithm\n\nOne of these; `algorithm.type` says which. `aipo` where a recipe says nothing.\n")
     for name, model in sorted(ALGORITHMS.items()):
         page = "guides/write-an-algorithm.md" if name == "custom" else f"algorithms/{name}.md"
@@ -297,8 +302,8 @@ def outdated() -> dict[Path, str]:
         for path in sorted((DOCS / folder).glob("*.md")):
             text = path.read_text(encoding="utf-8")
             wanted[path] = BLOCK.sub(lambda match, write=write: match[1] + write(match[2]) + match[3], text)
-    for path in (DOCS / "guides" / "plan-a-run.md",):
-        wanted[path] = fill(path.read_text(encoding="utf-8"))
+    for path in (DOCS / "guides" / "plan-a-run.md", DOCS / "guides" / "generate-with-vllm.md"):
+        wanted[path] = fill(fill_generators(path.read_text(encoding="utf-8")))
     return {
         path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     }

@@ -59,7 +59,36 @@ def test_what_a_plan_writes_is_understood(tmp_path: Path) -> None:
 
 
 def test_what_is_not_understood_of_a_plan_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"placement\.generators\.0\.precision: 'fp8' is unknown"):
         recipe(tmp_path, '[[placement.generators]]\nkind = "vllm"\ntp = 4\nprecision = "fp8"\n')
-    for name in ("placement.generators.0.kind", "placement.generators.0.tp", "placement.generators.0.precision"):
-        assert name in str(caught.value)
+
+
+def test_vllm_servers_are_generators(tmp_path: Path) -> None:
+    text = '[[placement.generators]]\nkind = "vllm"\nurl = ["http://127.0.0.1:1", "http://127.0.0.1:2"]\nreplicas = 2\n'
+    placed = recipe(tmp_path, text)
+    assert placed.num_generators == 2 and placed.placement.generators[0].vllm.url == (
+        "http://127.0.0.1:1",
+        "http://127.0.0.1:2",
+    )
+    assert Recipe.parse(placed.record()) == placed
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('kind = "vllm"', "environment: give the folder of the virtual environment that holds vLLM"),
+        ('kind = "vllm"\nenvironment = "v"\nprecision = "int8"', "int8 is the native generator's"),
+        ('kind = "vllm"\nurl = "http://127.0.0.1:1"\nreplicas = 2', "1 addresses for replicas=2"),
+        (
+            'kind = "vllm"\nenvironment = "v"\n[generator]\non_update = "keep"',
+            "generator.on_update='keep' is the native",
+        ),
+        ("tp = 2", "tp=2: a native generator is one rank"),
+        ('environment = "v"', "environment: is of kind='vllm'"),
+        ('kind = "sglang"', "'sglang' is unknown"),
+    ],
+)
+def test_what_a_kind_of_generator_has_not_is_refused(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe(tmp_path, f"[[placement.generators]]\n{table}\n")
+    assert message in str(caught.value)

@@ -1,0 +1,175 @@
+"""The process of a vLLM server: started, watched, ended with whoever started it."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import IO
+
+from llamarl.core.errors import ConfigError, ExecutorLostError
+from llamarl.generation.vllm.client import NAME
+
+PLUGIN = Path(str(files("llamarl.generation.vllm"))) / "plugin" / "llamarl_vllm.py"
+"""The file that runs inside the server. A server that others start needs its folder in PYTHONPATH."""
+PASSED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME")
+"""Environment variables that a server gets of ours, which hold no secret."""
+POLL_SECONDS = 0.25
+STOP_SECONDS = 10.0
+LOG_LINES = 4
+"""Last lines of a server's output that tell why it ended."""
+
+
+def build_arguments(
+    model: str, port: int, *, precision: str, slots: int, tp: int, max_model_len: int, cache_bytes: int | None
+) -> list[str]:
+    """The arguments of a server that serves `model` as a generator.
+
+    Args:
+        model: the checkpoint.
+        port: on this machine's own address.
+        precision: `fp32` or `bf16`.
+        slots: most completions under way.
+        tp: workers that share each layer.
+        max_model_len: most tokens of prompt and completion.
+        cache_bytes: for keys and values, where it computes on the CPU; None: on a GPU, of which it takes its share.
+    """
+    on_cpu = [] if cache_bytes is None else ["--enforce-eager", "--kv-cache-memory-bytes", str(cache_bytes)]
+    return [
+        *("--model", model, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", {"fp32": "float32", "bf16": "bfloat16"}[precision], "--tensor-parallel-size", str(tp)),
+        *("--max-model-len", str(max_model_len), "--max-num-seqs", str(slots)),
+        # Log-probs of the distribution that was sampled, and the route that takes and gives token ids.
+        *("--logprobs-mode", "processed_logprobs", "--enable-scale-out"),
+        *("--weight-transfer-config", json.dumps({"backend": "llamarl"})),
+        *("--worker-extension-cls", "llamarl_vllm.Extension"),
+        *on_cpu,
+    ]
+
+
+def build_environment(threads: int | None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a server: no secret of ours, no word to anybody outside."""
+    kept = {name: given[name] for name in PASSED if name in given}
+    count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {
+        **kept,
+        **count,
+        "PYTHONPATH": str(PLUGIN.parent),
+        "PYTHONUNBUFFERED": "1",
+        # Opens the routes by which weights change. They take no key, so the server listens on this machine alone.
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        # On a CPU: threads are not bound to cores, which others need too, and few cores are enough.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_CI_ENV": "1",
+    }
+
+
+class ServerProcess:
+    """A server that this process started. It ends with this process, however that ends.
+
+    Args:
+        python: of the environment that holds vLLM.
+        arguments: of the server.
+        port: that these name.
+        environment: of its process.
+        program: what python runs; by default the plugin.
+
+    Raises:
+        ConfigError: there is no such interpreter.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        arguments: Sequence[str],
+        port: int,
+        environment: Mapping[str, str],
+        program: Path = PLUGIN,
+    ) -> None:
+        if not os.access(python, os.X_OK):
+            raise ConfigError(
+                f"environment: no interpreter at {python}; give the folder of the virtual environment that holds vLLM"
+            )
+        self.url = f"http://127.0.0.1:{port}"
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process writes
+        self._process = subprocess.Popen(
+            [str(python), str(program), *arguments],
+            # Nothing is ever written to it. The server ends when it does: see the plugin.
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,  # a group of its own, which ends as a whole; and Ctrl-C is ours to handle
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Waits for its first answer.
+
+        Raises:
+            ExecutorLostError: it ended before, or did not come in time; says what it wrote last.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._answers():
+            if (problem := self.why_ended()) is not None:
+                raise ExecutorLostError(f"vLLM: {problem}")
+            if time.monotonic() > deadline:
+                raise ExecutorLostError(f"vLLM: no answer within start_seconds={seconds:g}; last: {self._last_lines()}")
+            time.sleep(POLL_SECONDS)
+
+    def why_ended(self) -> str | None:
+        """Says with which status it ended, and its last words; None while it runs."""
+        if self._log.closed:
+            return "it was stopped"
+        status = self._process.poll()
+        return None if status is None else f"ended with status {status}; last: {self._last_lines()}"
+
+    def stop(self) -> None:
+        """Ends it and all its processes. Idempotent."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):  # whatever of the group is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                f"{self.url}/health", timeout=5
+            ) as r:
+                return bool(r.status == 200)
+        except OSError:
+            return False
+
+    def _last_lines(self) -> str:
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        blamed = [line for line in lines if "Error" in line]
+        return " | ".join((blamed or lines)[-LOG_LINES:])[-1000:]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
