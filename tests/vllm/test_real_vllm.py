@@ -281,7 +281,7 @@ TABLE = '\n[[placement.generators]]\nkind = "vllm"\nenvironment = "{environment}
 
 
 def start_run(environment: str, tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    demo = recipe_path("demo.toml")
+    demo = recipe_path("demo")
     text = Path(demo).read_text().replace('"../tasks/assets/', f'"{DEMO_CHECKPOINT.parent}/')
     (tmp_path / "recipe.toml").write_text(text + TABLE.format(environment=environment))
     smaller = [*("--schedule.prompts-per-step", "8", "--evaluation.num-prompts", "8", "--generator.slots", "32")]
