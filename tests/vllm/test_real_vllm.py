@@ -321,7 +321,7 @@ def test_a_run_replaces_a_killed_server_and_trains_on_log_probs_of_its_own(envir
         process.kill()
         process.wait()
     assert set(servers()) == before
-    assert "generator-0 lost (vLLM: ended with status -9" in (tmp_path / "run" / "messages.log").read_text()
+    assert "generator-0 lost (" in (tmp_path / "run" / "messages.log").read_text()
     records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     steps = [record for record in records if "rollout/staleness/max" in record]
     assert steps[-1]["step"] == 20

@@ -46,6 +46,8 @@ from llamarl.generation.vllm.transfer import Broadcast
 
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+END_SECONDS = 2.0
+"""Seconds that a server whose connection broke has to end, so that it can be said why."""
 T = TypeVar("T")
 
 
@@ -172,6 +174,10 @@ class VllmExecutor(Executor):
         self._refusal, self._is_updating = f"the update to version {manifest.version} failed", True
         try:
             return await self._update(manifest)
+        except (ExecutorLostError, WeightSyncError) as error:
+            if self._server is not None and (problem := await self._server.wait_why_ended(END_SECONDS)) is not None:
+                raise ExecutorLostError(f"vLLM: {problem}") from error  # which a broken connection does not tell
+            raise
         finally:
             self._is_updating = False
 

@@ -1,5 +1,6 @@
 """The process of a vLLM server: started, watched, ended with whoever started it."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -138,6 +139,13 @@ class ServerProcess:
             return "it was stopped"
         status = self._process.poll()
         return None if status is None else f"ended with status {status}; last: {self._last_lines()}"
+
+    async def wait_why_ended(self, seconds: float) -> str | None:
+        """As `why_ended`, with some time to end."""
+        deadline = time.monotonic() + seconds
+        while (problem := self.why_ended()) is None and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        return problem
 
     def stop(self) -> None:
         """Ends it and all its processes. Idempotent."""
