@@ -12,13 +12,13 @@ Methods of executors are called by name here and in `generators`, and nowhere el
 import asyncio
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from llamarl.controller.observer import Observer
 from llamarl.controller.restarts import LOST, RevivingClient
-from llamarl.core.errors import ExecutorLostError, JudgeError, StallError
+from llamarl.core.errors import ExecutorLostError, JudgeError, LostTouchError, RankMemoryError, StallError
 from llamarl.core.group_judge import JudgesStatus
 from llamarl.core.protocols import ExecutorHandle
 from llamarl.core.records import Assignment, Completion, Prompt, Sample, StepResult, Trajectory, WeightManifest
@@ -108,12 +108,13 @@ class TrainerClient:
         """Calls a method on all ranks: their results.
 
         Raises:
+            RankMemoryError: a rank ran out of memory.
             ExecutorLostError: a rank is dead or silent; names it.
             StallError: the deadline passed, though every rank still answers: the work takes longer.
         """
         calls = [
             asyncio.ensure_future(self._handle.call(method, *args, rank=rank, timeout_seconds=timeout_seconds))
-            for rank in range(self._num_ranks)
+            for rank in self._ranks
         ]
         try:
             _, pending = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
@@ -122,23 +123,35 @@ class TrainerClient:
         finally:
             for call in calls:
                 call.cancel()
-        errors = [call.exception() for call in calls if call.done() and not call.cancelled()]
-        for error in errors:
-            if error is not None and not (self._num_ranks > 1 and isinstance(error, LOST)):
+        errors = {rank: call.exception() for rank, call in enumerate(calls) if call.done() and not call.cancelled()}
+        failed = {rank: error for rank, error in errors.items() if error is not None}
+        for error in failed.values():
+            if self._num_ranks == 1 or not isinstance(error, LOST) or isinstance(error, RankMemoryError):
                 raise error
-        if lost := next((error for error in errors if error is not None), None):
-            await self._name_the_silent(method, lost)
-            raise lost
+        if failed:
+            raise await self._name_the_lost(method, failed)
         return [call.result() for call in calls]
 
-    async def _name_the_silent(self, method: str, error: BaseException) -> None:
-        """Raises `ExecutorLostError` naming the ranks that do not answer, where there are any."""
-        asks = (self._handle.call("progress", rank=r, timeout_seconds=_ANSWER_SECONDS) for r in range(self._num_ranks))
-        answers = await asyncio.gather(*asks, return_exceptions=True)
-        if silent := [str(rank) for rank, answer in enumerate(answers) if isinstance(answer, BaseException)]:
-            raise ExecutorLostError(
-                f"trainer rank {', '.join(silent)} of {self._num_ranks} no longer answers, in {method} ({error})"
-            ) from error
+    async def _name_the_lost(self, method: str, failed: Mapping[int, BaseException]) -> BaseException:
+        """An error that names the dead ranks, or else the silent ones; where all of them answer, that of a call."""
+        told = next(iter(failed.values()))
+        gone = [r for r, e in failed.items() if isinstance(e, ExecutorLostError) and not isinstance(e, LostTouchError)]
+        if not gone:
+            asks = (self._handle.call("progress", rank=r, timeout_seconds=_ANSWER_SECONDS) for r in self._ranks)
+            answers = await asyncio.gather(*asks, return_exceptions=True)
+            gone = [rank for rank, answer in zip(self._ranks, answers, strict=True) if isinstance(answer, Exception)]
+        if not gone:
+            return told
+        numbers = ", ".join(map(str, gone))
+        events = (error.event for error in failed.values() if isinstance(error, ExecutorLostError))
+        return ExecutorLostError(
+            f"trainer rank {numbers} of {self._num_ranks} no longer answers, in {method} ({told})",
+            event=next(filter(None, events), None),
+        )
+
+    @property
+    def _ranks(self) -> range:
+        return range(self._num_ranks)
 
 
 _LAST_WORDS_SECONDS = 10.0

@@ -13,6 +13,7 @@ What a resume refuses (another algorithm's checkpoint, other data) leaves the di
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from llamarl.controller.prepare import Prepared, prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.controller.reporter import Reporter, log_message
 from llamarl.controller.restarts import RestartBudget
-from llamarl.core.errors import ExecutorLostError, LlamaRLError
+from llamarl.core.errors import ExecutorLostError, LlamaRLError, RankMemoryError
 from llamarl.core.loops import run_async
 from llamarl.core.paths import read_path
 from llamarl.report.live import LiveView
@@ -108,10 +109,19 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: St
                 if budget.left <= 0:
                     raise
                 budget.spend("trainer", error)
+                if isinstance(error, RankMemoryError):
+                    prepared = with_smaller_micro_batches(prepared, error)
                 log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
     finally:
         if start.step is not None:  # it began, so that there is something to see
             _write_page(directory)
+
+
+def with_smaller_micro_batches(prepared: Prepared, error: RankMemoryError) -> Prepared:
+    """The run with micro-batches of half the tokens that were too much for a rank."""
+    recipe = prepared.recipe
+    trainer = recipe.trainer.model_copy(update={"micro_batch_tokens": max(1, error.micro_batch_tokens // 2)})
+    return replace(prepared, recipe=recipe.model_copy(update={"trainer": trainer}))
 
 
 def _write_page(directory: Path) -> None:

@@ -9,6 +9,8 @@
       JudgeError(RuntimeError)            a judge broke; never turned into a reward
       EndpointError(ConnectionError)      a model server gave no usable reply, retries included
       ExecutorLostError(RuntimeError)     an executor died or fell silent; the controller may respawn it
+        LostTouchError                    one of its ranks waits in vain for another, which is dead or silent
+        RankMemoryError                   one of its ranks ran out of memory; all start over with smaller micro-batches
       WeightSyncError(RuntimeError)       weights that arrived are not the weights that were sent
       CollapseError(RuntimeError)         the policy degenerated; the run stopped before damage
       HackingError(RuntimeError)          a monitor of reward hacking passed its stop; the run ended with a checkpoint
@@ -74,6 +76,22 @@ class ExecutorLostError(LlamaRLError, RuntimeError):
     def __init__(self, message: str = "", event: str | None = None) -> None:
         super().__init__(message)
         self.event = event
+
+
+class LostTouchError(ExecutorLostError):
+    """A rank cannot go on, since an exchange with the others broke: another one is gone or silent."""
+
+
+class RankMemoryError(ExecutorLostError):
+    """One of several ranks ran out of memory: all of them start over, with smaller micro-batches."""
+
+    def __init__(self, text: str, micro_batch_tokens: int) -> None:
+        super().__init__(text)
+        self.micro_batch_tokens = micro_batch_tokens
+        """Tokens of the micro-batches that were too much."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses from the rank's process to the controller's
+        return RankMemoryError, (str(self), self.micro_batch_tokens)
 
 
 class WeightSyncError(LlamaRLError, RuntimeError):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llamarl.core.algorithm import Algorithm
-from llamarl.core.errors import ConfigError, ExecutorLostError
+from llamarl.core.errors import ConfigError, LostTouchError, RankMemoryError
 from llamarl.core.protocols import Cores, Executor, WeightChannel
 from llamarl.core.records import Assignment, StepResult, Trajectory, WeightManifest
 from llamarl.core.sampling import Sampling
@@ -70,6 +70,7 @@ class TrainerExecutor(Executor):
 
         self._placement = placement or TrainerPlacement()
         self._meeting: Meeting | None = None
+        self._trainer: PolicyTrainer | None = None
         self._ranks = ALONE
         self._progress = Progress(0, 0)
 
@@ -144,7 +145,7 @@ class TrainerExecutor(Executor):
     ) -> StepResult:
         """Takes one step on all samples, of one optimizer update or several; see `PolicyTrainer.train`."""
         with self._exchanging():
-            return self._trainer.train(assignments, watched_groups, weights)
+            return self._require().train(assignments, watched_groups, weights)
 
     def logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
         """Scores trajectories under the policy that the run started from, which adapters switched off are.
@@ -152,7 +153,7 @@ class TrainerExecutor(Executor):
         Raises:
             ConfigError: the trainer has no adapters, and so no weights of that policy.
         """
-        return self._trainer.reference_logprobs(rows)
+        return self._require().reference_logprobs(rows)
 
     def open_weights(self, host: str) -> WeightChannel:
         """Opens the weight channel and returns the end that receivers are given. On rank 0, before any `publish`."""
@@ -161,21 +162,25 @@ class TrainerExecutor(Executor):
     def publish(self) -> WeightManifest:
         """Offers the current weights on the weight channel."""
         with self._exchanging():
-            return self._trainer.publish()
+            return self._require().publish()
 
     def memory(self) -> dict[str, int]:
         """Bytes of what training holds on this rank, by part."""
-        return self._trainer.memory()
+        return self._require().memory()
 
     def save(self, directory: str) -> None:
         """Writes weights, optimizer and counters into an empty directory."""
         with self._exchanging():
-            self._trainer.save(directory)
+            self._require().save(directory)
 
     def load(self, directory: str) -> int:
         """Restores what `save` wrote; returns the policy version."""
         with self._exchanging():
-            return self._trainer.load(directory)
+            return self._require().load(directory)
+
+    def _require(self) -> PolicyTrainer:
+        assert self._trainer is not None, "several ranks must `join` first"
+        return self._trainer
 
     @contextmanager
     def _exchanging(self) -> Iterator[None]:
@@ -184,14 +189,18 @@ class TrainerExecutor(Executor):
         try:
             yield
         except torch.OutOfMemoryError as error:
-            if self.world_size == 1:
+            if self.world_size == 1 or self._trainer is None:
                 raise
-            raise ExecutorLostError(f"rank {self.rank}: {error}") from error
+            # The others are in the midst of an exchange with this rank, so that it cannot try again by itself.
+            tokens = self._trainer.micro_batch_tokens
+            raise RankMemoryError(
+                f"rank {self.rank} ran out of memory with trainer.micro_batch_tokens={tokens} ({error})", tokens
+            ) from error
         except RuntimeError as error:
             if not is_broken_exchange(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
-            raise ExecutorLostError(f"rank {self.rank} lost touch with the others: {reason}") from error
+            reason = str(error).strip().splitlines()[0].split(". ")[0]  # advice to programmers follows
+            raise LostTouchError(f"rank {self.rank} lost touch with the others: {reason}") from error
 
     def _note_micro_batch(self, number: int, total: int) -> None:
         self._progress = self._progress._replace(micro_batch=number)

@@ -274,6 +274,11 @@ class PolicyTrainer:
         with self.trained.switched_off():
             return response_logprobs(self._score, self.model, self.config, rows, lambda: self._cores.using("trainer"))
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens in one forward and backward pass, as it is now."""
+        return self._micro_batch_tokens
+
     def memory(self) -> dict[str, int]:
         """Bytes of what this rank holds for training, by part; activations are of its largest micro-batch so far."""
         return {
