@@ -12,6 +12,7 @@ takes no other with it: its link fails, and whoever replaces it joins a new one.
 """
 
 import json
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class Link:
                 {other: layouts[other] for other in range(num_sources)},
                 {other: layouts[other] for other in range(num_sources, world)},
             )
-            group = _open_group(backend, PrefixStore("weights", store), place, world, timeout)
+            group = _open_group(backend, PrefixStore("weights", store), place, world, timeout, host)
         except (RuntimeError, ValueError) as error:
             if isinstance(error, WeightSyncError):
                 raise
@@ -204,12 +205,25 @@ class Link:
         return _Message(work, move.num_bytes, lambda: part.copy_(staged))
 
 
-def _open_group(backend: str, store: Store, rank: int, world: int, timeout: timedelta) -> dist.ProcessGroup:
+def _open_group(backend: str, store: Store, rank: int, world: int, timeout: timedelta, host: str) -> dist.ProcessGroup:
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
         return cast(dist.ProcessGroup, dist.ProcessGroupNCCL(store, rank, world, options))
-    return cast(dist.ProcessGroup, dist.ProcessGroupGloo(store, rank, world, timeout))
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined] # the stubs lack it
+    # By itself gloo takes the interface of the machine's name, which others may not reach, or may reach and should not.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_facing(host))]
+    options._timeout = timeout
+    return cast(dist.ProcessGroup, dist.ProcessGroupGloo(store, rank, world, options))
+
+
+def _facing(host: str) -> str:
+    """The address of this machine's interface that leads to `host`; nothing is sent to find out."""
+    family, kind, _, _, place = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(place)
+        own: str = probe.getsockname()[0]
+    return own
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -114,11 +114,21 @@ class Slots:
         return [pairs[0] if len(set(pairs)) == 1 else (0, 0) for pairs in by_slot]
 
     def _check_layout(self, layout: Layout) -> None:
-        """Raises `WeightSyncError` naming the first tensor that was added, removed or changed in shape or dtype."""
+        """Refuses tensors that were added, removed or changed in shape or dtype, or lack elements that must be written.
+
+        Raises:
+            WeightSyncError: names the first of them.
+        """
         for name in sorted(layout.keys() | self._layout.keys()):
             was, now = (str(found.get(name, "absent")) for found in (self._layout, layout))
             if was != now:
                 raise WeightSyncError(f"weights: {name!r} was {was} when the channel was laid out and is {now} now")
+            lacking = [part for part in self._parts.get(name, ()) if part.intersect(layout[name].region) != part]
+            if lacking:
+                held = f"{name}{layout[name].region}"
+                raise WeightSyncError(
+                    f"weights: this rank holds {held} and should write {lacking[0]}; pass the sharding"
+                )
 
     def _check_fit(self, into: Mapping[str, Tensor]) -> dict[str, Shard]:
         wanted = layout_of(into)

@@ -125,6 +125,18 @@ def test_a_version_is_held_once_every_rank_has_written_it():
         writers[1].write(3, {"w": torch.full((4,), 3.0)})
 
 
+def publish_without_sharding(rank: int, channel: ShmChannel):
+    channel.publish(0, parameters(0, "fsdp", True))
+
+
+def test_shards_that_nobody_says_are_shards_are_refused(ranks, shm):
+    ranks.begin(0, 2, publish_without_sharding, shm)
+    with pytest.raises(
+        WeightSyncError, match=r"holds embed.weight\[0:49, 0:32\] and should write \[0:98, 0:32\]; pass"
+    ):
+        ranks.end(0, 2)
+
+
 def publish_locally(rank: int):
     tensors = parameters(0, "fsdp", True)
     LocalChannel().publish(0, tensors, gather_sharding(tensors))
