@@ -85,6 +85,10 @@ class Trainer(Protocol):
 class WeightChannel(Protocol):
     """The data plane of weights from one trainer to its generators. Picklable where its engine crosses processes."""
 
+    @property
+    def dtype(self) -> Any:
+        """`torch.dtype` in which floating-point weights travel, and of which checksums are taken; None: theirs."""
+
     def open(self, host: str) -> "WeightChannel":
         """Makes the channel ready, on rank 0 of the trainer and before it publishes; returns the receivers' end.
 

@@ -34,7 +34,7 @@ class PartialSum:
     """sum_i b_i * m_i (mod 2**64) over the samples i that lie in the shard."""
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def checksum(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, int]:
     """One number in [0, 2**63) per tensor, from its shape and its sampled float32 bits at their positions.
 
     Let b_i be the float32 bits of sample i and m_i a fixed odd 64-bit number: the value is a hash of the shape and of
@@ -47,27 +47,31 @@ def checksum(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
     Args:
         tensors: by name, whole; any strides, views into larger buffers included.
+        dtype: takes the checksums that floating-point tensors have after a cast to this; None: of what they are.
 
     Raises:
         WeightSyncError: no tensor, one without elements, or one that this rank holds a part of.
     """
-    return combine_checksums([partial_checksums(tensors)])
+    return combine_checksums([partial_checksums(tensors, dtype=dtype)])
 
 
 @torch.no_grad()
-def partial_checksums(tensors: Mapping[str, Tensor], layout: Layout | None = None) -> dict[str, PartialSum]:
+def partial_checksums(
+    tensors: Mapping[str, Tensor], layout: Layout | None = None, dtype: torch.dtype | None = None
+) -> dict[str, PartialSum]:
     """This rank's share of each tensor's checksum.
 
     Args:
         tensors: what this rank holds, by name.
         layout: the place of that in the whole tensors; by default DTensors say it, and plain tensors are whole.
+        dtype: as for `checksum`.
     """
     sums: dict[torch.device, list[Tensor]] = {}
     kinds: dict[str, tuple[torch.device, Shard]] = {}
     for name, tensor in tensors.items():  # once: a mapping may make its tensors at each access
         shard, held = layout[name] if layout else shard_of(name, tensor), local_part(tensor)
         kinds[name] = held.device, shard
-        sums.setdefault(held.device, []).append(_weighted_bits(held, shard))
+        sums.setdefault(held.device, []).append(_weighted_bits(held, shard, dtype))
     values = {device: iter(torch.stack(column).tolist()) for device, column in sums.items()}  # one sync per device
     return {name: PartialSum(shard, next(values[device])) for name, (device, shard) in kinds.items()}
 
@@ -171,10 +175,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
-def _weighted_bits(held: Tensor, shard: Shard) -> Tensor:
+def _weighted_bits(held: Tensor, shard: Shard, dtype: torch.dtype | None = None) -> Tensor:
     """sum_i b_i * m_i as an int64 scalar on the tensor's device, over the samples in the shard."""
     places, multipliers = _samples(shard.global_shape, shard.region, held.device)
     samples = held.reshape(-1) if places is None else held.take(places)  # `take` reads views without copying them
+    if dtype is not None and samples.is_floating_point():
+        samples = samples.to(dtype)
     bits = samples.to(torch.float32).contiguous().view(torch.int32).to(torch.int64)
     return (bits * multipliers).sum()
 

@@ -7,6 +7,7 @@ whole_layout(layouts)           the layout of one rank that would hold everythin
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,19 @@ def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, Shard]:
     return {name: shard_of(name, tensor) for name, tensor in tensors.items()}
 
 
+def lone_sharding(tensors: Mapping[str, Tensor]) -> Sharding:
+    """The sharding of a rank that holds everything.
+
+    Raises:
+        WeightSyncError: this rank holds only a part of a tensor.
+    """
+    layout = layout_of(tensors)
+    for name, shard in layout.items():
+        if shard.region.shape != shard.global_shape:
+            raise WeightSyncError(f"weights: this rank holds {name}{shard.region} of {shard} alone; pass the sharding")
+    return Sharding(0, (layout,))
+
+
 def gather_sharding(tensors: Mapping[str, Tensor]) -> Sharding:
     """The layouts of all ranks of the default process group, each of which calls it with its own tensors."""
     # As JSON, since no rank should unpickle what comes over a network.
@@ -41,6 +55,15 @@ def gather_sharding(tensors: Mapping[str, Tensor]) -> Sharding:
     dist.all_gather(texts, torch.cat([text, text.new_zeros(longest - len(text))]))
     told = (bytes(text[: int(length)].numpy()) for text, length in zip(texts, lengths, strict=True))
     return Sharding(dist.get_rank(), tuple(from_json(json.loads(each)) for each in told))
+
+
+def cast_layout(layout: Layout, dtype: torch.dtype | None) -> Layout:
+    """The layout of the same tensors after a cast of those of floating point; None: of the tensors themselves."""
+    if dtype is None:
+        return layout
+    name = str(dtype).removeprefix("torch.")
+    floating = {key: getattr(torch, shard.dtype).is_floating_point for key, shard in layout.items()}
+    return {key: replace(shard, dtype=name) if floating[key] else shard for key, shard in layout.items()}
 
 
 def whole_layout(layouts: Layouts) -> dict[str, Shard]:

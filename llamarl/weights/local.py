@@ -9,13 +9,19 @@ from torch import Tensor
 
 from llamarl.core.errors import ConfigError, WeightSyncError
 from llamarl.core.shards import Sharding
+from llamarl.weights.layout import cast_layout, lone_sharding
 from llamarl.weights.slots import NUM_SLOTS, Slots
 
 
 class LocalChannel:
-    """Two private copies of the weights, on the device where the trainer's tensors are."""
+    """Two private copies of the weights, on the device where the trainer's tensors are.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: in which it holds floating-point tensors; None: theirs.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
         self._slots: Slots | None = None
 
     def open(self, host: str) -> "LocalChannel":
@@ -33,10 +39,15 @@ class LocalChannel:
             raise ConfigError(
                 f"weights: a LocalChannel cannot take them from {len(sharding.layouts)} ranks; use ShmChannel"
             )
+        layout = lone_sharding(tensors).own
         if self._slots is None:
-            copies = [{name: torch.empty_like(t).detach() for name, t in tensors.items()} for _ in range(NUM_SLOTS)]
-            self._slots = Slots(torch.zeros(1, NUM_SLOTS, 2, dtype=torch.int64), copies)
-        self._slots.write(version, tensors)
+            dtypes = {name: getattr(torch, shard.dtype) for name, shard in cast_layout(layout, self.dtype).items()}
+            copies = [
+                {name: torch.empty_like(tensor, dtype=dtypes[name]).detach() for name, tensor in tensors.items()}
+                for _ in range(NUM_SLOTS)
+            ]
+            self._slots = Slots(torch.zeros(1, NUM_SLOTS, 2, dtype=torch.int64), copies, dtype=self.dtype)
+        self._slots.write(version, tensors, layout)
 
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """Copies `version` into the tensors of `into` and returns it; without `into`, into new tensors.

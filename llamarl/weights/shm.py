@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llamarl.core.errors import WeightSyncError
 from llamarl.core.shards import Layout, Region, Sharding
-from llamarl.weights.layout import layout_of, whole_layout
+from llamarl.weights.layout import cast_layout, lone_sharding, whole_layout
 from llamarl.weights.plan import build_plan
 from llamarl.weights.slots import NUM_SLOTS, Slots
 
@@ -45,11 +45,13 @@ class ShmChannel:
 
     Args:
         name: of the arena, unique on this host; random by default.
+        dtype: in which it holds floating-point tensors; None: theirs.
         is_owner: False makes what a pickled copy is.
     """
 
-    def __init__(self, name: str | None = None, is_owner: bool = True) -> None:
+    def __init__(self, name: str | None = None, dtype: torch.dtype | None = None, is_owner: bool = True) -> None:
         self.name = name or f"llamarl-{uuid4().hex[:12]}"
+        self.dtype = dtype
         self._is_owner = is_owner
         self._published: Slots | None = None
         self._attached: Slots | None = None
@@ -77,9 +79,10 @@ class ShmChannel:
             WeightSyncError: names, shapes or dtypes differ from the first publication, the ranks together do not hold
                 every element, or shared memory is full.
         """
+        sharding = sharding or lone_sharding(tensors)
         if self._published is None:
-            self._published = _create(self.path, tensors) if sharding is None else _create_together(self.path, sharding)
-        self._published.write(version, tensors, None if sharding is None else sharding.own)
+            self._published = _create(self.path, sharding, self.dtype)
+        self._published.write(version, tensors, sharding.own)
 
     def fetch(self, version: int, into: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """Copies `version` into the tensors of `into` and returns it; without `into`, into new tensors.
@@ -115,38 +118,41 @@ class ShmChannel:
         return self._attached
 
     def __getstate__(self) -> dict[str, object]:
-        return {"name": self.name, "_is_owner": False, "_published": None, "_attached": None, "_inode": 0}
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "_is_owner": False,
+            "_published": None,
+            "_attached": None,
+            "_inode": 0,
+        }
 
 
-def _create(path: Path, tensors: Mapping[str, Tensor]) -> Slots:
-    fields = _fields(layout_of(tensors))
-    _make_file(path, fields, num_ranks=1)
-    return _open(path)
-
-
-def _create_together(path: Path, sharding: Sharding) -> Slots:
+def _create(path: Path, sharding: Sharding, dtype: torch.dtype | None) -> Slots:
     """Makes one file for all ranks: the first makes it, and all learn whether it could."""
-    layouts = dict(enumerate(sharding.layouts))
+    layouts = {rank: cast_layout(layout, dtype) for rank, layout in enumerate(sharding.layouts)}
     whole = whole_layout(layouts)
     plan = build_plan(layouts, {_ARENA: whole})
     failure: WeightSyncError | None = None
     if sharding.rank == 0:
         try:
-            _make_file(path, _fields(whole), len(layouts))
+            _make_file(path, whole, len(layouts))
         except WeightSyncError as error:
             failure = error
     is_made = torch.tensor([failure is None])
-    dist.broadcast(is_made, src=0)  # also holds the others back until the file is there
+    if len(layouts) > 1:
+        dist.broadcast(is_made, src=0)  # also holds the others back until the file is there
     if not is_made:
         raise failure or WeightSyncError(f"weights: rank 0 could not make {path}; its error says why")
     parts: dict[str, list[Region]] = {}
     for move in plan.sent_by(sharding.rank):
         parts.setdefault(move.name, []).append(move.region)
-    return _open(path, sharding.rank, parts)
+    return _open(path, sharding.rank, parts, dtype)
 
 
-def _make_file(path: Path, fields: Fields, num_ranks: int) -> None:
+def _make_file(path: Path, layout: Layout, num_ranks: int) -> None:
     """Makes the file. One that a dead trainer left is replaced; who has mapped it keeps the old pages."""
+    fields: Fields = [(name, list(shard.global_shape), shard.dtype) for name, shard in layout.items()]
     text = json.dumps(fields).encode()
     total = _tensors_at(num_ranks, len(text)) + NUM_SLOTS * _slot_bytes(fields)
     path.unlink(missing_ok=True)
@@ -164,8 +170,13 @@ def _make_file(path: Path, fields: Fields, num_ranks: int) -> None:
         os.close(file)
 
 
-def _open(path: Path, rank: int = 0, parts: Mapping[str, Sequence[Region]] | None = None) -> Slots:
-    """Maps the file; `rank` and `parts` are those of a writer."""
+def _open(
+    path: Path,
+    rank: int = 0,
+    parts: Mapping[str, Sequence[Region]] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Slots:
+    """Maps the file; all but the path is for a writer."""
     with open(path, "rb") as file:
         length, num_ranks = struct.unpack("<QQ", file.read(_STAMPS_AT).ljust(_STAMPS_AT, b"\0"))
         if not num_ranks:  # whoever makes it writes this last
@@ -176,11 +187,7 @@ def _open(path: Path, rank: int = 0, parts: Mapping[str, Sequence[Region]] | Non
     memory = torch.from_file(str(path), shared=True, size=begin + NUM_SLOTS * size, dtype=torch.uint8)
     stamps = memory[_STAMPS_AT : _layout_at(num_ranks)].view(torch.int64).view(num_ranks, NUM_SLOTS, 2)
     copies = [_views(memory[begin + slot * size :], fields) for slot in range(NUM_SLOTS)]
-    return Slots(stamps, copies, rank, parts)
-
-
-def _fields(layout: Layout) -> Fields:
-    return [(name, list(shard.global_shape), shard.dtype) for name, shard in layout.items()]
+    return Slots(stamps, copies, rank, parts, dtype)
 
 
 def _views(memory: Tensor, fields: Fields) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from llamarl.core.errors import WeightSyncError
 from llamarl.core.shards import Layout, Region, Shard
 from llamarl.functional.shards import local_part, view_region
-from llamarl.weights.layout import layout_of
+from llamarl.weights.layout import cast_layout, layout_of
 
 NUM_SLOTS = 2
 
@@ -29,6 +29,7 @@ class Slots:
         copies: the whole tensors of each slot, equal in names, shapes and dtypes.
         rank: whose stamps and regions `write` writes.
         parts: the regions of each tensor that this rank writes; by default all of every tensor.
+        dtype: of floating-point tensors in the slots; None: that of what is written.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Slots:
         copies: Sequence[Mapping[str, Tensor]],
         rank: int = 0,
         parts: Mapping[str, Sequence[Region]] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self._stamps, self._copies, self._rank = stamps, copies, rank
+        self._stamps, self._copies, self._rank, self._dtype = stamps, copies, rank, dtype
         self._layout = layout_of(copies[0])
         self._parts = parts or {name: [shard.region] for name, shard in self._layout.items()}
 
@@ -60,7 +62,7 @@ class Slots:
             WeightSyncError: names, shapes or dtypes are not those of the slots.
         """
         layout = layout or layout_of(tensors)
-        self._check_layout(layout)
+        self._check_layout(cast_layout(layout, self._dtype))
         mine = self._stamps[self._rank]
         stamps = [stamp for stamp, _ in mine.tolist()]
         # Ranks write the same publications in the same order, so all of them find the same slot to be the older.
@@ -114,21 +116,11 @@ class Slots:
         return [pairs[0] if len(set(pairs)) == 1 else (0, 0) for pairs in by_slot]
 
     def _check_layout(self, layout: Layout) -> None:
-        """Refuses tensors that were added, removed or changed in shape or dtype, or lack elements that must be written.
-
-        Raises:
-            WeightSyncError: names the first of them.
-        """
+        """Raises `WeightSyncError` naming the first tensor that was added, removed or changed in shape or dtype."""
         for name in sorted(layout.keys() | self._layout.keys()):
             was, now = (str(found.get(name, "absent")) for found in (self._layout, layout))
             if was != now:
                 raise WeightSyncError(f"weights: {name!r} was {was} when the channel was laid out and is {now} now")
-            lacking = [part for part in self._parts.get(name, ()) if part.intersect(layout[name].region) != part]
-            if lacking:
-                held = f"{name}{layout[name].region}"
-                raise WeightSyncError(
-                    f"weights: this rank holds {held} and should write {lacking[0]}; pass the sharding"
-                )
 
     def _check_fit(self, into: Mapping[str, Tensor]) -> dict[str, Shard]:
         wanted = layout_of(into)

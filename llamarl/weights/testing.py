@@ -31,6 +31,7 @@ class FaultyChannel:
 
     def __init__(self, channel: WeightChannel, fault: Fault = "none") -> None:
         self.channel = channel
+        self.dtype = channel.dtype
         self.fault: Fault = fault
 
     def open(self, host: str) -> "FaultyChannel":

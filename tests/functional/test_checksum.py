@@ -66,6 +66,9 @@ def test_bfloat16_counts_as_the_float32_of_the_same_value():
     low = random(100, 30).bfloat16()
     assert one(low) == one(low.float())
     assert one(low) != one(random(100, 30))
+    exact = {"w": random(100, 30), "big": random(LARGE), "count": torch.arange(5)}
+    cast = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in exact.items()}
+    assert checksum(exact, torch.bfloat16) == checksum(cast) != checksum(exact)
 
 
 def test_parameters_integers_scalars_and_empty_tensors_are_accepted():

@@ -70,6 +70,22 @@ def test_what_was_published_arrives_bit_for_bit(channel, dtype):
         assert equal(receiver.fetch(version), sent)
 
 
+@pytest.mark.parametrize("kind", [LocalChannel, ShmChannel])
+def test_a_channel_of_a_lower_precision_holds_what_its_receivers_would_round_to(kind):
+    with contextlib.closing(kind(dtype=torch.bfloat16)) as channel:
+        receiver = receiver_of(channel)
+        assert receiver.dtype == torch.bfloat16
+        for version in range(3):
+            sent = weights(version) | {"count": torch.tensor([version])}
+            channel.publish(version, sent)
+            got = receiver.fetch(version)
+            assert equal(got, {name: t.bfloat16() if t.is_floating_point() else t for name, t in sent.items()})
+            manifest = WeightManifest(version, checksum(filled(sent), channel.dtype))
+            verify(manifest, version, checksum(filled(got)))
+        with pytest.raises(WeightSyncError, match=r"'count' was int64 \[1\] .* is int64 \[2\] now"):
+            channel.publish(3, sent | {"count": torch.tensor([1, 2])})
+
+
 def test_the_two_newest_versions_are_held(channel):
     receiver = receiver_of(channel)
     for version in (3, 4, 7):  # numbers may skip: the older slot is taken, whatever its parity

@@ -132,7 +132,7 @@ def publish_without_sharding(rank: int, channel: ShmChannel):
 def test_shards_that_nobody_says_are_shards_are_refused(ranks, shm):
     ranks.begin(0, 2, publish_without_sharding, shm)
     with pytest.raises(
-        WeightSyncError, match=r"holds embed.weight\[0:49, 0:32\] and should write \[0:98, 0:32\]; pass"
+        WeightSyncError, match=r"holds embed.weight\[0:49, 0:32\] of float32 \[98, 32\] alone; pass the"
     ):
         ranks.end(0, 2)
 
