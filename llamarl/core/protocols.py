@@ -106,6 +106,13 @@ class WeightChannel(Protocol):
                 the channel, and the version can be read once they have returned.
         """
 
+    async def prepare(self, version: int) -> None:
+        """Brings `version` near while its receiver goes on with older weights: `reading` need not wait for it then.
+
+        Raises:
+            WeightSyncError: the channel does not hold `version`, or cannot be reached.
+        """
+
     def fetch(self, version: int, into: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """Copies `version` into the tensors of `into` (all names or some) and returns it; without it, into new tensors.
 

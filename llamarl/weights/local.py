@@ -69,6 +69,9 @@ class LocalChannel:
             raise WeightSyncError(f"weights of version {version} are not on the channel; nothing was published")
         return self._slots.reading(version)
 
+    async def prepare(self, version: int) -> None:
+        """Does nothing: what was published is near already."""
+
     def close(self) -> None:
         """Frees the copies. Idempotent."""
         self._slots = None

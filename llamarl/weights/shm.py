@@ -35,6 +35,9 @@ _ARENA = -1
 Fields = list[tuple[str, list[int], str]]
 """(name, shape, dtype) of each tensor in the order in which they lie in a slot."""
 
+Publication = tuple[int, int]
+"""The arena's inode and the stamp. A version's number alone may come twice, after a restart."""
+
 
 class ShmChannel:
     """A named arena. Build it where the run lives and hand it, pickled, to the trainer and the receivers.
@@ -99,6 +102,16 @@ class ShmChannel:
             WeightSyncError: `version` is not on the channel, or was overwritten before the block ended.
         """
         return self._attach(version).reading(version)
+
+    def publications(self) -> dict[Publication, int]:
+        """The versions that can be read now, oldest first, by what tells them from others of the same number."""
+        if not self.path.exists():
+            return {}
+        stamps = self._attach(version=-1).stamps
+        return {(self._inode, stamp): version for stamp, version in stamps.items()}
+
+    async def prepare(self, version: int) -> None:
+        """Does nothing: what was published is near already."""
 
     def close(self) -> None:
         """Lets go of the arena; the owner removes it. Idempotent."""

@@ -49,6 +49,11 @@ class Slots:
         """Versions that can be read now."""
         return [version for stamp, version in self._held() if stamp > 0]
 
+    @property
+    def stamps(self) -> dict[int, int]:
+        """The version of each publication that can be read now, by its stamp, oldest first: stamps never repeat."""
+        return dict(sorted((stamp, version) for stamp, version in self._held() if stamp > 0))
+
     @torch.no_grad()
     def write(self, version: int, tensors: Mapping[str, Tensor], layout: Layout | None = None) -> None:
         """Copies this rank's parts of `tensors` into the older slot. One writer at a time.

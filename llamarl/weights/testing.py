@@ -62,6 +62,10 @@ class FaultyChannel:
         else:
             yield self.fetch(version)
 
+    async def prepare(self, version: int) -> None:
+        """Prepares faithfully."""
+        await self.channel.prepare(version)
+
     def close(self) -> None:
         """Closes the wrapped channel."""
         self.channel.close()
