@@ -90,7 +90,7 @@ def _weight_parts(recipe: Recipe, config: Any, needs_reference: bool) -> dict[st
         "trainer gradients": trained,
         "trainer moments": 2 * trained,
         "reference weights": weights * needs_reference,
-        "weight channel": NUM_SLOTS * trained,
+        "weight channel": NUM_SLOTS * trained // (2 if recipe.publishes_bf16 else 1),
         "generator weights": recipe.num_generators * held,
     }
 

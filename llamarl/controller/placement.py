@@ -78,7 +78,12 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         paths={"*": [model], "trainer": [str(reporter.directory)]},
         tell=reporter.on_message,
     )
-    channel = build_channel(recipe.engine, is_across_hosts=where.has_hosts)
+    channel = build_channel(
+        recipe.engine,
+        is_across_hosts=where.has_hosts,
+        dtype=torch.bfloat16 if recipe.publishes_bf16 else None,
+        sends_deltas=where.weight_deltas,
+    )
 
     async def spawn(factory: Callable[[], Executor], name: str, num_ranks: int = 1) -> ExecutorHandle:
         handle = await engine.spawn(factory, name=name, num_ranks=num_ranks)

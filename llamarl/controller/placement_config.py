@@ -57,9 +57,20 @@ class PlacementConfig(HostsConfig):
 
     is_shared: bool = False
     """The plan's note that trainer and generators have the same devices. Devices are what `device` of each says."""
+    weight_deltas: bool = False
+    """Whether generators on other hosts get only what changed of the weights, where that is less. It pays where they
+    are bf16, the learning rate is low and the network is slow."""
     trainer: TrainerPlacement = Field(default_factory=TrainerPlacement)
     generators: tuple[GeneratorPlacement, ...] = Field(default=(), max_length=1)
     """The generators of the run, one table; without it, `num_generators` and `generator` say all."""
+
+    @model_validator(mode="after")
+    def _check_deltas(self) -> Self:
+        if self.weight_deltas and not self.has_hosts:
+            raise ValueError(
+                "weight_deltas: generators read the trainer's memory in place; name hosts, or leave it out"
+            )
+        return self
 
     def implied(self) -> Iterator[tuple[str, Any]]:
         """Settings elsewhere in a recipe, by dotted name, that these here stand for."""

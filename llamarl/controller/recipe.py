@@ -348,6 +348,11 @@ class Recipe(Config):
         )
 
     @property
+    def publishes_bf16(self) -> bool:
+        """True if weights travel in bf16: generators that round them to it anyway lose nothing by that."""
+        return self.generator.precision == "bf16" and self.trainer.lora is None
+
+    @property
     def passed_variables(self) -> frozenset[str]:
         """Names of environment variables that the recipe's judges need."""
         settings = [judge.settings or {} for task in self.all_tasks for judge in task.judges]

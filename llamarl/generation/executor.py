@@ -147,13 +147,19 @@ class GeneratorExecutor(Executor):
     async def update_weights(self, manifest: WeightManifest) -> WeightProof:
         """Takes the published weights between two decode steps and proves them.
 
+        Where they come over a network, completions under way go on with the old weights until they are here.
+
         Raises:
-            WeightSyncError: version, checksum, probe or the base of adapters disagree; nothing is drawn until a good
-                update.
+            WeightSyncError: version, checksum, probe or the base of adapters disagree, or they did not arrive; nothing
+                is drawn until a good update.
         """
         start = time.monotonic()
-        # Refused from here to the proof: whatever fails in between, nothing is drawn from doubtful weights.
-        self._refusal = f"the update to version {manifest.version} failed"
+        failure = f"the update to version {manifest.version} failed"
+        try:
+            await self._channel.prepare(manifest.version)
+        finally:
+            # Refused from here to the proof: whatever fails, nothing is drawn from doubtful weights.
+            self._refusal = failure
         with self._cores.using("generator"):
             if self._precision_cost is None and manifest.probe is not None:
                 self._precision_cost = measure_precision(

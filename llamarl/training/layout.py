@@ -41,9 +41,10 @@ class Layout:
         shards = None if tensor.ndim == 0 else self._find(name)
         return tuple(tensor.shape) if shards is None else shards[0].global_shape
 
-    def num_bytes(self, tensors: Mapping[str, Tensor]) -> int:
-        """Bytes of the whole tensors of which this rank holds `tensors`."""
-        return sum(torch.Size(self.shape(name, t)).numel() * t.itemsize for name, t in tensors.items())
+    def num_bytes(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
+        """Bytes of the whole tensors of which this rank holds `tensors`, after a cast to `dtype`."""
+        sizes = {name: torch.Size(self.shape(name, tensor)).numel() for name, tensor in tensors.items()}
+        return sum(sizes[name] * (dtype or tensor.dtype).itemsize for name, tensor in tensors.items())
 
     @torch.no_grad()
     def put_together(self, name: str, tensor: Tensor) -> Tensor | None:

@@ -19,17 +19,18 @@ def publish(channel: WeightChannel, version: int, tensors: Mapping[str, Tensor],
         layout: the place of that.
 
     Returns:
-        Checksums of the whole tensors.
+        Checksums of the whole tensors, as they lie on the channel.
 
     Raises:
         WeightSyncError: the channel refused, or ranks hold different values of the same weights.
     """
     if layout.ranks.count == 1:
         channel.publish(version, tensors)
-        return checksum(tensors)
+        return checksum(tensors, channel.dtype)
     sharding = layout.sharding
     channel.publish(version, tensors, sharding)
-    told = layout.ranks.tell({name: part.value for name, part in partial_checksums(tensors, sharding.own).items()})
+    parts = partial_checksums(tensors, sharding.own, channel.dtype)
+    told = layout.ranks.tell({name: part.value for name, part in parts.items()})
     return combine_checksums(
         [
             {name: PartialSum(shards[name], value) for name, value in values.items()}

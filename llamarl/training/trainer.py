@@ -261,7 +261,7 @@ class PolicyTrainer:
             checksums=checksums,
             probe=WeightProbe(self._probe_rows, self._probe_at_start, self._score_rows()),
             base=self.trained.base,
-            num_bytes=layout.num_bytes(tensors),
+            num_bytes=layout.num_bytes(tensors, self._channel.dtype),
             seconds=time.perf_counter() - started,
         )
 

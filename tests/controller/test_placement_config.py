@@ -30,6 +30,7 @@ def test_ranks_are_fsdp_times_tp(tmp_path: Path) -> None:
         ("--placement.trainer.tp 0", "--placement.trainer.tp: must be at least 1; got 0"),
         ("--placement.trainer.ranks 3", "placement.trainer: ranks=3, but fsdp=1 x tp=1 is 1"),
         ("--placement.trainer.ep 2", "--placement.trainer.ep: unknown key"),
+        ("--placement.weight_deltas true", "placement: weight_deltas: generators read the trainer's memory in place"),
         (
             "--placement.trainer.precision bf16 --trainer.precision fp32",
             "trainer.precision='fp32', but placement says 'bf16'",
@@ -48,6 +49,12 @@ def test_devices_precision_and_slots_hold_for_the_executors(tmp_path: Path) -> N
     assert (placed.trainer.precision, placed.num_generators, placed.generator.slots) == ("bf16", 2, 8)
     assert placed.generator.precision == "fp32"
     assert Recipe.parse(placed.record()) == placed
+
+
+def test_weights_travel_in_bf16_to_generators_that_round_them_anyway(tmp_path: Path) -> None:
+    assert recipe(tmp_path, arguments="--generator.precision bf16").publishes_bf16
+    assert not recipe(tmp_path, arguments="--generator.precision int8").publishes_bf16
+    assert not recipe(tmp_path, arguments="--generator.precision bf16 --trainer.lora.rank 4").publishes_bf16
 
 
 def test_what_a_plan_writes_is_understood(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class Shelf:
     def publish(self, version, tensors):
         self.held[version] = {name: tensor.clone() for name, tensor in tensors.items()}
 
+    async def prepare(self, version):
+        pass
+
     def fetch(self, version):
         return self.held[version]
 
@@ -106,6 +109,42 @@ def test_weights_change_between_two_decode_steps():
             split = dict(completion.trajectory.versions).get(3, 0)
             assert completion.logprobs[:split] == pytest.approx(reference_logprobs(old, completion)[:split], abs=2e-5)
             assert completion.logprobs[split:] == pytest.approx(reference_logprobs(new, completion)[split:], abs=2e-5)
+
+    asyncio.run(scenario())
+
+
+class Network(Shelf):
+    """A channel whose contents take their time to arrive, until a test lets them."""
+
+    def __init__(self):
+        super().__init__()
+        self.may_arrive, self.is_broken = asyncio.Event(), False
+
+    async def prepare(self, version):
+        await self.may_arrive.wait()
+        if self.is_broken:
+            raise WeightSyncError("the network is down")
+
+
+def test_generation_goes_on_while_weights_arrive_over_a_network():
+    async def scenario():
+        channel, old, new = Network(), build(seed=0), build(seed=1)
+        generator = executor(channel)
+        channel.may_arrive.set()
+        await generator.update_weights(publish(channel, 3, old))
+        channel.may_arrive.clear()
+        update = asyncio.create_task(generator.update_weights(publish(channel, 4, new)))
+        await generator.submit([request(0, (5, 9, 11), max_tokens=20)])
+        completions = (await collect_all(generator, 1))[0]  # before they are there
+        assert all([version for version, _ in done.trajectory.versions] == [3] for done in completions)
+        assert not update.done()
+        channel.may_arrive.set()
+        assert (await update).version == 4
+        channel.is_broken = True
+        with pytest.raises(WeightSyncError, match="the network is down"):
+            await generator.update_weights(publish(channel, 5, old))
+        with pytest.raises(WeightSyncError, match="the update to version 5 failed"):
+            await generator.submit([request(1)])
 
     asyncio.run(scenario())
 

@@ -348,6 +348,17 @@ def test_dropout_is_off_while_training(batch):
 # publishing
 
 
+def test_weights_published_in_bf16_are_proved_as_what_arrives(batch):
+    channel = LocalChannel(torch.bfloat16)
+    trainer = trainer_of(channel=channel)
+    trainer.train(step_of(batch))
+    manifest = trainer.publish()
+    received = channel.fetch(1)
+    assert {tensor.dtype for tensor in received.values()} == {torch.bfloat16}
+    verify(manifest, 1, checksum(received))
+    assert manifest.num_bytes == sum(tensor.nbytes for tensor in received.values())
+
+
 def test_published_weights_prove_themselves(batch):
     channel = LocalChannel()
     trainer = trainer_of(channel=channel)
