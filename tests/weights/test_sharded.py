@@ -239,3 +239,17 @@ def test_the_reference_finds_gaps_and_differing_replicas():
         reshard({**held, 1: {"w": torch.tensor([9.0, 4])}}, layouts, layouts)
     with pytest.raises(WeightSyncError, match="no source holds all of 'w'"):
         reshard(held, {0: layouts[0]}, layouts)
+
+
+def publish_in_bf16(rank: int, channel: ShmChannel):
+    tensors = parameters(3, "fsdp", True)
+    channel.publish(3, tensors, gather_sharding(tensors))
+    return partial_checksums(tensors, dtype=channel.dtype)
+
+
+def test_shards_published_in_bf16_are_proved_as_what_arrives(ranks):
+    with contextlib.closing(ShmChannel(dtype=torch.bfloat16)) as channel:
+        sums = combine_checksums(ranks.run(4, publish_in_bf16, channel))
+        received = channel.fetch(3)
+        assert all(torch.equal(received[name], tensor.bfloat16()) for name, tensor in whole(3, True).items())
+        assert checksum(received) == sums
