@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -80,7 +81,8 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
     )
     channel = build_channel(
         recipe.engine,
-        is_across_hosts=where.has_hosts,
+        # A Ray cluster places executors where it likes.
+        is_across_hosts=where.has_hosts or (recipe.engine == "ray" and "RAY_ADDRESS" in os.environ),
         dtype=torch.bfloat16 if recipe.publishes_bf16 else None,
         sends_deltas=where.weight_deltas,
     )

@@ -181,8 +181,8 @@ class Recipe(Config):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
-    engine: Literal["inprocess", "monarch"] = "inprocess"
-    """Executors as threads of this process, or as processes (extra `monarch`)."""
+    engine: Literal["inprocess", "monarch", "ray"] = "inprocess"
+    """Executors as threads of this process, or as processes started by Monarch or by Ray (extras of these names)."""
     placement: PlacementConfig = Field(default_factory=PlacementConfig)
     """Who runs where. What it says of devices, precision and slots holds for `trainer` and `generator` too."""
     pass_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], ...] = ()
@@ -221,9 +221,10 @@ class Recipe(Config):
 
     def _check_placement(self) -> None:
         where = self.placement.trainer
-        if self.placement.has_hosts and self.engine == "inprocess":
+        if self.placement.has_hosts and self.engine != "monarch":
             raise ValueError(
-                "placement.hosts: engine='inprocess' has only this process; set engine='monarch' (extra hosts)"
+                f"placement.hosts: engine={self.engine!r} does not place executors on hosts; set engine='monarch' "
+                "(extra hosts)"
             )
         if where.num_ranks > 1 and self.engine == "inprocess":
             raise ValueError(

@@ -15,7 +15,7 @@ from llamarl.engine.hosts import HostPool, HostsConfig
 from llamarl.engine.identity import read_secret
 from llamarl.engine.inprocess import InProcessEngine
 
-ENGINES = ("inprocess", "monarch")
+ENGINES = ("inprocess", "monarch", "ray")
 """Names that `build_engine` knows."""
 
 
@@ -26,7 +26,7 @@ def build_engine(
     hosts: HostsConfig | None = None,
     **options: Any,
 ) -> Engine:
-    """The engine called `name`: one thread per executor rank (`inprocess`) or one process (`monarch`).
+    """The engine called `name`: one thread per executor rank (`inprocess`) or one process (`monarch`, `ray`).
 
     Args:
         name: one of `ENGINES`.
@@ -42,10 +42,14 @@ def build_engine(
     if name not in ENGINES:
         raise ConfigError(f"engine: no engine {name!r}; choose one of: {', '.join(ENGINES)}")
     has_hosts = hosts is not None and hosts.has_hosts
+    if name != "monarch" and has_hosts:
+        raise ConfigError(f"placement.hosts: engine={name!r} does not place executors on hosts; set engine='monarch'")
     if name == "inprocess":
-        if has_hosts:
-            raise ConfigError("placement.hosts: engine='inprocess' has only this process; set engine='monarch'")
         return InProcessEngine()
+    if name == "ray":
+        from llamarl.engine.ray import RayEngine
+
+        return RayEngine(environment, passed)
     from llamarl.engine.monarch import Frontend, MonarchEngine
 
     if hosts is None or not has_hosts:

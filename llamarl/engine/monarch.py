@@ -16,24 +16,21 @@ Over several hosts, each host's `llamarl worker` runs `serve`, and Monarch's mes
 
 import asyncio
 import atexit
-import itertools
 import logging
 import os
-import signal
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
 
-from llamarl.core.errors import ConfigError, ExecutorLostError, MissingDependencyError, StallError
+from llamarl.core.errors import ConfigError, MissingDependencyError
 from llamarl.core.protocols import Executor
 from llamarl.engine.environment import passed_environment
-from llamarl.engine.handle import RankedHandle, claim_name, gather_within
+from llamarl.engine.handle import claim_name
 from llamarl.engine.hosts import HostPool, Lease, free_port
 from llamarl.engine.identity import Identity
+from llamarl.engine.processes import GoneError, ProcessHandle, kill_here
+from llamarl.engine.resident import Reply, Resident
 from llamarl.engine.wire import join_address
 from llamarl.engine.worker import READY
 
@@ -45,7 +42,6 @@ _KNOBS = {  # Monarch reads them when it is imported; its defaults notice a deat
 os.environ.update({name: value for name, value in _KNOBS.items() if name not in os.environ})
 
 try:
-    import cloudpickle  # type: ignore[import-untyped]
     import monarch.actor
     from monarch._rust_bindings.monarch_hyperactor.config import reload_config_from_env
     from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
@@ -196,105 +192,53 @@ class _Place(NamedTuple):
     """How Monarch starts a process there."""
 
 
-class MonarchHandle(RankedHandle):
+class MonarchHandle(ProcessHandle):
     """The controller's end of executor processes. One dead rank is the death of the executor."""
 
     def __init__(self, name: str, num_ranks: int, place: _Place, stop_timeout_seconds: float) -> None:
-        super().__init__(name, num_ranks)
-        self._stop_timeout_seconds = stop_timeout_seconds
-        self._pids: list[int] = []
-        self._is_built = False
-        self._death: str | None = None
-        self._numbers = itertools.count()
+        super().__init__(name, num_ranks, stop_timeout_seconds)
         self._lease = place.lease
         self._processes = place.mesh.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=place.command)
         actors = self._processes.spawn(name, _Host)
         self._actors = [actors.slice(rank=rank) for rank in range(num_ranks)]
 
-    async def start(self, factory: Callable[[], Executor], timeout_seconds: float) -> None:
-        """Ships the factory and sets all ranks up at once."""
-        self._pids = await self._ask_all(timeout_seconds, "start", "get_pid")
-        await self._ask_all(timeout_seconds, "setup", "build", cloudpickle.dumps(factory), self.num_ranks)
-        self._is_built = True
-
-    @property
-    def pids(self) -> list[int]:
-        """The process of each rank."""
-        return list(self._pids)
-
     @property
     def is_alive(self) -> bool:
         """True if no rank is known to be dead; a death shows when the rank is called."""
-        return self._death is None and not (self._lease and self._lease.is_lost)
+        return super().is_alive and not (self._lease and self._lease.is_lost)
 
     @property
     def host(self) -> str | None:
         """Address of the machine it lives on, as other machines reach it; None: this one."""
         return self._lease.config.host if self._lease else None
 
-    async def stop(self) -> None:
-        """Tears down and ends the processes; those that don't answer in time are killed."""
-        death, self._death = self._death, self._death or "stopped"
-        if death == "stopped":
-            return
-        try:
-            if death is None and self._is_built:
-                await self._ask_all(self._stop_timeout_seconds, "teardown", "tear_down")
-        except (StallError, ExecutorLostError) as error:
-            _log.warning("stop of %s: %s", self.name, error)
-        finally:
-            await self._end_processes()
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._death = self._death or "killed"
-        if self._lease is not None:
-            self._lease.kill(self._pids)  # these numbers name other processes here
-            return
-        for pid in self._pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    async def _invoke(self, rank: int, method: str, args: tuple[Any, ...]) -> Any:
-        if self._death is not None:
-            raise self._lost_error(rank, self._death, self._event)
-        number = next(self._numbers)
-        try:
-            return await self._ask(rank, "invoke", number, method, args)
-        except asyncio.CancelledError:
-            if self._death is None:
-                # Sent without waiting for an answer: this coroutine is being cancelled itself.
-                self._actors[rank].cancel.broadcast(number)
-            raise
-
-    async def _ask_all(self, timeout_seconds: float, what: str, endpoint: str, *args: Any) -> list[Any]:
-        calls = (self._ask(rank, endpoint, *args) for rank in range(self.num_ranks))
-        return await gather_within(timeout_seconds, f"{self.name}.{what}", calls)
-
-    async def _ask(self, rank: int, endpoint: str, *args: Any) -> Any:
-        """Sends one message to one rank and unwraps the reply."""
-        try:
-            is_good, value = await self._unless_lost(getattr(self._actors[rank], endpoint).call_one(*args))
-        except _HostLostError as error:
-            self._death = self._death or str(error)
-            raise self._lost_error(rank, self._death, self._event) from None
-        except SupervisionError as error:
-            self._death = self._death or str(error).strip().splitlines()[-1].strip()
-            raise self._lost_error(rank, self._death) from None
-        except RuntimeError as error:  # Monarch's own: a method's comes as a reply
-            self._death = self._death or str(error).strip().splitlines()[0].strip()
-            raise self._lost_error(rank, self._death) from None
-        if not is_good:
-            raise value
-        return value
-
     @property
     def _event(self) -> str | None:
-        """The loss of the host, where that is what happened."""
         return f"{self._lease.config.address} {id(self._lease)}" if self._lease and self._lease.is_lost else None
 
+    def _kill_processes(self) -> None:
+        if self._lease is not None:
+            self._lease.kill(self._pids)  # these numbers name other processes here
+        else:
+            kill_here(self._pids)
+
+    async def _locate(self, timeout_seconds: float) -> list[int]:
+        pids: list[int] = await self._ask_all(timeout_seconds, "start", "locate")
+        return pids
+
+    async def _send(self, rank: int, endpoint: str, args: tuple[Any, ...]) -> Reply:
+        try:
+            return await self._unless_lost(getattr(self._actors[rank], endpoint).call_one(*args))
+        except SupervisionError as error:
+            raise GoneError(str(error).strip().splitlines()[-1].strip()) from None
+        except RuntimeError as error:  # Monarch's own: a method's comes as a reply
+            raise GoneError(str(error).strip().splitlines()[0].strip()) from None
+
+    def _cancel(self, rank: int, number: int) -> None:
+        self._actors[rank].cancel.broadcast(number)
+
     async def _unless_lost(self, answer: Awaitable[Any]) -> Any:
-        """The answer of a rank, or `_HostLostError` as soon as its host is lost."""
+        """The answer of a rank; `GoneError` as soon as its host is lost."""
         if self._lease is None:
             return await answer
         call = asyncio.ensure_future(_await(answer))
@@ -304,7 +248,7 @@ class MonarchHandle(RankedHandle):
                 return call.result()
         finally:
             call.cancel()
-        raise _HostLostError(f"host {self._lease.config.address} is lost: {self._lease.lost.result()}")
+        raise GoneError(f"host {self._lease.config.address} is lost: {self._lease.lost.result()}")
 
     async def _end_processes(self) -> None:
         if self._lease is not None:
@@ -316,11 +260,7 @@ class MonarchHandle(RankedHandle):
                 await self._processes.stop()
         except (TimeoutError, RuntimeError) as error:
             _log.warning("stop of %s: Monarch could not (%r); killing %s", self.name, error, self._pids)
-            self.kill()
-
-
-class _HostLostError(Exception):
-    """The host of an executor no longer answers."""
+            self._kill_processes()
 
 
 async def _await(answer: Awaitable[Any]) -> Any:
@@ -328,79 +268,30 @@ async def _await(answer: Awaitable[Any]) -> Any:
 
 
 class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
-    """Holds one executor in its process."""
+    """Monarch's door to a resident. A plain endpoint would run one message at a time."""
 
     def __init__(self) -> None:
-        self._rank = monarch.actor.current_rank().rank
-        # One thread, so that an executor's plain methods never run side by side.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
-        self._executor: Executor | None = None
-        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._resident = Resident(monarch.actor.current_rank().rank)
 
-    @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator] # a plain endpoint runs one at a time
-    async def get_pid(self) -> "Reply":
+    @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
+    async def locate(self) -> Reply:
         return True, os.getpid()
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
-    async def build(self, blob: bytes, world_size: int) -> "Reply":
-        return await _reply(self._on_thread(self._build, blob, world_size))
+    async def build(self, blob: bytes, world_size: int) -> Reply:
+        return await self._resident.build(blob, world_size)
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
-    async def invoke(self, number: int, method: str, args: tuple[Any, ...]) -> "Reply":
-        self._calls[number] = asyncio.ensure_future(_reply(self._invoke(method, args)))
-        try:
-            return await self._calls[number]
-        except asyncio.CancelledError:
-            if number in self._calls:  # not by `cancel`: Monarch is stopping this actor
-                raise
-            return False, None
-        finally:
-            self._calls.pop(number, None)
+    async def invoke(self, number: int, method: str, args: tuple[Any, ...]) -> Reply:
+        return await self._resident.invoke(number, method, args)
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
     async def cancel(self, number: int) -> None:
-        if call := self._calls.pop(number, None):
-            call.cancel()
+        await self._resident.cancel(number)
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
-    async def tear_down(self) -> "Reply":
-        return await _reply(self._invoke("teardown", ()))
-
-    async def _invoke(self, method: str, args: tuple[Any, ...]) -> Any:
-        function = getattr(self._executor, method)
-        return await (function(*args) if iscoroutinefunction(function) else self._on_thread(function, *args))
-
-    async def _on_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
-    def _build(self, blob: bytes, world_size: int) -> None:
-        executor = cloudpickle.loads(blob)()
-        executor.rank, executor.world_size = self._rank, world_size
-        executor.setup()
-        self._executor = executor
-
-
-Reply = tuple[bool, Any]
-"""(True, result) or (False, exception). Sent as a value: Monarch logs and wraps what an endpoint raises."""
-
-
-async def _reply(call: Awaitable[Any]) -> Reply:
-    try:
-        return True, await call
-    except SystemExit:  # the executor is lost; raised on, it would only break Monarch's event loop
-        os._exit(1)
-    except Exception as error:
-        error.add_note(f"in process {os.getpid()}:\n{traceback.format_exc()}")
-        return False, _portable(error)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself, or its text where it cannot be pickled and unpickled."""
-    try:
-        cloudpickle.loads(cloudpickle.dumps(error))
-        return error
-    except Exception as reason:  # pickling runs the error's own code
-        return RuntimeError(f"{type(error).__name__}: {error} (not picklable: {reason})")
+    async def tear_down(self) -> Reply:
+        return await self._resident.tear_down()
 
 
 def _note_fault(failure: Any) -> None:

@@ -36,8 +36,8 @@ def build_channel(
     Raises:
         ConfigError: no such engine.
     """
-    if engine not in ("inprocess", "monarch"):
-        raise ConfigError(f"engine: no weight channel for {engine!r}; choose one of: inprocess, monarch")
+    if engine not in ("inprocess", "monarch", "ray"):
+        raise ConfigError(f"engine: no weight channel for {engine!r}; choose one of: inprocess, monarch, ray")
     if engine == "inprocess":
         return LocalChannel(dtype)
     return TcpChannel(dtype, sends_deltas) if is_across_hosts else ShmChannel(dtype=dtype)

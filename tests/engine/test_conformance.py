@@ -18,16 +18,26 @@ from llamarl.engine import ENGINES, InProcessEngine, build_engine
 PATIENCE = 200.0
 """Seconds: deadlines against hanging, not measures of speed. Tests wait for events."""
 
+PROCESSES = ("monarch", "ray")
+"""Engines whose executors are processes."""
+held: list[object] = []
+
 
 def make(name: str, stop_timeout_seconds: float = PATIENCE):
     if name == "inprocess":
         return InProcessEngine(stop_timeout_seconds)
+    options = ({"LLAMARL_TEST_COLOUR": "green"}, ["LLAMARL_TEST_TEARDOWN_LOG"], PATIENCE, stop_timeout_seconds)
     try:
-        from llamarl.engine.monarch import MonarchEngine
+        if name == "monarch":
+            from llamarl.engine.monarch import MonarchEngine
+
+            return MonarchEngine(*options)
+        from llamarl.engine.ray import RayEngine
     except MissingDependencyError as error:
         pytest.skip(str(error))
-    passed = ["LLAMARL_TEST_TEARDOWN_LOG"]
-    return MonarchEngine({"LLAMARL_TEST_COLOUR": "green"}, passed, PATIENCE, stop_timeout_seconds)
+    if not held:
+        held.append(RayEngine())  # keeps Ray up between tests: it takes half a minute to start
+    return RayEngine(*options)
 
 
 def on(*names: str, **options: float):
@@ -98,7 +108,7 @@ async def test_async_calls_overlap(engine):
     assert await asyncio.gather(*waiting) == ["went"] * 3
 
 
-@on("monarch")
+@on(*PROCESSES)
 async def test_async_calls_are_served_while_a_sync_call_runs(engine):
     probe = await engine.spawn(Probe, name="probe")
     busy = asyncio.create_task(probe.call("block", 2 * PATIENCE))
@@ -130,7 +140,7 @@ async def test_exceptions_keep_class_and_message(engine):
     assert await probe.call("echo", "still here") == "still here"
 
 
-@on("monarch")
+@on(*PROCESSES)
 async def test_exceptions_carry_the_remote_traceback(engine):
     probe = await engine.spawn(Probe, name="probe")
     with pytest.raises(JudgeError) as error:
@@ -195,7 +205,7 @@ async def test_a_deadline_names_executor_method_and_seconds(engine):
     assert await probe.call("echo", "on time", timeout_seconds=PATIENCE) == "on time"
 
 
-@on("monarch", stop_timeout_seconds=2.0)
+@on(*PROCESSES, stop_timeout_seconds=2.0)
 async def test_a_stopped_process_is_a_stall_and_can_be_ended(engine):
     probe = await engine.spawn(Probe, name="probe")
     pids = probe.pids
@@ -224,7 +234,7 @@ async def test_death_fails_calls_under_way_and_later_ones(engine):
     assert not probe.is_alive
 
 
-@on("monarch")
+@on(*PROCESSES)
 async def test_sigkill_from_outside_ends_the_call_under_way(engine):
     probe = await engine.spawn(Probe, name="probe")
     other = await engine.spawn(Probe, name="other")
@@ -237,7 +247,7 @@ async def test_sigkill_from_outside_ends_the_call_under_way(engine):
     assert await other.call("echo", "unharmed") == "unharmed"
 
 
-@on("monarch")
+@on(*PROCESSES)
 async def test_sigkill_of_an_idle_rank_is_seen_by_the_next_call(engine):
     probe = await engine.spawn(Probe, name="probe", num_ranks=2)
     os.kill(probe.pids[1], signal.SIGKILL)
@@ -346,13 +356,13 @@ async def test_50_spawns_and_stops(engine):
         await probe.stop()
 
 
-@on("monarch")
+@on(*PROCESSES)
 async def test_4_spawns_and_stops_of_processes(engine):
     await cycle(engine, 4)
 
 
 @pytest.mark.slow
-@on("monarch")
+@on(*PROCESSES)
 async def test_50_spawns_and_stops_of_processes(engine):
     await cycle(engine, 50)
 
@@ -366,7 +376,7 @@ async def cycle(engine, times: int) -> None:
         wait_until_gone(pids)
 
 
-@on("monarch")
+@on(*PROCESSES)
 async def test_environment_reaches_the_children(engine):
     probe = await engine.spawn(Probe, name="probe")
     assert await probe.call("variable", "LLAMARL_TEST_COLOUR") == "green"
@@ -414,5 +424,5 @@ def test_children_end_with_a_killed_controller():
 
 
 def test_unknown_engine_is_refused_with_the_choices():
-    with pytest.raises(ConfigError, match="no engine 'slurm'; choose one of: inprocess, monarch"):
+    with pytest.raises(ConfigError, match="no engine 'slurm'; choose one of: inprocess, monarch, ray"):
         build_engine("slurm")
