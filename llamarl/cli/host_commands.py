@@ -1,16 +1,21 @@
-"""worker: the command that lends this machine to runs."""
+"""worker and launch: a run on several machines."""
 
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from llamarl.cli.common import print_json, say
-from llamarl.cli.options import Output
+from llamarl.cli.options import Output, Overrides, Positional
 from llamarl.core.config import Config, Metavar, Words
+from llamarl.core.errors import ConfigError
 from llamarl.core.paths import FullPath
 
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ class WorkerSettings(Config):
 
     host: Annotated[str, Metavar("ADDRESS")] = "127.0.0.1"
     """Address of this machine by which the run's program reaches it; nothing else is listened on."""
+    towards: Annotated[str | None, Metavar("ADDRESS")] = None
+    """Listen on the address of the interface that leads there, instead of --host."""
     port: int = Field(default=26600, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     engine_port: int = Field(default=0, ge=0, le=65535)
@@ -48,12 +55,12 @@ def worker(settings: WorkerSettings, output: Output) -> int:
         llamarl worker --host 10.0.0.2 --executors 'generator-*'
         llamarl worker --host 10.0.0.2 --port 0 --hosts-folder /shared/run/hosts
     """
-    from llamarl.engine.hosts import HostConfig, write_host
+    from llamarl.engine.hosts import HostConfig, address_towards, write_host
     from llamarl.engine.identity import read_secret
     from llamarl.engine.worker import Worker
 
     served = Worker(
-        settings.host,
+        settings.host if settings.towards is None else address_towards(settings.towards, 1),
         settings.port,
         read_secret(settings.secret_env),
         engine_port=settings.engine_port,
@@ -89,3 +96,112 @@ def _exit_on(number: signal.Signals) -> None:
         raise KeyboardInterrupt
 
     signal.signal(number, interrupt)
+
+
+class LaunchSettings(Config):
+    """A recipe, the cluster that runs it, and the size of the job."""
+
+    recipe: Positional[str]
+    """TOML file; any setting of it can be overridden by --dotted.name VALUE."""
+    slurm: bool = False
+    """Print a batch script for Slurm."""
+    kubernetes: bool = False
+    """Print a Job for Kubernetes."""
+    submit: bool = False
+    """Submit it too, by sbatch or kubectl."""
+    nodes: int = Field(default=2, ge=1)
+    """Nodes: the first holds the trainer, the others the generators."""
+    run_dir: FullPath | None = None
+    """Folder of the run, on a file system that all nodes share (default runs/ and the recipe's name)."""
+    name: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    """Name of the job (default: llamarl- and the recipe's name)."""
+    python: Annotated[str | None, Metavar("PATH")] = None
+    """Python with llamarl on the nodes (default: this one; in a container, python)."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs of each node."""
+    cpus_per_node: int | None = Field(default=None, ge=1)
+    """Cores of each node."""
+    memory_per_node: str | None = None
+    """Memory of each node, in the cluster's own units, such as 64G for Slurm or 64Gi for Kubernetes."""
+    time: Annotated[str | None, Metavar("LIMIT")] = None
+    """Slurm: the time limit, such as 04:00:00; two minutes before it the run saves a checkpoint and ends."""
+    partition: str | None = None
+    """Slurm: the partition."""
+    image: str | None = None
+    """Kubernetes: a container image with llamarl; required."""
+    claim: str | None = None
+    """Kubernetes: a volume claim that many pods may write, with recipe, model and run directory; required."""
+    mount: str = "/shared"
+    """Kubernetes: where the pods see that volume."""
+
+
+def launch(settings: LaunchSettings, output: Output, overrides: Overrides) -> int:
+    """Print a job that runs a recipe over the nodes of a cluster, or submit it.
+
+    Examples:
+        llamarl launch recipe.toml --slurm --nodes 3 --time 04:00:00 > job.sh
+        llamarl launch recipe.toml --slurm --nodes 3 --gpus-per-node 1 --num-generators 2 --submit
+        llamarl launch recipe.toml --kubernetes --image registry/llamarl --claim shared --run-dir /shared/run
+    """
+    from llamarl.cli.jobs_of_clusters import ClusterJob, check_nodes, kubernetes_manifests, slurm_script
+    from llamarl.controller.recipe import Recipe
+
+    if settings.slurm == settings.kubernetes:
+        raise ConfigError("launch: give one of --slurm and --kubernetes")
+    recipe = Recipe.load(settings.recipe, [*overrides, "--engine", "monarch"])
+    if recipe.placement.has_hosts or recipe.placement.local:
+        raise ConfigError("placement: the job places executors by itself; leave hosts, hosts_folder and local out")
+    check_nodes(settings.nodes, recipe.num_generators)
+    path = Path(settings.recipe).absolute()
+    name = settings.name or re.sub(r"[^a-z0-9]+", "-", f"llamarl-{path.stem}".lower()).strip("-")
+    run_dir = settings.run_dir or Path("runs", path.stem).absolute()
+    python = settings.python or ("python" if settings.kubernetes else sys.executable)
+    job = ClusterJob(name, str(path), str(run_dir), python, settings.nodes, overrides)
+    if settings.slurm:
+        options = {
+            "time": settings.time,
+            "partition": settings.partition,
+            "gpus-per-node": settings.gpus_per_node or None,
+            "cpus-per-task": settings.cpus_per_node,
+            "mem": settings.memory_per_node,
+        }
+        text, command = slurm_script(job, options), ["sbatch", "--parsable"]
+    else:
+        import yaml
+
+        if settings.image is None or settings.claim is None:
+            raise ConfigError("launch: --kubernetes needs --image and --claim")
+        manifests = kubernetes_manifests(
+            job,
+            image=settings.image,
+            claim=settings.claim,
+            mount=settings.mount,
+            gpus=settings.gpus_per_node,
+            cpus=settings.cpus_per_node,
+            memory=settings.memory_per_node,
+        )
+        text, command = yaml.safe_dump_all(manifests, sort_keys=False), ["kubectl", "apply", "-f", "-"]
+        say(f"the job reads its secret from a Secret, which you make once:\n  {_make_secret(name)}", sys.stderr)
+    answer = _submit(command, text, run_dir.parent) if settings.submit else None
+    if output.json:
+        print_json({"job": text, **({} if answer is None else {"submitted": answer})})
+    else:
+        print(text if answer is None else answer, end="" if answer is None else "\n")
+    return 0
+
+
+def _make_secret(name: str) -> str:
+    value = "$(python -c 'import secrets; print(secrets.token_hex(32))')"
+    return f"kubectl create secret generic {name} --from-literal=secret={value}"
+
+
+def _submit(command: Sequence[str], text: str, folder: Path) -> str:
+    """Hands a job to the cluster's own command; returns what that says."""
+    folder.mkdir(parents=True, exist_ok=True)  # for the log, which the cluster opens before the job begins
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ConfigError(f"{command[0]}: not on this machine; print the job here and submit it where it is") from None
+    if done.returncode:
+        raise ConfigError(f"{command[0]} refused the job: {done.stderr.strip()}")
+    return done.stdout.strip()

@@ -45,6 +45,7 @@ COMMANDS = {
     "runs": "run_commands:runs",
     "export": "run_commands:export",
     "worker": "host_commands:worker",
+    "launch": "host_commands:launch",
     "generate": "model_commands:generate",
     "serve": "serve_commands:serve",
     "sft": "fit_commands:sft",

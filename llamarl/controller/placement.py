@@ -128,8 +128,7 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             judges.start(),
             scorer.start() if prepared.needs_reference_copy else asyncio.sleep(0),
         )
-        own_address = trainer.host or (where.own_address if where.has_hosts else "")
-        receivers = await trainer.call("open_weights", own_address, timeout_seconds=call_seconds)
+        receivers = await trainer.call("open_weights", trainer.host or "", timeout_seconds=call_seconds)
         native = functools.partial(
             GeneratorExecutor,
             recipe.generator,

@@ -50,13 +50,11 @@ def build_engine(
         from llamarl.engine.ray import RayEngine
 
         return RayEngine(environment, passed)
-    from llamarl.engine.monarch import Frontend, MonarchEngine
+    from llamarl.engine.monarch import MonarchEngine
 
     if hosts is None or not has_hosts:
         return MonarchEngine(environment, passed)
-    secret = read_secret(hosts.secret_env)
-    pool, frontend = HostPool(hosts, secret, **options), Frontend(secret, hosts.own_address)
-    return MonarchEngine(environment, passed, hosts=pool, frontend=frontend)
+    return MonarchEngine(environment, passed, hosts=HostPool(hosts, read_secret(hosts.secret_env), **options))
 
 
 __all__ = ["ENGINES", "InProcessEngine", "build_engine"]

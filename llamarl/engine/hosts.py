@@ -80,8 +80,6 @@ class HostsConfig(Config):
 
     @model_validator(mode="after")
     def _check_hosts(self) -> Self:
-        if self.hosts_folder is not None and self.address is None:
-            raise ValueError("address: required beside hosts_folder; state that by which hosts reach this machine")
         addresses = [host.address for host in self.hosts]
         if len(set(addresses)) < len(addresses):
             raise ValueError(f"hosts: the addresses {addresses} repeat; name each host once")
@@ -102,13 +100,6 @@ class HostsConfig(Config):
     def is_local(self, executor: str) -> bool:
         """True if the executor of that name lives on this machine."""
         return not self.has_hosts or _matches(executor, self.local)
-
-    @property
-    def own_address(self) -> str:
-        """The address by which the hosts reach this program."""
-        if self.address is not None:
-            return self.address
-        return address_towards(*split_address(self.hosts[0].address, "hosts.0.address"))
 
     def check_all_placed(self, executors: Sequence[str]) -> None:
         """Raises `ConfigError` if no host may hold one of the executors. What a folder will hold, nobody knows yet."""
@@ -184,6 +175,26 @@ class HostPool:
         """Hosts that did not answer when they were last asked."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._context: ssl.SSLContext | None = None
+
+    async def own_address(self) -> str:
+        """The address by which the hosts reach this program; waits for one of them to write its own, if need be.
+
+        Raises:
+            ExecutorLostError: no host has come in time.
+        """
+        if self._config.address is not None:
+            return self._config.address
+        deadline = asyncio.get_running_loop().time() + self._config.host_seconds
+        while not (hosts := self._all_hosts()):
+            if asyncio.get_running_loop().time() >= deadline:
+                raise ExecutorLostError(f"no worker has written its address into {self._config.hosts_folder}")
+            await asyncio.sleep(BEAT_SECONDS)
+        return address_towards(*split_address(hosts[0].address, "hosts"))
+
+    @property
+    def secret(self) -> str:
+        """What hosts and this program share."""
+        return self._secret
 
     async def find(self, executor: str) -> Lease | None:
         """A host for the executor, the least busy one that answers; None: this machine.

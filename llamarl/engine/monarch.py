@@ -64,10 +64,6 @@ class MonarchEngine:
         start_timeout_seconds: for processes to come up and executors to set up.
         stop_timeout_seconds: for `teardown`, and again for processes to end; then they are killed.
         hosts: the other machines; None: all executors live on this one.
-        frontend: how those machines reach this process; required beside `hosts`.
-
-    Raises:
-        ConfigError: this Python process has used Monarch before, without hosts or with another secret.
     """
 
     def __init__(
@@ -77,13 +73,13 @@ class MonarchEngine:
         start_timeout_seconds: float = 600.0,
         stop_timeout_seconds: float = 10.0,
         hosts: HostPool | None = None,
-        frontend: "Frontend | None" = None,
     ) -> None:
         monarch.actor.unhandled_fault_hook = _note_fault  # the default one ends the controller
         monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
-        if frontend is not None:
-            frontend.open()
         self._hosts = hosts
+        self._own_address: str | None = None
+        """By which the hosts reach this process."""
+        self._opening = asyncio.Lock()
         self._here = {**passed_environment(passed), **(environment or {})}
         named = {name: os.environ[name] for name in passed if name in os.environ}
         self._elsewhere = {**named, **(environment or {})}
@@ -93,8 +89,13 @@ class MonarchEngine:
         self._handles: dict[str, MonarchHandle] = {}
 
     async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> "MonarchHandle":
-        """Starts `num_ranks` processes, builds an executor in each and runs its `setup`; errors of either propagate."""
+        """Starts `num_ranks` processes, builds an executor in each and runs its `setup`; errors of either propagate.
+
+        Raises:
+            ConfigError: this Python process has used Monarch before, without hosts or with another secret.
+        """
         claim_name(self._handles, name)
+        await self._open_frontend()
         lease = await self._hosts.find(name) if self._hosts else None
         handle = MonarchHandle(name, num_ranks, self._place(lease), self._stop_timeout_seconds)
         self._handles[name] = handle
@@ -114,16 +115,24 @@ class MonarchEngine:
             if self._hosts:
                 self._hosts.close()
 
+    async def _open_frontend(self) -> None:
+        """Makes this process reachable for its hosts, before its first use of Monarch."""
+        async with self._opening:
+            if self._hosts is not None and self._own_address is None:
+                address = await self._hosts.own_address()
+                Frontend(self._hosts.secret, address).open()
+                self._own_address = address
+
     def _place(self, lease: Lease | None) -> "_Place":
         if lease is None or self._hosts is None:
             command = monarch.actor.default_bootstrap_cmd().with_env(self._here)
             command.inherit_env = False
-            return _Place(None, monarch.actor.this_host(), command)
+            return _Place(self._own_address, None, monarch.actor.this_host(), command)
         mesh = monarch.actor.attach_to_workers(ca="trust_all_connections", workers=[lease.engine])  # see `Frontend`
         default = monarch.actor.default_bootstrap_cmd()
         variables = {**self._elsewhere, **self._hosts.environment(lease)}
         command = BootstrapCommand(lease.python, None, ["-m", BOOTSTRAP_MODULE], default.env).with_env(variables)
-        return _Place(lease, mesh, command)
+        return _Place(lease.config.host, lease, mesh, command)
 
 
 class Frontend:
@@ -185,6 +194,8 @@ def _use_tls(identity: Identity) -> None:
 class _Place(NamedTuple):
     """A place for an executor's processes."""
 
+    address: str | None
+    """Address of the machine, where other machines matter."""
     lease: Lease | None
     """The host's; None: this machine."""
     mesh: Any
@@ -197,7 +208,7 @@ class MonarchHandle(ProcessHandle):
 
     def __init__(self, name: str, num_ranks: int, place: _Place, stop_timeout_seconds: float) -> None:
         super().__init__(name, num_ranks, stop_timeout_seconds)
-        self._lease = place.lease
+        self._lease, self._address = place.lease, place.address
         self._processes = place.mesh.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=place.command)
         actors = self._processes.spawn(name, _Host)
         self._actors = [actors.slice(rank=rank) for rank in range(num_ranks)]
@@ -209,8 +220,8 @@ class MonarchHandle(ProcessHandle):
 
     @property
     def host(self) -> str | None:
-        """Address of the machine it lives on, as other machines reach it; None: this one."""
-        return self._lease.config.host if self._lease else None
+        """Address of the machine it lives on, as other machines reach it; None: this one, and there are no others."""
+        return self._address
 
     @property
     def _event(self) -> str | None:

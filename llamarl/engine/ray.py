@@ -21,8 +21,13 @@ from llamarl.engine.processes import GoneError, ProcessHandle, kill_here
 from llamarl.engine.resident import Reply, Resident
 
 if "RAY_ADDRESS" not in os.environ:
-    # Read when Ray is imported. By its name for other systems, it keeps Ray off all interfaces but the loopback one.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Read when Ray is imported. The first, by its name for other systems, keeps Ray off all interfaces but the loopback
+    # one; the token is our own because Ray's lies in the home directory, where others may be able to read it.
+    os.environ |= {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
 
 try:
     import ray
@@ -103,7 +108,7 @@ class RayHandle(ProcessHandle):
     @property
     def host(self) -> str | None:
         """Address of the machine it lives on, as other machines reach it; None: this one."""
-        return None if self._is_here else self._address
+        return self._address if "RAY_ADDRESS" in os.environ else None
 
     @property
     def _is_here(self) -> bool:
@@ -189,6 +194,4 @@ def _start_ray() -> None:
         except ConnectionError as error:
             raise ConfigError(f"RAY_ADDRESS={address!r}: no Ray cluster answers there ({error})") from None
         return
-    # Ray's own token lies in the home directory, where others may be able to read it.
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)

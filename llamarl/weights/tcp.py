@@ -78,7 +78,7 @@ class TcpChannel:
         """Serves from here on, on a free port of this machine's address `host`; returns the receivers' end.
 
         Raises:
-            WeightSyncError: `host` is no address of this machine.
+            WeightSyncError: `host` is no address of this machine, or stands for all of them.
         """
         if self._server is None:
             self._arena = ShmChannel(self._name, self.dtype)  # the owner's: it goes with this process
@@ -203,6 +203,8 @@ class _Server:
     def __init__(self, host: str, secret: str, arena: ShmChannel, sends_deltas: bool) -> None:
         with Identity(secret, host) as identity:
             self._context = identity.server_context()
+        if host in ("", "0.0.0.0", "::"):
+            raise WeightSyncError(f"weights: host={host!r} would serve them on all interfaces; state one address")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.create_server((host, 0), family=family)

@@ -197,7 +197,7 @@ def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
         (
             ["qqq"],
             "qqq: unknown command. Choose one of: budget, data, demo, detect, doctor, dpo, eval, export, feedback, "
-            "generate, judge, plan, resume, reward, runs, serve, sft, train, view, worker.\n",
+            "generate, judge, launch, plan, resume, reward, runs, serve, sft, train, view, worker.\n",
         ),
         (["judge"], "judge: no command by itself; use llamarl judge run or llamarl judge audit or"),
         (["judge", "adit"], "judge adit: unknown command. Did you mean 'judge audit'?"),

@@ -52,12 +52,13 @@ async def main() -> None:
     config = HostsConfig(hosts=[worker.address for worker in workers], local=["here"])
     os.environ.update({"SECRET_OF_MINE": "x", "KEY_OF_A_JUDGE": "y"})
     pool = HostPool(config, SECRET, executors=["a", "b"])
-    engine = MonarchEngine({"OURS": "set"}, ["KEY_OF_A_JUDGE"], hosts=pool, frontend=Frontend(SECRET, "127.0.0.1"))
+    engine = MonarchEngine({"OURS": "set"}, ["KEY_OF_A_JUDGE"], hosts=pool)
     try:
         a, b, here = await asyncio.gather(
             *(engine.spawn(Probe, name=name, num_ranks=ranks) for name, ranks in (("a", 1), ("b", 2), ("here", 1)))
         )
-        assert (a.host, b.host, here.host) == ("127.0.0.1", "127.0.0.1", None)
+        assert [each.host for each in (a, b, here)] == ["127.0.0.1"] * 3
+        assert (here._lease, a._lease is b._lease) == (None, False)
         assert [rank for rank, _, _ in await b.call("whoami", rank=None)] == [0, 1]
         assert await here.call("echo", 3) == 3
         await check_calls(a)

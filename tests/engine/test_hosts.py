@@ -144,14 +144,15 @@ def test_an_executor_that_no_host_takes_is_refused_beforehand():
 
 def test_addresses_in_a_folder_count_as_they_come(lend, tmp_path):
     host = lend()
-    config = HostsConfig(hosts_folder=tmp_path, address="127.0.0.1")
+    config = HostsConfig(hosts_folder=tmp_path)
     pool = HostPool(config, SECRET)
 
     async def scenario():
-        finding = asyncio.create_task(pool.find("generator-0"))
+        finding, asking = asyncio.create_task(pool.find("generator-0")), asyncio.create_task(pool.own_address())
         await asyncio.sleep(0)
         file = write_host(tmp_path, "node-1", HostConfig(address=host.address, executors=["generator-*"]))
         assert (await finding).config.address == host.address
+        assert await asking == "127.0.0.1"  # the interface that leads there
         file.unlink()
 
     run(scenario, pool)
@@ -323,7 +324,6 @@ def test_a_run_that_goes_ends_what_it_started(lend):
         ({"hosts": ["10.0.0.2:1", "10.0.0.2:1"]}, "repeat; name each host once"),
         ({"hosts": ["10.0.0.2:1", "127.0.0.1:1"]}, "127.0.0.1 is a loopback address"),
         ({"hosts": ["10.0.0.2:1"], "address": "localhost"}, "localhost is a loopback address"),
-        ({"hosts_folder": "/somewhere"}, "address: required beside hosts_folder"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
