@@ -1,8 +1,8 @@
 """Jobs of clusters that run a recipe over several nodes: a Slurm script, or Kubernetes manifests.
 
 Both do the same. Each node runs `llamarl worker`, which writes its address into a folder that all nodes share; the
-first node also runs `llamarl train`, or `llamarl resume` where the run began before. The nodes know each other by a secret
-that is drawn for the job, in a file that only its owner can read (Slurm), or in a Secret (Kubernetes).
+first node also runs `llamarl train`, or `llamarl resume` where the run began before. The nodes know each other by a
+secret that is drawn for the job, in a file that only its owner can read (Slurm), or in a Secret (Kubernetes).
 """
 
 import shlex
@@ -95,8 +95,8 @@ mkdir -p "$hosts"
 srun --mpi=none --kill-on-bad-exit=0 bash -c '
   LLAMARL_SECRET=$(cat "$hosts/secret") && export LLAMARL_SECRET
   if [ "$SLURM_NODEID" = 0 ]; then executors=$first; else executors=$others; fi
-  exec "$python" -m llamarl worker --towards "$SLURM_LAUNCH_NODE_IPADDR" --port 0 {across(job)}--hosts-folder "$hosts" \\
-    --name "$SLURM_NODEID" --executors "$executors"
+  exec "$python" -m llamarl worker --towards "$SLURM_LAUNCH_NODE_IPADDR" --port 0 {across(job)}\\
+    --hosts-folder "$hosts" --name "$SLURM_NODEID" --executors "$executors"
 ' &
 workers=$!
 

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of one's own needs root"),
     *(
         pytest.mark.skipif(shutil.which(tool) is None, reason=f"needs {tool} (slurmctld slurmd slurm-client munge)")
-        for tool in ("ip", "munged", "slurmctld", "slurmd", "sbatch")
+        for tool in ("ip", "nsenter", "munged", "slurmctld", "slurmd", "sbatch")
     ),
 ]
 
@@ -42,13 +42,12 @@ class Slurm:
     def __init__(self, folder: Path) -> None:
         self._namespace, self._folder = f"llamarlslurm{os.getpid()}", folder
         self._environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": os.getcwd()}
+        # nsenter and not `ip netns exec`, which mounts a /sys of its own: slurmd needs the one with cgroups.
         self._daemons: list[subprocess.Popen[bytes]] = []
         try:
             self._ip("netns", "add", self._namespace)
             self.run("ip", "link", "set", "lo", "up")
-            self.run("ip", "link", "add", "net0", "type", "dummy")
-            self.run("ip", "addr", "add", f"{ADDRESS}/24", "dev", "net0")
-            self.run("ip", "link", "set", "net0", "up")
+            self.run("ip", "addr", "add", f"{ADDRESS}/32", "dev", "lo")
         except subprocess.CalledProcessError as error:
             self.close()
             pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
@@ -100,7 +99,7 @@ PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=01:00:00 State=UP
 """
 
     def run(self, *command: str, text: str | None = None) -> str:
-        arguments = ["ip", "netns", "exec", self._namespace, *command]
+        arguments = ["nsenter", f"--net=/run/netns/{self._namespace}", *command]
         done = subprocess.run(
             arguments, input=text, capture_output=True, text=True, check=True, env=self._environment, timeout=PATIENCE
         )
@@ -128,7 +127,7 @@ PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=01:00:00 State=UP
         subprocess.run(["ip", "netns", "del", self._namespace], capture_output=True, check=False)
 
     def _start(self, *command: str) -> None:
-        arguments = ["ip", "netns", "exec", self._namespace, *command]
+        arguments = ["nsenter", f"--net=/run/netns/{self._namespace}", *command]
         with (self._folder / "daemons.log").open("ab") as log:
             self._daemons.append(subprocess.Popen(arguments, stdout=log, stderr=log, env=self._environment))
 
@@ -150,8 +149,10 @@ def test_a_job_of_two_nodes_is_requeued_in_the_middle_and_goes_on(slurm: Slurm, 
     launch = [sys.executable, "-m", "llamarl", "launch", str(recipe_path("demo")), "--slurm", "--run-dir", str(run_dir)]
     script = slurm.run(*launch, "--nodes", "2", "--time", "00:30:00", *FLAGS)
     slurm.run("sbatch", "--test-only", text=script)
+    with pytest.raises(subprocess.CalledProcessError):  # more nodes than there are
+        slurm.run("sbatch", "--test-only", text=script.replace("--nodes=2", "--nodes=3"))
     with pytest.raises(subprocess.CalledProcessError) as refused:
-        slurm.run(*launch, "--nodes", "3", "--num-generators", "2", "--submit", *FLAGS)
+        slurm.run(*launch, "--partition", "nowhere", "--submit", *FLAGS)
     assert "error: sbatch refused the job" in refused.value.stderr
 
     job = json.loads(slurm.run(*launch, "--nodes", "2", "--time", "00:30:00", "--submit", "--json", *FLAGS))[
