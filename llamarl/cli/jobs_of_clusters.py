@@ -88,6 +88,7 @@ set -euo pipefail
 umask 077 # the secret is in a file
 export python={python} first={shlex.quote(first)} others={shlex.quote(OTHER_NODES)}
 export hosts={hosts}/$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}
+rm -rf {hosts}/"$SLURM_JOB_ID"-* # of attempts that were killed
 mkdir -p "$hosts"
 "$python" -c 'import secrets; print(secrets.token_hex(32))' > "$hosts/secret"
 
