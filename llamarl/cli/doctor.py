@@ -40,6 +40,7 @@ class Extra:
 EXTRAS: Mapping[str, Extra] = {
     "monarch": Extra(("monarch",), "executors are threads of one process; `engine = 'monarch'` is refused"),
     "hosts": Extra(("monarch", "cryptography"), "executors run on this host only"),
+    "ray": Extra(("ray",), "`engine = 'ray'` is refused"),
     "multiif": Extra(("langdetect", "lingua", "emoji", "nltk"), "no judge of instructions, no Multi-IF or IFEval"),
     "math": Extra(("math_verify",), "the math judge compares numbers only, and refuses answers that need algebra"),
     "lora": Extra(("peft",), "no training of low-rank adapters"),

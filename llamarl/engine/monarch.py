@@ -239,11 +239,12 @@ class MonarchHandle(ProcessHandle):
 
     async def _send(self, rank: int, endpoint: str, args: tuple[Any, ...]) -> Reply:
         try:
-            return await self._unless_lost(getattr(self._actors[rank], endpoint).call_one(*args))
+            reply: Reply = await self._unless_lost(getattr(self._actors[rank], endpoint).call_one(*args))
         except SupervisionError as error:
             raise GoneError(str(error).strip().splitlines()[-1].strip()) from None
         except RuntimeError as error:  # Monarch's own: a method's comes as a reply
             raise GoneError(str(error).strip().splitlines()[0].strip()) from None
+        return reply
 
     def _cancel(self, rank: int, number: int) -> None:
         self._actors[rank].cancel.broadcast(number)

@@ -112,14 +112,15 @@ class RayHandle(ProcessHandle):
 
     @property
     def _is_here(self) -> bool:
-        return self._node == ray.get_runtime_context().get_node_id()
+        return bool(self._node == ray.get_runtime_context().get_node_id())
 
     async def _locate(self, timeout_seconds: float) -> list[int]:
         """Starts the first rank where Ray has room, and the others beside it."""
         pids = []
         for rank in range(self.num_ranks):
             beside = {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._node, soft=False)} if rank else {}
-            self._actors.append(_Host.options(name=None, **beside).remote(rank, self._environment, sys.path))
+            actor = _Host.options(**beside)  # type: ignore[attr-defined] # Ray's decorator adds it
+            self._actors.append(actor.remote(rank, self._environment, sys.path))
             async with asyncio.timeout(timeout_seconds):
                 pid, self._node, self._address = await self._ask(rank, "locate")
             pids.append(pid)

@@ -40,6 +40,11 @@ def make(name: str, stop_timeout_seconds: float = PATIENCE):
     return RayEngine(*options)
 
 
+def slow_if_ray(name: str):
+    """Ray's processes take their time to start, and Ray itself takes longer."""
+    return pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.timeout(900)]) if name == "ray" else name
+
+
 def on(*names: str, **options: float):
     """Turns `async def scenario(engine)` into one test per engine, closed at its end."""
 
@@ -52,7 +57,7 @@ def on(*names: str, **options: float):
             finally:
                 await engine.close()
 
-        @pytest.mark.parametrize("engine_name", names)
+        @pytest.mark.parametrize("engine_name", [slow_if_ray(name) for name in names])
         def test(engine_name):
             asyncio.run(main(engine_name))
 
@@ -330,7 +335,7 @@ async def test_an_error_of_teardown_is_raised_and_still_ends_the_executor(engine
     assert not probe.is_alive
 
 
-@pytest.mark.parametrize("engine_name", ENGINES)
+@pytest.mark.parametrize("engine_name", [slow_if_ray(name) for name in ENGINES])
 def test_teardown_runs_once_per_rank_and_nothing_is_left(engine_name, tmp_path, monkeypatch):
     log = tmp_path / "teardown.log"
     monkeypatch.setenv("LLAMARL_TEST_TEARDOWN_LOG", str(log))
