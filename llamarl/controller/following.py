@@ -8,6 +8,7 @@ from torch import Tensor
 from llamarl.controller.checkpoints import CheckpointStore, warn
 from llamarl.controller.directory import read_recipe
 from llamarl.controller.export import Trained, load_trained
+from llamarl.core.errors import CheckpointError
 from llamarl.models.checkpoint import load_model, load_tokenizer
 from llamarl.models.decoder import named_tensors
 
@@ -38,13 +39,25 @@ class RunWeights:
         return trained.step, dict(named_tensors(trained.model))
 
 
-def load_newest(run_dir: str | Path, tell: Callable[[str], None] = warn) -> Trained:
+def load_newest(
+    run_dir: str | Path, tell: Callable[[str], None] = warn, load: Callable[..., Trained] = load_trained
+) -> Trained:
     """Loads the newest checkpoint of a run or, before there is one, the model that it starts from, as step 0.
+
+    Args:
+        run_dir: of a run that may go on meanwhile.
+        tell: hears of damaged checkpoints.
+        load: reads a checkpoint, as `load_trained`.
 
     Raises:
         CheckpointError: not a run directory, or no checkpoint that verifies.
     """
-    recipe = read_recipe(run_dir)
-    if CheckpointStore(Path(run_dir) / "checkpoints").steps():
-        return load_trained(run_dir, "latest", tell)
+    recipe, store = read_recipe(run_dir), CheckpointStore(Path(run_dir) / "checkpoints")
+    while steps := store.steps():
+        try:
+            return load(run_dir, "latest", tell)
+        except CheckpointError:
+            if store.steps()[-1:] == steps[-1:]:
+                raise
+            # The run wrote newer ones meanwhile, and removed the one that was being read.
     return Trained(load_model(recipe.model), load_tokenizer(recipe.model, recipe.chat_template_args), 0)

@@ -17,6 +17,7 @@ import torch
 from llamarl.cli.main import main
 from llamarl.controller.checkpoints import CheckpointStore
 from llamarl.controller.directory import RECIPE_FILE
+from llamarl.controller.export import Trained, load_trained
 from llamarl.controller.following import RunWeights, load_newest
 from llamarl.core.errors import CheckpointError
 from llamarl.models.checkpoint import load_model
@@ -101,6 +102,22 @@ def test_before_the_first_checkpoint_a_run_is_its_model(run_dir: Path) -> None:
     assert newer is not None and newer[0] == 3
     assert all(torch.equal(newer[1][name], weights[name]) for name in weights)
     assert source.look() is None
+
+
+def test_a_checkpoint_that_the_run_removes_while_it_is_read_is_replaced_by_a_newer_one(run_dir: Path) -> None:
+    save_step(run_dir, 1)
+    tries = []
+
+    def load(*arguments: Any) -> Trained:
+        tries.append(arguments)
+        if len(tries) == 1:
+            for step in (2, 3, 4):
+                save_step(run_dir, step)
+        return load_trained(run_dir, "1" if len(tries) == 1 else "latest")
+
+    assert load_newest(run_dir, load=load).step == 4 and len(tries) == 2
+    with pytest.raises(CheckpointError, match="step '1': not there"):
+        load_newest(run_dir, load=lambda *arguments: load_trained(run_dir, "1"))
 
 
 def test_a_damaged_checkpoint_is_not_taken_and_a_later_one_is(run_dir: Path) -> None:

@@ -157,6 +157,8 @@ class VllmExecutor(Executor):
             self._has_news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_news.wait(), timeout_seconds)
+        if self._failure is not None and self._server is not None:
+            await self._server.wait_why_ended(END_SECONDS)
         self._check_alive()
         if self._refusal is not None:  # held back until the proof
             return []
