@@ -201,6 +201,7 @@ class VllmExecutor(Executor):
         if self._precision_cost is None and manifest.probe is not None:
             logprobs = await self._score(about, manifest.probe)
             self._precision_cost = measure_precision(manifest.probe, logprobs, self.config.precision)
+        await self._channel.prepare(manifest.version)  # over a network that takes time, in which nothing need pause
         await self.client.post("/pause?mode=keep")
         await self._transfer(manifest, about)
         await self.client.post("/resume")
