@@ -49,6 +49,7 @@ class Changes(TypedDict, total=False):
     watch: Settings
     report: Settings
     engine: str
+    placement: Settings
     pass_environment: Sequence[str]
     seed: int
     threads: int | None

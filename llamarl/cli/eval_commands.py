@@ -6,7 +6,6 @@ from llamarl.cli.common import print_json, say
 from llamarl.cli.options import LiveOutput, Output, Positional
 from llamarl.core.config import Config, Metavar
 from llamarl.evals.benchmarks import Benchmark, IFEval, MultiIF
-from llamarl.evals.budget_report import PAGE_FILE
 from llamarl.evals.budget_run import BudgetEvaluation, run_budget
 
 
@@ -95,6 +94,7 @@ def budget(settings: BudgetEvaluation, output: LiveOutput) -> int:
         llamarl eval budget --data builtin --model short=DIR --model new=DIR2 --ask short=S --temperature 1 --out OUT
         the same command again goes on where a killed one stopped
     """
+    from llamarl.evals.budget_report import PAGE_FILE
     from llamarl.evals.budget_table import BudgetTable
     from llamarl.report.console import SafeConsole
     from llamarl.report.progress import make_progress
