@@ -38,8 +38,9 @@ MODULES = [
     ".".join(("llamarl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in sorted(PACKAGE.rglob("*.py"))
 ]
-ELSEWHERE = ("llamarl.judges.code.inside", "llamarl.engine.monarch", "llamarl.evals.inspect_task")
-"""What runs in the sandbox alone, or needs an extra."""
+ELSEWHERE = ("llamarl.judges.code.inside", "llamarl.engine.monarch", "llamarl.engine.ray", "llamarl.evals.inspect_task")
+ELSEWHERE += ("llamarl.generation.vllm.plugin.llamarl_vllm",)
+"""What runs in the sandbox alone, in the environment of vLLM, or needs an extra."""
 TORCH_FREE = ("llamarl.core", "llamarl.data", "llamarl.report", "llamarl.cli", "llamarl.judges.rules")
 TORCH_FREE += ("llamarl.judges.math", "llamarl.judges.code", "llamarl.judges.llm", "llamarl.judges.process")
 TORCH_FREE += (
