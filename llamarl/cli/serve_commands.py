@@ -23,9 +23,9 @@ class ServeSettings(ModelServing):
     model: Positional[str]
     """Checkpoint directory in Hugging Face format, a GGUF file, a Hub id, or the directory of a run."""
     step: Annotated[str, Metavar("STEP")] = "latest"
-    """Of a run: the model of latest, best, or a step number."""
+    """The checkpoint of a run that is served: latest, best, or a step number."""
     follow: bool = False
-    """Of a run: take each newer checkpoint as it comes."""
+    """Serve each newer checkpoint of a run as it comes."""
 
     @model_validator(mode="after")
     def _check_step(self) -> Self:

@@ -41,7 +41,7 @@ class Shard:
     global_shape: Sizes
     region: Region
     dtype: str
-    """As in `torch.DTYPE`: "float32"."""
+    """The name of its `torch.dtype`, such as "float32"."""
 
     @classmethod
     def whole(cls, shape: Sizes, dtype: str) -> "Shard":

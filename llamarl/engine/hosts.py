@@ -31,7 +31,7 @@ SILENCE_SECONDS = 4.5
 """Silence after which a host counts as lost: nine beats, so that a loss is named within 6 seconds."""
 _CONNECT_SECONDS = 5.0
 _START_SECONDS = 120.0
-"""For a worker to start its engine server, whose imports take a while on a busy machine."""
+"""Time for a worker to start its engine server, whose imports take a while on a busy machine."""
 
 
 class HostConfig(Config):
@@ -349,7 +349,7 @@ def _watch(lease: Lease, silence_seconds: float, loop: asyncio.AbstractEventLoop
     """Exchanges signs of life with a host until it is lost or given back."""
     try:
         for _ in lease.wire.watch(silence_seconds):
-            pass
+            pass  # a host says nothing but that it lives; its silence is the error below
     except (OSError, ValueError) as error:
         with suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(end, str(error))

@@ -78,7 +78,7 @@ class MonarchEngine:
         monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
         self._hosts = hosts
         self._own_address: str | None = None
-        """By which the hosts reach this process."""
+        """The address by which the hosts reach this process; None before the first use of Monarch."""
         self._opening = asyncio.Lock()
         self._here = {**passed_environment(passed), **(environment or {})}
         named = {name: os.environ[name] for name in passed if name in os.environ}
@@ -147,7 +147,7 @@ class Frontend:
     """
 
     _opened: "Frontend | None" = None
-    """The one of this process."""
+    """The frontend that this process has opened; there is one at most."""
 
     def __init__(self, secret: str, host: str) -> None:
         self._secret, self._host = secret, host

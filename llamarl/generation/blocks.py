@@ -11,6 +11,7 @@ attention reads a pool as one tensor instead of gathering blocks:
 Shape legend: L layers, C blocks of a pool, K key/value heads, B positions of a block, D head size.
 """
 
+import contextlib
 import heapq
 import mmap
 import sys
@@ -233,8 +234,7 @@ def _memory(
     num_layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, max_blocks: int
 ) -> _GrownMemory | _MappedMemory:
     if device.type == "cpu" and sys.platform == "linux":
-        try:  # where the administrator has bounded addresses, there may not be enough
+        # Where the administrator has bounded addresses, there may not be enough: then memory is copied as it grows.
+        with contextlib.suppress(OSError, OverflowError):
             return _MappedMemory(num_layers, shape, dtype, max_blocks)
-        except (OSError, OverflowError):
-            pass
     return _GrownMemory(num_layers, shape, dtype, device)

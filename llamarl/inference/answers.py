@@ -91,7 +91,7 @@ class CompletionFormat:
         }
 
     def _by_text(self, top: Iterable[tuple[int, float]]) -> dict[str, float]:
-        """Of several tokens with the same text the likeliest, which comes first."""
+        """Log-probs by the tokens' texts; where several have one text, the likeliest counts, which comes first."""
         by_text: dict[str, float] = {}
         for token_id, logprob in top:
             by_text.setdefault(self._texts[token_id], logprob)

@@ -45,7 +45,7 @@ class _Listener:
     """Who waits for a completion. The queue belongs to the event loop."""
 
     index: int
-    """Of the request among those that were sent together."""
+    """The place of the request among those that were sent together."""
     events: "asyncio.Queue[tuple[int, Event]]"
     num_top: int | None
     hears_draws: bool
@@ -232,7 +232,7 @@ def _settle(done: "asyncio.Future[Any]", result: Any, error: Exception | None) -
 def _logprobs(
     logits: Tensor, token_ids: Tensor, num_top: Mapping[int, int]
 ) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
-    """Of each row in `num_top` its token's log-prob, and so many of the likeliest tokens with theirs."""
+    """By row of `num_top`: the log-prob of its token, and so many of the likeliest tokens with theirs."""
     rows = list(num_top)
     table = torch.log_softmax(logits[rows].float(), dim=-1)
     chosen = table.gather(1, token_ids[rows, None])[:, 0].tolist()

@@ -4,6 +4,7 @@ Fields are of three kinds: those that are done; those that must have the value t
 and those that change nothing anyway (`user`), which are ignored. Any other name is a mistake, and refused as one.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -88,9 +89,9 @@ class Asked(Config):
         return self
 
     @property
+    @abstractmethod
     def num_top(self) -> int | None:
         """How many of the likeliest tokens are asked for; None: no log-probs."""
-        raise NotImplementedError
 
     @property
     def includes_usage(self) -> bool:

@@ -77,7 +77,7 @@ def select_terms(rows: str) -> str:
 
 
 SELECT_USUAL = "SELECT term, count(*) AS seen_with FROM ({terms}) GROUP BY term"
-"""In how many replies a term is, `usual`; `terms` is a query of `select_terms`."""
+"""The query that counts, as `usual`, the replies which hold a term; `terms` is a query of `select_terms`."""
 
 SELECT_LOVED_TERMS = """
     WITH loved AS (SELECT user_hash, term, count(*) AS loved_with FROM loved_terms GROUP BY user_hash, term),

@@ -64,7 +64,7 @@ class VllmPlace:
     cache_bytes: int | None = None
     """See `build_arguments`."""
     threads: int | None = None
-    """Of the server's computations on a CPU."""
+    """Threads that the server computes with on a CPU; None: as many as it takes."""
 
 
 class VllmExecutor(Executor):

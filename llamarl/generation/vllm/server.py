@@ -141,7 +141,7 @@ class ServerProcess:
         return None if status is None else f"ended with status {status}; last: {self._last_lines()}"
 
     async def wait_why_ended(self, seconds: float) -> str | None:
-        """As `why_ended`, with some time to end."""
+        """Says why it ended, after giving it so many seconds to end; None if it still runs then."""
         deadline = time.monotonic() + seconds
         while (problem := self.why_ended()) is None and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)

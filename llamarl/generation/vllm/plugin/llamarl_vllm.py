@@ -26,7 +26,7 @@ def _follow_lifeline() -> None:
 
     def wait() -> None:
         while os.read(0, 1024):
-            pass
+            pass  # nobody writes anything: the end of the input is the news
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
