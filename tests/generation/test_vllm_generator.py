@@ -26,7 +26,18 @@ def connect(server: FakeVllm, channel: Shelf, **settings: Any) -> VllmExecutor:
     place = VllmPlace("unused", 256, tp=server.num_workers, url=URL)
     executor = VllmExecutor(known, GeneratorConfig(), place, Letters(), channel, server.transport)
     executor.setup()
+    connected.append(executor)
     return executor
+
+
+connected: list[VllmExecutor] = []
+
+
+@pytest.fixture(autouse=True)
+def _tear_down():
+    yield
+    while connected:
+        connected.pop().teardown()
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:

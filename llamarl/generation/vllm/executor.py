@@ -117,9 +117,10 @@ class VllmExecutor(Executor):
         self.client = VllmClient(url, self.settings.api_key_env, self._transport)
 
     def teardown(self) -> None:
-        """Ends the server, if it was started here."""
+        """Ends the server, if it was started here, and leaves the group in which it got its weights."""
         for task in self._tasks:
             task.cancel()
+        self._broadcast = None  # its port and sockets go with it: a lost server's executor may be kept by a traceback
         if self._server is not None:
             self._server.stop()
 
