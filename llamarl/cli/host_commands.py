@@ -6,9 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -121,7 +121,7 @@ class LaunchSettings(Config):
     """GPUs of each node."""
     cpus_per_node: int | None = Field(default=None, ge=1)
     """Cores of each node."""
-    memory_per_node: str | None = None
+    memory_per_node: Annotated[str | None, Metavar("SIZE")] = None
     """Memory of each node, in the cluster's own units, such as 64G for Slurm or 64Gi for Kubernetes."""
     time: Annotated[str | None, Metavar("LIMIT")] = None
     """Slurm: the time limit, such as 04:00:00; two minutes before it the run saves a checkpoint and ends."""
@@ -167,10 +167,15 @@ def launch(settings: LaunchSettings, output: Output, overrides: Overrides) -> in
         }
         text, command = slurm_script(job, options), ["sbatch", "--parsable"]
     else:
-        import yaml
-
         if settings.image is None or settings.claim is None:
             raise ConfigError("launch: --kubernetes needs --image and --claim")
+        if not run_dir.is_relative_to(settings.mount):
+            raise ConfigError(
+                f"--run-dir {run_dir}: pods share {settings.mount} alone, where --claim is mounted; give a folder there"
+            )
+        if not path.is_relative_to(settings.mount):
+            note = f"pods see what is in the image and under {settings.mount}; {path} must be in one of them, with the"
+            say(f"{note} model and files that it names", sys.stderr)
         manifests = kubernetes_manifests(
             job,
             image=settings.image,
@@ -180,7 +185,7 @@ def launch(settings: LaunchSettings, output: Output, overrides: Overrides) -> in
             cpus=settings.cpus_per_node,
             memory=settings.memory_per_node,
         )
-        text, command = yaml.safe_dump_all(manifests, sort_keys=False), ["kubectl", "apply", "-f", "-"]
+        text, command = _write_yaml(manifests), ["kubectl", "apply", "-f", "-"]
         say(f"the job reads its secret from a Secret, which you make once:\n  {_make_secret(name)}", sys.stderr)
     answer = _submit(command, text, run_dir.parent) if settings.submit else None
     if output.json:
@@ -188,6 +193,20 @@ def launch(settings: LaunchSettings, output: Output, overrides: Overrides) -> in
     else:
         print(text if answer is None else answer, end="" if answer is None else "\n")
     return 0
+
+
+def _write_yaml(manifests: Sequence[Mapping[str, Any]]) -> str:
+    """YAML whose scripts read as scripts, line by line."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Dumper.add_representer(str, represent)
+    return yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False)
 
 
 def _make_secret(name: str) -> str:

@@ -38,9 +38,10 @@ class ClusterJob:
 
     def train(self) -> str:
         """The shell command that begins the run or goes on with it; `$hosts` is the folder of addresses."""
-        placed = ["--engine", "monarch", "--placement.hosts-folder"]
-        begin = shlex.join(["train", self.recipe, "--run-dir", self.run_dir, "--plain", *self.overrides, *placed])
-        go_on = shlex.join(["resume", self.run_dir, "--plain", "--placement.hosts-folder"])
+        # The job has a secret of its own, under a name of its own, whatever the recipe calls its secret.
+        placed = ["--placement.secret-env", "LLAMARL_SECRET", "--placement.hosts-folder"]
+        begin = ["train", self.recipe, "--run-dir", self.run_dir, "--plain", *self.overrides, "--engine", "monarch"]
+        begin, go_on = shlex.join([*begin, *placed]), shlex.join(["resume", self.run_dir, "--plain", *placed])
         record, python = shlex.quote(f"{self.run_dir}/recipe.json"), shlex.quote(self.python)
         return (
             f"if [ -e {record} ]; then\n"
@@ -181,7 +182,10 @@ fi
   --executors "$executors" &
 worker=$!
 if [ "$JOB_COMPLETION_INDEX" != 0 ]; then # until the run is over
-  while [ ! -e "$hosts/over" ]; do kill -0 $worker && sleep 5; done
+  while [ ! -e "$hosts/over" ]; do
+    kill -0 $worker 2> /dev/null || exit 1 # a pod without its worker is of no use: Kubernetes starts it again
+    sleep 5
+  done
   kill $worker
   exit 0
 fi

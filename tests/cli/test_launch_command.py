@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,32 @@ def test_scripts_are_shell_whatever_the_names_are(nodes: int) -> None:
     )
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     check_shell(container["command"][-1])
+
+
+def test_a_pod_whose_worker_has_ended_ends(tmp_path: Path) -> None:
+    """It must not wait for the run's end without one: Kubernetes starts only what has ended again."""
+    (manifest,) = kubernetes_manifests(
+        ClusterJob("demo", "/shared/demo.toml", str(tmp_path / "run"), "false", 2),
+        **{"image": "i", "claim": "c", "mount": "/shared", "gpus": 0, "cpus": None, "memory": None},
+    )
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    pod = {**os.environ, "JOB_COMPLETION_INDEX": "1", "POD_IP": "127.0.0.1"}
+    done = subprocess.run(container["command"], env=pod, timeout=120, check=False)  # a hang is what is tested
+    assert done.returncode == 1
+
+
+def test_the_jobs_secret_is_found_whatever_the_recipe_calls_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--placement.secret-env", "MINE"]
+    assert main(["launch", DEMO, "--slurm", "--run-dir", "/shared/run", *own]) == 0
+    begin, go_on = (line for line in capsys.readouterr().out.splitlines() if "--placement.hosts-folder" in line)
+    assert all(" --placement.secret-env LLAMARL_SECRET --placement.hosts" in line for line in (begin, go_on))
+
+
+def test_a_manifest_shows_its_script_and_notes_what_pods_may_not_see(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", DEMO, *KUBERNETES]) == 0
+    printed = capsys.readouterr()
+    assert '\n          export hosts=/shared/run.hosts\n          mkdir -p "$hosts"\n' in printed.out
+    assert f"under /shared; {DEMO} must be in one of them" in printed.err
 
 
 def test_the_secret_is_in_no_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +105,7 @@ def test_manifests_are_valid(nodes: int, gpus: int, capsys: pytest.CaptureFixtur
         (["--slurm", "--nodes", "4"], "num_generators=1 leaves 2 of the others without a generator"),
         (["--slurm", "--placement.local", '["judge"]'], "placement: the job places executors by itself"),
         (["--kubernetes"], "--kubernetes needs --image and --claim"),
+        (["--kubernetes", "--image", "i", "--claim", "c"], "pods share /shared alone, where --claim is mounted"),
         (["--slurm", "--schedule.stps", "3"], "--schedule.stps: unknown key"),
     ],
 )
