@@ -128,7 +128,7 @@ class Option:
         bounds = [
             (signs[key], getattr(item, key)) for item in self.field.metadata for key in signs if hasattr(item, key)
         ]
-        facts = [f"{sign} {bound:g}" for sign, bound in bounds]
+        facts = [f"{sign} {bound}" if isinstance(bound, int) else f"{sign} {bound:g}" for sign, bound in bounds]
         if self.form in ("list", "table") and not (self.is_positional or (self.holds_numbers and self.form == "list")):
             facts.append("repeatable")
         default = None if self.field.is_required() else self.field.get_default(call_default_factory=True)

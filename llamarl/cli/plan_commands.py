@@ -336,12 +336,12 @@ def _print_plan(result: dict[str, Any]) -> None:
     from llamarl.cli.feedback_commands import build_table
     from llamarl.planner.result import memory_rows
     from llamarl.report.console import SafeConsole
-    from llamarl.report.text import format_seconds
+    from llamarl.report.text import format_number, format_seconds
 
     model, where = result["model"], result["placement"]
     trainer, generators = where["trainer"], where["generators"][0]
     active = "" if model["active_parameters"] == model["parameters"] else f", {model['active_parameters']:,} active"
-    say(f"{model['name']}: {model['parameters']:,} parameters{active}, on {result['gpus']} x {result['gpu']}")
+    say(f"{model['name']}: {model['parameters']:,} parameters{active}, on {result['gpus']:,} x {result['gpu']}")
     say(f"{result['mode']}, {format_seconds(result['step_seconds'])} a step: {result['why']}")
     say()
     sampling = "" if result["mode"] == "synchronous" else " at full slots"
@@ -352,7 +352,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     rows = [
         (
             "trainer",
-            f"{trainer['ranks']} ranks, {cut}, {trainer['precision']}, checkpointing {trainer['checkpointing']}",
+            f"{trainer['ranks']:,} rank{'s' * (trainer['ranks'] > 1)}, {cut}, {trainer['precision']}, checkpointing {trainer['checkpointing']}",
         ),
         (
             "generators",
@@ -366,8 +366,8 @@ def _print_plan(result: dict[str, Any]) -> None:
         ("asynchronous step", format_seconds(result["asynchronous_step_seconds"])),
         ("idle", _describe_idle(result["idle"], where["is_shared"])),
         ("staleness", f"at most {result['staleness']['bound']}, mean token {result['staleness']['mean_token']:.1f}"),
-        ("checkpoint", f"{result['checkpoint_gib']:.3g} GiB"),
-        ("cost", f"{result['gpu_hours_per_1000_steps']:,.3g} GPU-hours per 1,000 steps"),
+        ("checkpoint", f"{format_number(result['checkpoint_gib'])} GiB"),
+        ("cost", f"{format_number(result['gpu_hours_per_1000_steps'])} GPU-hours per 1,000 steps"),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

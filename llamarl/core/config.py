@@ -78,7 +78,10 @@ def describe_errors(
     A field among `overrides` is named as on the command line, `--dotted.long-name`; the source is not blamed for it.
     """
     from_source, from_command = [], []
-    for item in error.errors():
+    items = error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):
+            continue  # pydantic counts the good entries only, and the wrong one is named beside
         names, tables = _place(model, item["loc"])
         if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             names.append("type")
@@ -97,6 +100,10 @@ def describe_errors(
     return ("\n" + " " * 2).join([*from_source, *from_command])
 
 
+def _is_inside(loc: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
+
+
 _PLAIN = {
     "missing": "required, but not given",
     "union_tag_not_found": "required beside other settings, but not given",
@@ -109,6 +116,7 @@ _PLAIN = {
     "string_too_short": "must have at least {min_length} characters",
     "string_pattern_mismatch": "must match the pattern {pattern}",
     "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),

@@ -8,7 +8,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictInt, StrictStr, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import model_validator
 
 from llamarl.core.config import Config
 from llamarl.core.sampling import Sampling
@@ -49,6 +50,8 @@ class Asked(Config):
         "bad_words": ([],),
     }
     """Fields that are not done, and the values of them that change nothing."""
+    asks_in: ClassVar[str]
+    """The field that holds what is to be continued."""
 
     model: StrictStr | None = None
     """The served name; None: whatever is served."""
@@ -113,9 +116,24 @@ class Asked(Config):
 Ids = Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 
 
+def _say_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One message, where each of the forms that a prompt may have would have its own."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"must be text, token ids, or 1 to {MAX_CHOICES} of either") from None
+
+
+OneOrSeveral = Annotated[
+    StrictStr | Ids | Annotated[tuple[StrictStr | Ids, ...], Field(min_length=1, max_length=MAX_CHOICES)],
+    WrapValidator(_say_once),
+]
+
+
 class CompletionBody(Asked):
     """Body of `/v1/completions`."""
 
+    asks_in = "prompt"
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Asked.neutral,
         "echo": (False,),
@@ -125,7 +143,7 @@ class CompletionBody(Asked):
         "prompt_logprobs": (),
     }
 
-    prompt: StrictStr | Ids | Annotated[tuple[StrictStr | Ids, ...], Field(min_length=1, max_length=MAX_CHOICES)]
+    prompt: OneOrSeveral
     """Text, token ids, or several of either."""
     max_tokens: int | None = Field(default=16, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -184,6 +202,7 @@ class ChatMessage(Config):
 class ChatBody(Asked):
     """Body of `/v1/chat/completions`."""
 
+    asks_in = "messages"
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Asked.neutral,
         "tools": ([],),

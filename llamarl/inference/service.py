@@ -255,11 +255,18 @@ class ModelService:
             if (wrong := next((token for token in prompt if not 0 <= token < self._vocab_size), None)) is not None:
                 message = f"prompt: {wrong} is no token id of this model, whose vocabulary has {self._vocab_size}"
                 raise Refusal(400, message, param="prompt")
-            if limit > room or room < 1:
+            if room < 1:
+                raise Refusal(
+                    400,
+                    f"{body.asks_in}: {len(prompt)} tokens leave no room for an answer in the model's "
+                    f"{self._max_positions}; shorten it",
+                    param=body.asks_in,
+                )
+            if limit > room:
                 raise Refusal(
                     400,
                     f"max_tokens: {len(prompt)} tokens of the prompt and {limit} new ones are more than the model's "
-                    f"{self._max_positions}; ask for at most {max(room, 0)}, or shorten the prompt",
+                    f"{self._max_positions}; ask for at most {room}, or shorten the prompt",
                     param="max_tokens",
                 )
         seed = secrets.randbits(62) if body.seed is None else body.seed

@@ -7,6 +7,7 @@ from llamarl.planner.cost import Workload
 from llamarl.planner.devices import Device
 from llamarl.planner.memory import checkpoint_bytes
 from llamarl.planner.search import LEAST_GAIN, USABLE, Answer, Plan, Search
+from llamarl.report.text import format_number
 
 _GIB = 2**30
 
@@ -169,12 +170,8 @@ def memory_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     """Rows of the table of memory: part, trainer, generator, in GiB of one device."""
     trainer, generator = result["memory_gib"]["trainer"], result["memory_gib"]["generator"]
     for part in dict.fromkeys([*trainer, *generator]):
-        yield [part, _number(trainer.get(part)), _number(generator.get(part))]
-    yield ["together", _number(sum(trainer.values())), _number(sum(generator.values()))]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+        yield [part, format_number(trainer.get(part)), format_number(generator.get(part))]
+    yield ["together", format_number(sum(trainer.values())), format_number(sum(generator.values()))]
 
 
 def _compare(answer: Answer) -> str:

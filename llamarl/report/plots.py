@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from llamarl.core import metric_names as names
+from llamarl.core.errors import ConfigError
 from llamarl.report.colours import PALETTE, colour_indices
 from llamarl.report.metrics import column
 from llamarl.report.monitors import LoggedReading, last_readings
@@ -88,9 +89,16 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
 
 @contextmanager
 def drawing(path: str | Path, width: float, height: float) -> "Iterator[Figure]":
-    """An empty figure of so many inches in the style of all figures; what is drawn on it is saved as a PNG."""
-    import matplotlib as mpl
+    """An empty figure of so many inches in the style of all figures; what is drawn on it is saved at the end.
 
+    Raises:
+        ConfigError: no figure can be written under a name that ends like this.
+    """
+    import matplotlib as mpl
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if (suffix := Path(path).suffix) and suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise ConfigError(f"{path}: no figure is written as {suffix}; give a name that ends in .png, .svg or .pdf")
     with mpl.rc_context(PANEL_STYLE):
         figure = _figure(width, height)
         yield figure

@@ -30,6 +30,13 @@ def test_what_cannot_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"nearest: --gpus {result['nearest']['gpus']}" in capsys.readouterr().out
 
 
+def test_large_and_small_numbers_read_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "llama-3.1-70b", "--gpus", "2048"]) == 0
+    text = capsys.readouterr().out
+    assert "on 2,048 x h100" in text
+    assert "e+" not in text
+
+
 def test_words_and_the_placement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "placement.toml"
     assert main(["plan", "--model", "qwen3-30b-a3b", "--gpus", "32", "--out", str(out)]) == 0
@@ -63,6 +70,7 @@ def test_a_models_own_config(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "is the page of a simulation; add --simulate",
         ),
         (["--model", "llama-3.1-8b", "--simulate", "--report", "x.png"], "give a name that ends in .html"),
+        (["--model", "llama-3.1-8b", "--gpus", "8", "--simulate", "--figure", "x.xyz"], "x.xyz: no figure is written as .xyz"),
     ],
 )
 def test_bad_input_names_the_option_and_the_remedy(

@@ -30,6 +30,7 @@ from llamarl.tasks.demo import DEMO_CHECKPOINT
 
 IDS = [1, 20, 33, 41, 7, 9]
 HELLO = [{"role": "user", "content": "write 3 words with moon"}]
+LONG = [{"role": "user", "content": "y" * 600}]
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +255,8 @@ def test_health_models_and_metrics_say_what_is_served() -> None:
         ("completions", {"prompt": [5, 98]}, 400, "prompt", "98 is no token id"),
         ("completions", {"prompt": [5, -1]}, 400, "prompt", "-1 is no token id"),
         ("completions", {"prompt": IDS, "max_tokens": 1000}, 400, "max_tokens", "ask for at most"),
-        ("completions", {"prompt": [5] * 600}, 400, "max_tokens", "at most 0"),
+        ("completions", {"prompt": [5] * 600}, 400, "prompt", "prompt: 600 tokens leave no room"),
+        ("chat/completions", {"messages": LONG}, 400, "messages", "messages: 602 tokens leave no room"),
         ("completions", {}, 400, "prompt", "required"),
         ("completions", {"prompt": IDS, "echo": True}, 400, "echo", "echo: is not done here"),
         ("completions", {"prompt": IDS, "temperature": "hot"}, 400, "temperature", "must be a number"),

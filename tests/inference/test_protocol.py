@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from llamarl.core.config import describe_errors
 from llamarl.inference.protocol import ChatBody, CompletionBody
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -97,3 +98,21 @@ def test_content_may_come_in_parts_of_text() -> None:
 def test_values_that_cannot_be_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ChatBody.model_validate(values)
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1.5], [True], [[1, "a"]], 5, ["a"] * 129])
+def test_a_prompt_that_is_none_gets_one_message(prompt: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionBody.model_validate({"prompt": prompt})
+    message = describe_errors(caught.value, CompletionBody)
+    assert message.startswith("prompt: must be text, token ids, or 1 to 128 of either; got ")
+    assert "\n" not in message
+
+
+def test_a_wrong_message_is_not_told_of_as_a_missing_one() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatBody.model_validate({"messages": [{"role": "user"}]})
+    assert describe_errors(caught.value, ChatBody) == "messages.0: content: required, but not given"
+    with pytest.raises(ValidationError) as caught:
+        ChatBody.model_validate({"messages": []})
+    assert describe_errors(caught.value, ChatBody) == "messages: must have at least 1 entries; got []"

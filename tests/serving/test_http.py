@@ -79,7 +79,7 @@ def test_a_route_answers_json() -> None:
         (b"\xff\xfe\x00", None, "no JSON"),
         (b'{"text": "\xff"}', None, "no JSON"),
         (b"[" * 100_000, None, "no JSON"),
-        (b'["text"]', None, "JSON list"),
+        (b'["text"]', None, 'a JSON list; send an object, such as {"text": ...}'),
         (b"null", None, "JSON NoneType"),
         (b"{}", "text", "text: required"),
         (b'{"text": null}', "text", "text: must be text"),
