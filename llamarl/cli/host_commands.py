@@ -141,7 +141,7 @@ def launch(settings: LaunchSettings, output: Output, overrides: Overrides) -> in
     Examples:
         llamarl launch recipe.toml --slurm --nodes 3 --time 04:00:00 > job.sh
         llamarl launch recipe.toml --slurm --nodes 3 --gpus-per-node 1 --num-generators 2 --submit
-        llamarl launch recipe.toml --kubernetes --image registry/llamarl --claim shared --run-dir /shared/run
+        llamarl launch /shared/recipe.toml --kubernetes --image registry/llamarl --claim shared --run-dir /shared/run
     """
     from llamarl.cli.jobs_of_clusters import ClusterJob, check_nodes, kubernetes_manifests, slurm_script
     from llamarl.controller.recipe import Recipe

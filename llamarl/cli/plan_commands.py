@@ -349,10 +349,11 @@ def _print_plan(result: dict[str, Any]) -> None:
     cut = f"fsdp {trainer['fsdp']} x tp {trainer['tp']}" + (
         f", experts over {trainer['ep']}" if "ep" in trainer else ""
     )
+    ranks = f"{trainer['ranks']:,} rank{'s' * (trainer['ranks'] > 1)}"
     rows = [
         (
             "trainer",
-            f"{trainer['ranks']:,} rank{'s' * (trainer['ranks'] > 1)}, {cut}, {trainer['precision']}, checkpointing {trainer['checkpointing']}",
+            f"{ranks}, {cut}, {trainer['precision']}, checkpointing {trainer['checkpointing']}",
         ),
         (
             "generators",

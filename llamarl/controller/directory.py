@@ -163,6 +163,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         "model": recipe.model,
         "chat_template_args": recipe.chat_template_args,
         "seed": recipe.seed,
+        # Checkpoints hold adapters without their scale: another one would make them another policy.
+        "trainer.lora": recipe.trainer.lora and recipe.trainer.lora.model_dump(),
         "evaluation.num_prompts": evaluation.num_prompts,
         "evaluation.source": evaluation.source,
         "evaluation.temperature": evaluation.temperature,

@@ -147,6 +147,6 @@ def describe_memory(parts: Mapping[str, int], total: int) -> dict[str, str]:
         )
     sizes = {part: size for part, size in sorted(parts.items(), key=lambda item: -item[1]) if size}
     return {
-        **{part: f"{size / 1e9:.2f} GB" for part, size in sizes.items()},
+        **{part: f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB" for part, size in sizes.items()},
         "together": f"{needed / 1e9:.2f} GB of {total / 1e9:.1f} GB: {verdict}",
     }

@@ -20,6 +20,7 @@ from llamarl.data import BadRow, read_prompts
 from llamarl.data.asks import load_ask
 from llamarl.data.memory import Rows
 from llamarl.data.prompts import Place
+from llamarl.engine.identity import read_secret
 from llamarl.judges.config import build_panel
 from llamarl.judges.lab.trial import try_out
 from llamarl.models.checkpoint import count_parameters, load_config, load_tokenizer, new_skeleton
@@ -176,6 +177,8 @@ def prepare(recipe: Recipe) -> Prepared:
         MissingDependencyError: a tracker's package is not installed.
     """
     check_trackers(recipe.report.trackers)
+    if recipe.placement.has_hosts:
+        read_secret(recipe.placement.secret_env)
     devices = {
         "trainer": resolve_device(recipe.trainer.device, "trainer.device"),
         "generators": recipe.generator.resolved_device,
@@ -197,6 +200,7 @@ def prepare(recipe: Recipe) -> Prepared:
     where = [f"{name} on {describe_device(device)}" for name, device in devices.items()]
     notes = [
         f"device: {', '.join(where)}",
+        *_describe_ranks(recipe),
         *_describe_lora(recipe, config),
         *(f"chat template: {limit}" for limit in limits),
         *(f"task {task.config.name}: {note}" if recipe.tasks else note for task in tasks for note in task.notes),
@@ -206,6 +210,17 @@ def prepare(recipe: Recipe) -> Prepared:
     held = least_memory(recipe, config, devices, prepared.needs_reference_copy)
     refuse_misfit(held, {device: total_memory(device) for device in held})
     return prepared
+
+
+def _describe_ranks(recipe: Recipe) -> list[str]:
+    """Says how the trainer is spread, where it has several ranks, and whether some would have nothing to do."""
+    where = recipe.placement.trainer
+    if where.num_ranks == 1:
+        return []
+    completions = sum((task.prompts_per_step or 0) * (task.samples_per_prompt or 0) for task in recipe.all_tasks)
+    idle = f"; a step has {completions} completions, so ranks beyond have nothing to do: lower placement.trainer.fsdp"
+    spread = f"trainer: {where.num_ranks} ranks, fsdp {where.fsdp} x tp {where.tp}"
+    return [spread + idle * (where.fsdp > completions)]
 
 
 def _describe_lora(recipe: Recipe, config: Any) -> list[str]:

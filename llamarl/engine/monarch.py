@@ -19,17 +19,15 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from llamarl.core.errors import ConfigError, MissingDependencyError
-from llamarl.core.protocols import Executor
 from llamarl.engine.environment import passed_environment
-from llamarl.engine.handle import claim_name
 from llamarl.engine.hosts import HostPool, Lease, free_port
 from llamarl.engine.identity import Identity
-from llamarl.engine.processes import GoneError, ProcessHandle, kill_here
+from llamarl.engine.processes import GoneError, ProcessEngine, ProcessHandle, kill_here
 from llamarl.engine.resident import Reply, Resident
 from llamarl.engine.wire import join_address
 from llamarl.engine.worker import READY
@@ -55,7 +53,7 @@ BOOTSTRAP_MODULE = "monarch._src.actor.bootstrap_main"
 _log = logging.getLogger(__name__)
 
 
-class MonarchEngine:
+class MonarchEngine(ProcessEngine["MonarchHandle"]):
     """Executors as processes, of this machine or of several.
 
     Args:
@@ -74,6 +72,7 @@ class MonarchEngine:
         stop_timeout_seconds: float = 10.0,
         hosts: HostPool | None = None,
     ) -> None:
+        super().__init__(start_timeout_seconds, stop_timeout_seconds)
         monarch.actor.unhandled_fault_hook = _note_fault  # the default one ends the controller
         monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
         self._hosts = hosts
@@ -84,36 +83,16 @@ class MonarchEngine:
         named = {name: os.environ[name] for name in passed if name in os.environ}
         self._elsewhere = {**named, **(environment or {})}
         """Variables of children on other hosts, beside those that their own host gives them."""
-        self._start_timeout_seconds = start_timeout_seconds
-        self._stop_timeout_seconds = stop_timeout_seconds
-        self._handles: dict[str, MonarchHandle] = {}
 
-    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> "MonarchHandle":
-        """Starts `num_ranks` processes, builds an executor in each and runs its `setup`; errors of either propagate.
-
-        Raises:
-            ConfigError: this Python process has used Monarch before, without hosts or with another secret.
-        """
-        claim_name(self._handles, name)
+    async def _build_handle(self, name: str, num_ranks: int) -> "MonarchHandle":
+        """Raises `ConfigError`: this Python process has used Monarch before, without hosts or with another secret."""
         await self._open_frontend()
         lease = await self._hosts.find(name) if self._hosts else None
-        handle = MonarchHandle(name, num_ranks, self._place(lease), self._stop_timeout_seconds)
-        self._handles[name] = handle
-        try:
-            await handle.start(factory, self._start_timeout_seconds)
-        except BaseException:
-            await handle.stop()
-            raise
-        return handle
+        return MonarchHandle(name, num_ranks, self._place(lease), self._stop_timeout_seconds)
 
-    async def close(self) -> None:
-        """Stops every executor that is left, and gives the hosts back."""
-        handles, self._handles = self._handles, {}
-        try:
-            await asyncio.gather(*(handle.stop() for handle in handles.values()))
-        finally:
-            if self._hosts:
-                self._hosts.close()
+    def _release(self) -> None:
+        if self._hosts:
+            self._hosts.close()
 
     async def _open_frontend(self) -> None:
         """Makes this process reachable for its hosts, before its first use of Monarch."""
@@ -271,7 +250,8 @@ class MonarchHandle(ProcessHandle):
             async with asyncio.timeout(self._stop_timeout_seconds):
                 await self._processes.stop()
         except (TimeoutError, RuntimeError) as error:
-            _log.warning("stop of %s: Monarch could not (%r); killing %s", self.name, error, self._pids)
+            level = logging.INFO if self._is_torn_down else logging.WARNING
+            _log.log(level, "stop of %s: Monarch could not (%r); killing %s", self.name, error, self._pids)
             self._kill_processes()
 
 
@@ -284,6 +264,8 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
 
     def __init__(self) -> None:
         self._resident = Resident(monarch.actor.current_rank().rank)
+        self._is_torn_down = False
+        atexit.register(self._leave)  # before any handler of an executor's, and so called after them
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
     async def locate(self) -> Reply:
@@ -303,7 +285,21 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
 
     @monarch.actor.concurrent_endpoint  # type: ignore[untyped-decorator]
     async def tear_down(self) -> Reply:
-        return await self._resident.tear_down()
+        reply = await self._resident.tear_down()
+        self._is_torn_down = True
+        return reply
+
+    def _leave(self) -> None:
+        """Ends a process whose executor is torn down without taking the interpreter apart.
+
+        With torch in it that takes five seconds and more of waiting, for nothing, and on a busy machine more than
+        `stop_timeout_seconds`.
+        """
+        if self._is_torn_down:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(0)
 
 
 def _note_fault(failure: Any) -> None:

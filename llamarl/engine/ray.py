@@ -9,15 +9,13 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
 from llamarl.core.errors import ConfigError, MissingDependencyError
-from llamarl.core.protocols import Executor
 from llamarl.engine.environment import PASSED, PASSED_PREFIXES, passed_environment
-from llamarl.engine.handle import claim_name
-from llamarl.engine.processes import GoneError, ProcessHandle, kill_here
+from llamarl.engine.processes import GoneError, ProcessEngine, ProcessHandle, kill_here
 from llamarl.engine.resident import Reply, Resident
 
 if "RAY_ADDRESS" not in os.environ:
@@ -42,7 +40,7 @@ _STORE_BYTES = 80_000_000
 """Ray's object store, which llamarl does not use: weights and records go past it. The least that Ray accepts."""
 
 
-class RayEngine:
+class RayEngine(ProcessEngine["RayHandle"]):
     """Executors as actors of a Ray cluster, which decides where they live. The ranks of one executor share a machine.
 
     Args:
@@ -62,38 +60,23 @@ class RayEngine:
         start_timeout_seconds: float = 600.0,
         stop_timeout_seconds: float = 10.0,
     ) -> None:
+        super().__init__(start_timeout_seconds, stop_timeout_seconds)
         self._environment = {**passed_environment(passed), **(environment or {})}
-        self._start_timeout_seconds = start_timeout_seconds
-        self._stop_timeout_seconds = stop_timeout_seconds
-        self._handles: dict[str, RayHandle] = {}
         self._is_open = RayEngine._num_open > 0 or not ray.is_initialized()  # else it is the program's own Ray
         if not ray.is_initialized():
             _start_ray()
         RayEngine._num_open += self._is_open
 
-    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> "RayHandle":
-        """Starts `num_ranks` actors, builds an executor in each and runs its `setup`; errors of either propagate."""
-        claim_name(self._handles, name)
-        handle = RayHandle(name, num_ranks, self._environment, self._stop_timeout_seconds)
-        self._handles[name] = handle
-        try:
-            await handle.start(factory, self._start_timeout_seconds)
-        except BaseException:
-            await handle.stop()
-            raise
-        return handle
+    async def _build_handle(self, name: str, num_ranks: int) -> "RayHandle":
+        return RayHandle(name, num_ranks, self._environment, self._stop_timeout_seconds)
 
-    async def close(self) -> None:
-        """Stops every executor that is left, and Ray where an engine started it and none needs it any more."""
-        handles, self._handles = self._handles, {}
-        try:
-            await asyncio.gather(*(handle.stop() for handle in handles.values()))
-        finally:
-            if self._is_open:
-                self._is_open = False
-                RayEngine._num_open -= 1
-                if RayEngine._num_open == 0:
-                    ray.shutdown()
+    def _release(self) -> None:
+        """Ends Ray where an engine started it and none needs it any more."""
+        if self._is_open:
+            self._is_open = False
+            RayEngine._num_open -= 1
+            if RayEngine._num_open == 0:
+                ray.shutdown()
 
 
 class RayHandle(ProcessHandle):
@@ -129,9 +112,8 @@ class RayHandle(ProcessHandle):
     async def _send(self, rank: int, endpoint: str, args: tuple[Any, ...]) -> Reply:
         try:
             reply: Reply = await getattr(self._actors[rank], endpoint).remote(*args)
-        except (
-            RayError
-        ) as error:  # ActorDiedError; ActorUnavailableError too, as one that may come back may come back anew
+        except RayError as error:
+            # ActorDiedError; ActorUnavailableError too, as one that may come back may come back anew.
             raise GoneError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
         return reply
 

@@ -8,8 +8,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StrictInt, StrictStr, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
-from pydantic import model_validator
+from pydantic import (
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from llamarl.core.config import Config
 from llamarl.core.sampling import Sampling

@@ -70,7 +70,7 @@ def test_a_models_own_config(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "is the page of a simulation; add --simulate",
         ),
         (["--model", "llama-3.1-8b", "--simulate", "--report", "x.png"], "give a name that ends in .html"),
-        (["--model", "llama-3.1-8b", "--gpus", "8", "--simulate", "--figure", "x.xyz"], "x.xyz: no figure is written as .xyz"),
+        (["--model", "llama-3.1-8b", "--gpus", "8", "--simulate", "--figure", "x.xyz"], "no figure is written as .xyz"),
     ],
 )
 def test_bad_input_names_the_option_and_the_remedy(

@@ -56,6 +56,31 @@ def test_template_arguments_are_checked(source: Path) -> None:
         prepared(source, chat_template_args={"enable_thinking": False})
 
 
+def test_a_run_with_hosts_needs_their_secret_before_anything_starts(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.write_text('{"prompt": "say"}\n')
+    where = {"engine": "monarch", "placement": {"hosts": ["10.0.0.2:26600"], "secret_env": "MINE"}}
+    for secret, message in ((None, "MINE is not set"), ("short", "MINE has 5 characters")):
+        monkeypatch.delenv("MINE", raising=False)
+        if secret:
+            monkeypatch.setenv("MINE", secret)
+        with pytest.raises(ConfigError, match=message):
+            prepared(source, **where)
+    monkeypatch.setenv("MINE", "0123456789abcdef" * 2)
+    assert prepared(source, **where).executor_names == ["trainer", "judge", "generator-0"]
+
+
+@pytest.mark.parametrize(("fsdp", "is_idle"), [(8, False), (9, True)])
+def test_ranks_are_told_of_and_those_without_work_too(source: Path, fsdp: int, is_idle: bool) -> None:
+    source.write_text('{"prompt": "say"}\n')
+    schedule = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 8}
+    where = {"engine": "monarch", "placement": {"trainer": {"fsdp": fsdp}}}
+    (note,) = (note for note in prepared(source, schedule=schedule, **where).notes if note.startswith("trainer: "))
+    assert note.startswith(f"trainer: {fsdp} ranks, fsdp {fsdp} x tp 1")
+    assert ("a step has 8 completions" in note) is is_idle
+
+
 # lengths
 
 

@@ -323,6 +323,7 @@ def test_what_the_checkpoint_refuses_leaves_the_run_as_it_was(run_dir: Path) -> 
         ("evaluation.num-prompts", "16", r"evaluation.num_prompts was 4, now 16"),
         ("data.limit", "24", r"data.limit was None, now 24"),
         ("data.system", "Be brief.", r"data.system was None, now 'Be brief.'"),
+        ("trainer.lora.rank", "8", r"trainer.lora was None, now \{'rank': 8, 'alpha': 32.0, 'targets': \(\)\}"),
         ("model", "elsewhere", r"model was '.*', now 'elsewhere'.* new run from `llamarl export"),
     ],
 )

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from probe import Broken, Probe, Stubborn
+from probe import Broken, Leaving, Probe, Stubborn
 
 from llamarl.core.errors import ConfigError, ExecutorLostError, JudgeError, MissingDependencyError, StallError
 from llamarl.engine import ENGINES, InProcessEngine, build_engine
@@ -404,6 +404,22 @@ def test_children_get_the_variables_that_are_named_and_no_others(monkeypatch):
             await engine.close()
 
     asyncio.run(main())
+
+
+def test_a_process_ends_by_its_handlers_and_is_not_taken_apart(tmp_path):
+    """With torch in it that takes seconds, and on a busy machine longer than an engine waits before it kills."""
+
+    async def main():
+        engine = make("monarch")
+        try:
+            handle = await engine.spawn(partial(Leaving, str(tmp_path)), name="probe")
+            await handle.stop()
+            wait_until_gone(handle.pids)
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
+    assert [path.name for path in tmp_path.iterdir()] == ["handlers ran"]
 
 
 def test_children_end_with_a_killed_controller():
