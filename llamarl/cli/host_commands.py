@@ -199,14 +199,15 @@ def _write_yaml(manifests: Sequence[Mapping[str, Any]]) -> str:
     """YAML whose scripts read as scripts, line by line."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        pass
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc] # PyYAML is untyped
+        """Of its own, so that the shared one stays as it is."""
 
-    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    def represent(dumper: Any, text: str) -> Any:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
     Dumper.add_representer(str, represent)
-    return yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False)
+    written: str = yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False)
+    return written
 
 
 def _make_secret(name: str) -> str:

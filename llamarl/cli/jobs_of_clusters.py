@@ -40,8 +40,9 @@ class ClusterJob:
         """The shell command that begins the run or goes on with it; `$hosts` is the folder of addresses."""
         # The job has a secret of its own, under a name of its own, whatever the recipe calls its secret.
         placed = ["--placement.secret-env", "LLAMARL_SECRET", "--placement.hosts-folder"]
-        begin = ["train", self.recipe, "--run-dir", self.run_dir, "--plain", *self.overrides, "--engine", "monarch"]
-        begin, go_on = shlex.join([*begin, *placed]), shlex.join(["resume", self.run_dir, "--plain", *placed])
+        settings = [*self.overrides, "--engine", "monarch", *placed]
+        begin = shlex.join(["train", self.recipe, "--run-dir", self.run_dir, "--plain", *settings])
+        go_on = shlex.join(["resume", self.run_dir, "--plain", *placed])
         record, python = shlex.quote(f"{self.run_dir}/recipe.json"), shlex.quote(self.python)
         return (
             f"if [ -e {record} ]; then\n"

@@ -355,8 +355,8 @@ def _parse(data: bytes, kind: type[Config]) -> Config:
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
         raise Refusal(400, f"the body is no JSON: {str(error)[:MAX_REASON]}") from None
     if not isinstance(values, dict):
-        field = next((name for name, field in kind.model_fields.items() if field.is_required()), "")
-        raise Refusal(400, f'the body is a JSON {type(values).__name__}; send an object, such as {{"{field}": ...}}')
+        first = next((name for name, field in kind.model_fields.items() if field.is_required()), "")
+        raise Refusal(400, f'the body is a JSON {type(values).__name__}; send an object, such as {{"{first}": ...}}')
     try:
         return kind.model_validate(values)
     except ValidationError as error:
