@@ -111,7 +111,10 @@ def _drive(prepared: Prepared, directory: Path, live: LiveView | None, start: St
                 budget.spend("trainer", error)
                 if isinstance(error, RankMemoryError):
                     prepared = with_smaller_micro_batches(prepared, error)
-                log_message(directory, f"trainer lost ({error}); starting over from the last checkpoint")
+                news = f"trainer lost ({error}); starting over from the last checkpoint"
+                log_message(directory, news)
+                if live is not None:
+                    live.tell(news)
     finally:
         if start.step is not None:  # it began, so that there is something to see
             _write_page(directory)

@@ -17,6 +17,7 @@ Over several hosts, each host's `llamarl worker` runs `serve`, and Monarch's mes
 import asyncio
 import atexit
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Awaitable, Collection, Mapping
@@ -293,9 +294,12 @@ class _Host(monarch.actor.Actor):  # type: ignore[misc] # Monarch is untyped
         """Ends a process whose executor is torn down without taking the interpreter apart.
 
         With torch in it that takes five seconds and more of waiting, for nothing, and on a busy machine more than
-        `stop_timeout_seconds`.
+        `stop_timeout_seconds`. Of the handlers that are older than this one, it does what matters: children of an
+        executor end with it.
         """
         if self._is_torn_down:
+            for child in multiprocessing.active_children():
+                child.terminate()
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()

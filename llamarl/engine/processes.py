@@ -68,6 +68,8 @@ class ProcessHandle(RankedHandle):
             if death is None and self._is_built:
                 await self._ask_all(self._stop_timeout_seconds, "teardown", "tear_down")
                 self._is_torn_down = True
+            elif death is not None:
+                self._kill_processes()  # what is left of a lost executor has nothing to save and may wait for the dead
         except (StallError, ExecutorLostError) as error:
             _log.warning("stop of %s: %s", self.name, error)
         finally:

@@ -104,6 +104,11 @@ class LiveView:
         if now - self._last_line_at >= self._plain_seconds:
             self._attempt(self._print_news)
 
+    def tell(self, text: str) -> None:
+        """Shows a message beside the last status."""
+        if self._status is not None:
+            self.update(replace(self._status, message=text))
+
     def close(self) -> None:
         """Draws the last state and gives the terminal back. Idempotent."""
         self._is_closing.set()

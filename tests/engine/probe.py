@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import multiprocessing
 import os
 import sys
 import threading
@@ -109,6 +110,14 @@ class Leaving(Executor):
     def setup(self):
         atexit.register(Path(self.folder, "handlers ran").touch)
         sys.modules["kept to the end"] = _Kept(Path(self.folder, "interpreter taken apart"))
+
+    def start_child(self):
+        self.child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(3600,), daemon=True)
+        self.child.start()
+        return self.child.pid
+
+    def pid(self):
+        return os.getpid()
 
 
 class _Kept:

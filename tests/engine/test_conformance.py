@@ -413,13 +413,33 @@ def test_a_process_ends_by_its_handlers_and_is_not_taken_apart(tmp_path):
         engine = make("monarch")
         try:
             handle = await engine.spawn(partial(Leaving, str(tmp_path)), name="probe")
+            child = await handle.call("start_child", timeout_seconds=PATIENCE)
+            await handle.stop()
+            wait_until_gone([*handle.pids, child])
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
+    assert [path.name for path in tmp_path.iterdir()] == ["handlers ran"]
+
+
+def test_what_is_left_of_a_lost_executor_is_killed_and_not_asked(tmp_path):
+    """A rank that waits for the dead one does not end by itself, and every second of waiting holds up the restart."""
+
+    async def main():
+        engine = make("monarch")
+        try:
+            handle = await engine.spawn(partial(Leaving, str(tmp_path)), name="probe", num_ranks=2)
+            os.kill(handle.pids[1], signal.SIGKILL)
+            with pytest.raises(ExecutorLostError):
+                await handle.call("pid", rank=1, timeout_seconds=PATIENCE)
             await handle.stop()
             wait_until_gone(handle.pids)
         finally:
             await engine.close()
 
     asyncio.run(main())
-    assert [path.name for path in tmp_path.iterdir()] == ["handlers ran"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_children_end_with_a_killed_controller():

@@ -305,3 +305,15 @@ def test_a_notebook_gets_lines_though_its_stream_calls_itself_a_terminal(monkeyp
     assert "╭" in lines()
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
     assert lines() == "! ␛[2K\nstep 1/2  reward 0.500\n"
+
+
+def test_news_between_two_statuses_are_shown_once() -> None:
+    """A trainer was lost, say, and until the next one is up nobody else speaks."""
+    text = io.StringIO()
+    view = LiveView("run", console=SafeConsole(file=text, width=200), plain=True, clock=HeldClock())
+    view.tell("nobody has begun")
+    view.update(STATUS)
+    view.tell("trainer lost; starting over")
+    view.update(STATUS)
+    assert text.getvalue().count("! trainer lost; starting over") == 1
+    assert "nobody has begun" not in text.getvalue()
