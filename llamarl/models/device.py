@@ -44,7 +44,8 @@ def describe_device(name: str) -> str:
     device = torch.device(name)
     if device.type == "cuda":
         return f"{name} ({torch.cuda.get_device_name(device)})"
-    return f"{name} ({usable_cores()} cores)" if device.type == "cpu" else name
+    number = usable_cores()
+    return f"{name} ({number} core{'s' * (number > 1)})" if device.type == "cpu" else name
 
 
 def num_devices(name: str) -> int:
