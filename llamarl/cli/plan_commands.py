@@ -174,12 +174,13 @@ def read_shape(model: str) -> "ModelShape":
     return ModelShape.from_config(Path(model).name, config.get_text_config().to_dict(), count_parameters(config))
 
 
-def estimate_run(recipe: "Recipe", config: Any) -> dict[str, Any]:
+def estimate_run(recipe: "Recipe", config: Any, prompt_tokens: float) -> dict[str, Any]:
     """The planner's estimate of a recipe on this machine, by the data sheet: seconds of a step and of the run.
 
     Args:
         recipe: the run.
         config: the policy's transformers config.
+        prompt_tokens: mean tokens of a prompt.
     """
     import torch
 
@@ -210,19 +211,16 @@ def estimate_run(recipe: "Recipe", config: Any) -> dict[str, Any]:
         tokens_longest=longest,
         tokens_limit=longest,
     )
-    predicted = machine.predict(shape, run, _PROMPT_TOKENS)
+    predicted = machine.predict(shape, run, prompt_tokens)
     return {
         "step_seconds": predicted.step,
         "train_seconds": predicted.train,
         "generate_seconds": predicted.generate,
         "run_seconds": predicted.step * recipe.schedule.steps,
-        "assumed": f"{machine.device.title}, {longest / 2:g} of {longest} tokens a completion, {_PROMPT_TOKENS:g} a "
+        "assumed": f"{machine.device.title}, {longest / 2:g} of {longest} tokens a completion, {prompt_tokens:.0f} a "
         "prompt, an instant judge; no calibration: expect a factor of two, and take llamarl plan --calibrate RUN after "
         "a first run",
     }
-
-
-_PROMPT_TOKENS = 128.0
 
 
 def _say_misfit(search: "Search", reason: str, settings: PlanSettings, output: Output) -> int:

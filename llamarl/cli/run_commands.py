@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -60,7 +61,7 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         from llamarl.cli.plan_commands import estimate_run
 
         prepared = prepare(recipe)
-        estimate = estimate_run(recipe, prepared.model_config)
+        estimate = estimate_run(recipe, prepared.model_config, fmean(prepared.measure_prompts()))
         print_json({"recipe": recipe.record(), "plan": {**prepared.describe(), "estimate": estimate}})
         return 0
     with live_view(output, Path(settings.recipe).stem) as view:

@@ -35,7 +35,7 @@ from llamarl.report.trackers import check_trackers
 from llamarl.training.memory import total_memory
 
 _PROMPTS_MEASURED = 256
-"""Most prompts per task that are encoded to find the length of the longest one."""
+"""Most prompts per task that are encoded to know how long they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,15 @@ class Prepared:
 
     def plan_memory(self) -> dict[str, int]:
         """Bytes that the run takes, by part; from the lengths of each task's first prompts."""
-        prompts = [prompt for task in self.tasks for prompt in task.prompts[:_PROMPTS_MEASURED]]
-        longest = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
+        longest = max(self.measure_prompts())
         return plan_memory(
             self.recipe, self.model_config, longest_prompt=longest, needs_reference=self.needs_reference_copy
         )
+
+    def measure_prompts(self) -> list[int]:
+        """Tokens of each task's first prompts."""
+        prompts = (prompt for task in self.tasks for prompt in task.prompts[:_PROMPTS_MEASURED])
+        return [len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts]
 
     @property
     def _devices_of_trainer(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from llamarl.cli.main import main
 from llamarl.controller.memory import least_memory, plan_memory, refuse_misfit
+from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
 from llamarl.models.checkpoint import count_parameters, load_config
@@ -73,6 +74,8 @@ def test_a_dry_run_shows_the_planners_estimate(capsys: pytest.CaptureFixture[str
     estimate = plan["estimate"]
     assert estimate["step_seconds"] >= max(estimate["train_seconds"], estimate["generate_seconds"]) > 0
     assert estimate["run_seconds"] == pytest.approx(300 * estimate["step_seconds"])
+    lengths = prepare(Recipe.load(DEMO)).measure_prompts()
+    assert f"{sum(lengths) / len(lengths):.0f} a prompt" in estimate["assumed"]
     assert "no calibration" in estimate["assumed"] and plan["memory"]["together"].endswith("fits")
 
 
