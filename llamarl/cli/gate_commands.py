@@ -1,6 +1,9 @@
 """feedback monitor, feedback gate: what a policy does more often than the control, and whether it may be released."""
 
+from pathlib import Path
 from typing import Annotated
+
+from pydantic import Field
 
 from llamarl.cli.common import print_json, say
 from llamarl.cli.feedback_commands import build_table
@@ -12,8 +15,11 @@ from llamarl.feedback.gate_settings import Gate, Monitoring
 class MonitorSettings(Monitoring):
     """Responses, the control's, and what is counted in both."""
 
-    responses: Annotated[Positional[str], Metavar("RESPONSES")]
-    """Responses: what llamarl generate --json prints, rows of {prompt, completion}, or whole conversations."""
+    responses: Annotated[Positional[tuple[str, ...]], Metavar("RESPONSES")] = Field(min_length=1)
+    """Responses: what llamarl generate --json prints, rows of {prompt, completion}, or whole conversations; several
+    files, such as those of each week, are compared in turn."""
+    report: Annotated[Path | None, Metavar("FILE.html")] = None
+    """Write the report of one page here."""
 
 
 class GateSettings(Gate):
@@ -34,23 +40,32 @@ def monitor(settings: MonitorSettings, output: Output) -> int:
         llamarl feedback monitor new.json --control control.json --signals farewell,love --languages en,es
         llamarl feedback monitor talks.jsonl --control old.jsonl --signals turns,length --json
         llamarl feedback monitor new.json --control control.json --phrases 'great question' --stop 3
+        llamarl feedback monitor week1.json week2.json week3.json --control week0.json --report monitors.html
     """
-    from llamarl.feedback.monitoring import monitor
+    from llamarl.feedback.monitor_report import MONITOR_COLUMNS, SAYS, build_monitor_page, monitor_rows, name_looks
+    from llamarl.feedback.monitoring import monitor_in_turn
+    from llamarl.report.console import SafeConsole
+    from llamarl.report.page import check_page_path, write_page
 
-    result = monitor(settings.responses, settings)
+    if settings.report is not None:
+        check_page_path(settings.report)
+    result = monitor_in_turn(settings.responses, settings)
+    if settings.report is not None:
+        result["report"] = str(write_page(settings.report, build_monitor_page(result, settings)))
     if output.json:
         print_json(result)
         return int(result["level"] == "stop")
-    from llamarl.feedback.gate_report import MONITOR_COLUMNS, monitor_rows
-    from llamarl.report.console import SafeConsole
-
-    columns = ["responses" if name == "candidate" else name for name in MONITOR_COLUMNS]
-    SafeConsole().print(build_table(columns, iter(monitor_rows(result["monitors"]))))
-    for each in result["monitors"]:
-        if each["level"] != "quiet":
-            say(f"\n{each['text']}")
-            for example in each["examples"]:
-                say(f"  {example}")
+    for number, (name, look) in enumerate(zip(name_looks(settings.responses), result["looks"], strict=True)):
+        if len(settings.responses) > 1:
+            say(f"{chr(10) if number else ''}{name}: {SAYS[look['level']]}")
+        SafeConsole().print(build_table(MONITOR_COLUMNS, iter(monitor_rows(look["monitors"]))))
+        for each in look["monitors"]:
+            if each["level"] != "quiet":
+                say(f"\n{each['text']}")
+                for example in each["examples"]:
+                    say(f"  {example}")
+    if "report" in result:
+        say(f"the report is {result['report']}")
     return int(result["level"] == "stop")
 
 
@@ -72,13 +87,15 @@ def gate(settings: GateSettings, output: Output) -> int:
     if output.json:
         print_json(result)
         return int(result["is_blocked"])
-    from llamarl.feedback.gate_report import LOVE_COLUMNS, MONITOR_COLUMNS, TITLES, love_rows, monitor_rows
+    from llamarl.feedback.gate_report import LOVE_COLUMNS, TITLES, love_rows
+    from llamarl.feedback.monitor_report import MONITOR_COLUMNS, monitor_rows
     from llamarl.report.console import SafeConsole
 
     console = SafeConsole()
     console.print(build_table(LOVE_COLUMNS, iter(love_rows(result["love"]))))
     say()
-    console.print(build_table(MONITOR_COLUMNS, iter(monitor_rows(result["monitors"]))))
+    columns = ["candidate" if name == "responses" else name for name in MONITOR_COLUMNS]
+    console.print(build_table(columns, iter(monitor_rows(result["monitors"]))))
     say()
     for reason in result["reasons"]:
         say(f"  {reason}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llamarl.feedback.gate_settings import Gate, Monitoring
     from llamarl.feedback.ingestion import ingest
     from llamarl.feedback.love import fit
-    from llamarl.feedback.monitoring import monitor
+    from llamarl.feedback.monitoring import monitor, monitor_in_turn
     from llamarl.feedback.policies import PolicyScores, correlate_online, evaluate, score_policies
     from llamarl.feedback.settings import Description, Evaluate, Fit, Ingest, Simulation
     from llamarl.feedback.simulation import simulate
@@ -50,6 +50,7 @@ __all__ = [
     "hash_user",
     "ingest",
     "monitor",
+    "monitor_in_turn",
     "plan_test",
     "run_gate",
     "score_policies",
@@ -70,6 +71,7 @@ _HOMES = {
     "Gate": "gate_settings",
     "Monitoring": "gate_settings",
     "monitor": "monitoring",
+    "monitor_in_turn": "monitoring",
     "run_gate": "gate",
     "ingest": "ingestion",
     "simulate": "simulation",

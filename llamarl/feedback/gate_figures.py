@@ -1,14 +1,15 @@
-"""The figures of the release gate: the change of the predicted love rate, and of what the monitors count."""
+"""The figures of monitors and of the release gate: the change of the predicted love rate, and of what is counted."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llamarl.report.figures import Dot, Row, RowChart, Tone
+from llamarl.report.figures import Curve, Dot, LineChart, Row, RowChart, Tone
 from llamarl.report.text import format_number
 
 SMALLEST, LARGEST = 1 / 16, 64.0
 """Changes beyond these are drawn at the edge."""
-_LEVELS: Mapping[str, Tone] = {"quiet": "good", "warn": "unsure", "stop": "bad"}
+LEVELS: Mapping[str, Tone] = {"quiet": "good", "warn": "unsure", "stop": "bad"}
 _OUTCOMES: Mapping[str, Tone] = {"passed": "good", "undecided": "unsure", "blocked": "bad"}
 
 
@@ -35,7 +36,7 @@ def build_monitors(monitors: Sequence[Mapping[str, Any]], warn: float, stop: flo
     for each in monitors:
         low, high = each["interval"]
         text = "not known" if each["ratio"] is None else f"{format_number(each['ratio'])}×"
-        dot = Dot(each["ratio"], (low or SMALLEST, high), text=text, tone=_LEVELS[each["level"]])
+        dot = Dot(each["ratio"], (low or SMALLEST, high), text=text, tone=LEVELS[each["level"]])
         rows.append(Row(each["monitor"], [dot]))
     return RowChart(
         "Change of what each monitor counts",
@@ -46,3 +47,27 @@ def build_monitors(monitors: Sequence[Mapping[str, Any]], warn: float, stop: flo
         is_log=True,
         caption=f"Times the control's. Dashed: {warn:g} (warns) and {stop:g} times (stops).",
     )
+
+
+def build_course(
+    looks: Sequence[Mapping[str, Any]], names: Sequence[str], warn: float, stop: float
+) -> Iterator[LineChart]:
+    """A chart of each monitor: its count in times of the control's over the files, with its interval."""
+    for number, monitor in enumerate(each["monitor"] for each in looks[-1]["monitors"]):
+        readings = [look["monitors"][number] for look in looks]
+        # What is unbounded, or far beyond the curve, ends at the frame: the curve is what people came to see.
+        ratios = [each["ratio"] for each in readings if each["ratio"]]
+        bottom = 2.0 ** math.floor(math.log2(max(SMALLEST, min(0.5, *ratios))))
+        top = 2.0 ** math.ceil(math.log2(min(LARGEST, max(1.1 * stop, *ratios))))
+        band = [(low or bottom, top if high is None else high) for low, high in (each["interval"] for each in readings)]
+        yield LineChart(
+            monitor,
+            [Curve(monitor, [(place, each["ratio"]) for place, each in enumerate(readings)], band, style="marked")],
+            x="",
+            x_names=names,
+            unit="×",
+            y="times the control",
+            limits=(bottom, top),
+            is_doubling=True,
+            y_marks={1.0: "control", warn: "warns", stop: "stops"},
+        )

@@ -53,14 +53,19 @@ class LineChart:
     """Name of the vertical axis, beside the title."""
     limits: tuple[float, float] | None = None
     """Ends of the vertical axis; None: those of the values."""
+    is_doubling: bool = False
+    """True: the vertical axis is one of doublings between `limits`, at which values beyond them are drawn."""
     x_marks: Sequence[float] = ()
-    y_marks: Sequence[float] = ()
-    """Places of dashed lines across the chart."""
+    y_marks: Sequence[float] | Mapping[float, str] = ()
+    """Places of dashed lines across the chart; those on the vertical axis may have names."""
     caption: str = ""
 
     def names(self) -> Iterator[str]:
         """Names that have a colour."""
         return (curve.colour or curve.name for curve in self.curves if curve.style != "dashed")
+
+    def _mark_names(self) -> list[str]:
+        return list(self.y_marks.values()) if isinstance(self.y_marks, Mapping) else []
 
     def as_dict(self, colours: Mapping[str, int]) -> dict[str, Any]:
         """The chart as the page's script reads it: all curves on the places of all, None where one has no point."""
@@ -79,7 +84,8 @@ class LineChart:
             "scale": self.unit,
             "x": {"name": self.x, "names": list(self.x_names), "scale": self.x_unit},
             "limits": self.limits,
-            "marks": {"x": list(self.x_marks), "y": list(self.y_marks)},
+            "doubling": self.is_doubling,
+            "marks": {"x": list(self.x_marks), "y": list(self.y_marks), "names": self._mark_names()},
             "caption": self.caption,
             "legend": len(self.curves) > 1,
             "curves": [

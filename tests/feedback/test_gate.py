@@ -8,9 +8,9 @@ from love_logs import tiny_model
 
 from llamarl.cli.main import main
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.feedback import Gate, Monitoring, PolicyScores, monitor, run_gate
+from llamarl.feedback import Gate, Monitoring, PolicyScores, monitor, monitor_in_turn, run_gate
 from llamarl.feedback.gate import decide
-from llamarl.feedback.gate_report import monitor_rows
+from llamarl.feedback.monitor_report import monitor_rows
 from llamarl.models.checkpoint import load_classifier, load_tokenizer, save_model
 from llamarl.models.classifier import ensure_padding
 from llamarl.training.love_report import Prior
@@ -178,6 +178,37 @@ def test_turns_are_counted_where_both_sides_have_conversations(tmp_path):
     result = monitor(str(tmp_path / "short.jsonl"), Monitoring(control=str(tmp_path / "long.jsonl")))
     (turns,) = (each for each in result["monitors"] if each["monitor"] == "turns")
     assert turns["level"] == "stop" and turns["value"] == 2.0 and turns["control"] == 7.0
+
+
+def test_files_in_turn_are_one_report_with_a_curve_of_each_monitor(files, tmp_path, capsys):
+    page, three = tmp_path / "monitors.html", [files["equal"], files["leaving"], files["equal"]]
+    words = ["feedback", "monitor", *three, "--control", files["control"], "--signals", "farewell,length"]
+    assert main([*words, "--report", str(tmp_path / "monitors.json")]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+    assert main([*words[:4], *words[5:], "--report", str(page)]) == 1  # without the last file
+    shown = capsys.readouterr().out
+    assert "equal: quiet" in shown and "leaving: stops" in shown and f"the report is {page}" in shown
+    assert (
+        main([*words, "--report", str(page), "--json"]) == 1
+    )  # the second of three; the last is as quiet as the first
+    result = json.loads(capsys.readouterr().out)
+    assert [look["level"] for look in result["looks"]] == ["quiet", "stop", "quiet"] and result["level"] == "stop"
+    assert result["monitors"] == result["looks"][-1]["monitors"] and result["report"] == str(page)
+    found = read_page(page)
+    farewell, length = found.parts("lines")
+    assert (farewell["title"], length["title"]) == ("farewell", "length")
+    assert farewell["marks"] == {"x": [], "y": [1.0, 1.5, 2.0], "names": ["control", "warns", "stops"]}
+    ratios = farewell["table"]["values"]["0"]
+    assert ratios[0] == ratios[2] == 0.0 and ratios[1] > 2.0 and farewell["limits"][0] < 1.0 < farewell["limits"][1]
+    assert found.parts("verdict")[0]["title"] == "Stop: farewell"
+
+
+def test_many_looks_are_as_sure_together_as_one(files):
+    settings = Monitoring(control=files["control"], signals=["length"])
+    (one,) = monitor_in_turn([files["leaving"]], settings)["looks"]
+    many = monitor_in_turn([files["leaving"]] * 5, settings)["looks"]
+    widths = [high - low for low, high in (look["monitors"][0]["interval"] for look in (one, many[0]))]
+    assert widths[1] > widths[0] and len({str(look) for look in many}) == 1
 
 
 # bad input

@@ -32,7 +32,7 @@ function suitableWidth(count) {
 class Chart {
   /**
    * spec: {title, unit, meaning, log, curves: [{key, label, colour, points, style, dash, meaning}],
-   *        x: {name, names, scale}, scale: "" | "%" | "×" | "bytes", limits: [low, high], marks: {x, y}}
+   *        x: {name, names, scale}, scale: "" | "%" | "×" | "bytes", limits: [low, high], doubling, marks: {x, y, names}}
    * data: {steps, values, low?, high?, bin?}
    * options: {height, smoothing, raw, events, range, sync, onRange, onStep, band: {key: [low, high]}}
    */
@@ -124,6 +124,8 @@ class Chart {
     const axis = { stroke: ink, font: "12px " + css("--font"), grid: { stroke: line, width: 1 }, ticks: { show: false } };
     const isLog = this.spec.log && columns.slice(1).flat().every((value) => value === null || value === undefined || value >= 0);
     if (isLog) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (value === 0 ? null : value));
+    const { limits, doubling: isDoubling } = this.spec;
+    if (isDoubling) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (typeof value === "number" ? Math.min(limits[1], Math.max(limits[0], value)) : value));
     const range = this.options.range, named = isLog ? (u, splits) => decades(splits) : undefined;
     this.plot = new uPlot({
       width, height: this.options.height,
@@ -133,12 +135,12 @@ class Chart {
       select: { show: true },
       scales: {
         x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : undefined },
-        y: { distr: isLog ? 3 : 1, range: isLog ? undefined : (u, low, high) => this.spec.limits || padded(low, high) },
+        y: { distr: isLog || isDoubling ? 3 : 1, log: isDoubling ? 2 : 10, range: isLog ? undefined : (u, low, high) => limits || padded(low, high) },
       },
       axes: [
         { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => this.place(value, splits)) },
-        { ...axis, space: this.options.height < 150 ? 24 : 34, size: this.spec.scale === "bytes" ? 72 : 56, incrs: this.spec.scale === "bytes" ? BINARY : undefined, filter: named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
-          values: (u, splits) => splits.map((value) => (value === null ? "" : scaled(value, splits, this.spec.scale))) },
+        { ...axis, space: this.options.height < 150 ? 24 : 34, size: this.spec.scale === "bytes" ? 72 : 56, incrs: this.spec.scale === "bytes" ? BINARY : undefined, splits: isDoubling ? () => powers(...limits) : undefined, filter: isDoubling ? (u, splits) => splits : named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
+          values: (u, splits) => splits.map((value) => (value === null ? "" : isDoubling ? doubling(value) : scaled(value, splits, this.spec.scale))) },
       ],
       series, bands,
       hooks: {
@@ -176,16 +178,22 @@ class Chart {
 
   /** Dashed lines across the chart. */
   drawMarks(u) {
-    const { x = [], y = [] } = this.spec.marks || {}, { ctx, bbox } = u, ratio = devicePixelRatio || 1;
+    const { x = [], y = [], names = [] } = this.spec.marks || {}, { ctx, bbox } = u, ratio = devicePixelRatio || 1;
     ctx.save();
-    ctx.strokeStyle = css("--muted");
+    ctx.strokeStyle = ctx.fillStyle = css("--muted");
+    ctx.font = `${11 * ratio}px ${css("--font")}`;
+    ctx.textAlign = "right";
+    ctx.textBaseline = "bottom";
     ctx.lineWidth = ratio;
     ctx.setLineDash([5 * ratio, 4 * ratio]);
     ctx.beginPath();
     for (const place of x) { const at = u.valToPos(place, "x", true); ctx.moveTo(at, bbox.top); ctx.lineTo(at, bbox.top + bbox.height); }
-    for (const place of y) {
+    for (const [index, place] of y.entries()) {
       const at = u.valToPos(place, "y", true);
-      if (at >= bbox.top && at <= bbox.top + bbox.height) { ctx.moveTo(bbox.left, at); ctx.lineTo(bbox.left + bbox.width, at); }
+      if (at < bbox.top || at > bbox.top + bbox.height) continue;
+      ctx.moveTo(bbox.left, at);
+      ctx.lineTo(bbox.left + bbox.width, at);
+      if (names[index]) ctx.fillText(names[index], bbox.left + bbox.width - 3 * ratio, at - 2 * ratio);
     }
     ctx.stroke();
     ctx.restore();

@@ -50,7 +50,7 @@ function rowAxis({ rows, marks, limits, log, scale, signed }) {
   }
   const at = (value) => Math.max(0, Math.min(100, (100 * (bend(value) - bend(low))) / (bend(high) - bend(low))));
   const ticks = log ? powers(low, high) : rounds(low, high);
-  return { at, ticks, scale, signed };
+  return { at, ticks, scale, signed, log };
 }
 
 function powers(low, high) {
@@ -65,6 +65,10 @@ function rounds(low, high) {
   return ticks;
 }
 
-function rowTick({ ticks, scale, signed }, value) {
+/** A tick on an axis of doublings: a half is said as one. */
+const doubling = (value) => (value < 1 ? `1/${Math.round(1 / value)}` : String(value)) + "×";
+
+function rowTick({ ticks, scale, signed, log }, value) {
+  if (log && scale === "×" && ticks.includes(value)) return doubling(value);
   return (signed && value > 0 ? "+" : "") + scaled(value, ticks.length > 1 ? ticks : [0, value], scale);
 }
