@@ -212,7 +212,7 @@ def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
         if online["unused"]:
             say(f"note: rates of policies that were not scored: {', '.join(online['unused'])}")
     if settings.out is not None:
-        say(f"figure         {settings.out}/evaluation.png; all numbers: {settings.out}/evaluation.json")
+        say(f"report         {settings.out}/report.html; all numbers: {settings.out}/evaluation.json")
     return 0
 
 

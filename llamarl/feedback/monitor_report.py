@@ -32,8 +32,8 @@ def build_monitor_page(result: Mapping[str, Any], settings: Monitoring) -> Page:
 
 def name_looks(names: Sequence[str]) -> list[str]:
     """Names of files without what all of them share: their folder and their suffix, where that tells them apart."""
-    for shorten in (lambda path: path.stem, lambda path: path.name):
-        short = [shorten(PurePath(name)) for name in names]
+    paths = [PurePath(name) for name in names]
+    for short in ([path.stem for path in paths], [path.name for path in paths]):
         if len(set(short)) == len(names):
             return short
     return list(names)

@@ -113,7 +113,7 @@ class PolicyScores:
 
 
 def evaluate(settings: "Evaluate", *, on_progress: OnProgress | None = None) -> dict[str, Any]:
-    """Scores the policies' responses; writes `evaluation.json` and `evaluation.png` where `out` is given.
+    """Scores the policies' responses; writes `evaluation.json`, `evaluation.png` and `report.html` to `out`.
 
     Args:
         settings: the policies, their P[Love], and what else is known.
@@ -138,11 +138,14 @@ def evaluate(settings: "Evaluate", *, on_progress: OnProgress | None = None) -> 
     if online is not None:
         result["online"] = correlate_online(scores, online)
     if settings.out is not None:
+        from llamarl.feedback.evaluation_report import build_evaluation_page
+        from llamarl.report.page import write_page
         from llamarl.report.policy_plots import plot_policies
 
         settings.out.mkdir(parents=True, exist_ok=True)
         plot_policies(settings.out / "evaluation.png", result)
         write_json(settings.out / "evaluation.json", result)
+        write_page(settings.out / "report.html", build_evaluation_page(result))
     return result
 
 

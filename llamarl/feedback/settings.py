@@ -113,7 +113,7 @@ class Evaluate(Config):
     """JSON lines or CSV of {policy, rate}: the love rates that the policies had online, to see whether scores foretell
     them."""
     out: Annotated[Path | None, Metavar("DIR")] = None
-    """Directory for evaluation.json and evaluation.png."""
+    """Directory for evaluation.json, evaluation.png and report.html."""
     seed: int = Field(default=0, ge=0)
     """The seed of the bootstrap."""
     device: str = "auto"

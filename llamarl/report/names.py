@@ -24,17 +24,21 @@ METRICS: dict[str, Metric] = {
     names.REWARD: Metric("reward", "Mean combined reward over the scored samples of the step.", better="up"),
     names.REWARD_COUNT: Metric("scored samples", "Samples behind the reward's mean.", "samples"),
     names.REWARD_STD: Metric("reward spread", "Standard deviation of the reward over the scored samples of the step."),
-    names.FRAC_ZERO_STD: Metric("groups without signal", "Share of the step's groups whose rewards are all equal."),
+    names.FRAC_ZERO_STD: Metric(
+        "groups without signal", "Share of the step's groups whose rewards are all equal.", "share"
+    ),
     names.RESPONSE_LENGTH: Metric("completion length", "Mean sampled tokens over the step's completions.", "tokens"),
     names.RESPONSE_LENGTH_MAX: Metric(
         "longest completion", "Most sampled tokens of a completion in the step.", "tokens"
     ),
-    names.TRUNCATED: Metric("truncated", "Share of the step's completions that the token limit cut.", better="down"),
+    names.TRUNCATED: Metric("truncated", "Share of the step's completions that the token limit cut.", "share", "down"),
     names.STALENESS_MEAN: Metric(
         "staleness, mean", "Trainer version minus token version, mean over the step's sampled tokens.", "versions"
     ),
     names.STALENESS_MAX: Metric("staleness, max", "The same of the step's oldest token.", "versions"),
-    names.MIXED_VERSIONS: Metric("mixed versions", "Share of the step's completions sampled across a weight update."),
+    names.MIXED_VERSIONS: Metric(
+        "mixed versions", "Share of the step's completions sampled across a weight update.", "share"
+    ),
     names.TOKENS: Metric("tokens", "Sampled tokens of the step's completions.", "tokens"),
     names.TOKENS_PER_SECOND: Metric(
         "tokens/s", "Sampled tokens of the step's batch over the step's wall time.", "tokens/s", "up"
@@ -43,10 +47,10 @@ METRICS: dict[str, Metric] = {
     names.ENTROPY: Metric("entropy", "Mean policy entropy over trained tokens.", "nats"),
     names.KL_REFERENCE: Metric("KL to reference", "Mean KL to the reference policy over trained tokens.", "nats"),
     names.RATIO_MEAN: Metric("ratio", "Mean of policy / behaviour over trained tokens; near 1 where both agree."),
-    names.CLIP_LOW: Metric("clipped low", "Share of trained tokens whose ratio fell below the lower bound."),
-    names.CLIP_HIGH: Metric("clipped high", "Share of trained tokens whose ratio passed the upper bound."),
+    names.CLIP_LOW: Metric("clipped low", "Share of trained tokens whose ratio fell below the lower bound.", "share"),
+    names.CLIP_HIGH: Metric("clipped high", "Share of trained tokens whose ratio passed the upper bound.", "share"),
     names.CLIP_DELTA: Metric(
-        "dual-clipped", "Share of trained tokens that a negative advantage no longer pushes: `delta`."
+        "dual-clipped", "Share of trained tokens that a negative advantage no longer pushes: `delta`.", "share"
     ),
     names.PPO_KL: Metric("old-new KL", "Mean KL from the behaviour policy over trained tokens.", "nats"),
     names.BEHAVIOR_WEIGHT: Metric(
@@ -79,15 +83,17 @@ METRICS: dict[str, Metric] = {
     names.PAIR_MARGIN: Metric(
         "pair margin", "Mean over pairs of beta x (log-ratio of the better - of the worse).", "nats", "up"
     ),
-    names.PAIR_ACCURACY: Metric("pair accuracy", "Share of pairs whose margin is above 0.", "", "up"),
+    names.PAIR_ACCURACY: Metric("pair accuracy", "Share of pairs whose margin is above 0.", "share", "up"),
     names.PAIR_CHOSEN: Metric(
         "log-prob of the better", "Mean over pairs of the better sample's log-prob per token.", "nats", "up"
     ),
     names.MARGIN: Metric(
         "margin", "Mean over preference pairs of the chosen answer's reward minus the rejected one's.", better="up"
     ),
-    names.POSITIVES: Metric("loved", "Share of the step's draws that are loved messages (love)."),
-    names.ACCURACY: Metric("accuracy", "Share of the step's pairs or labelled rows that are told rightly.", "", "up"),
+    names.POSITIVES: Metric("loved", "Share of the step's draws that are loved messages (love).", "share"),
+    names.ACCURACY: Metric(
+        "accuracy", "Share of the step's pairs or labelled rows that are told rightly.", "share", "up"
+    ),
     names.REWARD_CHOSEN: Metric(
         "reward of the chosen",
         "Mean of beta log(policy / reference) over the chosen answers (dpo).",
@@ -105,12 +111,16 @@ METRICS: dict[str, Metric] = {
     names.SKIPPED_PROMPTS: Metric(
         "prompts skipped", "Judged prompts of the step from which nothing trains.", "prompts"
     ),
-    names.FALLBACK: Metric("fallbacks", "Share of judged prompts that train on their baseline response.", "", "down"),
-    names.VIOLATIONS: Metric("violations", "Share of judged samples that break a constraint.", "", "down"),
-    names.UNJUDGED: Metric(
-        "unjudged", "Share of all samples that could not be judged, and so left the loss.", "", "down"
+    names.FALLBACK: Metric(
+        "fallbacks", "Share of judged prompts that train on their baseline response.", "share", "down"
     ),
-    names.MASKED: Metric("masked", "Share of judged samples that were truncated and so left the loss.", "", "down"),
+    names.VIOLATIONS: Metric("violations", "Share of judged samples that break a constraint.", "share", "down"),
+    names.UNJUDGED: Metric(
+        "unjudged", "Share of all samples that could not be judged, and so left the loss.", "share", "down"
+    ),
+    names.MASKED: Metric(
+        "masked", "Share of judged samples that were truncated and so left the loss.", "share", "down"
+    ),
     names.CALIBRATED_REWARD: Metric(
         "calibrated reward", "Mean over judged samples, whether they keep to the constraints or not.", "", "up"
     ),
@@ -125,10 +135,10 @@ METRICS: dict[str, Metric] = {
         "nats",
     ),
     names.KL_FACTOR_ZERO: Metric(
-        "beyond the KL bound", "Share of judged samples whose KL is at least `kl_max`.", "", "down"
+        "beyond the KL bound", "Share of judged samples whose KL is at least `kl_max`.", "share", "down"
     ),
     names.KL_FACTOR_ABOVE_ONE: Metric(
-        "KL factor above 1", "Share of judged samples with a clearly negative KL estimate."
+        "KL factor above 1", "Share of judged samples with a clearly negative KL estimate.", "share"
     ),
     names.TIME_STEP: Metric("step", "Wall time from one optimizer step to the next.", "s", "down"),
     names.TIME_GENERATE: Metric("generate", "Time of the step in which the busiest generator had work.", "s"),
@@ -151,12 +161,14 @@ METRICS: dict[str, Metric] = {
     names.HELD_OUT_COUNT: Metric("held-out samples", "Scored samples behind the held-out reward.", "samples"),
     names.HELD_OUT_LENGTH: Metric("held-out length", "Mean sampled tokens over the held-out completions.", "tokens"),
     names.HELD_OUT_SATISFIED: Metric(
-        "held-out satisfied", "Share of the held-out samples that meet every constraint judge.", "", "up"
+        "held-out satisfied", "Share of the held-out samples that meet every constraint judge.", "share", "up"
     ),
     names.HELD_OUT_LOSS: Metric(
         "held-out loss", "Mean loss of a supervised training on the held-out rows.", "nats", "down"
     ),
-    names.HELD_OUT_ACCURACY: Metric("held-out accuracy", "Share of the held-out rows that are told rightly.", "", "up"),
+    names.HELD_OUT_ACCURACY: Metric(
+        "held-out accuracy", "Share of the held-out rows that are told rightly.", "share", "up"
+    ),
     names.HELD_OUT_ACCURACY_LOW: Metric("accuracy, low", "Lower end of its 95 % Wilson interval.", "", "up"),
     names.HELD_OUT_ACCURACY_HIGH: Metric("accuracy, high", "Upper end of its 95 % Wilson interval.", "", "up"),
     names.HELD_OUT_ROWS: Metric("held-out rows", "Pairs or labelled rows behind the held-out accuracy.", "rows"),
@@ -183,17 +195,18 @@ METRICS: dict[str, Metric] = {
     names.WATCH_REPETITION: Metric(
         "repeated phrases",
         "Share of four-word phrases that a completion had already said, mean over the step.",
-        "",
+        "share",
         "down",
     ),
     names.WATCH_ALARMS: Metric(
         "alarms", "Signs of reward hacking that hold now (docs/guides/reward-hacking.md).", "", "down"
     ),
-    names.UNSCORED: Metric("unscored", "Share of the last 256 samples that have no reward.", "", "down"),
+    names.UNSCORED: Metric("unscored", "Share of the last 256 samples that have no reward.", "share", "down"),
     names.SATISFIED: Metric(
         "satisfied",
         "Share of samples that meet every constraint judge, over those whose constraints were judged.",
-        better="up",
+        "share",
+        "up",
     ),
     names.DEGRADED: Metric("judges degraded", "1 while so many samples go unscored that the run stops.", "", "down"),
     names.PROBE_GAP: Metric("probe gap", "Largest log-prob gap on the probe, over generators.", "nats", "down"),
@@ -210,21 +223,24 @@ METRICS: dict[str, Metric] = {
 _JUDGE_METRICS = {
     "count": Metric("verdicts", "Scored verdicts of the judge since the step before, evaluation included.", "verdicts"),
     "mean": Metric("mean", "Mean score over the judge's scored verdicts.", better="up"),
-    "pass_rate": Metric("pass rate", "Share of verdicts with a pass or fail that pass.", better="up"),
-    "violation_rate": Metric("violations", "Share of verdicts with a pass or fail that fail.", better="down"),
-    "abstain_rate": Metric("abstained", "Share of all verdicts that abstained."),
-    "error_rate": Metric("failed", "Share of all verdicts that failed.", better="down"),
+    "pass_rate": Metric("pass rate", "Share of verdicts with a pass or fail that pass.", "share", "up"),
+    "violation_rate": Metric("violations", "Share of verdicts with a pass or fail that fail.", "share", "down"),
+    "abstain_rate": Metric("abstained", "Share of all verdicts that abstained.", "share"),
+    "error_rate": Metric("failed", "Share of all verdicts that failed.", "share", "down"),
     "latency_p95": Metric("latency p95", "95th percentile of the judge's calls, each on one group.", "s", "down"),
     "canary_error_rate": Metric(
         "canaries misjudged",
         "Share of the judge's canaries that it judged wrongly when last tried, of those it judged.",
-        better="down",
+        "share",
+        "down",
     ),
     "requests": Metric("requests", "Questions that an LLM judge put to its server.", "requests"),
     "retries": Metric("retries", "Further tries of those that were answered in the end.", "requests", "down"),
     "cost": Metric("cost", "What an LLM judge's answers cost, at the prices of its settings.", "dollars", "down"),
     "blocked": Metric("blocked", "Questions not put: the server was down, or the money was spent.", "requests", "down"),
-    "cache_hit_rate": Metric("cache hits", "Share of an LLM judge's questions, or a detector's claims, known already."),
+    "cache_hit_rate": Metric(
+        "cache hits", "Share of an LLM judge's questions, or a detector's claims, known already.", "share"
+    ),
     "claims": Metric("claims", "Claims of a completion, on average, that a detector judged.", "claims"),
 }
 _JUDGE = re.compile(rf"(?P<eval>eval/)?judge/(?P<name>.+)/(?P<what>{'|'.join(_JUDGE_METRICS)})$")
@@ -232,13 +248,15 @@ _BUDGET = re.compile(r"algorithm/(?P<what>used|slack|sampled|margin)/(?P<group>.
 _BUDGET_METRICS = {
     "used": Metric("trained share", "Share of the group among the responses that train (or its mean cost)."),
     "slack": Metric("slack", "What the group's cap leaves unused."),
-    "sampled": Metric("sampled share", "Share of the group among all judged responses."),
+    "sampled": Metric("sampled share", "Share of the group among all judged responses.", "share"),
     "margin": Metric("margin", "Mean margin of the group over prompts that also have another group."),
 }
 _SOLVER_METRICS = {
-    "algorithm/rejected_frac": Metric("rejected", "Share of prompts that train nothing under the budget."),
-    "algorithm/one_sided_frac": Metric("one-sided", "Share of prompts whose responses are of one group or none."),
-    "algorithm/malformed_frac": Metric("malformed", "Share of responses that belong to no group.", better="down"),
+    "algorithm/rejected_frac": Metric("rejected", "Share of prompts that train nothing under the budget.", "share"),
+    "algorithm/one_sided_frac": Metric(
+        "one-sided", "Share of prompts whose responses are of one group or none.", "share"
+    ),
+    "algorithm/malformed_frac": Metric("malformed", "Share of responses that belong to no group.", "share", "down"),
     "algorithm/solver_seconds": Metric("solver", "Time of the budget program.", "s", "down"),
     "algorithm/solver_gap": Metric("solver gap", "Relative distance to the optimum that is not ruled out.", "", "down"),
     "algorithm/is_fallback": Metric(

@@ -12,6 +12,7 @@ from llamarl.functional.preference import calibrated_reward
 from llamarl.models.checkpoint import load_classifier, load_tokenizer, save_model
 from llamarl.models.classifier import PaddedClassifier, conversation_ids, ensure_padding
 from llamarl.training.love_report import Prior
+from tests.pages import read_page
 
 PRIOR = {"base_rate": 0.02, "positive_share": 0.1}
 PROMPTS = [f"ask {number}" for number in range(12)]
@@ -105,7 +106,7 @@ def test_rates_are_read_from_lines_and_tables(tmp_path):
     assert read_online(tmp_path / "rates.csv") == read_online(tmp_path / "rates.jsonl") == {"a": 0.01, "b": 0.02}
 
 
-def test_evaluate_writes_numbers_and_a_figure(love, tmp_path):
+def test_evaluate_writes_numbers_a_figure_and_a_page(love, tmp_path):
     files = {}
     for name, text in (("a", "abc"), ("b", "ab#"), ("c", "fed##")):
         files[name] = str(tmp_path / f"{name}.jsonl")
@@ -122,6 +123,14 @@ def test_evaluate_writes_numbers_and_a_figure(love, tmp_path):
     assert result["changes"] == {"against": "a", "policies": scores.compare("a", settings.seed)}
     assert result["online"]["pearson_interval"] == (-1.0, 1.0)  # of three policies nothing is known
     assert (tmp_path / "out/evaluation.png").read_bytes().startswith(b"\x89PNG")
+    page = read_page(tmp_path / "out/report.html")
+    assert [row["name"] for row in page.parts("rows")[0]["rows"]] == ["a", "b", "c"]
+    changes = page.parts("rows")[1]["rows"]
+    assert [row["dots"][0]["value"] for row in changes] == pytest.approx(
+        [result["changes"]["policies"][name]["relative_change"] for name in ("b", "c")], rel=1e-4
+    )
+    (online,) = page.parts("lines")
+    assert [curve["label"] for curve in online["curves"]] == ["a", "b", "c"] and len(page.parts("verdict")) == 2
     assert evaluate(settings.model_copy(update={"online": None, "out": None}))["policies"] == result["policies"]
 
 

@@ -102,6 +102,8 @@ _BUDGET_KEY = re.compile(
 )
 _MEMORY_KEY = re.compile(rf"{names.PROCESS_MEMORY}/(?P<name>.+)$")
 _MONITOR_KEY = re.compile(r"watch/monitor/(?P<name>[^/]+)/(?P<what>ratio|level)$")
+_SCALES = {"bytes": "bytes", "share": "%"}
+"""Units that stand at the numbers of the axis."""
 _LOG = frozenset({names.MISMATCH_KL, names.MISMATCH_PROB_MAX})
 _NUMBERS = frozenset({int, float, type(None)})
 _HIDDEN = frozenset({"step", "time", names.POLICY_VERSION})
@@ -137,8 +139,8 @@ class Chart:
             "id": f"{self.group}/{self.title}",
             "group": self.group,
             "title": self.title,
-            "unit": "" if metric.unit == "bytes" else metric.unit,
-            "scale": "bytes" if metric.unit == "bytes" else "",
+            "unit": "" if metric.unit in _SCALES else metric.unit,
+            "scale": _SCALES.get(metric.unit, ""),
             "meaning": metric.meaning,
             "better": metric.better,
             "legend": len(self.curves) > 1 or self._needs_label(self.curves[0]),

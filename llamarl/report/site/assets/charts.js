@@ -70,13 +70,23 @@ class Chart {
     return this.data.values[curve.key] || [];
   }
 
+  /** One entry for each name; what is held out stands with the curve that it is held out from. */
   fillLegend() {
-    const curves = this.spec.curves;
-    fill(this.legend, this.spec.legend === false ? null
-      : curves.map((curve) => h("button", {
-        type: "button", "aria-pressed": String(!this.hidden.has(curve.key)), title: curve.meaning || null,
-        onclick: () => { this.hidden.has(curve.key) ? this.hidden.delete(curve.key) : this.hidden.add(curve.key); this.fillLegend(); this.redraw(); },
-      }, h("i", { class: curve.points || curve.style === "dots" ? "dot" : "line", style: { background: colour(curve.colour) } }), curve.label)));
+    const entries = new Map();
+    for (const curve of this.spec.curves) {
+      const name = curve.label.replace(/, held-out$/, "");
+      entries.set(name, [...(entries.get(name) || []), curve]);
+    }
+    const isHidden = (curves) => curves.every(({ key }) => this.hidden.has(key));
+    const flip = (curves) => {
+      const wasHidden = isHidden(curves);
+      for (const { key } of curves) wasHidden ? this.hidden.delete(key) : this.hidden.add(key);
+      this.fillLegend();
+      this.redraw();
+    };
+    fill(this.legend, this.spec.legend === false ? null : [...entries].map(([name, curves]) => h("button", {
+      type: "button", "aria-pressed": String(!isHidden(curves)), title: curves[0].meaning || null, onclick: () => flip(curves),
+    }, h("i", { class: curves.every(({ points, style }) => points || style === "dots") ? "dot" : "line", style: { background: colour(curves[0].colour) } }), curves.length > 1 ? name : curves[0].label)));
   }
 
   update(data, events) {
@@ -129,7 +139,7 @@ class Chart {
     const range = this.options.range, named = isLog ? (u, splits) => decades(splits) : undefined;
     this.plot = new uPlot({
       width, height: this.options.height,
-      padding: [12, 10, 0, 0],
+      padding: [12, 16, 0, 0],
       legend: { show: false },
       cursor: { sync: this.x === STEPS ? { key: cursorSync.key, setSeries: false } : undefined, y: false, drag: { x: true, y: false }, points: { size: 6 } },
       select: { show: true },
@@ -138,7 +148,7 @@ class Chart {
         y: { distr: isLog || isDoubling ? 3 : 1, log: isDoubling ? 2 : 10, range: isLog ? undefined : (u, low, high) => limits || padded(low, high) },
       },
       axes: [
-        { ...axis, space: 60, grid: { show: false }, size: 26, values: (u, splits) => splits.map((value) => this.place(value, splits)) },
+        { ...axis, space: 60, grid: { show: false }, size: 26, ...(this.x.name && this.x !== STEPS ? { label: this.x.name, labelSize: 18, labelFont: axis.font } : {}), values: (u, splits) => splits.map((value) => this.place(value, splits)) },
         { ...axis, space: this.options.height < 150 ? 24 : 34, size: this.spec.scale === "bytes" ? 72 : 56, incrs: this.spec.scale === "bytes" ? BINARY : undefined, splits: isDoubling ? () => powers(...limits) : undefined, filter: isDoubling ? (u, splits) => splits : named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
           values: (u, splits) => splits.map((value) => (value === null ? "" : isDoubling ? doubling(value) : scaled(value, splits, this.spec.scale))) },
       ],
@@ -182,6 +192,11 @@ class Chart {
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = css("--muted");
     ctx.font = `${11 * ratio}px ${css("--font")}`;
+    if (this.x === STEPS) { // beside the first number, where nothing else stands
+      ctx.textAlign = "left";
+      ctx.textBaseline = "top";
+      ctx.fillText("step", 2 * ratio, bbox.top + bbox.height + 6 * ratio);
+    }
     ctx.textAlign = "right";
     ctx.textBaseline = "bottom";
     ctx.lineWidth = ratio;

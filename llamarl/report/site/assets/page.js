@@ -34,7 +34,7 @@ class RunPage {
   }
 
   footer() {
-    const when = new Date(this.run.made * 1000).toLocaleString();
+    const when = new Date(this.run.made * 1000).toLocaleString("sv-SE").slice(0, 16); // Sweden writes 2026-11-30 14:05
     return this.ask ? `llamarl ${this.run.llamarl}; served from the run's folder` : `llamarl ${this.run.llamarl}; written ${when}; this file makes no request to anywhere`;
   }
 
@@ -268,7 +268,10 @@ class RunPage {
 
   setup() {
     const { run } = this, { has_changes: hasChanges, settings } = run.recipe;
-    const value = (each) => h("code", null, typeof each === "string" ? each : JSON.stringify(each));
+    const value = (each, name = "") => {
+      if (each === null || (Array.isArray(each) && !each.length)) return h("span", { class: "muted" }, each === null ? "not set" : "none");
+      return h("code", null, name.endsWith("_bytes") ? bytes(each) : typeof each === "string" ? each : JSON.stringify(each));
+    };
     const differing = settings.filter((each) => each.is_changed);
     const all = h("details", null, h("summary", null, `All ${settings.length} settings`), table([
       { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value) },
@@ -292,7 +295,7 @@ class RunPage {
       h("section", null, h("h2", null, "Messages"), run.messages.length ? h("ol", { class: "messages" }, run.messages.map((line) => h("li", null, line))) : h("p", { class: "muted" }, "None: no loss, no restart, no alarm.")),
       run.checkpoints.length ? h("section", null, h("h2", null, "Checkpoints"), h("p", null, run.checkpoints.join(", "))) : null,
       h("section", null, h("h2", null, "Environment"), run.environment.length ? table([
-        { name: "What", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value) },
+        { name: "What", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value, row.name) },
       ], run.environment, { label: "environment" }) : h("p", { class: "muted" }, "Not recorded.")));
   }
 

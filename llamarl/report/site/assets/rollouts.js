@@ -131,7 +131,7 @@ class RolloutView {
     const judges = [...new Set(choices.outcomes.map(([judge]) => judge))], outcomes = [...new Set(choices.outcomes.map(([, outcome]) => outcome))];
     const alarms = this.alarmSteps();
     fill(this.form,
-      field("Text", text("text", { type: "search", placeholder: "in prompt or completion" })),
+      field("Text", text("text", { type: "search", placeholder: "prompt, completion" })),
       field("Prompt id", text("prompt", { type: "search" })),
       choices.tasks.length > 1 ? field("Task", choose("task", [["", "all"], ...choices.tasks.map((task) => [task, task])])) : null,
       judges.length ? field("Judge", choose("judge", [["", "any"], ...judges.map((judge) => [judge, judge])])) : null,
@@ -242,7 +242,7 @@ class RolloutView {
 function verdictItem(judge, verdict) {
   const state = verdict.passed === true ? "pass" : verdict.passed === false ? "fail" : "none";
   const word = verdict.status !== "scored" ? verdict.status : verdict.passed === true ? "pass" : verdict.passed === false ? "fail" : "";
-  const costs = [verdict.cost ? `cost ${number(verdict.cost)}` : "", verdict.seconds ? seconds(verdict.seconds) : ""].filter(Boolean).join(", ");
+  const costs = [verdict.cost ? `cost ${number(verdict.cost)}` : "", verdict.seconds ? (verdict.seconds < 1e-3 ? "under 1 ms" : seconds(verdict.seconds)) : ""].filter(Boolean).join(", ");
   return h("li", null, h("b", null, judge), " ", verdict.score === null || verdict.score === undefined ? null : number(verdict.score) + " ",
     word ? h("span", { class: verdict.status === "failed" ? "bad" : state }, word) : null,
     costs ? h("span", { class: "muted" }, ` ${costs}`) : null,
