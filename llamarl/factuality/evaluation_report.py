@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import llamarl
 from llamarl.factuality.evaluation_figures import build_calibration, build_coverage, build_roc
 from llamarl.report.detection_plots import plot_detection
 from llamarl.report.files import write_json
@@ -43,7 +44,10 @@ def build_page(results: Mapping[str, Any]) -> Page:
     sections: list[Part | Section] = [*parts]
     if results["differences"]:
         table = Table(DIFFERENCE_COLUMNS, list(difference_rows(results)))
-        text = "b minus a on the claims that both have scored; every resample draws the same prompts for both."
+        text = (
+            "b minus a on the claims that both have scored; every resample draws the same prompts for both. A star: "
+            "the interval leaves out 0."
+        )
         sections.append(Section("Differences", [text, table]))
     figures = [build(methods) for build in (build_roc, build_calibration, build_coverage)]
     sections.append(Section("Figures", figures))
@@ -53,7 +57,8 @@ def build_page(results: Mapping[str, Any]) -> Page:
         f"{counts['claims']:,} test claims of {counts['prompts']:,} prompts, {counts['factual']:,} of them factual; "
         f"{first['validation']['claims']:,} validation claims"
     )
-    return Page("Hallucination detection: " + ", ".join(methods), sections, subtitle)
+    footer = f"llamarl {llamarl.__version__}, detect eval."
+    return Page("Hallucination detection: " + ", ".join(methods), sections, subtitle, footer)
 
 
 def method_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -59,7 +59,10 @@ def _sections(result: Mapping[str, Any]) -> Iterator[Section]:
         yield Section("Guardrails", [*([figure] if figure else []), Table(GUARDRAIL_COLUMNS, rows), note])
     size = result["size_verdict"]
     yield Section("Sample ratio", [*([Verdict(**size)] if size["tone"] != "bad" else []), Notes(list(_notes(result)))])
-    yield Section("How it was computed", [Notes([f"{name}: {method}" for name, method in result["methods"].items()])])
+    yield Section(
+        "How it was computed",
+        [Notes([f"{name.replace('_', ' ')}: {method}" for name, method in result["methods"].items()])],
+    )
 
 
 RATE_COLUMNS = ("arm", "users", "messages", "reactions", "love rate", "95 % interval")

@@ -22,6 +22,7 @@ def build_days(result: Mapping[str, Any]) -> LineChart:
         [(place, rate["rate"]) for place, rate in zip(places, rates, strict=True)],
         [tuple(rate["interval"]) for rate in rates],
         style="marked" if len(days) <= MANY_DAYS else "line",
+        colour="mean",
     )
     return LineChart(
         "Love rate by day",

@@ -26,7 +26,7 @@ def build_love(love: Mapping[str, Any], margin: float) -> RowChart:
         unit="%",
         marks=[0.0, -margin],
         is_signed=True,
-        caption="Dashed: what is tolerated.",
+        caption="Dashed: what is tolerated." if margin else "",
     )
 
 
@@ -35,8 +35,11 @@ def build_monitors(monitors: Sequence[Mapping[str, Any]], warn: float, stop: flo
     rows = []
     for each in monitors:
         low, high = each["interval"]
-        text = "not known" if each["ratio"] is None else f"{format_number(each['ratio'])}×"
-        dot = Dot(each["ratio"], (low or SMALLEST, high), text=text, tone=LEVELS[each["level"]])
+        is_nothing = each["control"] == each["value"] == 0  # 0 of 0 is no number of times
+        text = (
+            "in neither" if is_nothing else "not known" if each["ratio"] is None else f"{format_number(each['ratio'])}×"
+        )
+        dot = Dot(None if is_nothing else each["ratio"], (low or SMALLEST, high), text=text, tone=LEVELS[each["level"]])
         rows.append(Row(each["monitor"], [dot]))
     return RowChart(
         "Change of what each monitor counts",

@@ -264,3 +264,14 @@ def test_alarms_and_restarts_stand_at_their_steps(tmp_path: Path) -> None:
     events = describe_run(read_run(tmp_path))["events"]
     assert [(event["step"], event["kind"]) for event in events] == [(0, "restart"), (4, "alarm")]
     assert file_values(read_run(tmp_path))["mode"] == "file"
+
+
+def test_shares_stand_in_per_cent_and_monitors_beside_their_warning_and_stop(tmp_path: Path) -> None:
+    monitors = [{"signal": "length", "warn": 1.5, "stop": None}, {"signal": "love", "warn": 1.5, "stop": 3.0}]
+    (tmp_path / "recipe.json").write_text(json.dumps({"watch": {"monitors": monitors}}))
+    metrics = {"step": 1, "rollout/truncated_frac": 0.25, "watch/monitor/love/ratio": 1.2, "rollout/reward/mean": 0.5}
+    (tmp_path / "metrics.jsonl").write_bytes(encode(metrics) + b"\n")
+    charts = {chart["title"]: chart for chart in describe_run(read_run(tmp_path))["charts"]}
+    assert (charts["Truncated"]["scale"], charts["Truncated"]["unit"], charts["Reward"]["scale"]) == ("%", "", "")
+    marks = charts["Monitors, times the control"]["marks"]
+    assert dict(zip(marks["y"], marks["names"], strict=True)) == {1.0: "control", 1.5: "warns", 3.0: "stops"}

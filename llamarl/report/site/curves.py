@@ -29,6 +29,7 @@ GROUPS = (
 )
 MAX_POINTS = 2000
 """Points of a curve in a page; longer runs are shown as means of several steps, with their extremes."""
+MONITOR_RATIOS = "Monitors, times the control"
 
 _FIXED: dict[str, tuple[str, str, str]] = {
     names.REWARD: ("Learning", "Reward", "training"),
@@ -193,7 +194,7 @@ def _place(key: str) -> tuple[str, str, Curve]:
         shown = f"{label}, held-out" if budget["eval"] else label
         return "Budget", _BUDGET[budget["what"]], Curve(key, rest, shown, label, is_evaluation)
     if monitor := _MONITOR_KEY.match(rest):
-        title = "Monitors, times the control" if monitor["what"] == "ratio" else "Monitors that ring"
+        title = MONITOR_RATIOS if monitor["what"] == "ratio" else "Monitors that ring"
         label = f"{task}: {monitor['name']}" if task else monitor["name"]
         return "Watch", title, Curve(key, rest, label, label, False)
     if memory := _MEMORY_KEY.match(rest):

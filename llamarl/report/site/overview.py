@@ -16,7 +16,7 @@ from llamarl.report.metrics import column
 from llamarl.report.names import describe
 from llamarl.report.recipe_values import flatten, title_parts
 from llamarl.report.rundir import CHANGES_FILE, ENDED_BY, RunFiles, total_steps
-from llamarl.report.site.curves import charts_of, tabulate
+from llamarl.report.site.curves import MONITOR_RATIOS, charts_of, tabulate
 from llamarl.report.tasks_of_run import describe_tasks, ends_of
 from llamarl.report.text import format_bytes, format_number, format_seconds
 from llamarl.report.timeline import Span, Window, covered_seconds, extent, utilisation
@@ -59,7 +59,7 @@ def describe_run(
         "learning": _learning(run),
         "warnings": warnings_about(run),
         "events": list(islice(_events(run), MAX_EVENTS)),
-        "charts": [chart.as_dict() for chart in charts_of(table["values"])],
+        "charts": [chart.as_dict() | _marks(chart.title, run.recipe) for chart in charts_of(table["values"])],
         "table": table,
         "recipe": _settings(run),
         "facts": _facts(run),
@@ -106,6 +106,18 @@ def describe_timeline(spans: Sequence[Span], metrics: Sequence[Record]) -> dict[
             if names.LOSS in record and isinstance(record.get("time"), (int, float))
         ],
     }
+
+
+def _marks(title: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The lines across the chart of the monitors: the control's count, and where they warn and stop the run."""
+    if title != MONITOR_RATIOS:
+        return {}
+    monitors = [each for each in (recipe.get("watch") or {}).get("monitors") or [] if isinstance(each, Mapping)]
+    marks = {1.0: "control"}
+    for level, verb in (("warn", "warns"), ("stop", "stops")):
+        for limit in {each.get(level) for each in monitors} - {None}:
+            marks[limit] = verb
+    return {"scale": "×", "unit": "", "marks": {"x": [], "y": list(marks), "names": list(marks.values())}}
 
 
 def _learning(run: RunFiles) -> dict[str, Any]:

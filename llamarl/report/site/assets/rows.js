@@ -59,7 +59,7 @@ function powers(low, high) {
 }
 
 function rounds(low, high) {
-  const rough = (high - low) / 4, size = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].find((each) => each * size >= rough) * size;
+  const rough = (high - low) / 5.5, size = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 2.5, 5, 10].find((each) => each * size >= rough) * size;
   const ticks = [];
   for (let place = Math.ceil(low / step - 1e-9); place * step <= high + 1e-9 * step; place++) ticks.push(place * step || 0); // no -0
   return ticks;
