@@ -58,7 +58,7 @@ def _frontier(results: Mapping[str, Any], axis: str, label: str) -> LineChart:
             points, band = [(x, y) for x, y, *_ in found], [(low, high) for *_, low, high in found]
             curves.append(Curve(name, points, band, style="dots"))
     is_known = any(curve.style != "dashed" for curve in curves)
-    caption = f"Across: {label}." if is_known else f"{label[:1].upper()}{label[1:]}: not recorded."
+    caption = "" if is_known else f"{label[:1].upper()}{label[1:]}: not recorded."
     return LineChart(f"Accuracy by {label}", curves, x=label, caption=caption)
 
 

@@ -27,8 +27,7 @@ def build_roc(methods: Methods) -> LineChart:
         x="hallucinated called factual",
         y="factual called factual",
         limits=WHOLE,
-        caption="Across: the share of hallucinated claims that are called factual. Each point is a threshold; the dot "
-        "is the one that validation chose.",
+        caption="Each point is a threshold; the dot is the one that validation chose.",
     )
 
 
@@ -45,7 +44,7 @@ def build_calibration(methods: Methods) -> LineChart:
         x="score",
         y="share that is factual",
         limits=WHOLE,
-        caption="Across: the score. On the diagonal a score of 0.8 means that 80 % of such claims are factual.",
+        caption="On the diagonal a score of 0.8 means that 80 % of such claims are factual.",
     )
 
 
@@ -68,5 +67,5 @@ def build_coverage(methods: Methods) -> LineChart:
         curves,
         x="share of claims that is decided",
         y="BAcc of the decided claims",
-        caption="Across: the share of claims that is decided, the surest of each side first. A dot is the hybrid mode.",
+        caption="The surest claims of each side are decided first. A dot is the hybrid mode.",
     )

@@ -19,7 +19,7 @@ def build_evaluation_page(result: Mapping[str, Any]) -> Page:
         subtitle=f"{', '.join(names)}, on {result['prompts']:,} prompts",
         parts=[
             *(Verdict("bad", "These scores may mean nothing", f"{note}.") for note in result["notes"]),
-            *_verdicts(result["changes"]),
+            *_verdicts(result["changes"], is_doubtful=bool(result["notes"])),
             *_sections(result),
         ],
         footer=f"llamarl {llamarl.__version__}, feedback evaluate. P[Love]: {result['reward_model']}. All intervals "
@@ -27,13 +27,13 @@ def build_evaluation_page(result: Mapping[str, Any]) -> Page:
     )
 
 
-def _verdicts(changes: Mapping[str, Any]) -> Iterator[Verdict]:
+def _verdicts(changes: Mapping[str, Any], *, is_doubtful: bool) -> Iterator[Verdict]:
     against = changes["against"]
     for name, change in changes["policies"].items():
         tone = _judge(change)
         verb = {"good": "is predicted to be loved more", "bad": "is predicted to be loved less"}.get(tone)
         title = f"{name} {verb} than {against}" if verb else f"{name} and {against} cannot be told apart"
-        yield Verdict(tone, title, f"{_say(change)}, prompt by prompt.")
+        yield Verdict("unsure" if is_doubtful else tone, title, f"{_say(change)}, prompt by prompt.")
 
 
 def _sections(result: Mapping[str, Any]) -> Iterator[Section]:

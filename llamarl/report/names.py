@@ -106,7 +106,7 @@ METRICS: dict[str, Metric] = {
         "nats",
     ),
     names.KEPT: Metric(
-        "kept", "Share that trains upwards: of judged samples with crpg, else of judged prompts.", "", "up"
+        "kept", "Share that trains upwards: of judged samples with crpg, else of judged prompts.", "share", "up"
     ),
     names.SKIPPED_PROMPTS: Metric(
         "prompts skipped", "Judged prompts of the step from which nothing trains.", "prompts"

@@ -140,8 +140,7 @@ class Chart:
             "id": f"{self.group}/{self.title}",
             "group": self.group,
             "title": self.title,
-            "unit": "" if metric.unit in _SCALES else metric.unit,
-            "scale": _SCALES.get(metric.unit, ""),
+            **describe_axis(self.curves[0].key),
             "meaning": metric.meaning,
             "better": metric.better,
             "legend": len(self.curves) > 1 or self._needs_label(self.curves[0]),
@@ -161,6 +160,12 @@ class Chart:
     def _needs_label(self, only: Curve) -> bool:
         """False where the title says it already."""
         return only.is_points or (only.key not in _FIXED and only.label.lower() != self.title.lower())
+
+
+def describe_axis(key: str) -> dict[str, str]:
+    """The unit of a metric as the page's script reads it: beside the title, or as the scale of the numbers."""
+    unit = describe(key).unit
+    return {"unit": "" if unit in _SCALES else unit, "scale": _SCALES.get(unit, "")}
 
 
 def charts_of(keys: Iterable[str]) -> list[Chart]:

@@ -113,10 +113,8 @@ def _marks(title: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     if title != MONITOR_RATIOS:
         return {}
     monitors = [each for each in (recipe.get("watch") or {}).get("monitors") or [] if isinstance(each, Mapping)]
-    marks = {1.0: "control"}
-    for level, verb in (("warn", "warns"), ("stop", "stops")):
-        for limit in {each.get(level) for each in monitors} - {None}:
-            marks[limit] = verb
+    limits = [(each.get(level), verb) for each in monitors for level, verb in (("warn", "warns"), ("stop", "stops"))]
+    marks = {1.0: "control"} | {limit: verb for limit, verb in limits if isinstance(limit, (int, float))}
     return {"scale": "×", "unit": "", "marks": {"x": [], "y": list(marks), "names": list(marks.values())}}
 
 

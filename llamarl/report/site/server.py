@@ -31,7 +31,7 @@ from llamarl.report.files import encode
 from llamarl.report.metrics import read_steps
 from llamarl.report.names import describe
 from llamarl.report.rundir import MESSAGES_FILE, METRICS_FILE, ROLLOUTS_FILE, read_run
-from llamarl.report.site.curves import tabulate
+from llamarl.report.site.curves import describe_axis, tabulate
 from llamarl.report.site.document import read_spans
 from llamarl.report.site.folder import RunRow, describe_row, find_runs, is_run
 from llamarl.report.site.overview import describe_run
@@ -216,7 +216,7 @@ class Site:
                 {**asdict(row), "family": families[row.family], "colour": colours[row.name], "metrics": None}
                 for row in rows
             ],
-            "metrics": [{"key": key, "title": describe(key).title} for key in keys],
+            "metrics": [{"key": key, "title": describe(key).title, **describe_axis(key)} for key in keys],
         }
 
     def _row(self, name: str, path: Path) -> RunRow:

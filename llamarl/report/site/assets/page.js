@@ -268,20 +268,16 @@ class RunPage {
 
   setup() {
     const { run } = this, { has_changes: hasChanges, settings } = run.recipe;
-    const value = (each, name = "") => {
-      if (each === null || (Array.isArray(each) && !each.length)) return h("span", { class: "muted" }, each === null ? "not set" : "none");
-      return h("code", null, name.endsWith("_bytes") ? bytes(each) : typeof each === "string" ? each : JSON.stringify(each));
-    };
     const differing = settings.filter((each) => each.is_changed);
     const all = h("details", null, h("summary", null, `All ${settings.length} settings`), table([
-      { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value) },
+      { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => setting(row.value) },
     ], settings, { label: "all settings" }));
     const { ledger } = run;
     fill(this.main,
       h("section", null, h("h2", null, "Recipe"),
         hasChanges ? [h("p", { class: "muted" }, "Settings that differ from their defaults."), table([
-          { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value) },
-          { name: "Default", cell: (row) => ("default" in row ? value(row.default) : h("span", { class: "muted" }, "–")) },
+          { name: "Setting", cell: (row) => row.name }, { name: "Value", cell: (row) => setting(row.value) },
+          { name: "Default", cell: (row) => ("default" in row ? setting(row.default) : h("span", { class: "muted" }, "–")) },
         ], differing, { label: "settings that differ from their defaults" })] : h("p", { class: "muted" }, "This run did not record which settings differ from their defaults."), all),
       ledger ? h("section", null, h("h2", null, "Account of the prompts"), table([
         { name: "State", cell: ([name]) => name }, { name: "Prompts", number: true, cell: ([, count]) => number(count) },
@@ -295,7 +291,7 @@ class RunPage {
       h("section", null, h("h2", null, "Messages"), run.messages.length ? h("ol", { class: "messages" }, run.messages.map((line) => h("li", null, line))) : h("p", { class: "muted" }, "None: no loss, no restart, no alarm.")),
       run.checkpoints.length ? h("section", null, h("h2", null, "Checkpoints"), h("p", null, run.checkpoints.join(", "))) : null,
       h("section", null, h("h2", null, "Environment"), run.environment.length ? table([
-        { name: "What", cell: (row) => row.name }, { name: "Value", cell: (row) => value(row.value, row.name) },
+        { name: "What", cell: (row) => row.name }, { name: "Value", cell: (row) => setting(row.value, row.name) },
       ], run.environment, { label: "environment" }) : h("p", { class: "muted" }, "Not recorded.")));
   }
 

@@ -70,7 +70,7 @@ class FolderPage {
     const isPoints = this.metric.replace(/^task\/[^/]+\//, "").startsWith("eval/");
     for (const curve of drawn.curves) curve.points = isPoints && !drawn.band;
     this.range = null;
-    this.chart = drawn.data.steps.length ? new Chart({ title: this.metrics.find(({ key }) => key === this.metric).title, curves: drawn.curves }, drawn.data, {
+    this.chart = drawn.data.steps.length ? new Chart({ ...this.metrics.find(({ key }) => key === this.metric), curves: drawn.curves }, drawn.data, {
       height: 320, smoothing: width, raw: false, events: [], range: null, band: drawn.band,
       onRange: (range) => { this.chart.options.range = range; this.chart.redraw(); }, onStep: null,
     }) : null;
@@ -80,15 +80,20 @@ class FolderPage {
     this.fillDifferences(chosen);
   }
 
+  /** Settings with two values or more; those that only some recipes have, and alike, are folded away. */
   fillDifferences(chosen) {
     const names = [...new Set(chosen.flatMap((run) => Object.keys(run.settings)))];
-    const text = (run, name) => ((run.settings[name] ?? null) === null ? "" : JSON.stringify(run.settings[name]));
-    const differing = names.filter((name) => new Set(chosen.map((run) => text(run, name))).size > 1);
+    const text = (run, name) => (name in run.settings ? JSON.stringify(run.settings[name]) : "");
+    const kinds = (name) => new Set(chosen.map((run) => text(run, name)));
+    const differing = names.filter((name) => { const found = kinds(name); found.delete(""); return found.size > 1; });
+    const partial = names.filter((name) => kinds(name).size > 1 && !differing.includes(name));
+    const side = (rows, label) => table([
+      { name: "Setting", cell: (name) => name },
+      ...chosen.map((run) => ({ name: run.name, cell: (name) => (name in run.settings ? setting(run.settings[name]) : "") })),
+    ], rows, { label });
     fill(this.differences, h("h2", null, "Settings that differ"), chosen.length < 2 ? h("p", { class: "muted" }, "Choose two runs or more.")
-      : !differing.length ? h("p", { class: "muted" }, "None: the chosen runs have equal recipes.") : table([
-        { name: "Setting", cell: (name) => name },
-        ...chosen.map((run) => ({ name: run.name, cell: (name) => h("code", null, text(run, name)) })),
-      ], differing, { label: "settings that differ" }));
+      : differing.length ? side(differing, "settings that differ") : h("p", { class: "muted" }, "None: what the recipes of the chosen runs share is equal."),
+      partial.length ? h("details", null, h("summary", null, `${plural(partial.length, "setting")} that only some of the recipes have`), side(partial, "settings that some have")) : null);
   }
 }
 

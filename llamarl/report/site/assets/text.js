@@ -67,6 +67,13 @@ function bytes(value) {
   return number(value) + " GiB";
 }
 
+/** A setting's value as people write it. */
+function setting(value, name = "") {
+  const none = value === null ? "not set" : typeof value === "object" && !Object.keys(value).length ? "none" : null;
+  if (none) return h("span", { class: "muted" }, none);
+  return h("code", null, name.endsWith("_bytes") ? bytes(value) : typeof value === "string" ? value : JSON.stringify(value));
+}
+
 const plural = (count, one, many = one + "s") => number(count) + " " + (count === 1 ? one : many);
 
 /** A table; columns `{name, cell, number?, value?}` of a row, the first column heading its row. A click on a column sorts
