@@ -64,8 +64,8 @@ class LineChart:
         """Names that have a colour."""
         return (curve.colour or curve.name for curve in self.curves if curve.style != "dashed")
 
-    def _mark_names(self) -> list[str]:
-        return list(self.y_marks.values()) if isinstance(self.y_marks, Mapping) else []
+    def _mark_names(self) -> dict[str, list[str]]:
+        return {"names": list(self.y_marks.values())} if isinstance(self.y_marks, Mapping) else {}
 
     def as_dict(self, colours: Mapping[str, int]) -> dict[str, Any]:
         """The chart as the page's script reads it: all curves on the places of all, None where one has no point."""
@@ -85,7 +85,7 @@ class LineChart:
             "x": {"name": self.x, "names": list(self.x_names), "scale": self.x_unit},
             "limits": self.limits,
             "doubling": self.is_doubling,
-            "marks": {"x": list(self.x_marks), "y": list(self.y_marks), "names": self._mark_names()},
+            "marks": {"x": list(self.x_marks), "y": list(self.y_marks)} | self._mark_names(),
             "caption": self.caption,
             "legend": len(self.curves) > 1,
             "curves": [

@@ -341,3 +341,16 @@ def test_a_file_answers_the_servers_questions_alike(opened: Callable[..., Opened
         asked = [head["step"] for head in index.find(Filter.parse(query), None, 100)["heads"]]
         assert page.evaluate(script, query) == asked, query
     index.close()
+
+
+def test_a_legend_names_each_curve_once_with_what_is_held_out(opened: Callable[..., Opened], tmp_path: Path) -> None:
+    page = opened(write_run_page(write_run(tmp_path / "run")).as_uri()).page
+    script = """() => {
+      const curves = ["a", "a, held-out", "held-out"].map((label, index) => ({ key: "k" + index, label, colour: 0, points: index > 0 }));
+      const data = { steps: [1, 2], values: { k0: [1, 2], k1: [null, 2], k2: [1, null] } };
+      const chart = new Chart({ title: "t", curves }, data, { height: 100, smoothing: 1, events: [] });
+      const names = [...chart.legend.querySelectorAll("button")].map((button) => button.textContent);
+      chart.legend.querySelector("button").click();
+      return [names, [...chart.hidden].sort()];
+    }"""  # noqa: E501
+    assert page.evaluate(script) == [["a", "held-out"], ["k0", "k1"]]

@@ -266,7 +266,7 @@ class Chart {
     const now = plot.cursor.idx ?? steps.length - 1;
     const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -steps.length, End: steps.length }[event.key];
     if (move !== undefined) {
-      const index = Math.max(0, Math.min(steps.length - 1, plot.cursor.idx === null || plot.cursor.idx === undefined ? now : now + move));
+      const index = Math.max(0, Math.min(steps.length - 1, event.key !== "Home" && (plot.cursor.idx === null || plot.cursor.idx === undefined) ? now : now + move));
       plot.setCursor({ left: plot.valToPos(steps[index], "x"), top: 10 });
     } else if (event.key === "Enter") this.openStep();
     else if (event.key === "+" || event.key === "=" || event.key === "-") {
