@@ -171,7 +171,9 @@ def read_shape(model: str) -> "ModelShape":
     from llamarl.models.checkpoint import count_parameters, load_config
 
     config = load_config(model)
-    return ModelShape.from_config(Path(model).name, config.get_text_config().to_dict(), count_parameters(config))
+    name, values = Path(model).name, config.get_text_config().to_dict()
+    ModelShape.from_config(name, values)  # sizes that cannot be are refused before a model of them is built
+    return ModelShape.from_config(name, values, count_parameters(config))
 
 
 def estimate_run(recipe: "Recipe", config: Any, prompt_tokens: float) -> dict[str, Any]:

@@ -56,6 +56,14 @@ def test_a_models_own_config(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert result["placement"]["trainer"]["device"] == "cpu" and result["model"]["parameters"] > 0
 
 
+def test_a_config_with_a_size_that_cannot_be_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_tiny("qwen2", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": 0}))
+    assert main(["plan", "--model", str(model)]) == 2
+    assert "hidden_size=0, which must be a whole number of at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
