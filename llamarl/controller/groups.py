@@ -61,7 +61,7 @@ class GroupRunner:
             on_restart: told the served version each time the group starts over, its generator having been lost.
         """
         prompt = ticket.prompt
-        completions = await generator.complete(self._build_requests(ticket, variants, sampling), on_restart)
+        completions = await generator.complete(self._build_requests(ticket, task, variants, sampling), on_restart)
         ticket.is_complete = True
         if variants[0][0] is not prompt:
             prompt_ids = pack_ids(self._encode(prompt))
@@ -80,18 +80,25 @@ class GroupRunner:
         known = (replace(s, reference_logprobs=each) for s, each in zip(samples, logprobs, strict=True))
         return Group(prompt, tuple(known), ticket.index, ticket.epoch, baseline)
 
-    def _build_requests(self, ticket: Ticket, variants: Variants, sampling: Sampling) -> list[GenerationRequest]:
+    def _build_requests(
+        self, ticket: Ticket, task: RunTask, variants: Variants, sampling: Sampling
+    ) -> list[GenerationRequest]:
         """One request a variant. Samples are numbered through the whole group.
 
         Groups issued earlier go first, and held-out ones, for which the trainer waits, before all of training.
         """
         is_held_out = ticket.purpose is Purpose.HELD_OUT
         epoch, priority = (HELD_OUT_SEEDS, -1) if is_held_out else (ticket.epoch, ticket.index)
+        # What learns by heart reads no probability, and is spared the records.
+        keeps_support = not (is_held_out or not sampling.filters or task.needs.ignores_behavior_logprobs)
         requests, num_samples = [], 0
         for prompt, count in variants:
             numbers = range(num_samples, num_samples + count)
             seeds = tuple(sample_seed(self._seed, epoch, ticket.prompt.id, i) for i in numbers)
-            requests.append(GenerationRequest(next(self._keys), self._encode(prompt), seeds, sampling, priority))
+            prompt_ids = self._encode(prompt)
+            requests.append(
+                GenerationRequest(next(self._keys), prompt_ids, seeds, sampling, priority, keeps_support)
+            )
             num_samples += count
         return requests
 

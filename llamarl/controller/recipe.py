@@ -266,12 +266,14 @@ class Recipe(Config):
                 "completions were sampled with, but under coverage these are of another prompt; use ibpo or raft with "
                 'off_policy = "none", or leave coverage out'
             )
-        if self.sampling.filters and not needs.ignores_behavior_logprobs:
+        is_vllm = any(table.kind == "vllm" for table in self.placement.generators)
+        if self.sampling.filters and is_vllm and not needs.ignores_behavior_logprobs:
             name, value = next(iter(self.sampling.filters.items()))
             raise ValueError(
-                f"sampling.{name}={value}: algorithm.type={config.type!r} as it is set takes completions for samples "
-                "of the whole policy, but a filter never draws what it cuts, and no ratio makes up for that; "
-                f'leave sampling.{name} out, or use raft or ibpo with off_policy = "none", which learn by heart'
+                f"sampling.{name}={value}: algorithm.type={config.type!r} as it is set weighs completions by their "
+                "probability among the tokens that the filter left, and vllm generators do not tell which these are; "
+                f"leave sampling.{name} out, use native generators, or raft or ibpo with "
+                'off_policy = "none", which learn by heart'
             )
         if self.schedule.max_staleness > 0 and not needs.corrects_staleness and not task.coverage:
             raise ValueError(

@@ -56,6 +56,22 @@ class GenerationRequest:
     sampling: Sampling
     priority: int = 0
     """Lower starts earlier."""
+    keeps_support: bool = False
+    """True asks for the tokens that filters left at each drawn one (`Trajectory.support`), as training needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """The tokens that sampling filters left at each response token, among which it was drawn."""
+
+    ids: "array[int]"
+    """Int32 ids, those of one response token after those of another; each has its own among them."""
+    counts: "array[int]"
+    """Int32 number of ids at each response token; 0 where no filter applied, so that all tokens could be drawn."""
+
+    def __post_init__(self) -> None:
+        if sum(self.counts) != len(self.ids):
+            raise ValueError(f"Support: counts add up to {sum(self.counts)}, but there are {len(self.ids)} ids")
 
 
 class Origin(StrEnum):
@@ -92,6 +108,8 @@ class Trajectory:
     origin: Origin = Origin.POLICY
     routed_experts: bytes = b""
     """Uint8 expert of each token read, `[tokens, layers, experts per token]`; empty where nobody recorded them."""
+    support: Support | None = None
+    """The tokens that filters left, where the policy was sampled with some: `logprobs` are relative to these."""
 
     def __post_init__(self) -> None:
         bounds = [0, *chain.from_iterable(self.turns), len(self.token_ids)]
@@ -107,6 +125,10 @@ class Trajectory:
                 f"Trajectory: {self.response_length} response tokens of origin {self.origin}, {len(self.logprobs)} "
                 f"logprobs and {num_labelled} versions; sampled tokens need one of each, given ones have none"
             )
+        if self.support is not None and len(self.support.counts) != wanted:
+            raise ValueError(
+                f"Trajectory.support: of {len(self.support.counts)} tokens, but {wanted} were sampled; give one each"
+            )
 
     @classmethod
     def sampled(
@@ -116,11 +138,13 @@ class Trajectory:
         logprobs: Sequence[float],
         versions: Sequence[int],
         finish_reason: FinishReason = "stop",
+        support: Support | None = None,
     ) -> "Trajectory":
         """Packs one turn that a policy sampled; `logprobs` and `versions` have one entry per token."""
         runs = tuple((version, len(list(run))) for version, run in groupby(versions))
         turns = ((0, len(token_ids)),)
-        return cls(pack_ids(prompt_ids), pack_ids(token_ids), pack_numbers(logprobs), runs, turns, finish_reason)
+        packed = pack_ids(prompt_ids), pack_ids(token_ids), pack_numbers(logprobs)
+        return cls(*packed, runs, turns, finish_reason, support=support)
 
     @classmethod
     def given(
@@ -133,7 +157,7 @@ class Trajectory:
 
     def as_given(self) -> "Trajectory":
         """Drops who sampled it, where that was another policy or under another prompt than it shall train under."""
-        return replace(self, logprobs=array("f"), versions=(), origin=Origin.GIVEN)
+        return replace(self, logprobs=array("f"), versions=(), origin=Origin.GIVEN, support=None)
 
     @property
     def response_length(self) -> int:
@@ -168,6 +192,10 @@ class OneTurn:
     def turns(self) -> tuple[tuple[int, int]]:
         """The whole of `token_ids`."""
         return ((0, len(self.token_ids)),)
+
+    @property
+    def support(self) -> None:
+        """Nothing: no filter cut what was drawn here."""
 
 
 def pack_ids(ids: Sequence[int]) -> "array[int]":
@@ -205,7 +233,17 @@ def join_turns(turns: Sequence[Trajectory]) -> Trajectory:
         logprobs=array("f", [*chain.from_iterable(turn.logprobs for turn in turns)]),
         versions=tuple((version, len(list(run))) for version, run in groupby(versions)),
         turns=tuple(stretches),
+        support=_join_supports(turns),
     )
+
+
+def _join_supports(turns: Sequence[Trajectory]) -> Support | None:
+    """The supports of turns, one after the other; a turn without one was drawn from all tokens."""
+    if all(turn.support is None for turn in turns):
+        return None
+    every = [turn.support or Support(array("i"), array("i", bytes(4 * turn.response_length))) for turn in turns]
+    ids, counts = (array("i", [*chain.from_iterable(each)]) for each in zip(*((s.ids, s.counts) for s in every)))
+    return Support(ids, counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ class Sampling(Config):
     """Sampling settings of a generator. The defaults sample the model's own distribution, as training wants.
 
     Filters apply in the order temperature, top-k, top-p, min-p. A completion's log-probs are those of the filtered,
-    renormalised distribution: the one that was really sampled. The trainer divides by the temperature too, but knows of
-    no other filter, so only algorithms that learn completions by heart train on filtered ones.
+    renormalised distribution: the one that was really sampled. The trainer divides by the temperature too, and takes
+    its log-probs among the tokens that the filters left, where the generator recorded them (`Trajectory.support`).
     """
 
     max_tokens: int = Field(default=256, ge=1)

@@ -4,7 +4,7 @@ Shape legend: M tokens (packed, without padding), V vocabulary, N samples, T tok
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,64 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) ->
         raise ValueError(f"token_logprobs: targets {tuple(targets.shape)} do not match logits {tuple(logits.shape)}")
     logprobs: Tensor = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
     return logprobs
+
+
+class Kept(NamedTuple):
+    """The tokens that sampling filters left at each of M drawn ones, as one flat list of K."""
+
+    ids: Tensor
+    """`[K]` int64 token ids, those of one drawn token after those of another."""
+    counts: Tensor
+    """`[M]` int64 number of ids of each; 0: all tokens were left."""
+
+    def of(self, places: Tensor) -> "Kept":
+        """What was left at some of the drawn tokens, `places [P]`, in their order."""
+        counts = self.counts[places]
+        starts = (self.counts.cumsum(0) - self.counts)[places] - (counts.cumsum(0) - counts)
+        shifts = starts.repeat_interleave(counts)
+        return Kept(self.ids[torch.arange(len(shifts), device=shifts.device) + shifts], counts)
+
+
+def kept_logprobs(logits: Tensor, targets: Tensor, kept: Kept, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each target among the tokens that filters left when it was drawn.
+
+        log pi(target | K) = z[target] - logsumexp over k in K of z[k],    z = logits / temperature
+
+    K is a constant: the sampling policy's choice, not this policy's. So the gradient is that of the distribution that
+    was really sampled, and the ratio to the behaviour log-probs is 1 at equal weights. Where K holds all tokens it is
+    `token_logprobs`. "Keep Sampling Mask" of DeepSeek-V3.2, arXiv 2512.02556.
+
+    Args:
+        logits: `[M, V]`, any floating type; half precision is summed in float32.
+        targets: `[M]` int64 token ids in [0, V).
+        kept: the tokens left at each target.
+        temperature: the one the tokens were sampled with, > 0.
+
+    Returns:
+        `[M]`, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes disagree, the temperature is not positive, or a target is not among its kept tokens.
+    """
+    _check(logits, temperature)
+    if not targets.shape == kept.counts.shape == logits.shape[:1]:
+        raise ValueError(
+            f"kept_logprobs: targets {tuple(targets.shape)} and kept.counts {tuple(kept.counts.shape)} do not match "
+            f"logits {tuple(logits.shape)}"
+        )
+    is_cut = kept.counts > 0
+    rows = torch.arange(len(targets), device=targets.device).repeat_interleave(kept.counts)
+    scaled = _scale(logits[rows, kept.ids], temperature)  # [K]
+    is_target = kept.ids == targets[rows]
+    if int(is_target.sum()) != int(is_cut.sum()):
+        raise ValueError("kept_logprobs: a target is not, or more than once, among the tokens kept for it")
+    peak = scaled.new_zeros(len(targets)).scatter_reduce(0, rows, scaled.detach(), "amax", include_self=False)
+    total = scaled.new_zeros(len(targets)).index_add(0, rows, (scaled - peak[rows]).exp())
+    own = scaled[is_target] - peak[is_cut] - total[is_cut].log()
+    logprobs = own.new_empty(len(targets)).masked_scatter(is_cut, own)
+    if bool(is_cut.all()):
+        return logprobs
+    return logprobs.masked_scatter(~is_cut, token_logprobs(logits[~is_cut], targets[~is_cut], temperature))
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from llamarl.core.errors import ConfigError, DataError
-from llamarl.core.records import Completion, FinishReason, GenerationRequest, Trajectory, pack_ids
-from llamarl.generation.draw import draw, uniforms
+from llamarl.core.records import Completion, FinishReason, GenerationRequest, Support, Trajectory, pack_ids
+from llamarl.generation.draw import apply_filters, draw_filtered, uniforms
 from llamarl.generation.kept import KeptRows
 from llamarl.generation.rows import Rows
 from llamarl.generation.stops import completes_stop
@@ -98,6 +98,8 @@ class _Row:
     """The row's length (prompt and drawn tokens) minus the batcher's clock: constant, since all rows grow together."""
     versions: list[tuple[int, int]] = field(default_factory=list)
     """(index of the first token, version), one entry per version that drew tokens."""
+    support: Support | None = None
+    """What filters left at each token drawn so far; it grows. None: nobody asked for it."""
 
 
 class Batcher:
@@ -300,7 +302,8 @@ class Batcher:
             offset = len(job.request.prompt_ids) + 1 - self._clock
             for sample in samples:
                 rows_of.setdefault(job.request.prompt_ids, []).append(len(self._rows))
-                self._rows.append(_Row(job, sample, offset, [(0, self.version)]))
+                support = Support(array("i"), array("i")) if job.request.keeps_support else None
+                self._rows.append(_Row(job, sample, offset, [(0, self.version)], support))
         self._state.start(first, [(row.job.request, row.sample) for row in self._rows[first:]])
         self._note_settings()
         num_known = self._recall(rows_of, first)
@@ -349,10 +352,10 @@ class Batcher:
         """Draws a token for each row from `first` on, and lets go of the rows that are done."""
         last = len(self._rows)
         state = self._state
-        tokens, logprobs = draw(
-            logits, uniforms(state.seed[first:last], state.count[first:last]), state.filters(first, last)
-        )
+        filtered = apply_filters(logits.float(), state.filters(first, last))
+        tokens, logprobs = draw_filtered(filtered, uniforms(state.seed[first:last], state.count[first:last]))
         state.append(first, last, tokens, logprobs)
+        self._note_support(filtered, first)
         self.num_tokens += last - first
         if self.on_draw is not None:
             self.on_draw([(row.job.request.key, row.sample) for row in self._rows[first:last]], logits, tokens)
@@ -363,6 +366,19 @@ class Batcher:
         if self._has_stops:
             ended = sorted({*ended, *self._find_stopped(first, last)})
         return self._retire(ended) if ended else []
+
+    def _note_support(self, filtered: Tensor, first: int) -> None:
+        """Notes the tokens that were left, `filtered [n, V]`, for the rows from `first` on that shall tell them."""
+        asked = [index for index, row in enumerate(self._rows[first:]) if row.support is not None]
+        if not asked:
+            return
+        is_left = filtered[asked] > -torch.inf
+        ids, counts = is_left.nonzero()[:, 1].int().cpu(), is_left.sum(-1).tolist()
+        for index, left in zip(asked, torch.split(ids, counts), strict=True):
+            support = self._rows[first + index].support
+            assert support is not None
+            support.ids.frombytes(left.numpy().tobytes())
+            support.counts.append(len(left))
 
     def _find_stopped(self, first: int, last: int) -> list[int]:
         """Rows whose newest token completes one of their stop strings."""
@@ -400,7 +416,8 @@ class Batcher:
         is_stop = tokens[-1] in self._eos_ids or any(stop in text for stop in sampling.stop)
         reason: FinishReason = "stop" if is_stop else "length"
         logprobs = self._state.logprobs_of(index)
-        return Completion(Trajectory.sampled(row.job.prompt_ids, tokens, logprobs, versions, reason), text)
+        trajectory = Trajectory.sampled(row.job.prompt_ids, tokens, logprobs, versions, reason, row.support)
+        return Completion(trajectory, text)
 
     def _remove(self, ended: list[int], held: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> None:
         """Closes the holes with rows from the end, and keeps what the ended rows still hold, by index, behind them."""

@@ -75,7 +75,12 @@ def draw(logits: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Ten
     Returns:
         Token ids `[n]` int64 and their log-probs `[n]` float32 under the filtered, renormalised distribution.
     """
-    probs = torch.softmax(apply_filters(logits.float(), filters), dim=-1)
+    return draw_filtered(apply_filters(logits.float(), filters), uniform)
+
+
+def draw_filtered(filtered: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws as `draw`, from the logits `[n, V]` that `apply_filters` gives."""
+    probs = torch.softmax(filtered, dim=-1)
     cdf = probs.cumsum(-1)
     target = (uniform * cdf[:, -1].double()).to(cdf.dtype)
     target = torch.minimum(target, torch.nextafter(cdf[:, -1], torch.zeros_like(target)))  # rounding may reach the end

@@ -4,6 +4,7 @@ Both give the same numbers; the padded one runs any Hugging Face causal language
 """
 
 import math
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llamarl.functional.logprobs import token_entropy, token_logprobs
+from llamarl.functional.logprobs import Kept, kept_logprobs, token_entropy, token_logprobs
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.scoring.adapters import prepare_projections
-from llamarl.scoring.packing import Packed, TokenRow, split_packed, split_padded
+from llamarl.scoring.packing import Packed, TokenRow, num_scored, split_packed, split_padded
 
 MAX_LOGITS = 2**26
 """Most logits held at once (256 MB in float32); beyond that the output head runs in pieces and is recomputed."""
@@ -68,6 +69,11 @@ class PackedScorer:
     def _score(self, rows: Sequence[TokenRow], entropy: EntropyMode, hidden: bool) -> Scores:
         packed = Packed(rows, self._decoder.device)
         states = packed.predicting(self._decoder.hidden_states(packed.ids, packed.positions, packed.attend))
+        kept = join_supports(rows, self._decoder.device)
+        if kept is not None:
+            states, targets = states[packed.order], packed.targets[packed.order]
+            scores = score_tokens(states, targets, self._decoder.head, self._temperature, entropy, kept)
+            return scores._replace(hidden=states if hidden else None)
         scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)
         return Scores(
             scores.logprobs[packed.order],
@@ -109,7 +115,8 @@ class PaddedScorer:
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
         """Scores the rows' completions, in order."""
-        parts = [self._score(spans, entropy, hidden) for spans in self._sides(rows)]
+        kept = join_supports(rows, next(self._model.parameters()).device)
+        parts = [self._score(spans, entropy, hidden, kept) for spans in self._sides(rows)]
         if len(parts) == 1:
             return parts[0][0]
         order = torch.cat([places for _, places in parts]).argsort()
@@ -135,7 +142,9 @@ class PaddedScorer:
         for side in split_by_side([len(span.read) for span in spans], self._threshold):
             yield [spans[index] for index in side]
 
-    def _score(self, spans: Sequence["_Span"], entropy: EntropyMode, hidden: bool) -> tuple[Scores, Tensor]:
+    def _score(
+        self, spans: Sequence["_Span"], entropy: EntropyMode, hidden: bool, kept: Kept | None
+    ) -> tuple[Scores, Tensor]:
         """Scores of one forward pass, and their places among the scores of all rows."""
         device = next(self._model.parameters()).device
         ids = nn.utils.rnn.pad_sequence([torch.tensor(span.read) for span in spans], batch_first=True).to(device)
@@ -146,11 +155,12 @@ class PaddedScorer:
         places = [place for span in spans for place in span.predicting]
         predicts = torch.tensor(rows, device=device), torch.tensor(places, device=device)
         targets = torch.tensor([token for span in spans for token in span.targets], device=device)
-        scores = score_tokens(output.logits[predicts], targets, lambda x: x, self._temperature, entropy)
+        index = torch.cat([torch.arange(s.place, s.place + len(s.targets), device=device) for s in spans])
+        own = None if kept is None else kept.of(index)
+        scores = score_tokens(output.logits[predicts], targets, lambda x: x, self._temperature, entropy, own)
         if hidden:
             scores = scores._replace(hidden=output.hidden_states[-1][predicts])
-        index = [torch.arange(span.place, span.place + len(span.targets), device=device) for span in spans]
-        return scores, torch.cat(index)
+        return scores, index
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, rows of similar length together, at most `max_tokens` padded tokens each."""
@@ -169,14 +179,36 @@ def autocast(model: nn.Module, precision: str) -> AbstractContextManager[object]
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
-def score_tokens(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], temperature: float, entropy: EntropyMode
-) -> Scores:
-    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`. In pieces if S x V is large."""
+def join_supports(rows: Sequence[TokenRow], device: torch.device | str) -> Kept | None:
+    """The rows' supports for all of their `S` scored tokens, row after row; None where no row has one."""
+    if all(row.support is None for row in rows):
+        return None
+    ids, counts = array("i"), array("i")
+    for row in rows:
+        ids.extend(() if row.support is None else row.support.ids)
+        counts.extend(array("i", bytes(4 * num_scored(row))) if row.support is None else row.support.counts)
+    return Kept(*(torch.tensor(numbers, dtype=torch.int64, device=device) for numbers in (ids, counts)))
 
-    def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+
+def score_tokens(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    temperature: float,
+    entropy: EntropyMode,
+    kept: Kept | None = None,
+) -> Scores:
+    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`. In pieces if S x V is large.
+
+    Log-probs are relative to the `kept` tokens; the entropy is that of all tokens.
+    """
+
+    def piece(hidden: Tensor, targets: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
-        logprobs = token_logprobs(logits, targets, temperature)
+        if kept is None:
+            logprobs = token_logprobs(logits, targets, temperature)
+        else:
+            logprobs = kept_logprobs(logits, targets, kept, temperature)
         # A graph of the entropy would hold a second `[S, V]` until the backward pass, for a number that is only logged.
         with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
             return logprobs, logprobs.detach() if entropy == "none" else token_entropy(logits, temperature)
@@ -184,9 +216,11 @@ def score_tokens(
     with torch.no_grad():  # one row, only to learn the size of the vocabulary, which a function does not tell
         size = max(1, MAX_LOGITS // head(hidden[:1]).shape[-1])
     if len(hidden) <= size:
-        logprobs, entropies = piece(hidden, targets)
+        logprobs, entropies = piece(hidden, targets, kept)
     else:
-        pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        places = torch.split(torch.arange(len(targets), device=targets.device), size)
+        parts_kept = [None if kept is None else kept.of(own) for own in places]
+        pieces = zip(torch.split(hidden, size), torch.split(targets, size), parts_kept, strict=True)
         # Logits are computed again in the backward pass, so that those of one piece at a time are in memory.
         parts = [checkpoint(piece, *part, use_reentrant=False) for part in pieces]
         logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llamarl.core.errors import DataError
+from llamarl.core.records import Support
 
 
 class TokenRow(Protocol):
@@ -40,6 +41,10 @@ class TokenRow(Protocol):
     @property
     def turns(self) -> Sequence[tuple[int, int]]:
         """Stretches `(start, stop)` of `token_ids` that are scored, the last up to the end; the rest is only read."""
+
+    @property
+    def support(self) -> Support | None:
+        """The tokens among which each scored one is; None: all."""
 
 
 def num_scored(row: TokenRow) -> int:

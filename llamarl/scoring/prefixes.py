@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from llamarl.core.records import Support
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.scoring.adapters import prepare_projections
-from llamarl.scoring.logprobs import PaddedScorer, Scores, autocast, score_tokens
+from llamarl.scoring.logprobs import PaddedScorer, Scores, autocast, join_supports, score_tokens
 from llamarl.scoring.next_tokens import common_length
 from llamarl.scoring.packing import Packed, TokenRow
 
@@ -31,6 +32,7 @@ class PrefixRow:
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
     turns: Sequence[tuple[int, int]]
+    support: Support | None
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ def share_prefixes(rows: Sequence[TokenRow]) -> list[PrefixRow]:
         for index in cluster.members:
             prompt, rest = rows[index].prompt_ids, rows[index].prompt_ids[cluster.num_shared :]
             turns = [(len(rest) + start, len(rest) + stop) for start, stop in rows[index].turns]
-            found[index] = PrefixRow(prompt[: cluster.num_shared], (*rest, *rows[index].token_ids), turns)
+            found[index] = PrefixRow(prompt[: cluster.num_shared], (*rest, *rows[index].token_ids), turns, rows[index].support)
     return [found[index] for index in range(len(rows))]
 
 
@@ -114,7 +116,8 @@ class PrefixScorer:
         packed = Packed(share_prefixes(rows), self._decoder.device)
         hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
         states = packed.predicting(hidden).index_select(0, packed.order)
-        return score_tokens(states, packed.targets[packed.order], self._decoder.head, 1.0, "none")
+        targets, support = packed.targets[packed.order], join_supports(rows, self._decoder.device)
+        return score_tokens(states, targets, self._decoder.head, 1.0, "none", support)
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, at most `max_tokens` packed tokens each; every index once."""

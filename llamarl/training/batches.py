@@ -13,6 +13,7 @@ from torch import Tensor
 from llamarl.core.algorithm import Needs
 from llamarl.core.errors import DataError
 from llamarl.core.records import Origin, TrainSample
+from llamarl.core.sampling import Sampling
 from llamarl.functional.logprobs import pad_rows
 from llamarl.functional.losses import Denominators, LossBatch
 from llamarl.scoring.logprobs import Scores
@@ -86,13 +87,19 @@ def is_current(samples: Sequence[TrainSample], version: int, device: torch.devic
     return pad_rows(torch.frombuffer(flags, dtype=torch.bool).to(device), lengths)[0]
 
 
-def check_samples(samples: Sequence[TrainSample], needs: Needs) -> None:
+def check_samples(samples: Sequence[TrainSample], needs: Needs, sampling: Sampling) -> None:
     """Looks at a task's batch.
 
     Raises:
-        DataError: some samples have one advantage and others one per token, or the algorithm needs reference log-probs
-            and a sampled completion has none.
+        DataError: some samples have one advantage and others one per token, the algorithm needs reference log-probs
+            and a sampled completion has none, or it reads log-probs that are relative to unknown tokens.
     """
+    for sample in () if needs.ignores_behavior_logprobs or not sampling.filters else samples:
+        if _is_sampled(sample) and sample.trajectory.support is None:
+            raise DataError(
+                f"group {sample.group}: sampled with {sampling.filters}, but without the tokens that these left "
+                "(Trajectory.support); ask the generator for them (GenerationRequest.keeps_support)"
+            )
     kinds = {isinstance(sample.advantages, array): sample.group for sample in samples}
     if len(kinds) > 1:
         raise DataError(

@@ -201,7 +201,7 @@ class PolicyTrainer:
         self._check_tasks(len(parts), weights)
         shares = weights or _shares(parts)
         for part, needs in zip(parts, self._needs, strict=True):
-            check_samples(part.samples, needs)
+            check_samples(part.samples, needs, self.sampling)
         for task, (part, weight) in enumerate(zip(parts, shares, strict=True)):
             if weight != 0.0:
                 self._add(task, part, weight)
@@ -398,7 +398,7 @@ class PolicyTrainer:
         """Splits a step into minibatches, and notes what the policy says of all of them before the first update."""
         started = time.perf_counter()
         for part, needs in zip(parts, self._needs, strict=True):
-            check_samples(part.samples, needs)
+            check_samples(part.samples, needs, self.sampling)
         split = [split_assignment(part, self.config.minibatches) for part in parts]
         for task, (of_task, weight) in enumerate(zip(split, weights, strict=True)):
             if weight != 0.0:

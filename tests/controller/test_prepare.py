@@ -244,14 +244,16 @@ def test_several_updates_fit_the_batch_and_make_up_for_staleness(source: Path) -
 
 
 @pytest.mark.parametrize("filters", [{"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}])
-def test_filtered_samples_train_only_what_learns_by_heart(source: Path, filters: dict[str, float]) -> None:
+def test_filtered_samples_of_a_server_train_only_what_learns_by_heart(source: Path, filters: dict[str, float]) -> None:
     ((name, value),) = filters.items()
-    with pytest.raises(ConfigError, match=rf"sampling\.{name}={value}: algorithm\.type='aipo' .*; leave"):
-        recipe(source, sampling=filters, algorithm={"type": "aipo"})
+    server = {"generators": [{"kind": "vllm", "url": "http://127.0.0.1:9"}]}
+    with pytest.raises(ConfigError, match=rf"sampling\.{name}={value}: algorithm\.type='aipo' .*do not tell.*; leave"):
+        recipe(source, sampling=filters, algorithm={"type": "aipo"}, placement=server)
     with pytest.raises(ConfigError, match=rf"sampling\.{name}={value}: algorithm\.type='raft'"):
-        recipe(source, sampling=filters, algorithm={"type": "raft", "off_policy": "aipo"})
-    recipe(source, sampling=filters, algorithm={"type": "raft"})
-    recipe(source, sampling={"temperature": 0.7}, algorithm={"type": "aipo"})
+        recipe(source, sampling=filters, algorithm={"type": "raft", "off_policy": "aipo"}, placement=server)
+    recipe(source, sampling=filters, algorithm={"type": "raft"}, placement=server)
+    recipe(source, sampling={"temperature": 0.7}, algorithm={"type": "aipo"}, placement=server)
+    recipe(source, sampling=filters, algorithm={"type": "aipo"})
 
 
 # the algorithm

@@ -8,6 +8,7 @@ from llamarl.core.errors import DataError
 from llamarl.core.records import (
     Completion,
     Origin,
+    Support,
     TrainSample,
     Trajectory,
     join_turns,
@@ -38,6 +39,13 @@ def test_a_dialogue_is_one_trajectory_whose_given_tokens_are_no_response() -> No
     assert whole.logprobs.tolist() == [-0.5, -1.0, -0.25, -2.0] and whole.versions == ((3, 2), (4, 2))
     assert whole.response_length == 4 and whole.finish_reason == "length"
     assert join_turns([QUESTION]) == QUESTION
+
+
+def test_the_supports_of_turns_are_joined_and_a_turn_without_one_was_drawn_from_all() -> None:
+    cut = replace(QUESTION, support=Support(array("i", [5, 9, 6, 7, 8]), array("i", [2, 1, 2])))
+    whole = join_turns([cut, ANSWER])
+    assert whole.support == Support(array("i", [5, 9, 6, 7, 8]), array("i", [2, 1, 2, 0]))
+    assert join_turns([QUESTION, ANSWER]).support is None and cut.as_given().support is None
 
 
 def test_a_given_response_has_no_log_probs_and_no_versions() -> None:
@@ -99,3 +107,10 @@ def test_turns_ascend_from_the_first_token_to_the_last(turns) -> None:
 def test_turns_join_only_where_each_prompt_holds_all_before_it() -> None:
     with pytest.raises(DataError, match="turn 1: its prompt of 7 tokens does not begin with the 5 tokens before it"):
         join_turns([QUESTION, replace(ANSWER, prompt_ids=pack_ids((1, 2, 5, 6, 0, 8, 9)))])
+
+
+def test_a_support_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="counts add up to 3, but there are 2 ids"):
+        Support(array("i", [5, 6]), array("i", [3]))
+    with pytest.raises(ValueError, match="of 1 tokens, but 3 were sampled"):
+        replace(QUESTION, support=Support(array("i", [5]), array("i", [1])))

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,20 @@ def test_an_answer_without_ids_log_probs_or_versions_costs_the_server(change: di
         await generator.submit([request(0, num_samples=1)])
         with pytest.raises(ExecutorLostError, match="is no completion"):
             await generator.collect(5.0)
+
+    run(main)
+
+
+def test_tokens_that_filters_left_are_not_to_be_had_from_it() -> None:
+    async def main() -> None:
+        channel, model = Shelf(), build()
+        generator = connect(FakeVllm(model), channel)
+        await generator.update_weights(publish(channel, 0, model))
+        asked = replace(request(0, top_p=0.9), keeps_support=True)
+        with pytest.raises(ConfigError, match=r"'top_p': 0\.9.*does not tell which tokens its filters left"):
+            await generator.submit([asked])
+        await generator.submit([request(1, top_p=0.9)])
+        assert len((await collect_all(generator, 1))[1]) == 2
 
     run(main)
 

@@ -132,10 +132,16 @@ class VllmExecutor(Executor):
         Raises:
             WeightSyncError: no proven weights.
             DataError: a request that does not fit into the server's context.
+            ConfigError: a request for the tokens that filters left, which vLLM 0.32 does not give over HTTP.
         """
         if self._about is None or (self._refusal is not None and not self._is_updating):
             raise WeightSyncError(f"generator: {self._refusal}; send update_weights first")
         for request in requests:
+            if request.keeps_support:
+                raise ConfigError(
+                    f"sampling: {request.sampling.filters} with keeps_support, but a vLLM server does not tell which "
+                    "tokens its filters left; leave the filters out, or use a native generator"
+                )
             most, wanted = self._about.max_model_len, len(request.prompt_ids) + request.sampling.max_tokens
             if wanted > most:
                 raise DataError(
