@@ -96,9 +96,7 @@ class GroupRunner:
             numbers = range(num_samples, num_samples + count)
             seeds = tuple(sample_seed(self._seed, epoch, ticket.prompt.id, i) for i in numbers)
             prompt_ids = self._encode(prompt)
-            requests.append(
-                GenerationRequest(next(self._keys), prompt_ids, seeds, sampling, priority, keeps_support)
-            )
+            requests.append(GenerationRequest(next(self._keys), prompt_ids, seeds, sampling, priority, keeps_support))
             num_samples += count
         return requests
 

@@ -242,8 +242,8 @@ def _join_supports(turns: Sequence[Trajectory]) -> Support | None:
     if all(turn.support is None for turn in turns):
         return None
     every = [turn.support or Support(array("i"), array("i", bytes(4 * turn.response_length))) for turn in turns]
-    ids, counts = (array("i", [*chain.from_iterable(each)]) for each in zip(*((s.ids, s.counts) for s in every)))
-    return Support(ids, counts)
+    ids, counts = chain.from_iterable(s.ids for s in every), chain.from_iterable(s.counts for s in every)
+    return Support(array("i", [*ids]), array("i", [*counts]))
 
 
 @dataclass(frozen=True, slots=True)

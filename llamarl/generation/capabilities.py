@@ -32,6 +32,8 @@ class Capabilities(Config):
     """Ends"""
     filters: str
     """top-k, top-p, min-p"""
+    trains_filtered: str
+    """What they drew trains"""
     weights: str
     """Weights come by"""
     proof: str
@@ -54,6 +56,7 @@ NATIVE = Capabilities(
     parallelism="one",
     stops="end tokens, stop strings",
     filters="yes",
+    trains_filtered="yes: the tokens left are recorded",
     weights="memory, or shared memory between processes",
     proof="checksums of what it holds (fp32), every tensor compared, probe",
     loss="nothing is served until a good one",
@@ -72,6 +75,7 @@ TRANSFORMERS = Capabilities(
     parallelism="one",
     stops="end tokens, stop strings",
     filters="yes",
+    trains_filtered="as native",
     weights="memory, or shared memory between processes",
     proof="as native",
     loss="nothing is served until a good one",
@@ -90,6 +94,7 @@ VLLM = Capabilities(
     parallelism="`tp` workers; tried: one",
     stops="end tokens, stop strings",
     filters="yes",
+    trains_filtered="by heart only (RAFT, IBPO): its HTTP routes do not tell the tokens left",
     weights="gloo",
     proof="names sent cover names held, CRC of what each worker received, probe",
     loss="the server is replaced, its groups start over",

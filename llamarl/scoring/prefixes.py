@@ -74,7 +74,8 @@ def share_prefixes(rows: Sequence[TokenRow]) -> list[PrefixRow]:
         for index in cluster.members:
             prompt, rest = rows[index].prompt_ids, rows[index].prompt_ids[cluster.num_shared :]
             turns = [(len(rest) + start, len(rest) + stop) for start, stop in rows[index].turns]
-            found[index] = PrefixRow(prompt[: cluster.num_shared], (*rest, *rows[index].token_ids), turns, rows[index].support)
+            token_ids, support = (*rest, *rows[index].token_ids), rows[index].support
+            found[index] = PrefixRow(prompt[: cluster.num_shared], token_ids, turns, support)
     return [found[index] for index in range(len(rows))]
 
 

@@ -59,6 +59,14 @@ def numbers(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
+def test_a_run_with_sampling_filters_keeps_generator_and_trainer_together(tmp_path: Path) -> None:
+    train(recipe("--schedule.steps", "2", "--schedule.max-staleness", "0", "--sampling.top-p", "0.8"), tmp_path / "run")
+    records = [each for each in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in each]
+    assert len(records) == 2
+    for record in records:
+        assert record["train/mismatch_kl"] < 1e-9 and record["train/ratio/mean"] == pytest.approx(1.0, abs=1e-5)
+
+
 def weights(run_dir: Path) -> bytes:
     return (CheckpointStore(run_dir / "checkpoints").load_latest().path / "trainer" / "model.safetensors").read_bytes()
 

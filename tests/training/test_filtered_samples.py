@@ -151,7 +151,8 @@ def test_an_output_head_run_in_pieces_gives_the_same_scores_and_gradients(monkey
 def test_hidden_states_and_entropy_are_those_without_filters():
     model = tiny_model(scale=3.0)
     rows, scorer = sample(model, top_p=0.8), PackedScorer(model)
-    under, plain = scorer(rows, "value", hidden=True), scorer([replace(r, support=None) for r in rows], "value", hidden=True)
+    plain = scorer([replace(row, support=None) for row in rows], "value", hidden=True)
+    under = scorer(rows, "value", hidden=True)
     assert torch.allclose(under.hidden, plain.hidden, atol=1e-6)
     assert torch.allclose(under.entropy, plain.entropy, atol=1e-5)
 
