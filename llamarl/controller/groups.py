@@ -66,7 +66,8 @@ class GroupRunner:
         if variants[0][0] is not prompt:
             prompt_ids = pack_ids(self._encode(prompt))
             completions = tuple(
-                replace(c, trajectory=replace(c.trajectory, prompt_ids=prompt_ids)) for c in completions
+                replace(c, trajectory=replace(c.trajectory, prompt_ids=prompt_ids, routed_experts=b""))
+                for c in completions
             )
         needs_reference = self._scorer is not None and task.needs.reference
         if ticket.purpose is Purpose.HELD_OUT or not (needs_reference or task.baselines):

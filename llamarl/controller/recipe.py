@@ -237,7 +237,7 @@ class Recipe(Config):
                 f"tp={where.tp}; set both to 1, or leave trainer.lora out"
             )
         if any(table.kind == "vllm" for table in self.placement.generators):
-            for name, value in {"precision": "int8", "on_update": "keep"}.items():
+            for name, value in {"precision": "int8", "on_update": "keep", "routed_experts": True}.items():
                 if self.generator.model_dump()[name] == value:
                     raise ValueError(f"generator.{name}={value!r} is the native generator's; kind='vllm' has it not")
             if self.trainer.lora is not None:

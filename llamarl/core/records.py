@@ -107,7 +107,8 @@ class Trajectory:
     """End of the last turn."""
     origin: Origin = Origin.POLICY
     routed_experts: bytes = b""
-    """Uint8 expert of each token read, `[tokens, layers, experts per token]`; empty where nobody recorded them."""
+    """Uint8 experts of each token read, `[tokens, layers with experts, experts per token]`: of all tokens but the last,
+    which nobody has read. Empty where nobody recorded them."""
     support: Support | None = None
     """The tokens that filters left, where the policy was sampled with some: `logprobs` are relative to these."""
 
@@ -125,6 +126,11 @@ class Trajectory:
                 f"Trajectory: {self.response_length} response tokens of origin {self.origin}, {len(self.logprobs)} "
                 f"logprobs and {num_labelled} versions; sampled tokens need one of each, given ones have none"
             )
+        if self.routed_experts and len(self.routed_experts) % max(1, len(self.prompt_ids) + len(self.token_ids) - 1):
+            raise ValueError(
+                f"Trajectory.routed_experts: {len(self.routed_experts)} bytes for {len(self.prompt_ids)} prompt tokens "
+                f"and {len(self.token_ids)} more; give the same number for each of them but the last"
+            )
         if self.support is not None and len(self.support.counts) != wanted:
             raise ValueError(
                 f"Trajectory.support: of {len(self.support.counts)} tokens, but {wanted} were sampled; give one each"
@@ -139,12 +145,13 @@ class Trajectory:
         versions: Sequence[int],
         finish_reason: FinishReason = "stop",
         support: Support | None = None,
+        routed_experts: bytes = b"",
     ) -> "Trajectory":
         """Packs one turn that a policy sampled; `logprobs` and `versions` have one entry per token."""
         runs = tuple((version, len(list(run))) for version, run in groupby(versions))
         turns = ((0, len(token_ids)),)
         packed = pack_ids(prompt_ids), pack_ids(token_ids), pack_numbers(logprobs)
-        return cls(*packed, runs, turns, finish_reason, support=support)
+        return cls(*packed, runs, turns, finish_reason, support=support, routed_experts=routed_experts)
 
     @classmethod
     def given(
@@ -157,7 +164,7 @@ class Trajectory:
 
     def as_given(self) -> "Trajectory":
         """Drops who sampled it, where that was another policy or under another prompt than it shall train under."""
-        return replace(self, logprobs=array("f"), versions=(), origin=Origin.GIVEN, support=None)
+        return replace(self, logprobs=array("f"), versions=(), origin=Origin.GIVEN, support=None, routed_experts=b"")
 
     @property
     def response_length(self) -> int:
@@ -196,6 +203,11 @@ class OneTurn:
     @property
     def support(self) -> None:
         """Nothing: no filter cut what was drawn here."""
+
+    @property
+    def routed_experts(self) -> bytes:
+        """Nothing: each token goes to the experts that the model chooses."""
+        return b""
 
 
 def pack_ids(ids: Sequence[int]) -> "array[int]":

@@ -60,6 +60,9 @@ class Backend(Protocol):
     def hold(self, rows: Collection[int]) -> None:
         """Frees the cache of all rows but these."""
 
+    def routed_experts(self, row: int) -> bytes:
+        """The experts of all tokens that a row holds (`Trajectory.routed_experts`); empty where nobody asked."""
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is."""
 
@@ -416,7 +419,8 @@ class Batcher:
         is_stop = tokens[-1] in self._eos_ids or any(stop in text for stop in sampling.stop)
         reason: FinishReason = "stop" if is_stop else "length"
         logprobs = self._state.logprobs_of(index)
-        trajectory = Trajectory.sampled(row.job.prompt_ids, tokens, logprobs, versions, reason, row.support)
+        experts = self.backend.routed_experts(index)
+        trajectory = Trajectory.sampled(row.job.prompt_ids, tokens, logprobs, versions, reason, row.support, experts)
         return Completion(trajectory, text)
 
     def _remove(self, ended: list[int], held: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> None:

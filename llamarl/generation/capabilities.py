@@ -34,6 +34,8 @@ class Capabilities(Config):
     """top-k, top-p, min-p"""
     trains_filtered: str
     """What they drew trains"""
+    experts: str
+    """Experts of each token (router replay)"""
     weights: str
     """Weights come by"""
     proof: str
@@ -57,6 +59,7 @@ NATIVE = Capabilities(
     stops="end tokens, stop strings",
     filters="yes",
     trains_filtered="yes: the tokens left are recorded",
+    experts="`generator.routed_experts`; tried: Qwen3-MoE",
     weights="memory, or shared memory between processes",
     proof="checksums of what it holds (fp32), every tensor compared, probe",
     loss="nothing is served until a good one",
@@ -76,6 +79,7 @@ TRANSFORMERS = Capabilities(
     stops="end tokens, stop strings",
     filters="yes",
     trains_filtered="as native",
+    experts="no",
     weights="memory, or shared memory between processes",
     proof="as native",
     loss="nothing is served until a good one",
@@ -95,6 +99,7 @@ VLLM = Capabilities(
     stops="end tokens, stop strings",
     filters="yes",
     trains_filtered="by heart only (RAFT, IBPO): its HTTP routes do not tell the tokens left",
+    experts="where the server gives them; not tried",
     weights="gloo",
     proof="names sent cover names held, CRC of what each worker received, probe",
     loss="the server is replaced, its groups start over",

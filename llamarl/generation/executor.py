@@ -52,6 +52,8 @@ class GeneratorConfig(Config):
     """Most completions decoded together."""
     on_update: Literal["recompute", "keep"] = "recompute"
     """Fate of open completions at a weight update: `recompute` rebuilds their cache, `keep` goes on with the old."""
+    routed_experts: bool = False
+    """True records the experts that each token went to, and the trainer sends it to the same (router replay)."""
     device: str = "auto"
     """Device of the model, as torch names it, or `auto`: CUDA, else MPS, else the CPU (for `int8` always the CPU)."""
     probe_factor: float = Field(default=4.0, ge=1.0)
@@ -267,6 +269,12 @@ def build_batcher(
             on_update=config.on_update,
             device=device,
             lora=lora,
+            routed_experts=config.routed_experts,
+        )
+    if config.routed_experts:
+        raise ConfigError(
+            f"generator.routed_experts: this model runs on the transformers fallback ({reason}), which does not tell "
+            "its experts; leave it out"
         )
     if config.precision == "int8" or config.on_update == "keep":
         raise ConfigError(

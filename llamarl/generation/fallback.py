@@ -141,6 +141,10 @@ class TransformersBackend:
             logprobs = torch.log_softmax(self.model(input_ids=tokens, use_cache=False).logits[0, :-1].float(), dim=-1)
         return tuple(logprobs.gather(1, tokens[0, 1:, None])[:, 0].tolist())
 
+    def routed_experts(self, row: int) -> bytes:
+        """Nothing: a module's own forward pass does not tell."""
+        return b""
+
     def _is_long(self, sequence: Sequence[int]) -> bool:
         return self._threshold is not None and len(sequence) > self._threshold
 

@@ -16,11 +16,14 @@ from llamarl.generation.batcher import Batcher
 from llamarl.generation.blocks import Block, BlockPool
 from llamarl.generation.cache import BlockCache
 from llamarl.generation.int8 import Int8, check_int8, find_outliers
+from llamarl.generation.routing import RoutedRows
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.lora_config import LoraConfig
 from llamarl.models.probe import probe_logprobs
 
 Precision = Literal["fp32", "bf16", "int8"]
+MAX_EXPERTS = 256
+"""An expert's number takes one byte in a record."""
 
 _PREFILL_TOKENS = 4096
 """Most tokens of one prefill pass, unless one sequence has more."""
@@ -37,11 +40,19 @@ class NativeBackend:
         decoder: the model.
         slots: most rows.
         adapters: those beside the decoder's weights, which alone are refreshed then.
+        routed: records the experts that each token goes to; None: nobody asks.
     """
 
     can_reuse = True
 
-    def __init__(self, decoder: Decoder, slots: int, adapters: HeldTensors | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: int,
+        adapters: HeldTensors | None = None,
+        routed: RoutedRows | None = None,
+    ) -> None:
+        self._routed = routed
         self.decoder, self.geometry = decoder, decoder.geometry
         self._adapters, self._refreshed = adapters, adapters or decoder
         self.device, self.max_positions = decoder.device, decoder.geometry.max_positions
@@ -88,7 +99,17 @@ class NativeBackend:
             return out.transpose(1, 2)[sequence, positions].flatten(1)
 
         hidden = self.decoder.hidden_states(ids, positions, attend, longest)
+        self._note_experts(parts)
         return self.decoder.head(hidden[ends.to(self.device) - 1])
+
+    def _note_experts(self, parts: Sequence[_Part]) -> None:
+        """Notes the experts of a pass that read these parts, each behind what it knows."""
+        if self._routed is None:
+            return
+        lengths = [len(sequence) - known for sequence, _, known in parts]
+        experts = torch.split(self.decoder.chosen_experts(sum(lengths)), lengths)
+        for (_, rows, known), own in zip(parts, experts, strict=True):
+            self._routed.read(rows, known, own)
 
     def _pad(self, x: Tensor, sequence: Tensor, positions: Tensor, num_sequences: int, longest: int) -> Tensor:
         """`[M, heads, D]` packed -> `[sequences, heads, T, D]`, zeros behind the end."""
@@ -129,6 +150,7 @@ class NativeBackend:
         hidden = self.decoder.hidden_states(
             torch.tensor(ids, device=self.device), torch.cat(positions), attend, longest
         )
+        self._note_experts(parts)
         return self.decoder.head(hidden[[tokens.stop - 1 for tokens, *_ in jobs]])
 
     def _writer(self, places: Sequence[tuple[Block, int]]) -> Callable[[int, Tensor, Tensor], None]:
@@ -164,15 +186,26 @@ class NativeBackend:
     def decode(self, tokens: Tensor, longest: int) -> Tensor:
         """Appends `tokens [n]` to rows 0..n-1, whose longest then has `longest` tokens; logits `[n, V]`."""
         positions = self.cache.advance(len(tokens))
-        return self.decoder.head(self.decoder.hidden_states(tokens, positions, self.cache.attend, longest))
+        hidden = self.decoder.hidden_states(tokens, positions, self.cache.attend, longest)
+        if self._routed is not None:
+            self._routed.append(self.decoder.chosen_experts(len(tokens)))
+        return self.decoder.head(hidden)
+
+    def routed_experts(self, row: int) -> bytes:
+        """The experts of all tokens that a row holds (`Trajectory.routed_experts`); empty where nobody asked."""
+        return b"" if self._routed is None else self._routed.of(row)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `targets` hold from now on what rows `sources` held before, all at once; nothing is copied."""
         self.cache.move(sources, targets)
+        if self._routed is not None:
+            self._routed.move(sources, targets)
 
     def hold(self, rows: Collection[int]) -> None:
         """Frees the cache of all rows but these."""
         self.cache.hold(rows)
+        if self._routed is not None:
+            self._routed.hold(rows)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes new weights; the cache is left as it is."""
@@ -228,19 +261,31 @@ class NativeGenerator(Batcher):
         device: torch.device | str = "cpu",
         version: int = 0,
         lora: LoraConfig | None = None,
+        routed_experts: bool = False,
     ) -> None:
         reason = why_unsupported(model.config)
         if reason is not None:
             raise ConfigError(f"the native generator cannot run this model: {reason}; use TransformersGenerator")
         self.decoder = fused_decoder(model, precision, device)
         adapters = None if lora is None else adapt(self.decoder, model, lora)
+        if routed_experts:
+            _check_routers(self.decoder)
         super().__init__(
-            NativeBackend(self.decoder, slots, adapters),
+            NativeBackend(self.decoder, slots, adapters, RoutedRows() if routed_experts else None),
             eos_ids=eos_ids,
             decode=decode,
             slots=slots,
             on_update=on_update,
             version=version,
+        )
+
+
+def _check_routers(decoder: Decoder) -> None:
+    most = max((len(router.gate.weight) for router in decoder.routers), default=0)
+    if not 0 < most <= MAX_EXPERTS:
+        raise ConfigError(
+            f"generator.routed_experts: this model has {most} experts, and a record has room for 1 to {MAX_EXPERTS}; "
+            "leave it out"
         )
 
 

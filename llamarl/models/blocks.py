@@ -169,7 +169,9 @@ class Block(nn.Module):
         for name, module in (names or {}).items():
             name_module(self, name, module)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, num_tokens: int) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, num_tokens: int, experts: Tensor | None = None
+    ) -> Tensor:
         """Computes `[M, d] -> [M, d]`.
 
         Args:
@@ -178,24 +180,30 @@ class Block(nn.Module):
             sin: likewise, its first half negated.
             attend: the attention strategy.
             num_tokens: rows that mean something; attention sees no others.
+            experts: `[M, k]`, the experts that each token goes to, with -1 where the router chooses; None: everywhere.
         """
         if self.recompute == "none" or not torch.is_grad_enabled():
-            return self._compute(x, cos, sin, attend, num_tokens)
+            return self._compute(x, cos, sin, attend, num_tokens, experts)
         options: dict[str, Any] = {"context_fn": _keep_products} if self.recompute == "selective" else {}
         # Nothing is drawn at random, so the state of the generators need not be kept.
         computed: Tensor = checkpoint(
-            self._compute, x, cos, sin, attend, num_tokens, use_reentrant=False, preserve_rng_state=False, **options
+            *(self._compute, x, cos, sin, attend, num_tokens, experts),
+            use_reentrant=False,
+            preserve_rng_state=False,
+            **options,
         )
         return computed
 
-    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, num_tokens: int) -> Tensor:
+    def _compute(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, num_tokens: int, experts: Tensor | None
+    ) -> Tensor:
         x = x + self._leave(self.layer.out, self._attention(x, cos, sin, attend, num_tokens))
-        return x + self._mlp(self.layer.mlp_norm(x))
+        return x + self._mlp(self.layer.mlp_norm(x), experts)
 
-    def _mlp(self, x: Tensor) -> Tensor:
+    def _mlp(self, x: Tensor, experts: Tensor | None) -> Tensor:
         layer = self.layer
         if layer.experts is not None:
-            mixed: Tensor = layer.experts(x)
+            mixed: Tensor = layer.experts(x, experts)
             return mixed
         assert layer.gate_up is not None and layer.down is not None
         gate, up = layer.gate_up(self._enter(x)).chunk(2, dim=-1)

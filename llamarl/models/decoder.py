@@ -333,6 +333,7 @@ class Decoder(nn.Module):
         attend: Attend,
         longest: int | None = None,
         watch: Callable[[Tensor], None] | None = None,
+        experts: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states, normalised, ready for `head`.
 
@@ -342,6 +343,8 @@ class Decoder(nn.Module):
             attend: the attention strategy. Its result may have `num_computed(M)` rows: the rest doesn't matter.
             longest: length of the longest sequence, where the caller knows it: then the device isn't waited for.
             watch: is shown the states behind each layer, `[num_computed(M), d]`, before the final norm.
+            experts: `[M, layers with experts, k]` int64, the experts that each token goes to, with -1 where the router
+                chooses; None: everywhere.
 
         Returns:
             `[M, d]`.
@@ -352,14 +355,26 @@ class Decoder(nn.Module):
         num_added = self.num_computed(num_tokens) - num_tokens
         if num_added:  # tokens that nobody attends to
             ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
+            experts = None if experts is None else F.pad(experts, (0, 0, 0, 0, 0, num_added), value=-1)
         x = self.embed.lookup(ids).to(self.dtype)  # sharded weights may be gathered in half precision
         cos, sin = self.rotation(positions, longest)
+        by_layer = iter(() if experts is None else experts.unbind(1))
         for block in self._blocks:
-            x = block(x, cos, sin, attend, num_tokens)
+            own = None if block.layer.experts is None else next(by_layer, None)
+            x = block(x, cos, sin, attend, num_tokens, own)
             if watch is not None:
                 watch(x)
         hidden: Tensor = self._last_norm[0](x[:num_tokens] if num_added else x)
         return hidden
+
+    @property
+    def routers(self) -> list[Experts]:
+        """The layers with experts, in their order."""
+        return [block.layer.experts for block in self._blocks if block.layer.experts is not None]
+
+    def chosen_experts(self, num_tokens: int) -> Tensor:
+        """The experts of the first tokens of the last pass, `[num_tokens, layers with experts, k]` uint8."""
+        return torch.stack([router.chosen[:num_tokens] for router in self.routers], dim=1).to(torch.uint8)
 
     def num_computed(self, num_tokens: int) -> int:
         """Number of rows `hidden_states` computes with: products have kernels for few numbers of rows only."""

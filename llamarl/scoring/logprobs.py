@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llamarl.core.errors import DataError
 from llamarl.functional.logprobs import Kept, kept_logprobs, token_entropy, token_logprobs
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
@@ -68,7 +69,9 @@ class PackedScorer:
 
     def _score(self, rows: Sequence[TokenRow], entropy: EntropyMode, hidden: bool) -> Scores:
         packed = Packed(rows, self._decoder.device)
-        states = packed.predicting(self._decoder.hidden_states(packed.ids, packed.positions, packed.attend))
+        experts = packed.experts(self._decoder)
+        hidden_states = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend, experts=experts)
+        states = packed.predicting(hidden_states)
         kept = join_supports(rows, self._decoder.device)
         if kept is not None:
             states, targets = states[packed.order], packed.targets[packed.order]
@@ -114,7 +117,16 @@ class PaddedScorer:
         self._threshold = rope_threshold(model.config)
 
     def __call__(self, rows: Sequence[TokenRow], entropy: EntropyMode = "none", *, hidden: bool = False) -> Scores:
-        """Scores the rows' completions, in order."""
+        """Scores the rows' completions, in order.
+
+        Raises:
+            DataError: a row says to which experts its tokens go; the module's own forward pass takes no such orders.
+        """
+        if any(row.routed_experts for row in rows):
+            raise DataError(
+                "routed_experts: this model runs on the forward pass of transformers, which chooses experts itself; "
+                "turn generator.routed_experts off, or leave them out of the samples"
+            )
         kept = join_supports(rows, next(self._model.parameters()).device)
         parts = [self._score(spans, entropy, hidden, kept) for spans in self._sides(rows)]
         if len(parts) == 1:

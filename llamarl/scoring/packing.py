@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from llamarl.core.errors import DataError
 from llamarl.core.records import Support
+from llamarl.models.decoder import Decoder
 
 
 class TokenRow(Protocol):
@@ -46,10 +47,19 @@ class TokenRow(Protocol):
     def support(self) -> Support | None:
         """The tokens among which each scored one is; None: all."""
 
+    @property
+    def routed_experts(self) -> bytes:
+        """Uint8 experts that each token but the last goes to; empty: those that the model chooses."""
+
 
 def num_scored(row: TokenRow) -> int:
     """Counts the tokens of a row that are scored."""
     return sum(stop - start for start, stop in row.turns)
+
+
+def routed_width(row: TokenRow) -> int:
+    """Experts of a row that each token goes to, in all layers; 0 where the model chooses."""
+    return len(row.routed_experts) // max(1, len(row.prompt_ids) + len(row.token_ids) - 1)
 
 
 PromptRows = tuple[tuple[int, ...], list[int]]
@@ -114,6 +124,7 @@ class Packed:
         self._inner = torch.tensor(
             layout.inner, dtype=torch.int64, device=device
         )  # [S - F] inputs of the completions' own that predict
+        self._routed, self._tail = layout.routed, tail
         self.targets = torch.tensor(
             [*layout.first_targets, *layout.inner_targets, *[0] * self._target_tail],
             dtype=torch.int64,
@@ -128,6 +139,29 @@ class Packed:
         """Hidden states predicting `targets`: `[M, d] -> [S + tail, d]`. A prompt's last is repeated per completion."""
         parts = [hidden.index_select(0, self._first), gather_rows(hidden, self._inner)]
         return torch.cat([*parts, hidden[: self._target_tail].detach()])  # the tail is filling, and has no gradient
+
+    def experts(self, decoder: Decoder) -> Tensor | None:
+        """The experts that the rows say, `[M, layers with experts, k]` int64, -1 where they say none; None: nowhere.
+
+        Raises:
+            DataError: they are of another model.
+        """
+        if not any(self._routed):
+            return None
+        routers = decoder.routers
+        width = sum(router.num_active for router in routers)
+        wrong = {len(each) for each in self._routed if each} - {width}
+        if wrong:
+            raise DataError(
+                f"routed_experts: {wrong.pop()} experts a token, but this model sends each to {width}; they were "
+                "recorded with another model"
+            )
+        free = [-1] * width
+        told = [list(each) or free for each in self._routed] + [free] * self._tail
+        known = torch.tensor(told, dtype=torch.int64, device=self.ids.device).view(len(told), len(routers), -1)
+        if int(known.max()) >= (most := len(routers[0].gate.weight)):
+            raise DataError(f"routed_experts: expert {int(known.max())}, but this model has {most}")
+        return known
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention for `models.decoder.Decoder.hidden_states`: `[M, H, D], [M, K, D] x 2 -> [M, H * D]`."""
@@ -224,10 +258,12 @@ def _by_completion_length(rows: Sequence[TokenRow]) -> list[PromptRows]:
 
 def _prompts(rows: Sequence[TokenRow]) -> list[PromptRows]:
     """Different prompts, in order of first appearance, with the indices of their rows."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    found: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
     for index, row in enumerate(rows):
-        found.setdefault(tuple(row.prompt_ids), []).append(index)
-    return list(found.items())
+        # Read before and after an update, the same prompt may have gone to other experts.
+        routed = row.routed_experts[: len(row.prompt_ids) * routed_width(row)]
+        found.setdefault((tuple(row.prompt_ids), routed), []).append(index)
+    return [(prompt, members) for (prompt, _), members in found.items()]
 
 
 class _Layout:
@@ -237,6 +273,8 @@ class _Layout:
         self._rows = rows
         self.ids: list[int] = []
         self.positions: list[int] = []
+        self.routed: list[bytes] = []
+        """The experts of each token, as its row says."""
         self._prompt_end = [0] * len(rows)
         self.inner: list[int] = []
         self.inner_targets: list[int] = []
@@ -272,7 +310,7 @@ class _Layout:
     def _lay_bucket(self, prompts: Sequence[PromptRows]) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
         owner: dict[int, int] = {}  # row index -> place of its prompt in the bucket
         for place, (prompt, members) in enumerate(prompts):
-            self._lay(prompt, 0)
+            self._lay(prompt, 0, self._rows[members[0]])
             for index in members:
                 owner[index] = place
                 self._prompt_end[index] = len(self.ids) - 1
@@ -293,11 +331,14 @@ class _Layout:
             first = max(start, 1)  # the very first token is predicted by the prompt's last
             self.inner.extend(range(len(self.ids) + first - 1, len(self.ids) + stop - 1))
             self.inner_targets.extend(row.token_ids[first:stop])
-        self._lay(row.token_ids[:-1], len(row.prompt_ids))
+        self._lay(row.token_ids[:-1], len(row.prompt_ids), row)
 
-    def _lay(self, tokens: Sequence[int], start: int) -> None:
+    def _lay(self, tokens: Sequence[int], start: int, row: TokenRow) -> None:
+        """Lays tokens down that begin at `start` in a row."""
         self.ids.extend(tokens)
         self.positions.extend(range(start, start + len(tokens)))
+        width = routed_width(row)
+        self.routed += [row.routed_experts[i * width : (i + 1) * width] for i in range(start, start + len(tokens))]
 
 
 def _similar(lengths: Sequence[int], slack: int) -> list[slice]:

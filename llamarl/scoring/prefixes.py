@@ -33,6 +33,7 @@ class PrefixRow:
     token_ids: Sequence[int]
     turns: Sequence[tuple[int, int]]
     support: Support | None
+    routed_experts: bytes
 
 
 @dataclass(slots=True)
@@ -74,8 +75,9 @@ def share_prefixes(rows: Sequence[TokenRow]) -> list[PrefixRow]:
         for index in cluster.members:
             prompt, rest = rows[index].prompt_ids, rows[index].prompt_ids[cluster.num_shared :]
             turns = [(len(rest) + start, len(rest) + stop) for start, stop in rows[index].turns]
-            token_ids, support = (*rest, *rows[index].token_ids), rows[index].support
-            found[index] = PrefixRow(prompt[: cluster.num_shared], token_ids, turns, support)
+            support, experts = rows[index].support, rows[index].routed_experts
+            token_ids = (*rest, *rows[index].token_ids)
+            found[index] = PrefixRow(prompt[: cluster.num_shared], token_ids, turns, support, experts)
     return [found[index] for index in range(len(rows))]
 
 
@@ -115,7 +117,8 @@ class PrefixScorer:
     def __call__(self, rows: Sequence[TokenRow]) -> Scores:
         """Scores the rows' completions, in order."""
         packed = Packed(share_prefixes(rows), self._decoder.device)
-        hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
+        experts = packed.experts(self._decoder)
+        hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend, experts=experts)
         states = packed.predicting(hidden).index_select(0, packed.order)
         targets, support = packed.targets[packed.order], join_supports(rows, self._decoder.device)
         return score_tokens(states, targets, self._decoder.head, 1.0, "none", support)

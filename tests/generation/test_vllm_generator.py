@@ -1,12 +1,15 @@
 """A vLLM server as a generator, on a server without vLLM: what it gives, what it proves, what it does not survive."""
 
 import asyncio
+import base64
+import io
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_vllm import FakeVllm
@@ -15,6 +18,7 @@ from tiny_generators import build, reference_logprobs, request
 
 from llamarl.core.errors import ConfigError, DataError, ExecutorLostError, WeightSyncError
 from llamarl.generation.executor import GeneratorConfig
+from llamarl.generation.vllm.client import read_completion
 from llamarl.generation.vllm.executor import VllmExecutor, VllmPlace, check_coverage, check_received, with_tied_head
 from llamarl.generation.vllm.server import PLUGIN, ServerProcess, build_environment, free_port
 from llamarl.generation.vllm.settings import VllmSettings
@@ -304,6 +308,23 @@ def test_an_answer_without_ids_log_probs_or_versions_costs_the_server(change: di
             await generator.collect(5.0)
 
     run(main)
+
+
+def in_base64(experts: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    np.save(buffer, experts)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_experts_that_the_server_tells_are_kept_of_the_tokens_that_were_read() -> None:
+    experts = np.arange(5 * 2 * 2, dtype=np.uint16).reshape(5, 2, 2)  # 3 tokens of the prompt, 1 of 2 drawn, 1 too many
+    answer = {"choices": [{**GOOD, "routed_experts": in_base64(experts)}]}
+    completion = read_completion(answer, (5, 9, 11), lambda ids: "")
+    assert completion.trajectory.routed_experts == bytes(range(16))
+    assert read_completion({"choices": [GOOD]}, (5, 9, 11), lambda ids: "").trajectory.routed_experts == b""
+    for wrong in (experts[:3], experts[0], experts + 256):
+        with pytest.raises(ExecutorLostError, match=r"is no completion \(ValueError: routed_experts of shape"):
+            read_completion({"choices": [{**GOOD, "routed_experts": in_base64(wrong)}]}, (5, 9, 11), lambda ids: "")
 
 
 def test_tokens_that_filters_left_are_not_to_be_had_from_it() -> None:

@@ -7,12 +7,15 @@ POST /collective_rpc                              methods of `plugin/llamarl_vll
 GET  /health, /version, /v1/models, /get_world_size
 """
 
+import base64
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 
 from llamarl.core.errors import ConfigError, ExecutorLostError
 from llamarl.core.records import Completion, Trajectory
@@ -184,6 +187,26 @@ def read_completion(answer: Any, prompt_ids: Sequence[int], text_of: Any) -> Com
         if (reason := choice["finish_reason"]) not in ("stop", "length"):
             raise ValueError(f"finish_reason {reason!r}")
         logprobs = [float(place["logprob"]) for place in drawn]
-        return Completion(Trajectory.sampled(prompt_ids, ids, logprobs, versions, reason), text_of(ids))
+        experts = read_experts(choice.get("routed_experts"), len(prompt_ids) + len(ids) - 1)
+        trajectory = Trajectory.sampled(prompt_ids, ids, logprobs, versions, reason, routed_experts=experts)
+        return Completion(trajectory, text_of(ids))
     except (KeyError, TypeError, ValueError) as error:
         raise ExecutorLostError(f"the server's answer is no completion ({type(error).__name__}: {error})") from None
+
+
+def read_experts(encoded: str | None, num_tokens: int) -> bytes:
+    """The experts in an answer of `generate`, as `Trajectory.routed_experts` has them; empty where it has none.
+
+    A server that was started with `--enable-return-routed-experts` gives them as an array in NumPy's file format,
+    `[tokens, layers, experts per token]`, in base64.
+
+    Raises:
+        ValueError: the array is of other tokens than the first `num_tokens`, or of experts beyond the 256th.
+    """
+    if encoded is None:
+        return b""
+    experts = np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
+    numbers = experts.reshape(-1).tolist() if experts.ndim == 3 and len(experts) >= num_tokens else [-1]
+    if not all(0 <= number < 256 for number in numbers):
+        raise ValueError(f"routed_experts of shape {experts.shape} for {num_tokens} tokens read, or beyond the 256th")
+    return bytes(experts[:num_tokens].astype(np.uint8).tobytes())
