@@ -43,6 +43,8 @@ class PlanSettings(Config):
     """Versions that a trained token may be behind (default 1, or the recipe's); 0 plans a synchronous run."""
     reference: bool = False
     """The trainer keeps and asks a frozen reference policy."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Train low-rank adapters of this rank in place of all weights (or as the recipe's `trainer.lora` says)."""
     out: Annotated[Path | None, Metavar("FILE")] = None
     """Write the placement as TOML."""
     simulate: bool = False
@@ -73,6 +75,7 @@ def plan(settings: PlanSettings, output: Output) -> int:
         llamarl plan --model llama-3.1-70b --gpus 256 --prompts-per-step 256 --tokens 800,4096 --max-staleness 2
         llamarl plan --model checkpoints/mine --gpus 8 --gpu a100-80gb --out placement.toml
         llamarl plan recipe.toml --gpus 2 --gpu h200
+        llamarl plan --model qwen3-32b --lora-rank 16 --gpus 4 --gpu h200
         llamarl plan --model llama-3.1-405b --gpus 4096 --prompts-per-step 512 --simulate --report run.html
         llamarl plan --model deepseek-v3 --gpus 512 --json
         llamarl plan --calibrate runs/a --compare runs/b --gpu cpu --prompt-tokens 32 --out machine.toml
@@ -114,7 +117,14 @@ def _build_search(settings: PlanSettings) -> "Search":
     from llamarl.planner.lengths import Lengths
     from llamarl.planner.search import Limits, Search
 
-    values: dict[str, Any] = {"prompts": 64, "samples": 8, "tokens": (512.0, 2048.0), "staleness": 1, "model": None}
+    values: dict[str, Any] = {
+        "prompts": 64,
+        "samples": 8,
+        "tokens": (512.0, 2048.0),
+        "staleness": 1,
+        "model": None,
+        "lora": (0, ()),
+    }
     if settings.recipe is not None:
         values |= _read_recipe(settings.recipe)
     given = {
@@ -123,6 +133,7 @@ def _build_search(settings: PlanSettings) -> "Search":
         "tokens": settings.tokens or None,
         "staleness": settings.max_staleness,
         "model": settings.model,
+        "lora": None if settings.lora_rank is None else (settings.lora_rank, values["lora"][1]),
     }
     values |= {name: value for name, value in given.items() if value is not None}
     if values["model"] is None:
@@ -137,14 +148,16 @@ def _build_search(settings: PlanSettings) -> "Search":
         settings.prompt_tokens,
         extra_forwards=int(settings.reference),
     )
-    limits = Limits(values["staleness"], has_reference=settings.reference)
+    shape, (rank, targets) = read_shape(values["model"]), values["lora"]
+    adapters = shape.adapter_parameters(rank, targets) if rank else 0
+    limits = Limits(values["staleness"], has_reference=settings.reference, adapters=adapters)
     device, rates = find_device(settings.gpu), None
     if settings.machine is not None:
         from llamarl.planner.calibration import read_machine
 
         machine = read_machine(settings.machine)
         device, rates = machine.device, machine.rates
-    return Search(read_shape(values["model"]), device, workload, limits, rates)
+    return Search(shape, device, workload, limits, rates)
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -159,6 +172,7 @@ def _read_recipe(path: str) -> dict[str, Any]:
         "tokens": (max(1.0, longest / 4), longest),
         "staleness": recipe.schedule.max_staleness,
         "model": recipe.model,
+        "lora": (0, ()) if recipe.trainer.lora is None else (recipe.trainer.lora.rank, recipe.trainer.lora.targets),
     }
 
 
@@ -341,6 +355,8 @@ def _print_plan(result: dict[str, Any]) -> None:
     model, where = result["model"], result["placement"]
     trainer, generators = where["trainer"], where["generators"][0]
     active = "" if model["active_parameters"] == model["parameters"] else f", {model['active_parameters']:,} active"
+    if model["adapter_parameters"]:
+        active += f", {model['adapter_parameters']:,} in adapters, which alone are trained"
     say(f"{model['name']}: {model['parameters']:,} parameters{active}, on {result['gpus']:,} x {result['gpu']}")
     say(f"{result['mode']}, {format_seconds(result['step_seconds'])} a step: {result['why']}")
     say()
@@ -367,6 +383,7 @@ def _print_plan(result: dict[str, Any]) -> None:
         ("asynchronous step", format_seconds(result["asynchronous_step_seconds"])),
         ("idle", _describe_idle(result["idle"], where["is_shared"])),
         ("staleness", f"at most {result['staleness']['bound']}, mean token {result['staleness']['mean_token']:.1f}"),
+        ("a version on its way", f"{format_number(result['published_gib'])} GiB"),
         ("checkpoint", f"{format_number(result['checkpoint_gib'])} GiB"),
         ("cost", f"{format_number(result['gpu_hours_per_1000_steps'])} GPU-hours per 1,000 steps"),
     ]

@@ -20,6 +20,8 @@ from llamarl.models.lora import count_adapters
 from llamarl.training.memory import activation_bytes, default_micro_batch_tokens, logits_bytes
 from llamarl.weights.slots import NUM_SLOTS
 
+GIB = 2**30
+"""Bytes of the unit in which `llamarl plan` states memory too."""
 _FLOAT = 4
 _WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0}
 _PROGRAM = 450 * 2**20
@@ -104,10 +106,10 @@ def refuse_misfit(held: Mapping[str, Mapping[str, int]], totals: Mapping[str, in
     """
     for device, parts in held.items():
         if (needed := sum(parts.values())) > totals[device]:
-            sizes = ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts.items())
+            sizes = ", ".join(f"{part} {size / GIB:.1f} GiB" for part, size in parts.items())
             raise ConfigError(
-                f"the run can't fit {device}, which has {totals[device] / 1e9:.1f} GB: {sizes}, together "
-                f"{needed / 1e9:.1f} GB before any activation or cache; take a smaller model, fewer generators or a "
+                f"the run can't fit {device}, which has {totals[device] / GIB:.1f} GiB: {sizes}, together "
+                f"{needed / GIB:.1f} GiB before any activation or cache; take a smaller model, fewer generators or a "
                 "lower generator.precision, or a device with more memory (llamarl plan says how much)"
             )
 
@@ -136,7 +138,7 @@ def _cache_bytes(recipe: Recipe, config: Any, longest_prompt: int) -> int:
 
 
 def describe_memory(parts: Mapping[str, int], total: int) -> dict[str, str]:
-    """The parts in GB, the largest first; together; and whether that fits `total` bytes."""
+    """The parts in GiB, the largest first; together; and whether that fits `total` bytes."""
     needed = sum(parts.values())
     if needed <= total:
         verdict = "fits"
@@ -147,6 +149,9 @@ def describe_memory(parts: Mapping[str, int], total: int) -> dict[str, str]:
         )
     sizes = {part: size for part, size in sorted(parts.items(), key=lambda item: -item[1]) if size}
     return {
-        **{part: f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB" for part, size in sizes.items()},
-        "together": f"{needed / 1e9:.2f} GB of {total / 1e9:.1f} GB: {verdict}",
+        **{
+            part: f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.2f} MiB"
+            for part, size in sizes.items()
+        },
+        "together": f"{needed / GIB:.2f} GiB of {total / GIB:.1f} GiB: {verdict}",
     }

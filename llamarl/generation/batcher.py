@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llamarl.core.errors import ConfigError, DataError
 from llamarl.core.records import Completion, FinishReason, GenerationRequest, Support, Trajectory, pack_ids
-from llamarl.generation.draw import apply_filters, draw_filtered, uniforms
+from llamarl.generation.draw import apply_filters, draw, uniforms
 from llamarl.generation.kept import KeptRows
 from llamarl.generation.rows import Rows
 from llamarl.generation.stops import completes_stop
@@ -355,8 +355,8 @@ class Batcher:
         """Draws a token for each row from `first` on, and lets go of the rows that are done."""
         last = len(self._rows)
         state = self._state
-        filtered = apply_filters(logits.float(), state.filters(first, last))
-        tokens, logprobs = draw_filtered(filtered, uniforms(state.seed[first:last], state.count[first:last]))
+        filtered = apply_filters(logits, state.filters(first, last))
+        tokens, logprobs = draw(filtered, uniforms(state.seed[first:last], state.count[first:last]))
         state.append(first, last, tokens, logprobs)
         self._note_support(filtered, first)
         self.num_tokens += last - first

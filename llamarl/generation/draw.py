@@ -64,22 +64,16 @@ class Filters:
         return Filters(*(None if column is None else column[rows] for column in columns))
 
 
-def draw(logits: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
+def draw(filtered: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draws one token per row and says how probable it was.
 
     Args:
-        logits: `[n, V]`, any float dtype.
+        filtered: `[n, V]` float32, what `apply_filters` gives.
         uniform: `[n]` float64 in [0, 1).
-        filters: the rows' settings.
 
     Returns:
         Token ids `[n]` int64 and their log-probs `[n]` float32 under the filtered, renormalised distribution.
     """
-    return draw_filtered(apply_filters(logits.float(), filters), uniform)
-
-
-def draw_filtered(filtered: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws as `draw`, from the logits `[n, V]` that `apply_filters` gives."""
     probs = torch.softmax(filtered, dim=-1)
     cdf = probs.cumsum(-1)
     target = (uniform * cdf[:, -1].double()).to(cdf.dtype)
@@ -89,7 +83,11 @@ def draw_filtered(filtered: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_filters(logits: Tensor, filters: Filters) -> Tensor:
-    """Logits after temperature, top-k, top-p and min-p, in this order; excluded tokens are -inf. `[n, V]` float32."""
+    """Logits `[n, V]`, any float dtype, after temperature, top-k, top-p and min-p, in this order: `[n, V]` float32.
+
+    Excluded tokens are -inf.
+    """
+    logits = logits.float()
     if filters.temperature is not None:
         temperature = filters.temperature.unsqueeze(1)
         logits = torch.where(temperature > 0, logits / temperature.clamp_min(1e-6), _greedy(logits))

@@ -98,6 +98,7 @@ def train_seconds(
     *,
     bubble: float = 0.0,
     micro_batches: int = 1,
+    adapters: int = 0,
 ) -> float:
     """Seconds of one update of the policy on a batch.
 
@@ -114,12 +115,14 @@ def train_seconds(
         workload: the batch.
         bubble: idle share of a pipeline's time, relative to its work: (stages - 1) / micro-batches.
         micro_batches: forward and backward passes per step on each rank, each of which gathers the weights.
+        adapters: numbers in the adapters that are trained beside frozen weights; 0: all weights are trained. Frozen
+            weights have no gradient, which is half of a backward pass's products, and none that travels.
     """
-    linear_passes = 3.0 + _AGAIN[layout.checkpointing] + workload.extra_forwards
+    linear_passes = 3.0 - bool(adapters) + _AGAIN[layout.checkpointing] + workload.extra_forwards
     passes = 3.0 + (layout.checkpointing == "full") + workload.extra_forwards
     tokens, number = workload.trained_tokens, max(2, BYTES[layout.precision])
-    head = 2 * shape.vocabulary * shape.hidden * passes  # never in fp8
-    linear = 2 * shape.matmul_parameters * linear_passes - head
+    head = 2 * shape.vocabulary * shape.hidden * (passes - bool(adapters))  # never in fp8
+    linear = 2 * (shape.matmul_parameters + adapters) * linear_passes - head
     attention = 4 * workload.mean_context * shape.attention_width * shape.layers * passes
     peak, plain_peak = device.peak(layout.precision), device.peak("bf16" if number == 2 else "fp32")
     arithmetic = (linear / peak + (head + attention) / plain_peak) / rates.compute_share
@@ -130,8 +133,11 @@ def train_seconds(
     idle = max(1.0, layout.fsdp / workload.completions)  # ranks beyond the completions have nothing to do
     work = idle * tokens * (arithmetic + memory + told + sent) / layout.ranks * (1.0 + bubble)
     weights = shape.parameters - shape.expert_parameters * (layout.ep > 1)
-    moved = (micro_batches * 2 * number + 4) * weights / (layout.tp * layout.pp) * (layout.fsdp > 1)
-    optimizer = 28 * shape.parameters / layout.ranks / (1e9 * device.memory_gb_per_second * rates.memory_share)
+    moved = (micro_batches * 2 * number * weights + 4 * (adapters or weights)) / (layout.tp * layout.pp)
+    moved *= layout.fsdp > 1
+    optimizer = (
+        28 * (adapters or shape.parameters) / layout.ranks / (1e9 * device.memory_gb_per_second * rates.memory_share)
+    )
     return max(work, moved / _gathering_link(device, rates, layout)) + optimizer + rates.update_delay
 
 
@@ -292,7 +298,30 @@ def steady_seconds(
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def sync_seconds(shape: ModelShape, device: Device, rates: Rates, precision: Precision, senders: int, tp: int) -> float:
+def published_bytes(shape: ModelShape, precision: Precision, device: Device, adapters: int = 0) -> int:
+    """Bytes of one version of the weights on its way; of adapters, where they are trained, in fp32.
+
+    Args:
+        shape: the model.
+        precision: of the generators' weights; int8 and fp8 are made by the receiver, from bf16.
+        device: at both ends; a CPU sends fp32 to int8.
+        adapters: numbers in the adapters; 0: all weights are sent.
+    """
+    if adapters:
+        return BYTES["fp32"] * adapters
+    number = BYTES["bf16" if precision in ("fp8", "int8") and device.name != "cpu" else precision]
+    return number * shape.parameters
+
+
+def sync_seconds(
+    shape: ModelShape,
+    device: Device,
+    rates: Rates,
+    precision: Precision,
+    senders: int,
+    tp: int,
+    adapters: int = 0,
+) -> float:
     """Seconds for one version of the weights to reach all generators.
 
     Every generator takes in one copy through its `tp` links at once, while others pass it on; the trainer's ranks send
@@ -302,9 +331,10 @@ def sync_seconds(shape: ModelShape, device: Device, rates: Rates, precision: Pre
         shape: the model.
         device: at both ends.
         rates: what of the links' rates is reached.
-        precision: of the weights on their way; int8 and fp8 are made by the receiver, from bf16.
+        precision: of the generators' weights.
         senders: ranks of the trainer.
         tp: ranks of a generator.
+        adapters: numbers in the adapters that are sent in place of the weights; 0: the weights.
     """
-    number = BYTES["bf16" if precision in ("fp8", "int8") and device.name != "cpu" else precision]
-    return number * shape.parameters / (1e9 * rates.link_share * device.network_gb_per_second * min(senders, tp))
+    size = published_bytes(shape, precision, device, adapters)
+    return size / (1e9 * rates.link_share * device.network_gb_per_second * min(senders, tp))

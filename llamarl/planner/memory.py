@@ -93,6 +93,7 @@ def trainer_memory(
     pipeline: Pipeline | None = None,
     has_whole_logits: bool = False,
     has_reference: bool = False,
+    adapters: int = 0,
 ) -> dict[str, int]:
     """Bytes of one device of the trainer, by part; of the fullest one, the first of its pipeline.
 
@@ -106,7 +107,10 @@ def trainer_memory(
         tokens: of one micro-batch, on each group of `tp` ranks.
         pipeline: what a pipeline has under way; None where there is none.
         has_whole_logits: True for a trainer that makes all logits of a micro-batch at once.
-        has_reference: True where a frozen copy of the first policy is kept beside it, cut in the same way.
+        has_reference: True where a frozen copy of the first policy is kept beside it, cut in the same way; beside
+            adapters none is needed, since the model without them is that policy.
+        adapters: numbers in the adapters that are trained beside frozen weights, and which alone have gradients and
+            moments; 0: all weights are trained.
     """
     number, tp = BYTES[layout.precision] if layout.precision != "fp8" else 2, layout.tp
     share = shape.parameters / layout.ranks
@@ -120,14 +124,16 @@ def trainer_memory(
     working = activation_numbers(shape) * (1 if layout.checkpointing == "none" else 2)
     gathered = 4 * shape.hidden if tp > 1 else 0
     activations = number * tokens * ((held + between + working) / tp + gathered)
+    own = adapters / layout.ranks
+    trained = own or share
     parts = {
-        "weights": _MASTER * share,
-        "gradients": _GRADIENT * share,
-        "moments": _MOMENTS * share,
+        "weights": _MASTER * (share + own),
+        "gradients": _GRADIENT * trained,
+        "moments": _MOMENTS * trained,
         "gathered weights": _gathered(shape, layout, number, share),
         "activations of a micro-batch": activations,
         "logits of a micro-batch": 0.0 if layout.pp > 1 else _logits(shape, tokens, tp, has_whole_logits),
-        "reference weights": number * share * has_reference,
+        "reference weights": number * share * (has_reference and not adapters),
     }
     return {part: int(size) for part, size in parts.items() if size}
 
@@ -140,6 +146,7 @@ def generator_memory(
     cached_tokens: float,
     slots: int,
     cache_precision: Precision = "bf16",
+    adapters: int = 0,
 ) -> dict[str, int]:
     """Bytes of one device of a generator of `tp` ranks, by part.
 
@@ -152,11 +159,13 @@ def generator_memory(
         cached_tokens: tokens in its cache, of all its completions together.
         slots: completions decoded together, whose logits are in float32 twice.
         cache_precision: of keys and values.
+        adapters: numbers in adapters beside the weights, in bf16 beside bf16 and in fp32 otherwise.
     """
     wide = shape.embedding_parameters
     wide_bytes = {"fp8": 2, "int8": 4}.get(precision, BYTES[precision])
     return {
-        "weights": int((wide * wide_bytes + (shape.parameters - wide) * BYTES[precision]) / tp),
+        "weights": int((wide * wide_bytes + (shape.parameters - wide) * BYTES[precision]) / tp)
+        + adapters * (2 if precision == "bf16" else 4),
         "cache": int(cached_tokens * cache_bytes_per_token(shape, tp, cache_precision)),
         "logits of a decode step": int(8 * slots * shape.vocabulary / tp),
     }
@@ -168,9 +177,9 @@ def cache_bytes_per_token(shape: ModelShape, tp: int, precision: Precision = "bf
     return BYTES[precision] * shape.cache_numbers / copies
 
 
-def checkpoint_bytes(shape: ModelShape) -> int:
-    """Bytes on disk of what a resume needs: weights and moments in fp32."""
-    return (_MASTER + _MOMENTS) * shape.parameters
+def checkpoint_bytes(shape: ModelShape, adapters: int = 0) -> int:
+    """Bytes on disk of what a resume needs: what is trained, all weights or adapters, and its moments, in fp32."""
+    return (_MASTER + _MOMENTS) * (adapters or shape.parameters)
 
 
 def _gathered(shape: ModelShape, layout: TrainerLayout, number: int, share: float) -> float:

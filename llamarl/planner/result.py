@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llamarl.planner.cost import Workload
+from llamarl.planner.cost import Workload, published_bytes
 from llamarl.planner.devices import Device
 from llamarl.planner.memory import checkpoint_bytes
 from llamarl.planner.search import LEAST_GAIN, USABLE, Answer, Plan, Search
@@ -14,7 +14,7 @@ _GIB = 2**30
 
 def describe_answer(search: Search, answer: Answer, devices: int) -> dict[str, Any]:
     """Everything that is known of the best plan, as plain values; sizes in GiB, times in seconds."""
-    best, workload = answer.best, search.workload
+    best, workload, adapters = answer.best, search.workload, search.limits.adapters
     return {
         "fits": True,
         "mode": best.mode,
@@ -27,7 +27,7 @@ def describe_answer(search: Search, answer: Answer, devices: int) -> dict[str, A
             "generator": _gib(best.generators.memory),
             "usable": search.room / _GIB,
         },
-        "placement": placement(best, search.device),
+        "placement": placement(best, search.device, has_adapters=bool(adapters)),
         "settings": settings(best, workload, search.limits.staleness),
         "trainer_seconds": best.trainer.seconds,
         "generator_seconds": best.generators.seconds,
@@ -36,13 +36,15 @@ def describe_answer(search: Search, answer: Answer, devices: int) -> dict[str, A
         "weight_sync_seconds": best.sync_seconds,
         "idle": idle_shares(best, devices),
         "staleness": staleness(best, workload, search.limits.staleness),
-        "checkpoint_gib": checkpoint_bytes(search.shape) / _GIB,
+        "published_gib": published_bytes(search.shape, best.generators.precision, search.device, adapters) / _GIB,
+        "checkpoint_gib": checkpoint_bytes(search.shape, adapters) / _GIB,
         "tokens_per_second": workload.generated_tokens / best.step_seconds,
         "gpu_hours_per_1000_steps": devices * best.step_seconds / 3.6,
         "model": {
             "name": search.shape.name,
             "parameters": search.shape.parameters,
             "active_parameters": search.shape.active_parameters,
+            "adapter_parameters": adapters or None,
         },
         "gpus": devices,
         "gpu": search.device.name,
@@ -51,8 +53,8 @@ def describe_answer(search: Search, answer: Answer, devices: int) -> dict[str, A
     }
 
 
-def placement(plan: Plan, device: Device) -> dict[str, Any]:
-    """The record of who runs where, with the names of a recipe's `[placement]`."""
+def placement(plan: Plan, device: Device, has_adapters: bool = False) -> dict[str, Any]:
+    """The record of who runs where, with the names of a recipe's `[placement]`; vLLM servers take no adapters."""
     layout, generators = plan.trainer.layout, plan.generators
     where = "cpu" if device.name == "cpu" else "cuda"
     return {
@@ -68,7 +70,7 @@ def placement(plan: Plan, device: Device) -> dict[str, Any]:
         },
         "generators": [
             {
-                "kind": "native" if where == "cpu" else "vllm",
+                "kind": "native" if where == "cpu" or has_adapters else "vllm",
                 "replicas": generators.replicas,
                 "tp": generators.tp,
                 "device": where,
@@ -161,8 +163,18 @@ def assumptions(search: Search) -> list[str]:
         f"matrix products reach {rates.compute_share:.0%} of the peak, memory {rates.memory_share:.0%}, links "
         f"{rates.link_share:.0%}",
         f"{USABLE:.0%} of {device.memory_gib:g} GiB may be filled; weights, gradients and moments are fp32",
+        *_adapter_assumptions(search.limits.adapters),
         "an idle judge: judging takes no time",
         f"an asynchronous plan is chosen where it saves at least {LEAST_GAIN:.0%} of a step",
+    ]
+
+
+def _adapter_assumptions(adapters: int) -> list[str]:
+    if not adapters:
+        return []
+    return [
+        f"{adapters:,} numbers of adapters are trained beside frozen weights; activations are counted as without them, "
+        "and generators are llamarl's own"
     ]
 
 

@@ -55,6 +55,9 @@ class Limits:
     """None: bf16; on a CPU fp32."""
     checkpointing: tuple[Checkpointing, ...] = ("none", "full")
     has_reference: bool = False
+    adapters: int = 0
+    """Numbers in the adapters that are trained in place of the weights (LoRA); 0: all weights are trained. Generators
+    are then llamarl's own, which are one rank each and have no fp8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class Search:
         is_cpu = device.name == "cpu"
         self._trainer_precision: Precision = limits.trainer_precision or ("fp32" if is_cpu else "bf16")
         defaults: tuple[Precision, ...] = (
-            ("fp32",) if is_cpu else ("bf16", "fp8") if "fp8" in device.tflops else ("bf16",)
+            ("fp32",) if is_cpu else ("bf16", "fp8") if "fp8" in device.tflops and not limits.adapters else ("bf16",)
         )
         self._precisions = limits.precisions or defaults
 
@@ -215,7 +218,9 @@ class Search:
                     tokens, memory = fitting
                     micro_batches = math.ceil(self.workload.trained_tokens / fsdp / tokens)
                     seconds = train_seconds(
-                        self.shape, self.device, self.rates, layout, self.workload, micro_batches=micro_batches
+                        *(self.shape, self.device, self.rates, layout, self.workload),
+                        micro_batches=micro_batches,
+                        adapters=self.limits.adapters,
                     )
                     yield TrainerPlan(layout, tokens, seconds, memory)
 
@@ -226,7 +231,10 @@ class Search:
             least, min(LARGEST_MICRO_BATCH, 2 ** math.ceil(math.log2(self.workload.trained_tokens / layout.fsdp + 1)))
         )
         while True:
-            memory = trainer_memory(self.shape, layout, tokens, has_reference=self.limits.has_reference)
+            limits = self.limits
+            memory = trainer_memory(
+                self.shape, layout, tokens, has_reference=limits.has_reference, adapters=limits.adapters
+            )
             if sum(memory.values()) + taken <= self.room:
                 return tokens, memory
             if tokens == least:
@@ -238,7 +246,7 @@ class Search:
     def generators(self, ranks: int, taken: float = 0.0) -> Iterator[GeneratorPlan]:
         """The ways to spread generators over so many ranks that fit, without their times."""
         for precision in self._precisions:
-            for tp in self._degrees(ranks):
+            for tp in self._degrees(1 if self.limits.adapters else ranks):
                 replicas = min(ranks // tp, self.workload.completions)
                 cost = self._cost(precision, tp)
                 per_row = cache_bytes_per_token(self.shape, tp, cost.cache_precision) * self._row
@@ -262,6 +270,7 @@ class Search:
             cached_tokens=cached,
             slots=slots,
             cache_precision=self._cost(precision, tp).cache_precision,
+            adapters=self.limits.adapters,
         )
 
     def _cost(self, precision: Precision, tp: int) -> GeneratorCost:
@@ -350,8 +359,12 @@ class Search:
         return Plan("synchronous", is_shared, trainer, generators, sync, trainer.seconds + decode + prefill + sync)
 
     def _sync(self, trainer: TrainerPlan, generators: GeneratorPlan) -> float:
-        ranks = trainer.layout.ranks
-        return sync_seconds(self.shape, self.device, self.rates, generators.precision, ranks, generators.tp)
+        return sync_seconds(
+            *(self.shape, self.device, self.rates, generators.precision),
+            trainer.layout.ranks,
+            generators.tp,
+            self.limits.adapters,
+        )
 
     # ---- misfits
 
@@ -364,7 +377,10 @@ class Search:
             if devices % tp == 0
         ]
         parts = min(
-            (trainer_memory(self.shape, layout, math.ceil(self._row)) for layout in layouts),
+            (
+                trainer_memory(self.shape, layout, math.ceil(self._row), adapters=self.limits.adapters)
+                for layout in layouts
+            ),
             key=lambda memory: sum(memory.values()),
         )
         sizes = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in parts.items())

@@ -4,7 +4,7 @@ Shapes of well-known models come with the package (`NAMES`); any other comes fro
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -130,6 +130,39 @@ class ModelShape:
         if self.experts is None or tokens <= 0:
             return 0.0
         return float(1.0 - (1.0 - self.experts.active / self.experts.number) ** tokens)
+
+    def linear_layers(self) -> dict[str, tuple[int, int, int]]:
+        """The linear layers that adapters go beside: inputs, outputs, and how many there are, by name.
+
+        The output head has none; nor have a mixture's experts and its router.
+
+        Raises:
+            ConfigError: attention is over compressed keys and values, whose layers nobody here adapts.
+        """
+        if self.latent is not None:
+            raise ConfigError(f"lora: {self.name} has compressed keys and values, for which there are no adapters")
+        d, query, key = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layers = {"q_proj": (d, query), "k_proj": (d, key), "v_proj": (d, key), "o_proj": (query, d)}
+        mlp = {"gate_proj": (d, self.width), "up_proj": (d, self.width), "down_proj": (self.width, d)}
+        dense = self.layers - self.expert_layers
+        found = {name: (*sizes, self.layers) for name, sizes in layers.items()}
+        return found | {name: (*sizes, dense) for name, sizes in mlp.items() if dense}
+
+    def adapter_parameters(self, rank: int, targets: Sequence[str] = ()) -> int:
+        """Numbers in low-rank adapters, `rank * (inputs + outputs)` for each layer that gets one.
+
+        Args:
+            rank: rows of A and columns of B.
+            targets: names of these layers; empty: all of them.
+
+        Raises:
+            ConfigError: a name that no such layer has.
+        """
+        layers = self.linear_layers()
+        if unknown := [name for name in targets if name not in layers]:
+            raise ConfigError(f"lora.targets: {unknown[0]!r} is none of {', '.join(layers)}")
+        chosen = [layers[name] for name in targets or layers]
+        return sum(rank * (inputs + outputs) * count for inputs, outputs, count in chosen)
 
     @property
     def _every_layer(self) -> int:

@@ -48,6 +48,28 @@ def test_words_and_the_placement(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert record["generators"][0]["replicas"] >= 1
 
 
+def test_adapters_fit_where_the_whole_model_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", "llama-3.1-8b", "--gpus", "2", "--json"]
+    assert main(words) == 1
+    capsys.readouterr()
+    assert main([*words, "--lora-rank", "16"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    numbers = result["model"]["adapter_parameters"]
+    assert numbers == 41_943_040 and result["published_gib"] == pytest.approx(4 * numbers / 2**30)
+    assert result["checkpoint_gib"] == pytest.approx(12 * numbers / 2**30)
+    (generators,) = result["placement"]["generators"]
+    assert (generators["kind"], generators["tp"]) == ("native", 1)
+    assert main(words[:-1] + ["--lora-rank", "16"]) == 0
+    assert "41,943,040 in adapters, which alone are trained" in capsys.readouterr().out
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'model = "llama-3.1-8b"\ndata = {source = "prompts.jsonl"}\njudges = [{function = "format"}]\n'
+        "trainer = {lora = {rank = 8}}\n"
+    )
+    assert main(["plan", str(recipe), "--gpus", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["adapter_parameters"] == 41_943_040 // 2
+
+
 def test_a_models_own_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = build_tiny("qwen2", tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()  # the config is enough

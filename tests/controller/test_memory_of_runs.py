@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamarl.cli.main import main
-from llamarl.controller.memory import least_memory, plan_memory, refuse_misfit
+from llamarl.controller.memory import describe_memory, least_memory, plan_memory, refuse_misfit
 from llamarl.controller.prepare import prepare
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
@@ -49,6 +49,16 @@ def test_what_is_just_enough_is_let_through() -> None:
     refuse_misfit(parts, {"cpu": 100})
     with pytest.raises(ConfigError, match=r"can't fit cpu.*trainer weights.*before any activation or cache; take a"):
         refuse_misfit(parts, {"cpu": 99})
+
+
+def test_sizes_are_in_the_unit_of_the_planner() -> None:
+    assert describe_memory({"weights": 2**30, "cache": 3 * 2**29}, 2**32) == {
+        "cache": "1.50 GiB",
+        "weights": "1.00 GiB",
+        "together": "2.50 GiB of 4.0 GiB: fits",
+    }
+    with pytest.raises(ConfigError, match=r"cpu, which has 1\.0 GiB: weights 2\.0 GiB, together 2\.0 GiB"):
+        refuse_misfit({"cpu": {"weights": 2**31}}, {"cpu": 2**30})
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_starts(

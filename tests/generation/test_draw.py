@@ -47,7 +47,7 @@ def test_uniforms_are_uniform_along_seeds_and_positions():
 )
 def test_token_is_the_inverse_cdf(uniform, token):
     # cumulative probabilities: 0.1, 0.5, 0.7, 1.0
-    tokens, logprobs = draw(LOGITS, tensor([uniform], dtype=torch.float64), Filters())
+    tokens, logprobs = draw(LOGITS, tensor([uniform], dtype=torch.float64))
     assert tokens.item() == token
     assert logprobs.item() == pytest.approx(LOGITS[0, token].item(), abs=1e-6)
 
@@ -69,18 +69,20 @@ def test_top_p_counts_within_top_k():
 
 
 def test_temperature_divides_the_logits():
-    _, logprob = draw(LOGITS, tensor([0.9], dtype=torch.float64), Filters(temperature=tensor([0.5])))
+    _, logprob = draw(apply_filters(LOGITS, Filters(temperature=tensor([0.5]))), tensor([0.9], dtype=torch.float64))
     # squares 0.01, 0.16, 0.04, 0.09 sum to 0.30; token 3 has 0.09 / 0.30
     assert logprob.item() == pytest.approx(math.log(0.3), abs=1e-6)
 
 
 def test_logprob_is_that_of_the_filtered_distribution():
-    tokens, logprobs = draw(LOGITS, tensor([0.99], dtype=torch.float64), Filters(top_k=tensor([2])))
+    tokens, logprobs = draw(apply_filters(LOGITS, Filters(top_k=tensor([2]))), tensor([0.99], dtype=torch.float64))
     assert tokens.item() == 3 and logprobs.item() == pytest.approx(math.log(0.3 / 0.7), abs=1e-6)
 
 
 def test_greedy_is_certain():
-    tokens, logprobs = draw(LOGITS, tensor([0.0], dtype=torch.float64), Filters(temperature=tensor([0.0])))
+    tokens, logprobs = draw(
+        apply_filters(LOGITS, Filters(temperature=tensor([0.0]))), tensor([0.0], dtype=torch.float64)
+    )
     assert (tokens.item(), logprobs.item()) == (1, 0.0)
 
 
@@ -102,7 +104,7 @@ def test_a_drawn_token_always_has_probability(seed, scale, top_k, top_p, min_p):
     uniform = torch.rand(16, generator=generator, dtype=torch.float64)
     uniform[0], uniform[1] = 0.0, 1 - 2**-52
     same = Filters(top_k=torch.full((16,), top_k), top_p=torch.full((16,), top_p), min_p=torch.full((16,), min_p))
-    tokens, logprobs = draw(logits, uniform, same)
+    tokens, logprobs = draw(apply_filters(logits, same), uniform)
     assert torch.isfinite(logprobs).all() and (tokens % 3 != 0).all()
     probs = torch.softmax(apply_filters(logits, same), dim=-1)
     assert torch.allclose(probs.gather(1, tokens[:, None])[:, 0].log(), logprobs)
@@ -140,6 +142,6 @@ def test_ranks_among_many_tokens_are_those_of_a_whole_sort(seed, scale, top_k, t
 
 def test_frequencies_follow_the_probabilities():
     n = 40000
-    tokens, _ = draw(LOGITS.expand(n, 4), uniforms(torch.arange(n), torch.zeros(n, dtype=torch.long)), Filters())
+    tokens, _ = draw(LOGITS.expand(n, 4), uniforms(torch.arange(n), torch.zeros(n, dtype=torch.long)))
     shares = torch.bincount(tokens, minlength=4) / n
     assert (shares - tensor([0.1, 0.4, 0.2, 0.3])).abs().max() < 0.01  # four standard errors

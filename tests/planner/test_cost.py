@@ -9,6 +9,7 @@ from llamarl.planner.cost import (
     Rates,
     Workload,
     batch_seconds,
+    published_bytes,
     steady_seconds,
     sync_seconds,
     train_seconds,
@@ -76,6 +77,17 @@ def test_the_pace_beside_a_trainer_by_hand() -> None:
 def test_weights_go_through_the_smaller_side() -> None:
     assert sync_seconds(LLAMA, H100, IDEAL, "bf16", 8, 2) == pytest.approx(2 * 8_030_261_248 / (2 * 50e9))
     assert sync_seconds(LLAMA, H100, IDEAL, "bf16", 1, 8) == pytest.approx(2 * 8_030_261_248 / 50e9)
+
+
+def test_adapters_alone_travel_and_half_of_a_backward_pass_is_spared() -> None:
+    adapters = LLAMA.adapter_parameters(16)
+    assert sync_seconds(LLAMA, H100, IDEAL, "bf16", 1, 1, adapters) == pytest.approx(4 * adapters / 50e9)
+    assert published_bytes(LLAMA, "fp8", H100, adapters) == 4 * adapters
+    assert published_bytes(LLAMA, "fp8", H100) == 2 * LLAMA.parameters
+    workload = Workload(64, 8, Lengths(512.0, 512), 128.0)
+    whole = train_seconds(LLAMA, H100, IDEAL, TrainerLayout(8), workload)
+    less = train_seconds(LLAMA, H100, IDEAL, TrainerLayout(8), workload, adapters=adapters)
+    assert 0.6 < less / whole < 0.9  # 4 N of 6 N products, and activations as before
 
 
 def test_every_device_says_where_its_figures_come_from() -> None:

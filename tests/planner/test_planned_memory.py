@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamarl.models.checkpoint import new_config
+from llamarl.core.errors import ConfigError
+from llamarl.models.checkpoint import new_config, new_skeleton
+from llamarl.models.lora import count_adapters
+from llamarl.models.lora_config import LoraConfig
 from llamarl.planner.memory import (
     MAX_LOGITS,
     Pipeline,
@@ -66,6 +69,39 @@ def test_cache_heads_are_never_cut() -> None:
 
 def test_a_checkpoint_holds_weights_and_moments() -> None:
     assert checkpoint_bytes(LLAMA) == 12 * LLAMA.parameters
+
+
+def test_adapters_have_gradients_and_moments_and_the_weights_are_held_once() -> None:
+    # rank 16 beside q and o (4096 + 4096), k and v (4096 + 1024), gate, up and down (4096 + 14336) of 32 layers
+    numbers = 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432)
+    assert LLAMA.adapter_parameters(16) == numbers == 41_943_040
+    assert LLAMA.adapter_parameters(16, ("q_proj", "v_proj")) == 16 * 32 * (8192 + 5120)
+    parts = trainer_memory(LLAMA, TrainerLayout(precision="fp32"), 10, adapters=numbers, has_reference=True)
+    assert parts["weights"] == 4 * (LLAMA.parameters + numbers)
+    assert parts["gradients"] == 4 * numbers and parts["moments"] == 8 * numbers
+    assert "reference weights" not in parts  # the model without its adapters
+    held = generator_memory(LLAMA, "bf16", 1, cached_tokens=0, slots=0, adapters=numbers)["weights"]
+    assert held == 2 * (LLAMA.parameters + numbers)
+    assert checkpoint_bytes(LLAMA, numbers) == 12 * numbers
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj", "down_proj")])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
+def test_adapters_are_counted_as_the_trainer_makes_them(family: str, targets: tuple[str, ...]) -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = new_config(family, **sizes, num_key_value_heads=2, vocab_size=98, head_dim=8)
+    shape = ModelShape.from_config("tiny", config.to_dict())
+    targets = tuple(name for name in targets if name in shape.linear_layers())
+    assert shape.adapter_parameters(5, targets) == count_adapters(
+        new_skeleton(config), LoraConfig(rank=5, targets=targets)
+    )
+
+
+def test_adapters_that_nothing_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lora\.targets: 'w_proj' is none of q_proj, k_proj"):
+        LLAMA.adapter_parameters(8, ("w_proj",))
+    with pytest.raises(ConfigError, match="compressed keys and values"):
+        public_shape("deepseek-v3").adapter_parameters(8)
 
 
 # reduces to what the run itself plans
