@@ -150,7 +150,7 @@ def _build_search(settings: PlanSettings) -> "Search":
     )
     shape, (rank, targets) = read_shape(values["model"]), values["lora"]
     adapters = shape.adapter_parameters(rank, targets) if rank else 0
-    limits = Limits(values["staleness"], has_reference=settings.reference, adapters=adapters)
+    limits = Limits(values["staleness"], has_reference=settings.reference, adapters=adapters, lora_rank=rank)
     device, rates = find_device(settings.gpu), None
     if settings.machine is not None:
         from llamarl.planner.calibration import read_machine

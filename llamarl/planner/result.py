@@ -6,7 +6,7 @@ from typing import Any
 from llamarl.planner.cost import Workload, published_bytes
 from llamarl.planner.devices import Device
 from llamarl.planner.memory import checkpoint_bytes
-from llamarl.planner.search import LEAST_GAIN, USABLE, Answer, Plan, Search
+from llamarl.planner.search import LEAST_GAIN, USABLE, Answer, Limits, Plan, Search
 from llamarl.report.text import format_number
 
 _GIB = 2**30
@@ -28,7 +28,7 @@ def describe_answer(search: Search, answer: Answer, devices: int) -> dict[str, A
             "usable": search.room / _GIB,
         },
         "placement": placement(best, search.device, has_adapters=bool(adapters)),
-        "settings": settings(best, workload, search.limits.staleness),
+        "settings": settings(best, workload, search.limits),
         "trainer_seconds": best.trainer.seconds,
         "generator_seconds": best.generators.seconds,
         "decode_step_seconds": best.generators.decode_seconds,
@@ -81,16 +81,17 @@ def placement(plan: Plan, device: Device, has_adapters: bool = False) -> dict[st
     }
 
 
-def settings(plan: Plan, workload: Workload, staleness: int) -> dict[str, Any]:
+def settings(plan: Plan, workload: Workload, limits: Limits) -> dict[str, Any]:
     """The plan in the settings that `llamarl train` takes today, by dotted name."""
     generators = plan.generators
     return {
         "schedule.prompts_per_step": workload.prompts,
         "schedule.samples_per_prompt": workload.samples,
-        "schedule.max_staleness": staleness if plan.mode == "asynchronous" else 0,
+        "schedule.max_staleness": limits.staleness if plan.mode == "asynchronous" else 0,
         "sampling.max_tokens": workload.lengths.longest,
         "trainer.precision": plan.trainer.layout.precision,
         "trainer.micro_batch_tokens": plan.trainer.micro_batch_tokens,
+        **({"trainer.lora.rank": limits.lora_rank} if limits.lora_rank else {}),
         "generator.slots": generators.slots,
         "num_generators": generators.replicas,
         **({} if generators.precision == "fp8" else {"generator.precision": generators.precision}),

@@ -58,6 +58,8 @@ class Limits:
     adapters: int = 0
     """Numbers in the adapters that are trained in place of the weights (LoRA); 0: all weights are trained. Generators
     are then llamarl's own, which are one rank each and have no fp8."""
+    lora_rank: int = 0
+    """Rank of these adapters, for the settings of the run."""
 
 
 @dataclass(frozen=True, slots=True)

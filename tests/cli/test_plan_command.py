@@ -49,7 +49,7 @@ def test_words_and_the_placement(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_adapters_fit_where_the_whole_model_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--model", "llama-3.1-8b", "--gpus", "2", "--json"]
+    words = ["plan", "--model", "llama-3.1-8b", "--gpus", "1", "--json"]
     assert main(words) == 1
     capsys.readouterr()
     assert main([*words, "--lora-rank", "16"]) == 0
@@ -59,14 +59,15 @@ def test_adapters_fit_where_the_whole_model_does_not(tmp_path: Path, capsys: pyt
     assert result["checkpoint_gib"] == pytest.approx(12 * numbers / 2**30)
     (generators,) = result["placement"]["generators"]
     assert (generators["kind"], generators["tp"]) == ("native", 1)
-    assert main(words[:-1] + ["--lora-rank", "16"]) == 0
+    assert result["settings"]["trainer.lora.rank"] == 16
+    assert main([*words[:-1], "--lora-rank", "16"]) == 0
     assert "41,943,040 in adapters, which alone are trained" in capsys.readouterr().out
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'model = "llama-3.1-8b"\ndata = {source = "prompts.jsonl"}\njudges = [{function = "format"}]\n'
         "trainer = {lora = {rank = 8}}\n"
     )
-    assert main(["plan", str(recipe), "--gpus", "2", "--json"]) == 0
+    assert main(["plan", str(recipe), "--gpus", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["adapter_parameters"] == 41_943_040 // 2
 
 
