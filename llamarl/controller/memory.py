@@ -81,13 +81,14 @@ def _weight_parts(recipe: Recipe, config: Any, needs_reference: bool) -> dict[st
     """Bytes of all copies of the weights, and of what goes with those that are trained, by part."""
     weights, lora = _FLOAT * count_parameters(config), recipe.trainer.lora
     adapters = 0 if lora is None else _FLOAT * count_adapters(new_skeleton(config), lora)
-    trained = weights if lora is None else adapters
+    trained, where = weights if lora is None else adapters, recipe.placement.trainer
+    holders = where.fsdp if where.gradient_sync == "last" else 1  # each then has the gradients of all rows
     held = generator_bytes(config, recipe.generator.precision)
     # A generator holds adapters as it holds activations, and int8 is a format of weights only.
     held += adapters // 2 if recipe.generator.precision == "bf16" else adapters
     return {
         "trainer weights": weights + adapters,
-        "trainer gradients": trained,
+        "trainer gradients": trained * holders,
         "trainer moments": 2 * trained,
         "reference weights": weights * needs_reference,
         "weight channel": NUM_SLOTS * trained // (2 if recipe.publishes_bf16 else 1),

@@ -70,6 +70,10 @@ Checkpointing = Literal["none", "selective", "full"]
 matrix products; or all of each block but its input."""
 
 
+GradientSync = Literal["each", "last"]
+"""Micro-batches after which ranks exchange gradients: each one, or only the last of a task's samples."""
+
+
 class TrainerPlacement(Config):
     """Processes of the trainer, and what each of them holds."""
 
@@ -85,6 +89,9 @@ class TrainerPlacement(Config):
     """Number format of its passes; None: `trainer.precision`."""
     checkpointing: Checkpointing = "none"
     """Activations computed again in the backward pass, to save memory."""
+    gradient_sync: GradientSync = "each"
+    """Micro-batches after which `fsdp` ranks sum their gradients: `each`, so that a rank keeps its rows of them alone,
+    or the `last`, which exchanges less, while every rank holds the gradients of all rows until then."""
 
     @model_validator(mode="after")
     def _multiplies(self) -> Self:

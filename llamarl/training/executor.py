@@ -127,6 +127,7 @@ class TrainerExecutor(Executor):
             seed=self._seed,
             ranks=self._ranks,
             checkpointing=self._placement.checkpointing,
+            gradient_sync=self._placement.gradient_sync,
         )
 
     def teardown(self) -> None:

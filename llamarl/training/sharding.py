@@ -20,7 +20,7 @@ from llamarl.functional.shards import is_sharded, local_part
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
 from llamarl.scoring.adapters import prepare_projections
-from llamarl.training.config import Checkpointing
+from llamarl.training.config import Checkpointing, GradientSync
 from llamarl.training.layout import WHOLE, Layout
 from llamarl.training.ranks import ALONE, Ranks
 
@@ -33,6 +33,7 @@ class Sharded:
         ranks: who takes part.
         checkpointing: activations that are computed again.
         precision: `bf16` gathers weights in half precision; they are kept, and gradients summed, in fp32.
+        gradient_sync: micro-batches after which gradients are summed over the shares.
 
     Raises:
         ConfigError: the model cannot be cut up like that; names the numbers. Or another family than the decoder's with
@@ -45,11 +46,14 @@ class Sharded:
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
         precision: Literal["fp32", "bf16"] = "fp32",
+        gradient_sync: GradientSync = "each",
     ) -> None:
         config: Any = model.config
         if reason := why_not_split(config, ranks.tp):
             raise ConfigError(f"placement.trainer.tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
         self.ranks = ranks
+        self.syncs_last = ranks.fsdp > 1 and gradient_sync == "last"
+        """True where gradients stay on their ranks until `backward` is told that a micro-batch is the last."""
         self.module = model if why_unsupported(config) else prepare_projections(Decoder.live(model.eval()), model)
         """The decoder over the model's weights, or the model itself where the decoder doesn't know its family."""
         if isinstance(self.module, Decoder):
@@ -78,10 +82,38 @@ class Sharded:
             ranks, {name: tuple(_shards(shape, cuts.get(name), rows[name], ranks)) for name, shape in shapes.items()}
         )
         """Where in the whole parameters that lies."""
+        _release(model, self.module)
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's numbers of each parameter."""
         return {name: local_part(parameter) for name, parameter in self.parameters.items()}
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Adds the gradient of a micro-batch to this rank's; all ranks call it.
+
+        Args:
+            loss: of this rank's samples.
+            is_last: whether the ranks must now hold the sum over all of them, if they sync on the last alone.
+        """
+        if self.syncs_last:
+            module: Any = self.module  # `fully_shard` has made another class of it
+            module.set_requires_gradient_sync(is_last)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Most bytes of gradients of this rank's parameters at a time."""
+        trained = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+        # Of a sharded parameter, the size is that of all rows.
+        return sum(p.numel() * p.itemsize if self.syncs_last else local_part(p).nbytes for p in trained)
+
+
+def _release(model: nn.Module, module: nn.Module) -> None:
+    """Frees the whole weights that the ranks' own were taken from; whoever still has the model holds empty tensors."""
+    kept = {id(parameter) for parameter in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.new_empty(0)
 
 
 def _deal_out_rows(module: nn.Module, mesh: Any, precision: str) -> None:

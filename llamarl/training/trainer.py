@@ -42,7 +42,7 @@ from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
 from llamarl.training.balance import deal_out
 from llamarl.training.batches import check_samples, is_current, loss_batch
-from llamarl.training.config import Checkpointing, TrainerConfig
+from llamarl.training.config import Checkpointing, GradientSync, TrainerConfig
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool, pool_ranks
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import LargestActivations, micro_batch_tokens
@@ -86,6 +86,7 @@ class PolicyTrainer:
         seed: of the adapters' first weights, where adapters are trained.
         ranks: the trainer's ranks; each builds a `PolicyTrainer`, and every method is called on all of them.
         checkpointing: activations that are computed again in the backward pass.
+        gradient_sync: micro-batches after which ranks sum their gradients.
 
     Raises:
         ConfigError: half-precision weights, greedy sampling, no algorithm, a schedule without an end, adapters for
@@ -108,6 +109,7 @@ class PolicyTrainer:
         seed: int = 0,
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
+        gradient_sync: GradientSync = "each",
     ) -> None:
         self._on_micro_batch = on_micro_batch
         chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
@@ -126,7 +128,7 @@ class PolicyTrainer:
         self.trained = TrainedWeights(model, self.config.lora, seed)
         """The weights that steps change and `publish` and `save` carry."""
         self._ranks = ranks
-        self._sharded = Sharded(model, ranks, checkpointing, self.config.precision)
+        self._sharded = Sharded(model, ranks, checkpointing, self.config.precision, gradient_sync)
         self.model = model if ranks.count == 1 else self._sharded.module
         """The policy, or what this rank holds of it."""
         self._score = build_scorer(self._sharded.module, self.sampling.temperature)
@@ -283,7 +285,7 @@ class PolicyTrainer:
         """Bytes of what this rank holds for training, by part; activations are of its largest micro-batch so far."""
         return {
             "weights": sum(tensor.nbytes for tensor in self._sharded.tensors().values()),
-            "gradients": sum(tensor.nbytes for tensor in self._held().values()),
+            "gradients": self._sharded.gradient_bytes,
             "moments": sum(tensor.nbytes for tensor in self._optimizer.state().values()),
             "activations": self._most_activations.num_bytes,
         }
@@ -344,7 +346,7 @@ class PolicyTrainer:
             for number, part in enumerate(micro_batches := self._share(task, samples), 1):
                 self._on_micro_batch(number, len(micro_batches))
                 with self._cores.using("trainer"):
-                    self._accumulate(task, part, counts)
+                    self._accumulate(task, part, counts, is_last=number == len(micro_batches))
                 if not math.isfinite(self._pending.tasks[task].grad_norm):
                     break
         except torch.OutOfMemoryError as error:
@@ -445,18 +447,28 @@ class PolicyTrainer:
         nothing: Tensor = 0.0 * (scores.logprobs.sum() + values)
         return nothing
 
-    def _accumulate(self, task: int, micro_batch: "_MicroBatch", counts: Denominators) -> None:
+    def _accumulate(self, task: int, micro_batch: "_MicroBatch", counts: Denominators, is_last: bool) -> None:
         pending, samples = self._pending.tasks[task], micro_batch.samples
         loss = self._compute_loss(task, samples, counts) if samples else self._take_part(task)
         value = float(loss.detach())
         pending.loss += value
         before = pending.grad_norm
-        if self._ranks.agree(math.isfinite(value)):
-            self._add_gradient(loss)
-            pending.grad_norm = self._optimizer.grad_norm()
-        else:  # no backward pass: `_accumulate_all` stops here, and the guard refuses the update
+        if not self._ranks.agree(math.isfinite(value)):
+            # No backward pass: `_accumulate_all` stops here, and the guard refuses the update.
             pending.grad_norm = math.nan
-        pending.growth.append((pending.grad_norm - before, micro_batch.groups))
+            pending.growth.append((math.nan, micro_batch.groups))
+            if self._sharded.syncs_last:  # what earlier micro-batches left on the ranks would be part of the next step
+                self._sharded.backward(self._take_part(task), is_last=True)
+            return
+        self._sharded.backward(loss, is_last)
+        pending.unsynced += micro_batch.groups
+        if self._sharded.syncs_last and not is_last:
+            return
+        if is_last:  # critics are not sharded, so nobody else sums their gradients
+            self._ranks.add_up([critic.grad for critic in self.critics.parameters() if critic.grad is not None])
+        pending.grad_norm = self._optimizer.grad_norm()
+        pending.growth.append((pending.grad_norm - before, pending.unsynced))
+        pending.unsynced = []
 
     def _compute_loss(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> Tensor:
         pending = self._pending.tasks[task]
@@ -468,20 +480,6 @@ class PolicyTrainer:
             self._pending.watch(samples, batch.logprobs)
         loss: Tensor = output.loss
         return loss
-
-    def _add_gradient(self, loss: Tensor) -> None:
-        """Adds a micro-batch's gradient, of all ranks together."""
-        critics = list(self.critics.parameters()) if self._ranks.fsdp > 1 else []
-        before = [critic.grad for critic in critics]
-        for critic in critics:  # they are not sharded, so nobody else sums their gradients
-            critic.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._ranks.add_up([critic.grad for critic in critics if critic.grad is not None])
-        for critic, earlier in zip(critics, before, strict=True):
-            if critic.grad is not None and earlier is not None:
-                critic.grad += earlier
-            elif earlier is not None:
-                critic.grad = earlier
 
     def _compare(self, pending: TaskGathered, samples: Sequence[TrainSample], batch: LossBatch) -> None:
         """Trainer against generator on tokens of the current version, where both hold the same weights."""

@@ -36,6 +36,16 @@ def test_critics_several_updates_and_several_tasks_are_those_of_one_rank() -> No
         assert difference <= 1e-5, case
 
 
+def test_gradients_may_be_summed_after_the_last_micro_batch_alone() -> None:
+    found, other = run_ranks(cases.sync_on_the_last, fsdp=2)
+    assert found["micro-batches, last"] == other["micro-batches, last"] >= 3
+    assert found["sums, last"] == other["sums, last"] == found["units, last"]
+    assert found["sums, each"] == found["units, each"] * found["micro-batches, each"]
+    assert max(found["gap"].values()) <= 1e-6
+    assert found["bytes, last"] == other["bytes, last"] == found["bytes, each"] + other["bytes, each"]
+    assert found["skipped"] == other["skipped"] == [True, True] and found["next step"] <= 1e-6
+
+
 def test_half_precision_is_that_of_one_rank_to_its_rounding() -> None:
     assert run_ranks(cases.compare_half_precision, fsdp=2)[0] <= 0.05
 
