@@ -352,7 +352,7 @@ class Decoder(nn.Module):
         num_added = self.num_computed(num_tokens) - num_tokens
         if num_added:  # tokens that nobody attends to
             ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
-        x = self.embed.lookup(ids).to(self.dtype)  # sharded weights may be gathered in half precision
+        x = self.embed.lookup(ids)
         cos, sin = self.rotation(positions, longest)
         for block in self._blocks:
             x = block(x, cos, sin, attend, num_tokens)

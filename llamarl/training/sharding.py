@@ -9,7 +9,7 @@ written box by box.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ class Sharded:
         model: a transformers causal language model with all its weights, the same on all ranks.
         ranks: who takes part.
         checkpointing: activations that are computed again.
-        precision: `bf16` gathers weights in half precision; they are kept, and gradients summed, in fp32.
         gradient_sync: micro-batches after which gradients are summed over the shares.
 
     Raises:
@@ -45,7 +44,6 @@ class Sharded:
         model: nn.Module,
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
-        precision: Literal["fp32", "bf16"] = "fp32",
         gradient_sync: GradientSync = "each",
     ) -> None:
         config: Any = model.config
@@ -75,7 +73,7 @@ class Sharded:
             cuts = cut_up(self.module, ranks.part, ranks.tp, ranks.mesh.get_group("tp"))
         rows = {name: len(parameter) for name, parameter in self.module.named_parameters()}
         if ranks.fsdp > 1:
-            _deal_out_rows(self.module, ranks.mesh["fsdp"], precision)
+            _deal_out_rows(self.module, ranks.mesh["fsdp"])
         self.parameters = dict(self.module.named_parameters())
         """What this rank keeps of each parameter."""
         self.layout = Layout(
@@ -116,18 +114,16 @@ def _release(model: nn.Module, module: nn.Module) -> None:
             parameter.data = parameter.data.new_empty(0)
 
 
-def _deal_out_rows(module: nn.Module, mesh: Any, precision: str) -> None:
-    """Leaves this rank its rows of every parameter; the others' come when a block computes."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second that lone ranks need not wait
+def _deal_out_rows(module: nn.Module, mesh: Any) -> None:
+    """Leaves this rank its rows of every parameter; the others' come when a block computes, in float32.
 
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if precision == "bf16" else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # autocast casts what should be, as on one rank
-    )
+    The proof of an update compares log-probs in float32, which weights gathered in half precision could not give.
+    """
+    from torch.distributed.fsdp import fully_shard  # a second that lone ranks need not wait
+
     for unit in (*_blocks(module), module):
         # Gathered anew for the backward pass: whoever reads a parameter outside of a pass finds this rank's rows.
-        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         sharded.set_gradient_divide_factor(1.0)  # summed: losses are divided by the whole step's denominators
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 

@@ -128,7 +128,7 @@ class PolicyTrainer:
         self.trained = TrainedWeights(model, self.config.lora, seed)
         """The weights that steps change and `publish` and `save` carry."""
         self._ranks = ranks
-        self._sharded = Sharded(model, ranks, checkpointing, self.config.precision, gradient_sync)
+        self._sharded = Sharded(model, ranks, checkpointing, gradient_sync)
         self.model = model if ranks.count == 1 else self._sharded.module
         """The policy, or what this rank holds of it."""
         self._score = build_scorer(self._sharded.module, self.sampling.temperature)

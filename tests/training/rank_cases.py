@@ -15,6 +15,7 @@ from llamarl.functional.shards import local_part
 from llamarl.training.config import GradientSync, TrainerConfig
 from llamarl.training.ranks import ALONE, Ranks
 from llamarl.training.trainer import PolicyTrainer
+from llamarl.weights import LocalChannel
 
 UNEVEN = ("qwen3", {"tie_word_embeddings": False, "vocab_size": 27, "hidden_size": 18})
 SHAPE = [(3, [4, 1, 7]), (6, [2, 5]), (1, [3, 3, 3]), (9, [6])]
@@ -198,6 +199,27 @@ def compare_half_precision(ranks: Ranks) -> float:
     alone.loss(batch())
     expected = gradients_of(alone)
     return gap(found, expected) / max(float(tensor.abs().max()) for tensor in expected.values())
+
+
+def publish_in_half_precision(ranks: Ranks) -> tuple[float, float]:
+    """The largest gaps to one rank's of the probe at the start and of the gradient's norm, with a rank out of work."""
+    found = []
+    for each in (ranks, ALONE) if ranks.is_first else (ranks,):
+        trainer = PolicyTrainer(
+            tiny_model(),
+            GRPOConfig(kl_coef=0.0),
+            TrainerConfig(precision="bf16", warmup_steps=0),
+            channel=LocalChannel(),
+            probe_prompts=[[3, 4, 5], [6, 7]],
+            ranks=each,
+        )
+        norm = trainer.train(step_of(samples_of([(3, [4])]), num_prompts=2)).metrics["train/grad_norm"]
+        found.append((trainer._score_rows(), trainer._probe_at_start, norm))
+    if not ranks.is_first:
+        return 0.0, 0.0
+    (now, start, norm), (expected_now, expected_start, expected_norm) = found
+    gaps = (abs(a - b) for a, b in zip((*now, *start), (*expected_now, *expected_start), strict=True))
+    return max(gaps), abs(norm / expected_norm - 1.0)
 
 
 def _train(algorithms: Any, config: dict[str, Any], steps: Any, ranks: Ranks) -> dict[str, torch.Tensor]:

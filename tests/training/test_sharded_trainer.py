@@ -50,6 +50,11 @@ def test_half_precision_is_that_of_one_rank_to_its_rounding() -> None:
     assert run_ranks(cases.compare_half_precision, fsdp=2)[0] <= 0.05
 
 
+def test_half_precision_is_proved_in_fp32_and_waits_for_ranks_without_samples() -> None:
+    probe, norm = run_ranks(cases.publish_in_half_precision, fsdp=2)[0]
+    assert probe <= 1e-4 and norm <= 0.05
+
+
 def test_a_transformers_module_is_sharded_too() -> None:
     ((difference, norm, expected),) = run_ranks(cases.compare_gradients, [("gpt_neox", {})], fsdp=2)[0]
     assert difference <= 1e-6 and norm == pytest.approx(expected, rel=1e-5)
