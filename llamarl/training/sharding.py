@@ -18,8 +18,9 @@ from llamarl.core.errors import ConfigError
 from llamarl.core.shards import Region, Shard
 from llamarl.functional.shards import is_sharded, local_part
 from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.models.lora import adapter_name
 from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
-from llamarl.scoring.adapters import prepare_projections
+from llamarl.scoring.adapters import AdaptedDense, prepare_projections
 from llamarl.training.config import Checkpointing, GradientSync
 from llamarl.training.layout import WHOLE, Layout
 from llamarl.training.ranks import ALONE, Ranks
@@ -63,28 +64,36 @@ class Sharded:
                 f"again, and {why_unsupported(config)}; set it to 'none'"
             )
         if ranks.count == 1:
-            self.parameters, self.layout = dict(model.named_parameters()), WHOLE
+            self.parameters, self.layout = _named_parameters(model), WHOLE
             return
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+        shapes = {name: tuple(parameter.shape) for name, parameter in _named_parameters(self.module).items()}
         cuts: dict[str, Cut] = {}
         assert ranks.mesh is not None
         if ranks.tp > 1:
             assert isinstance(self.module, Decoder)
             cuts = cut_up(self.module, ranks.part, ranks.tp, ranks.mesh.get_group("tp"))
-        rows = {name: len(parameter) for name, parameter in self.module.named_parameters()}
+        rows = {name: len(parameter) for name, parameter in _named_parameters(self.module).items()}
         if ranks.fsdp > 1:
+            for module in self.module.modules():
+                if isinstance(module, AdaptedDense):
+                    module.is_sharded = True
             _deal_out_rows(self.module, ranks.mesh["fsdp"])
-        self.parameters = dict(self.module.named_parameters())
+        self.parameters = _named_parameters(self.module)
         """What this rank keeps of each parameter."""
+        self._trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.layout = Layout(
-            ranks, {name: tuple(_shards(shape, cuts.get(name), rows[name], ranks)) for name, shape in shapes.items()}
+            ranks, {name: tuple(_shards(shapes[name], cuts.get(name), rows[name], ranks)) for name in self._trained}
         )
-        """Where in the whole parameters that lies."""
+        """Where in the whole parameters the trained ones lie."""
         _release(model, self.module)
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's numbers of each parameter."""
         return {name: local_part(parameter) for name, parameter in self.parameters.items()}
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """This rank's numbers of each parameter that is trained, where there are several ranks."""
+        return {name: local_part(parameter) for name, parameter in self._trained.items()}
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Adds the gradient of a micro-batch to this rank's; all ranks call it.
@@ -104,6 +113,11 @@ class Sharded:
         trained = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
         # Of a sharded parameter, the size is that of all rows.
         return sum(p.numel() * p.itemsize if self.syncs_last else local_part(p).nbytes for p in trained)
+
+
+def _named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters, with the names that they have in files."""
+    return {adapter_name(name): parameter for name, parameter in module.named_parameters()}
 
 
 def _release(model: nn.Module, module: nn.Module) -> None:

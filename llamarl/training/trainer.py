@@ -114,7 +114,7 @@ class PolicyTrainer:
         self._on_micro_batch = on_micro_batch
         chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
-        _check(model, self.sampling, chosen, ranks.count, self.config.lora is not None)
+        _check(model, self.sampling, chosen, ranks.tp, self.config.lora is not None)
         self._needs = [algorithm.needs for algorithm in chosen]
         if self.config.num_updates > 1 and not all(needs.allows_several_updates for needs in self._needs):
             raise ConfigError(
@@ -270,11 +270,27 @@ class PolicyTrainer:
     def reference_logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
         """Scores trajectories under the policy that the run started from: the model without its adapters.
 
+        Each rank scores its share of the rows; all return what all found.
+
         Raises:
             ConfigError: the whole model is trained, so that the weights of that policy are gone.
         """
+        shares = deal_out(rows, [0] * len(rows), self._ranks.fsdp)
+        parts = [[rows[index] for index in share] for share in shares]
+        tokens = micro_batch_tokens(self.model, self.config)
+        passes = [len(self._score.split(part, tokens)) if part else 0 for part in parts]
+        own = self._ranks.share
+        found: list[array[float]] = []
         with self.trained.switched_off():
-            return response_logprobs(self._score, self.model, self.config, rows, lambda: self._cores.using("trainer"))
+            if parts[own]:
+                found = response_logprobs(
+                    self._score, self.model, self.config, parts[own], lambda: self._cores.using("trainer")
+                )
+            for _ in range(max(passes) - passes[own]):
+                self._score_nothing()
+        told = self._ranks.tell([row.tolist() for row in found])[:: self._ranks.tp]
+        scored = {i: row for share, part in zip(shares, told, strict=True) for i, row in zip(share, part, strict=True)}
+        return [array("f", scored[index]) for index in range(len(rows))]
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -317,7 +333,7 @@ class PolicyTrainer:
 
     def _held(self) -> dict[str, Tensor]:
         """What this rank holds of the weights that are trained."""
-        return self.trained.tensors() if self._ranks.count == 1 else self._sharded.tensors()
+        return self.trained.tensors() if self._ranks.count == 1 else self._sharded.trained_tensors()
 
     # Micro-batches
 
@@ -424,6 +440,11 @@ class PolicyTrainer:
             remembered.update(zip(map(id, samples), remember(samples, batch.logprobs, batch.values), strict=True))
         samples = [remembered.get(id(sample), sample) for sample in assignment.samples]
         return replace(assignment, samples=tuple(samples))
+
+    @torch.no_grad()
+    def _score_nothing(self) -> None:
+        """Takes part in the exchanges of a pass for which this rank has no rows."""
+        self._score([SFTRow((0,), (0,))])
 
     def _choose(self, task: int, samples: Sequence[TrainSample]) -> list[TrainSample]:
         """The samples with a gradient: none where the loss masks leave no token at all."""
@@ -561,7 +582,7 @@ def _count(assignment: Assignment, max_tokens: int) -> Denominators:
 
 
 def _check(
-    model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], num_ranks: int, has_adapters: bool
+    model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], tp: int, has_adapters: bool
 ) -> None:
     wrong = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
     if wrong:
@@ -570,9 +591,9 @@ def _check(
         )
     if sampling.temperature == 0.0:
         raise ConfigError("sampling.temperature=0: greedy completions have no gradient; sample with 1.0")
-    if num_ranks > 1 and has_adapters:
+    if tp > 1 and has_adapters:
         raise ConfigError(
-            f"trainer.lora: adapters are trained by one rank, not {num_ranks}; set placement.trainer to 1"
+            f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={tp}; set tp to 1, and fsdp instead"
         )
     if not algorithms:
         raise ConfigError("algorithms: at least one task is needed")

@@ -18,6 +18,7 @@ from llamarl.training.trainer import PolicyTrainer
 from llamarl.weights import LocalChannel
 
 UNEVEN = ("qwen3", {"tie_word_embeddings": False, "vocab_size": 27, "hidden_size": 18})
+ROWS = [sample.trajectory for sample in samples_of([(4, [3, 6, 1])])]
 SHAPE = [(3, [4, 1, 7]), (6, [2, 5]), (1, [3, 3, 3]), (9, [6])]
 
 
@@ -199,6 +200,40 @@ def compare_half_precision(ranks: Ranks) -> float:
     alone.loss(batch())
     expected = gradients_of(alone)
     return gap(found, expected) / max(float(tensor.abs().max()) for tensor in expected.values())
+
+
+def compare_adapters(ranks: Ranks, folder: str) -> dict[str, float]:
+    """Two steps of adapters beside one rank's, what the model was before them, and checkpoints across layouts."""
+    gaps: dict[str, float] = {}
+    for family, sizes in (UNEVEN, ("gpt_neox", {})):
+        for rank, precision in ((3, "fp32"), (1, "fp32"), (4, "bf16")):
+            case = f"{family}, {precision}, {rank} rows"
+            found = []
+            for each in (ranks, ALONE) if ranks.is_first else (ranks,):
+                place = f"{folder}/{case}, {each.count} ranks"
+                trainer = trainer_of(each, family, sizes, lora={"rank": rank}, precision=precision)
+                for step in range(2):
+                    trainer.train(batch(step))
+                trainer.save(place)
+                reference = [value for row in trainer.reference_logprobs(ROWS) for value in row]
+                found.append((load_file(f"{place}/model.safetensors") if each.is_first else {}, torch.tensor(reference)))
+            if ranks.is_first:
+                (weights, reference), (expected, expected_reference) = found
+                gaps[f"{case}: weights"] = gap(weights, expected)
+                gaps[f"{case}: reference"] = float((reference - expected_reference).abs().max())
+            ranks.agree(True)  # the first rank's files are there
+            resumed = trainer_of(ranks, family, sizes, lora={"rank": rank}, precision=precision)
+            assert resumed.load(f"{folder}/{case}, 1 ranks") == 2  # what one rank saved, several go on with
+            resumed.train(batch(2))
+            resumed.save(f"{folder}/{case}, next")
+            if ranks.is_first:
+                alone = trainer_of(ALONE, family, sizes, lora={"rank": rank}, precision=precision)
+                assert alone.load(f"{folder}/{case}, {ranks.count} ranks") == 2
+                alone.train(batch(2))
+                alone.save(f"{folder}/{case}, next alone")
+                files = [load_file(f"{folder}/{case}, next{who}/model.safetensors") for who in ("", " alone")]
+                gaps[f"{case}: next"] = gap(*files)
+    return gaps
 
 
 def publish_in_half_precision(ranks: Ranks) -> tuple[float, float]:

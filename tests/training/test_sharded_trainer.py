@@ -55,6 +55,13 @@ def test_half_precision_is_proved_in_fp32_and_waits_for_ranks_without_samples() 
     assert probe <= 1e-4 and norm <= 0.05
 
 
+def test_adapters_their_reference_and_their_checkpoints_are_those_of_one_rank(tmp_path: Path) -> None:
+    found = run_ranks(cases.compare_adapters, str(tmp_path), fsdp=2)[0]
+    assert len(found) == 18
+    for case, difference in found.items():
+        assert difference <= (0.02 if "bf16" in case else 1e-5), case
+
+
 def test_a_transformers_module_is_sharded_too() -> None:
     ((difference, norm, expected),) = run_ranks(cases.compare_gradients, [("gpt_neox", {})], fsdp=2)[0]
     assert difference <= 1e-6 and norm == pytest.approx(expected, rel=1e-5)
