@@ -22,6 +22,8 @@ from llamarl.weights.slots import NUM_SLOTS
 
 _FLOAT = 4
 _WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0}
+_OFFLOADED = ("trainer moments", "trainer copied weights")
+"""Parts that lie in the machine's memory with `trainer.offload`."""
 _PROGRAM = 450 * 2**20
 """Python, torch and their libraries in one process."""
 
@@ -71,9 +73,11 @@ def least_memory(
     for part, size in _weight_parts(recipe, config, needs_reference).items():
         if part == "weight channel" or not size:  # which lies in the machine's memory between processes
             continue
-        name = devices["generators" if part.startswith("generator") else "trainer"]
+        is_offloaded = recipe.trainer.offload == "optimizer" and part in _OFFLOADED
+        name = "cpu" if is_offloaded else devices["generators" if part.startswith("generator") else "trainer"]
         device = {"cuda": "cuda:0"}.get(name, name)  # torch's name for the same device
-        held.setdefault(device, {})[part] = size // devices_of_trainer if part.startswith("trainer") else size
+        is_dealt_out = part.startswith("trainer") and not is_offloaded
+        held.setdefault(device, {})[part] = size // devices_of_trainer if is_dealt_out else size
     return held
 
 
@@ -90,6 +94,7 @@ def _weight_parts(recipe: Recipe, config: Any, needs_reference: bool) -> dict[st
         "trainer weights": weights + adapters,
         "trainer gradients": trained * holders,
         "trainer moments": 2 * trained,
+        "trainer copied weights": trained * (recipe.trainer.offload == "optimizer"),
         "reference weights": weights * needs_reference,
         "weight channel": NUM_SLOTS * trained // (2 if recipe.publishes_bf16 else 1),
         "generator weights": recipe.num_generators * held,

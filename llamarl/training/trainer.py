@@ -303,6 +303,7 @@ class PolicyTrainer:
             "weights": sum(tensor.nbytes for tensor in self._sharded.tensors().values()),
             "gradients": self._sharded.gradient_bytes,
             "moments": sum(tensor.nbytes for tensor in self._optimizer.state().values()),
+            "copied weights": self._optimizer.num_copied_bytes,
             "activations": self._most_activations.num_bytes,
         }
 
@@ -325,6 +326,7 @@ class PolicyTrainer:
         self._optimizer.load_state(stored.optimizer)
         checkpoints.copy_weights(stored.weights, weights)
         checkpoints.copy_weights(stored.critics, self.critics.tensors())
+        self._optimizer.read_weights()
         self._guard.load_state(stored.counters["guard"])
         self.version = int(stored.counters["version"])
         self._optimizer.clear()

@@ -130,6 +130,7 @@ def compare_kinds(ranks: Ranks) -> dict[str, float]:
         "tasks": ([GRPOConfig(kl_coef=0.0), PPOConfig(kl_coef=0.0)], {}, [[batch(), batch(1)], [batch(2), few]]),
         "recomputed": (GRPOConfig(kl_coef=0.0), {"checkpointing": "selective"}, [batch(), batch(1)]),
         "small micro-batches": (GRPOConfig(kl_coef=0.0), {"micro_batch_tokens": 8}, [batch(), batch(1)]),
+        "offloaded": (PPOConfig(kl_coef=0.0), {"offload": "optimizer"}, [batch(), batch(1)]),
         "synced on the last": (
             [GRPOConfig(kl_coef=0.0), PPOConfig(kl_coef=0.0)],
             {"micro_batch_tokens": 8, "gradient_sync": "last", "passes": 2},
