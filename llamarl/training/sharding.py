@@ -11,7 +11,6 @@ written box by box.
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import ConfigError

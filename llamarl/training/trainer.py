@@ -456,7 +456,7 @@ class PolicyTrainer:
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
-        with autocast(self.model, self.config.precision), self._most_activations.measure(self.model, samples):
+        with autocast(self.model, self.config.precision), self._most_activations.measure(self._sharded.module, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
             scores = self._score([sample.trajectory for sample in samples], entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
@@ -583,9 +583,7 @@ def _count(assignment: Assignment, max_tokens: int) -> Denominators:
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 
 
-def _check(
-    model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], tp: int, has_adapters: bool
-) -> None:
+def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], tp: int, has_adapters: bool) -> None:
     wrong = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
     if wrong:
         raise ConfigError(

@@ -217,7 +217,9 @@ def compare_adapters(ranks: Ranks, folder: str) -> dict[str, float]:
                     trainer.train(batch(step))
                 trainer.save(place)
                 reference = [value for row in trainer.reference_logprobs(ROWS) for value in row]
-                found.append((load_file(f"{place}/model.safetensors") if each.is_first else {}, torch.tensor(reference)))
+                found.append(
+                    (load_file(f"{place}/model.safetensors") if each.is_first else {}, torch.tensor(reference))
+                )
             if ranks.is_first:
                 (weights, reference), (expected, expected_reference) = found
                 gaps[f"{case}: weights"] = gap(weights, expected)

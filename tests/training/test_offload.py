@@ -49,7 +49,8 @@ def test_the_step_is_taken_on_copies_that_are_counted() -> None:
     """On a CPU too, so that what is tested here is what a GPU's trainer does."""
     trainer = trainer_of("optimizer")
     copies = trainer._optimizer._own
-    assert copies and all(copy.data_ptr() != trainer._optimizer._named[name].data_ptr() for name, copy in copies.items())
+    named = trainer._optimizer._named
+    assert copies and all(copy.data_ptr() != named[name].data_ptr() for name, copy in copies.items())
     held = trainer.memory()
     critic = sum(tensor.nbytes for tensor in trainer.critics.tensors().values())
     assert held["copied weights"] == held["weights"] + critic
