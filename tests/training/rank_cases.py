@@ -239,25 +239,30 @@ def compare_adapters(ranks: Ranks, folder: str) -> dict[str, float]:
     return gaps
 
 
-def publish_in_half_precision(ranks: Ranks) -> tuple[float, float]:
-    """The largest gaps to one rank's of the probe at the start and of the gradient's norm, with a rank out of work."""
-    found = []
+def publish_in_half_precision(ranks: Ranks) -> tuple[float, float, int]:
+    """The largest gaps to one rank's of the probe and of the gradient's norm, with a rank out of work.
+
+    And how many numbers the model still holds that this rank's part was taken from.
+    """
+    found, left = [], 0
     for each in (ranks, ALONE) if ranks.is_first else (ranks,):
+        model = tiny_model()
         trainer = PolicyTrainer(
-            tiny_model(),
+            model,
             GRPOConfig(kl_coef=0.0),
             TrainerConfig(precision="bf16", warmup_steps=0),
             channel=LocalChannel(),
             probe_prompts=[[3, 4, 5], [6, 7]],
             ranks=each,
         )
+        left += sum(parameter.numel() for parameter in model.parameters()) * (each.count > 1)
         norm = trainer.train(step_of(samples_of([(3, [4])]), num_prompts=2)).metrics["train/grad_norm"]
         found.append((trainer._score_rows(), trainer._probe_at_start, norm))
     if not ranks.is_first:
-        return 0.0, 0.0
+        return 0.0, 0.0, left
     (now, start, norm), (expected_now, expected_start, expected_norm) = found
     gaps = (abs(a - b) for a, b in zip((*now, *start), (*expected_now, *expected_start), strict=True))
-    return max(gaps), abs(norm / expected_norm - 1.0)
+    return max(gaps), abs(norm / expected_norm - 1.0), left
 
 
 def _train(algorithms: Any, config: dict[str, Any], steps: Any, ranks: Ranks) -> dict[str, torch.Tensor]:

@@ -51,8 +51,9 @@ def test_half_precision_is_that_of_one_rank_to_its_rounding() -> None:
 
 
 def test_half_precision_is_proved_in_fp32_and_waits_for_ranks_without_samples() -> None:
-    probe, norm = run_ranks(cases.publish_in_half_precision, fsdp=2)[0]
+    (probe, norm, left), (_, _, other) = run_ranks(cases.publish_in_half_precision, fsdp=2)
     assert probe <= 1e-4 and norm <= 0.05
+    assert left == other == 0  # no rank keeps the whole model
 
 
 def test_adapters_their_reference_and_their_checkpoints_are_those_of_one_rank(tmp_path: Path) -> None:
