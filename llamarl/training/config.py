@@ -16,10 +16,6 @@ DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Share of a running mean that one step keeps."""
 
 
-Offload = Literal["none", "optimizer"]
-"""Parts of the training that lie in the machine's memory instead of the device's."""
-
-
 class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
@@ -38,9 +34,10 @@ class OptimizerConfig(Config):
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient. None takes
     what fits an eighth of the device's memory, at most 16384."""
-    offload: Offload = "none"
-    """`optimizer`: AdamW's moments and a copy of the weights lie in the machine's memory, and the CPU takes the step.
-    The device then holds 8 bytes per trained number instead of 16; each step moves 8 between the two."""
+    offload: Literal["optimizer"] | None = None
+    """Parts that lie in the machine's memory instead of the device's, if any. `optimizer`: AdamW's moments and a copy
+    of the weights, on which the CPU takes the step. The device then holds 8 bytes per trained number instead of 16;
+    each step moves 8 between the two."""
 
 
 class TrainerConfig(OptimizerConfig):

@@ -11,7 +11,7 @@ from llamarl.training.optimizer import Optimizer
 from llamarl.training.trainer import PolicyTrainer
 
 
-def trainer_of(offload: str, **config: object) -> PolicyTrainer:
+def trainer_of(offload: str | None, **config: object) -> PolicyTrainer:
     fields = {"learning_rate": 1e-2, "warmup_steps": 0, "weight_decay": 0.1, "offload": offload, **config}
     algorithms = [GRPOConfig(kl_coef=0.0), PPOConfig(kl_coef=0.0)]
     return PolicyTrainer(tiny_model(), algorithms, TrainerConfig(**fields))
@@ -30,15 +30,15 @@ def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 @pytest.mark.parametrize("config", [{}, {"lora": {"rank": 2}}, {"max_grad_norm": 0.01}])
 def test_steps_are_those_without_bit_for_bit(config: dict[str, object]) -> None:
-    assert are_equal(*(train(trainer_of(offload, **config), 0, 1, 2) for offload in ("none", "optimizer")))
+    assert are_equal(*(train(trainer_of(offload, **config), 0, 1, 2) for offload in (None, "optimizer")))
 
 
 def test_a_checkpoint_goes_on_with_and_without(tmp_path) -> None:
-    through = trainer_of("none")
+    through = trainer_of(None)
     train(through, 0, 1)
     through.save(tmp_path / "saved")
     expected = train(through, 2)
-    for offload in ("none", "optimizer"):
+    for offload in (None, "optimizer"):
         resumed = trainer_of(offload)
         train(resumed, 5)  # its copies are of other weights by now
         resumed.load(tmp_path / "saved")
@@ -54,7 +54,7 @@ def test_the_step_is_taken_on_copies_that_are_counted() -> None:
     held = trainer.memory()
     critic = sum(tensor.nbytes for tensor in trainer.critics.tensors().values())
     assert held["copied weights"] == held["weights"] + critic
-    assert trainer_of("none").memory()["copied weights"] == 0
+    assert trainer_of(None).memory()["copied weights"] == 0
 
 
 def test_weights_that_others_wrote_are_read_on_request() -> None:
