@@ -46,6 +46,8 @@ class TrainerClient:
         self._scoring = asyncio.Lock()
         """Held while the trainer scores for one group: the deadline of the next begins only then."""
         self._num_ranks = num_ranks
+        self._turn = asyncio.Lock()
+        """Held while the ranks are called: two calls that reached them in unlike orders would wait for each other."""
 
     async def meet(self) -> None:
         """Lets the ranks meet, where there are several; then each loads the model.
@@ -84,11 +86,9 @@ class TrainerClient:
         """The log-prob of each response token under the policy that the run started from (`ReferenceScorer`)."""
         async with self._scoring:
             with self._observer.span("reference", "score"):
-                logprobs: list[array[float]] = await self._handle.call(
-                    "logprobs",
-                    trajectories,
-                    timeout_seconds=2 * self._call_seconds,  # the trainer may be in the midst of a step
-                )
+                logprobs: list[array[float]] = (
+                    await self._call("logprobs", trajectories, timeout_seconds=self._call_seconds)
+                )[0]
         return logprobs
 
     async def save(self, directory: Path) -> None:
@@ -105,13 +105,17 @@ class TrainerClient:
         return {name: sum(rank[name] for rank in parts) for name in parts[0]}
 
     async def _call(self, method: str, *args: Any, timeout_seconds: float | None = None) -> list[Any]:
-        """Calls a method on all ranks: their results.
+        """Calls a method on all ranks, once calls before it are done: their results.
 
         Raises:
             RankMemoryError: a rank ran out of memory.
             ExecutorLostError: a rank is dead or silent; names it.
             StallError: the deadline passed, though every rank still answers: the work takes longer.
         """
+        async with self._turn:
+            return await self._call_now(method, *args, timeout_seconds=timeout_seconds)
+
+    async def _call_now(self, method: str, *args: Any, timeout_seconds: float | None) -> list[Any]:
         calls = [
             asyncio.ensure_future(self._handle.call(method, *args, rank=rank, timeout_seconds=timeout_seconds))
             for rank in self._ranks

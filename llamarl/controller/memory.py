@@ -24,6 +24,8 @@ GIB = 2**30
 """Bytes of the unit in which `llamarl plan` states memory too."""
 _FLOAT = 4
 _WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0}
+_OFFLOADED = ("trainer moments", "trainer copied weights")
+"""Parts that lie in the machine's memory with `trainer.offload`."""
 _PROGRAM = 450 * 2**20
 """Python, torch and their libraries in one process."""
 
@@ -73,9 +75,11 @@ def least_memory(
     for part, size in _weight_parts(recipe, config, needs_reference).items():
         if part == "weight channel" or not size:  # which lies in the machine's memory between processes
             continue
-        name = devices["generators" if part.startswith("generator") else "trainer"]
+        is_offloaded = recipe.trainer.offload == "optimizer" and part in _OFFLOADED
+        name = "cpu" if is_offloaded else devices["generators" if part.startswith("generator") else "trainer"]
         device = {"cuda": "cuda:0"}.get(name, name)  # torch's name for the same device
-        held.setdefault(device, {})[part] = size // devices_of_trainer if part.startswith("trainer") else size
+        is_dealt_out = part.startswith("trainer") and not is_offloaded
+        held.setdefault(device, {})[part] = size // devices_of_trainer if is_dealt_out else size
     return held
 
 
@@ -83,14 +87,16 @@ def _weight_parts(recipe: Recipe, config: Any, needs_reference: bool) -> dict[st
     """Bytes of all copies of the weights, and of what goes with those that are trained, by part."""
     weights, lora = _FLOAT * count_parameters(config), recipe.trainer.lora
     adapters = 0 if lora is None else _FLOAT * count_adapters(new_skeleton(config), lora)
-    trained = weights if lora is None else adapters
+    trained, where = weights if lora is None else adapters, recipe.placement.trainer
+    holders = where.fsdp if where.gradient_sync == "last" else 1  # each then has the gradients of all rows
     held = generator_bytes(config, recipe.generator.precision)
     # A generator holds adapters as it holds activations, and int8 is a format of weights only.
     held += adapters // 2 if recipe.generator.precision == "bf16" else adapters
     return {
         "trainer weights": weights + adapters,
-        "trainer gradients": trained,
+        "trainer gradients": trained * holders,
         "trainer moments": 2 * trained,
+        "trainer copied weights": trained * (recipe.trainer.offload == "optimizer"),
         "reference weights": weights * needs_reference,
         "weight channel": NUM_SLOTS * trained // (2 if recipe.publishes_bf16 else 1),
         "generator weights": recipe.num_generators * held,

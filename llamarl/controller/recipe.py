@@ -231,10 +231,10 @@ class Recipe(Config):
                 f"placement.trainer: fsdp={where.fsdp} x tp={where.tp} is {where.num_ranks} processes, and "
                 "engine='inprocess' has only this one; set engine='monarch' (extra monarch), or both to 1"
             )
-        if where.num_ranks > 1 and self.trainer.lora is not None:
+        if where.tp > 1 and self.trainer.lora is not None:
             raise ValueError(
-                f"trainer.lora: adapters are trained by one process, and placement.trainer has fsdp={where.fsdp} x "
-                f"tp={where.tp}; set both to 1, or leave trainer.lora out"
+                f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={where.tp}; set tp to 1 and fsdp "
+                "instead, or leave trainer.lora out"
             )
         if any(table.kind == "vllm" for table in self.placement.generators):
             for name, value in {"precision": "int8", "on_update": "keep", "routed_experts": True}.items():

@@ -229,17 +229,21 @@ class Block(nn.Module):
         return projection(x) if self.split is None else self.split.leave(projection, x)
 
 
-def _keep_products() -> Any:
-    """Contexts of a checkpoint that keeps what matrix products and attention give, which is dear to compute again."""
+def kept_products() -> list[Any]:
+    """The operations whose results `selective` recomputation keeps, as they are dear: products and attention."""
     aten = torch.ops.aten
-    products = [
+    return [
         *(aten.mm.default, aten.addmm.default, aten.bmm.default, torch.ops.mkldnn._linear_pointwise.default),
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
     ]
-    return create_selective_checkpoint_contexts(products)  # type: ignore[no-untyped-call]
+
+
+def _keep_products() -> Any:
+    """Contexts of a checkpoint that keeps what matrix products and attention give."""
+    return create_selective_checkpoint_contexts(kept_products())  # type: ignore[no-untyped-call]
 
 
 def name_module(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -356,7 +356,7 @@ class Decoder(nn.Module):
         if num_added:  # tokens that nobody attends to
             ids, positions = F.pad(ids, (0, num_added)), F.pad(positions, (0, num_added))
             experts = None if experts is None else F.pad(experts, (0, 0, 0, 0, 0, num_added), value=-1)
-        x = self.embed.lookup(ids).to(self.dtype)  # sharded weights may be gathered in half precision
+        x = self.embed.lookup(ids)
         cos, sin = self.rotation(positions, longest)
         by_layer = iter(() if experts is None else experts.unbind(1))
         for block in self._blocks:

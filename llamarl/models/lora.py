@@ -175,8 +175,12 @@ def count_adapters(model: nn.Module, lora: LoraConfig) -> int:
 
 def _adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' parameters, by the names that they have in files, without peft's prefix."""
-    named = model.named_parameters()
-    return {name.replace(".default.", "."): parameter for name, parameter in named if ".lora_" in name}
+    return {adapter_name(name): parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+def adapter_name(name: str) -> str:
+    """The name that a parameter of a model with adapters has in files: peft's own names say which adapter it is."""
+    return name.replace(".default.", ".") if ".lora_" in name else name
 
 
 def _import_peft() -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llamarl.models.blocks import Dense, Joined
+from llamarl.models.blocks import Block, Dense, Joined, name_module
 from llamarl.models.decoder import Decoder
 from llamarl.models.linear import linear
 from llamarl.scoring.joined import join_projections
@@ -24,7 +24,10 @@ class AdaptedDense(Dense):
         super().__init__(weight, bias)
         self.cast_weight: Tensor | None = None
         """The weight in half precision, once it was needed."""
-        self._layer = (layer,)  # in a tuple: its parameters have their names elsewhere
+        self.is_sharded = False
+        """Set where `weight` is gathered from several ranks at each call."""
+        self.lora_A, self.lora_B = Dense(layer.lora_A["default"].weight), Dense(layer.lora_B["default"].weight)
+        self._layer = (layer,)  # in a tuple: its parameters have their names here already
 
     @property
     def layer(self) -> Any:
@@ -36,13 +39,15 @@ class AdaptedDense(Dense):
         frozen = linear(x, self._frozen(x.device.type), self.bias)
         if self.layer.disable_adapters:
             return frozen
-        low, high = self.layer.lora_A["default"].weight, self.layer.lora_B["default"].weight
-        added: Tensor = self.layer.scaling["default"] * linear(linear(x, low), high)
+        added: Tensor = self.layer.scaling["default"] * self.lora_B(self.lora_A(x))
         return frozen + added
 
     def _frozen(self, device: str) -> Tensor:
-        """The weight as autocast wants it: cast once, since it never changes, where autocast would at every call."""
-        if self.weight.requires_grad or not torch.is_autocast_enabled(device):
+        """The weight as autocast wants it: cast once, since it never changes, where autocast would at every call.
+
+        Not where it is sharded: whole weights are there for the time of a call only.
+        """
+        if self.is_sharded or self.weight.requires_grad or not torch.is_autocast_enabled(device):
             return self.weight
         if self.cast_weight is None:
             self.cast_weight = self.weight.detach().to(torch.get_autocast_dtype(device))
@@ -64,15 +69,21 @@ def prepare_projections(decoder: Decoder, model: nn.Module) -> Decoder:
         return join_projections(decoder)
     by_weight = {id(layer.weight): layer for layer in layers}
 
-    def adapt(projection: Any) -> Any:
+    def adapt(block: Block, projection: Any) -> Any:
         if projection is None:  # of a mixture of experts, which has no adapters
             return None
         if isinstance(projection, Joined):
-            return Joined(tuple(adapt(part) for part in projection.parts))
+            return Joined(tuple(adapt(block, part) for part in projection.parts))
         layer = by_weight.get(id(projection.weight))
-        return projection if layer is None else AdaptedDense(projection.weight, projection.bias, layer)
+        if layer is None:
+            return projection
+        name = next(name for name, module in block.named_modules() if module is projection)
+        adapted = AdaptedDense(projection.weight, projection.bias, layer)
+        name_module(block, name, adapted)  # so that whatever acts on the block's parameters finds the adapters'
+        return adapted
 
-    for block in decoder.layers:
-        block.qkv, block.out = adapt(block.qkv), adapt(block.out)
-        block.gate_up, block.down = adapt(block.gate_up), adapt(block.down)
+    for block in decoder.blocks:
+        layer = block.layer
+        layer.qkv, layer.out = adapt(block, layer.qkv), adapt(block, layer.out)
+        layer.gate_up, layer.down = adapt(block, layer.gate_up), adapt(block, layer.down)
     return decoder

@@ -188,7 +188,8 @@ def build_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
 def autocast(model: nn.Module, precision: str) -> AbstractContextManager[object]:
     """Computes in half precision where `precision` is `bf16`, on the device that `model` is on."""
     device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+    # Without torch's cache: a pass casts each weight once, and the cache would keep the copies of all to its end.
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def join_supports(rows: Sequence[TokenRow], device: torch.device | str) -> Kept | None:

@@ -34,6 +34,10 @@ class OptimizerConfig(Config):
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient. None takes
     what fits an eighth of the device's memory, at most 16384."""
+    offload: Literal["optimizer"] | None = None
+    """Parts that lie in the machine's memory instead of the device's, if any. `optimizer`: AdamW's moments and a copy
+    of the weights, on which the CPU takes the step. The device then holds 8 bytes per trained number instead of 16;
+    each step moves 8 between the two."""
 
 
 class TrainerConfig(OptimizerConfig):
@@ -70,6 +74,10 @@ Checkpointing = Literal["none", "selective", "full"]
 matrix products; or all of each block but its input."""
 
 
+GradientSync = Literal["each", "last"]
+"""Micro-batches after which ranks exchange gradients: each one, or only the last of a task's samples."""
+
+
 class TrainerPlacement(Config):
     """Processes of the trainer, and what each of them holds."""
 
@@ -85,6 +93,9 @@ class TrainerPlacement(Config):
     """Number format of its passes; None: `trainer.precision`."""
     checkpointing: Checkpointing = "none"
     """Activations computed again in the backward pass, to save memory."""
+    gradient_sync: GradientSync = "each"
+    """Micro-batches after which `fsdp` ranks sum their gradients: `each`, so that a rank keeps its rows of them alone,
+    or the `last`, which exchanges less, while every rank holds the gradients of all rows until then."""
 
     @model_validator(mode="after")
     def _multiplies(self) -> Self:

@@ -127,6 +127,7 @@ class TrainerExecutor(Executor):
             seed=self._seed,
             ranks=self._ranks,
             checkpointing=self._placement.checkpointing,
+            gradient_sync=self._placement.gradient_sync,
         )
 
     def teardown(self) -> None:
@@ -153,7 +154,8 @@ class TrainerExecutor(Executor):
         Raises:
             ConfigError: the trainer has no adapters, and so no weights of that policy.
         """
-        return self._require().reference_logprobs(rows)
+        with self._exchanging():
+            return self._require().reference_logprobs(rows)
 
     def open_weights(self, host: str) -> WeightChannel:
         """Opens the weight channel and returns the end that receivers are given. On rank 0, before any `publish`."""

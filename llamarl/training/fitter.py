@@ -121,6 +121,7 @@ class Fitter(Generic[R]):
         weights = self.weights()
         stored = checkpoints.read(directory, weights)
         checkpoints.copy_weights(stored.weights, weights)
+        self._optimizer.read_weights()
         self._optimizer.load_state(stored.optimizer)
         self.num_steps_done = int(stored.counters["num_steps_done"])
         return stored.counters

@@ -30,10 +30,12 @@ class TaskGathered:
     num_samples_without_signal: int = 0
     growth: list[tuple[float, list[int]]] = field(default_factory=list)
     """Growth of the gradient's norm by each micro-batch, and its groups."""
+    unsynced: list[int] = field(default_factory=list)
+    """Groups of micro-batches whose gradients have no norm yet, since the ranks have not summed them."""
 
     def copy(self) -> "TaskGathered":
         """Copies the sums as they are now, untouched by what is gathered later."""
-        return replace(self, parts=[*self.parts], growth=[*self.growth])
+        return replace(self, parts=[*self.parts], growth=[*self.growth], unsynced=[*self.unsynced])
 
     def metrics(self) -> dict[str, float]:
         """Plain numbers, every mean over its own count."""

@@ -1,16 +1,20 @@
 """Memory that training takes: planned from a model's config, which sizes micro-batches, and measured."""
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llamarl.core.records import TrainSample
 from llamarl.functional.shards import local_part
+from llamarl.models.blocks import kept_products
+from llamarl.models.decoder import Decoder
 from llamarl.scoring.logprobs import MAX_LOGITS
 from llamarl.training.config import Checkpointing, OptimizerConfig
 
@@ -85,6 +89,26 @@ def total_memory(device: torch.device | str) -> int:
         return total
 
 
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the results of the operations that selective recomputation keeps, inside the block.
+
+    Args:
+        note: is given each.
+    """
+
+    def __init__(self, note: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._note, self._kept = note, kept_products()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self._kept:
+            for tensor in result if isinstance(result, tuple) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    self._note(tensor)
+        return result
+
+
 class LargestActivations:
     """The most bytes that a forward pass left for its backward pass, counted where a micro-batch is a new largest."""
 
@@ -93,7 +117,11 @@ class LargestActivations:
 
     @contextmanager
     def measure(self, model: nn.Module, samples: Sequence[TrainSample]) -> Iterator[None]:
-        """Counts the tensors saved for a backward pass inside the block, each storage once and weights not at all."""
+        """Counts the tensors saved for a backward pass inside the block, each storage once and weights not at all.
+
+        Of blocks that are computed again, what they keep: their input, and the products' results where these are kept.
+        One block at a time then has all of its activations again, which is not counted.
+        """
         num_tokens = sum(len(sample.trajectory.token_ids) for sample in samples)
         if num_tokens <= self._num_tokens or not torch.is_grad_enabled():
             yield
@@ -108,7 +136,19 @@ class LargestActivations:
                 saved[storage.data_ptr()] = storage
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor))
+
+            def note_input(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+                note(inputs[0])
+
+            blocks = model.blocks if isinstance(model, Decoder) else ()
+            for block in blocks:
+                if block.recompute != "none":
+                    hook = block.register_forward_pre_hook(note_input)
+                    stack.callback(hook.remove)
+            if any(block.recompute == "selective" for block in blocks):
+                stack.enter_context(_Products(note))
             yield
         # Weights that were gathered from other ranks are given back by now: their storages have no bytes.
         self.num_bytes = max(self.num_bytes, sum(storage.nbytes() for storage in saved.values()))

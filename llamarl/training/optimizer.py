@@ -13,6 +13,13 @@ from llamarl.training.ranks import ALONE, Ranks
 from llamarl.training.sharding import own_parameter
 
 
+def _copy_to_host(parameter: nn.Parameter) -> nn.Parameter:
+    """A copy of this rank's numbers in the machine's memory, also where the model is there itself."""
+    held = local_part(parameter)
+    copied = torch.empty_like(held, device="cpu", pin_memory=held.is_cuda)  # pinned pages are copied faster
+    return nn.Parameter(copied.copy_(held))
+
+
 def learning_rate(
     step: int, peak: float, *, warmup_steps: int = 0, schedule: Schedule = "constant", total_steps: int | None = None
 ) -> float:
@@ -64,8 +71,9 @@ class Optimizer:
         self._config, self._total_steps = config, total_steps
         self._ranks, self._copies = ranks, frozenset(copies)
         self._named = {name: p for name, p in parameters.items() if p.requires_grad}
-        self._own = {name: own_parameter(p) for name, p in self._named.items()}
-        """This rank's numbers of each parameter, over the same memory."""
+        make = _copy_to_host if config.offload == "optimizer" else own_parameter
+        self._own = {name: make(p) for name, p in self._named.items()}
+        """This rank's numbers of each parameter, over the same memory; or copies of them in the machine's memory."""
         matrices = [p for p in self._own.values() if p.ndim >= 2]
         others = [p for p in self._own.values() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -112,10 +120,24 @@ class Optimizer:
         for name, parameter in self._own.items():
             if parameter is not self._named[name]:
                 grad = self._named[name].grad
-                parameter.grad = None if grad is None else local_part(grad)
+                parameter.grad = None if grad is None else local_part(grad).to(parameter.device)
         self._adamw.step()
+        if self._config.offload == "optimizer":
+            for name, parameter in self._own.items():
+                local_part(self._named[name]).copy_(parameter.detach())
         self.clear()
         return rate
+
+    def read_weights(self) -> None:
+        """Takes the model's weights as they are now; call it where others than this optimizer have written them."""
+        if self._config.offload == "optimizer":
+            for name, parameter in self._own.items():
+                parameter.detach().copy_(local_part(self._named[name]))
+
+    @property
+    def num_copied_bytes(self) -> int:
+        """Bytes of the copies of the weights that steps are taken on; 0 where they are taken on the weights."""
+        return sum(p.nbytes for p in self._own.values()) if self._config.offload == "optimizer" else 0
 
     def clear(self) -> None:
         """Forgets the accumulated gradient."""

@@ -9,18 +9,18 @@ written box by box.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from llamarl.core.errors import ConfigError
 from llamarl.core.shards import Region, Shard
 from llamarl.functional.shards import is_sharded, local_part
 from llamarl.models.decoder import Decoder, why_unsupported
+from llamarl.models.lora import adapter_name
 from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
-from llamarl.scoring.adapters import prepare_projections
-from llamarl.training.config import Checkpointing
+from llamarl.scoring.adapters import AdaptedDense, prepare_projections
+from llamarl.training.config import Checkpointing, GradientSync
 from llamarl.training.layout import WHOLE, Layout
 from llamarl.training.ranks import ALONE, Ranks
 
@@ -32,7 +32,7 @@ class Sharded:
         model: a transformers causal language model with all its weights, the same on all ranks.
         ranks: who takes part.
         checkpointing: activations that are computed again.
-        precision: `bf16` gathers weights in half precision; they are kept, and gradients summed, in fp32.
+        gradient_sync: micro-batches after which gradients are summed over the shares.
 
     Raises:
         ConfigError: the model cannot be cut up like that; names the numbers. Or another family than the decoder's with
@@ -44,12 +44,14 @@ class Sharded:
         model: nn.Module,
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        gradient_sync: GradientSync = "each",
     ) -> None:
         config: Any = model.config
         if reason := why_not_split(config, ranks.tp):
             raise ConfigError(f"placement.trainer.tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
         self.ranks = ranks
+        self.syncs_last = ranks.fsdp > 1 and gradient_sync == "last"
+        """True where gradients stay on their ranks until `backward` is told that a micro-batch is the last."""
         self.module = model if why_unsupported(config) else prepare_projections(Decoder.live(model.eval()), model)
         """The decoder over the model's weights, or the model itself where the decoder doesn't know its family."""
         if isinstance(self.module, Decoder):
@@ -61,41 +63,80 @@ class Sharded:
                 f"again, and {why_unsupported(config)}; set it to 'none'"
             )
         if ranks.count == 1:
-            self.parameters, self.layout = dict(model.named_parameters()), WHOLE
+            self.parameters, self.layout = _named_parameters(model), WHOLE
             return
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+        shapes = {name: tuple(parameter.shape) for name, parameter in _named_parameters(self.module).items()}
         cuts: dict[str, Cut] = {}
         assert ranks.mesh is not None
         if ranks.tp > 1:
             assert isinstance(self.module, Decoder)
             cuts = cut_up(self.module, ranks.part, ranks.tp, ranks.mesh.get_group("tp"))
-        rows = {name: len(parameter) for name, parameter in self.module.named_parameters()}
+        rows = {name: len(parameter) for name, parameter in _named_parameters(self.module).items()}
         if ranks.fsdp > 1:
-            _deal_out_rows(self.module, ranks.mesh["fsdp"], precision)
-        self.parameters = dict(self.module.named_parameters())
+            for module in self.module.modules():
+                if isinstance(module, AdaptedDense):
+                    module.is_sharded = True
+            _deal_out_rows(self.module, ranks.mesh["fsdp"])
+        self.parameters = _named_parameters(self.module)
         """What this rank keeps of each parameter."""
+        self._trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.layout = Layout(
-            ranks, {name: tuple(_shards(shape, cuts.get(name), rows[name], ranks)) for name, shape in shapes.items()}
+            ranks, {name: tuple(_shards(shapes[name], cuts.get(name), rows[name], ranks)) for name in self._trained}
         )
-        """Where in the whole parameters that lies."""
+        """Where in the whole parameters the trained ones lie."""
+        _release(model, self.module)
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's numbers of each parameter."""
         return {name: local_part(parameter) for name, parameter in self.parameters.items()}
 
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """This rank's numbers of each parameter that is trained, where there are several ranks."""
+        return {name: local_part(parameter) for name, parameter in self._trained.items()}
 
-def _deal_out_rows(module: nn.Module, mesh: Any, precision: str) -> None:
-    """Leaves this rank its rows of every parameter; the others' come when a block computes."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second that lone ranks need not wait
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Adds the gradient of a micro-batch to this rank's; all ranks call it.
 
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if precision == "bf16" else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # autocast casts what should be, as on one rank
-    )
+        Args:
+            loss: of this rank's samples.
+            is_last: whether the ranks must now hold the sum over all of them, if they sync on the last alone.
+        """
+        if self.syncs_last:
+            module: Any = self.module  # `fully_shard` has made another class of it
+            module.set_requires_gradient_sync(is_last)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Most bytes of gradients of this rank's parameters at a time."""
+        trained = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+        # Of a sharded parameter, the size is that of all rows.
+        return sum(p.numel() * p.itemsize if self.syncs_last else local_part(p).nbytes for p in trained)
+
+
+def _named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters, with the names that they have in files."""
+    return {adapter_name(name): parameter for name, parameter in module.named_parameters()}
+
+
+def _release(model: nn.Module, module: nn.Module) -> None:
+    """Frees the whole weights that the ranks' own were taken from; whoever still has the model holds empty tensors."""
+    kept = {id(parameter) for parameter in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.new_empty(0)
+
+
+def _deal_out_rows(module: nn.Module, mesh: Any) -> None:
+    """Leaves this rank its rows of every parameter; the others' come when a block computes, in float32.
+
+    The proof of an update compares log-probs in float32, which weights gathered in half precision could not give.
+    """
+    from torch.distributed.fsdp import fully_shard  # a second that lone ranks need not wait
+
     for unit in (*_blocks(module), module):
         # Gathered anew for the backward pass: whoever reads a parameter outside of a pass finds this rank's rows.
-        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         sharded.set_gradient_divide_factor(1.0)  # summed: losses are divided by the whole step's denominators
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 

@@ -42,7 +42,7 @@ from llamarl.scoring.packing import split_groups
 from llamarl.training import checkpoints
 from llamarl.training.balance import deal_out
 from llamarl.training.batches import check_samples, is_current, loss_batch
-from llamarl.training.config import Checkpointing, TrainerConfig
+from llamarl.training.config import Checkpointing, GradientSync, TrainerConfig
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool, pool_ranks
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import LargestActivations, micro_batch_tokens
@@ -86,6 +86,7 @@ class PolicyTrainer:
         seed: of the adapters' first weights, where adapters are trained.
         ranks: the trainer's ranks; each builds a `PolicyTrainer`, and every method is called on all of them.
         checkpointing: activations that are computed again in the backward pass.
+        gradient_sync: micro-batches after which ranks sum their gradients.
 
     Raises:
         ConfigError: half-precision weights, greedy sampling, no algorithm, a schedule without an end, adapters for
@@ -108,11 +109,12 @@ class PolicyTrainer:
         seed: int = 0,
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
+        gradient_sync: GradientSync = "each",
     ) -> None:
         self._on_micro_batch = on_micro_batch
         chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
-        _check(model, self.sampling, chosen, ranks.count, self.config.lora is not None)
+        _check(model, self.sampling, chosen, ranks.tp, self.config.lora is not None)
         self._needs = [algorithm.needs for algorithm in chosen]
         if self.config.num_updates > 1 and not all(needs.allows_several_updates for needs in self._needs):
             raise ConfigError(
@@ -126,7 +128,7 @@ class PolicyTrainer:
         self.trained = TrainedWeights(model, self.config.lora, seed)
         """The weights that steps change and `publish` and `save` carry."""
         self._ranks = ranks
-        self._sharded = Sharded(model, ranks, checkpointing, self.config.precision)
+        self._sharded = Sharded(model, ranks, checkpointing, gradient_sync)
         self.model = model if ranks.count == 1 else self._sharded.module
         """The policy, or what this rank holds of it."""
         self._score = build_scorer(self._sharded.module, self.sampling.temperature)
@@ -268,11 +270,27 @@ class PolicyTrainer:
     def reference_logprobs(self, rows: Sequence[Trajectory]) -> "list[array[float]]":
         """Scores trajectories under the policy that the run started from: the model without its adapters.
 
+        Each rank scores its share of the rows; all return what all found.
+
         Raises:
             ConfigError: the whole model is trained, so that the weights of that policy are gone.
         """
+        shares = deal_out(rows, [0] * len(rows), self._ranks.fsdp)
+        parts = [[rows[index] for index in share] for share in shares]
+        tokens = micro_batch_tokens(self.model, self.config)
+        passes = [len(self._score.split(part, tokens)) if part else 0 for part in parts]
+        own = self._ranks.share
+        found: list[array[float]] = []
         with self.trained.switched_off():
-            return response_logprobs(self._score, self.model, self.config, rows, lambda: self._cores.using("trainer"))
+            if parts[own]:
+                found = response_logprobs(
+                    self._score, self.model, self.config, parts[own], lambda: self._cores.using("trainer")
+                )
+            for _ in range(max(passes) - passes[own]):
+                self._score_nothing()
+        told = self._ranks.tell([row.tolist() for row in found])[:: self._ranks.tp]
+        scored = {i: row for share, part in zip(shares, told, strict=True) for i, row in zip(share, part, strict=True)}
+        return [array("f", scored[index]) for index in range(len(rows))]
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -283,8 +301,9 @@ class PolicyTrainer:
         """Bytes of what this rank holds for training, by part; activations are of its largest micro-batch so far."""
         return {
             "weights": sum(tensor.nbytes for tensor in self._sharded.tensors().values()),
-            "gradients": sum(tensor.nbytes for tensor in self._held().values()),
+            "gradients": self._sharded.gradient_bytes,
             "moments": sum(tensor.nbytes for tensor in self._optimizer.state().values()),
+            "copied weights": self._optimizer.num_copied_bytes,
             "activations": self._most_activations.num_bytes,
         }
 
@@ -307,6 +326,7 @@ class PolicyTrainer:
         self._optimizer.load_state(stored.optimizer)
         checkpoints.copy_weights(stored.weights, weights)
         checkpoints.copy_weights(stored.critics, self.critics.tensors())
+        self._optimizer.read_weights()
         self._guard.load_state(stored.counters["guard"])
         self.version = int(stored.counters["version"])
         self._optimizer.clear()
@@ -315,7 +335,7 @@ class PolicyTrainer:
 
     def _held(self) -> dict[str, Tensor]:
         """What this rank holds of the weights that are trained."""
-        return self.trained.tensors() if self._ranks.count == 1 else self._sharded.tensors()
+        return self.trained.tensors() if self._ranks.count == 1 else self._sharded.trained_tensors()
 
     # Micro-batches
 
@@ -344,7 +364,7 @@ class PolicyTrainer:
             for number, part in enumerate(micro_batches := self._share(task, samples), 1):
                 self._on_micro_batch(number, len(micro_batches))
                 with self._cores.using("trainer"):
-                    self._accumulate(task, part, counts)
+                    self._accumulate(task, part, counts, is_last=number == len(micro_batches))
                 if not math.isfinite(self._pending.tasks[task].grad_norm):
                     break
         except torch.OutOfMemoryError as error:
@@ -423,6 +443,11 @@ class PolicyTrainer:
         samples = [remembered.get(id(sample), sample) for sample in assignment.samples]
         return replace(assignment, samples=tuple(samples))
 
+    @torch.no_grad()
+    def _score_nothing(self) -> None:
+        """Takes part in the exchanges of a pass for which this rank has no rows."""
+        self._score([SFTRow((0,), (0,))])
+
     def _choose(self, task: int, samples: Sequence[TrainSample]) -> list[TrainSample]:
         """The samples with a gradient: none where the loss masks leave no token at all."""
         if not any(sample.num_trained for sample in samples):
@@ -431,7 +456,7 @@ class PolicyTrainer:
 
     def _build_batch(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> LossBatch:
         needs = self._needs[task]
-        with autocast(self.model, self.config.precision), self._most_activations.measure(self.model, samples):
+        with autocast(self.model, self.config.precision), self._most_activations.measure(self._sharded.module, samples):
             entropy: EntropyMode = "gradient" if needs.entropy_gradient else "value"
             scores = self._score([sample.trajectory for sample in samples], entropy, hidden=needs.values)
         values = None if scores.hidden is None else self.critics.values(task, scores.hidden)
@@ -445,18 +470,28 @@ class PolicyTrainer:
         nothing: Tensor = 0.0 * (scores.logprobs.sum() + values)
         return nothing
 
-    def _accumulate(self, task: int, micro_batch: "_MicroBatch", counts: Denominators) -> None:
+    def _accumulate(self, task: int, micro_batch: "_MicroBatch", counts: Denominators, is_last: bool) -> None:
         pending, samples = self._pending.tasks[task], micro_batch.samples
         loss = self._compute_loss(task, samples, counts) if samples else self._take_part(task)
         value = float(loss.detach())
         pending.loss += value
         before = pending.grad_norm
-        if self._ranks.agree(math.isfinite(value)):
-            self._add_gradient(loss)
-            pending.grad_norm = self._optimizer.grad_norm()
-        else:  # no backward pass: `_accumulate_all` stops here, and the guard refuses the update
+        if not self._ranks.agree(math.isfinite(value)):
+            # No backward pass: `_accumulate_all` stops here, and the guard refuses the update.
             pending.grad_norm = math.nan
-        pending.growth.append((pending.grad_norm - before, micro_batch.groups))
+            pending.growth.append((math.nan, micro_batch.groups))
+            if self._sharded.syncs_last:  # what earlier micro-batches left on the ranks would be part of the next step
+                self._sharded.backward(self._take_part(task), is_last=True)
+            return
+        self._sharded.backward(loss, is_last)
+        pending.unsynced += micro_batch.groups
+        if self._sharded.syncs_last and not is_last:
+            return
+        if is_last:  # critics are not sharded, so nobody else sums their gradients
+            self._ranks.add_up([critic.grad for critic in self.critics.parameters() if critic.grad is not None])
+        pending.grad_norm = self._optimizer.grad_norm()
+        pending.growth.append((pending.grad_norm - before, pending.unsynced))
+        pending.unsynced = []
 
     def _compute_loss(self, task: int, samples: Sequence[TrainSample], counts: Denominators) -> Tensor:
         pending = self._pending.tasks[task]
@@ -468,20 +503,6 @@ class PolicyTrainer:
             self._pending.watch(samples, batch.logprobs)
         loss: Tensor = output.loss
         return loss
-
-    def _add_gradient(self, loss: Tensor) -> None:
-        """Adds a micro-batch's gradient, of all ranks together."""
-        critics = list(self.critics.parameters()) if self._ranks.fsdp > 1 else []
-        before = [critic.grad for critic in critics]
-        for critic in critics:  # they are not sharded, so nobody else sums their gradients
-            critic.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._ranks.add_up([critic.grad for critic in critics if critic.grad is not None])
-        for critic, earlier in zip(critics, before, strict=True):
-            if critic.grad is not None and earlier is not None:
-                critic.grad += earlier
-            elif earlier is not None:
-                critic.grad = earlier
 
     def _compare(self, pending: TaskGathered, samples: Sequence[TrainSample], batch: LossBatch) -> None:
         """Trainer against generator on tokens of the current version, where both hold the same weights."""
@@ -562,9 +583,7 @@ def _count(assignment: Assignment, max_tokens: int) -> Denominators:
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 
 
-def _check(
-    model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], num_ranks: int, has_adapters: bool
-) -> None:
+def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], tp: int, has_adapters: bool) -> None:
     wrong = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
     if wrong:
         raise ConfigError(
@@ -572,9 +591,9 @@ def _check(
         )
     if sampling.temperature == 0.0:
         raise ConfigError("sampling.temperature=0: greedy completions have no gradient; sample with 1.0")
-    if num_ranks > 1 and has_adapters:
+    if tp > 1 and has_adapters:
         raise ConfigError(
-            f"trainer.lora: adapters are trained by one rank, not {num_ranks}; set placement.trainer to 1"
+            f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={tp}; set tp to 1, and fsdp instead"
         )
     if not algorithms:
         raise ConfigError("algorithms: at least one task is needed")

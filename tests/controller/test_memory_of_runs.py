@@ -44,6 +44,17 @@ def test_devices_are_counted_apart() -> None:
     assert held({"trainer": "cuda", "generators": "cuda:0"}).keys() == {"cuda:0"}
 
 
+def test_offloaded_moments_are_the_machine_s_and_gradients_summed_once_are_everyone_s() -> None:
+    count = count_parameters(load_config(DEMO_CHECKPOINT))
+    where = {"trainer": "cuda", "generators": "cuda"}
+    parts = held(where, "--trainer.offload", "optimizer")
+    assert parts["cpu"] == {"trainer moments": 8 * count, "trainer copied weights": 4 * count}
+    assert parts["cuda:0"].keys() == {"trainer weights", "trainer gradients", "generator weights"}
+    two = ("--engine", "monarch", "--placement.trainer.fsdp", "2", "--placement.trainer.gradient-sync")
+    sizes = [held(where, *two, how)["cuda:0"]["trainer gradients"] for how in ("each", "last")]
+    assert sizes[1] == 2 * sizes[0]
+
+
 def test_what_is_just_enough_is_let_through() -> None:
     parts = {"cpu": {"trainer weights": 60, "generator weights": 40}}
     refuse_misfit(parts, {"cpu": 100})

@@ -109,6 +109,23 @@ def test_a_run_of_two_ranks_ends_with_the_weights_of_one(
     assert all(torch.equal(tensor, found[key]) for key, tensor in exported)
 
 
+def test_adapters_of_two_ranks_are_those_of_one(tmp_path: Path, model: Path, judge: Path) -> None:
+    """With a reference, so that both ranks score completions between steps."""
+    adapters = [*short(model, judge), "--trainer.lora.rank", "3", "--trainer.learning-rate", "1e-3"]
+    adapters += ["--algorithm.type", "grpo", "--algorithm.kl-coef", "0.1"]
+    layouts = {"one": [], "two": ["--placement.trainer.fsdp", "2", "--placement.trainer.gradient-sync", "last"]}
+    for name, layout in layouts.items():
+        child = begin(tmp_path / name, *adapters, *layout)
+        assert child.wait(timeout=PATIENCE) == 0, log_of(tmp_path / name)
+    one, two = (weights_of(tmp_path / name) for name in layouts)
+    assert one.keys() == two.keys() and all("lora_" in name for name in two)
+    assert all((two[name] - tensor).abs().max() <= 1e-5 for name, tensor in one.items())
+    assert any(tensor.abs().max() > 1e-4 for name, tensor in two.items() if "lora_B" in name)
+    assert export_run(tmp_path / "two", tmp_path / "adapter", adapter=True) == 3
+    exported = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(exported[f"base_model.model.{name}"], tensor) for name, tensor in two.items())
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_run_survives_the_loss_of_one_rank(tmp_path: Path, stop: signal.Signals) -> None:
     run_dir = tmp_path / "run"

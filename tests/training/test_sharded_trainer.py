@@ -36,8 +36,31 @@ def test_critics_several_updates_and_several_tasks_are_those_of_one_rank() -> No
         assert difference <= 1e-5, case
 
 
+def test_gradients_may_be_summed_after_the_last_micro_batch_alone() -> None:
+    found, other = run_ranks(cases.sync_on_the_last, fsdp=2)
+    assert found["micro-batches, last"] == other["micro-batches, last"] >= 3
+    assert found["sums, last"] == other["sums, last"] == found["units, last"]
+    assert found["sums, each"] == found["units, each"] * found["micro-batches, each"]
+    assert max(found["gap"].values()) <= 1e-6
+    assert found["bytes, last"] == other["bytes, last"] == found["bytes, each"] + other["bytes, each"]
+    assert found["skipped"] == other["skipped"] == [True, True] and found["next step"] <= 1e-6
+
+
 def test_half_precision_is_that_of_one_rank_to_its_rounding() -> None:
     assert run_ranks(cases.compare_half_precision, fsdp=2)[0] <= 0.05
+
+
+def test_half_precision_is_proved_in_fp32_and_waits_for_ranks_without_samples() -> None:
+    (probe, norm, left), (_, _, other) = run_ranks(cases.publish_in_half_precision, fsdp=2)
+    assert probe <= 1e-4 and norm <= 0.05
+    assert left == other == 0  # no rank keeps the whole model
+
+
+def test_adapters_their_reference_and_their_checkpoints_are_those_of_one_rank(tmp_path: Path) -> None:
+    found = run_ranks(cases.compare_adapters, str(tmp_path), fsdp=2)[0]
+    assert len(found) == 18
+    for case, difference in found.items():
+        assert difference <= (0.02 if "bf16" in case else 1e-5), case
 
 
 def test_a_transformers_module_is_sharded_too() -> None:
