@@ -9,14 +9,19 @@ VLLM ?= $(HOME)/.cache/llamarl/vllm-0.32.0
 
 MODELS ?= $(HOME)/.cache/llamarl/models
 
-.PHONY: demo test test-vllm real check docs clean
+.PHONY: demo test test-slow test-vllm real check docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/llamarl demo
 
 # a test process a core, up to four; one thread in each, so that they don't fight for cores
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+
+# Hosts that are cut off, ranks that are killed, jobs that are requeued: such tests wait for each other more than they
+# compute, hence more processes than cores; those of a file share what they started
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m slow
 
 # llamarl with the real vLLM as generator: parity, updates under load, its silent faults, a killed server. Ten minutes
 test-vllm: $(VENV)/.dev $(VLLM)/.ready

@@ -1,15 +1,18 @@
 """Ranks as real processes of this machine: each runs a function of its own `Ranks`."""
 
 import multiprocessing
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 
 from llamarl.training.ranks import LOOPBACK, Address, Meeting, Ranks
 
-SECONDS = 120.0
+SECONDS = 280.0
+"""Only there to end a hang, a little before pytest would; a busy machine may need most of it."""
 
 
 def run_ranks(function: Callable[..., Any], *args: Any, fsdp: int = 1, tp: int = 1) -> list[Any]:
@@ -28,19 +31,20 @@ def run_ranks(function: Callable[..., Any], *args: Any, fsdp: int = 1, tp: int =
         theirs.close()
         pipes.append(mine)
         processes.append(process)
+    results: dict[Any, Any] = {}
+    deadline = time.monotonic() + SECONDS
     try:
-        return [_receive(pipe) for pipe in pipes]
+        while len(results) < len(pipes):  # the first that fails is named, while the others wait for it in a collective
+            ready = wait([pipe for pipe in pipes if pipe not in results], deadline - time.monotonic())
+            assert ready, f"ranks {[i for i, pipe in enumerate(pipes) if pipe not in results]} have not finished"
+            for pipe in ready:
+                is_good, results[pipe] = pipe.recv()
+                assert is_good, results[pipe]
+        return [results[pipe] for pipe in pipes]
     finally:
         for process in processes:
             process.kill()
             process.join()
-
-
-def _receive(pipe: Any) -> Any:
-    assert pipe.poll(SECONDS), "a rank has not finished"
-    is_good, value = pipe.recv()
-    assert is_good, value
-    return value
 
 
 def _work(pipe: Any, function: Any, args: Any, fsdp: int, tp: int, rank: int, address: Address) -> None:

@@ -6,7 +6,7 @@ import pytest
 import rank_cases as cases
 from rank_processes import run_ranks
 
-LAYOUTS = [(2, 1), (4, 1), (1, 2), (2, 2)]
+LAYOUTS = [(2, 1), (1, 2), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((4, 1), (2, 2)))]
 UNEVEN = ("qwen3", {"tie_word_embeddings": False, "vocab_size": 27, "hidden_size": 18})
 MODELS = [
     ("llama", {}),  # tied, grouped heads
@@ -23,6 +23,7 @@ def test_gradients_are_those_of_one_rank(fsdp: int, tp: int) -> None:
         assert norm == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fsdp", "tp"), LAYOUTS)
 def test_steps_metrics_and_logprobs_are_those_of_one_rank(fsdp: int, tp: int, tmp_path: Path) -> None:
     numbers = run_ranks(cases.compare_runs, *UNEVEN, str(tmp_path), fsdp=fsdp, tp=tp)[0]
@@ -57,6 +58,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fsdp", "tp", "most"), [(1, 1, 3e-6), (2, 1, 0.0), (1, 2, 3e-6), (4, 1, 3e-6), (2, 2, 3e-6)])
 def test_a_checkpoint_is_resumed_on_any_layout(saved: Path, fsdp: int, tp: int, most: float) -> None:
     assert run_ranks(cases.resume_and_go_on, str(saved), fsdp=fsdp, tp=tp)[0] <= most

@@ -36,6 +36,8 @@ def tiny_model(family: str = "llama", seed: int = 0, scale: float = 5.0, **sizes
         fields.pop("num_key_value_heads"), fields.pop("head_dim")
         fields["tie_word_embeddings"] = False
     model = new_model(new_config(family, **{**fields, **sizes}), seed)
+    if family == "qwen3_moe":  # transformers' default multiplies the experts by a kernel that knows no double precision
+        model.set_experts_implementation("eager")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale if parameter.ndim > 1 else 1.0)
