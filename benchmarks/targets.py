@@ -163,6 +163,14 @@ TARGETS = (
     at_least(
         0.8, "claims per processor second of the service", "x offline", "detect_service", HEAD, "throughput of offline"
     ),
+    at_least(
+        0.8,
+        "the same, where texts repeat each other's claims",
+        "x offline",
+        "detect_service",
+        HEAD,
+        "throughput of offline, repeated claims",
+    ),
     at_most(
         64.0,
         "memory that the service gained meanwhile, its allocator's warm-up included",
