@@ -158,10 +158,18 @@ TARGETS = (
     at_most(1.2, "of these, peak memory", "x that of 1 million", "feedback_ingest", HEAD, "peak of large / small"),
     at_most(10.0, "records of 512 tokens, in memory", "bytes a token", "record_size", HEAD, "512 arrays, memory"),
     at_most(10.0, "records of 512 tokens, pickled", "bytes a token", "record_size", HEAD, "512 arrays, pickled"),
-    at_most(0.0, "10,000 requests to a detector, server errors", "", "detect_service", HEAD, "server errors"),
+    at_most(0.0, "13,000 requests to a detector, server errors", "", "detect_service", HEAD, "server errors"),
     at_most(0.0, "of these, answers other than the offline scores", "", "detect_service", HEAD, "wrong answers"),
     at_least(
         0.8, "claims per processor second of the service", "x offline", "detect_service", HEAD, "throughput of offline"
+    ),
+    at_least(
+        0.8,
+        "the same, where texts repeat each other's claims",
+        "x offline",
+        "detect_service",
+        HEAD,
+        "throughput of offline, repeated claims",
     ),
     at_most(
         64.0,

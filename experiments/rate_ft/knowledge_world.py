@@ -18,7 +18,7 @@ import csv
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,11 @@ from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.asking import load_prompt
 from llamarl.factuality.building import Answering, Pipeline, build
+from llamarl.factuality.claims import Answer, Ask, Claim
 from llamarl.factuality.decomposition import FactDecomposer
 from llamarl.factuality.detectors.backbone import Backbone
+from llamarl.factuality.detectors.detector import Detector
+from llamarl.factuality.detectors.internal_states import InternalStatesSettings, TokenProbability
 from llamarl.factuality.detectors.prompt_tf import PromptTF
 from llamarl.factuality.facts import FactTable
 from llamarl.factuality.labelled import read_data
@@ -71,6 +74,8 @@ TELLS = (
     "Speak of {subject}.",
 )
 GREET, GREETING = "Greet {subject}.", "Hello {subject}."
+WELL_READ = 6
+"""Documents that mention a fact, from which on the model mostly knows it."""
 NUM_GREETINGS = 6
 """Greetings of everybody: the model has met all names, so that it can speak of people it knows nothing about."""
 SIZES = {
@@ -284,8 +289,10 @@ def measure_gate(world: KnowledgeWorld, directory: Path) -> dict[str, Any]:
         directory: of the model and its claims, as `build_model` and `write_claims` wrote them.
 
     Returns:
-        `claims`; `true`, their share; `prompt_tf` and `exposures`: AUC of the model's own judgement, and of the number
-        of documents that mention the fact.
+        `claims`; `true`, their share; `prompt_tf`, `token_probability` and `exposures`: AUC of the model's own
+        judgement, of the probability of the value that it wrote, and of the number of documents that mention the fact.
+        Where the gate fails, `taught` and `read` say why: AUC of its judgement on statements about the school, of whom
+        it has seen judgements, and about the study; each fact right and wrong, and read at least `WELL_READ` times.
     """
     data = read_data(directory / "claims")
     claims = [*data.train, *data.validation, *data.test]
@@ -293,14 +300,41 @@ def measure_gate(world: KnowledgeWorld, directory: Path) -> dict[str, Any]:
     people = {person.name: person for person in world.people}
     read = [facts[each.claim.id] for each in claims]
     counts = [float(people[fact["subject"]].exposures[fact["relation"]]) for fact in read]
-    asked = PromptTF(Backbone.load(directory / "model")).score([each.claim for each in claims])
+    backbone = Backbone.load(directory / "model")
+    judge = PromptTF(backbone)
+    states = TokenProbability(backbone, InternalStatesSettings(pool="worst-1", tokens="values"))
     labels = [each.label for each in claims]
     return {
         "claims": len(claims),
         "true": sum(labels) / len(labels),
-        "prompt_tf": auroc([each.p_factual or 0.0 for each in asked], labels),
+        **{each.name: _measure(each, [claim.claim for claim in claims], labels) for each in (judge, states)},
         "exposures": auroc(counts, labels),
+        **{
+            name: _measure(judge, *list_statements(world, split))
+            for name, split in (("taught", "school"), ("read", "study"))
+        },
     }
+
+
+def list_statements(world: KnowledgeWorld, split: str) -> tuple[list[Claim], list[bool]]:
+    """A right and a wrong statement of each fact of a split that is mentioned at least `WELL_READ` times."""
+    rng = random.Random(derive_seed("statements", world.seed))
+    claims, labels = list[Claim](), list[bool]()
+    for person in (person for person in world.people if person.split == split):
+        for relation, right in person.facts.items():
+            if person.exposures[relation] < WELL_READ:
+                continue
+            wrong = rng.choice([each for each in world.values[relation] if each != right])
+            for value in (right, wrong):
+                text = state(person.name, relation, value)
+                claims.append(Claim(text, Answer(Ask(text, ""), text, "stop"), text, (0, len(text))))
+                labels.append(value == right)
+    return claims, labels
+
+
+def _measure(detector: Detector, claims: Sequence[Claim], labels: Sequence[bool]) -> float | None:
+    """AUC."""
+    return auroc([each.p_factual or 0.0 for each in detector.score(claims)], labels)
 
 
 def main() -> None:

@@ -32,13 +32,24 @@ MAX_ABBREVIATION = 8
 PRONOUNS = frozenset(["it", "its", "he", "his", "she", "her", "they", "their"])
 POSSESSIVES = frozenset(["its", "his", "their"])
 # A run of stops is tried once, from its first: in a text of nothing but stops each further start would read it again.
-_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]*_]*+(?=\s|$)|[。！？।॥؟۔]+[」』”’)]*|\n+")
+_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]*_]*+(?=\s|$)|[。！？।॥؟۔။។]+[」』”’)]*|\n+")
 _HEAD = re.compile(r"^\s*(?:[-*•#>]+|\d{1,3}[.)])\s+")
 _NEXT = re.compile(r"\s*(\S?)")
+# Thai and Lao write no stops: a space between two of their letters ends a clause. One beside a number or a foreign word
+# does not, nor one behind a mark of repetition or abbreviation.
+_CLAUSE_END = re.compile(
+    r"(?<=[\u0e01-\u0e2e\u0e30-\u0e45\u0e47-\u0e4e\u0e81-\u0eae\u0eb0-\u0ec4\u0ec8-\u0ece])[ \u00a0]+"
+    r"(?=[\u0e01-\u0e45\u0e81-\u0ec4])"
+)
+MIN_CLAUSE = 24
+"""Characters below which a clause between two spaces is joined to its neighbour: a name or an item of a list."""
 
 
 def split_sentences(text: str) -> Iterator[Span]:
-    """Yields the sentences of a text of any script, without blanks, bullets and list numbers at their head."""
+    """Yields the sentences of a text of any script, without blanks, bullets and list numbers at their head.
+
+    Of Thai and Lao, which write no stops, clauses between spaces.
+    """
     start = 0
     for match in [*_END.finditer(text), None]:
         end = match.end() if match else len(text)
@@ -53,8 +64,17 @@ def split_sentences(text: str) -> Iterator[Span]:
         first = start + (head.end() if head else len(piece) - len(piece.lstrip()))
         last = start + len(piece.rstrip())
         if any(each.isalnum() for each in text[first:last]):
-            yield first, last
+            yield from _split_clauses(text, first, last)
         start = end
+
+
+def _split_clauses(text: str, first: int, last: int) -> Iterator[Span]:
+    """Yields the clauses of a sentence whose script ends them by spaces, none of them short; else the sentence."""
+    for match in _CLAUSE_END.finditer(text, first, last):
+        if min(match.start() - first, last - match.end()) >= MIN_CLAUSE:
+            yield first, match.start()
+            first = match.end()
+    yield first, last
 
 
 def _is_abbreviation(before: str) -> bool:
@@ -100,7 +120,7 @@ class SentenceDecomposer(Decomposer):
 
     def record(self) -> Mapping[str, Any]:
         """The rule's version."""
-        return {"kind": "sentences", "version": 1}
+        return {"kind": "sentences", "version": 2}
 
     async def process(self, item: Answer) -> dict[str, Any]:
         """The sentences of an answer."""

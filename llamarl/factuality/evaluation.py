@@ -4,11 +4,12 @@
     results["methods"]["probe"]["bacc"], results["differences"][0]["bacc"]
 
 The claims of one answer share facts, so intervals are over prompts: a resample draws prompts with all their claims, the
-same ones for every method. Thresholds stay as they were chosen.
+same ones for every method. Thresholds stay as they were chosen. Where a class has few test claims, which may be in
+order by luck, the interval of the area is widened to what a score interval allows, and a note says so.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +26,7 @@ from llamarl.functional.detection import (
     count_claims,
     count_single,
     coverage_curve,
+    rank_interval,
     roc_curve,
     search_band,
     search_threshold,
@@ -34,6 +36,8 @@ from llamarl.functional.detection import (
 from llamarl.functional.statistics import calibration_error, percentile_interval, reliability, resample_sums
 
 MAX_CURVE_POINTS = 200
+FEW_CLAIMS = 30
+"""Fewer claims of a class than this make an area under the curve that the next few could overturn."""
 MAX_NAMED = 3
 """Prompts that a note names."""
 NO_BAND: Mapping[str, None] = dict.fromkeys(
@@ -78,13 +82,14 @@ def evaluate_method(method: Method, settings: Evaluation) -> dict[str, Any]:
     bins = reliability(test.scores.tolist(), test.labels.astype(float).tolist(), settings.bins)
     positives, negatives = int(test.labels.sum()), int((~test.labels).sum())
     right = counts["single"].sum(axis=0)
+    auc_interval = _bound_area(pairs, test)
     return {
         "source": method.source,
         "threshold": threshold,
         "bacc": float(balanced_accuracy(right)),
         "bacc_interval": _interval(balanced_accuracy(drawn["single"]), test),
         "auc": pairs.value,
-        "auc_interval": _clip(cluster_interval(pairs.value, pairs.influence, test.prompts)),
+        "auc_interval": auc_interval,
         "recall": {"factual": float(right[0] / positives), "hallucinated": float(right[2] / negatives)},
         "hybrid": _describe_band(band, counts, drawn, test),
         "calibration": {"error": calibration_error(bins), "bins": [asdict(each) for each in bins]},
@@ -92,7 +97,7 @@ def evaluate_method(method: Method, settings: Evaluation) -> dict[str, Any]:
         "roc": _thin(roc_curve(test.scores, test.labels)),
         "validation": {**_describe_claims(validation), "bacc": float(balanced_accuracy(before))},
         "test": _describe_claims(test),
-        "notes": list(_note(method, band, settings)),
+        "notes": [*_warn_of_few(method, pairs.value, auc_interval), *_note(method, band, settings)],
     }
 
 
@@ -125,6 +130,21 @@ def _describe_claims(claims: ScoredClaims) -> dict[str, int]:
     }
 
 
+def _warn_of_few(method: Method, area: float, interval: tuple[float, float] | None) -> Iterator[str]:
+    """Yields what few claims of a class make of the numbers."""
+    for split, claims in (("test", method.test), ("validation", method.validation)):
+        counts = _describe_claims(claims)
+        if min(counts["factual"], counts["hallucinated"]) >= FEW_CLAIMS:
+            continue
+        few = f"{counts['factual']} factual and {counts['hallucinated']} hallucinated {split} claims, which is few"
+        if split == "validation":
+            yield f"{few}: the thresholds hang on single claims"
+        elif interval is None:
+            yield f"{few}: the AUC, {area:.3f}, says little"
+        else:
+            yield f"{few}: the AUC, {area:.3f}, may be anything from {interval[0]:.3f} to {interval[1]:.3f} (95 %)"
+
+
 def _note(method: Method, band: Band | None, settings: Evaluation) -> Any:
     """Yields what a reader of the numbers should know."""
     if not method.has_prompts:
@@ -152,8 +172,21 @@ def _interval(drawn: Array, claims: ScoredClaims) -> tuple[float, float] | None:
     return percentile_interval(drawn) if len(set(claims.prompts)) > 1 else None
 
 
-def _clip(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
+def _bound_area(pairs: RankedPairs, claims: ScoredClaims) -> tuple[float, float] | None:
+    """The 95 % interval of the area, within 0 and 1; None with a single prompt.
+
+    With few claims of a class the normal interval alone is too narrow, down to no width at all where they are in order.
+    """
+    found = cluster_interval(pairs.value, pairs.influence, claims.prompts)
+    if found is None:
+        return None
+    low, high = max(0.0, found[0]), min(1.0, found[1])
+    positives = int(claims.labels.sum())
+    negatives = len(claims.labels) - positives
+    if min(positives, negatives) >= FEW_CLAIMS:
+        return low, high
+    least, most = rank_interval(pairs.value, positives, negatives)
+    return min(low, least), max(high, most)
 
 
 def _thin(curve: tuple[Array, Array]) -> dict[str, list[float]]:

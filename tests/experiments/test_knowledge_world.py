@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from experiments.rate_ft.knowledge_world import KnowledgeWorld, build_model, state, word_tokenizer, write_claims
+from experiments.rate_ft.knowledge_world import (
+    WELL_READ,
+    KnowledgeWorld,
+    build_model,
+    list_statements,
+    measure_gate,
+    state,
+    word_tokenizer,
+    write_claims,
+)
 from llamarl.factuality import Evaluation, FactTable, evaluate
 from llamarl.factuality.labelled import read_data
 from llamarl.factuality.settings import Train
@@ -56,6 +65,21 @@ def test_the_table_reads_every_relation(tmp_path: Path) -> None:
         ]
 
 
+def test_statements_are_right_and_wrong_about_people_of_one_split() -> None:
+    world = KnowledgeWorld(0, 60)
+    claims, labels = list_statements(world, "study")
+    known = {
+        state(person.name, relation, value): person.exposures[relation]
+        for person in world.people
+        if person.split == "study"
+        for relation, value in person.facts.items()
+    }
+    assert labels and labels[::2] == [True] * (len(labels) // 2) and labels[1::2] == [False] * (len(labels) // 2)
+    assert all((each.text in known) == label for each, label in zip(claims, labels, strict=True))
+    assert min(known[each.text] for each in claims[::2]) >= WELL_READ
+    assert len(claims) == 2 * sum(count >= WELL_READ for count in known.values())
+
+
 def test_from_people_to_a_detector_that_is_judged(tmp_path: Path) -> None:
     world = KnowledgeWorld(0, 60)
     build_model(world, tmp_path / "model", 4, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
@@ -65,6 +89,9 @@ def test_from_people_to_a_detector_that_is_judged(tmp_path: Path) -> None:
     people = {split: {each.claim.answer.ask.subject for each in getattr(data, split)} for split in ("train", "test")}
     assert data.train and not people["train"] & people["test"]
     assert all(each.question for each in data.train)
+    gate = measure_gate(world, tmp_path)
+    assert gate["claims"] == len(data.train) + len(data.validation) + len(data.test)
+    assert all(0.0 <= gate[name] <= 1.0 for name in ("prompt_tf", "token_probability", "exposures", "taught", "read"))
     claims, model, out = tmp_path / "claims", str(tmp_path / "model"), tmp_path / "detector"
     brief = {"num_epochs": 1, "learning_rate": 2e-3, "warmup_steps": 1}
     train(Train(data=claims, model=model, method="rate_ft", out=out), brief)

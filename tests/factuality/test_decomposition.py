@@ -43,8 +43,22 @@ def test_sentences_of_many_scripts() -> None:
     assert sentences("") == sentences(" \n… --- ") == []
 
 
+def test_scripts_without_stops_are_split_at_spaces() -> None:
+    lyon = "ลียงเป็นเมืองใหญ่ในประเทศฝรั่งเศส"
+    river = "แม่น้ำสองสายไหลผ่านเมืองนี้"
+    assert sentences(f"{lyon} {river}") == [lyon, river]
+    people = "เมืองนี้มีประชากรราว 520,000 คนตามสำมะโนล่าสุด"  # a space stands about every number
+    assert sentences(f"{people} {river}") == [people, river]
+    assert sentences("ในลียงมีตลาด โรงเรียน และวัด") == ["ในลียงมีตลาด โรงเรียน และวัด"]  # a list of short things
+    assert sentences(f"กรุงเทพฯ {river}") == [f"กรุงเทพฯ {river}"]
+    lao = "ວຽງຈັນເປັນນະຄອນຫຼວງຂອງປະເທດລາວ"
+    assert sentences(f"{lao} {lao}\n{lao}") == [lao, lao, lao]
+    assert sentences("ភ្នំពេញជារាជធានី។ វាធំ។") == ["ភ្នំពេញជារាជធានី។", "វាធំ។"]
+    assert sentences("ရန်ကုန်သည် မြို့ကြီး။ လှသည်။") == ["ရန်ကုန်သည် မြို့ကြီး။", "လှသည်။"]
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.text(st.sampled_from("ab A.!?。\n-1)' "), max_size=60))
+@given(st.text(st.sampled_from("ab A.!?。\n-1)' กา"), max_size=60))
 def test_sentences_lie_in_order_and_lose_no_letter(text: str) -> None:
     spans = list(split_sentences(text))
     assert all(0 <= start < end <= len(text) for start, end in spans)

@@ -67,7 +67,11 @@ def test_golden_rows_give_the_numbers_others_script_against(
     assert (hybrid["low"], hybrid["high"]) == pytest.approx((0.2, 0.5))
     assert hybrid["bacc_unknown"] == pytest.approx(5 / 6) and hybrid["unknown_share"] == pytest.approx(2 / 6)
     assert found["notes"] == [
-        "no row names its prompt, so claims are taken for independent and the intervals are too narrow"
+        # influence 1/9, 0, -1/9 of each class: 6/9 -+ 1.96 sqrt(6/5 * 4/81) = .190 and 1.144, wider than the score's
+        "3 factual and 3 hallucinated test claims, which is few: the AUC, 0.667, may be anything from 0.190 to "
+        "1.000 (95 %)",
+        "3 factual and 2 hallucinated validation claims, which is few: the thresholds hang on single claims",
+        "no row names its prompt, so claims are taken for independent and the intervals are too narrow",
     ]
 
 
@@ -168,6 +172,22 @@ def test_prompts_in_both_splits_are_named(write: Callable[..., str]) -> None:
     rows = [{**row, "prompt": "p0" if number < 20 else row["prompt"]} for number, row in enumerate(draw_rows())]
     (note,) = evaluate(Evaluation(scores=(write(rows),)))["notes"]
     assert note.startswith("1 prompts have claims in both splits") and note.endswith("'p0'")
+
+
+def test_few_claims_in_perfect_order_prove_little(
+    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def keep(count: int) -> list[Row]:
+        rows = [{**row, "score": 0.9 if row["label"] else 0.1} for row in draw_rows()]
+        spared = {row["id"] for row in [row for row in rows if row["split"] == "test" and not row["label"]][:count]}
+        return [row for row in rows if row["split"] == "validation" or row["label"] or row["id"] in spared]
+
+    assert main(["detect", "eval", "--scores", write(keep(5))]) == 0
+    assert "80 factual and 5 hallucinated test claims, which is few: the AUC, 1.000, may" in capsys.readouterr().out
+    few, enough = (evaluate(Evaluation(scores=(write(keep(count)),))) for count in (5, 30))
+    assert few["auc"] == enough["auc"] == few["auc_interval"][1] == 1.0
+    assert few["auc_interval"][0] < 0.8 and enough["auc_interval"] == (1.0, 1.0)
+    assert few["notes"] and not enough["notes"]
 
 
 def change(**fields: Any) -> Callable[[list[Row]], list[Any]]:

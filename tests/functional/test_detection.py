@@ -17,12 +17,14 @@ from llamarl.functional.detection import (
     coverage_curve,
     decide,
     list_cuts,
+    rank_interval,
     roc_curve,
     search_band,
     search_threshold,
     share_unknown,
     sum_clusters,
 )
+from llamarl.functional.statistics import wilson_interval
 
 grid = st.integers(0, 12).map(lambda number: number / 12)  # with ties
 claims = st.lists(st.tuples(grid, st.booleans()), min_size=2, max_size=14).filter(
@@ -89,6 +91,21 @@ def test_golden_area_and_its_clustered_interval() -> None:
     low, high = cluster_interval(found.value, found.influence, ["a", "b", "b", "a"]) or (0.0, 0.0)
     assert (high - low) / 2 == pytest.approx(1.959964 * 0.25, rel=1e-6)
     assert cluster_interval(found.value, found.influence, ["a"] * 4) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_the_score_interval_of_an_area_is_wilsons_for_one_claim_of_each_class(value: float) -> None:
+    assert rank_interval(value, 1, 1) == pytest.approx(wilson_interval(value, 1))
+
+
+def test_the_score_interval_of_an_area_by_hand() -> None:
+    # five of each in order: m = 4; at A = .6, (1 - A)^2 = .16 and 3.84 * 0.24 (1 + 4 (.4/1.4 + .6/1.6)) / 25 = 0.134;
+    # at .65, 0.1225 and 3.84 * 0.2275 (1 + 4 (.35/1.35 + .65/1.65)) / 25 = 0.126: the end lies between
+    low, high = rank_interval(1.0, 5, 5)
+    assert 0.6 < low < 0.65 and high == 1.0
+    many, _ = rank_interval(1.0, 50, 50)
+    assert low < many < 1.0  # as claims are added it closes in
+    assert rank_interval(0.3, 7, 4) == pytest.approx([1 - end for end in rank_interval(0.7, 4, 7)][::-1])
 
 
 def test_golden_coverage() -> None:
