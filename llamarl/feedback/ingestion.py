@@ -54,6 +54,7 @@ from llamarl.feedback.store import (
     derive_key,
     explain_limits,
     find_version,
+    import_duckdb,
     publish,
 )
 from llamarl.feedback.suspects import find_suspects
@@ -275,32 +276,30 @@ class _Run:
 
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
-        columns, context_messages = self._columns, self._settings.context_messages
-        connection = self._connect_thread()
+        columns, connection = self._columns, self._connect_thread()
         connection.register("chunk", self._pick_columns(chunk))
-        if chunk.is_json:  # to parse JSON twice would cost more than to keep what it says
-            clocks: frozenset[str] = frozenset()
-            connection.execute(f"CREATE OR REPLACE TABLE raw_rows AS {row_queries.select_raw_json(columns)}")
-            raw = "FROM raw_rows"
-            ((is_talk,),) = connection.execute("SELECT count(messages) > 0 FROM raw_rows").fetchall()
-        else:
-            kinds = _kinds(chunk.table.schema)
-            is_talk = columns.column("messages") in kinds
-            clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
-            raw = row_queries.select_raw_table(columns, kinds, clocks)
-        tables = f"WITH raw AS ({raw}),"
-        if is_talk:
-            talks = f"{tables} talks AS ({row_queries.SELECT_TALKS})"
-            turns = f"{row_queries.select_flat(columns, context_messages)} UNION ALL "
-            turns += row_queries.select_replies(columns, context_messages)
-            connection.execute(f"CREATE OR REPLACE TABLE all_turns AS {talks} {turns}")
-            tables = "WITH turns AS (FROM all_turns)"
-            spelled = "all_turns"
-        else:
-            tables += f" turns AS ({row_queries.select_flat(columns, context_messages)})"
-            spelled = f"({raw})"
-        connection.register("reaction_names", self._name_reactions(connection, spelled))
-        copy_rows(connection, f"{tables} {row_queries.select_and_check(columns, number, clocks)}", part, QUICK)
+        kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
+        is_talk = chunk.may_have(columns.column("messages"))
+        clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
+
+        def copy(raw: str) -> None:
+            select = row_queries.select_chunk(
+                raw,
+                columns,
+                number,
+                clocks=clocks,
+                is_talk=is_talk,
+                context_messages=self._settings.context_messages,
+            )
+            copy_rows(connection, select, part, QUICK)
+
+        if not chunk.is_json:
+            copy(row_queries.select_raw_table(columns, kinds, clocks))
+            return
+        try:
+            copy(row_queries.select_raw_json(columns, is_valid=True))
+        except import_duckdb().InvalidInputException:  # the error of a line that is no JSON
+            copy(row_queries.select_raw_json(columns))
 
     def _pick_columns(self, chunk: Chunk) -> Any:
         """The columns that are read: DuckDB may lack the types of others, or take their capitals for small letters."""
@@ -317,17 +316,17 @@ class _Run:
             connection.execute("SET VARIABLE hash_key = $1", [self._key])
             for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
+            connection.create_function(
+                "name_reaction", self._name_reactions, ["VARCHAR"], "VARCHAR", type="arrow", null_handling="special"
+            )
         return self._connections[get_ident()]
 
-    def _name_reactions(self, connection: Connection, rows: str) -> Any:
-        """The name of every spelling in some rows, a table; a spelling that is not known has none."""
+    def _name_reactions(self, spellings: Any) -> Any:
+        """The names of reactions, an array; a spelling that is not known has none."""
         pyarrow = import_pyarrow()
-        found = connection.execute(f"SELECT DISTINCT reaction FROM {rows} WHERE reaction IS NOT NULL").fetchall()
-        spellings = [text for (text,) in found]
-        names = [name_reaction(text, self._settings.reactions) for text in spellings]
-        return pyarrow.table(
-            {"spelling": pyarrow.array(spellings, pyarrow.string()), "meaning": pyarrow.array(names, pyarrow.string())}
-        )
+        spellings = spellings.combine_chunks().dictionary_encode()
+        names = [name_reaction(text, self._settings.reactions) for text in spellings.dictionary.to_pylist()]
+        return pyarrow.array(names, pyarrow.string()).take(spellings.indices)
 
     def _check_columns(self, path: Path, chunk: Chunk) -> None:
         """Refuses a log that is named wrong altogether, where single rows would only be counted."""
