@@ -62,6 +62,8 @@ from llamarl.feedback.suspects import find_suspects
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 STAGING = ".staging"
 LEAST_KEY_CHARACTERS = 16
+MOST_SPELLINGS = 10_000
+"""Spellings of reactions that a thread remembers from chunk to chunk."""
 FIRST_BAD_ROWS = 20
 """Rows that were not kept which `store.json` shows; the store has all."""
 
@@ -279,27 +281,27 @@ class _Run:
         columns, connection = self._columns, self._connect_thread()
         connection.register("chunk", self._pick_columns(chunk))
         kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
-        is_talk = chunk.may_have(columns.column("messages"))
+        messages = columns.column("messages")
+        is_talk = chunk.may_have(messages) or chunk.may_have(messages.split(".")[0])
         clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
 
-        def copy(raw: str) -> None:
-            select = row_queries.select_chunk(
-                raw,
-                columns,
-                number,
-                clocks=clocks,
-                is_talk=is_talk,
-                context_messages=self._settings.context_messages,
-            )
-            copy_rows(connection, select, part, QUICK)
+        def select_turns(*, is_valid: bool) -> str:
+            if chunk.is_json:
+                raw = row_queries.select_raw_json(columns, is_valid=is_valid)
+            else:
+                raw = row_queries.select_raw_table(columns, kinds, clocks)
+            return row_queries.select_turns(raw, columns, self._settings.context_messages, is_talk=is_talk)
 
-        if not chunk.is_json:
-            copy(row_queries.select_raw_table(columns, kinds, clocks))
-            return
+        def copy(turns: str) -> None:
+            copy_rows(connection, row_queries.select_and_check(turns, columns, number, clocks), part, QUICK)
+
         try:
-            copy(row_queries.select_raw_json(columns, is_valid=True))
-        except import_duckdb().InvalidInputException:  # the error of a line that is no JSON
-            copy(row_queries.select_raw_json(columns))
+            copy(select_turns(is_valid=True))
+        except import_duckdb().InvalidInputException:  # a line that is no JSON, or a reaction unlike those before
+            connection.execute(f"CREATE TABLE all_turns AS {select_turns(is_valid=False)}")
+            self._name_reactions(connection)
+            copy("FROM all_turns")
+            connection.execute("DROP TABLE all_turns")
 
     def _pick_columns(self, chunk: Chunk) -> Any:
         """The columns that are read: DuckDB may lack the types of others, or take their capitals for small letters."""
@@ -316,17 +318,22 @@ class _Run:
             connection.execute("SET VARIABLE hash_key = $1", [self._key])
             for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
-            connection.create_function(
-                "name_reaction", self._name_reactions, ["VARCHAR"], "VARCHAR", type="arrow", null_handling="special"
-            )
+            connection.execute("CREATE TABLE reaction_names (spelling VARCHAR, meaning VARCHAR)")
         return self._connections[get_ident()]
 
-    def _name_reactions(self, spellings: Any) -> Any:
-        """The names of reactions, an array; a spelling that is not known has none."""
-        pyarrow = import_pyarrow()
-        spellings = spellings.combine_chunks().dictionary_encode()
-        names = [name_reaction(text, self._settings.reactions) for text in spellings.dictionary.to_pylist()]
-        return pyarrow.array(names, pyarrow.string()).take(spellings.indices)
+    def _name_reactions(self, connection: Connection) -> None:
+        """Adds the spellings of `all_turns` to `reaction_names`; one that is not known has no name."""
+        ((count,),) = connection.execute("SELECT count(*) FROM reaction_names").fetchall()
+        if count > MOST_SPELLINGS:
+            connection.execute("DELETE FROM reaction_names")
+        found = connection.execute("""
+            SELECT DISTINCT reaction FROM all_turns
+            WHERE reaction IS NOT NULL AND reaction NOT IN (SELECT spelling FROM reaction_names)""").fetchall()
+        spellings = [text for (text,) in found]
+        names = [name_reaction(text, self._settings.reactions) for text in spellings]
+        connection.execute(
+            "INSERT INTO reaction_names SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", [spellings, names]
+        )
 
     def _check_columns(self, path: Path, chunk: Chunk) -> None:
         """Refuses a log that is named wrong altogether, where single rows would only be counted."""

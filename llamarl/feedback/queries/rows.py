@@ -205,24 +205,20 @@ def _of_message(columns: Columns) -> list[str]:
     return [field for field in columns.fields if field not in ("prompt", "messages")]
 
 
-def select_chunk(
-    raw: str, columns: Columns, file: int, *, clocks: Collection[str] = (), is_talk: bool, context_messages: int
-) -> str:
-    """Raw rows (a query) of one file -> checked ones; conversations are looked for among them if `is_talk`."""
+def select_turns(raw: str, columns: Columns, context_messages: int, *, is_talk: bool) -> str:
+    """Raw rows (a query) -> one row for each message; conversations are looked for among them if `is_talk`."""
     flat = select_flat(columns, context_messages)
     if not is_talk:
-        tables = f"raw AS ({raw}), turns AS ({flat})"
-    else:
-        replies = select_replies(columns, context_messages)
-        tables = f"raw AS MATERIALIZED ({raw}), talks AS ({SELECT_TALKS}), turns AS ({flat} UNION ALL {replies})"
-    return f"WITH {tables} {select_and_check(columns, file, clocks)}"
+        return f"WITH raw AS ({raw}) {flat}"
+    replies = select_replies(columns, context_messages)
+    return f"WITH raw AS MATERIALIZED ({raw}), talks AS ({SELECT_TALKS}) {flat} UNION ALL {replies}"
 
 
-def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) -> str:
-    """Turns (`turns`) of one file -> canonical values, and `problem`; `clocks` are microseconds already.
+def select_and_check(turns: str, columns: Columns, file: int, clocks: Collection[str] = ()) -> str:
+    """Turns (a query) of one file -> canonical values, and `problem`; `clocks` are microseconds already.
 
-    The connection has a function `name_reaction`. A row without a response whose reaction names a message is an event:
-    a reaction that the log tells later.
+    `reaction_names` holds the meaning of each spelling; the query fails where it lacks one. A row without a
+    response whose reaction names a message is an event: a reaction that the log tells later.
     """
     number_problems = " ".join(
         f"WHEN {quote(name)} IS NOT NULL AND {quote('n_' + name)} IS NULL THEN {_problem(name, 'not_a_number')}"
@@ -237,6 +233,7 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
     time = {field: field if field in clocks else f"parse_time({field})" for field in TIMES}
     kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in columns.numbers)
     return f"""
+        WITH turns AS ({turns})
         SELECT {file} AS file, {(file << FILE_SHIFT)} + line * {1 << LINE_SHIFT} + turn AS row, line, turn,
             CASE WHEN "user" IS NOT NULL THEN hash_id('user:', name) END AS user_hash,
             CASE WHEN message_id IS NOT NULL THEN hash_id('message:', message_id)
@@ -281,8 +278,9 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
                 {time["edited_ts"]} AS edited_time
             FROM (
                 SELECT turns.*, bare("user") AS name,
-                    CASE WHEN reaction IS NULL THEN '' ELSE name_reaction(reaction) END AS reaction_name
-                FROM turns))"""
+                    CASE WHEN reaction IS NULL THEN '' WHEN spelling IS NULL THEN error(reaction) ELSE meaning
+                        END AS reaction_name
+                FROM turns LEFT JOIN reaction_names ON reaction = spelling))"""
 
 
 def _problem(field: str, reason: str) -> str:
