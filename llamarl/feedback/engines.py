@@ -10,7 +10,6 @@ import numpy as np
 from llamarl.feedback.queries import text_literal
 from llamarl.feedback.store import Connection, copy_rows
 
-
 DUCKDB_TYPES = {"string": "VARCHAR", "int32": "INTEGER", "double": "DOUBLE"}
 """Names of Arrow's types that tables of this process have."""
 

@@ -1,7 +1,7 @@
 """The quick ways of the queries of an ingest say what the slow ones say."""
 
 import json
-from itertools import combinations, product
+from itertools import chain, combinations, product
 
 import pyarrow
 import pytest
@@ -143,7 +143,9 @@ CHANGES = st.fixed_dictionaries(
     optional={
         "user": st.sampled_from([None, " padded ", 7, {"id": 3}, ""]),
         "ts": st.sampled_from([None, "never", 0, 1740823200, "2025-03-01 10:00:00+05:30", True]),
-        "prompt": st.sampled_from([None, "jane@example.com?", [{"role": "user", "content": "p"}], [{"role": "cat"}], 5]),
+        "prompt": st.sampled_from(
+            [None, "jane@example.com?", [{"role": "user", "content": "p"}], [{"role": "cat"}], 5]
+        ),
         "response": st.sampled_from([None, "  ", 5, "my password is hunter22", ["a"], "call +44 20 7946 0958"]),
         "reaction": st.sampled_from(REACTIONS),
         "reaction_ts": st.sampled_from(["soon", "2025-02-28T10:00:00Z", "2025-03-01T11:00:00Z"]),
@@ -163,7 +165,9 @@ def test_a_row_is_judged_alike_whatever_stands_beside_it(tmp_path_factory, chang
     pairs = [[message(100 + place, reaction="❤️"), row] for place, row in enumerate(rows)]
     files = [write_lines(folder / f"{place}.jsonl", pair) for place, pair in enumerate(pairs)]
     alone = ingest_files(folder / "alone", files, keep_suspicious=True)
-    together = ingest_files(folder / "together", [write_lines(folder / "all.jsonl", sum(pairs, []))], keep_suspicious=True)
+    together = ingest_files(
+        folder / "together", [write_lines(folder / "all.jsonl", list(chain(*pairs)))], keep_suspicious=True
+    )
 
     def read(store, columns):
         dropped = f"SELECT {columns}, turn, field, reason FROM '{store.dropped}' ORDER BY ALL"
