@@ -54,6 +54,7 @@ from llamarl.feedback.store import (
     derive_key,
     explain_limits,
     find_version,
+    import_duckdb,
     publish,
 )
 from llamarl.feedback.suspects import find_suspects
@@ -61,6 +62,8 @@ from llamarl.feedback.suspects import find_suspects
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 STAGING = ".staging"
 LEAST_KEY_CHARACTERS = 16
+MOST_SPELLINGS = 10_000
+"""Spellings of reactions that a thread remembers from chunk to chunk."""
 FIRST_BAD_ROWS = 20
 """Rows that were not kept which `store.json` shows; the store has all."""
 
@@ -275,32 +278,30 @@ class _Run:
 
     def _stage_chunk(self, number: int, chunk: Chunk, part: Path) -> None:
         """Checks a chunk's rows; its part appears whole, so that its presence says that the chunk is done."""
-        columns, context_messages = self._columns, self._settings.context_messages
-        connection = self._connect_thread()
+        columns, connection = self._columns, self._connect_thread()
         connection.register("chunk", self._pick_columns(chunk))
-        if chunk.is_json:  # to parse JSON twice would cost more than to keep what it says
-            clocks: frozenset[str] = frozenset()
-            connection.execute(f"CREATE OR REPLACE TABLE raw_rows AS {row_queries.select_raw_json(columns)}")
-            raw = "FROM raw_rows"
-            ((is_talk,),) = connection.execute("SELECT count(messages) > 0 FROM raw_rows").fetchall()
-        else:
-            kinds = _kinds(chunk.table.schema)
-            is_talk = columns.column("messages") in kinds
-            clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
-            raw = row_queries.select_raw_table(columns, kinds, clocks)
-        tables = f"WITH raw AS ({raw}),"
-        if is_talk:
-            talks = f"{tables} talks AS ({row_queries.SELECT_TALKS})"
-            turns = f"{row_queries.select_flat(columns, context_messages)} UNION ALL "
-            turns += row_queries.select_replies(columns, context_messages)
-            connection.execute(f"CREATE OR REPLACE TABLE all_turns AS {talks} {turns}")
-            tables = "WITH turns AS (FROM all_turns)"
-            spelled = "all_turns"
-        else:
-            tables += f" turns AS ({row_queries.select_flat(columns, context_messages)})"
-            spelled = f"({raw})"
-        connection.register("reaction_names", self._name_reactions(connection, spelled))
-        copy_rows(connection, f"{tables} {row_queries.select_and_check(columns, number, clocks)}", part, QUICK)
+        kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
+        messages = columns.column("messages")
+        is_talk = chunk.may_have(messages) or chunk.may_have(messages.split(".")[0])
+        clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
+
+        def select_turns(*, is_valid: bool) -> str:
+            if chunk.is_json:
+                raw = row_queries.select_raw_json(columns, is_valid=is_valid)
+            else:
+                raw = row_queries.select_raw_table(columns, kinds, clocks)
+            return row_queries.select_turns(raw, columns, self._settings.context_messages, is_talk=is_talk)
+
+        def copy(turns: str) -> None:
+            copy_rows(connection, row_queries.select_and_check(turns, columns, number, clocks), part, QUICK)
+
+        try:
+            copy(select_turns(is_valid=True))
+        except import_duckdb().InvalidInputException:  # a line that is no JSON, or a reaction unlike those before
+            connection.execute(f"CREATE TABLE all_turns AS {select_turns(is_valid=False)}")
+            self._name_reactions(connection)
+            copy("FROM all_turns")
+            connection.execute("DROP TABLE all_turns")
 
     def _pick_columns(self, chunk: Chunk) -> Any:
         """The columns that are read: DuckDB may lack the types of others, or take their capitals for small letters."""
@@ -317,16 +318,21 @@ class _Run:
             connection.execute("SET VARIABLE hash_key = $1", [self._key])
             for name, time in (("earliest", EARLIEST), ("latest", self._latest)):
                 connection.execute(f"CREATE MACRO {name}() AS {int(time.timestamp() * 1e6)}")
+            connection.execute("CREATE TABLE reaction_names (spelling VARCHAR, meaning VARCHAR)")
         return self._connections[get_ident()]
 
-    def _name_reactions(self, connection: Connection, rows: str) -> Any:
-        """The name of every spelling in some rows, a table; a spelling that is not known has none."""
-        pyarrow = import_pyarrow()
-        found = connection.execute(f"SELECT DISTINCT reaction FROM {rows} WHERE reaction IS NOT NULL").fetchall()
+    def _name_reactions(self, connection: Connection) -> None:
+        """Adds the spellings of `all_turns` to `reaction_names`; one that is not known has no name."""
+        ((count,),) = connection.execute("SELECT count(*) FROM reaction_names").fetchall()
+        if count > MOST_SPELLINGS:
+            connection.execute("DELETE FROM reaction_names")
+        found = connection.execute("""
+            SELECT DISTINCT reaction FROM all_turns
+            WHERE reaction IS NOT NULL AND reaction NOT IN (SELECT spelling FROM reaction_names)""").fetchall()
         spellings = [text for (text,) in found]
         names = [name_reaction(text, self._settings.reactions) for text in spellings]
-        return pyarrow.table(
-            {"spelling": pyarrow.array(spellings, pyarrow.string()), "meaning": pyarrow.array(names, pyarrow.string())}
+        connection.execute(
+            "INSERT INTO reaction_names SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", [spellings, names]
         )
 
     def _check_columns(self, path: Path, chunk: Chunk) -> None:

@@ -117,6 +117,13 @@ def follow_progress(files: Sequence[Path], on_progress: OnProgress | None) -> Ca
     return follow
 
 
+def _number_lines(first: int, count: int) -> "pyarrow.Array[Any]":
+    """`count` numbers from `first` on. `pyarrow.array` would import pandas, which takes longer than 30,000 rows."""
+    pyarrow = import_pyarrow()
+    numbers = np.arange(first, first + count, dtype=np.int64)
+    return pyarrow.Array.from_buffers(pyarrow.int64(), count, [None, pyarrow.py_buffer(numbers)])
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
     """The bytes of a file, unpacked, and the share of it that is read."""
@@ -184,8 +191,7 @@ def _cut_lines(data: memoryview, first_line: int, is_first_too_long: bool) -> tu
         text = pyarrow.array(pieces, pyarrow.binary()).cast(pyarrow.string())
     else:
         reasons = pyarrow.nulls(count, pyarrow.string())
-    lines = pyarrow.array(np.arange(first_line, first_line + count))
-    return pyarrow.table({LINE: lines, BROKEN: reasons, TEXT: text}), count
+    return pyarrow.table({LINE: _number_lines(first_line, count), BROKEN: reasons, TEXT: text}), count
 
 
 def _is_utf8(data: memoryview) -> bool:
@@ -300,7 +306,7 @@ def _read_parquet(path: Path) -> Iterator[Chunk]:
             batches = file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
             for index, batch in enumerate(batches):
                 table = _plain_table(pyarrow.Table.from_batches([batch]))
-                table = table.append_column(LINE, pyarrow.array(np.arange(line, line + len(batch))))
+                table = table.append_column(LINE, _number_lines(line, len(batch)))
                 table = table.append_column(BROKEN, pyarrow.nulls(len(batch), pyarrow.string()))
                 line += len(batch)
                 yield Chunk(index, table, is_json=False, share=(line - 1) / file.metadata.num_rows)

@@ -85,12 +85,18 @@ def publish(path: Path, data: Path, record: Mapping[str, Any]) -> Store:
     return Store.open(path)
 
 
-def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") -> Connection:
-    """A database in memory with `FUNCTIONS`, which goes on in the folder where the memory ends."""
+def import_duckdb() -> Any:
+    """The module, or `MissingDependencyError`."""
     try:
         import duckdb
     except ImportError:
         raise MissingDependencyError.for_extra("duckdb", "feedback") from None
+    return duckdb
+
+
+def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") -> Connection:
+    """A database in memory with `FUNCTIONS`, which goes on in the folder where the memory ends."""
+    duckdb = import_duckdb()
     connection = duckdb.connect(
         config={
             "threads": threads,
@@ -111,9 +117,7 @@ def connect(*, threads: int, memory: str, folder: Path, time_zone: str = "UTC") 
 
 def find_version() -> str:
     """The version of DuckDB: another one may have another hash()."""
-    import duckdb
-
-    return str(duckdb.__version__)
+    return str(import_duckdb().__version__)
 
 
 @contextmanager
@@ -123,10 +127,7 @@ def explain_limits(out: Path, memory: str) -> Iterator[None]:
     Raises:
         ConfigError: it is.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise MissingDependencyError.for_extra("duckdb", "feedback") from None
+    duckdb = import_duckdb()
     try:
         yield
     except duckdb.OutOfMemoryException:

@@ -547,6 +547,14 @@ def test_progress_ends_at_all_of_the_files(tmp_path, suffix):
     assert (told[0], {*told[1:-2]}, told[-2:]) == ((0, 1, ""), {(1, 1, "")}, [(1, 1, note) for note in notes])
 
 
+def test_conversations_inside_an_object_of_parquet_are_read(tmp_path):
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    table = pyarrow.table({"user": ["a"], "ts": [1740823200], "log": [{"turns": talk}]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    store = ingest_files(tmp_path, [tmp_path / "a.parquet"], columns={"messages": "log.turns"})
+    assert (store.record["rows"], stored(store, "response")) == (1, [("hi",)])
+
+
 @pytest.mark.parametrize("name", ['a"b', "a'b", "a:b", "a b", "line", "name", "time", "row", "n_outcome", "❤️", "chunk"])
 def test_a_kept_column_may_be_called_like_anything(tmp_path, name):
     store = ingest_rows(tmp_path, [message(0, **{name: 3}), message(1, **{name: "x"})], keep=[name])

@@ -55,8 +55,10 @@ def json_path(column: str) -> str:
     return "$" + "".join('."' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in column.split("."))
 
 
-def select_raw_json(columns: Columns) -> str:
+def select_raw_json(columns: Columns, *, is_valid: bool = False) -> str:
     """JSON lines (`chunk`) -> a column of text for each field, and `problem`, `field:reason` or null.
+
+    With `is_valid` the query is quicker, and fails on the first line that is no JSON.
 
     A line is parsed once. Values that are no texts and no numbers begin with a letter or a bracket behind a colon: only
     lines with one are looked at for values of a wrong type.
@@ -68,6 +70,7 @@ def select_raw_json(columns: Columns) -> str:
         _when_wrong_type(field, f"v[{place}]", f"json_type(text, {path})")
         for place, (field, path) in enumerate(zip(fields, paths, strict=True), 1)
     )
+    extracted = f"json_extract_string({TEXT}, [{', '.join(paths)}])"
     response = f"v[{fields.index('response') + 1}]"  # a number of JSON begins with a digit or a minus, below any letter
     return f"""
         SELECT line, {values},
@@ -78,8 +81,9 @@ def select_raw_json(columns: Columns) -> str:
                  {wrong} END AS problem
         FROM (
             SELECT {LINE} AS line, {TEXT} AS text, {BROKEN} AS broken,
-                TRY(json_extract_string({TEXT}, [{", ".join(paths)}])) AS v
-            FROM chunk WHERE {BROKEN} IS NOT NULL OR regexp_matches({TEXT}, '\\S'))"""
+                {extracted if is_valid else f"TRY({extracted})"} AS v
+            FROM chunk
+            WHERE {BROKEN} IS NOT NULL OR starts_with({TEXT}, '{{') OR regexp_matches({TEXT}, '\\S'))"""
 
 
 def _is_number(value: str) -> str:
@@ -201,11 +205,20 @@ def _of_message(columns: Columns) -> list[str]:
     return [field for field in columns.fields if field not in ("prompt", "messages")]
 
 
-def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) -> str:
-    """Turns (`turns`) of one file -> canonical values, and `problem`; `clocks` are microseconds already.
+def select_turns(raw: str, columns: Columns, context_messages: int, *, is_talk: bool) -> str:
+    """Raw rows (a query) -> one row for each message; conversations are looked for among them if `is_talk`."""
+    flat = select_flat(columns, context_messages)
+    if not is_talk:
+        return f"WITH raw AS ({raw}) {flat}"
+    replies = select_replies(columns, context_messages)
+    return f"WITH raw AS MATERIALIZED ({raw}), talks AS ({SELECT_TALKS}) {flat} UNION ALL {replies}"
 
-    `reaction_names` holds the meaning of each spelling. A row without a response whose reaction names a message is an
-    event: a reaction that the log tells later.
+
+def select_and_check(turns: str, columns: Columns, file: int, clocks: Collection[str] = ()) -> str:
+    """Turns (a query) of one file -> canonical values, and `problem`; `clocks` are microseconds already.
+
+    `reaction_names` holds the meaning of each spelling; the query fails where it lacks one. A row without a
+    response whose reaction names a message is an event: a reaction that the log tells later.
     """
     number_problems = " ".join(
         f"WHEN {quote(name)} IS NOT NULL AND {quote('n_' + name)} IS NULL THEN {_problem(name, 'not_a_number')}"
@@ -220,6 +233,7 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
     time = {field: field if field in clocks else f"parse_time({field})" for field in TIMES}
     kept = ", ".join(f"{quote('n_' + name)} AS {quote(name)}" for name in columns.numbers)
     return f"""
+        WITH turns AS ({turns})
         SELECT {file} AS file, {(file << FILE_SHIFT)} + line * {1 << LINE_SHIFT} + turn AS row, line, turn,
             CASE WHEN "user" IS NOT NULL THEN hash_id('user:', name) END AS user_hash,
             CASE WHEN message_id IS NOT NULL THEN hash_id('message:', message_id)
@@ -264,7 +278,8 @@ def select_and_check(columns: Columns, file: int, clocks: Collection[str] = ()) 
                 {time["edited_ts"]} AS edited_time
             FROM (
                 SELECT turns.*, bare("user") AS name,
-                    CASE WHEN reaction IS NULL THEN '' ELSE meaning END AS reaction_name
+                    CASE WHEN reaction IS NULL THEN '' WHEN spelling IS NULL THEN error(reaction) ELSE meaning
+                        END AS reaction_name
                 FROM turns LEFT JOIN reaction_names ON reaction = spelling))"""
 
 
