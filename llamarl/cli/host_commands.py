@@ -200,7 +200,7 @@ def _write_yaml(manifests: Sequence[Mapping[str, Any]]) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc] # PyYAML is untyped
-        """Of its own, so that the shared one stays as it is."""
+        """A dumper apart, so that PyYAML's shared one keeps its own representers."""
 
     def represent(dumper: Any, text: str) -> Any:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)

@@ -44,7 +44,7 @@ class TrainerClient:
     def __init__(self, handle: ExecutorHandle, observer: Observer, call_seconds: float, num_ranks: int = 1) -> None:
         self._handle, self._observer, self._call_seconds = handle, observer, call_seconds
         self._scoring = asyncio.Lock()
-        """Held while the trainer scores for one group: the deadline of the next begins only then."""
+        """Held while the trainer scores for one group, so that the recorded time of the next begins only then."""
         self._num_ranks = num_ranks
         self._turn = asyncio.Lock()
         """Held while the ranks are called: two calls that reached them in unlike orders would wait for each other."""

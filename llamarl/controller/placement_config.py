@@ -64,6 +64,11 @@ class PlacementConfig(HostsConfig):
     generators: tuple[GeneratorPlacement, ...] = Field(default=(), max_length=1)
     """The generators of the run, one table; without it, `num_generators` and `generator` say all."""
 
+    @property
+    def has_vllm(self) -> bool:
+        """True where generators are vLLM servers."""
+        return any(table.kind == "vllm" for table in self.generators)
+
     @model_validator(mode="after")
     def _check_deltas(self) -> Self:
         if self.weight_deltas and not self.has_hosts:

@@ -236,7 +236,7 @@ class Recipe(Config):
                 f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={where.tp}; set tp to 1 and fsdp "
                 "instead, or leave trainer.lora out"
             )
-        if any(table.kind == "vllm" for table in self.placement.generators):
+        if self.placement.has_vllm:
             for name, value in {"precision": "int8", "on_update": "keep", "routed_experts": True}.items():
                 if self.generator.model_dump()[name] == value:
                     raise ValueError(f"generator.{name}={value!r} is the native generator's; kind='vllm' has it not")
@@ -266,8 +266,7 @@ class Recipe(Config):
                 "completions were sampled with, but under coverage these are of another prompt; use ibpo or raft with "
                 'off_policy = "none", or leave coverage out'
             )
-        is_vllm = any(table.kind == "vllm" for table in self.placement.generators)
-        if self.sampling.filters and is_vllm and not needs.ignores_behavior_logprobs:
+        if self.sampling.filters and self.placement.has_vllm and not needs.ignores_behavior_logprobs:
             name, value = next(iter(self.sampling.filters.items()))
             raise ValueError(
                 f"sampling.{name}={value}: algorithm.type={config.type!r} as it is set weighs completions by their "

@@ -1,11 +1,12 @@
-"""The part that the handles of all engines share: ranks, deadlines and their messages."""
+"""The part that all engines and their handles share: executors by name, ranks, deadlines and their messages."""
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 from llamarl.core.errors import ConfigError, ExecutorLostError, StallError
+from llamarl.core.protocols import Executor
 
 
 class RankedHandle(ABC):
@@ -42,6 +43,10 @@ class RankedHandle(ABC):
         """Address of the machine it lives on, as other machines reach it; None: this one."""
         return None
 
+    @abstractmethod
+    async def start(self, factory: Callable[[], Executor]) -> None:
+        """Builds an executor on each rank and runs its `setup`; errors of either propagate."""
+
     @property
     @abstractmethod
     def pids(self) -> list[int]:
@@ -66,6 +71,43 @@ class RankedHandle(ABC):
 
     def _lost_error(self, rank: int, reason: str, event: str | None = None) -> ExecutorLostError:
         return ExecutorLostError(f"executor {self.name!r} rank {rank} is lost: {reason}", event)
+
+
+Handle = TypeVar("Handle", bound=RankedHandle)
+
+
+class RankedEngine(ABC, Generic[Handle]):
+    """An engine whose executors have ranks. Engines say what a handle is; the rest is here."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Handle] = {}
+
+    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> Handle:
+        """Starts `num_ranks` ranks, builds an executor on each and runs its `setup`; errors of either propagate."""
+        claim_name(self._handles, name)
+        handle = self._handles[name] = await self._build_handle(name, num_ranks)
+        try:
+            await handle.start(factory)
+        except BaseException:
+            await handle.stop()
+            raise
+        return handle
+
+    async def close(self) -> None:
+        """Stops every executor that is left, and gives back what the engine itself holds."""
+        handles, self._handles = self._handles, {}
+        try:
+            await asyncio.gather(*(handle.stop() for handle in handles.values()))
+        finally:
+            self._release()
+
+    @abstractmethod
+    async def _build_handle(self, name: str, num_ranks: int) -> Handle:
+        """The handle of ranks that are yet to start."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Gives back what the engine holds beside its executors. Idempotent."""
 
 
 async def gather_within(

@@ -18,12 +18,12 @@ from typing import Any
 
 from llamarl.core.protocols import Executor
 from llamarl.core.threads import forget, note_unfinished
-from llamarl.engine.handle import RankedHandle, claim_name
+from llamarl.engine.handle import RankedEngine, RankedHandle
 
 _log = logging.getLogger(__name__)
 
 
-class InProcessEngine:
+class InProcessEngine(RankedEngine["InProcessHandle"]):
     """Executors as threads.
 
     Args:
@@ -32,25 +32,14 @@ class InProcessEngine:
     """
 
     def __init__(self, stop_timeout_seconds: float = 10.0) -> None:
+        super().__init__()
         self._stop_timeout_seconds = stop_timeout_seconds
-        self._handles: dict[str, InProcessHandle] = {}
 
-    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> "InProcessHandle":
-        """Starts `num_ranks` threads, builds an executor on each and runs its `setup`; errors of either propagate."""
-        claim_name(self._handles, name)
-        handle = InProcessHandle(name, num_ranks, self._stop_timeout_seconds)
-        self._handles[name] = handle
-        try:
-            await handle.start(factory)
-        except BaseException:
-            await handle.stop()
-            raise
-        return handle
+    async def _build_handle(self, name: str, num_ranks: int) -> "InProcessHandle":
+        return InProcessHandle(name, num_ranks, self._stop_timeout_seconds)
 
-    async def close(self) -> None:
-        """Stops every executor that is left."""
-        handles, self._handles = self._handles, {}
-        await asyncio.gather(*(handle.stop() for handle in handles.values()))
+    def _release(self) -> None:
+        """Nothing: threads are all there is."""
 
 
 class InProcessHandle(RankedHandle):

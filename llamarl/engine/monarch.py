@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 from llamarl.core.errors import ConfigError, MissingDependencyError
 from llamarl.engine.environment import passed_environment
+from llamarl.engine.handle import RankedEngine
 from llamarl.engine.hosts import HostPool, Lease, free_port
 from llamarl.engine.identity import Identity
-from llamarl.engine.processes import GoneError, ProcessEngine, ProcessHandle, kill_here
+from llamarl.engine.processes import GoneError, ProcessHandle, kill_here
 from llamarl.engine.resident import Reply, Resident
 from llamarl.engine.wire import join_address
 from llamarl.engine.worker import READY
@@ -54,7 +55,7 @@ BOOTSTRAP_MODULE = "monarch._src.actor.bootstrap_main"
 _log = logging.getLogger(__name__)
 
 
-class MonarchEngine(ProcessEngine["MonarchHandle"]):
+class MonarchEngine(RankedEngine["MonarchHandle"]):
     """Executors as processes, of this machine or of several.
 
     Args:
@@ -73,7 +74,8 @@ class MonarchEngine(ProcessEngine["MonarchHandle"]):
         stop_timeout_seconds: float = 10.0,
         hosts: HostPool | None = None,
     ) -> None:
-        super().__init__(start_timeout_seconds, stop_timeout_seconds)
+        super().__init__()
+        self._timeouts = start_timeout_seconds, stop_timeout_seconds
         monarch.actor.unhandled_fault_hook = _note_fault  # the default one ends the controller
         monarch.actor.config.prefix_python_logs_with_actor = False  # it would mark every log record of this process
         self._hosts = hosts
@@ -89,7 +91,7 @@ class MonarchEngine(ProcessEngine["MonarchHandle"]):
         """Raises `ConfigError`: this Python process has used Monarch before, without hosts or with another secret."""
         await self._open_frontend()
         lease = await self._hosts.find(name) if self._hosts else None
-        return MonarchHandle(name, num_ranks, self._place(lease), self._stop_timeout_seconds)
+        return MonarchHandle(name, num_ranks, self._place(lease), *self._timeouts)
 
     def _release(self) -> None:
         if self._hosts:
@@ -186,8 +188,10 @@ class _Place(NamedTuple):
 class MonarchHandle(ProcessHandle):
     """The controller's end of executor processes. One dead rank is the death of the executor."""
 
-    def __init__(self, name: str, num_ranks: int, place: _Place, stop_timeout_seconds: float) -> None:
-        super().__init__(name, num_ranks, stop_timeout_seconds)
+    def __init__(
+        self, name: str, num_ranks: int, place: _Place, start_timeout_seconds: float, stop_timeout_seconds: float
+    ) -> None:
+        super().__init__(name, num_ranks, start_timeout_seconds, stop_timeout_seconds)
         self._lease, self._address = place.lease, place.address
         self._processes = place.mesh.spawn_procs({"rank": num_ranks}, name=name, bootstrap_command=place.command)
         actors = self._processes.spawn(name, _Host)

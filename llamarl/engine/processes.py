@@ -1,20 +1,20 @@
-"""The part that engines with processes share: start, calls that can be cancelled, an orderly stop."""
+"""The part that the handles of engines with processes share: start, calls that can be cancelled, an orderly stop."""
 
 import asyncio
 import itertools
 import logging
 import os
 import signal
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from llamarl.core.errors import ExecutorLostError, StallError
 from llamarl.core.protocols import Executor
-from llamarl.engine.handle import RankedHandle, claim_name, gather_within
+from llamarl.engine.handle import RankedHandle, gather_within
 from llamarl.engine.resident import Reply
 
 _log = logging.getLogger(__name__)
@@ -30,11 +30,13 @@ class ProcessHandle(RankedHandle):
     Args:
         name: of the executor.
         num_ranks: its processes.
+        start_timeout_seconds: for processes to come up and executors to set up.
         stop_timeout_seconds: for `teardown`, and again for processes to end; then they are killed.
     """
 
-    def __init__(self, name: str, num_ranks: int, stop_timeout_seconds: float) -> None:
+    def __init__(self, name: str, num_ranks: int, start_timeout_seconds: float, stop_timeout_seconds: float) -> None:
         super().__init__(name, num_ranks)
+        self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
         self._pids: list[int] = []
         self._is_built = False
@@ -43,10 +45,10 @@ class ProcessHandle(RankedHandle):
         self._death: str | None = None
         self._numbers = itertools.count()
 
-    async def start(self, factory: Callable[[], Executor], timeout_seconds: float) -> None:
+    async def start(self, factory: Callable[[], Executor]) -> None:
         """Ships the factory and sets all ranks up at once."""
-        self._pids = await self._locate(timeout_seconds)
-        await self._ask_all(timeout_seconds, "setup", "build", cloudpickle.dumps(factory), self.num_ranks)
+        self._pids = await self._locate(self._start_timeout_seconds)
+        await self._ask_all(self._start_timeout_seconds, "setup", "build", cloudpickle.dumps(factory), self.num_ranks)
         self._is_built = True
 
     @property
@@ -131,50 +133,6 @@ class ProcessHandle(RankedHandle):
     @abstractmethod
     async def _end_processes(self) -> None:
         """Ends the processes; kills those that don't end in time."""
-
-
-Handle = TypeVar("Handle", bound=ProcessHandle)
-
-
-class ProcessEngine(ABC, Generic[Handle]):
-    """An engine whose executors are processes.
-
-    Args:
-        start_timeout_seconds: for processes to come up and executors to set up.
-        stop_timeout_seconds: for `teardown`, and again for processes to end; then they are killed.
-    """
-
-    def __init__(self, start_timeout_seconds: float, stop_timeout_seconds: float) -> None:
-        self._start_timeout_seconds = start_timeout_seconds
-        self._stop_timeout_seconds = stop_timeout_seconds
-        self._handles: dict[str, Handle] = {}
-
-    async def spawn(self, factory: Callable[[], Executor], *, name: str, num_ranks: int = 1) -> Handle:
-        """Starts `num_ranks` processes, builds an executor in each and runs its `setup`; errors of either propagate."""
-        claim_name(self._handles, name)
-        handle = self._handles[name] = await self._build_handle(name, num_ranks)
-        try:
-            await handle.start(factory, self._start_timeout_seconds)
-        except BaseException:
-            await handle.stop()
-            raise
-        return handle
-
-    async def close(self) -> None:
-        """Stops every executor that is left, and gives back what the engine itself holds."""
-        handles, self._handles = self._handles, {}
-        try:
-            await asyncio.gather(*(handle.stop() for handle in handles.values()))
-        finally:
-            self._release()
-
-    @abstractmethod
-    async def _build_handle(self, name: str, num_ranks: int) -> Handle:
-        """The handle of processes that are yet to start."""
-
-    @abstractmethod
-    def _release(self) -> None:
-        """Gives back what the engine holds beside its executors. Idempotent."""
 
 
 def kill_here(pids: Iterable[int]) -> None:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 from llamarl.core.errors import ConfigError, MissingDependencyError
 from llamarl.engine.environment import PASSED, PASSED_PREFIXES, passed_environment
-from llamarl.engine.processes import GoneError, ProcessEngine, ProcessHandle, kill_here
+from llamarl.engine.handle import RankedEngine
+from llamarl.engine.processes import GoneError, ProcessHandle, kill_here
 from llamarl.engine.resident import Reply, Resident
 
 if "RAY_ADDRESS" not in os.environ:
@@ -40,7 +41,7 @@ _STORE_BYTES = 80_000_000
 """Ray's object store, which llamarl does not use: weights and records go past it. The least that Ray accepts."""
 
 
-class RayEngine(ProcessEngine["RayHandle"]):
+class RayEngine(RankedEngine["RayHandle"]):
     """Executors as actors of a Ray cluster, which decides where they live. The ranks of one executor share a machine.
 
     Args:
@@ -60,7 +61,8 @@ class RayEngine(ProcessEngine["RayHandle"]):
         start_timeout_seconds: float = 600.0,
         stop_timeout_seconds: float = 10.0,
     ) -> None:
-        super().__init__(start_timeout_seconds, stop_timeout_seconds)
+        super().__init__()
+        self._timeouts = start_timeout_seconds, stop_timeout_seconds
         self._environment = {**passed_environment(passed), **(environment or {})}
         self._is_open = RayEngine._num_open > 0 or not ray.is_initialized()  # else it is the program's own Ray
         if not ray.is_initialized():
@@ -68,7 +70,7 @@ class RayEngine(ProcessEngine["RayHandle"]):
         RayEngine._num_open += self._is_open
 
     async def _build_handle(self, name: str, num_ranks: int) -> "RayHandle":
-        return RayHandle(name, num_ranks, self._environment, self._stop_timeout_seconds)
+        return RayHandle(name, num_ranks, self._environment, *self._timeouts)
 
     def _release(self) -> None:
         """Ends Ray where an engine started it and none needs it any more."""
@@ -82,8 +84,15 @@ class RayEngine(ProcessEngine["RayHandle"]):
 class RayHandle(ProcessHandle):
     """The controller's end of actors. One dead rank is the death of the executor."""
 
-    def __init__(self, name: str, num_ranks: int, environment: Mapping[str, str], stop_timeout_seconds: float) -> None:
-        super().__init__(name, num_ranks, stop_timeout_seconds)
+    def __init__(
+        self,
+        name: str,
+        num_ranks: int,
+        environment: Mapping[str, str],
+        start_timeout_seconds: float,
+        stop_timeout_seconds: float,
+    ) -> None:
+        super().__init__(name, num_ranks, start_timeout_seconds, stop_timeout_seconds)
         self._environment = dict(environment)
         self._node, self._address = "", ""
         self._actors: list[Any] = []

@@ -322,9 +322,18 @@ def test_experts_that_the_server_tells_are_kept_of_the_tokens_that_were_read() -
     completion = read_completion(answer, (5, 9, 11), lambda ids: "")
     assert completion.trajectory.routed_experts == bytes(range(16))
     assert read_completion({"choices": [GOOD]}, (5, 9, 11), lambda ids: "").trajectory.routed_experts == b""
-    for wrong in (experts[:3], experts[0], experts + 256):
+    for wrong in (experts[:3], experts[0], experts + 256, experts.astype(np.float32)):
         with pytest.raises(ExecutorLostError, match=r"is no completion \(ValueError: routed_experts of shape"):
             read_completion({"choices": [{**GOOD, "routed_experts": in_base64(wrong)}]}, (5, 9, 11), lambda ids: "")
+
+
+def test_experts_whose_header_promises_more_than_was_sent_are_refused_before_room_is_made() -> None:
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((1, 2, 2), np.uint8))
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {**header, "shape": (2**40, 2, 2)})
+    answer = {"choices": [{**GOOD, "routed_experts": base64.b64encode(buffer.getvalue() + b"1234").decode()}]}
+    with pytest.raises(ExecutorLostError, match="is no completion"):
+        read_completion(answer, (5, 9, 11), lambda ids: "")
 
 
 def test_tokens_that_filters_left_are_not_to_be_had_from_it() -> None:

@@ -201,12 +201,20 @@ def read_experts(encoded: str | None, num_tokens: int) -> bytes:
     `[tokens, layers, experts per token]`, in base64.
 
     Raises:
-        ValueError: the array is of other tokens than the first `num_tokens`, or of experts beyond the 256th.
+        ValueError: this is no such array of at least `num_tokens` tokens, or of experts beyond the 256th.
     """
     if encoded is None:
         return b""
-    experts = np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
-    numbers = experts.reshape(-1).tolist() if experts.ndim == 3 and len(experts) >= num_tokens else [-1]
-    if not all(0 <= number < 256 for number in numbers):
-        raise ValueError(f"routed_experts of shape {experts.shape} for {num_tokens} tokens read, or beyond the 256th")
-    return bytes(experts[:num_tokens].astype(np.uint8).tobytes())
+    data = io.BytesIO(base64.b64decode(encoded))
+    if np.lib.format.read_magic(data) != (1, 0):
+        raise ValueError("routed_experts are not in version 1.0 of NumPy's file format")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(data)
+    if len(shape) != 3 or shape[0] < num_tokens or is_fortran or dtype.kind not in "iu":
+        raise ValueError(f"routed_experts of shape {shape} and type {dtype} for {num_tokens} tokens read")
+    # What was sent bounds what is made of it: `np.load` would first make room for whatever the header says.
+    experts = np.frombuffer(data.read(), dtype).reshape(shape)[:num_tokens]
+    if experts.size and not 0 <= int(experts.min()) <= int(experts.max()) < 256:
+        raise ValueError(
+            f"routed_experts of shape {shape} go from {experts.min()} to {experts.max()}, not within 0 to 255"
+        )
+    return experts.astype(np.uint8).tobytes()
