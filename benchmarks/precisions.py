@@ -1,13 +1,15 @@
-"""Training a real model with generators of three precisions, from one seed: rewards, mismatch, pace.
+"""Training a real model with generators of three precisions, from the same seeds: rewards, mismatch, pace.
 
-    python -m benchmarks.precisions --model DIR_OR_GGUF [--steps 50]
+    python -m benchmarks.precisions --model DIR_OR_GGUF [--steps 50] [--seeds 0 1 2 3 4]
 
 Instructions that a program checks, 4 prompts x 8 completions x 96 tokens a step, learning rate 1e-5. The runs are the
 same but for `generator.precision` and `trainer.precision`: fp32 and fp32; bf16 and bf16; int8 and bf16. Rewards are
-compared over the same steps, hence the same prompts: the mean of the differences, with its standard error over steps.
+compared over the same steps, hence the same prompts: the mean of the differences. Its standard error is taken over
+seeds where there are several, and otherwise over steps, which knows nothing of how much one run differs from the next.
 Rewards need no quiet machine, and so the result is always written; believe its seconds only where its load was low.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -21,6 +23,7 @@ from benchmarks.every_command import PROGRAM, run
 
 RECIPE = """
 model = "{model}"
+seed = {seed}
 [data]
 source = "train.jsonl"
 [[judges]]
@@ -50,14 +53,39 @@ def column(records: list[dict[str, Any]], name: str) -> list[float]:
     return [record[name] for record in records if record.get(name) is not None]
 
 
+def standard_error(values: list[float]) -> float:
+    """The standard error of the mean of `values`, of which there are at least two."""
+    return statistics.stdev(values) / len(values) ** 0.5
+
+
+def train(work: Path, name: str, text: str) -> Path:
+    """The finished run directory `work/name` of the recipe `text`; a run that is done there is kept."""
+    (work / f"{name}.toml").write_text(text)
+    if not (work / name / "summary.json").exists():
+        status = run(["train", f"{name}.toml", "--run-dir", name, "--plain", "--json"], work)[-1]
+        if status != 0:
+            print(f"{name}: exit status {status}; see {work / 'commands.log'}")
+            sys.exit(1)
+    return work / name
+
+
 def main() -> None:
     """The command line."""
     benchmark = Benchmark("precisions", __doc__, repeats=1, quick_repeats=1, max_load=math.inf)
-    benchmark.parser.add_argument("--model", required=True, help="checkpoint directory or GGUF file")
-    benchmark.parser.add_argument("--steps", type=int, default=50, help="of each run (default 50)")
-    benchmark.parser.add_argument("--samples", type=int, default=8, help="completions of each prompt (default 8)")
-    benchmark.parser.add_argument("--tokens", type=int, default=96, help="most tokens of each (default 96)")
-    benchmark.parser.add_argument(
+    parser = benchmark.parser
+    parser.add_argument("--model", required=True, help="checkpoint directory or GGUF file")
+    parser.add_argument("--steps", type=int, default=50, help="of each run (default 50)")
+    parser.add_argument("--samples", type=int, default=8, help="completions of each prompt (default 8)")
+    parser.add_argument("--tokens", type=int, default=96, help="most tokens of each (default 96)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run of each precision a seed (default 0)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=[*PRECISIONS],
+        default=[*PRECISIONS],
+        help="(default all, each compared with fp32)",
+    )
+    parser.add_argument(
         "--work",
         type=Path,
         default=Path("runs/precisions"),
@@ -71,33 +99,28 @@ def main() -> None:
         arguments = ["data", "instructions", "--count", str(8 * steps + 64), "--out", "train.jsonl"]
         subprocess.run([*PROGRAM, *arguments], cwd=work, check=True)
     rows, rewards, paces = [], {}, {}
-    for generator, trainer in PRECISIONS.items():
+    for seed, generator in itertools.product(options.seeds, options.precisions):
         text = RECIPE.format(
             model=Path(options.model).resolve(),
+            seed=seed,
             steps=steps,
             every=max(1, steps // 2),
             samples=options.samples,
             tokens=options.tokens,
-            trainer=trainer,
+            trainer=PRECISIONS[generator],
             generator=generator,
         )
-        (work / f"{generator}.toml").write_text(text)
-        summary_file = work / generator / "summary.json"
-        if not summary_file.exists():
-            arguments = ["train", f"{generator}.toml", "--run-dir", generator, "--plain", "--json"]
-            status = run(arguments, work)[-1]
-            if status != 0:
-                print(f"generator.precision = {generator}: exit status {status}; see {work / 'commands.log'}")
-                sys.exit(1)
-        summary = json.loads(summary_file.read_text())
-        records = [json.loads(line) for line in (work / generator / "metrics.jsonl").read_text().splitlines()]
-        reward = rewards[generator] = column(records, "rollout/reward/mean")
-        pace = paces[generator] = statistics.median(column(records, "time/step"))
+        directory = train(work, f"{generator}-{seed}", text)
+        summary = json.loads((directory / "summary.json").read_text())
+        records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        reward = rewards[generator, seed] = column(records, "rollout/reward/mean")
+        pace = paces[generator, seed] = statistics.median(column(records, "time/step"))
         third = max(1, len(reward) // 3)
         rows.append(
             {
                 "generator": generator,
-                "trainer": trainer,
+                "trainer": PRECISIONS[generator],
+                "seed": seed,
                 "steps": len(reward),
                 "first third": statistics.mean(reward[:third]),
                 "last third": statistics.mean(reward[-third:]),
@@ -109,13 +132,17 @@ def main() -> None:
                 "rewards": [round(value, 4) for value in reward],
             }
         )
-        benchmark.note(f"{generator}: {summary['seconds']:.0f} s, last third {rows[-1]['last third']:.3f}")
+        benchmark.note(f"{generator}, seed {seed}: {summary['seconds']:.0f} s, last third {rows[-1]['last third']:.3f}")
     headlines = {}
-    for name in ("bf16", "int8"):
-        gaps = [a - b for a, b in zip(rewards[name], rewards["fp32"], strict=True)]
-        headlines[f"{name} minus fp32, reward"] = statistics.mean(gaps)
-        headlines[f"{name} minus fp32, standard error"] = statistics.stdev(gaps) / len(gaps) ** 0.5
-        headlines[f"{name} step over fp32 step, seconds"] = paces[name] / paces["fp32"]
+    for name in (precision for precision in options.precisions if precision != "fp32"):
+        gaps = [
+            [a - b for a, b in zip(rewards[name, seed], rewards["fp32", seed], strict=True)] for seed in options.seeds
+        ]
+        means = [statistics.mean(values) for values in gaps]
+        headlines[f"{name} minus fp32, reward"] = statistics.mean(means)
+        headlines[f"{name} minus fp32, standard error"] = standard_error(means if len(means) > 1 else gaps[0])
+        ratios = [paces[name, seed] / paces["fp32", seed] for seed in options.seeds]
+        headlines[f"{name} step over fp32 step, seconds"] = statistics.median(ratios)
     benchmark.finish(rows, headlines)
 
 
