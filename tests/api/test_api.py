@@ -261,6 +261,7 @@ main() if sys.argv[1] == "plain" else asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["loop", "plain"])
 def test_ctrl_c_saves_and_ends_the_program(where: str, tmp_path: Path) -> None:
     script = INTERRUPTED if where == "loop" else INTERRUPTED.replace("async def main", "def main")

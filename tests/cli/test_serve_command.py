@@ -57,6 +57,7 @@ def save_step(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_a_served_model_answers_the_other_commands_and_ends_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_served_model_answers_the_other_commands_and_ends_in_order(
         assert json.loads(process.stdout.readline())["cut_off"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_from_checkpoint_to_checkpoint(run_dir: Path) -> None:
     save_step(run_dir, 2)
     with serve(str(run_dir), "--follow") as (_, started):

@@ -156,6 +156,7 @@ def judge(prompt, completion):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [1, 20])
 def test_a_killed_run_resumes_with_every_prompt_trained_exactly_once_an_epoch(tmp_path: Path, last: int) -> None:
     """Dies with the `last` completion judged after the first checkpoint; 32 or more are left by then."""
@@ -186,6 +187,7 @@ def heard_hangup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_the_first_interrupt_finishes_the_step_and_saves(tmp_path: Path, number: int) -> None:

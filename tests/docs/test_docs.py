@@ -203,6 +203,7 @@ for words in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "run", "steps"), [("quick-start", "first", 3), ("guides/write-a-task", "sums", 2)])
 def test_a_guide_works(name: str, run: str, steps: int, tmp_path: Path) -> None:
     """Its files are written and its commands run in order, with smaller numbers, in a fresh folder with a model."""
