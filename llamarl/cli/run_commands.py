@@ -16,6 +16,8 @@ from llamarl.core.config import Config, Metavar
 from llamarl.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llamarl.controller.prepare import Prepared
+    from llamarl.controller.recipe import Recipe
     from llamarl.controller.reporter import Reporter
     from llamarl.report.live import LiveView
 
@@ -31,7 +33,7 @@ class TrainSettings(Config):
     run_dir: str | None = None
     """Folder of the run (default: a new one under runs/)."""
     dry_run: bool = False
-    """Check everything, print the resolved recipe with its memory and the planner's estimate, run nothing."""
+    """Check everything, print what would run, its memory and the planner's estimate, run nothing; all with --json."""
     list_settings: bool = False
     """Print every setting of a recipe with its default."""
 
@@ -58,15 +60,24 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         )
     recipe = Recipe.load(settings.recipe, overrides)
     if settings.dry_run:
-        from llamarl.cli.plan_commands import estimate_run
-
-        prepared = prepare(recipe)
-        estimate = estimate_run(recipe, prepared.model_config, fmean(prepared.measure_prompts()))
-        print_json({"recipe": recipe.record(), "plan": {**prepared.describe(), "estimate": estimate}})
+        _show_dry_run(recipe, prepare(recipe), output)
         return 0
     with live_view(output, Path(settings.recipe).stem) as view:
         summary, reporter = train(recipe, settings.run_dir, live=view)
     return _finish(output, reporter, asdict(summary))
+
+
+def _show_dry_run(recipe: "Recipe", prepared: "Prepared", output: LiveOutput) -> None:
+    from llamarl.cli.plan_commands import estimate_run
+    from llamarl.report.console import SafeConsole
+    from llamarl.report.dry_run import render_dry_run
+
+    estimate = estimate_run(recipe, prepared.model_config, fmean(prepared.measure_prompts()))
+    plan = {**prepared.describe(), "estimate": estimate}
+    if output.json:
+        print_json({"recipe": recipe.record(), "changes": recipe.changes(), "plan": plan})
+    else:
+        SafeConsole().print(render_dry_run(recipe.record(), plan, recipe.changes()))
 
 
 class ResumeSettings(Config):

@@ -90,7 +90,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_starts(
 
 
 def test_a_dry_run_shows_the_planners_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(DEMO), "--dry-run", "--threads", "1"]) == 0
+    assert main(["train", str(DEMO), "--dry-run", "--threads", "1", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     estimate = plan["estimate"]
     assert estimate["step_seconds"] >= max(estimate["train_seconds"], estimate["generate_seconds"]) > 0
