@@ -5,9 +5,9 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from llamarl.core.errors import ConfigError
 
@@ -28,6 +28,13 @@ class Config(BaseModel):
     """A frozen configuration record. Values are checked when it is built; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_none_as_a_choice(cls, value: Any, info: ValidationInfo) -> Any:
+        """`none` on a command line unsets a setting, but is a choice of some, such as `--algorithm.scale none`."""
+        choices = get_args(cls.model_fields[info.field_name or ""].annotation)
+        return "none" if value is None and "none" in choices else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "", overrides: Collection[str] = ()) -> Self:

@@ -103,6 +103,13 @@ def test_a_list_of_names_and_values() -> None:
     assert parse_overrides(["--a.b-c", "1", "--a.d=x", "--e", "none"]) == {"a": {"b_c": 1, "d": "x"}, "e": None}
 
 
+def test_none_is_a_choice_where_a_setting_has_it_and_unsets_others(file: Path) -> None:
+    words = ["--placement.trainer.checkpointing", "none", "--algorithm.scale", "none", "--threads", "none"]
+    chosen = Recipe.load(file, ["--algorithm", "grpo", *words])
+    assert chosen.placement.trainer.checkpointing == "none" and chosen.threads is None
+    assert chosen.all_tasks[0].algorithm.scale == "none"
+
+
 @pytest.mark.parametrize(
     "command",
     [
