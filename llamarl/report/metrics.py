@@ -6,6 +6,7 @@ Every sink takes the same call, `write(step, metrics)`. A value that is None, Na
 counted under `nonfinite`.
 """
 
+import itertools
 import math
 import re
 import time
@@ -145,6 +146,35 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return read_jsonl(path, required={"step": int})
 
 
+def read_outline(path: str | Path, max_records: int) -> tuple[list[dict[str, Any]], int]:
+    """Enough records of a long run to draw and judge it at a glance, and the distance of those that were read.
+
+    Those at the beginning and at the end are read, evaluations, and of the rest one in so many; the others are not
+    parsed, and may be broken.
+
+    Args:
+        path: of a `metrics.jsonl`.
+        max_records: about as many, besides evaluations, are read.
+
+    Returns:
+        The records, and 1 where that is all of them.
+
+    Raises:
+        DataError: see `read_metrics`.
+    """
+    count = Path(path).read_bytes().count(b"\n")
+    every = max(1, count // max_records)
+    places = itertools.count()
+
+    def is_wanted(line: bytes) -> bool:
+        place = next(places)
+        return place % every == 0 or place < _FIRST or place >= count - _LATEST or b'"eval/' in line
+
+    return read_jsonl(path, required={"step": int}, is_wanted=is_wanted if every > 1 else lambda line: True), every
+
+
+_FIRST, _LATEST = 20, 60
+"""Records at either end that an outline holds: as many as the means and the warnings of a run's page look at."""
 _STEP = re.compile(rb'\{"step": ?(\d+)')
 """The head of a record as `JsonlSink` writes it."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from llamarl.core.errors import DataError
 from llamarl.report.environment import ENVIRONMENT_FILE
 from llamarl.report.files import Record, has_torn_tail, read_json
-from llamarl.report.metrics import read_metrics
+from llamarl.report.metrics import read_metrics, read_outline
 from llamarl.report.rollouts import LoggedGroup, read_rollouts
 from llamarl.report.summary import SUMMARY_FILE, RunSummary, read_summary
 from llamarl.report.timeline import Span, read_timeline
@@ -49,6 +49,8 @@ class RunFiles:
     """The latest lines of `messages.log`, at most a thousand."""
     torn: list[str]
     """Files whose last line a crash cut off."""
+    every: int = 1
+    """Distance of the records in `metrics`, where only an outline was read; 1: all are there."""
 
     @property
     def last_step(self) -> int:
@@ -64,7 +66,11 @@ def total_steps(recipe: Mapping[str, Any]) -> int | None:
 
 
 def read_run(
-    run_dir: str | Path, clock: Callable[[], float] = time.time, *, should_read_records: bool = True
+    run_dir: str | Path,
+    clock: Callable[[], float] = time.time,
+    *,
+    should_read_records: bool = True,
+    max_metrics: int | None = None,
 ) -> RunFiles:
     """Reads a run directory, of a finished, running or crashed run. A torn last line is left out.
 
@@ -72,6 +78,7 @@ def read_run(
         run_dir: that a run wrote.
         clock: seconds since the epoch.
         should_read_records: False leaves `rollouts` and `spans` empty, which may be large.
+        max_metrics: of more records of metrics, an outline is read (`read_outline`).
 
     Raises:
         DataError: no such directory, not a run directory, or a broken file; names the file and the line.
@@ -81,7 +88,7 @@ def read_run(
     if not path.is_dir() or (recipe is None and not (path / METRICS_FILE).exists()):
         what = "holds neither metrics.jsonl nor a recipe" if path.is_dir() else "no such directory"
         raise DataError(f"{path}: {what}; give the directory that a run wrote")
-    metrics = _read_if_there(path / METRICS_FILE, read_metrics) or []
+    metrics, every = _read_metrics(path / METRICS_FILE, max_metrics)
     summary = read_summary(path) if (path / SUMMARY_FILE).exists() else None
     if summary is not None and metrics and metrics[-1]["step"] > summary.steps:
         summary = None
@@ -101,7 +108,14 @@ def read_run(
         checkpoints=_names(path / "checkpoints"),
         messages=_last_lines(path / MESSAGES_FILE),
         torn=[name for name in (METRICS_FILE, ROLLOUTS_FILE, TIMELINE_FILE) if _is_torn(path / name)],
+        every=every,
     )
+
+
+def _read_metrics(path: Path, max_records: int | None) -> tuple[list[Record], int]:
+    if not path.exists():
+        return [], 1
+    return (read_metrics(path), 1) if max_records is None else read_outline(path, max_records)
 
 
 def _read_recipe(path: Path) -> dict[str, Any] | None:

@@ -270,8 +270,7 @@ def test_a_long_runs_steps_are_seen_by_zooming_in_and_a_file_says_what_it_shows(
     server.start()
     try:
         page = opened(server.url, viewport={"width": 1280, "height": 900}).page
-        note = page.locator(".note").first
-        assert note.inner_text().startswith("Each point is the mean of 3 steps; zoom in to see each.")
+        page.get_by_text("Each point is the mean of 3 steps; zoom in to see each.").wait_for()
         plot = page.locator(".plot").first
         plot.focus()
         page.wait_for_selector(".plot .u-over")

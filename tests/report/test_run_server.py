@@ -2,13 +2,16 @@ import http.client
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from llamarl.core.errors import ConfigError, DataError
+from llamarl.report.files import encode
 from llamarl.report.site.folder import describe_row, find_runs
 from llamarl.report.site.server import Site, SiteServer
+from tests.pages import PageReader
 
 LOCAL = "127.0.0.1:1"
 
@@ -42,6 +45,38 @@ def test_a_run_is_answered_and_answered_anew_when_it_changed(served: SiteServer)
     found = ask(served, "/api/rollouts/find?text=CAT&count=2")
     assert [head["step"] for head in found["heads"]] == [30, 20]
     assert ask(served, f"/api/rollouts/group?id={found['heads'][0]['id']}")["prompt_id"] == "p30"
+
+
+def test_a_long_run_opens_with_an_outline_that_says_so_and_a_short_one_whole(tmp_path: Path) -> None:
+    lines = []
+    for step in range(1, 3001):
+        lines.append(encode({"step": step, "rollout/reward/mean": step / 3000}))
+        if step % 1000 == 7:
+            lines.append(encode({"step": step, "eval/reward/mean": 0.5, "eval/reward/count": 9}))
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    server = SiteServer(Site(tmp_path))
+    outline = read_values(server)["run"]
+    whole = ask(server, f"/api/run?known={outline['stamp']}")
+    assert (outline["every"], whole["every"], len(whole["table"]["steps"])) == (6, 1, 1500)
+    assert 500 <= len(outline["table"]["steps"]) < 600
+    assert {key: outline[key] for key in ("step", "learning", "tasks")} == {
+        key: whole[key] for key in ("step", "learning", "tasks")
+    }
+    held_out = outline["table"]["values"]["eval/reward/mean"]
+    assert [value for value in held_out if value is not None] == [0.5, 0.5, 0.5]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines[:200]) + b"\n")
+    short = read_values(server)["run"]
+    assert short["every"] == 1 and server.answer(f"/api/run?known={quote(short['stamp'])}", LOCAL)[0] == 204
+    (tmp_path / "metrics.jsonl").write_bytes(b"no record\n" * 2)
+    assert "run" not in read_values(server)  # the script asks, and shows what is wrong
+    assert server.answer("/api/run", LOCAL)[0] == 500
+    server.close()
+
+
+def read_values(server: SiteServer) -> dict[str, Any]:
+    status, kind, body = server.answer("/", LOCAL)
+    assert (status, kind) == (200, "text/html")
+    return PageReader(body.decode()).values
 
 
 @pytest.mark.parametrize(

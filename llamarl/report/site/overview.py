@@ -48,6 +48,7 @@ def describe_run(
     return {
         "llamarl": llamarl.__version__,
         "made": time.time(),
+        "every": run.every,
         "name": run.path.resolve().name,
         "state": run.state,
         "step": run.last_step,

@@ -43,6 +43,11 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 FIRST_INDEX_SECONDS = 0.5
 """Seconds that a first question about rollouts waits for the index; the rest is read beside the answers."""
 MAX_HEADS = 200
+OUTLINE_RECORDS = 500
+"""About as many records of metrics stand in a page that has just been opened: a screen shows no more."""
+YIELD_SECONDS = 1.0
+"""Seconds between the outline that a server reads ahead and the whole run: a page that is opened in between is drawn
+before two threads share one interpreter."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -69,6 +74,8 @@ class ServedRun:
         self.path, self._account = path, account
         self._lock = threading.Lock()
         self._stamp, self._overview = "", b""
+        self._outline_lock = threading.Lock()  # the outline never waits for the whole run
+        self._outline: tuple[str, dict[str, Any]] = ("", {})
         self._index: RolloutIndex | None = None
 
     def answer(self, what: str, query: Mapping[str, str]) -> bytes | None:
@@ -90,6 +97,20 @@ class ServedRun:
             group = self._grown_index().read(int(query.get("id") or 0), bool(query.get("whole")))
             return encode(group)
         raise NotFoundError(what)
+
+    def outline(self) -> dict[str, Any]:
+        """What a page shows at first: of a long run an outline, with an empty `stamp`; of a short one all of it.
+
+        Raises:
+            LlamaRLError: a run that cannot be read.
+        """
+        with self._outline_lock:
+            stamp = self._look()
+            if stamp != self._outline[0]:
+                run = read_run(self.path, should_read_records=False, max_metrics=OUTLINE_RECORDS)
+                values = describe_run(run, self._account(self.path), has_extremes=False)
+                self._outline = (stamp, {"stamp": stamp if run.every == 1 else "", **values})
+            return self._outline[1]
 
     def close(self) -> None:
         """Closes the index. Idempotent."""
@@ -178,7 +199,9 @@ class Site:
         """Reads a single run before somebody asks, so that its page does not wait for a long file."""
         if self._is_run:
             with contextlib.suppress(LlamaRLError, OSError):  # whoever asks is told
-                self._runs[""].answer("run", {})
+                if self._runs[""].outline()["every"] > 1:
+                    time.sleep(YIELD_SECONDS)
+                    self._runs[""].answer("run", {})
 
     def close(self) -> None:
         """Closes the indices. Idempotent."""
@@ -189,7 +212,9 @@ class Site:
         self, run: ServedRun, name: str, parts: list[str], query: Mapping[str, str]
     ) -> tuple[str, bytes | None]:
         if parts in ([], [""]):
-            values = {"mode": "run", "api": "api/", "home": "../../" if name else None}
+            values: dict[str, Any] = {"mode": "run", "api": "api/", "home": "../../" if name else None}
+            with contextlib.suppress(LlamaRLError, OSError):  # the script asks, and shows what is wrong
+                values["run"] = run.outline()
             title = name or self.path.resolve().name
             return "text/html", render_document(title, values, may_ask_server=True).encode()
         if parts[0] == "api":

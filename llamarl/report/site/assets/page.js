@@ -5,6 +5,7 @@ const VIEWS = [["overview", "Overview"], ["curves", "Curves"], ["rollouts", "Rol
 const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations", "Policy/KL to reference", "Policy/Entropy", "Completions/Completion length", "Off-policy/Staleness", "Off-policy/Mismatch", "Speed/Throughput", "Speed/Memory of processes"];
 const REFRESH_SECONDS = 3;
 const IDLE_SECONDS = 10;
+const FIRST_SECONDS = 0.2; // an outline is painted before the rest is asked for
 const HINT = " Drag to zoom, double-click to go back, click a step for its rollouts.";
 const SMOOTHINGS = [["auto", "suitable"], ["1", "none"], ["5", "5 steps"], ["11", "11 steps"], ["25", "25 steps"], ["51", "51 steps"], ["101", "101 steps"]];
 
@@ -30,7 +31,7 @@ class RunPage {
     addEventListener("hashchange", () => this.show());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.show());
     this.show();
-    if (ask) this.refreshLater();
+    if (ask) this.refreshLater(this.run.every > 1 ? FIRST_SECONDS : undefined);
   }
 
   footer() {
@@ -129,6 +130,7 @@ class RunPage {
   /** What a point and a line stand for. */
   smoothingNote() {
     const bin = this.curveTable().bin, width = this.width();
+    if (this.run.every > 1) return `About one step in ${number(this.run.every)} so far; the others are being read …`;
     const finer = this.ask ? "; zoom in to see each" : "; llamarl view --serve shows each where you zoom in";
     const point = bin > 1 ? `Each point is the mean of ${bin} steps${finer}. ` : "";
     const line = width > 1 ? `Lines are means of ${number(width * bin)} steps` : "Lines are unsmoothed";
@@ -161,7 +163,8 @@ class RunPage {
   }
 
   wrong() {
-    const { warnings, events } = this.run;
+    const { warnings, events, every } = this.run;
+    if (every > 1) return h("section", { class: "answer" }, h("h2", null, "Is anything wrong?"), h("p", { class: "muted" }, "All steps are being read …"));
     const rang = events.filter((event) => event.kind !== "update");
     return h("section", { class: "answer" }, h("h2", null, "Is anything wrong?"),
       warnings.length ? h("ul", { class: "warnings" }, warnings.map((warning) => h("li", null, warning)))
@@ -297,8 +300,7 @@ class RunPage {
 
   // Served: keeps what is shown fresh, without moving what is being read
 
-  refreshLater() {
-    const wait = this.run.state === "running" ? REFRESH_SECONDS : IDLE_SECONDS;
+  refreshLater(wait = this.run.state === "running" ? REFRESH_SECONDS : IDLE_SECONDS) {
     setTimeout(async () => {
       try {
         const run = await this.ask("run", { known: this.run.stamp });
@@ -340,7 +342,7 @@ async function start() {
   else if (values.mode === "file") new RunPage(root, values, null);
   else if (values.mode === "run") {
     const ask = asker(values.api);
-    new RunPage(root, { run: await ask("run"), timeline: null, rollouts: null, home: values.home }, ask);
+    new RunPage(root, { run: values.run || (await ask("run")), timeline: null, rollouts: null, home: values.home }, ask);
   } else new FolderPage(root, asker(values.api));
 }
 
