@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from llamarl.core.errors import ConfigError
 
@@ -29,12 +29,15 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _read_none_as_a_choice(cls, value: Any, info: ValidationInfo) -> Any:
+    def _read_none_as_a_choice(cls, values: Any) -> Any:
         """`none` on a command line unsets a setting, but is a choice of some, such as `--algorithm.scale none`."""
-        choices = get_args(cls.model_fields[info.field_name or ""].annotation)
-        return "none" if value is None and "none" in choices else value
+        if not isinstance(values, Mapping):
+            return values
+        unset = {name for name, value in values.items() if value is None} & cls.model_fields.keys()
+        chosen = {name: "none" for name in unset if "none" in get_args(cls.model_fields[name].annotation)}
+        return {**values, **chosen} if chosen else values
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "", overrides: Collection[str] = ()) -> Self:
