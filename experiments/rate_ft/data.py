@@ -13,6 +13,7 @@ No city stands in two parts of a seed.
 
 import csv
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,7 +24,7 @@ from experiments.rate_ft.atlas import SIZE_RELATION, match_claims
 from llamarl.core.seeds import derive_seed
 from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.splits import SPLITS as PARTS
-from llamarl.report.files import read_jsonl
+from llamarl.report.files import read_jsonl, write_json
 
 BUILDS = ("brief-cities", "brief-others", "long")
 KINDS = {
@@ -39,6 +40,8 @@ PARAPHRASES = (
     "You find the city of {subject} in {value}.",
     "The country of the city of {subject} is {value}.",
 )
+PARTS_FILE = "parts.json"
+"""Which claims are in which part: the files of a seed know training, validation and the rest."""
 Row = Mapping[str, Any]
 
 
@@ -117,7 +120,7 @@ class Atlas:
         return parts
 
     def write(self, parts: Mapping[str, Sequence[Row]], out: Path) -> None:
-        """Writes parts as `detect build` would; all but two of them are test claims."""
+        """Writes parts as `detect build` would; all but two of them are test claims. `PARTS_FILE` comes last."""
         out.mkdir(parents=True, exist_ok=True)
         found: dict[str, list[Row]] = {}
         for name, rows in parts.items():
@@ -127,13 +130,19 @@ class Atlas:
             write_jsonl(out / f"{part}.jsonl", rows)
         answers = {row["id"]: row for build in BUILDS for row in read_jsonl(self.directory / build / "answers.jsonl")}
         write_jsonl(out / "answers.jsonl", answers.values())
+        write_json(out / PARTS_FILE, {name: [row["id"] for row in rows] for name, rows in parts.items()})
 
-    def digests(self) -> dict[str, str]:
-        """Hashes of the answers that all of this was made from."""
-        paths = [self.directory / "facts.csv", *(self.directory / build / "answers.jsonl" for build in BUILDS)]
-        return {
-            str(path.relative_to(self.directory)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths
-        }
+
+def read_parts(place: Path) -> dict[str, list[Row]]:
+    """The parts that `Atlas.write` wrote there."""
+    rows = {row["id"]: row for part in PARTS for row in read_jsonl(place / f"{part}.jsonl")}
+    named: dict[str, list[str]] = json.loads((place / PARTS_FILE).read_text())
+    return {part: [rows[name] for name in names] for part, names in named.items()}
+
+
+def digest(path: Path) -> str:
+    """A hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def kind_of(row: Row) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from experiments.common import COLOURS, Done, Experiment
-from experiments.rate_ft.data import Atlas, Row, kind_of
+from experiments.rate_ft.data import PARTS_FILE, Atlas, Row, digest, kind_of, read_parts
 from llamarl.data.jsonl import write_jsonl
 from llamarl.factuality.detectors.backbone import Backbone
 from llamarl.factuality.detectors.internal_states import InternalStates, TokenEntropy, TokenProbability
@@ -103,30 +103,34 @@ class Bench:
 
     def data(self, seed: int) -> Data:
         """The claims of a seed."""
-        place = self.folder / f"data-{seed}"
-        if not (place / "answers.jsonl").exists():
-            self.atlas.write(self.parts(seed), place)
-        return read_data(place)
+        self.parts(seed)
+        return read_data(self.place(seed))
+
+    def place(self, seed: int) -> Path:
+        """Where the claims of a seed are."""
+        return self.folder / f"data-{seed}"
 
     @cache  # noqa: B019
     def parts(self, seed: int) -> dict[str, list[Row]]:
-        """The rows of a seed's parts."""
-        return self.atlas.split(seed, self.settings["claims"])
+        """The rows of a seed's parts. Once drawn they are read from there: a resume needs no builds."""
+        if not (self.place(seed) / PARTS_FILE).exists():
+            self.atlas.write(self.atlas.split(seed, self.settings["claims"]), self.place(seed))
+        return read_parts(self.place(seed))
 
     def score(self, arm: str, seed: int) -> Scores:
         """The scores of a seed's validation and test claims."""
         data = self.data(seed)
         judged = [*data.validation, *data.test]
         if arm in CONTROLS:
-            return self._score_control(arm, data)
+            return self._score_control(arm, seed, data)
         if arm in LEARNED:
             return self._train(arm, seed, data)
         chosen = [each for each in judged if self._is_asked(arm, each)]
         return self._ask(arm, chosen)
 
-    def _score_control(self, arm: str, data: Data) -> Scores:
+    def _score_control(self, arm: str, seed: int, data: Data) -> Scores:
         """What value or size alone tell: the share of true training claims of the value, or the city's size."""
-        rows = {row["id"]: row for row in self.atlas.rows}
+        rows = {row["id"]: row for part in self.parts(seed).values() for row in part}
         judged = [each.claim.id for each in (*data.validation, *data.test)]
         if arm == "size":
             sizes = {name: self.atlas.sizes.get(rows[name]["subject"], 0.0) for name in judged}
@@ -373,7 +377,11 @@ def main() -> None:
         runs,
         compared=COMPARED,
         paired=[each for part in ("test", "matched") for each in compare(bench, scores, COMPARED, part)],
-        atlas=bench.atlas.digests(),
+        atlas={
+            "facts.csv": digest(bench.atlas.directory / "facts.csv"),
+            **{f"data-{seed}/{PARTS_FILE}": digest(bench.place(seed) / PARTS_FILE) for seed in experiment.seeds},
+            **{f"data-{seed}/answers.jsonl": digest(bench.place(seed) / "answers.jsonl") for seed in experiment.seeds},
+        },
         experiment_settings=SETTINGS,
     )
 

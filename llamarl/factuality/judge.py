@@ -15,7 +15,6 @@ https://arxiv.org/abs/2409.20370; for detectors: Qin et al., https://arxiv.org/a
 import functools
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -26,7 +25,8 @@ from llamarl.core.records import Completion, Prompt, Verdict
 from llamarl.factuality.asking import excerpt_of
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.decomposition import Decomposer, FactDecomposer, SentenceDecomposer
-from llamarl.factuality.detectors.detector import Detector, Score
+from llamarl.factuality.detectors.cache import ScoreCache
+from llamarl.factuality.detectors.detector import Detector
 from llamarl.factuality.facts import FactTable
 from llamarl.factuality.scoring import ScoredClaim, list_claims, resolve_threshold, score_claims
 from llamarl.judges.adapters.base import prompt_text, with_seconds
@@ -35,7 +35,6 @@ from llamarl.judges.threads import run_in_thread
 Mode = Literal["share", "none_hallucinated"]
 WithoutClaims = Literal["abstain", "pass", "fail"]
 BATCH_TOKENS = 4096
-_Key = tuple[str, str | None, str, tuple[int, int], str]
 
 
 class DetectorJudge(Judge):
@@ -107,13 +106,12 @@ class DetectorJudge(Judge):
             "precision": precision,
             "batch_tokens": batch_tokens,
         }
-        self._loaded: tuple[Detector, float] | None = None
+        self._loaded: tuple[ScoreCache, float] | None = None
         self._is_checked = False
         self._loading = threading.Lock()  # groups judge side by side, and the model is loaded once
-        self._known: OrderedDict[_Key, Score] = OrderedDict()
         self._cache_claims = cache_claims
-        self._keeping = threading.Lock()
-        self._num_completions = self._num_claims = self._num_hits = 0
+        self._num_completions = self._num_claims = 0
+        self._num_asked = self._num_computed = 0  # of the cache, at the last look
         self.info = replace(self.info, can_pass=mode == "none_hallucinated" or min_share is not None)
 
     def check(self, prompt: Prompt) -> None:
@@ -148,35 +146,22 @@ class DetectorJudge(Judge):
                 completion.text, self._decomposer, prompt=prompt_text(prompt), subject=subject, is_cut=is_cut
             )
             claims.append(found.claims)
-        scored = iter(await run_in_thread(lambda: self._score([claim for each in claims for claim in each])))
+        group = [claim for each in claims for claim in each]
+        scored = iter(await run_in_thread(lambda: score_claims(self._load()[0], group)))
         verdicts = [self._verdict([next(scored) for _ in each]) for each in claims]
         share = (time.perf_counter() - started) / max(1, len(verdicts))
         return [with_seconds(verdict, share) for verdict in verdicts]
 
     def metrics(self) -> dict[str, float]:
         """Returns, since the last call: `claims` of a completion on average, `cache_hit_rate` of the claims."""
-        completions, claims, hits = self._num_completions, self._num_claims, self._num_hits
-        self._num_completions = self._num_claims = self._num_hits = 0
-        metrics = {"claims": claims / completions} if completions else {}
-        return {**metrics, "cache_hit_rate": hits / claims} if claims else metrics
-
-    def _score(self, claims: Sequence[Claim]) -> list[ScoredClaim]:
-        detector, _ = self._load()
-        keys = [_key(claim) for claim in claims]
-        with self._keeping:
-            found = {key: self._known[key] for key in keys if key in self._known}
-            for key in found:
-                self._known.move_to_end(key)
-        new = {key: claim for key, claim in zip(keys, claims, strict=True) if key not in found}
-        scored = score_claims(detector, list(new.values()))
-        fresh = {key: each.score for key, each in zip(new, scored, strict=True)}
-        with self._keeping:
-            self._num_hits += len(claims) - len(fresh)
-            self._known |= fresh
-            while len(self._known) > self._cache_claims:
-                self._known.popitem(last=False)
-        scores = {**found, **fresh}
-        return [ScoredClaim(claim, scores[key]) for claim, key in zip(claims, keys, strict=True)]
+        metrics = {"claims": self._num_claims / self._num_completions} if self._num_completions else {}
+        self._num_completions = self._num_claims = 0
+        if self._loaded is not None:
+            cache, _ = self._loaded
+            asked, computed = cache.num_asked - self._num_asked, cache.num_computed - self._num_computed
+            self._num_asked, self._num_computed = cache.num_asked, cache.num_computed
+            metrics |= {"cache_hit_rate": 1.0 - computed / asked} if asked else {}
+        return metrics
 
     def _verdict(self, claims: Sequence[ScoredClaim]) -> Verdict:
         self._num_completions += 1
@@ -203,11 +188,12 @@ class DetectorJudge(Judge):
         passes = self._without_claims == "pass"
         return Verdict.scored(float(passes), passes if self.info.can_pass else None, "it claims nothing")
 
-    def _load(self) -> tuple[Detector, float]:
-        """The detector with the threshold."""
+    def _load(self) -> tuple[ScoreCache, float]:
+        """The detector, which remembers, with the threshold."""
         with self._loading:
             if self._loaded is None:
-                self._loaded = self._read()
+                detector, threshold = self._read()
+                self._loaded = ScoreCache(detector, self._cache_claims), threshold
             return self._loaded
 
     def _read(self) -> tuple[Detector, float]:
@@ -217,9 +203,3 @@ class DetectorJudge(Judge):
 
         method = load_detector(self._detector, **self._options)
         return method, resolve_threshold(self._threshold, method.threshold)
-
-
-def _key(claim: Claim) -> _Key:
-    """All that a detector may look at."""
-    ask = claim.answer.ask
-    return ask.text, ask.subject, claim.answer.text, claim.span, claim.text

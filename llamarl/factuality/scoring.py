@@ -7,7 +7,6 @@ A claim that has no score keeps its `problem`. It is counted and never taken for
 """
 
 import glob
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,12 +123,11 @@ def score_claims(detector: Detector, claims: Sequence[Claim]) -> list[ScoredClai
 
 
 def _check_score(score: Score) -> Score:
-    p = score.p_factual
-    if p is None:
+    if score.p_factual is None:
         return score if score.problem else Score(None, score.mass, "the detector gave no score")
-    if math.isfinite(p) and 0.0 <= p <= 1.0:
+    if score.is_probability:
         return score
-    return Score(None, None, f"the detector's score is {p}, which is no probability")
+    return Score(None, None, f"the detector's score is {score.p_factual}, which is no probability")
 
 
 def resolve_threshold(given: float | None, own: float | None) -> float:

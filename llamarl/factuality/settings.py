@@ -242,6 +242,8 @@ class DetectServing(Detecting, Serving):
     """Most claims of one text; longer ones are refused with 413."""
     max_waiting: int = Field(default=4096, ge=1)
     """Most claims that wait; requests beyond are refused with 429."""
+    cache_claims: int = Field(default=100_000, ge=0)
+    """Claims whose scores are remembered, those that were asked for last, under 384 bytes each; 0: none."""
 
     @model_validator(mode="after")
     def _check_queue(self) -> Self:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from llamarl.factuality.claims import Claim
-from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.detector import ClaimKey, Score
 
 
 def judge_by_words(claim: Claim) -> Score:
@@ -24,6 +24,9 @@ class ScriptedDetector:
         self._judge = judge
         self.batches: list[list[str]] = []
         self.threads: set[str] = set()
+
+    def key(self, claim: Claim) -> ClaimKey:
+        return claim.answer.ask.text, claim.answer.text, claim.text
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         self.batches.append([claim.text for claim in claims])

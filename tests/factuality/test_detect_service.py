@@ -17,6 +17,7 @@ from llamarl.core.errors import ConfigError
 from llamarl.factuality.asking import Helper
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.decomposition import Decomposer, ModelDecomposer, SentenceDecomposer
+from llamarl.factuality.detectors.cache import ENTRY_BYTES
 from llamarl.factuality.detectors.detector import Score
 from llamarl.factuality.service import DetectService
 from llamarl.factuality.settings import DetectServing
@@ -140,6 +141,55 @@ def test_a_full_queue_and_a_text_of_too_many_claims_are_refused() -> None:
     run(main)
 
 
+def test_a_text_is_computed_once_and_answered_alike() -> None:
+    async def main() -> None:
+        detector = ScriptedDetector()
+        async with serve(detector) as (_, client):
+            replies = [await ask(client, text="Lima is in Peru. Lyon is in Spain.") for _ in range(3)]
+            assert replies[0].json() == replies[1].json() == replies[2].json() and len(replies[0].json()) == 2
+            assert list(map(len, detector.batches)) == [2]
+            numbers = (await client.get("/metrics")).text
+            for name, value in (("claims_total", 6), ("claims_computed_total", 2), ("cache_claims", 2)):
+                assert f"llamarl_detect_{name} {value}.0" in numbers
+            assert f"llamarl_detect_cache_bytes {2 * ENTRY_BYTES}.0" in numbers
+
+    run(main)
+
+
+@pytest.mark.parametrize(("room", "computed"), [(0, [2, 2, 2]), (1, [2, 1, 2]), (4, [2])])
+def test_the_memory_for_scores_is_bounded(room: int, computed: list[int]) -> None:
+    async def main() -> None:
+        detector = ScriptedDetector()
+        async with serve(detector, cache_claims=room) as (_, client):
+            for text in ("Lima is in Peru. Lyon is in Spain.", "Lima is in Peru. Lyon is in Spain."):
+                await ask(client, text=text)
+            if room < 4:
+                await ask(client, text="Lima is in Chile. Lyon is in Spain.")
+            assert f"llamarl_detect_cache_claims {min(room, 2)}.0" in (await client.get("/metrics")).text
+        assert list(map(len, detector.batches)) == computed
+
+    run(main)
+
+
+def test_known_claims_do_not_wait_for_others() -> None:
+    async def main() -> None:
+        gate, text = Gate(), "Lima is in Peru."
+        detector = ScriptedDetector(lambda claim: gate.wait(claim) if "City" in claim.text else Score(0.5))
+        async with serve(detector, max_claims=1, max_waiting=1) as (_, client):
+            await ask(client, text=text)
+            tasks = [asyncio.create_task(ask(client, text="City 1 is in Peru."))]
+            await gate.reached()
+            tasks.append(asyncio.create_task(ask(client, text="City 2 is in Peru.")))
+            while (await waiting(client)) < 1:
+                await asyncio.sleep(0)
+            assert (await ask(client, text="City 3 is in Peru.")).status_code == 429
+            assert (await ask(client, text=text)).json()[0]["p_factual"] == 0.5
+            gate.open()
+            assert [(await task).status_code for task in tasks] == [200, 200]
+
+    run(main)
+
+
 def test_a_detector_that_breaks_fails_its_request_only() -> None:
     def judge(claim: Claim) -> Score:
         if "broken" in claim.text:
@@ -205,6 +255,7 @@ def test_a_soak_with_malformed_bodies_has_no_server_error_and_the_scores_of_the_
         )
         assert f"llamarl_detect_claims_total {claims}.0" in numbers
         assert f"llamarl_detect_claims_without_score_total {unscored}.0" in numbers
-        assert sum(map(len, detector.batches)) == claims
+        computed = sum(map(len, detector.batches))
+        assert computed < claims and f"llamarl_detect_claims_computed_total {computed}.0" in numbers
 
     run(main)

@@ -7,11 +7,15 @@
 Importing this module does not import torch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from llamarl.factuality.claims import Claim
+
+ClaimKey = tuple[str | int | None, ...]
+"""All of a claim that a detector's score depends on: claims of one key have one score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,11 @@ class Score:
     first colon, if it has one, is its kind; the rest differs from claim to claim."""
 
     @property
+    def is_probability(self) -> bool:
+        """True if there is a score, and it is a probability, as it should be."""
+        return self.p_factual is not None and math.isfinite(self.p_factual) and 0.0 <= self.p_factual <= 1.0
+
+    @property
     def kind_of_problem(self) -> str:
         """The kind of problem, for counting."""
         return self.problem.partition(":")[0]
@@ -39,6 +48,9 @@ class Detector(Protocol):
     @property
     def name(self) -> str:
         """The method, such as `prompt_tf` or `rate_ft`."""
+
+    def key(self, claim: Claim) -> ClaimKey:
+        """All of a claim that its score depends on."""
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order. A claim that cannot be scored says so in its `problem`."""

@@ -27,7 +27,7 @@ from llamarl.core.records import Message, OneTurn
 from llamarl.factuality.asking import PromptFile
 from llamarl.factuality.claims import Answer, Claim, Span
 from llamarl.factuality.detectors.backbone import Backbone
-from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.detector import ClaimKey, Score
 from llamarl.factuality.detectors.method import Method, MethodSettings
 from llamarl.functional.pooling import Pooling
 from llamarl.scoring.logprobs import autocast, build_scorer
@@ -92,6 +92,10 @@ class InternalStates(Method):
             )
         self._pool = Pooling.parse(self.settings.pool)
         self._score_tokens = build_scorer(backbone.model)
+
+    def key(self, claim: Claim) -> ClaimKey:
+        """The answer behind its prompt, and the part of it that is read."""
+        return *_key(claim.answer), *claim.span
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order, by one forward pass an answer."""

@@ -6,6 +6,7 @@ A method is a class below `Method` in a file of this folder, and an entry of `ME
     prompts     the shipped prompt files that it asks with
     Settings    a `Config` of what its scores depend on, `MethodSettings` with more fields
     score       scores of claims
+    key         what a score depends on, where that is more than the claim's text
     train       how it comes to be from labelled claims (`TrainingJob`); without it, the settings are all there is
     write, read files of its own beside `detector.json`, such as a probe's weights; none by default
 
@@ -26,7 +27,7 @@ from llamarl.core.config import Config, suggest
 from llamarl.core.errors import ConfigError
 from llamarl.factuality.asking import PromptFile, load_prompt
 from llamarl.factuality.claims import Claim
-from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.detector import ClaimKey, Score
 from llamarl.models.template_args import ChatTemplateArgs
 
 if TYPE_CHECKING:
@@ -120,6 +121,10 @@ class Method(ABC):
         self.backbone, self.threshold = backbone, threshold
         self.settings = settings or self.Settings()
         self.prompts = prompts or {name: load_prompt(name) for name in self.prompt_names}
+
+    def key(self, claim: Claim) -> ClaimKey:
+        """All of a claim that its score depends on: of a method that asks about it, its text."""
+        return (claim.text,)
 
     @abstractmethod
     def score(self, claims: Sequence[Claim]) -> list[Score]:

@@ -30,7 +30,7 @@ from llamarl.factuality.asking import excerpt_of, read_word
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.decomposition import split_sentences
 from llamarl.factuality.detectors.asking_method import AskingMethod, AskingSettings
-from llamarl.factuality.detectors.detector import Score
+from llamarl.factuality.detectors.detector import ClaimKey, Score
 from llamarl.factuality.detectors.method import MethodSettings
 from llamarl.factuality.facts import FactTable, Reading
 from llamarl.generation.chats import Chat
@@ -93,6 +93,11 @@ class SelfCheck(AskingMethod):
     @cached_property
     def _table(self) -> FactTable | None:
         return FactTable.read(self.settings.facts, self.settings.relations) if self.settings.facts else None
+
+    def key(self, claim: Claim) -> ClaimKey:
+        """What the further answers are drawn for, and the claim that is held against them."""
+        ask = claim.answer.ask
+        return ask.text, ask.subject, claim.text
 
     def score(self, claims: Sequence[Claim]) -> list[Score]:
         """The scores of claims, in their order. The answers to a prompt are drawn once for all of its claims."""
