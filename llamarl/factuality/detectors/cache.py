@@ -14,7 +14,7 @@ from llamarl.factuality.claims import Claim
 from llamarl.factuality.detectors.detector import ClaimKey, Detector, Score
 
 ENTRY_BYTES = 384
-"""Most memory of one remembered claim, however long it is: keys are hashes, so the number of claims bounds the bytes."""
+"""Most memory of one remembered claim, however long it is: keys are hashes. So a bound on claims is one on bytes."""
 
 
 class ScoreCache:
