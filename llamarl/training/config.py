@@ -45,6 +45,10 @@ class TrainerConfig(OptimizerConfig):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
+    dither: bool = True
+    """Let passes in bf16 see every update, on average: matrices start at a random place among the fp32 numbers that
+    round to the same bf16 ones. Otherwise an update below bf16's spacing is not seen until others add to it. Without
+    effect on adapters and where `precision` is fp32."""
     device: str = "auto"
     """Device of the policy, as torch names it, such as `cuda`; or `auto`: CUDA, else MPS, else the CPU."""
     spike_factor: float = Field(default=10.0, gt=1.0)

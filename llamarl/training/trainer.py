@@ -43,6 +43,7 @@ from llamarl.training import checkpoints
 from llamarl.training.balance import deal_out
 from llamarl.training.batches import check_samples, is_current, loss_batch
 from llamarl.training.config import Checkpointing, GradientSync, TrainerConfig
+from llamarl.training.dither import dither_weights
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool, pool_ranks
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import LargestActivations, micro_batch_tokens
@@ -125,6 +126,8 @@ class PolicyTrainer:
         self.version = 0
         """Optimizer steps behind the current weights."""
         self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
+        if self.config.dither and self.config.precision == "bf16" and self.config.lora is None:
+            dither_weights(model, seed)
         self.trained = TrainedWeights(model, self.config.lora, seed)
         """The weights that steps change and `publish` and `save` carry."""
         self._ranks = ranks
