@@ -2,9 +2,9 @@
 
     python -m benchmarks.updates_in_bf16 --model DIR --trained FILE.safetensors
 
-The change of each matrix from the checkpoint to what a run made of it is scaled down, as if the run had only begun, added
-to the weights that the run starts from, and rounded to bf16. `seen` is the part of the change that the rounded weights
-made too: their change, projected on it. `noise` is the length of the rest over the length of the change.
+The change of each matrix from the checkpoint to what a run made of it is scaled down, as if the run had only begun,
+added to the weights that the run starts from, and rounded to bf16. `seen` is the part of the change that the rounded
+weights made too: their change, projected on it. `noise` is the length of the rest over the length of the change.
 
     as released     the checkpoint's own numbers
     in bf16         rounded to bf16 first, as most checkpoints are released
@@ -68,14 +68,13 @@ def main() -> None:
         sum(float((after[name].float() - tensor).square().sum(dtype=torch.float64)) for name, tensor in before.items())
         / sum(tensor.numel() for tensor in before.values())
     )
-    rows = []
+    rows, headlines = [], {}
     for way, start in starts(model).items():
         for share in SHARES:
             seen, noise = seen_part(start, before, after, share)
-            rows.append(
-                {"start": way, "share of the run": share, "rms change": share * rms, "seen": seen, "noise": noise}
-            )
-    headlines = {f"seen, {row['start']}, {row['share of the run']:g} of the run": row["seen"] for row in rows}
+            headlines[f"seen, {way}, {share:g} of the run"] = seen
+            row = {"start": way, "share of the run": share, "rms change": share * rms, "seen": seen, "noise": noise}
+            rows.append(row)
     benchmark.finish(rows, headlines, [f"{options.model.name}, a change of rms {rms:.3g}"])
 
 

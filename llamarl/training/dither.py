@@ -17,7 +17,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-_INSIDE = 1 - 2.0**-12
+_INSIDE = 1 - 2.0**-14
 """Share of an interval that is drawn from: at its very ends float32 itself could round to the wrong side."""
 
 _NEXT_TO_ZERO = 2 * torch.finfo(torch.bfloat16).tiny
