@@ -32,7 +32,7 @@ def love_rows(love: Mapping[str, Any]) -> Iterator[list[str]]:
     yield ["change", f"{change['relative_change']:+.2%}", _between(change["relative_interval"], "{:+.2%}"), ""]
 
 
-LOVE_COLUMNS = ("", "P[Love]", "95 % interval", "responses")
+LOVE_COLUMNS = ("", "P[Love]", "95% interval", "responses")
 
 
 def _verdict(result: Mapping[str, Any]) -> Verdict:

@@ -4,8 +4,8 @@
         title="A/B test of three policies",
         subtitle="1 to 14 March 2025",
         parts=[
-            Verdict("good", "warm raised the love rate", "by 9.7 %, between 4.1 % and 15.6 %."),
-            Section("Love rate", ["Reactions by messages shown.", Table(["arm", "rate"], [["warm", "2.1 %"]])]),
+            Verdict("good", "warm raised the love rate", "by 9.7%, between 4.1% and 15.6%."),
+            Section("Love rate", ["Reactions by messages shown.", Table(["arm", "rate"], [["warm", "2.1%"]])]),
             Section("By day", [LineChart("Love rate", [Curve("warm", [(0, 0.02), (1, 0.021)])], x="day", unit="%")]),
         ],
     )

@@ -9,7 +9,7 @@ from llamarl.report.figures import Curve, Dot, LineChart, Row, RowChart, Tone
 from llamarl.report.page import Notes, Page, Part, Section, Table, Verdict
 from llamarl.report.text import format_number, format_seconds
 
-AUDIT_COLUMNS = ("attack", "tried", "passed", "rate", "95 % bound", "abstained", "failed")
+AUDIT_COLUMNS = ("attack", "tried", "passed", "rate", "95% bound", "abstained", "failed")
 PASSING = Curve("perfect", [(0.0, 0.0), (1.0, 1.0)], style="dashed")
 
 
@@ -50,7 +50,7 @@ def _attacks(total: AttackResult, results: Sequence[AttackResult], max_rate: flo
         unit="%",
         marks=[0.0, max_rate],
         limits=(0.0, 1.0),
-        caption="High is right for good replies, low for all others. Lines go to the 95 % bound; dashed: the limit.",
+        caption="High is right for good replies, low for all others. Lines go to the 95% bound; dashed: the limit.",
     )
     yield Table(AUDIT_COLUMNS, list(map(_cells, mine)))
     for each in mine:
