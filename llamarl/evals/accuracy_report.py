@@ -10,6 +10,7 @@ from llamarl.evals.scores import KINDS, LEVELS
 from llamarl.evals.tables import WIDE, ResultsTable, notes
 from llamarl.report.figures import Dot, Row, RowChart
 from llamarl.report.page import Notes, Page, Part, Section, Table, parts_of
+from llamarl.report.text import name_files
 
 PAGE_FILE = "report.html"
 CHANGES = {"ifr_percent": "Forgotten, of the instructions followed", "ecr_percent": "Recovered, of those not followed"}
@@ -59,7 +60,8 @@ def build_comparison_page(comparison: Mapping[str, Any], shown: ConsoleRenderabl
     differences = "Differences are b minus a; *: the 95% interval, paired by conversation, leaves out 0."
     return Page(
         title=f"{comparison['benchmark']}: two evaluations",
-        subtitle=f"a = {comparison['a']}, b = {comparison['b']}",
+        subtitle="a = {}, b = {}".format(*name_files([comparison["a"], comparison["b"]])),
+        subtitle_note=f"a = {comparison['a']}, b = {comparison['b']}",
         parts=[*sections, Section("To know", [Notes([differences, *comparison["notes"]])])],
         footer=f"llamarl {llamarl.__version__}, eval compare.",
     )
@@ -155,7 +157,7 @@ def _say(rate: Rate, form: str) -> str:
         return "–"
     if form == "%":
         between = "" if rate["low"] is None else f" ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}%)"
-        return f"{100 * rate['value']:.1f} %{between}"
+        return f"{100 * rate['value']:.1f}%{between}"
     between = "" if rate["low"] is None else f" ({rate['low']:{form}.3f} to {rate['high']:{form}.3f})"
     return f"{rate['value']:{form}.3f}{between}"
 

@@ -22,7 +22,10 @@ def build_report(result: Mapping[str, Any]) -> Page:
             f"{loved} of the messages are loved. Intervals are 95%, for users drawn at random: {effect}",
             Section("Love rate", [build_days(result), *build_segments(result)]),
             *(
-                Section(f"By {name.replace('_', ' ')}", [Table((name, *RATE_COLUMNS), list(rate_rows(rates)))])
+                Section(
+                    f"By {name.replace('_', ' ')}",
+                    [Table((name.replace("_", " "), *RATE_COLUMNS), list(rate_rows(rates)))],
+                )
                 for name, rates in result["by"].items()
                 if name != "day" and len(rates) > 1
             ),

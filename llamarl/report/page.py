@@ -108,6 +108,8 @@ class Page:
     title: str
     parts: Sequence[Part | Section]
     subtitle: str = ""
+    subtitle_note: str = ""
+    """Shown where a pointer rests on the subtitle: the whole paths of the files that it names."""
     footer: str = ""
 
 
@@ -140,6 +142,7 @@ def page_values(page: Page) -> dict[str, Any]:
         "mode": "report",
         "title": page.title,
         "subtitle": page.subtitle,
+        "subtitle_note": page.subtitle_note,
         "footer": page.footer,
         "parts": [_describe(part, colours) for part in page.parts],
     }

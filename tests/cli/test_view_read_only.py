@@ -43,7 +43,13 @@ def runs(tmp_path: Path) -> Iterator[Path]:
         run_dir.mkdir(parents=True)
         (run_dir / "recipe.json").write_bytes(encode({"model": "m/tiny", "schedule": {"steps": 9}}))
         metrics = [encode({"step": step, "time": float(step), "rollout/reward/mean": 0.5}) for step in range(1, 10)]
-        tokens = {"token_ids": [7], "logprobs": [-0.5], "trainer_logprobs": [-0.5], "versions": [[0, 1]], "staleness": 0}
+        tokens = {
+            "token_ids": [7],
+            "logprobs": [-0.5],
+            "trainer_logprobs": [-0.5],
+            "versions": [[0, 1]],
+            "staleness": 0,
+        }
         samples = [{"text": "moon", "reward": 1.0, "finish_reason": "stop", "verdicts": {}, **tokens}]
         messages = [{"role": "user", "content": "name it"}]
         group = {"step": 1, "version": 0, "group": 1, "epoch": 0, "task": "t", "prompt_id": "p", "answer": None}

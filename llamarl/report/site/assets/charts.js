@@ -136,6 +136,7 @@ class Chart {
     if (isLog) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (value === 0 ? null : value));
     const { limits, doubling: isDoubling } = this.spec;
     if (isDoubling) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (typeof value === "number" ? Math.min(limits[1], Math.max(limits[0], value)) : value));
+    const isCloud = this.spec.curves.every(({ style }) => style === "dots") && !this.x.names.length; // whose outermost dots need air
     const range = this.options.range, named = isLog ? (u, splits) => decades(splits) : undefined;
     this.plot = new uPlot({
       width, height: this.options.height,
@@ -144,11 +145,11 @@ class Chart {
       cursor: { sync: this.x === STEPS ? { key: cursorSync.key, setSeries: false } : undefined, y: false, drag: { x: true, y: false }, points: { size: 6 } },
       select: { show: true },
       scales: {
-        x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : undefined },
+        x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : isCloud ? (u, low, high) => [low - 0.04 * (high - low || 1), high + 0.04 * (high - low || 1)] : undefined },
         y: { distr: isLog || isDoubling ? 3 : 1, log: isDoubling ? 2 : 10, range: isLog ? undefined : (u, low, high) => limits || padded(low, high) },
       },
       axes: [
-        { ...axis, space: 60, grid: { show: false }, size: 26, ...(this.x.name && this.x !== STEPS ? { label: this.x.name, labelSize: 18, labelFont: axis.font } : {}), values: (u, splits) => splits.map((value) => this.place(value, splits)) },
+        { ...axis, space: 60, grid: { show: false }, gap: 9, size: 30, ...(this.x.name && this.x !== STEPS ? { label: this.x.name, labelSize: 18, labelFont: axis.font } : {}), values: (u, splits) => splits.map((value) => this.place(value, splits)) },
         { ...axis, space: this.options.height < 150 ? 24 : 34, size: this.spec.scale === "bytes" ? 72 : 56, incrs: this.spec.scale === "bytes" ? BINARY : undefined, splits: isDoubling ? () => powers(...limits) : undefined, filter: isDoubling ? (u, splits) => splits : named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
           values: (u, splits) => splits.map((value) => (value === null ? "" : isDoubling ? doubling(value) : scaled(value, splits, this.spec.scale))) },
       ],
@@ -195,7 +196,7 @@ class Chart {
     if (this.x === STEPS) { // beside the first number, where nothing else stands
       ctx.textAlign = "left";
       ctx.textBaseline = "top";
-      ctx.fillText("step", 2 * ratio, bbox.top + bbox.height + 6 * ratio);
+      ctx.fillText("step", 2 * ratio, bbox.top + bbox.height + 10 * ratio);
     }
     ctx.textAlign = "right";
     ctx.textBaseline = "bottom";
