@@ -62,7 +62,7 @@ def one_line(text: str, width: int | None = None) -> str:
 
 
 def name_files(paths: Sequence[str]) -> list[str]:
-    """Short names of files: without folder and suffix, or with as much of them as tells them apart; repeats numbered."""
+    """Short names of files: without folder and suffix, or with as much of them as tells them apart. Repeats count."""
     parts = {path: PurePath(path).parts for path in paths}
     shorts = [{path: PurePath(path).stem for path in paths}]
     shorts += [

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamarl.report.charts import line_chart, resample, sparkline
-from llamarl.report.text import format_bytes, format_number, format_seconds, one_line, visible
+from llamarl.report.text import format_bytes, format_number, format_seconds, name_files, one_line, visible
 
 
 @pytest.mark.parametrize(
