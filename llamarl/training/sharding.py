@@ -18,6 +18,7 @@ from llamarl.core.shards import Region, Shard
 from llamarl.functional.shards import is_sharded, local_part
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.lora import adapter_name
+from llamarl.models.rope import rope_threshold
 from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
 from llamarl.scoring.adapters import AdaptedDense, prepare_projections
 from llamarl.training.config import Checkpointing, GradientSync
@@ -29,10 +30,11 @@ class Sharded:
     """A model as several ranks train it, or as one does.
 
     Args:
-        model: a transformers causal language model with all its weights, the same on all ranks.
+        model: a transformers causal language model, or classifier, with all its weights, the same on all ranks.
         ranks: who takes part.
         checkpointing: activations that are computed again.
         gradient_sync: micro-batches after which gradients are summed over the shares.
+        head_name: attribute of `model` that holds the output head.
 
     Raises:
         ConfigError: the model cannot be cut up like that; names the numbers. Or another family than the decoder's with
@@ -45,22 +47,29 @@ class Sharded:
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
         gradient_sync: GradientSync = "each",
+        head_name: str = "lm_head",
     ) -> None:
         config: Any = model.config
         if reason := why_not_split(config, ranks.tp):
-            raise ConfigError(f"placement.trainer.tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
+            raise ConfigError(f"tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
         self.ranks = ranks
         self.syncs_last = ranks.fsdp > 1 and gradient_sync == "last"
         """True where gradients stay on their ranks until `backward` is told that a micro-batch is the last."""
-        self.module = model if why_unsupported(config) else prepare_projections(Decoder.live(model.eval()), model)
+        is_known = not why_unsupported(config)
+        self.module = prepare_projections(Decoder.live(model.eval(), head_name), model) if is_known else model
         """The decoder over the model's weights, or the model itself where the decoder doesn't know its family."""
         if isinstance(self.module, Decoder):
             for block in self.module.blocks:
                 block.recompute = checkpointing
         elif checkpointing != "none":
             raise ConfigError(
-                f"placement.trainer.checkpointing={checkpointing!r}: only llamarl's own modules compute activations "
+                f"checkpointing={checkpointing!r}: only llamarl's own modules compute activations "
                 f"again, and {why_unsupported(config)}; set it to 'none'"
+            )
+        if ranks.fsdp > 1 and not is_known and rope_threshold(config) is not None:
+            raise ConfigError(
+                f"fsdp={ranks.fsdp}: this model turns positions by the length of a sequence, so that ranks would not "
+                "compute equally often; train it on one rank"
             )
         if ranks.count == 1:
             self.parameters, self.layout = _named_parameters(model), WHOLE
