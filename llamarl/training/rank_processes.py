@@ -8,6 +8,7 @@ this program's own and nobody else's, so it may be pickled.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from llamarl.core.errors import ConfigError, ExecutorLostError, LostTouchError
 from llamarl.training.config import FitConfig
@@ -100,18 +101,24 @@ def _name_the_silent(num_ranks: int, lost: dict[int, LostTouchError], done: set[
 
 def _pickle(work: Work) -> bytes:
     try:
-        message = pickle.dumps(work)
+        return pickle.dumps(work)
     except Exception as error:  # pickling runs the values' own code
-        raise ConfigError(
-            f"ranks: what is trained cannot be sent to other processes ({error}); define it in a file of its own, or "
-            "train on one rank"
-        ) from error
-    if b"__main__" in message:
-        raise ConfigError(
-            "ranks: what is trained is defined in the main program, which other processes do not run; import it from "
-            "a file, or train on one rank"
-        )
-    return message
+        raise _not_portable(error) from error
+
+
+def _not_portable(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"ranks: what is trained cannot be sent to other processes ({error}); define it in a file that can be "
+        "imported, or train on one rank"
+    )
+
+
+class _Layout(NamedTuple):
+    fsdp: int
+    tp: int
+    device: str
+    seconds: float
+    """Longest wait for another rank."""
 
 
 class _Process:
@@ -130,8 +137,6 @@ class _Process:
 
     def start(self, message: bytes, config: FitConfig, address: Address) -> None:
         """Starts it and sends it its work."""
-        import json
-
         self._process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, str(self._theirs.fileno()), json.dumps(sys.path)],
             pass_fds=[self._theirs.fileno()],
@@ -140,7 +145,7 @@ class _Process:
         )
         self._theirs.close()
         with contextlib.suppress(BrokenPipeError):  # its death shows when it is listened to
-            self.pipe.send((self.rank, config, address))
+            self.pipe.send((self.rank, _Layout(config.fsdp, config.tp, config.device, config.exchange_seconds), address))
             self.pipe.send_bytes(message)
 
     def end(self) -> str:
@@ -160,30 +165,33 @@ def main() -> None:
     """The inside of a rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides what an interrupt means
     pipe = Connection(int(sys.argv[1]))
-    rank, config, address = pipe.recv()
+    rank, layout, address = pipe.recv()
     message = pipe.recv_bytes()
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     try:
-        answer = ("done", _work(pipe, message, rank, config, address))
+        answer = ("done", _work(pipe, message, rank, layout, address))
     except BaseException as error:
         answer = ("failed", _portable(error))
     pipe.send(answer)
 
 
-def _work(pipe: Connection, message: bytes, rank: int, config: FitConfig, address: Address) -> Any:
+def _work(pipe: Connection, message: bytes, rank: int, layout: "_Layout", address: Address) -> Any:
     import torch
 
     from llamarl.models.device import resolve_device
 
-    work: Work = pickle.loads(message)
-    device = torch.device(resolve_device(config.device)).type
+    try:
+        work: Work = pickle.loads(message)
+    except (AttributeError, ImportError) as error:  # of the main program's own file, which is not run here
+        raise _not_portable(error) from error
+    device = torch.device(resolve_device(layout.device)).type
     if device == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
     else:  # the ranks share the machine's cores
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.num_ranks))
+        torch.set_num_threads(max(1, torch.get_num_threads() // (layout.fsdp * layout.tp)))
     tell = None if rank else (lambda *values: pipe.send(("told", values)))
     try:
-        ranks = Ranks.join(config.fsdp, config.tp, rank, address, device, config.exchange_seconds)
+        ranks = Ranks.join(layout.fsdp, layout.tp, rank, address, device, layout.seconds)
         result = work(ranks, tell)
         ranks.close()
         return result if ranks.is_first else None
