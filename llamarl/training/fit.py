@@ -101,7 +101,8 @@ def fit(
         work = partial(_train, objective, str(model), rows, files, notes)
         if config.num_ranks == 1:
             return work(ALONE, on_step)
-        return run_ranks(work, config, on_step)
+        summary: dict[str, Any] = run_ranks(work, config, on_step)
+        return summary
 
 
 _OPEN_SETTINGS = {*RanksConfig.model_fields, "exchange_seconds"}
@@ -235,6 +236,7 @@ class _Run(Generic[R]):
             Its scores of the held-out rows, where there are any.
         """
         if self.state.best_step is not None:
+            self._ranks.agree(True)  # the first rank may still be writing the file
             self._fitter.load_weights(self._files.best_file(self.state.best_step))
         if self._ranks.count == 1 and not self._fitter.objective.keeps_adapter:
             self._fitter.merge()

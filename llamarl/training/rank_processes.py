@@ -3,8 +3,8 @@
     run_ranks ---- work, pickled ---> each rank: joins the others, works
                <--- steps, then its result or its error
 
-A rank that dies, or that the others wait for in vain, is named; the others are ended then. What goes through the pipes is
-this program's own and nobody else's, so it may be pickled.
+A rank that dies, or that the others wait for in vain, is named; the others are ended then. What goes through the pipes
+is this program's own and nobody else's, so it may be pickled.
 """
 
 import contextlib
@@ -35,7 +35,9 @@ Work = Callable[[Ranks, Tell | None], Any]
 _LAST_WORDS_SECONDS = 30.0
 """Wait for what other ranks say where one lost touch: all that are well lose it at the same time, and say so."""
 
-_BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from llamarl.training.rank_processes import main; main()"
+_BOOT = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from llamarl.training.rank_processes import main; main()"
+)
 
 
 def run_ranks(work: Work, config: FitConfig, on_tell: Tell | None = None) -> Any:
@@ -145,7 +147,9 @@ class _Process:
         )
         self._theirs.close()
         with contextlib.suppress(BrokenPipeError):  # its death shows when it is listened to
-            self.pipe.send((self.rank, _Layout(config.fsdp, config.tp, config.device, config.exchange_seconds), address))
+            self.pipe.send(
+                (self.rank, _Layout(config.fsdp, config.tp, config.device, config.exchange_seconds), address)
+            )
             self.pipe.send_bytes(message)
 
     def end(self) -> str:
@@ -154,7 +158,9 @@ class _Process:
         if self._process is None:
             return "was never started"
         try:
-            code = self._process.wait(0.5)  # one that is done or dead has nothing more to do; the pipe's end ends others
+            code = self._process.wait(
+                0.5
+            )  # one that is done or dead has nothing more to do; the pipe's end ends others
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()

@@ -90,7 +90,9 @@ def compare_fits(ranks: Ranks, names: Sequence[str], folder: str) -> dict[str, f
         found = [_fit(name, each, place) for each in ((ranks, ALONE) if ranks.is_first else (ranks,))]
         if ranks.is_first:
             (metrics, weights, scores), (expected, expected_weights, expected_scores) = found
-            assert weights.keys() == expected_weights.keys() and all(m.keys() == e.keys() for m, e in zip(metrics, expected, strict=True))
+            assert weights.keys() == expected_weights.keys() and all(
+                m.keys() == e.keys() for m, e in zip(metrics, expected, strict=True)
+            )
             gaps[f"{name}: metrics"] = max(
                 abs(m[key] - e[key]) for m, e in zip(metrics, expected, strict=True) for key in e
             )
