@@ -50,16 +50,23 @@ class PackedNextTokens:
     """See the module.
 
     Args:
-        model: of a family that `models.decoder.why_unsupported` accepts, with or without adapters.
+        model: of a family that `models.decoder.why_unsupported` accepts, with or without adapters; or a decoder over
+            such a model.
         precision: `fp32` or `bf16`, of the body; the output head runs in float32.
     """
 
     def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
         self._model, self._precision = model, precision
-        self._decoder = prepare_projections(Decoder.live(model.eval()), model)
+        if not isinstance(model, Decoder):
+            model = prepare_projections(Decoder.live(model.eval()), model)
+        self._decoder = model
 
     def __call__(self, sequences: Sequence[TokenIds], tokens: Sequence[int], prefix: TokenIds = ()) -> Tensor:
         """The log-probs `[N, K]` of `tokens` after each sequence."""
+        logprobs: Tensor = self._decoder(lambda: self._score(sequences, tokens, prefix))
+        return logprobs
+
+    def _score(self, sequences: Sequence[TokenIds], tokens: Sequence[int], prefix: TokenIds) -> Tensor:
         packed = Packed([split_row(ids, prefix) for ids in sequences], self._decoder.device)
         with autocast(self._model, self._precision):
             hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)

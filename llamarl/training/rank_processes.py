@@ -35,9 +35,12 @@ Work = Callable[[Ranks, Tell | None], Any]
 _LAST_WORDS_SECONDS = 30.0
 """Wait for what other ranks say where one lost touch: all that are well lose it at the same time, and say so."""
 
-_BOOT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from llamarl.training.rank_processes import main; main()"
-)
+_BOOT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from llamarl.training.rank_processes import main
+main()
+"""
 
 
 def run_ranks(work: Work, config: FitConfig, on_tell: Tell | None = None) -> Any:
@@ -147,9 +150,8 @@ class _Process:
         )
         self._theirs.close()
         with contextlib.suppress(BrokenPipeError):  # its death shows when it is listened to
-            self.pipe.send(
-                (self.rank, _Layout(config.fsdp, config.tp, config.device, config.exchange_seconds), address)
-            )
+            layout = _Layout(config.fsdp, config.tp, config.device, config.exchange_seconds)
+            self.pipe.send((self.rank, layout, address))
             self.pipe.send_bytes(message)
 
     def end(self) -> str:
@@ -158,9 +160,7 @@ class _Process:
         if self._process is None:
             return "was never started"
         try:
-            code = self._process.wait(
-                0.5
-            )  # one that is done or dead has nothing more to do; the pipe's end ends others
+            code = self._process.wait(0.5)  # who is done or dead has nothing more to do; the pipe's end ends others
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
