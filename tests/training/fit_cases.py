@@ -94,7 +94,7 @@ def compare_fits(ranks: Ranks, names: Sequence[str], folder: str) -> dict[str, f
                 m.keys() == e.keys() for m, e in zip(metrics, expected, strict=True)
             )
             gaps[f"{name}: metrics"] = max(
-                abs(m[key] - e[key]) for m, e in zip(metrics, expected, strict=True) for key in e
+                abs(m[key] - e[key]) / max(1.0, abs(e[key])) for m, e in zip(metrics, expected, strict=True) for key in e
             )
             gaps[f"{name}: weights"] = max(float((weights[n] - expected_weights[n]).abs().max()) for n in weights)
             gaps[f"{name}: scores"] = float((scores - expected_scores).abs().max())
