@@ -18,7 +18,7 @@ from llamarl.training.objectives import DPO, SFT, DPOConfig, RewardConfig, SFTCo
 from llamarl.training.ranks import ALONE, Ranks
 from llamarl.training.sft_rows import SFTRow
 
-EXACT: dict[str, Any] = {"learning_rate": 1e-2, "warmup_steps": 0, "micro_batch_tokens": 24, "num_steps": 3}
+EXACT: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 0, "micro_batch_tokens": 24, "num_steps": 3}
 
 
 def random_ids(count: int, seed: int) -> tuple[int, ...]:
@@ -94,7 +94,9 @@ def compare_fits(ranks: Ranks, names: Sequence[str], folder: str) -> dict[str, f
                 m.keys() == e.keys() for m, e in zip(metrics, expected, strict=True)
             )
             gaps[f"{name}: metrics"] = max(
-                abs(m[key] - e[key]) / max(1.0, abs(e[key])) for m, e in zip(metrics, expected, strict=True) for key in e
+                abs(m[key] - e[key]) / max(1.0, abs(e[key]))
+                for m, e in zip(metrics, expected, strict=True)
+                for key in e
             )
             gaps[f"{name}: weights"] = max(float((weights[n] - expected_weights[n]).abs().max()) for n in weights)
             gaps[f"{name}: scores"] = float((scores - expected_scores).abs().max())
