@@ -34,6 +34,10 @@ class OptimizerConfig(Config):
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient. None takes
     what fits an eighth of the device's memory, at most 16384."""
+    dither: bool = True
+    """Let passes in bf16 see every update, on average: matrices start at a random place among the fp32 numbers that
+    round to the same bf16 ones. Otherwise an update below bf16's spacing is not seen until others add to it. Without
+    effect on adapters and where `precision` is fp32."""
     offload: Literal["optimizer"] | None = None
     """Parts that lie in the machine's memory instead of the device's, if any. `optimizer`: AdamW's moments and a copy
     of the weights, on which the CPU takes the step. The device then holds 8 bytes per trained number instead of 16;
@@ -45,10 +49,6 @@ class TrainerConfig(OptimizerConfig):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass. Weights, log-softmax and optimizer stay in fp32."""
-    dither: bool = True
-    """Let passes in bf16 see every update, on average: matrices start at a random place among the fp32 numbers that
-    round to the same bf16 ones. Otherwise an update below bf16's spacing is not seen until others add to it. Without
-    effect on adapters and where `precision` is fp32."""
     device: str = "auto"
     """Device of the policy, as torch names it, such as `cuda`; or `auto`: CUDA, else MPS, else the CPU."""
     spike_factor: float = Field(default=10.0, gt=1.0)

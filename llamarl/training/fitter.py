@@ -19,6 +19,7 @@ from llamarl.functional.shards import local_part
 from llamarl.models.lora import Adapters
 from llamarl.training import checkpoints
 from llamarl.training.balance import deal
+from llamarl.training.dither import dither_weights
 from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.objective import Objective, R, Report
 from llamarl.training.optimizer import Optimizer
@@ -47,6 +48,8 @@ class Fitter(Generic[R]):
         self.model, self.objective, self.config = model, objective, objective.config
         self.num_steps_done, self._ranks = 0, ranks
         self._adapters = None if self.config.lora is None else Adapters(model, self.config.lora, self.config.seed)
+        if self.config.dither and self.config.precision == "bf16" and self.config.lora is None:
+            dither_weights(model, self.config.seed)
         objective.freeze(model)
         self._micro_batch_tokens = micro_batch_tokens(model, self.config)
         checkpointing, gradient_sync = self.config.checkpointing, self.config.gradient_sync
