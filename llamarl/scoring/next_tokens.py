@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llamarl.core.records import OneTurn
+from llamarl.functional.logprobs import pick_logprobs
 from llamarl.models.classifier import TokenIds
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
@@ -73,9 +74,10 @@ class PackedNextTokens:
         ends = torch.tensor([end - 1 for end in accumulate(packed.lengths)], device=hidden.device)
         last = packed.predicting(hidden).index_select(0, packed.order[ends]).float()  # [N, d]
         wanted = torch.tensor(tokens, device=hidden.device)
-        size = max(1, MAX_LOGITS // self._decoder.geometry.vocab_size)  # rows whose logits are held at once
+        vocabulary, head = self._decoder.vocabulary, self._decoder.head
+        size = max(1, MAX_LOGITS // vocabulary.width)  # rows whose logits are held at once
         # Outside autocast: two labels are compared by small differences.
-        return torch.cat([pick_logprobs(self._decoder.head(part), wanted) for part in torch.split(last, size)])
+        return torch.cat([vocabulary.logprobs_of(head(part), wanted) for part in torch.split(last, size)])
 
     def split(self, sequences: Sequence[TokenIds], max_tokens: int, prefix: TokenIds = ()) -> list[list[int]]:
         """Parts whose tokens, the prefix counted once, stay within `max_tokens`."""
@@ -146,12 +148,6 @@ def split_sequences(sequences: Sequence[TokenIds], max_tokens: int, prefix: Toke
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """The number of tokens that two sequences begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def pick_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probs `[N, K]`, float32, of `tokens [K]` under `logits [N, V]`."""
-    logits = logits.float()
-    return logits.index_select(-1, tokens) - logits.logsumexp(-1, keepdim=True)
 
 
 def split_row(ids: TokenIds, prefix: TokenIds) -> _Row:

@@ -128,7 +128,7 @@ class PrefixScorer:
         hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend, experts=experts)
         states = packed.predicting(hidden).index_select(0, packed.order)
         targets, support = packed.targets[packed.order], join_supports(rows, self._decoder.device)
-        return score_tokens(states, targets, self._decoder.head, 1.0, "none", support)
+        return score_tokens(states, targets, self._decoder.head, self._decoder.vocabulary, 1.0, "none", support)
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, at most `max_tokens` packed tokens each; every index once."""

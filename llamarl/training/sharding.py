@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from llamarl.core.errors import ConfigError
 from llamarl.core.shards import Region, Shard
 from llamarl.functional.shards import is_sharded, local_part
+from llamarl.models.adapted import AdaptedDense
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.lora import adapter_name
 from llamarl.models.rope import rope_threshold
-from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
-from llamarl.scoring.adapters import AdaptedDense, prepare_projections
+from llamarl.models.tensor_parallel import cut_up, stretch, why_not_split
+from llamarl.scoring.adapters import prepare_projections
 from llamarl.training.config import Checkpointing, GradientSync
 from llamarl.training.layout import WHOLE, Layout
 from llamarl.training.ranks import ALONE, Ranks
@@ -75,12 +76,11 @@ class Sharded:
             self.parameters, self.layout = _named_parameters(model), WHOLE
             return
         shapes = {name: tuple(parameter.shape) for name, parameter in _named_parameters(self.module).items()}
-        cuts: dict[str, Cut] = {}
+        cuts: dict[str, int] = {}
         assert ranks.mesh is not None
         if ranks.tp > 1:
             assert isinstance(self.module, Decoder)
             cuts = cut_up(self.module, ranks.part, ranks.tp, ranks.mesh.get_group("tp"))
-        rows = {name: len(parameter) for name, parameter in _named_parameters(self.module).items()}
         if ranks.fsdp > 1:
             for module in self.module.modules():
                 if isinstance(module, AdaptedDense):
@@ -90,7 +90,7 @@ class Sharded:
         """What this rank keeps of each parameter."""
         self._trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.layout = Layout(
-            ranks, {name: tuple(_shards(shapes[name], cuts.get(name), rows[name], ranks)) for name in self._trained}
+            ranks, {name: tuple(_shards(shapes[name], cuts.get(name), ranks)) for name in self._trained}
         )
         """Where in the whole parameters the trained ones lie."""
         _release(model, self.module)
@@ -161,23 +161,19 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return max((list(stack) for stack in stacks), key=len, default=[])
 
 
-def _shards(shape: tuple[int, ...], cut: Cut | None, num_rows: int, ranks: Ranks) -> Iterator[Shard]:
+def _shards(shape: tuple[int, ...], cut: int | None, ranks: Ranks) -> Iterator[Shard]:
     """Everyone's shard of a parameter, by rank.
 
     Args:
         shape: of the whole parameter.
-        cut: what tensor parallelism leaves this rank of it; the other parts have stretches of the same length.
-        num_rows: of each part.
+        cut: the dimension along which tensor parallelism cuts it; None: not at all.
         ranks: who takes part.
     """
-    height = -(-num_rows // ranks.fsdp)  # as torch.chunk cuts: the last may have fewer, or none
     for rank in range(ranks.count):
         share, part = divmod(rank, ranks.tp)
-        first = min(share * height, num_rows)
-        offset, size = [first, *[0] * (len(shape) - 1)], [min(height, num_rows - first), *shape[1:]]
+        offset, size = [0] * len(shape), [*shape]
         if cut is not None:
-            length = shape[cut.dim] // ranks.tp
-            offset[cut.dim] += part * length
-            if cut.dim != 0:
-                size[cut.dim] = length
+            offset[cut], size[cut] = stretch(shape[cut], part, ranks.tp)
+        first, size[0] = stretch(size[0], share, ranks.fsdp)  # of each part, rows are shared out
+        offset[0] += first
         yield Shard(shape, Region(tuple(offset), tuple(size)), "float32")
