@@ -247,10 +247,6 @@ class Decoder(nn.Module):
         """The embeddings."""
         return cast(Any, self.model).embed_tokens  # type: ignore[no-any-return]
 
-    @embed.setter
-    def embed(self, embed: Dense) -> None:
-        cast(Any, self.model).embed_tokens = embed
-
     @property
     def norm(self) -> Tensor:
         """The weight of the final norm."""
@@ -261,14 +257,17 @@ class Decoder(nn.Module):
         """The output head: hidden states to logits."""
         return cast(Projection, getattr(self, self._head_key))
 
-    @head.setter
-    def head(self, head: Dense) -> None:
-        setattr(self, self._head_key, head)
-
     @property
     def is_language_model(self) -> bool:
         """True where the head gives a logit of each token, and not of the labels of a classifier."""
         return self._head_key == LANGUAGE_HEAD
+
+    def replace_tokens(self, embed: Dense, head: Dense | None, vocabulary: Vocabulary) -> None:
+        """Takes other embeddings, and where it is a language model another head, which gives logits of `vocabulary`."""
+        cast(Any, self.model).embed_tokens = embed
+        if head is not None:
+            setattr(self, self._head_key, head)
+            self.vocabulary = vocabulary
 
     def forward(self, compute: Callable[[], Result]) -> Result:
         """Calls `compute`, a function that uses this decoder.

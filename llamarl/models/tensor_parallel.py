@@ -108,15 +108,13 @@ def _cut_vocabulary(decoder: Decoder, part: int, num_parts: int, split: "Summed"
     start, size = stretch(len(embed.weight), part, num_parts)
     width = stretch(len(embed.weight), 0, num_parts)[1]
     vocabulary = SplitVocabulary(start, size, width, split)
-    is_tied = head.weight is embed.weight
-    kept = _keep(embed.weight, 0, part, num_parts)
-    decoder.embed = SplitEmbedding(kept, embed.padding_id, vocabulary)
-    cuts = {"model.embed_tokens.weight": 0}
+    weight = _keep(embed.weight, 0, part, num_parts)
+    cuts, own_head = {"model.embed_tokens.weight": 0}, None
     if decoder.is_language_model:
-        weight = kept if is_tied else _keep(head.weight, 0, part, num_parts)
-        bias = None if head.bias is None else _keep(head.bias, 0, part, num_parts)
-        decoder.head, decoder.vocabulary = SplitHead(weight, bias, split), vocabulary
+        head_weight = weight if head.weight is embed.weight else _keep(head.weight, 0, part, num_parts)
+        own_head = SplitHead(head_weight, None if head.bias is None else _keep(head.bias, 0, part, num_parts), split)
         cuts |= {"lm_head.weight": 0, "lm_head.bias": 0}
+    decoder.replace_tokens(SplitEmbedding(weight, embed.padding_id, vocabulary), own_head, vocabulary)
     return cuts
 
 

@@ -112,9 +112,7 @@ def test_log_probs_among_kept_tokens_are_those_of_the_whole(counts: list[int]) -
 
 
 def test_log_probs_of_a_few_tokens_are_those_of_the_whole() -> None:
-    split_and_whole(
-        lambda vocabulary, logits: vocabulary.logprobs_of(logits, torch.tensor([1, 12, 6])), LOGITS.float()
-    )
+    split_and_whole(lambda vocabulary, logits: vocabulary.logprobs_of(logits, torch.tensor([1, 12, 6])), LOGITS.float())
 
 
 def test_half_precision_is_summed_in_float32() -> None:
