@@ -231,11 +231,6 @@ class Recipe(Config):
                 f"placement.trainer: fsdp={where.fsdp} x tp={where.tp} is {where.num_ranks} processes, and "
                 "engine='inprocess' has only this one; set engine='monarch' (extra monarch), or both to 1"
             )
-        if where.tp > 1 and self.trainer.lora is not None:
-            raise ValueError(
-                f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={where.tp}; set tp to 1 and fsdp "
-                "instead, or leave trainer.lora out"
-            )
         if self.placement.has_vllm:
             for name, value in {"precision": "int8", "on_update": "keep", "routed_experts": True}.items():
                 if self.generator.model_dump()[name] == value:

@@ -45,8 +45,7 @@ def test_steps_scores_and_checkpoints_are_those_of_one_rank(tmp_path: Path) -> N
 def test_steps_scores_and_checkpoints_are_those_of_one_rank_on_other_layouts(
     fsdp: int, tp: int, tmp_path: Path
 ) -> None:
-    names = [name for name in NAMES if tp == 1 or "adapters" not in name]
-    for case, difference in run_forked(cases.compare_fits, names, str(tmp_path), fsdp=fsdp, tp=tp)[0].items():
+    for case, difference in run_forked(cases.compare_fits, NAMES, str(tmp_path), fsdp=fsdp, tp=tp)[0].items():
         assert difference <= 1e-5, case
 
 
