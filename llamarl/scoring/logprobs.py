@@ -221,8 +221,11 @@ def score_tokens(
     temperature: float,
     entropy: EntropyMode,
     kept: Kept | None = None,
+    max_logits: int = MAX_LOGITS,
 ) -> Scores:
-    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`. In pieces if S x V is large.
+    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`.
+
+    In pieces of at most `max_logits` logits, where there are more: as many pieces on all ranks that share a vocabulary.
 
     `head` gives logits of the tokens of `vocabulary`. Log-probs are relative to the `kept` tokens; the entropy is that
     of all tokens.
@@ -235,7 +238,7 @@ def score_tokens(
         with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
             return logprobs, logprobs.detach() if entropy == "none" else vocabulary.entropy(logits, temperature)
 
-    size = max(1, MAX_LOGITS // vocabulary.width)
+    size = max(1, max_logits // vocabulary.width)
     if len(hidden) <= size:
         logprobs, entropies = piece(hidden, targets, kept)
     else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llamarl.functional.logprobs import Kept
 from llamarl.functional.vocabulary import SplitVocabulary, Vocabulary, WholeVocabulary
+from llamarl.scoring.logprobs import score_tokens
 
 CUTS = (5, 5, 3)
 """Tokens of each rank."""
@@ -117,3 +118,12 @@ def test_log_probs_of_a_few_tokens_are_those_of_the_whole() -> None:
 
 def test_half_precision_is_summed_in_float32() -> None:
     split_and_whole(lambda vocabulary, logits: vocabulary.logprobs(logits, TARGETS, 1.0), LOGITS.bfloat16())
+
+
+def test_pieces_that_are_computed_again_are_those_of_the_whole() -> None:
+    def compute(vocabulary: Vocabulary, logits: Tensor) -> Tensor:
+        scores = score_tokens(logits, TARGETS, lambda x: x, vocabulary, 0.9, "gradient", max_logits=10)
+        assert scores.entropy is not None
+        return scores.logprobs + 2.0 * scores.entropy
+
+    split_and_whole(compute)  # pieces of one row on one rank, of two on several
