@@ -74,7 +74,7 @@ class ServerClient(ABC):
     async def post(
         self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float | None = CALL_SECONDS
     ) -> Any:
-        """Asks for something. Raises `ExecutorLostError` if it is not done; `seconds=None` waits as long as it takes."""
+        """Asks for something. Raises `ExecutorLostError` if it is not done; without `seconds` it waits."""
         return self._read(path, await self._send("POST", path, body or {}, seconds))
 
     async def get(self, path: str) -> Any:

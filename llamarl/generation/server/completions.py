@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamarl.core.records import Support, Trajectory
+from llamarl.core.records import FinishReason, Support, Trajectory
 
 ROUNDING = 1e-4
 """Nats by which the log-prob of a certain token may be above 0."""
@@ -45,9 +45,10 @@ def build_trajectory(
     versions = [int(span["version"]) for span in spans for _ in range(span["start"], span["end"])]
     if len(versions) != len(ids):
         raise ValueError(f"versions of {len(versions)} tokens for {len(ids)} token ids")
-    if reason == "stop" or reason == "length":
-        return Trajectory.sampled(prompt_ids, ids, logprobs, versions, reason, support, experts)
-    raise ValueError(f"finish_reason {reason!r}")
+    reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+    if reason not in reasons:
+        raise ValueError(f"finish_reason {reason!r}")
+    return Trajectory.sampled(prompt_ids, ids, logprobs, versions, reasons[reason], support, experts)
 
 
 def check_experts(experts: NDArray[Any]) -> bytes:

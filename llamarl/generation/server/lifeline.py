@@ -1,4 +1,4 @@
-"""Serves as a module of the server's environment does, and ends when its standard input ends. Imports nothing of llamarl.
+"""Serves as a module of the server's environment does, until its standard input ends. Imports nothing of llamarl.
 
     python lifeline.py MODULE ARGUMENTS ...
 

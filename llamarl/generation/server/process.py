@@ -64,7 +64,8 @@ class ServerProcess:
     ) -> None:
         if not os.access(python, os.X_OK):
             raise ConfigError(
-                f"environment: no interpreter at {python}; give the folder of the virtual environment that holds {program}"
+                f"environment: no interpreter at {python}; give the folder of the virtual environment that holds "
+                f"{program}"
             )
         self.program = program
         self.url = f"http://127.0.0.1:{port}"

@@ -29,6 +29,7 @@ class VllmClient(ServerClient):
     """A vLLM server."""
 
     async def describe(self) -> About:
+        """What the server is. Raises `ConfigError` for one that cannot be used."""
         version = str((await self.get("/version")).get("version"))
         if not f"{version}.".startswith(f"{SUPPORTED}."):
             raise ConfigError(f"{self.url}: vLLM {version}, but llamarl speaks to {SUPPORTED}; install that version")
@@ -52,6 +53,7 @@ class VllmClient(ServerClient):
         return await self.post("/inference/v1/generate", body, seconds=None)
 
     async def score(self, model: str, name: str, ids: Sequence[int]) -> list[float]:
+        """Log-probs of `ids[1:]`, each given the ids before it."""
         asked = {"max_tokens": 1, "temperature": 1.0, "n": 1, "detokenize": False, "prompt_logprobs": 0}
         body = {"request_id": name, "model": model, "token_ids": list(ids), "sampling_params": asked}
         answer = await self.post("/inference/v1/generate", body, seconds=CALL_SECONDS)

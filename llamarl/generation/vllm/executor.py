@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Awaitable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class VllmExecutor(ServerExecutor[VllmClient]):
         super().teardown()
 
     def build_arguments(self, port: int) -> list[str]:
+        """The module that serves, and its arguments."""
         return build_arguments(
             self.place.model,
             port,
@@ -47,28 +48,35 @@ class VllmExecutor(ServerExecutor[VllmClient]):
         )
 
     def build_environment(self) -> dict[str, str]:
+        """The environment of its process."""
         return build_environment(self.place.threads)
 
     def connect(self, url: str) -> VllmClient:
+        """The client of a server. Raises `ConfigError` if its key is not to be had."""
         return VllmClient(url, self.settings.api_key_env, self._transport)
 
     async def read_held(self) -> dict[str, list[int]]:
+        """Names and shapes of what the workers hold, as the plugin tells them."""
         workers = await self.client.call_workers("llamarl_held")
         return {name: shape for held in workers for name, shape in held.items()}
 
     async def draw(
         self, about: About, name: str, prompt: "array[int]", seed: int, request: GenerationRequest
     ) -> Trajectory:
+        """One completion: ids, log-probs and versions as the server drew them."""
         answer = await self.client.generate(about.model, name, prompt, seed, request.sampling)
         return read_completion(answer, prompt)
 
     async def pause(self) -> None:
+        """Stops drawing. What is under way waits, and what is asked meanwhile."""
         await self.client.post("/pause?mode=keep")
 
     async def resume(self) -> None:
+        """Goes on drawing; vLLM computes its caches anew."""
         await self.client.post("/resume")
 
     async def send_weights(self, version: int, tensors: Mapping[str, Tensor], about: About) -> None:
+        """Broadcasts tensors, and checks what each worker received. Raises `WeightSyncError`."""
         if self._broadcast is None:
             self._broadcast = await self._join(about.world_size)
         await self.client.post("/start_weight_update")
