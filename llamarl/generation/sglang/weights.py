@@ -38,8 +38,7 @@ def list_parts(name: str, sent: Sequence[str]) -> list[str]:
         name: the server's.
         sent: names of a checkpoint, which say how many experts there are.
     """
-    *path, module, kind = ["", "", *name.split(".")]
-    path = [part for part in path if part]
+    *path, module, kind = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
     if module in FUSED:
         return [".".join([*path, part, kind]) for part in FUSED[module]]
     if module == "experts" and kind in EXPERTS:
@@ -80,7 +79,7 @@ def check_digests(
     before, now = sent
     for worker, (was, has) in enumerate(zip(*held, strict=True)):
         single = {name: has[name] for name in has if name in now}
-        if len(set(single.values())) < len({now[name] for name in single}) and len(set(single.values())) == 1:
+        if len(set(single.values())) == 1 < len({now[name] for name in single}):
             raise WeightSyncError(f"weights of version {version}: worker {worker} of the server digests nothing")
         for name in has if before is not None else ():
             assert before is not None
