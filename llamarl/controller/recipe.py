@@ -238,9 +238,7 @@ class Recipe(Config):
                 if self.generator.model_dump()[name] == value:
                     raise ValueError(f"generator.{name}={value!r} is the native generator's; kind={kind!r} has it not")
             if self.trainer.lora is not None:
-                raise ValueError(
-                    f"trainer.lora: {kind} generators take whole weights; leave it out, or go native"
-                )
+                raise ValueError(f"trainer.lora: {kind} generators take whole weights; leave it out, or go native")
         held = {"num_generators": self.num_generators}
         held |= {f"trainer.{name}": value for name, value in self.trainer.model_dump().items()}
         held |= {f"generator.{name}": value for name, value in self.generator.model_dump().items()}

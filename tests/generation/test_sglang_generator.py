@@ -1,4 +1,4 @@
-"""An SGLang server as a generator, on a fake of its protocol: what it gives, what it proves, what it does not survive."""
+"""An SGLang server as a generator, on a fake: what it gives, what it proves, what it does not survive."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -43,9 +43,7 @@ class SglangClient(ServerClient):
                 "install one of these"
             )
         if copies != 1:
-            raise ConfigError(
-                f"{self.url}: has dp_size x pp_size = {copies}; start a server for each replica"
-            )
+            raise ConfigError(f"{self.url}: has dp_size x pp_size = {copies}; start a server for each replica")
         length = info.get("context_length") or info.get("max_req_input_len")
         name = (await self.get("/model_info")).get("served_model_name")
         return About(str(name), int(length or 0), int(info.get("tp_size") or 1))
@@ -95,9 +93,7 @@ class SglangClient(ServerClient):
         answer = await self.post("/weights_checker", {"action": "checksum"}, seconds=seconds)
         ranks = answer.get("ranks") or []
         if not answer.get("success") or not ranks or not all(rank.get("checksums") for rank in ranks):
-            raise ConfigError(
-                f"{self.url}/weights_checker: gives no digests ({answer.get('message')})"
-            )
+            raise ConfigError(f"{self.url}/weights_checker: gives no digests ({answer.get('message')})")
         return [
             {name: digest for name, digest in rank["checksums"].items() if name.endswith(("weight", "bias"))}
             for rank in ranks  # buffers of its own are no weights
@@ -115,9 +111,7 @@ class SglangClient(ServerClient):
         }
         answer = await self.post("/update_weights_from_disk", body, seconds=seconds)
         if answer.get("success") is not True:
-            raise WeightSyncError(
-                f"weights of version {version}: not taken by the server: {answer.get('message')}"
-            )
+            raise WeightSyncError(f"weights of version {version}: not taken by the server: {answer.get('message')}")
         if (held := (await self.get("/model_info")).get("weight_version")) != str(version):
             raise WeightSyncError(f"weights of version {version}: the server says that it has version {held}")
 
