@@ -88,7 +88,7 @@ def test_recorded_scores_are_the_checkpoints() -> None:
         assert scored
         for body in scored:
             ids = body["token_ids"]
-            logprobs = await client.score(body["model"], "any", ids)
+            logprobs = await client.score(body["model"], "any", ids, 60.0)
             with torch.no_grad():
                 table = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
             expected = [table[i, ids[i + 1]].item() for i in range(len(ids) - 1)]

@@ -100,7 +100,7 @@ class Recorder(httpx.AsyncHTTPTransport):
 def connect(
     server: ServerProcess, channel: Shelf, kind: type[VllmExecutor] = VllmExecutor, transport: Any = None
 ) -> VllmExecutor:
-    settings = ServerSettings.parse({"url": server.url, "transfer_seconds": 30.0})
+    settings = ServerSettings.parse({"url": server.url, "transfer_seconds": 300.0})
     place = ServerPlace(str(DEMO_CHECKPOINT), LENGTH, url=server.url)
     executor = kind(settings, GeneratorConfig(slots=32), place, load_tokenizer(DEMO_CHECKPOINT), channel, transport)
     executor.setup()

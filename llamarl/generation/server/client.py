@@ -68,7 +68,7 @@ class ServerClient(ABC):
         """What the server is. Raises `ConfigError` for one that cannot be used."""
 
     @abstractmethod
-    async def score(self, model: str, name: str, ids: Sequence[int]) -> list[float]:
+    async def score(self, model: str, name: str, ids: Sequence[int], seconds: float) -> list[float]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
 
     async def post(

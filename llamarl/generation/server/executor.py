@@ -313,7 +313,9 @@ class ServerExecutor(Executor, ABC, Generic[ClientT]):
                 self._busy_seconds += time.monotonic() - self._busy_since
 
     async def _score(self, about: About, probe: WeightProbe) -> list[float]:
-        rows = [await self.client.score(about.model, f"probe-{i}", row) for i, row in enumerate(probe.rows)]
+        # As long as a transfer may take: the first of a fresh server computes, and may compile, on a busy machine.
+        seconds = self._seconds
+        rows = [await self.client.score(about.model, f"probe-{i}", row, seconds) for i, row in enumerate(probe.rows)]
         return [logprob for row in rows for logprob in row]
 
     # Weights

@@ -71,11 +71,11 @@ class SglangClient(ServerClient):
         }
         return await self.post("/generate", body, seconds=None)
 
-    async def score(self, model: str, name: str, ids: Sequence[int]) -> list[float]:
+    async def score(self, model: str, name: str, ids: Sequence[int], seconds: float) -> list[float]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
         asked = {"max_new_tokens": 1, "temperature": 1.0}
         body = {"rid": name, "input_ids": list(ids), "sampling_params": asked}
-        answer = await self.post("/generate", {**body, "return_logprob": True, "logprob_start_len": 0})
+        answer = await self.post("/generate", {**body, "return_logprob": True, "logprob_start_len": 0}, seconds=seconds)
         try:
             places = answer["meta_info"]["input_token_logprobs"]
             if [place[1] for place in places] != list(ids):

@@ -52,11 +52,11 @@ class VllmClient(ServerClient):
         body = {"request_id": name, "model": model, "token_ids": list(prompt_ids), "sampling_params": asked}
         return await self.post("/inference/v1/generate", body, seconds=None)
 
-    async def score(self, model: str, name: str, ids: Sequence[int]) -> list[float]:
+    async def score(self, model: str, name: str, ids: Sequence[int], seconds: float) -> list[float]:
         """Log-probs of `ids[1:]`, each given the ids before it."""
         asked = {"max_tokens": 1, "temperature": 1.0, "n": 1, "detokenize": False, "prompt_logprobs": 0}
         body = {"request_id": name, "model": model, "token_ids": list(ids), "sampling_params": asked}
-        answer = await self.post("/inference/v1/generate", body, seconds=CALL_SECONDS)
+        answer = await self.post("/inference/v1/generate", body, seconds=seconds)
         try:
             places = answer["prompt_logprobs"][1:]
             return [float(place[str(token)]["logprob"]) for place, token in zip(places, ids[1:], strict=True)]
