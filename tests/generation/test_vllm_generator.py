@@ -30,7 +30,7 @@ URL = "http://127.0.0.1:9"
 
 
 def connect(server: FakeVllm, channel: Shelf, **settings: Any) -> VllmExecutor:
-    known = ServerSettings.parse({"url": URL, "transfer_seconds": 60.0, **settings})
+    known = ServerSettings.parse({"url": URL, "transfer_seconds": 5.0, **settings})
     place = ServerPlace("unused", 256, tp=server.num_workers, url=URL)
     executor = VllmExecutor(known, GeneratorConfig(), place, Letters(), channel, server.transport)
     executor.setup()
@@ -274,7 +274,7 @@ def test_a_server_that_cannot_be_used_is_refused_by_name(
         place = ServerPlace("unused", 256, tp=changes.pop("tp", 1), url=URL)
         for name, value in changes.items():
             setattr(server, name, value)
-        settings = ServerSettings.parse({"url": URL, "transfer_seconds": 60.0})
+        settings = ServerSettings.parse({"url": URL, "transfer_seconds": 5.0})
         generator = VllmExecutor(settings, GeneratorConfig(), place, Letters(), channel, server.transport)
         generator.setup()
         with pytest.raises(error, match=message):
