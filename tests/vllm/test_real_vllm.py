@@ -232,7 +232,7 @@ def test_an_update_that_it_takes_for_whole_fails_the_probe(server: ServerProcess
         await careful.update_weights(publish(channel, 1, base, base))
         with pytest.raises(WeightSyncError, match="the probe's log-probs differ"):
             await careless.update_weights(publish(channel, 2, shifted(5, 0.05), base))
-        version = (await careless.client._get("/weight_info"))["weight_version"]
+        version = (await careless.client.get("/weight_info"))["weight_version"]
         assert version == "2"  # as the server says, all is well
         repaired = connect(server, channel)
         repaired._precision_cost = careful._precision_cost
