@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from llamarl.core.config import Config
+from llamarl.core.machine import return_freed_memory
 from llamarl.factuality.claims import Claim
 from llamarl.factuality.decomposition import Decomposer
 from llamarl.factuality.detectors.cache import ENTRY_BYTES, ScoreCache
@@ -93,6 +94,7 @@ class DetectService:
         before = self._cache.num_computed
         scored = score_claims(self._cache, claims)
         self._computed.inc(self._cache.num_computed - before)  # there is one batch at a time
+        return_freed_memory()  # here, on the thread that computed: it takes some milliseconds
         return scored
 
     async def run(self, on_start: Callable[[str], object]) -> int:

@@ -1,6 +1,8 @@
 """What other systems lack is imported where it is used, so the package imports everywhere."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llamarl
-from llamarl.core.machine import try_lock, usable_cores
+from llamarl.core.machine import return_freed_memory, try_lock, usable_cores
 
 LACKING = """
 import importlib, os, signal, socket, sys
@@ -100,3 +102,15 @@ def test_cores_are_counted_where_no_affinity_is_known(monkeypatch: pytest.Monkey
     assert usable_cores() >= 1
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert usable_cores() == os.cpu_count()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is asked")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident_pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    blocks = [b"x" * 100_000 for _ in range(1000)]  # below the size from which each has pages of its own
+    full = resident_pages()
+    blocks[:-1] = []  # the last one keeps the heap from shrinking
+    return_freed_memory()
+    assert (full - resident_pages()) * resource.getpagesize() > 50_000_000
