@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def _number_lines(first: int, count: int) -> "pyarrow.Array[Any]":
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
     """The bytes of a file, unpacked, and the share of it that is read."""
     with open(path, "rb") as packed:
         size = path.stat().st_size
@@ -137,7 +137,7 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
         def share() -> float:
             return packed.tell() / size if size else 1.0
 
-        yield (gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed), share  # type: ignore[misc]
+        yield (gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed), share
 
 
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
