@@ -129,7 +129,7 @@ def _number_lines(first: int, count: int) -> "pyarrow.Array[Any]":
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
+def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], float]]]:
     """The bytes of a file, unpacked, and the share of it that is read."""
     with open(path, "rb") as packed:
         size = path.stat().st_size
@@ -137,7 +137,7 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]
         def share() -> float:
             return packed.tell() / size if size else 1.0
 
-        yield (gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed), share
+        yield (gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed), share  # type: ignore[misc]
 
 
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def _read_json_lines(path: Path) -> Iterator[Chunk]:
         while True:
             block = blocks.take()
             block[: len(rest)] = rest
-            count = file.readinto(block[len(rest) : len(rest) + CHUNK_BYTES])
+            count = file.readinto(block[len(rest) : len(rest) + CHUNK_BYTES].data)
             data = block[: len(rest) + count]
             breaks = _find_breaks(data)
             end = len(data) if not count else int(breaks[-1]) + 1 if len(breaks) else 0
@@ -218,7 +218,7 @@ def _cut_lines(
         text.validate(full=True)
     except pyarrow.ArrowInvalid:
         for place, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-            if not _is_utf8(memoryview(data)[begin:end]):
+            if not _is_utf8(data[begin:end].data):
                 broken.setdefault(place, "invalid_utf8")
     if broken:  # what cannot be read becomes empty text, and is known by its reason
         reasons: Any = pyarrow.array([broken.get(place) for place in range(count)], pyarrow.string())
