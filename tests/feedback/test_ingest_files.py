@@ -252,14 +252,15 @@ def test_a_conversation_whose_key_is_spelled_with_an_escape_is_read(tmp_path):
 
 
 def test_conversations_behind_other_rows_and_in_further_chunks_are_read(tmp_path):
-    long = "x" * 1_000_000
-    rows = [message(index, response=f"{index} {long}") for index in range(20)]
-    for index in range(20, 60):
-        talk = [{"role": "user", "content": long}, {"role": "assistant", "content": f"reply {index}"}]
-        rows.append({"user": f"somebody-{index}", "ts": 1740823200 + index, "messages": talk})
-    store = ingest_rows(tmp_path, rows)
-    assert (store.record["rows"], store.record["dropped"]) == (60, {})
-    assert len(list(store.data.glob("messages/*.parquet"))) == 2
+    long, rows = "x" * 1_000_000, []
+    for first in (0, 40):
+        rows += [message(index, response=f"{index} {long}") for index in range(first, first + 36)]
+        for index in range(first + 36, first + 40):
+            talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": f"reply {index}"}]
+            rows.append({"user": f"somebody-{index}", "ts": 1740823200 + index, "messages": talk})
+    store = ingest_rows(tmp_path, rows, memory="1GB")
+    assert (store.record["kept"], store.record["dropped"]) == (80, {})
+    assert len(list(store.data.glob("messages/*.parquet"))) == 3
 
 
 # what breaks readers
