@@ -3,10 +3,11 @@
     python -m benchmarks.precisions --model DIR_OR_GGUF [--steps 50] [--seeds 0 1 2 3 4]
 
 Instructions that a program checks, 4 prompts x 8 completions x 96 tokens a step, learning rate 1e-5. The runs are the
-same but for `generator.precision` and `trainer.precision`: fp32 and fp32; bf16 and bf16; int8 and bf16. Rewards are
-compared over the same steps, hence the same prompts: the mean of the differences. Its standard error is taken over
-seeds where there are several, and otherwise over steps, which knows nothing of how much one run differs from the next.
-Rewards need no quiet machine, and so the result is always written; believe its seconds only where its load was low.
+same but for `generator.precision` and `trainer.precision`: fp32 and fp32; bf16 and bf16; int8 and bf16; and, if asked
+for, bf16 and bf16 without `trainer.dither`. Rewards are compared over the same steps, hence the same prompts: the mean
+of the differences. Its standard error is taken over seeds where there are several, and otherwise over steps, which
+knows nothing of how much one run differs from the next. Rewards need no quiet machine, and so the result is always
+written; believe its seconds only where its load was low.
 """
 
 import itertools
@@ -39,13 +40,19 @@ evaluate_every = {every}
 num_prompts = 32
 [trainer]
 precision = "{trainer}"
+dither = {dither}
 [generator]
 precision = "{generator}"
 slots = 32
 """
 
-PRECISIONS = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16"}
-"""Of the generator: of the trainer."""
+WAYS = {
+    "fp32": ("fp32", "fp32", True),
+    "bf16": ("bf16", "bf16", True),
+    "int8": ("int8", "bf16", True),
+    "bf16-plain": ("bf16", "bf16", False),
+}
+"""Precisions of the generator and of the trainer, and whether the trainer's weights are dithered."""
 
 
 def column(records: list[dict[str, Any]], name: str) -> list[float]:
@@ -81,9 +88,9 @@ def main() -> None:
     parser.add_argument(
         "--precisions",
         nargs="+",
-        choices=["bf16", "int8"],
+        choices=[*WAYS][1:],
         default=["bf16", "int8"],
-        help="to compare with fp32 (default both)",
+        help="beside fp32 (default bf16 int8)",
     )
     parser.add_argument(
         "--work",
@@ -99,7 +106,8 @@ def main() -> None:
         arguments = ["data", "instructions", "--count", str(8 * steps + 64), "--out", "train.jsonl"]
         subprocess.run([*PROGRAM, *arguments], cwd=work, check=True)
     rows, rewards, paces = [], {}, {}
-    for seed, generator in itertools.product(options.seeds, ["fp32", *options.precisions]):
+    for seed, way in itertools.product(options.seeds, ["fp32", *options.precisions]):
+        generator, trainer, dither = WAYS[way]
         text = RECIPE.format(
             model=Path(options.model).resolve(),
             seed=seed,
@@ -107,19 +115,21 @@ def main() -> None:
             every=max(1, steps // 2),
             samples=options.samples,
             tokens=options.tokens,
-            trainer=PRECISIONS[generator],
+            trainer=trainer,
             generator=generator,
+            dither=str(dither).lower(),
         )
-        directory = train(work, f"{generator}-{seed}", text)
+        directory = train(work, f"{way}-{seed}", text)
         summary = json.loads((directory / "summary.json").read_text())
         records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        reward = rewards[generator, seed] = column(records, "rollout/reward/mean")
-        pace = paces[generator, seed] = statistics.median(column(records, "time/step"))
+        reward = rewards[way, seed] = column(records, "rollout/reward/mean")
+        pace = paces[way, seed] = statistics.median(column(records, "time/step"))
         third = max(1, len(reward) // 3)
         rows.append(
             {
+                "way": way,
                 "generator": generator,
-                "trainer": PRECISIONS[generator],
+                "trainer": trainer,
                 "seed": seed,
                 "steps": len(reward),
                 "first third": statistics.mean(reward[:third]),
@@ -132,7 +142,7 @@ def main() -> None:
                 "rewards": [round(value, 4) for value in reward],
             }
         )
-        benchmark.note(f"{generator}, seed {seed}: {summary['seconds']:.0f} s, last third {rows[-1]['last third']:.3f}")
+        benchmark.note(f"{way}, seed {seed}: {summary['seconds']:.0f} s, last third {rows[-1]['last third']:.3f}")
     headlines = {}
     for name in options.precisions:
         pairs = [(rewards[name, seed], rewards["fp32", seed]) for seed in options.seeds]

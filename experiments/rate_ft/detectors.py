@@ -372,7 +372,6 @@ def main() -> None:
             experiment.say(runs[-1])
     if not options.finished:
         return
-    plot(experiment.figure_path, runs)
     experiment.finish(
         runs,
         compared=COMPARED,
@@ -384,6 +383,7 @@ def main() -> None:
         },
         experiment_settings=SETTINGS,
     )
+    plot(experiment.figure_path, runs)  # last: a new figure would make the tree dirty
 
 
 if __name__ == "__main__":

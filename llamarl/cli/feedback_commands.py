@@ -112,7 +112,7 @@ def ingest(settings: IngestSettings, output: LiveOutput) -> int:
 def describe(settings: DescribeSettings, output: Output) -> int:
     """Show how often messages of a store are loved, where and when, and which signal is worth learning from.
 
-    Intervals are 95 %, for users drawn at random. Ambiguity is the share of good signals to which another objects.
+    Intervals are 95%, for users drawn at random. Ambiguity is the share of good signals to which another objects.
 
     Examples:
         llamarl feedback describe store
@@ -179,7 +179,7 @@ def fit(settings: FitSettings, output: LiveOutput, overrides: Overrides) -> int:
 def evaluate(settings: EvaluateSettings, output: LiveOutput) -> int:
     """Score the responses of policies to the same prompts: the mean probability that a user loves them.
 
-    Intervals are 95 %, from a bootstrap over prompts. Every policy is also compared with the first, prompt by prompt:
+    Intervals are 95%, from a bootstrap over prompts. Every policy is also compared with the first, prompt by prompt:
     intervals that overlap may still be a change beyond doubt. With --online, Pearson's r of the scores and the love
     rates that the policies had; it takes at least three.
 

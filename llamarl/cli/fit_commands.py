@@ -51,6 +51,7 @@ def sft(settings: SFTSettings, output: LiveOutput, overrides: Overrides) -> int:
         llamarl sft MODEL data.jsonl OUT --num-steps 500 --learning-rate 1e-5
         llamarl sft MODEL data.parquet OUT --num-epochs 2 --schedule linear --held-out 50 --keep loss
         llamarl sft MODEL data.jsonl OUT --lora.rank 16 --learning-rate 2e-4 --device cuda
+        llamarl sft MODEL data.jsonl OUT --num-epochs 2 --fsdp 4
     """
     from llamarl.training.objectives import SFT, SFTConfig
 
@@ -113,7 +114,8 @@ def run_fit(
 
     model, data, out, eval_data, split = files
     if not output.json:
-        say(f"device: {describe_device(resolve_device(device))}", sys.stderr)
+        ranks = "" if (count := objective.config.num_ranks) == 1 else f", {count} ranks"
+        say(f"device: {describe_device(resolve_device(device))}{ranks}", sys.stderr)
     with show_progress("steps", output) as update:
         return fit(
             objective,

@@ -42,10 +42,11 @@ def monitor(settings: MonitorSettings, output: Output) -> int:
         llamarl feedback monitor new.json --control control.json --phrases 'great question' --stop 3
         llamarl feedback monitor week1.json week2.json week3.json --control week0.json --report monitors.html
     """
-    from llamarl.feedback.monitor_report import MONITOR_COLUMNS, SAYS, build_monitor_page, monitor_rows, name_looks
+    from llamarl.feedback.monitor_report import MONITOR_COLUMNS, SAYS, build_monitor_page, monitor_rows
     from llamarl.feedback.monitoring import monitor_in_turn
     from llamarl.report.console import SafeConsole
     from llamarl.report.page import check_page_path, write_page
+    from llamarl.report.text import name_files
 
     if settings.report is not None:
         check_page_path(settings.report)
@@ -55,7 +56,9 @@ def monitor(settings: MonitorSettings, output: Output) -> int:
     if output.json:
         print_json(result)
         return int(result["level"] == "stop")
-    for number, (name, look) in enumerate(zip(name_looks(settings.responses), result["looks"], strict=True)):
+    for number, (name, look) in enumerate(
+        zip(name_files(list(map(str, settings.responses))), result["looks"], strict=True)
+    ):
         if len(settings.responses) > 1:
             say(f"{chr(10) if number else ''}{name}: {SAYS[look['level']]}")
         SafeConsole().print(build_table(MONITOR_COLUMNS, iter(monitor_rows(look["monitors"]))))

@@ -265,7 +265,7 @@ def _print_failures(records: Sequence[dict[str, Any]]) -> None:
 def _print_audit(results: "Sequence[AttackResult]", totals: "Sequence[AttackResult]") -> None:
     from llamarl.report.text import one_line
 
-    header = ["", "tried", "passed", "rate", "95 % bound", "abstained", "failed"]
+    header = ["", "tried", "passed", "rate", "95% bound", "abstained", "failed"]
     for total in totals:
         mine = [each for each in (*results, total) if each.judge == total.judge]
         _print_table([total.judge, *header[1:]], [_audit_cells(each) for each in mine])

@@ -44,6 +44,7 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         llamarl reward train pairs.jsonl --model MODEL --out rewards/helpful --learning-rate 1e-5
         llamarl reward train owner/name --model MODEL --out OUT --eval-data held-out.parquet --on-bad-row skip
         llamarl reward train labelled.jsonl --labels --model MODEL --out OUT --num-steps 200
+        llamarl reward train pairs.jsonl --model MODEL --out OUT --fsdp 4 --precision bf16
         llamarl reward train --list-settings
     """
     from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides

@@ -113,6 +113,8 @@ class ViewSettings(Config):
     """Draw no PNG files."""
     page: bool = False
     """Write the run's page for a browser, RUN/index.html, as it is now. It opens by double click."""
+    out: str | None = None
+    """Write the page or the figure into this file or folder instead of the run's, which may be on a read-only disk."""
     serve: bool = False
     """Serve the page, fresh while the run goes on; of a folder, all its runs side by side. Ctrl-C ends it."""
     host: str = "127.0.0.1"
@@ -127,31 +129,56 @@ def view(settings: ViewSettings, output: Output) -> int:
     Examples:
         llamarl view runs/NAME
         llamarl view runs/NAME --page
+        llamarl view /mnt/archive/NAME --page --out page.html
         llamarl view runs/NAME --serve
         llamarl view runs/ --serve --port 8000
         llamarl view runs/NAME --json
     """
     from llamarl.controller.directory import LEDGER_FILE
     from llamarl.controller.ledger import read_counts
-    from llamarl.controller.page import write_page
     from llamarl.report.console import SafeConsole
     from llamarl.report.view import render_run, run_as_dict
 
     if settings.serve:
         return _serve(settings, output)
     if settings.page:
-        page = write_page(settings.run_dir)
+        page = _write_page(settings)
         print_json({"page": str(page)}) if output.json else say(f"page {page}")
         return 0
     ledger = Path(settings.run_dir) / LEDGER_FILE
     counts = read_counts(ledger) if ledger.is_file() else None
     if not settings.no_figures:
-        draw_figures(Path(settings.run_dir))
+        draw_figures(Path(settings.run_dir), _choose_path(settings, "run.png", (".png",)))
     if output.json:
         print_json(run_as_dict(settings.run_dir, counts))
     else:
         SafeConsole().print(render_run(settings.run_dir, counts))
     return 0
+
+
+def _write_page(settings: ViewSettings) -> Path:
+    from llamarl.controller.page import write_page
+    from llamarl.report.page import SUFFIXES
+    from llamarl.report.site.document import PAGE_FILE
+
+    path = _choose_path(settings, PAGE_FILE, SUFFIXES)
+    try:
+        return write_page(settings.run_dir, path)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename and Path(error.filename).parent != path.parent else ""
+        raise ConfigError(
+            f"{path}: the page cannot be written ({what}{error.strerror}); --out FILE.html writes it elsewhere"
+        ) from None
+
+
+def _choose_path(settings: ViewSettings, name: str, suffixes: tuple[str, ...]) -> Path:
+    """The file to write: in the run's folder, in the folder that the user named, or the user's own file."""
+    path = Path(settings.run_dir if settings.out is None else settings.out)
+    if settings.out is None or path.is_dir():
+        return path / name
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"--out {path}: give a folder that is there, or a file that ends in {suffixes[0]}")
+    return path
 
 
 def _serve(settings: ViewSettings, output: Output) -> int:
@@ -239,16 +266,16 @@ def export(settings: ExportSettings, output: Output) -> int:
     return 0
 
 
-def draw_figures(run_dir: Path) -> Path | None:
+def draw_figures(run_dir: Path, path: Path | None = None) -> Path | None:
     """Draws the run's figure where there is something to draw and the disk takes it; says so where not."""
     from llamarl.report.plots import plot_run
 
     if not (run_dir / "metrics.jsonl").is_file():
         return None
     try:
-        return plot_run(run_dir, run_dir / "run.png")
+        return plot_run(run_dir, path or run_dir / "run.png")
     except OSError as error:
-        say(f"no figure: {error}", sys.stderr)
+        say(f"no figure: {error}; llamarl view {run_dir} --out FILE.png draws it elsewhere", sys.stderr)
         return None
 
 

@@ -3,10 +3,10 @@
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,9 @@ from llamarl.core.protocols import AllCores, Cores, Executor, ExecutorHandle
 from llamarl.engine import build_engine
 from llamarl.engine.cores import Cores as SharedCores
 from llamarl.generation.executor import GeneratorExecutor
-from llamarl.generation.vllm.executor import VllmExecutor, VllmPlace
+from llamarl.generation.server.executor import ServerExecutor, ServerPlace
+from llamarl.generation.sglang.executor import SglangExecutor
+from llamarl.generation.vllm.executor import VllmExecutor
 from llamarl.judges.executor import JudgeExecutor
 from llamarl.models.checkpoint import load_model, resolve
 from llamarl.training.executor import TrainerExecutor
@@ -31,6 +33,7 @@ from llamarl.weights import build_channel
 
 MIN_CACHE_BYTES, MAX_CACHE_BYTES = 64 << 20, 1 << 30
 """Bounds of the memory for keys and values of a vLLM server on a CPU."""
+SERVERS: Mapping[str, type[ServerExecutor[Any]]] = {"vllm": VllmExecutor, "sglang": SglangExecutor}
 
 
 class Executors(NamedTuple):
@@ -144,8 +147,9 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
         def spawn_generator(name: str) -> Awaitable[ExecutorHandle]:
             if not servers:
                 return spawn(native, name)
-            place, settings = servers[names.index(name)], recipe.placement.generators[0].vllm
-            build = functools.partial(VllmExecutor, settings, recipe.generator, place, prepared.tokenizer, receivers)
+            table, place = recipe.placement.generators[0], servers[names.index(name)]
+            kind = SERVERS[table.kind]
+            build = functools.partial(kind, table.server, recipe.generator, place, prepared.tokenizer, receivers)
             return spawn(build, name)
 
         pool = GeneratorPool(
@@ -168,10 +172,10 @@ async def place_executors(prepared: Prepared, reporter: Reporter, budget: Restar
             channel.close()
 
 
-def place_servers(prepared: Prepared) -> list[VllmPlace]:
-    """Where each generator's vLLM server is, and what it is started with; empty where the generators are native."""
+def place_servers(prepared: Prepared) -> list[ServerPlace]:
+    """Where each generator's server is, and what it is started with; empty where the generators are native."""
     recipe = prepared.recipe
-    table = next((table for table in recipe.placement.generators if table.kind == "vllm"), None)
+    table = next((table for table in recipe.placement.generators if table.kind != "native"), None)
     if table is None:
         return []
     config, threads = prepared.model_config.get_text_config(), recipe.threads or usable_cores()
@@ -181,7 +185,7 @@ def place_servers(prepared: Prepared) -> list[VllmPlace]:
     # On a CPU vLLM must be told: room for all slots at full length, but no more than a modest part of the memory.
     cache = max(MIN_CACHE_BYTES, min(each * recipe.generator.slots, MAX_CACHE_BYTES), each * 5 // 4)
     is_on_cpu = recipe.generator.resolved_device == "cpu"
-    place = VllmPlace(
+    place = ServerPlace(
         str(resolve(recipe.model)),
         prepared.max_positions,
         tp=table.tp,

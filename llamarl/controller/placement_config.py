@@ -7,15 +7,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from llamarl.core.config import describe_errors
 from llamarl.engine.hosts import HostsConfig
-from llamarl.generation.vllm.settings import VllmFields, VllmSettings
+from llamarl.generation.server.settings import ServerFields, ServerSettings
 from llamarl.training.config import TrainerPlacement
 
 
-class GeneratorPlacement(VllmFields):
+class GeneratorPlacement(ServerFields):
     """Generators of one kind."""
 
-    kind: Literal["native", "vllm"] = "native"
-    """Program that generates: llamarl's own, or vLLM servers."""
+    kind: Literal["native", "vllm", "sglang"] = "native"
+    """Program that generates: llamarl's own, vLLM servers, or SGLang servers (tried on a fake only)."""
     replicas: int = Field(default=1, ge=1)
     """Generators, each with a copy of the weights; the same as `num_generators`."""
     tp: int = Field(default=1, ge=1)
@@ -29,27 +29,29 @@ class GeneratorPlacement(VllmFields):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        if self.kind == "vllm":
-            _ = self.vllm
+        if self.kind != "native":
+            _ = self.server
             if self.precision == "int8":
-                raise ValueError("precision: int8 is the native generator's; a vllm one has fp32 and bf16")
+                raise ValueError(f"precision: int8 is the native generator's; a {self.kind} one has fp32 and bf16")
+            if self.kind == "vllm" and self.weights_folder is not None:
+                raise ValueError("weights_folder: is of kind='sglang'; vLLM gets its weights over gloo, leave it out")
             if self.url and len(self.url) != self.replicas:
                 raise ValueError(f"url: {len(self.url)} addresses for replicas={self.replicas}; give one each")
             return self
         if self.tp > 1:
-            raise ValueError(f"tp={self.tp}: a native generator is one rank; set tp=1, or kind='vllm'")
-        for name, field in VllmFields.model_fields.items():
+            raise ValueError(f"tp={self.tp}: a native generator is one rank; set tp=1, or kind='vllm' or 'sglang'")
+        for name, field in ServerFields.model_fields.items():
             if getattr(self, name) != field.default:
-                raise ValueError(f"{name}: is of kind='vllm'; leave it out, or set that kind")
+                raise ValueError(f"{name}: is of kind='vllm' and 'sglang'; leave it out, or set one of these")
         return self
 
     @property
-    def vllm(self) -> VllmSettings:
+    def server(self) -> ServerSettings:
         """The settings of its servers."""
         try:
-            return VllmSettings.model_validate({name: getattr(self, name) for name in VllmFields.model_fields})
+            return ServerSettings.model_validate({name: getattr(self, name) for name in ServerFields.model_fields})
         except ValidationError as error:
-            raise ValueError(describe_errors(error, VllmSettings)) from None
+            raise ValueError(describe_errors(error, ServerSettings)) from None
 
 
 class PlacementConfig(HostsConfig):
@@ -65,9 +67,9 @@ class PlacementConfig(HostsConfig):
     """The generators of the run, one table; without it, `num_generators` and `generator` say all."""
 
     @property
-    def has_vllm(self) -> bool:
-        """True where generators are vLLM servers."""
-        return any(table.kind == "vllm" for table in self.generators)
+    def server_kind(self) -> Literal["vllm", "sglang"] | None:
+        """Program of the servers that generate; None where the generators are native."""
+        return next((table.kind for table in self.generators if table.kind != "native"), None)
 
     @model_validator(mode="after")
     def _check_deltas(self) -> Self:

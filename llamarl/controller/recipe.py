@@ -231,17 +231,14 @@ class Recipe(Config):
                 f"placement.trainer: fsdp={where.fsdp} x tp={where.tp} is {where.num_ranks} processes, and "
                 "engine='inprocess' has only this one; set engine='monarch' (extra monarch), or both to 1"
             )
-        if where.tp > 1 and self.trainer.lora is not None:
-            raise ValueError(
-                f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={where.tp}; set tp to 1 and fsdp "
-                "instead, or leave trainer.lora out"
-            )
-        if self.placement.has_vllm:
-            for name, value in {"precision": "int8", "on_update": "keep", "routed_experts": True}.items():
+        if (kind := self.placement.server_kind) is not None:
+            foreign: dict[str, Any] = {"precision": "int8", "on_update": "keep"}
+            foreign |= {"routed_experts": True} if kind == "vllm" else {}
+            for name, value in foreign.items():
                 if self.generator.model_dump()[name] == value:
-                    raise ValueError(f"generator.{name}={value!r} is the native generator's; kind='vllm' has it not")
+                    raise ValueError(f"generator.{name}={value!r} is the native generator's; kind={kind!r} has it not")
             if self.trainer.lora is not None:
-                raise ValueError("trainer.lora: vllm generators take whole weights; leave it out, or use native ones")
+                raise ValueError(f"trainer.lora: {kind} generators take whole weights; leave it out, or go native")
         held = {"num_generators": self.num_generators}
         held |= {f"trainer.{name}": value for name, value in self.trainer.model_dump().items()}
         held |= {f"generator.{name}": value for name, value in self.generator.model_dump().items()}
@@ -266,7 +263,7 @@ class Recipe(Config):
                 "completions were sampled with, but under coverage these are of another prompt; use ibpo or raft with "
                 'off_policy = "none", or leave coverage out'
             )
-        if self.sampling.filters and self.placement.has_vllm and not needs.ignores_behavior_logprobs:
+        if self.sampling.filters and self.placement.server_kind == "vllm" and not needs.ignores_behavior_logprobs:
             name, value = next(iter(self.sampling.filters.items()))
             raise ValueError(
                 f"sampling.{name}={value}: algorithm.type={config.type!r} as it is set weighs completions by their "

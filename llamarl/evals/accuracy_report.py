@@ -10,11 +10,12 @@ from llamarl.evals.scores import KINDS, LEVELS
 from llamarl.evals.tables import WIDE, ResultsTable, notes
 from llamarl.report.figures import Dot, Row, RowChart
 from llamarl.report.page import Notes, Page, Part, Section, Table, parts_of
+from llamarl.report.text import name_files
 
 PAGE_FILE = "report.html"
 CHANGES = {"ifr_percent": "Forgotten, of the instructions followed", "ecr_percent": "Recovered, of those not followed"}
 WHOLE_CAPTION = (
-    "Accuracy is the mean of strict and loose, per conversation and per instruction. Lines are 95 % intervals."
+    "Accuracy is the mean of strict and loose, per conversation and per instruction. Lines are 95% intervals."
 )
 
 Rate = Mapping[str, Any]
@@ -39,7 +40,7 @@ def build_page(results: Mapping[str, Any]) -> Page:
             ),
             Section("To know", [Notes([note.plain for note in notes(results)])]),
         ],
-        footer=f"llamarl {llamarl.__version__}, eval. Intervals are 95 %, of a bootstrap over conversations.",
+        footer=f"llamarl {llamarl.__version__}, eval. Intervals are 95%, of a bootstrap over conversations.",
     )
 
 
@@ -56,10 +57,11 @@ def build_comparison_page(comparison: Mapping[str, Any], shown: ConsoleRenderabl
     for (mode, found), own in zip(comparison["modes"].items(), tables, strict=True):
         charts = _by_language(named, _differences(found), marks=(0.0,), is_signed=True)
         sections.append(Section(f"{mode} mode", [*charts, *own]))
-    differences = "Differences are b minus a; *: the 95 % interval, paired by conversation, leaves out 0."
+    differences = "Differences are b minus a; *: the 95% interval, paired by conversation, leaves out 0."
     return Page(
         title=f"{comparison['benchmark']}: two evaluations",
-        subtitle=f"a = {comparison['a']}, b = {comparison['b']}",
+        subtitle="a = {}, b = {}".format(*name_files([comparison["a"], comparison["b"]])),
+        subtitle_note=f"a = {comparison['a']}, b = {comparison['b']}",
         parts=[*sections, Section("To know", [Notes([differences, *comparison["notes"]])])],
         footer=f"llamarl {llamarl.__version__}, eval compare.",
     )
@@ -154,8 +156,8 @@ def _say(rate: Rate, form: str) -> str:
     if rate["value"] is None:
         return "–"
     if form == "%":
-        between = "" if rate["low"] is None else f" ({100 * rate['low']:.1f} to {100 * rate['high']:.1f} %)"
-        return f"{100 * rate['value']:.1f} %{between}"
+        between = "" if rate["low"] is None else f" ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}%)"
+        return f"{100 * rate['value']:.1f}%{between}"
     between = "" if rate["low"] is None else f" ({rate['low']:{form}.3f} to {rate['high']:{form}.3f})"
     return f"{rate['value']:{form}.3f}{between}"
 

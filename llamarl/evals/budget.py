@@ -10,7 +10,7 @@
     baselines.NAME.area.AXIS                mean accuracy of both frontiers over the budgets of self-consistency
 
 K samples of a problem are one request: its prompt is paid once, K completions are. Every rate is `{"value", "low",
-"high"}`; the ends bound the 95 % percentile interval of a bootstrap over problems that draws the same problems for all,
+"high"}`; the ends bound the 95% percentile interval of a bootstrap over problems that draws the same problems for all,
 so differences are paired. A value is null where it is unknown, such as tokens that a server does not report.
 """
 

@@ -37,7 +37,7 @@ def build_page(results: Mapping[str, Any]) -> Page:
             Section("In numbers", tables),
             Section("To know", [Notes(said)]),
         ],
-        footer=f"llamarl {llamarl.__version__}, eval budget. Intervals are 95 %.",
+        footer=f"llamarl {llamarl.__version__}, eval budget. Intervals are 95%.",
     )
 
 

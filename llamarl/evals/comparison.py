@@ -160,7 +160,7 @@ class ComparisonTable:
             yield Text()
             yield _table(mode, found, comparison["language_names"], options.max_width >= WIDE)
         yield Text()
-        yield Text("differences are b minus a; *: the 95 % interval, paired by conversation, leaves out 0", style="dim")
+        yield Text("differences are b minus a; *: the 95% interval, paired by conversation, leaves out 0", style="dim")
         for note in comparison["notes"]:
             yield Text(note, style="yellow")
 

@@ -14,7 +14,7 @@
     failures, truncation, data, generation what else a reader must know
     keys                                   the conversations, by language
 
-Accuracies are fractions. `low` and `high` bound the 95 % percentile interval of a bootstrap over conversations; `of` is
+Accuracies are fractions. `low` and `high` bound the 95% percentile interval of a bootstrap over conversations; `of` is
 the denominator. A value is null where its denominator is 0.
 """
 

@@ -103,7 +103,7 @@ def _by_language(mode: str, found: Mapping[str, Any], is_wide: bool) -> Table:
     headers = [f"turn {turn}" for turn in turns]
     if len(turns) > 1:
         headers += ["mean", "all\nturns"]
-    headers += [f"{word}\n{pair.replace('-', '→')} %" for word in ("forgot", "recov.") for pair in pairs]
+    headers += [f"{word}\n{pair.replace('-', '→')}%" for word in ("forgot", "recov.") for pair in pairs]
     for header in headers:
         table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
     for name, group in _groups(found):

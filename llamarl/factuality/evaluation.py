@@ -142,7 +142,7 @@ def _warn_of_few(method: Method, area: float, interval: tuple[float, float] | No
         elif interval is None:
             yield f"{few}: the AUC, {area:.3f}, says little"
         else:
-            yield f"{few}: the AUC, {area:.3f}, may be anything from {interval[0]:.3f} to {interval[1]:.3f} (95 %)"
+            yield f"{few}: the AUC, {area:.3f}, may be anything from {interval[0]:.3f} to {interval[1]:.3f} (95%)"
 
 
 def _note(method: Method, band: Band | None, settings: Evaluation) -> Any:

@@ -44,7 +44,7 @@ def build_calibration(methods: Methods) -> LineChart:
         x="score",
         y="share that is factual",
         limits=WHOLE,
-        caption="On the diagonal a score of 0.8 means that 80 % of such claims are factual.",
+        caption="On the diagonal a score of 0.8 means that 80% of such claims are factual.",
     )
 
 

@@ -11,9 +11,9 @@ from llamarl.report.files import write_json
 from llamarl.report.page import Notes, Page, Part, Section, Table, write_page
 
 RESULTS_FILE, FIGURE_FILE, PAGE_FILE = "results.json", "detection.png", "report.html"
-COLUMNS = ("method", "threshold", "BAcc", "95 % interval", "AUC", "ECE")
-HYBRID_COLUMNS = ("hybrid", "low", "high", "BAcc-unknown", "95 % interval", "unknown")
-DIFFERENCE_COLUMNS = ("difference", "claims", "BAcc", "95 % interval", "AUC", "95 % interval", "")
+COLUMNS = ("method", "threshold", "BAcc", "95% interval", "AUC", "ECE")
+HYBRID_COLUMNS = ("hybrid", "low", "high", "BAcc-unknown", "95% interval", "unknown")
+DIFFERENCE_COLUMNS = ("difference", "claims", "BAcc", "95% interval", "AUC", "95% interval", "")
 EXPLANATION = (
     "BAcc is the mean of the shares of factual and of hallucinated claims that one threshold decides rightly. With two "
     "thresholds, a claim between low and high is left to an outside checker: BAcc-unknown counts it as right, and "

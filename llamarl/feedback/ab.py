@@ -23,17 +23,17 @@ from llamarl.functional.experiments import Estimate, Moments
 from llamarl.functional.statistics import clustered_rate
 
 METHODS = {
-    "interval": "bootstrap over users, studentized and symmetric, in Fieller's form (Hwang, 1995), 95 %",
+    "interval": "bootstrap over users, studentized and symmetric, in Fieller's form (Hwang, 1995), 95%",
     "p": "two-proportion score test with errors clustered by user",
     "p_unclustered": "two-proportion z test as if all messages were independent; for comparison only",
     "p_corrected": "Holm, over the arms for the love rate, over arms and guardrails for the guardrails",
-    "always_valid_interval": "asymptotic confidence sequence, normal mixture (Waudby-Smith et al., 2024), 95 %",
+    "always_valid_interval": "asymptotic confidence sequence, normal mixture (Waudby-Smith et al., 2024), 95%",
     "sample_ratio_p": "chi-square of users by arm",
-    "cuped": "log of the quotient less a covariate's part (Deng et al., 2013), 95 %",
+    "cuped": "log of the quotient less a covariate's part (Deng et al., 2013), 95%",
 }
 NO_UPPER_BOUND = (-1.0, None)
 BEYOND = 0.025
-"""One-sided, as a 95 % interval that leaves out the margin."""
+"""One-sided, as a 95% interval that leaves out the margin."""
 
 
 def compare_arms(

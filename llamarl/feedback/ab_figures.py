@@ -11,7 +11,7 @@ from llamarl.report.figures import Curve, Dot, LineChart, Row, RowChart, Tone
 
 ONE_LOOK, ALWAYS = "for one look", "always valid"
 WIDEST_CHANGE = 2.0
-"""Changes beyond it, such as those of the first day, are cut off: +200 %."""
+"""Changes beyond it, such as those of the first day, are cut off: +200%."""
 _TONES: Mapping[str | None, Tone | None] = {None: None, "held": "good", "open": "unsure", "broken": "bad"}
 
 
@@ -75,7 +75,7 @@ def build_days(result: Mapping[str, Any]) -> list[LineChart]:
 
 
 def build_guardrails(result: Mapping[str, Any]) -> RowChart | None:
-    """Relative changes of guardrails with their 95 % intervals and margins; None where no change is known."""
+    """Relative changes of guardrails with their 95% intervals and margins; None where no change is known."""
     rows = []
     for name, arm in _others(result):
         for column, found in arm["guardrails"].items():

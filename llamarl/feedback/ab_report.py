@@ -26,7 +26,7 @@ def build_report(result: Mapping[str, Any]) -> Page:
             *(Verdict(**arm["verdict"]) for arm in others),
             *_sections(result),
         ],
-        footer=f"llamarl {llamarl.__version__}, feedback ab. All intervals are 95 %.",
+        footer=f"llamarl {llamarl.__version__}, feedback ab. All intervals are 95%.",
     )
 
 
@@ -53,7 +53,7 @@ def _sections(result: Mapping[str, Any]) -> Iterator[Section]:
     if rows := list(guardrail_rows(result)):
         figure = build_guardrails(result)
         note = (
-            "A guardrail holds if its 95 % interval leaves out the margin. All must hold, so that needs no correction; "
+            "A guardrail holds if its 95% interval leaves out the margin. All must hold, so that needs no correction; "
             "whether one changed at all is corrected after Holm."
         )
         yield Section("Guardrails", [*([figure] if figure else []), Table(GUARDRAIL_COLUMNS, rows), note])
@@ -65,9 +65,9 @@ def _sections(result: Mapping[str, Any]) -> Iterator[Section]:
     )
 
 
-RATE_COLUMNS = ("arm", "users", "messages", "reactions", "love rate", "95 % interval")
+RATE_COLUMNS = ("arm", "users", "messages", "reactions", "love rate", "95% interval")
 CHANGE_COLUMNS = ("arm", "change", "for one look", "p", "p, Holm", "always valid")
-GUARDRAIL_COLUMNS = ("guardrail", "arm", "mean", "change", "95 % interval", "p, Holm", "margin", "")
+GUARDRAIL_COLUMNS = ("guardrail", "arm", "mean", "change", "95% interval", "p, Holm", "margin", "")
 DAY_COLUMNS = ("day", "arm", "messages", "reactions", "change so far", "always valid")
 
 

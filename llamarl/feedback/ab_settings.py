@@ -26,8 +26,8 @@ class AbTest(Config):
     guardrails: Annotated[tuple[str, ...], Metavar("COLUMN")] = ()
     """A column of numbers that should not get worse; its mean over rows is compared."""
     margins: Annotated[dict[str, float], Metavar("COLUMN=X")] = Field(default_factory=dict)
-    """A guardrail and the relative change that would be too much: turns=-0.02 must not fall by 2 %,
-    thumbs_down=0.05 must not rise by 5 %."""
+    """A guardrail and the relative change that would be too much: turns=-0.02 must not fall by 2%,
+    thumbs_down=0.05 must not rise by 5%."""
     covariate: Annotated[str | None, Metavar("COLUMN")] = None
     """A number known of each user from before the test, which takes out noise (CUPED)."""
     shares: Annotated[dict[str, float], Metavar("ARM=X")] = Field(default_factory=dict)

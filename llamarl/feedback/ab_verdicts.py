@@ -93,16 +93,16 @@ def _find_guardrails(arm: Mapping[str, Any], state: str) -> Iterator[tuple[str, 
 
 
 def format_change(change: float | None) -> str:
-    """A relative change: `+9.7 %`."""
-    return "–" if change is None else f"{100 * change:+.1f} %"
+    """A relative change: `+9.7%`."""
+    return "–" if change is None else f"{100 * change:+.1f}%"
 
 
 def format_interval(interval: tuple[float, float | None] | None) -> str:
-    """Bounds of a relative change: `+4.1 to +15.6 %`."""
+    """Bounds of a relative change: `+4.1 to +15.6%`."""
     if interval is None:
         return "–"
     low, high = interval
-    return f"above {100 * low:+.1f} %" if high is None else f"{100 * low:+.1f} to {100 * high:+.1f} %"
+    return f"above {100 * low:+.1f}%" if high is None else f"{100 * low:+.1f} to {100 * high:+.1f}%"
 
 
 def format_p(p: float) -> str:
@@ -111,5 +111,5 @@ def format_p(p: float) -> str:
 
 
 def format_rate(rate: float | None) -> str:
-    """A share in percent with digits for rare events: `1.92 %`."""
-    return "–" if rate is None else f"{100 * rate:.2f} %"
+    """A share in percent with digits for rare events: `1.92%`."""
+    return "–" if rate is None else f"{100 * rate:.2f}%"

@@ -39,7 +39,7 @@ class Rate:
     loves: int
     rate: float
     interval: tuple[float, float]
-    """95 %, for users drawn at random."""
+    """95%, for users drawn at random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Signal:
     correlation: float | None
     """Pearson's r between users' mean signal and their outcome; None without an outcome, or where nothing varies."""
     correlation_interval: tuple[float, float] | None
-    """95 %, by Fisher's transform over users."""
+    """95%, by Fisher's transform over users."""
     ambiguity: float | None
     """Share of positive messages where another signal objects: the next message is negative, or the reaction is. None
     where no other signal is known."""

@@ -32,7 +32,7 @@ def build_days(result: Mapping[str, Any]) -> LineChart:
         unit="%",
         limits=(0.0, min(1.0, 1.1 * max([result["base_rate"], *(rate["interval"][1] for rate in rates)]) or 1.0)),
         y_marks=[result["base_rate"]],
-        caption=f"The band is the 95 % interval, over users; dashed: all messages, {result['base_rate']:.2%}.",
+        caption=f"The band is the 95% interval, over users; dashed: all messages, {result['base_rate']:.2%}.",
     )
 
 

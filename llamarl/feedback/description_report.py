@@ -7,7 +7,7 @@ import llamarl
 from llamarl.feedback.description_figures import build_days, build_segments, build_signals
 from llamarl.report.page import Page, Part, Section, Table
 
-RATE_COLUMNS = ("messages", "users", "loved (95 %)")
+RATE_COLUMNS = ("messages", "users", "loved (95%)")
 SIGNAL_COLUMNS = ("signal", "known", "good", "users", "r with outcome", "ambiguity")
 
 
@@ -19,10 +19,13 @@ def build_report(result: Mapping[str, Any]) -> Page:
         title="A store of messages",
         subtitle=f"{result['messages']:,} messages of {result['users']:,} users",
         parts=[
-            f"{loved} of the messages are loved. Intervals are 95 %, for users drawn at random: {effect}",
+            f"{loved} of the messages are loved. Intervals are 95%, for users drawn at random: {effect}",
             Section("Love rate", [build_days(result), *build_segments(result)]),
             *(
-                Section(f"By {name.replace('_', ' ')}", [Table((name, *RATE_COLUMNS), list(rate_rows(rates)))])
+                Section(
+                    f"By {name.replace('_', ' ')}",
+                    [Table((name.replace("_", " "), *RATE_COLUMNS), list(rate_rows(rates)))],
+                )
                 for name, rates in result["by"].items()
                 if name != "day" and len(rates) > 1
             ),

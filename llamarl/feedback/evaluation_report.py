@@ -8,7 +8,7 @@ from llamarl.feedback.description_report import format_share
 from llamarl.report.figures import Curve, Dot, LineChart, Row, RowChart, Tone
 from llamarl.report.page import Page, Section, Table, Verdict
 
-SCORE_COLUMNS = ("policy", "P[Love]", "95 % interval", "responses", "characters a response")
+SCORE_COLUMNS = ("policy", "P[Love]", "95% interval", "responses", "characters a response")
 
 
 def build_evaluation_page(result: Mapping[str, Any]) -> Page:
@@ -23,7 +23,7 @@ def build_evaluation_page(result: Mapping[str, Any]) -> Page:
             *_sections(result),
         ],
         footer=f"llamarl {llamarl.__version__}, feedback evaluate. P[Love]: {result['reward_model']}. All intervals "
-        "are 95 %, from a bootstrap over prompts.",
+        "are 95%, from a bootstrap over prompts.",
     )
 
 

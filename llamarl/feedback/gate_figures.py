@@ -60,8 +60,8 @@ def build_course(
         readings = [look["monitors"][number] for look in looks]
         # What is unbounded, or far beyond the curve, ends at the frame: the curve is what people came to see.
         ratios = [each["ratio"] for each in readings if each["ratio"]]
-        bottom = 2.0 ** math.floor(math.log2(max(SMALLEST, min(0.5, *ratios))))
-        top = 2.0 ** math.ceil(math.log2(min(LARGEST, max(1.1 * stop, *ratios))))
+        bottom = 2.0 ** math.floor(math.log2(max(SMALLEST, min([0.5, *ratios]))))
+        top = 2.0 ** math.ceil(math.log2(min(LARGEST, max([1.1 * stop, *ratios]))))
         band = [(low or bottom, top if high is None else high) for low, high in (each["interval"] for each in readings)]
         yield LineChart(
             monitor,

@@ -9,15 +9,18 @@ from llamarl.feedback.gate_settings import Gate
 from llamarl.feedback.monitor_report import MONITOR_COLUMNS, capitalize, monitor_rows, show_examples
 from llamarl.report.figures import Tone
 from llamarl.report.page import Page, Section, Table, Verdict
+from llamarl.report.text import name_files
 
 TITLES = {"blocked": "Blocked", "undecided": "Undecided", "passed": "Passed"}
 
 
 def build_report(result: Mapping[str, Any], settings: Gate) -> Page:
     """The page of a decision, from what `run_gate` returns."""
+    files = [str(result["candidate"]), str(result["control"])]
     return Page(
         title="Release gate",
-        subtitle=f"{result['candidate']} against {result['control']}",
+        subtitle=" against ".join(name_files(files)),
+        subtitle_note=" against ".join(files),
         parts=[_verdict(result), *_sections(result, settings)],
         footer=f"llamarl {llamarl.__version__}, feedback gate. P[Love]: {result['reward_model']}.",
     )
@@ -32,7 +35,7 @@ def love_rows(love: Mapping[str, Any]) -> Iterator[list[str]]:
     yield ["change", f"{change['relative_change']:+.2%}", _between(change["relative_interval"], "{:+.2%}"), ""]
 
 
-LOVE_COLUMNS = ("", "P[Love]", "95 % interval", "responses")
+LOVE_COLUMNS = ("", "P[Love]", "95% interval", "responses")
 
 
 def _verdict(result: Mapping[str, Any]) -> Verdict:

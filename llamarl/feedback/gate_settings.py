@@ -58,7 +58,7 @@ class Gate(Monitoring):
     reward_model: Annotated[str, Metavar("DIR")]
     """The --out of a `llamarl feedback fit`."""
     margin: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Fall of the predicted love rate that is tolerated, relative to the control's: 0.02 is 2 %."""
+    """Fall of the predicted love rate that is tolerated, relative to the control's: 0.02 is 2%."""
     undecided: Literal["pass", "block"] = "pass"
     """The fate of a candidate whose interval says neither that the rate falls by more than the margin nor that it
     does not."""

@@ -1,14 +1,13 @@
 """The report of the monitors on files: one page, of one comparison or of several in turn."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import llamarl
 from llamarl.feedback.gate_figures import LEVELS, build_course, build_monitors
 from llamarl.feedback.gate_settings import Monitoring
 from llamarl.report.page import Notes, Page, Section, Table, Verdict
-from llamarl.report.text import format_number
+from llamarl.report.text import format_number, name_files
 
 MONITOR_COLUMNS = ("monitor", "control", "responses", "times", "between", "says")
 SAYS = {"quiet": "quiet", "warn": "warns", "stop": "stops"}
@@ -19,24 +18,19 @@ SHARES = ("farewell", "love", "phrases", "question", "emoji")
 def build_monitor_page(result: Mapping[str, Any], settings: Monitoring) -> Page:
     """The page of what `monitor_in_turn` returns."""
     looks = result["looks"]
-    names = name_looks([each["name"] for each in looks])
-    shown = names[0] if len(looks) == 1 else f"{len(looks)} files, {names[0]} to {names[-1]},"
+    files = [each["name"] for each in looks]
+    *names, control = name_files([*files, settings.control])
+    shown, whole = (
+        each[0] if len(looks) == 1 else f"{len(looks)} files, {each[0]} to {each[-1]}," for each in (names, files)
+    )
     return Page(
         title="Monitors",
-        subtitle=f"{shown} against {settings.control}",
+        subtitle=f"{shown} against {control}",
+        subtitle_note=f"{whole} against {settings.control}",
         parts=[_verdict(result, names), *_sections(result, names, settings)],
         footer=f"llamarl {llamarl.__version__}, feedback monitor. All monitors together ring by chance in at most "
         f"{settings.chance:.1%} of such reports.",
     )
-
-
-def name_looks(names: Sequence[str]) -> list[str]:
-    """Names of files without what all of them share: their folder and their suffix, where that tells them apart."""
-    paths = [PurePath(name) for name in names]
-    for short in ([path.stem for path in paths], [path.name for path in paths]):
-        if len(set(short)) == len(names):
-            return short
-    return list(names)
 
 
 def monitor_rows(monitors: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@
     correlate_online(scores, {"control": 0.018, ...})        # Pearson's r with the love rates that were seen online
 
 A file of responses is what `llamarl generate --json` prints, or rows of {prompt, completion} as `llamarl judge run`
-reads them. Several responses to a prompt count as their mean. Intervals are 95 %, from a bootstrap over prompts: the
+reads them. Several responses to a prompt count as their mean. Intervals are 95%, from a bootstrap over prompts: the
 same prompts are drawn for all policies.
 
 Han et al., "Reinforcement Learning from User Feedback" (arXiv 2505.14946), section 3: ten policies on one fixed set of

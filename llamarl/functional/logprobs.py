@@ -27,7 +27,7 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) ->
     Raises:
         ValueError: the shapes disagree or the temperature is not positive.
     """
-    _check(logits, temperature)
+    check_logits(logits, temperature)
     if targets.shape != logits.shape[:1]:
         raise ValueError(f"token_logprobs: targets {tuple(targets.shape)} do not match logits {tuple(logits.shape)}")
     logprobs: Tensor = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ def kept_logprobs(logits: Tensor, targets: Tensor, kept: Kept, temperature: floa
     Raises:
         ValueError: shapes disagree, the temperature is not positive, or a target is not among its kept tokens.
     """
-    _check(logits, temperature)
+    check_logits(logits, temperature)
     if not targets.shape == kept.counts.shape == logits.shape[:1]:
         raise ValueError(
             f"kept_logprobs: targets {tuple(targets.shape)} and kept.counts {tuple(kept.counts.shape)} do not match "
@@ -79,17 +79,42 @@ def kept_logprobs(logits: Tensor, targets: Tensor, kept: Kept, temperature: floa
         )
     is_cut = kept.counts > 0
     rows = torch.arange(len(targets), device=targets.device).repeat_interleave(kept.counts)
-    scaled = _scale(logits[rows, kept.ids], temperature)  # [K]
+    scaled = scale_logits(logits[rows, kept.ids], temperature)  # [K]
+    logprobs = kept_scaled_logprobs(scaled, rows, targets, kept)
+    if bool(is_cut.all()):
+        return logprobs
+    return logprobs.masked_scatter(~is_cut, token_logprobs(logits[~is_cut], targets[~is_cut], temperature))
+
+
+def kept_scaled_logprobs(scaled: Tensor, rows: Tensor, targets: Tensor, kept: Kept) -> Tensor:
+    """`kept_logprobs` of the kept tokens' logits alone, already divided by the temperature.
+
+    Args:
+        scaled: `[K]`, one of each kept token.
+        rows: `[K]`, the number of its target.
+        targets: `[M]` int64 token ids.
+        kept: the tokens left at each target.
+
+    Returns:
+        `[M]`; where all tokens were left, numbers that mean nothing.
+
+    Raises:
+        ValueError: a target is not among its kept tokens.
+    """
+    is_cut = kept.counts > 0
     is_target = kept.ids == targets[rows]
     if int(is_target.sum()) != int(is_cut.sum()):
         raise ValueError("kept_logprobs: a target is not, or more than once, among the tokens kept for it")
     peak = scaled.new_zeros(len(targets)).scatter_reduce(0, rows, scaled.detach(), "amax", include_self=False)
     total = scaled.new_zeros(len(targets)).index_add(0, rows, (scaled - peak[rows]).exp())
     own = scaled[is_target] - peak[is_cut] - total[is_cut].log()
-    logprobs = own.new_empty(len(targets)).masked_scatter(is_cut, own)
-    if bool(is_cut.all()):
-        return logprobs
-    return logprobs.masked_scatter(~is_cut, token_logprobs(logits[~is_cut], targets[~is_cut], temperature))
+    return own.new_zeros(len(targets)).masked_scatter(is_cut, own)
+
+
+def pick_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probs `[M, K]`, float32, of the same few `tokens [K]` in each row of `logits [M, V]`."""
+    logits = logits.float()
+    return logits.index_select(-1, tokens) - logits.logsumexp(-1, keepdim=True)
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -107,8 +132,8 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Raises:
         ValueError: the temperature is not positive.
     """
-    _check(logits, temperature)
-    scaled = _scale(logits, temperature)
+    check_logits(logits, temperature)
+    scaled = scale_logits(logits, temperature)
     if not (torch.is_grad_enabled() and logits.requires_grad):
         # a vocabulary's table is far larger than any cache: the fewer passes over it, the better
         log_normalizer = scaled.logsumexp(-1)
@@ -148,7 +173,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        scaled = _scale(logits, temperature)
+        scaled = scale_logits(logits, temperature)
         log_normalizer = scaled.logsumexp(-1)
         ctx.save_for_backward(logits, targets, log_normalizer)
         ctx.temperature = temperature
@@ -159,17 +184,19 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, log_normalizer = ctx.saved_tensors
         column = grad[:, None] / ctx.temperature
-        table = (_scale(logits, ctx.temperature) - log_normalizer[:, None]).exp_().mul_(-column)
+        table = (scale_logits(logits, ctx.temperature) - log_normalizer[:, None]).exp_().mul_(-column)
         return table.scatter_add_(-1, targets[:, None], column).to(logits.dtype), None, None
 
 
-def _scale(logits: Tensor, temperature: float) -> Tensor:
+def scale_logits(logits: Tensor, temperature: float) -> Tensor:
+    """`logits / temperature`, in float32 at least."""
     # A sum over a vocabulary loses its many small terms in half precision.
     full = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return full if temperature == 1.0 else full / temperature
 
 
-def _check(logits: Tensor, temperature: float) -> None:
+def check_logits(logits: Tensor, temperature: float) -> None:
+    """Raises `ValueError` unless logits are `[M, V]` and the temperature is positive."""
     if logits.ndim != 2:
         raise ValueError(f"logits must be [M, V], got shape {tuple(logits.shape)}")
     if not temperature > 0.0:

@@ -104,4 +104,24 @@ VLLM = Capabilities(
     proof="names sent cover names held, CRC of what each worker received, probe",
     loss="the server is replaced, its groups start over",
 )
-KINDS = (NATIVE, TRANSFORMERS, VLLM)
+SGLANG = Capabilities(
+    kind="sglang",
+    chosen_by='`kind = "sglang"`; tried on a fake only, never on a real server',
+    models="what SGLang 0.5.23 runs",
+    devices="CUDA",
+    precisions=("fp32", "bf16"),
+    log_probs="yes",
+    versions="yes",
+    seeds="one a completion, with `--enable-deterministic-inference`",
+    on_update="go on; cache computed anew",
+    shares_prompts="by SGLang's radix cache",
+    parallelism="`tp` workers",
+    stops="end tokens, stop strings",
+    filters="yes",
+    trains_filtered="yes: the server tells the tokens left",
+    experts="`generator.routed_experts`",
+    weights="a folder of safetensors",
+    proof="names sent cover names held, the server's digests change as the weights do, probe",
+    loss="the server is replaced, its groups start over",
+)
+KINDS = (NATIVE, TRANSFORMERS, VLLM, SGLANG)

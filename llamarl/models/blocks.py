@@ -54,6 +54,10 @@ class Dense(nn.Module):
         """Maps `x [M, in]`."""
         return linear(x, self.weight, self.bias)
 
+    def multiply(self, x: Tensor) -> Tensor:
+        """Maps `x [M, in]` without the bias."""
+        return linear(x, self.weight)
+
     def lookup(self, ids: Tensor) -> Tensor:
         """The weights of the outputs `ids [M]`, `[M, in]`: as an embedding."""
         return F.embedding(ids, self.weight, self.padding_id)

@@ -23,12 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import WeightSyncError
+from llamarl.functional.vocabulary import Vocabulary, WholeVocabulary
 from llamarl.models.blocks import Attend, Block, Dense, FixedDense, FixedNorm, Joined, Layer, Norm, Projection
 from llamarl.models.experts import Experts
 from llamarl.models.linear import round_rows
 from llamarl.models.packed import Packed, suits_packing
 
 Result = TypeVar("Result")
+
+LANGUAGE_HEAD = "lm_head"
+"""Attribute of a causal language model that holds its output head."""
 
 
 @runtime_checkable
@@ -156,7 +160,7 @@ class Decoder(nn.Module):
         norm: Norm,
         head: Projection,
         rotary: Any,
-        head_name: str = "lm_head",
+        head_name: str = LANGUAGE_HEAD,
     ) -> None:
         super().__init__()
         self.config, self.geometry = config, Geometry.of(config)
@@ -166,6 +170,8 @@ class Decoder(nn.Module):
         # Tuples beside the modules that hold the same: these look names up slowly, and every token asks for them.
         self._blocks, self._last_norm = tuple(blocks), (norm,)
         self._head_key = head_name
+        self.vocabulary: Vocabulary = WholeVocabulary(self.geometry.vocab_size)
+        """The tokens that the head gives logits of, where it is that of a language model."""
         setattr(self, head_name, head)
         self.device, self.dtype = norm.weight.device, norm.weight.dtype
         self._rounds_rows = isinstance(blocks[0].layer.qkv, Packed)
@@ -176,7 +182,7 @@ class Decoder(nn.Module):
         self._quantised: dict[str, tuple[Quantised, slice, tuple[int, ...]]] = {}
 
     @classmethod
-    def live(cls, model: nn.Module, head_name: str = "lm_head") -> "Decoder":
+    def live(cls, model: nn.Module, head_name: str = LANGUAGE_HEAD) -> "Decoder":
         """Runs on the parameters of a transformers `*ForCausalLM` themselves.
 
         The objects are read once: keep the module's parameters in place (optimizers and `copy_` do).
@@ -250,6 +256,18 @@ class Decoder(nn.Module):
     def head(self) -> Projection:
         """The output head: hidden states to logits."""
         return cast(Projection, getattr(self, self._head_key))
+
+    @property
+    def is_language_model(self) -> bool:
+        """True where the head gives a logit of each token, and not of the labels of a classifier."""
+        return self._head_key == LANGUAGE_HEAD
+
+    def replace_tokens(self, embed: Dense, head: Dense | None, vocabulary: Vocabulary) -> None:
+        """Takes other embeddings, and where it is a language model another head, which gives logits of `vocabulary`."""
+        cast(Any, self.model).embed_tokens = embed
+        if head is not None:
+            setattr(self, self._head_key, head)
+            self.vocabulary = vocabulary
 
     def forward(self, compute: Callable[[], Result]) -> Result:
         """Calls `compute`, a function that uses this decoder.

@@ -1,7 +1,7 @@
 """Figures of instruction-following evaluations, from the plain values of their `results.json`.
 
 One row per language, so that its name stands once: accuracy after each turn, what was forgotten, what was recovered.
-A filled dot is official mode, an open one fixed mode; lines are 95 % intervals.
+A filled dot is official mode, an open one fixed mode; lines are 95% intervals.
 """
 
 from collections.abc import Mapping, Sequence

@@ -48,7 +48,7 @@ def _draw_days(figure: "Figure", result: Mapping[str, Any]) -> None:
     rates = [rate for rate in result["by"]["day"] if rate["segment"] is not None]
     days = [date.fromisoformat(rate["segment"]) for rate in rates]
     lows, highs = zip(*(rate["interval"] for rate in rates), strict=True)
-    axes.fill_between(days, lows, highs, color=SKY, alpha=0.35, linewidth=0, label="95 % interval, over users")
+    axes.fill_between(days, lows, highs, color=SKY, alpha=0.35, linewidth=0, label="95% interval, over users")
     style = "o-" if len(days) <= MANY_DAYS else "-"
     axes.plot(days, [rate["rate"] for rate in rates], style, color=BLUE, markersize=4, linewidth=1.5)
     if len(days) == 1:  # a band of no width is not seen

@@ -1,7 +1,7 @@
 """Figures of a report as plain values, drawn by the page that shows them (`report.page`): curves, and rows of dots.
 
     LineChart("Power by day", [Curve("one look", [(1, 0.2), (2, 0.4)])], x="day", unit="%")
-    RowChart("Love rate", [Row("warm", [Dot(0.021, (0.019, 0.023), "2.1 %")])], unit="%")
+    RowChart("Love rate", [Row("warm", [Dot(0.021, (0.019, 0.023), "2.1%")])], unit="%")
 
 A curve or a series has the colour of its name, on every page (`report.colours`).
 """

@@ -38,7 +38,7 @@ def plot_frontier(results: Mapping[str, Any], path: str | Path) -> Path:
             axes.set_xlabel(label)
         panels[0][0].set_ylabel("accuracy")
         count = results["problems"]["used"]
-        panels[0][0].set_title(f"Accuracy against budget, {count:,} problems, 95 % intervals")
+        panels[0][0].set_title(f"Accuracy against budget, {count:,} problems, 95% intervals")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, fontsize=8.5, loc="outside lower center", ncols=min(6, len(labels)))
         if has_levels:

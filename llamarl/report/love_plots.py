@@ -130,7 +130,7 @@ def _draw_auroc_by_segment(axes: "Axes", segments: Sequence[tuple[str, Mapping[s
         if part["auroc"] is not None:
             axes.plot(part["auroc_interval"], [place, place], "-", color=BLUE, linewidth=1.5)
             axes.plot([part["auroc"]], [place], "o", color=BLUE, markersize=5)
-    axes.set_title("AUROC by segment, 95 % intervals")
+    axes.set_title("AUROC by segment, 95% intervals")
     _name_segments(axes, [(f"{name} ({part['loves']:,} / {part['messages']:,})", part) for name, part in segments])
     _finish(axes, "AUROC", "")
 

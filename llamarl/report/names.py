@@ -169,8 +169,8 @@ METRICS: dict[str, Metric] = {
     names.HELD_OUT_ACCURACY: Metric(
         "held-out accuracy", "Share of the held-out rows that are told rightly.", "share", "up"
     ),
-    names.HELD_OUT_ACCURACY_LOW: Metric("accuracy, low", "Lower end of its 95 % Wilson interval.", "", "up"),
-    names.HELD_OUT_ACCURACY_HIGH: Metric("accuracy, high", "Upper end of its 95 % Wilson interval.", "", "up"),
+    names.HELD_OUT_ACCURACY_LOW: Metric("accuracy, low", "Lower end of its 95% Wilson interval.", "", "up"),
+    names.HELD_OUT_ACCURACY_HIGH: Metric("accuracy, high", "Upper end of its 95% Wilson interval.", "", "up"),
     names.HELD_OUT_ROWS: Metric("held-out rows", "Pairs or labelled rows behind the held-out accuracy.", "rows"),
     names.HELD_OUT_AUROC: Metric(
         "held-out AUROC",
@@ -182,8 +182,8 @@ METRICS: dict[str, Metric] = {
         "held-out BAcc", "Mean of the two recalls of held-out claims, at the threshold best on them.", "", "up"
     ),
     names.HELD_OUT_MASS: Metric("label mass", "Mean probability of all label tokens behind the question.", "", "up"),
-    names.HELD_OUT_AUROC_LOW: Metric("AUROC, low", "Lower end of its 95 % interval, for users drawn at random."),
-    names.HELD_OUT_AUROC_HIGH: Metric("AUROC, high", "Upper end of its 95 % interval."),
+    names.HELD_OUT_AUROC_LOW: Metric("AUROC, low", "Lower end of its 95% interval, for users drawn at random."),
+    names.HELD_OUT_AUROC_HIGH: Metric("AUROC, high", "Upper end of its 95% interval."),
     names.HELD_OUT_MARGIN: Metric("held-out margin", "Mean margin over the held-out pairs.", better="up"),
     names.HELD_OUT_LENGTH_CORRELATION: Metric(
         "length correlation", "Pearson correlation of reward and answer tokens over the held-out answers."

@@ -4,8 +4,8 @@
         title="A/B test of three policies",
         subtitle="1 to 14 March 2025",
         parts=[
-            Verdict("good", "warm raised the love rate", "by 9.7 %, between 4.1 % and 15.6 %."),
-            Section("Love rate", ["Reactions by messages shown.", Table(["arm", "rate"], [["warm", "2.1 %"]])]),
+            Verdict("good", "warm raised the love rate", "by 9.7%, between 4.1% and 15.6%."),
+            Section("Love rate", ["Reactions by messages shown.", Table(["arm", "rate"], [["warm", "2.1%"]])]),
             Section("By day", [LineChart("Love rate", [Curve("warm", [(0, 0.02), (1, 0.021)])], x="day", unit="%")]),
         ],
     )
@@ -108,6 +108,8 @@ class Page:
     title: str
     parts: Sequence[Part | Section]
     subtitle: str = ""
+    subtitle_note: str = ""
+    """Shown where a pointer rests on the subtitle: the whole paths of the files that it names."""
     footer: str = ""
 
 
@@ -140,6 +142,7 @@ def page_values(page: Page) -> dict[str, Any]:
         "mode": "report",
         "title": page.title,
         "subtitle": page.subtitle,
+        "subtitle_note": page.subtitle_note,
         "footer": page.footer,
         "parts": [_describe(part, colours) for part in page.parts],
     }

@@ -40,7 +40,7 @@ def _draw_scores(axes: "Axes", result: Mapping[str, Any]) -> None:
         axes.plot([policy["score"]], [place], "o", color=BLUE, markersize=6)
     axes.set_yticks(range(len(policies)), [name for name, _ in policies])
     axes.set_ylim(len(policies) - 0.5, -0.5)
-    axes.set_title(f"Offline score, {result['prompts']:,} prompts, 95 % intervals")
+    axes.set_title(f"Offline score, {result['prompts']:,} prompts, 95% intervals")
     axes.set_xlabel("mean P[Love], corrected")
     axes.legend(fontsize=8.5)
     _finish(axes)

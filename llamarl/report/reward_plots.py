@@ -55,7 +55,7 @@ def _curves(
     if title == "Accuracy":
         steps, low = column(records, "eval/accuracy/low")
         high = column(records, "eval/accuracy/high")[1]
-        axes.fill_between(steps, low, high, color=RED, alpha=0.15, linewidth=0, label="95 % interval")
+        axes.fill_between(steps, low, high, color=RED, alpha=0.15, linewidth=0, label="95% interval")
         axes.set_ylim(0, 1.02)
     axes.set_title(title)
     _label(axes, "optimizer step", "")

@@ -1,6 +1,8 @@
 """Numbers, times and untrusted text as people read them."""
 
 import math
+from collections.abc import Sequence
+from pathlib import PurePath
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -57,6 +59,22 @@ def one_line(text: str, width: int | None = None) -> str:
     """`visible` text on one line, cut to `width` characters with an ellipsis."""
     line = visible(" ⏎ ".join(text.splitlines()))
     return line if width is None or len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def name_files(paths: Sequence[str]) -> list[str]:
+    """Short names of files: without folder and suffix, or with as much of them as tells them apart. Repeats count."""
+    parts = {path: PurePath(path).parts for path in paths}
+    shorts = [{path: PurePath(path).stem for path in paths}]
+    shorts += [
+        {path: "/".join(parts[path][-size:]) for path in paths} for size in range(1, max(map(len, parts.values())))
+    ]
+    short = next((each for each in shorts if len(set(each.values())) == len(parts)), {path: path for path in paths})
+    counts: dict[str, int] = {}
+    named = []
+    for path in paths:
+        counts[path] = counts.get(path, 0) + 1
+        named.append(short[path] if counts[path] == 1 else f"{short[path]} ({counts[path]})")
+    return named
 
 
 def figure_text(text: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llamarl.core.errors import ConfigError
 from llamarl.core.records import OneTurn
 from llamarl.models.classifier import PaddedClassifier, TokenIds, live_decoder, without_padding
-from llamarl.models.decoder import why_unsupported
+from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.scoring.adapters import prepare_projections
 from llamarl.scoring.packing import Packed
 
@@ -40,18 +40,25 @@ class PackedConversations:
     """Common starts once, no padding in the linear layers, the head on last tokens only.
 
     Args:
-        model: a `*ForSequenceClassification` of a family that `models.decoder.why_unsupported` accepts.
+        model: a `*ForSequenceClassification` of a family that `models.decoder.why_unsupported` accepts; or a decoder
+            over one.
         precision: of the body; the head runs in float32.
     """
 
     def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
         config: Any = model.config
-        self._decoder = prepare_projections(live_decoder(model.eval()), model)
+        if not isinstance(model, Decoder):
+            model = prepare_projections(live_decoder(model.eval()), model)
+        self._decoder = model
         self._pad_id: int | None = config.pad_token_id
         self._is_half = precision == "bf16"
 
     def __call__(self, groups: Sequence[Conversations]) -> Tensor:
         """Logits `[N, L]` in float32 of all conversations, group after group."""
+        logits: Tensor = self._decoder(lambda: self._score(groups))
+        return logits
+
+    def _score(self, groups: Sequence[Conversations]) -> Tensor:
         rows = [row for group in groups for row in _rows([without_padding(ids, self._pad_id) for ids in group])]
         device = self._decoder.device
         packed = Packed(rows, device)

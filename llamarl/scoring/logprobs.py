@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llamarl.core.errors import DataError
-from llamarl.functional.logprobs import Kept, kept_logprobs, token_entropy, token_logprobs
+from llamarl.functional.logprobs import Kept
+from llamarl.functional.vocabulary import Vocabulary, WholeVocabulary
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
 from llamarl.scoring.adapters import prepare_projections
@@ -75,14 +76,22 @@ class PackedScorer:
         kept = join_supports(rows, self._decoder.device)
         if kept is not None:
             states, targets = states[packed.order], packed.targets[packed.order]
-            scores = score_tokens(states, targets, self._decoder.head, self._temperature, entropy, kept)
+            scores = score_tokens(
+                states, targets, self._decoder.head, self._decoder.vocabulary, self._temperature, entropy, kept
+            )
             return scores._replace(hidden=states if hidden else None)
-        scores = score_tokens(states, packed.targets, self._decoder.head, self._temperature, entropy)
+        scores = score_tokens(
+            states, packed.targets, self._decoder.head, self._decoder.vocabulary, self._temperature, entropy
+        )
         return Scores(
             scores.logprobs[packed.order],
             None if scores.entropy is None else scores.entropy[packed.order],
             states[packed.order] if hidden else None,
         )
+
+    def _score_tokens(self, states: Tensor, targets: Tensor, entropy: EntropyMode, kept: Kept | None = None) -> Scores:
+        head, vocabulary = self._decoder.head, self._decoder.vocabulary
+        return score_tokens(states, targets, head, vocabulary, self._temperature, entropy, kept)
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, rows of one prompt together, at most `max_tokens` packed tokens each."""
@@ -169,7 +178,8 @@ class PaddedScorer:
         targets = torch.tensor([token for span in spans for token in span.targets], device=device)
         index = torch.cat([torch.arange(s.place, s.place + len(s.targets), device=device) for s in spans])
         own = None if kept is None else kept.of(index)
-        scores = score_tokens(output.logits[predicts], targets, lambda x: x, self._temperature, entropy, own)
+        whole = WholeVocabulary(output.logits.shape[-1])
+        scores = score_tokens(output.logits[predicts], targets, lambda x: x, whole, self._temperature, entropy, own)
         if hidden:
             scores = scores._replace(hidden=output.hidden_states[-1][predicts])
         return scores, index
@@ -207,27 +217,28 @@ def score_tokens(
     hidden: Tensor,
     targets: Tensor,
     head: Callable[[Tensor], Tensor],
+    vocabulary: Vocabulary,
     temperature: float,
     entropy: EntropyMode,
     kept: Kept | None = None,
+    max_logits: int = MAX_LOGITS,
 ) -> Scores:
-    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`. In pieces if S x V is large.
+    """Log-prob of each target and entropy of its distribution: `[S, d], [S] -> [S]`.
 
-    Log-probs are relative to the `kept` tokens; the entropy is that of all tokens.
+    In pieces of at most `max_logits` logits, where there are more: as many pieces on all ranks that share a vocabulary.
+
+    `head` gives logits of the tokens of `vocabulary`. Log-probs are relative to the `kept` tokens; the entropy is that
+    of all tokens.
     """
 
     def piece(hidden: Tensor, targets: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
-        if kept is None:
-            logprobs = token_logprobs(logits, targets, temperature)
-        else:
-            logprobs = kept_logprobs(logits, targets, kept, temperature)
+        logprobs = vocabulary.logprobs(logits, targets, temperature, kept)
         # A graph of the entropy would hold a second `[S, V]` until the backward pass, for a number that is only logged.
         with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
-            return logprobs, logprobs.detach() if entropy == "none" else token_entropy(logits, temperature)
+            return logprobs, logprobs.detach() if entropy == "none" else vocabulary.entropy(logits, temperature)
 
-    with torch.no_grad():  # one row, only to learn the size of the vocabulary, which a function does not tell
-        size = max(1, MAX_LOGITS // head(hidden[:1]).shape[-1])
+    size = max(1, max_logits // vocabulary.width)
     if len(hidden) <= size:
         logprobs, entropies = piece(hidden, targets, kept)
     else:

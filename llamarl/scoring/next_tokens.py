@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llamarl.core.records import OneTurn
+from llamarl.functional.logprobs import pick_logprobs
 from llamarl.models.classifier import TokenIds
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.rope import rope_threshold, split_by_side
@@ -50,25 +51,33 @@ class PackedNextTokens:
     """See the module.
 
     Args:
-        model: of a family that `models.decoder.why_unsupported` accepts, with or without adapters.
+        model: of a family that `models.decoder.why_unsupported` accepts, with or without adapters; or a decoder over
+            such a model.
         precision: `fp32` or `bf16`, of the body; the output head runs in float32.
     """
 
     def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
         self._model, self._precision = model, precision
-        self._decoder = prepare_projections(Decoder.live(model.eval()), model)
+        if not isinstance(model, Decoder):
+            model = prepare_projections(Decoder.live(model.eval()), model)
+        self._decoder = model
 
     def __call__(self, sequences: Sequence[TokenIds], tokens: Sequence[int], prefix: TokenIds = ()) -> Tensor:
         """The log-probs `[N, K]` of `tokens` after each sequence."""
+        logprobs: Tensor = self._decoder(lambda: self._score(sequences, tokens, prefix))
+        return logprobs
+
+    def _score(self, sequences: Sequence[TokenIds], tokens: Sequence[int], prefix: TokenIds) -> Tensor:
         packed = Packed([split_row(ids, prefix) for ids in sequences], self._decoder.device)
         with autocast(self._model, self._precision):
             hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend)
         ends = torch.tensor([end - 1 for end in accumulate(packed.lengths)], device=hidden.device)
         last = packed.predicting(hidden).index_select(0, packed.order[ends]).float()  # [N, d]
         wanted = torch.tensor(tokens, device=hidden.device)
-        size = max(1, MAX_LOGITS // self._decoder.geometry.vocab_size)  # rows whose logits are held at once
+        vocabulary, head = self._decoder.vocabulary, self._decoder.head
+        size = max(1, MAX_LOGITS // vocabulary.width)  # rows whose logits are held at once
         # Outside autocast: two labels are compared by small differences.
-        return torch.cat([pick_logprobs(self._decoder.head(part), wanted) for part in torch.split(last, size)])
+        return torch.cat([vocabulary.logprobs_of(head(part), wanted) for part in torch.split(last, size)])
 
     def split(self, sequences: Sequence[TokenIds], max_tokens: int, prefix: TokenIds = ()) -> list[list[int]]:
         """Parts whose tokens, the prefix counted once, stay within `max_tokens`."""
@@ -139,12 +148,6 @@ def split_sequences(sequences: Sequence[TokenIds], max_tokens: int, prefix: Toke
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """The number of tokens that two sequences begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def pick_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probs `[N, K]`, float32, of `tokens [K]` under `logits [N, V]`."""
-    logits = logits.float()
-    return logits.index_select(-1, tokens) - logits.logsumexp(-1, keepdim=True)
 
 
 def split_row(ids: TokenIds, prefix: TokenIds) -> _Row:

@@ -85,7 +85,7 @@ class LogprobScorer:
     """Log-probs of completions and nothing else, `[S]`, in the precision of a training.
 
     Args:
-        model: any Hugging Face causal language model, with or without adapters.
+        model: any Hugging Face causal language model, with or without adapters; or a decoder over one.
         precision: `fp32` or `bf16`, of the forward pass.
     """
 
@@ -108,20 +108,27 @@ class PrefixScorer:
     """Log-probs of completions, what their prompts begin with alike computed once, the output head on targets only.
 
     Args:
-        model: of a family that `models.decoder.why_unsupported` accepts, with or without adapters.
+        model: of a family that `models.decoder.why_unsupported` accepts, with or without adapters; or a decoder over
+            such a model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._decoder = prepare_projections(Decoder.live(model.eval()), model)
+        if not isinstance(model, Decoder):
+            model = prepare_projections(Decoder.live(model.eval()), model)
+        self._decoder = model
 
     def __call__(self, rows: Sequence[TokenRow]) -> Scores:
         """Scores the rows' completions, in order."""
+        scores: Scores = self._decoder(lambda: self._score(rows))
+        return scores
+
+    def _score(self, rows: Sequence[TokenRow]) -> Scores:
         packed = Packed(share_prefixes(rows), self._decoder.device)
         experts = packed.experts(self._decoder)
         hidden = self._decoder.hidden_states(packed.ids, packed.positions, packed.attend, experts=experts)
         states = packed.predicting(hidden).index_select(0, packed.order)
         targets, support = packed.targets[packed.order], join_supports(rows, self._decoder.device)
-        return score_tokens(states, targets, self._decoder.head, 1.0, "none", support)
+        return score_tokens(states, targets, self._decoder.head, self._decoder.vocabulary, 1.0, "none", support)
 
     def split(self, rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
         """Micro-batches of row indices, at most `max_tokens` packed tokens each; every index once."""

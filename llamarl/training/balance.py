@@ -25,13 +25,22 @@ def deal_out(
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group if are_together or len(set(groups)) >= num_shares else index, []).append(index)
-    cost = {key: _tokens([rows[index] for index in indices]) for key, indices in members.items()}
+    parts = list(members.values())
+    shares = deal([_tokens([rows[index] for index in part]) for part in parts], num_shares)
+    return [sorted(index for number in share for index in parts[number]) for share in shares]
+
+
+def deal(costs: Sequence[int], num_shares: int) -> list[list[int]]:
+    """Deals indices out into shares of nearly equal cost; every index once, in order within each share.
+
+    The dearest goes first, each to the share that costs least so far.
+    """
     shares: list[list[int]] = [[] for _ in range(num_shares)]
-    fewest = [(0, share) for share in range(num_shares)]
-    for key in sorted(members, key=lambda key: (-cost[key], members[key][0])):
-        tokens, share = heapq.heappop(fewest)
-        shares[share] += members[key]
-        heapq.heappush(fewest, (tokens + cost[key], share))
+    cheapest = [(0, share) for share in range(num_shares)]
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        cost, share = heapq.heappop(cheapest)
+        shares[share].append(index)
+        heapq.heappush(cheapest, (cost + costs[index], share))
     return [sorted(share) for share in shares]
 
 

@@ -74,6 +74,16 @@ def write(
         (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n", encoding="utf-8")
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, layout: Layout = WHOLE) -> None:
+    """Writes whole tensors into one file, of which each rank holds its part. All ranks call it; the first writes."""
+    _raise(_save(tensors, path, {"format": "pt"}, layout, None))
+
+
+def load_tensors(path: Path, layout: Layout = WHOLE) -> dict[str, Tensor]:
+    """What this rank holds of each tensor that `save_tensors` wrote."""
+    return _load(path, layout)
+
+
 def _raise(problem: Exception | None) -> None:
     if problem is not None:
         raise problem

@@ -34,6 +34,10 @@ class OptimizerConfig(Config):
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in one forward and backward pass; larger batches are accumulated, with the same gradient. None takes
     what fits an eighth of the device's memory, at most 16384."""
+    dither: bool = True
+    """Let passes in bf16 see every update, on average: matrices start at a random place among the fp32 numbers that
+    round to the same bf16 ones. Otherwise an update below bf16's spacing is not seen until others add to it. Without
+    effect on adapters and where `precision` is fp32."""
     offload: Literal["optimizer"] | None = None
     """Parts that lie in the machine's memory instead of the device's, if any. `optimizer`: AdamW's moments and a copy
     of the weights, on which the CPU takes the step. The device then holds 8 bytes per trained number instead of 16;
@@ -78,8 +82,8 @@ GradientSync = Literal["each", "last"]
 """Micro-batches after which ranks exchange gradients: each one, or only the last of a task's samples."""
 
 
-class TrainerPlacement(Config):
-    """Processes of the trainer, and what each of them holds."""
+class RanksConfig(Config):
+    """Processes that train one model together, and what each of them holds."""
 
     ranks: int | None = Field(default=None, ge=1)
     """Processes of the trainer, if given always `fsdp` x `tp`."""
@@ -87,10 +91,6 @@ class TrainerPlacement(Config):
     """Ranks that share the samples of a step, each with its part of weights, gradients and optimizer."""
     tp: int = Field(default=1, ge=1)
     """Ranks that compute each sample together, each with its part of every block's matrices."""
-    device: str | None = None
-    """Device of the trainer; None: `trainer.device`."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Number format of its passes; None: `trainer.precision`."""
     checkpointing: Checkpointing = "none"
     """Activations computed again in the backward pass, to save memory."""
     gradient_sync: GradientSync = "each"
@@ -112,7 +112,16 @@ class TrainerPlacement(Config):
         return self.fsdp * self.tp
 
 
-class FitConfig(OptimizerConfig):
+class TrainerPlacement(RanksConfig):
+    """Processes, device and precision of the trainer."""
+
+    device: str | None = None
+    """Device of the trainer; None: `trainer.device`."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Number format of its passes; None: `trainer.precision`."""
+
+
+class FitConfig(RanksConfig, OptimizerConfig):
     """Supervised training on a fixed set of rows. A falling schedule reaches 0 at the last step."""
 
     batches_cross_epochs: ClassVar[bool] = False
@@ -141,6 +150,8 @@ class FitConfig(OptimizerConfig):
     """Decides the order of the rows, and the adapters' first weights."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights, and add them to the weights at the end; extra `lora`."""
+    exchange_seconds: float = Field(default=600.0, gt=0.0)
+    """Longest time that one of several ranks waits for the others; who is silent for longer ends the training."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,16 +13,19 @@ checkpoints/       what a resume needs, until the training is finished
 best/              the best weights so far, until the training is finished
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from llamarl.core import metric_names as names
 from llamarl.core.errors import CollapseError, ConfigError
@@ -30,12 +33,16 @@ from llamarl.data.rows import excerpt
 from llamarl.models.checkpoint import load_config, load_tokenizer, save_model
 from llamarl.models.device import resolve_device
 from llamarl.models.template_check import check_template
+from llamarl.models.tensor_parallel import why_not_split
 from llamarl.report.metrics import JsonlSink, read_metrics
 from llamarl.report.summary import peak_memory_bytes
 from llamarl.training.checkpoints import copy_weights
+from llamarl.training.config import RanksConfig
 from llamarl.training.fit_files import FitFiles
 from llamarl.training.fitter import Batches, Fitter
 from llamarl.training.objective import Objective, R, Report, Rows, Source
+from llamarl.training.rank_processes import run_ranks
+from llamarl.training.ranks import ALONE, Ranks
 
 OnStep = Callable[[int, int, Mapping[str, float | None]], None]
 """Called after each step with its number, the number of all steps, and the step's metrics."""
@@ -78,57 +85,89 @@ def fit(
     if eval_data is not None:
         _check_source("eval_data", eval_data)
     config, files = objective.config, FitFiles(out, objective.model_folder, model)
-    device = resolve_device(config.device)
     tokenizer, model_config = load_tokenizer(model, config.chat_template_args), load_config(model)
     template = check_template(tokenizer, model_config, is_policy=objective.is_policy)
+    if reason := why_not_split(model_config, config.tp):
+        raise ConfigError(f"tp={config.tp}: {reason}; choose another tp, or fsdp instead")
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     rows = objective.read(data, eval_data, split, tokenizer, positions)
     notes = [*rows.notes, *(f"chat template: {limit}" for limit in template.limits_for(rows.conversations))]
     if tell is not None:
         for note in notes:
             tell(note)
-    batches = Batches(rows.train, objective)
-    fitter = Fitter(objective.load(str(model), tokenizer), objective, batches.num_steps)
-    settings = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json", exclude=_OPEN_SETTINGS)
     recipe = {"model": str(model), "objective": objective.name, "rows": _fingerprint(rows), "settings": settings}
+    with files.claim(recipe):
+        work = partial(_train, objective, str(model), rows, files, notes)
+        if config.num_ranks == 1:
+            return work(ALONE, on_step)
+        summary: dict[str, Any] = run_ranks(work, config, on_step)
+        return summary
+
+
+_OPEN_SETTINGS = {*RanksConfig.model_fields, "exchange_seconds"}
+"""Settings that a resumed training may change: who computes, not what."""
+
+
+def _train(
+    objective: Objective[R],
+    model: str,
+    rows: Rows[R],
+    files: FitFiles,
+    notes: Sequence[str],
+    ranks: Ranks,
+    on_step: OnStep | None,
+) -> dict[str, Any]:
+    """One rank's part of the training; returns the summary."""
+    files.is_written_here = ranks.is_first
+    tokenizer = load_tokenizer(model, objective.config.chat_template_args)
+    batches = Batches(rows.train, objective)
+    fitter = Fitter(objective.load(model, tokenizer), objective, batches.num_steps, ranks)
+    known = files.read_cache()
+    files.write_cache(objective.prepare(fitter.scores, [*rows.train, *rows.held_out], known))
+    run = _Run(fitter, batches, rows, files, ranks, on_step)
 
     def write(place: Path, beside: Sequence[Path] = ()) -> None:
+        result = run.put_together(lambda: objective.load(model, tokenizer))
+        if result is None:
+            return
         if objective.keeps_adapter:
-            fitter.save_adapter(place, str(model))
+            result.save_adapter(place, model)
         else:
-            save_model(fitter.model, tokenizer, place, beside)
+            result.merge()
+            save_model(result.model, tokenizer, place, beside)
 
-    with files.claim(recipe):
-        objective.prepare(fitter.scores, [*rows.train, *rows.held_out], files.cache)
-        run = _Run(fitter, batches, rows, files, on_step)
-        try:
-            run.train()
-        except CollapseError:
-            if run.state.best_step is not None:
-                run.settle()
-                files.rescue(write)
-            raise
-        state, scores = run.state, run.settle()
-        report = None if scores is None else objective.report(scores, rows.held_out)
-        summary = {
-            "steps": state.step,
-            "version": state.step,
-            "seconds": state.seconds,
-            "objective": objective.name,
-            "model": str(files.model),
-            "rows": {"train": len(rows.train), "held_out": len(rows.held_out), "skipped": dict(rows.skipped)},
-            "notes": notes,
-            "device": device,
-            "trained_parameters": fitter.num_trained,
-            "model_step": state.best_step or state.step,
-            "loss": state.loss,
-            "held_out_before": state.before,
-            "held_out": None if report is None else as_dict(report),
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
+    try:
+        run.train()
+    except CollapseError:
+        if run.state.best_step is not None:
+            run.settle()
+            files.rescue(write)
+        ranks.agree(True)  # the first one to fail would end the others, and the first rank still writes
+        raise
+    state, scores = run.state, run.settle()
+    report = None if scores is None else objective.report(scores, rows.held_out)
+    summary = {
+        "steps": state.step,
+        "version": state.step,
+        "seconds": state.seconds,
+        "objective": objective.name,
+        "model": str(files.model),
+        "rows": {"train": len(rows.train), "held_out": len(rows.held_out), "skipped": dict(rows.skipped)},
+        "notes": notes,
+        "device": resolve_device(objective.config.device),
+        "ranks": ranks.count,
+        "trained_parameters": fitter.num_trained,
+        "model_step": state.best_step or state.step,
+        "loss": state.loss,
+        "held_out_before": state.before,
+        "held_out": None if report is None else as_dict(report),
+        "peak_memory_bytes": max(ranks.tell(peak_memory_bytes())),
+    }
+    if ranks.is_first:
         objective.draw(files.work, read_metrics(files.metrics), scores, rows.held_out)
-        files.finish(summary, write)
-        return summary
+    files.finish(summary, write)
+    return summary
 
 
 def _check_source(name: str, source: Any) -> None:
@@ -161,8 +200,15 @@ class _Run(Generic[R]):
     """Steps, measures, keeps the best weights, saves checkpoints."""
 
     def __init__(
-        self, fitter: Fitter[R], batches: Batches[R], rows: Rows[R], files: FitFiles, on_step: OnStep | None
+        self,
+        fitter: Fitter[R],
+        batches: Batches[R],
+        rows: Rows[R],
+        files: FitFiles,
+        ranks: Ranks,
+        on_step: OnStep | None,
     ) -> None:
+        self._ranks = ranks
         self._fitter, self._batches, self._rows, self._files = fitter, batches, rows, files
         self._config, self._on_step = fitter.config, on_step
         latest = files.latest_checkpoint()
@@ -172,28 +218,44 @@ class _Run(Generic[R]):
         """Runs the steps that are left."""
         if self._rows.held_out and self.state.before is None:
             self.state.before = as_dict(self._fitter.evaluate(self._rows.held_out))
-        sink = JsonlSink(self._files.metrics)
-        sink.rewind(self.state.step)
-        try:
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(closing(JsonlSink(self._files.metrics))) if self._ranks.is_first else None
+            if sink is not None:
+                sink.rewind(self.state.step)
             while self.state.step < self._batches.num_steps:
                 metrics = self._step()
-                sink.write(self.state.step, metrics)
+                if sink is not None:
+                    sink.write(self.state.step, metrics)
                 if self._on_step is not None:
                     self._on_step(self.state.step, self._batches.num_steps, metrics)
-        finally:
-            sink.close()
 
     def settle(self) -> Tensor | None:
-        """Leaves the model with the weights to keep, adapters merged unless they are the result.
+        """Leaves the model with the weights to keep; a lone rank's adapters are merged unless they are the result.
 
         Returns:
             Its scores of the held-out rows, where there are any.
         """
         if self.state.best_step is not None:
-            copy_weights(self._files.read_best(self.state.best_step), self._fitter.weights())
-        if not self._fitter.objective.keeps_adapter:
+            self._ranks.agree(True)  # the first rank may still be writing the file
+            self._fitter.load_weights(self._files.best_file(self.state.best_step))
+        if self._ranks.count == 1 and not self._fitter.objective.keeps_adapter:
             self._fitter.merge()
         return self._fitter.scores(self._rows.held_out) if self._rows.held_out else None
+
+    def put_together(self, load: Callable[[], nn.Module]) -> Fitter[R] | None:
+        """What holds the whole model, on the first rank; None on the others.
+
+        Args:
+            load: gives the model that was trained, as it was before.
+        """
+        if self._ranks.count == 1:
+            return self._fitter
+        weights = self._fitter.collect()
+        if not self._ranks.is_first:
+            return None
+        whole = Fitter(load(), self._fitter.objective, self._batches.num_steps)
+        copy_weights(weights, whole.weights())
+        return whole
 
     def _step(self) -> dict[str, float | None]:
         """Takes one step, and does what is due after it."""
@@ -217,7 +279,7 @@ class _Run(Generic[R]):
         value = self._fitter.objective.rate(report)
         if self._config.keep != "last" and value > state.best:
             state.best, state.best_step = value, state.step
-            self._files.save_best(state.step, self._fitter.weights())
+            self._files.save_best(state.step, self._fitter.save_weights)
         return report.metrics()
 
 

@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from llamarl.core.errors import CheckpointError
 from llamarl.core.paths import read_path
 from llamarl.jobs import LOCK_FILE, changed_names, lock_directory
@@ -51,9 +48,11 @@ class FitFiles:
             raise CheckpointError(f"out={str(out)!r}: no name of a new directory; give one, such as 'tuned'")
         self.work = path.with_name(f"{path.name}.partial") if self._is_checkpoint else path
         """The directory of the training's own files."""
+        self.is_written_here = True
+        """False on the ranks that leave writing to the first of them."""
         self.model = Path(os.path.normpath(path / model_folder))
         """The checkpoint; complete whenever it is there."""
-        self.metrics, self.cache = self.work / METRICS_FILE, self.work / "start.json"
+        self.metrics, self._cache = self.work / METRICS_FILE, self.work / "start.json"
         self._summary, self._recipe = self.work / SUMMARY_FILE, self.work / RECIPE_FILE
         self._checkpoints, self._best = self.work / "checkpoints", self.work / "best"
         if self._is_checkpoint:
@@ -84,7 +83,7 @@ class FitFiles:
         """Writes the recipe where there is nothing to go on from, else compares it with the one that is there."""
         if self.latest_checkpoint() is None:
             shutil.rmtree(self._best, ignore_errors=True)
-            self.cache.unlink(missing_ok=True)
+            self._cache.unlink(missing_ok=True)
             write_json(self._recipe, recipe)
             write_json(self.work / ENVIRONMENT_FILE, environment_record())
         there = read_json(self._recipe)
@@ -97,39 +96,58 @@ class FitFiles:
                     f"({_describe_changes(there.get(name), recipe[name])}); {way_on}, {remedy}"
                 )
 
+    def read_cache(self) -> dict[str, Any]:
+        """What `write_cache` kept; nothing where it was never called."""
+        return read_json(self._cache) if self._cache.exists() else {}
+
+    def write_cache(self, values: Mapping[str, Any]) -> None:
+        """Keeps plain values until the training is finished."""
+        if values and self.is_written_here:
+            write_json(self._cache, values)
+
     def save_checkpoint(self, step: int, best_step: int | None, write: Callable[[Path], None]) -> None:
-        """Has `write` fill a draft, which takes its name when complete; then what only older ones needed goes."""
+        """Has `write` fill a draft, which takes its name when complete; then what only older ones needed goes.
+
+        All ranks call it, as each has a part of what is written.
+        """
         draft, old = self._checkpoints / "draft", list(self._checkpoints.glob("step-*"))
-        shutil.rmtree(draft, ignore_errors=True)
+        if self.is_written_here:
+            shutil.rmtree(draft, ignore_errors=True)
         write(draft)
+        if not self.is_written_here:
+            return
         draft.rename(self._checkpoints / f"step-{step:09d}")
         for directory in old:
             shutil.rmtree(directory)
         for file in self._best.glob("*"):
-            if best_step is None or file != self._best_file(best_step):
+            if best_step is None or file != self.best_file(best_step):
                 file.unlink()
 
-    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
-        """Keeps the weights of the best measurement so far.
+    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+        """Has `write` keep the weights of the best measurement so far. All ranks call it.
 
         Those before stay until the next checkpoint: a resume from the last one still needs them.
         """
-        self._best.mkdir(parents=True, exist_ok=True)
         draft = self._best / "draft"
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, draft)
-        draft.rename(self._best_file(step))
+        if self.is_written_here:
+            self._best.mkdir(parents=True, exist_ok=True)
+        write(draft)
+        if self.is_written_here:
+            draft.rename(self.best_file(step))
 
-    def read_best(self, step: int) -> dict[str, Tensor]:
-        """The weights that `save_best` kept of a step."""
-        weights: dict[str, Tensor] = load_file(self._best_file(step))
-        return weights
+    def best_file(self, step: int) -> Path:
+        """The file of the weights that `save_best` kept of a step."""
+        return self._best / f"step-{step:09d}.safetensors"
 
     def rescue(self, write: Write) -> None:
-        """Has the model of a training that cannot go on written into `model/` of its own files."""
+        """Has the model of a training that cannot go on written into `model/` of its own files. All ranks call it."""
         write(self.work / "model")
 
     def finish(self, summary: Mapping[str, Any], write: Write) -> None:
-        """Has the result written, then the summary; what only a resume needs goes."""
+        """Has the result written, then the summary; what only a resume needs goes. All ranks call it."""
+        if not self.is_written_here:
+            write(self.model)
+            return
         if self._is_checkpoint:
             write_json(self._summary, summary)
             kept = [self.metrics, self._summary, self._recipe, self.work / ENVIRONMENT_FILE]
@@ -139,12 +157,9 @@ class FitFiles:
         write(self.model)
         for directory in (self._checkpoints, self._best):
             shutil.rmtree(directory, ignore_errors=True)
-        self.cache.unlink(missing_ok=True)
+        self._cache.unlink(missing_ok=True)
         write_json(self._summary, summary)
         (self.work / LOCK_FILE).unlink()
-
-    def _best_file(self, step: int) -> Path:
-        return self._best / f"step-{step:09d}.safetensors"
 
 
 def _describe_changes(before: Any, now: Any) -> str:

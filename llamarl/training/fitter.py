@@ -14,43 +14,62 @@ from torch import Tensor, nn
 
 from llamarl.core import metric_names as names
 from llamarl.core.errors import CollapseError, ConfigError, DataError
-from llamarl.functional.losses import Metrics, mean_metrics
+from llamarl.functional.losses import Metrics, mean_metrics, sum_metrics
+from llamarl.functional.shards import local_part
 from llamarl.models.lora import Adapters
 from llamarl.training import checkpoints
+from llamarl.training.balance import deal
+from llamarl.training.dither import dither_weights
 from llamarl.training.memory import micro_batch_tokens
 from llamarl.training.objective import Objective, R, Report
 from llamarl.training.optimizer import Optimizer
+from llamarl.training.ranks import ALONE, Ranks
+from llamarl.training.sharding import Sharded
 
 
 class Fitter(Generic[R]):
-    """Trains a model in place.
+    """Trains a model in place; one rank of several trains its part, and every method is called on all of them.
 
     Args:
-        model: what the objective loads; dropout is switched off.
+        model: what the objective loads; dropout is switched off. Several ranks take its weights out of it.
         objective: what the rows say.
         total_steps: where a falling schedule reaches 0; None: `num_steps` of the settings.
+        ranks: who trains together.
 
     Raises:
-        ConfigError: a schedule that never ends, or adapters for layers that the model hasn't.
+        ConfigError: a schedule that never ends, adapters for layers that the model hasn't, or a model that cannot be
+            cut up over the ranks.
         MissingDependencyError: adapters without the extra `lora`.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective[R], total_steps: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective[R], total_steps: int | None = None, ranks: Ranks = ALONE
+    ) -> None:
         self.model, self.objective, self.config = model, objective, objective.config
-        self.num_steps_done = 0
+        self.num_steps_done, self._ranks = 0, ranks
         self._adapters = None if self.config.lora is None else Adapters(model, self.config.lora, self.config.seed)
-        self._score = objective.build_scorer(model)
-        self._optimizer = Optimizer(dict(model.named_parameters()), self.config, total_steps or self.config.num_steps)
-        self.num_trained = sum(parameter.numel() for parameter in self.weights().values())
-        """Numbers that are trained: the model's parameters, or those of the adapters."""
+        if self.config.dither and self.config.precision == "bf16" and self.config.lora is None:
+            dither_weights(model, self.config.seed)
+        objective.freeze(model)
+        self._micro_batch_tokens = micro_batch_tokens(model, self.config)
+        checkpointing, gradient_sync = self.config.checkpointing, self.config.gradient_sync
+        self._sharded = Sharded(model, ranks, checkpointing, gradient_sync, objective.head_name)
+        self.layout = self._sharded.layout
+        """Where in the whole weights this rank's lie."""
+        self._score = objective.build_scorer(self._sharded.module)
+        total = total_steps or self.config.num_steps
+        self._optimizer = Optimizer(self._sharded.parameters, self.config, total, ranks, self.layout.copies)
+        whole = (self.layout.shape(name, tensor) for name, tensor in self.weights().items())
+        self.num_trained = sum(map(math.prod, whole))
+        """Numbers that are trained, over all ranks: the model's parameters, or those of the adapters."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors that are trained, by name."""
-        # Detached: views of the same memory that can be written and saved without autograd.
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        """What this rank holds of the tensors that are trained, by name."""
+        # Views of the same memory that can be written and saved without autograd.
+        return {name: local_part(p) for name, p in self._sharded.parameters.items() if p.requires_grad}
 
     def step(self, rows: Sequence[R]) -> dict[str, float]:
-        """Takes one optimizer step on `rows`.
+        """Takes one optimizer step on `rows`, of which each rank takes its share.
 
         Returns:
             `train/loss`, what the objective logs, `train/grad_norm`, `train/lr`, and `train/tokens` (of the answers).
@@ -61,30 +80,45 @@ class Fitter(Generic[R]):
         """
         if self.config.lora is not None and self._adapters is None:
             raise ConfigError("lora: the adapters are merged, and so no step may follow; make another Fitter")
-        divisor, parts = self.objective.divisor(rows), list[Metrics]()
-        for part in self._split(rows):
+        divisor, sums = self.objective.divisor(rows), list[Metrics]()
+        parts = self._share(rows)
+        for number, part in enumerate(parts, 1):
             members = [rows[index] for index in part]
-            losses, metrics = self.objective.losses(self._score(members), members)
+            scores = self._score(members or [self._cheapest(rows)])
+            losses, metrics = self.objective.losses(scores, members) if members else (0.0 * scores, {})
             total = losses.sum()
             value = float(total.detach())
-            self._refuse_nonfinite("loss", value)
-            (total / divisor).backward()  # type: ignore[no-untyped-call]
-            parts.append({**metrics, names.LOSS: (value, losses.numel())})
+            self._refuse_nonfinite("loss", self._ranks.total(value))
+            self._sharded.backward(total / divisor, is_last=number == len(parts))
+            if members:
+                sums.append({**metrics, names.LOSS: (value, losses.numel())})
         norm = self._optimizer.grad_norm()
         self._refuse_nonfinite("gradient norm", norm)
         rate = self._optimizer.step(self.num_steps_done, norm)
         self.num_steps_done += 1
+        of_all = self._ranks.tell(sum_metrics(sums))[:: self._ranks.tp]
         num_tokens = float(sum(row.num_tokens for row in rows))
-        return {**mean_metrics(parts), names.GRAD_NORM: norm, names.LEARNING_RATE: rate, names.TRAIN_TOKENS: num_tokens}
+        return {
+            **mean_metrics(of_all),
+            names.GRAD_NORM: norm,
+            names.LEARNING_RATE: rate,
+            names.TRAIN_TOKENS: num_tokens,
+        }
 
     @torch.no_grad()
     def scores(self, rows: Sequence[R]) -> Tensor:
-        """Gives what the objective's scorer gives of the rows, in order, on the CPU."""
+        """Gives what the objective's scorer gives of the rows, in order, on the CPU; each rank scores its share."""
         found: dict[int, Tensor] = {}
-        for part in self._split(rows):
-            members = [rows[index] for index in part]
-            sizes = [self.objective.num_scores(row) for row in members]
-            found |= zip(part, torch.split(self._score(members).cpu(), sizes), strict=True)  # type: ignore[no-untyped-call]
+        own: list[Tensor] = []
+        for part in (parts := self._share(rows)):
+            scores = self._score([rows[index] for index in part] or [self._cheapest(rows)]).cpu()
+            own.append(scores if part else scores[:0])
+        order = [index for part in parts for index in part]
+        told = self._ranks.exchange(torch.cat(own))[:: self._ranks.tp]
+        orders = self._ranks.tell(order)[:: self._ranks.tp]
+        for indices, scores in zip(orders, told, strict=True):
+            sizes = [self.objective.num_scores(rows[index]) for index in indices]
+            found |= zip(indices, torch.split(scores, sizes), strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([found[index] for index in range(len(rows))])
 
     def evaluate(self, rows: Sequence[R]) -> Report:
@@ -98,13 +132,16 @@ class Fitter(Generic[R]):
         return self.objective.report(scores, rows)
 
     def merge(self) -> None:
-        """Adds the adapters, where there are any, to the weights: the model is then an ordinary one, to be saved."""
+        """Adds the adapters, where there are any, to the weights: the model is then an ordinary one, to be saved.
+
+        Of a lone rank only: several hold no whole weights to add to.
+        """
         if self._adapters is not None:
             self._adapters.merge()
             self._adapters, self._score = None, self.objective.build_scorer(self.model)
 
     def save_adapter(self, directory: Path, base: str) -> None:
-        """Writes the adapters alone, in PEFT layout, for a model of the name `base`."""
+        """Writes the adapters alone, in PEFT layout, for a model of the name `base`. Of a lone rank only."""
         if self._adapters is None:
             raise ConfigError(
                 "lora: there are no adapters to save; set lora.rank, and save them before they are merged"
@@ -114,21 +151,49 @@ class Fitter(Generic[R]):
     def save(self, directory: str | Path, extra: Mapping[str, Any]) -> None:
         """Writes trained weights, optimizer and counters into an empty directory."""
         counters = {**extra, "num_steps_done": self.num_steps_done}
-        checkpoints.write(directory, self.weights(), self._optimizer.state(), counters)
+        checkpoints.write(directory, self.weights(), self._optimizer.state(), counters, layout=self.layout)
 
     def load(self, directory: str | Path) -> dict[str, Any]:
-        """Restores what `save` wrote; returns its counters. Raises `CheckpointError` for another model's."""
+        """Restores what `save` wrote, on however many ranks; returns its counters.
+
+        Raises:
+            CheckpointError: another model's.
+        """
         weights = self.weights()
-        stored = checkpoints.read(directory, weights)
+        stored = checkpoints.read(directory, weights, layout=self.layout)
         checkpoints.copy_weights(stored.weights, weights)
         self._optimizer.read_weights()
         self._optimizer.load_state(stored.optimizer)
         self.num_steps_done = int(stored.counters["num_steps_done"])
         return stored.counters
 
+    def save_weights(self, path: Path) -> None:
+        """Writes the trained weights alone, whole, into a file."""
+        checkpoints.save_tensors(self.weights(), path, self.layout)
+
+    def load_weights(self, path: Path) -> None:
+        """Takes the weights that `save_weights` wrote; to be called where no step follows."""
+        checkpoints.copy_weights(checkpoints.load_tensors(path, self.layout), self.weights())
+
+    def collect(self) -> dict[str, Tensor]:
+        """The whole trained weights on the first rank, on the CPU; nothing on the others."""
+        whole = {name: self.layout.put_together(name, tensor) for name, tensor in self.weights().items()}
+        return {name: tensor.cpu() for name, tensor in whole.items() if tensor is not None}
+
+    def _share(self, rows: Sequence[R]) -> list[list[int]]:
+        """This rank's micro-batches, indices of rows: as many as other ranks have, some perhaps empty."""
+        share = deal([self.objective.cost(row) for row in rows], self._ranks.fsdp)[self._ranks.share]
+        parts = self._split([rows[index] for index in share]) if share else []
+        own = [[share[place] for place in part] for part in parts]
+        return own + [[]] * (max(self._ranks.tell(len(own))) - len(own))
+
     def _split(self, rows: Sequence[R]) -> list[list[int]]:
         """Micro-batches that fit the memory: row indices, every one once."""
-        return self._score.split(rows, micro_batch_tokens(self.model, self.config))
+        return self._score.split(rows, self._micro_batch_tokens)
+
+    def _cheapest(self, rows: Sequence[R]) -> R:
+        """The row that a rank scores for nothing, to take part in the exchanges of ranks that have more to do."""
+        return min(rows, key=self.objective.cost)
 
     def _refuse_nonfinite(self, what: str, value: float) -> None:
         """Raises `CollapseError`, without a trace of the step, where a value is not finite."""
@@ -202,7 +267,7 @@ def fit_model(
     """
     batches = Batches(rows, objective)
     fitter = Fitter(model, objective, batches.num_steps)
-    objective.prepare(fitter.scores, rows, None)
+    objective.prepare(fitter.scores, rows, {})
     metrics = {names.LOSS: math.nan}
     for step in range(batches.num_steps):
         metrics = fitter.step(batches[step])

@@ -1,7 +1,7 @@
 """Measures of P[Love] on messages that it was not trained on. Plain numbers, no torch.
 
 Probabilities are corrected to the rate at which messages are loved outside of training (`correct_prior`); the order of
-messages, and so the AUROC, is that of the raw logits. Intervals are 95 %, for users drawn at random.
+messages, and so the AUROC, is that of the raw logits. Intervals are 95%, for users drawn at random.
 
 Shape legend: N messages.
 """

@@ -90,6 +90,8 @@ class Objective(ABC, Generic[R]):
     """True where the result generates, so that its chat template must be fit for that."""
     keeps_adapter: ClassVar[bool] = False
     """True where the result is the adapters alone, in PEFT layout, instead of a checkpoint they are merged into."""
+    head_name: ClassVar[str] = "lm_head"
+    """Attribute of the model that holds its output head."""
     config: FitConfig
 
     @abstractmethod
@@ -113,9 +115,20 @@ class Objective(ABC, Generic[R]):
             DataError: bad or missing rows.
         """
 
+    def freeze(self, model: "nn.Module") -> None:
+        """Switches the gradients off of what stays as it is, once adapters are there: by default of nothing."""
+
     @abstractmethod
     def build_scorer(self, model: "nn.Module") -> Scorer[R]:
-        """Scores rows under the model's weights, its adapters included."""
+        """Scores rows under the model's weights, its adapters included.
+
+        Args:
+            model: what `load` gave, or a decoder over it: this rank's part, where there are several.
+        """
+
+    @abstractmethod
+    def cost(self, row: R) -> int:
+        """Tokens that the model reads of a row, by which rows are dealt out over ranks."""
 
     @abstractmethod
     def num_scores(self, row: R) -> int:
@@ -146,14 +159,20 @@ class Objective(ABC, Generic[R]):
         hashes = [(derive_seed(self.name, self.config.seed, epoch, row.key), row.key) for row in rows]
         return sorted(range(len(rows)), key=hashes.__getitem__)
 
-    def prepare(self, score: "Callable[[Sequence[R]], Tensor]", rows: Sequence[R], cache: Path | None) -> None:
+    def prepare(
+        self, score: "Callable[[Sequence[R]], Tensor]", rows: Sequence[R], known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Computes what the loss needs of the model's first weights.
 
         Args:
             score: gives the scores of rows, without gradient, row after row.
             rows: all rows, those to measure on included.
-            cache: a file to keep it in for a resume; None: none.
+            known: what it returned before an interruption.
+
+        Returns:
+            Plain JSON values to keep for a resume; none where there is nothing to keep.
         """
+        return {}
 
     def draw(
         self, path: Path, records: Sequence[Mapping[str, Any]], scores: "Tensor | None", rows: Sequence[R]

@@ -154,12 +154,20 @@ class Ranks:
         if self.mesh is None:
             return [values]
         text = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+        return [json.loads(bytes(told.tolist())) for told in self.exchange(text)]
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        """Everyone's tensor `[n, ...]`, in their order; of n alone each has its own, which may be 0. On the CPU."""
+        if self.mesh is None:
+            return [tensor]
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        dist.all_gather(lengths, torch.tensor([len(text)]))
+        dist.all_gather(lengths, torch.tensor([len(tensor)]))
         longest = max(int(length) for length in lengths)
-        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.count)]
-        dist.all_gather(texts, torch.cat([text, text.new_zeros(longest - len(text))]))
-        return [json.loads(bytes(told[: int(length)].tolist())) for told, length in zip(texts, lengths, strict=True)]
+        padded = tensor.new_zeros(longest, *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        found = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(found, padded)
+        return [told[: int(length)] for told, length in zip(found, lengths, strict=True)]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Sums each tensor over the shares, in place."""

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from llamarl.core.errors import ConfigError
 from llamarl.core.shards import Region, Shard
 from llamarl.functional.shards import is_sharded, local_part
+from llamarl.models.adapted import AdaptedDense
 from llamarl.models.decoder import Decoder, why_unsupported
 from llamarl.models.lora import adapter_name
-from llamarl.models.tensor_parallel import Cut, cut_up, why_not_split
-from llamarl.scoring.adapters import AdaptedDense, prepare_projections
+from llamarl.models.rope import rope_threshold
+from llamarl.models.tensor_parallel import cut_up, stretch, why_not_split
+from llamarl.scoring.adapters import prepare_projections
 from llamarl.training.config import Checkpointing, GradientSync
 from llamarl.training.layout import WHOLE, Layout
 from llamarl.training.ranks import ALONE, Ranks
@@ -29,10 +31,11 @@ class Sharded:
     """A model as several ranks train it, or as one does.
 
     Args:
-        model: a transformers causal language model with all its weights, the same on all ranks.
+        model: a transformers causal language model, or classifier, with all its weights, the same on all ranks.
         ranks: who takes part.
         checkpointing: activations that are computed again.
         gradient_sync: micro-batches after which gradients are summed over the shares.
+        head_name: attribute of `model` that holds the output head.
 
     Raises:
         ConfigError: the model cannot be cut up like that; names the numbers. Or another family than the decoder's with
@@ -45,33 +48,39 @@ class Sharded:
         ranks: Ranks = ALONE,
         checkpointing: Checkpointing = "none",
         gradient_sync: GradientSync = "each",
+        head_name: str = "lm_head",
     ) -> None:
         config: Any = model.config
         if reason := why_not_split(config, ranks.tp):
-            raise ConfigError(f"placement.trainer.tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
+            raise ConfigError(f"tp={ranks.tp}: {reason}; choose another tp, or fsdp instead")
         self.ranks = ranks
         self.syncs_last = ranks.fsdp > 1 and gradient_sync == "last"
         """True where gradients stay on their ranks until `backward` is told that a micro-batch is the last."""
-        self.module = model if why_unsupported(config) else prepare_projections(Decoder.live(model.eval()), model)
+        is_known = not why_unsupported(config)
+        self.module = prepare_projections(Decoder.live(model.eval(), head_name), model) if is_known else model
         """The decoder over the model's weights, or the model itself where the decoder doesn't know its family."""
         if isinstance(self.module, Decoder):
             for block in self.module.blocks:
                 block.recompute = checkpointing
         elif checkpointing != "none":
             raise ConfigError(
-                f"placement.trainer.checkpointing={checkpointing!r}: only llamarl's own modules compute activations "
+                f"checkpointing={checkpointing!r}: only llamarl's own modules compute activations "
                 f"again, and {why_unsupported(config)}; set it to 'none'"
+            )
+        if ranks.fsdp > 1 and not is_known and rope_threshold(config) is not None:
+            raise ConfigError(
+                f"fsdp={ranks.fsdp}: this model turns positions by the length of a sequence, so that ranks would not "
+                "compute equally often; train it on one rank"
             )
         if ranks.count == 1:
             self.parameters, self.layout = _named_parameters(model), WHOLE
             return
         shapes = {name: tuple(parameter.shape) for name, parameter in _named_parameters(self.module).items()}
-        cuts: dict[str, Cut] = {}
+        cuts: dict[str, int] = {}
         assert ranks.mesh is not None
         if ranks.tp > 1:
             assert isinstance(self.module, Decoder)
             cuts = cut_up(self.module, ranks.part, ranks.tp, ranks.mesh.get_group("tp"))
-        rows = {name: len(parameter) for name, parameter in _named_parameters(self.module).items()}
         if ranks.fsdp > 1:
             for module in self.module.modules():
                 if isinstance(module, AdaptedDense):
@@ -81,7 +90,7 @@ class Sharded:
         """What this rank keeps of each parameter."""
         self._trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.layout = Layout(
-            ranks, {name: tuple(_shards(shapes[name], cuts.get(name), rows[name], ranks)) for name in self._trained}
+            ranks, {name: tuple(_shards(shapes[name], cuts.get(name), ranks)) for name in self._trained}
         )
         """Where in the whole parameters the trained ones lie."""
         _release(model, self.module)
@@ -152,23 +161,19 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return max((list(stack) for stack in stacks), key=len, default=[])
 
 
-def _shards(shape: tuple[int, ...], cut: Cut | None, num_rows: int, ranks: Ranks) -> Iterator[Shard]:
+def _shards(shape: tuple[int, ...], cut: int | None, ranks: Ranks) -> Iterator[Shard]:
     """Everyone's shard of a parameter, by rank.
 
     Args:
         shape: of the whole parameter.
-        cut: what tensor parallelism leaves this rank of it; the other parts have stretches of the same length.
-        num_rows: of each part.
+        cut: the dimension along which tensor parallelism cuts it; None: not at all.
         ranks: who takes part.
     """
-    height = -(-num_rows // ranks.fsdp)  # as torch.chunk cuts: the last may have fewer, or none
     for rank in range(ranks.count):
         share, part = divmod(rank, ranks.tp)
-        first = min(share * height, num_rows)
-        offset, size = [first, *[0] * (len(shape) - 1)], [min(height, num_rows - first), *shape[1:]]
+        offset, size = [0] * len(shape), [*shape]
         if cut is not None:
-            length = shape[cut.dim] // ranks.tp
-            offset[cut.dim] += part * length
-            if cut.dim != 0:
-                size[cut.dim] = length
+            offset[cut], size[cut] = stretch(shape[cut], part, ranks.tp)
+        first, size[0] = stretch(size[0], share, ranks.fsdp)  # of each part, rows are shared out
+        offset[0] += first
         yield Shard(shape, Region(tuple(offset), tuple(size)), "float32")

@@ -43,6 +43,7 @@ from llamarl.training import checkpoints
 from llamarl.training.balance import deal_out
 from llamarl.training.batches import check_samples, is_current, loss_batch
 from llamarl.training.config import Checkpointing, GradientSync, TrainerConfig
+from llamarl.training.dither import dither_weights
 from llamarl.training.gathered import Gathered, TaskGathered, in_runs, pool, pool_ranks
 from llamarl.training.guards import GradientGuard, Health
 from llamarl.training.memory import LargestActivations, micro_batch_tokens
@@ -114,7 +115,7 @@ class PolicyTrainer:
         self._on_micro_batch = on_micro_batch
         chosen = tuple(algorithms) if isinstance(algorithms, Sequence) else (algorithms,)
         self.config, self.sampling = config or TrainerConfig(), sampling or Sampling()
-        _check(model, self.sampling, chosen, ranks.tp, self.config.lora is not None)
+        _check(model, self.sampling, chosen)
         self._needs = [algorithm.needs for algorithm in chosen]
         if self.config.num_updates > 1 and not all(needs.allows_several_updates for needs in self._needs):
             raise ConfigError(
@@ -125,6 +126,8 @@ class PolicyTrainer:
         self.version = 0
         """Optimizer steps behind the current weights."""
         self._probe_rows = () if channel is None else probe_rows(model, probe_prompts)
+        if self.config.dither and self.config.precision == "bf16" and self.config.lora is None:
+            dither_weights(model, seed)
         self.trained = TrainedWeights(model, self.config.lora, seed)
         """The weights that steps change and `publish` and `save` carry."""
         self._ranks = ranks
@@ -583,7 +586,7 @@ def _count(assignment: Assignment, max_tokens: int) -> Denominators:
     return Denominators.count(lengths, groups, prompts=assignment.num_prompts, max_tokens=max_tokens)
 
 
-def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm], tp: int, has_adapters: bool) -> None:
+def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm]) -> None:
     wrong = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
     if wrong:
         raise ConfigError(
@@ -591,9 +594,5 @@ def _check(model: nn.Module, sampling: Sampling, algorithms: Sequence[Algorithm]
         )
     if sampling.temperature == 0.0:
         raise ConfigError("sampling.temperature=0: greedy completions have no gradient; sample with 1.0")
-    if tp > 1 and has_adapters:
-        raise ConfigError(
-            f"trainer.lora: adapters cannot be cut up, and placement.trainer.tp={tp}; set tp to 1, and fsdp instead"
-        )
     if not algorithms:
         raise ConfigError("algorithms: at least one task is needed")

@@ -204,8 +204,45 @@ def test_filters_narrow_the_list_down(opened: Callable[..., Opened], tmp_path: P
     wait_for_count(page, ".groups li", 2)
     page.get_by_role("button", name="Clear").click()
     wait_for_count(page, ".groups li", 8)
-    page.locator("input[name=steps]").check()  # around the alarm of step 21
+    page.locator("select[name=alarm]").select_option(label="step 21: alarms: 1")
     wait_for_count(page, ".groups li", 2)
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_an_alarms_mark_leads_to_its_rollouts_by_pointer_and_by_keyboard(
+    opened: Callable[..., Opened], tmp_path: Path, is_served: bool
+) -> None:
+    run_dir = write_run(tmp_path / "run")
+    key = "task/short/watch/monitor/canary/level"
+    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    (run_dir / "metrics.jsonl").write_text(
+        "".join(json.dumps(each | {key: float(each["step"] >= 34)}) + "\n" for each in lines)
+    )
+    server = SiteServer(Site(run_dir))
+    server.start()
+    try:
+        url = server.url if is_served else write_run_page(run_dir).as_uri()
+        page = opened(url, viewport={"width": 1280, "height": 900}).page
+        steps = lambda: page.locator(".groups .where").all_inner_texts()  # noqa: E731
+        chosen = lambda: page.locator("select[name=alarm] option:checked").inner_text()  # noqa: E731
+        page.get_by_role("button", name="rollouts of step 21: alarms: 1").first.click()
+        wait_for_count(page, ".groups li", 2)
+        assert chosen() == "step 21: alarms: 1" and steps() == ["step 25, short", "step 20, long"]
+        page.go_back()
+        page.locator(".plot").first.focus()
+        page.wait_for_selector(".plot .u-over")
+        page.keyboard.press("a")
+        page.keyboard.press("a")
+        assert page.locator(".readout").first.inner_text().startswith("step 34")
+        page.keyboard.press("Enter")
+        wait_for_count(page, ".groups li", 1)  # of the alarm's task
+        assert chosen().startswith("step 34: ") and steps() == ["step 35, short"]
+        page.locator("select[name=alarm]").select_option("any")
+        wait_for_count(page, ".groups li", 4)
+        page.evaluate("location.hash = '#rollouts?alarm=99 gone'")
+        page.get_by_text("Nothing fits these filters.").wait_for()
+    finally:
+        server.stop()
 
 
 def test_the_keyboard_reaches_everything(opened: Callable[..., Opened], tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ def write_report(path: Path, text: str = "cool") -> Path:
         y_marks={1.0: "control", 2.0: "stops"},
     )
     dots = [
-        Dot(0.05, (-0.1, 0.2), "+5 %", "first", limit=-0.05),
-        Dot(0.1, (-0.3, None), "+10 %", "second", is_open=True),
+        Dot(0.05, (-0.1, 0.2), "+5%", "first", limit=-0.05),
+        Dot(0.1, (-0.3, None), "+10%", "second", is_open=True),
     ]
-    rows = [["warm", "1,204", "9.7 %", "held"], [text, "87", "–", "open"], ["base", "31,003", "-4.1 %", "held"]]
+    rows = [["warm", "1,204", "9.7%", "held"], [text, "87", "–", "open"], ["base", "31,003", "-4.1%", "held"]]
     marks = [
         Mark("It is\nin "),
         Mark("Spain", "bad", 1.0, "0.12", text),
@@ -137,7 +137,7 @@ def test_charts_are_read_by_keyboard_and_dots_lie_where_their_values_are(opened:
     page.locator(".plot").first.focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
-    assert page.locator(".readout").first.inner_text() == "2026-03-13\ncool 12 % (-10 % to 20 %)"
+    assert page.locator(".readout").first.inner_text() == "2026-03-13\ncool 12% (-10% to 20%)"
     place = lambda element: (box := element.bounding_box())["x"] + box["width"] / 2  # noqa: E731
     zero, tenth = (place(page.locator(".rows tbody .track").first.locator(".mark").nth(index)) for index in (0, 1))
     five = place(page.locator(".rows .disc").first)

@@ -53,7 +53,7 @@ def test_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(capsys.readouterr().out)
     assert {"users", "users_per_arm", "days", "messages", "power", "curve"} <= plan.keys()
     assert main(words) == 0
-    assert f"{plan['days']} days find a change of +10.0 % with power 80%" in capsys.readouterr().out
+    assert f"{plan['days']} days find a change of +10.0% with power 80%" in capsys.readouterr().out
 
 
 def test_a_file_named_like_the_subcommand_is_given_with_its_folder() -> None:

@@ -126,8 +126,6 @@ def test_wrong_adapters_are_refused_before_anything_starts(tmp_path: Path) -> No
         train(recipe("--trainer.lora.targets", "qkv"), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"trainer\.lora\.rank: must be at least 1; got 0"):
         recipe("--trainer.lora.rank", "0")
-    with pytest.raises(ConfigError, match=r"trainer\.lora: adapters cannot be cut up, and placement.trainer.tp=2"):
-        recipe("--placement.trainer.tp", "2", "--engine", "monarch")
     assert not (tmp_path / "run").exists()
 
 

@@ -73,7 +73,7 @@ def test_what_is_not_understood_of_a_plan_is_named(tmp_path: Path) -> None:
 def test_vllm_servers_are_generators(tmp_path: Path) -> None:
     text = '[[placement.generators]]\nkind = "vllm"\nurl = ["http://127.0.0.1:1", "http://127.0.0.1:2"]\nreplicas = 2\n'
     placed = recipe(tmp_path, text)
-    assert placed.num_generators == 2 and placed.placement.generators[0].vllm.url == (
+    assert placed.num_generators == 2 and placed.placement.generators[0].server.url == (
         "http://127.0.0.1:1",
         "http://127.0.0.1:2",
     )
@@ -83,7 +83,7 @@ def test_vllm_servers_are_generators(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ('kind = "vllm"', "environment: give the folder of the virtual environment that holds vLLM"),
+        ('kind = "vllm"', "environment: give the folder of the virtual environment that holds the server"),
         ('kind = "vllm"\nenvironment = "v"\nprecision = "int8"', "int8 is the native generator's"),
         ('kind = "vllm"\nurl = "http://127.0.0.1:1"\nreplicas = 2', "1 addresses for replicas=2"),
         (
@@ -91,8 +91,8 @@ def test_vllm_servers_are_generators(tmp_path: Path) -> None:
             "generator.on_update='keep' is the native",
         ),
         ("tp = 2", "tp=2: a native generator is one rank"),
-        ('environment = "v"', "environment: is of kind='vllm'"),
-        ('kind = "sglang"', "'sglang' is unknown"),
+        ('environment = "v"', "environment: is of kind='vllm' and 'sglang'"),
+        ('kind = "tgi"', "'tgi' is unknown"),
     ],
 )
 def test_what_a_kind_of_generator_has_not_is_refused(tmp_path: Path, table: str, message: str) -> None:

@@ -69,7 +69,7 @@ def test_golden_rows_give_the_numbers_others_script_against(
     assert found["notes"] == [
         # influence 1/9, 0, -1/9 of each class: 6/9 -+ 1.96 sqrt(6/5 * 4/81) = .190 and 1.144, wider than the score's
         "3 factual and 3 hallucinated test claims, which is few: the AUC, 0.667, may be anything from 0.190 to "
-        "1.000 (95 %)",
+        "1.000 (95%)",
         "3 factual and 2 hallucinated validation claims, which is few: the thresholds hang on single claims",
         "no row names its prompt, so claims are taken for independent and the intervals are too narrow",
     ]

@@ -24,8 +24,8 @@ from llamarl.factuality.detectors.labels import score_labels
 from llamarl.factuality.labelled import LabelledClaim, read_data
 from llamarl.factuality.settings import Train
 from llamarl.factuality.training import train
+from llamarl.functional.logprobs import pick_logprobs
 from llamarl.models.checkpoint import load_model, load_tokenizer
-from llamarl.scoring.next_tokens import pick_logprobs
 from llamarl.training.fitter import Fitter
 
 CITIES = [f"{a}{b}" for a in "BCDFGKLMNP" for b in ("an", "ex", "il")]

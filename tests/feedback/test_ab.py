@@ -427,7 +427,7 @@ def test_a_plan_ends_on_the_first_day_with_the_power(tmp_path):
     found = plan(correlation=0.0, spread=0.0, messages_per_user=1.0)
     before, at = found["curve"][found["days"] - 2], found["curve"][found["days"] - 1]
     assert before["power"] < 0.8 <= at["power"] == found["power"]
-    # 16 p (1 - p) / difference^2 of each arm, for a power of 80 %
+    # 16 p (1 - p) / difference^2 of each arm, for a power of 80%
     assert found["users_per_arm"] == pytest.approx(16 * 0.021 * 0.979 / 0.002**2, rel=0.03)
     assert found["users"] == found["days"] * 2000 == found["messages"]
     assert found["detectable_change"] == pytest.approx(0.1, abs=0.002)
@@ -452,7 +452,7 @@ def test_the_same_users_again_and_again_may_never_be_enough():
 def test_a_plans_page_shows_its_curve(tmp_path):
     found = plan(report=tmp_path / "plan.html")
     page = read_page(tmp_path / "plan.html")
-    assert any(text.startswith(f"{found['days']} days find a change of +10.0 %") for text in page.texts)
+    assert any(text.startswith(f"{found['days']} days find a change of +10.0%") for text in page.texts)
     power, change = page.parts("lines")
     assert power["marks"] == {"x": [found["days"]], "y": [0.8]} and len(power["table"]["steps"]) == len(found["curve"])
     assert change["marks"]["y"] == [0.1]

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import sys
+from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +19,19 @@ from tiny_generators import build, reference_logprobs, request
 
 from llamarl.core.errors import ConfigError, DataError, ExecutorLostError, WeightSyncError
 from llamarl.generation.executor import GeneratorConfig
+from llamarl.generation.server.executor import ServerPlace
+from llamarl.generation.server.process import ServerProcess, free_port
+from llamarl.generation.server.settings import ServerSettings
+from llamarl.generation.server.weights import check_coverage, with_tied_head
 from llamarl.generation.vllm.client import read_completion
-from llamarl.generation.vllm.executor import VllmExecutor, VllmPlace, check_coverage, check_received, with_tied_head
-from llamarl.generation.vllm.server import PLUGIN, ServerProcess, build_environment, free_port
-from llamarl.generation.vllm.settings import VllmSettings
+from llamarl.generation.vllm.executor import PLUGIN, VllmExecutor, build_environment, check_received
 
 URL = "http://127.0.0.1:9"
 
 
 def connect(server: FakeVllm, channel: Shelf, **settings: Any) -> VllmExecutor:
-    known = VllmSettings.parse({"url": URL, "transfer_seconds": 5.0, **settings})
-    place = VllmPlace("unused", 256, tp=server.num_workers, url=URL)
+    known = ServerSettings.parse({"url": URL, "transfer_seconds": 5.0, **settings})
+    place = ServerPlace("unused", 256, tp=server.num_workers, url=URL)
     executor = VllmExecutor(known, GeneratorConfig(), place, Letters(), channel, server.transport)
     executor.setup()
     connected.append(executor)
@@ -268,10 +271,10 @@ def test_a_server_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     async def main() -> None:
         channel, server = Shelf(), FakeVllm(changes.pop("model", build()))
-        place = VllmPlace("unused", 256, tp=changes.pop("tp", 1), url=URL)
+        place = ServerPlace("unused", 256, tp=changes.pop("tp", 1), url=URL)
         for name, value in changes.items():
             setattr(server, name, value)
-        settings = VllmSettings.parse({"url": URL, "transfer_seconds": 5.0})
+        settings = ServerSettings.parse({"url": URL, "transfer_seconds": 5.0})
         generator = VllmExecutor(settings, GeneratorConfig(), place, Letters(), channel, server.transport)
         generator.setup()
         with pytest.raises(error, match=message):
@@ -319,12 +322,12 @@ def in_base64(experts: np.ndarray) -> str:
 def test_experts_that_the_server_tells_are_kept_of_the_tokens_that_were_read() -> None:
     experts = np.arange(5 * 2 * 2, dtype=np.uint16).reshape(5, 2, 2)  # 3 tokens of the prompt, 1 of 2 drawn, 1 too many
     answer = {"choices": [{**GOOD, "routed_experts": in_base64(experts)}]}
-    completion = read_completion(answer, (5, 9, 11), lambda ids: "")
-    assert completion.trajectory.routed_experts == bytes(range(16))
-    assert read_completion({"choices": [GOOD]}, (5, 9, 11), lambda ids: "").trajectory.routed_experts == b""
+    completion = read_completion(answer, array("i", (5, 9, 11)))
+    assert completion.routed_experts == bytes(range(16))
+    assert read_completion({"choices": [GOOD]}, array("i", (5, 9, 11))).routed_experts == b""
     for wrong in (experts[:3], experts[0], experts + 256, experts.astype(np.float32)):
         with pytest.raises(ExecutorLostError, match=r"is no completion \(ValueError: routed_experts of shape"):
-            read_completion({"choices": [{**GOOD, "routed_experts": in_base64(wrong)}]}, (5, 9, 11), lambda ids: "")
+            read_completion({"choices": [{**GOOD, "routed_experts": in_base64(wrong)}]}, array("i", (5, 9, 11)))
 
 
 def test_experts_whose_header_promises_more_than_was_sent_are_refused_before_room_is_made() -> None:
@@ -333,7 +336,7 @@ def test_experts_whose_header_promises_more_than_was_sent_are_refused_before_roo
     np.lib.format.write_array_header_1_0(buffer, {**header, "shape": (2**40, 2, 2)})
     answer = {"choices": [{**GOOD, "routed_experts": base64.b64encode(buffer.getvalue() + b"1234").decode()}]}
     with pytest.raises(ExecutorLostError, match="is no completion"):
-        read_completion(answer, (5, 9, 11), lambda ids: "")
+        read_completion(answer, array("i", (5, 9, 11)))
 
 
 def test_tokens_that_filters_left_are_not_to_be_had_from_it() -> None:
@@ -388,7 +391,7 @@ def start(tmp_path: Path, text: str, *arguments: str) -> tuple[ServerProcess, in
     program, port = tmp_path / "server.py", free_port()
     program.write_text(text)
     environment = build_environment(1)
-    return ServerProcess(Path(sys.executable), [str(port), *arguments], port, environment, program), port
+    return ServerProcess("vLLM", Path(sys.executable), [str(port), *arguments], port, environment, program), port
 
 
 def test_a_server_that_ends_before_it_serves_says_why(tmp_path: Path) -> None:
@@ -414,8 +417,8 @@ def test_the_environment_of_a_server_holds_no_secret_and_tells_nobody() -> None:
 
 
 def test_an_environment_without_python_is_named(tmp_path: Path) -> None:
-    settings = VllmSettings.parse({"environment": str(tmp_path)})
-    generator = VllmExecutor(settings, GeneratorConfig(), VllmPlace("m", 8), Letters(), Shelf())
+    settings = ServerSettings.parse({"environment": str(tmp_path)})
+    generator = VllmExecutor(settings, GeneratorConfig(), ServerPlace("m", 8), Letters(), Shelf())
     with pytest.raises(ConfigError, match="no interpreter at"):
         generator.setup()
 
@@ -433,7 +436,7 @@ def test_an_environment_without_python_is_named(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        VllmSettings.parse(values)
+        ServerSettings.parse(values)
 
 
 def test_the_plugin_is_shipped_and_nothing_here_imports_it() -> None:

@@ -5,6 +5,7 @@ What it answered for the shipped demo checkpoint is held against that checkpoint
 
 import asyncio
 import json
+from array import array
 from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 import torch
 
 from llamarl.core.sampling import Sampling
+from llamarl.generation.server.weights import check_coverage, with_tied_head
 from llamarl.generation.vllm.client import VllmClient, read_completion
-from llamarl.generation.vllm.executor import check_coverage, check_received, with_tied_head
-from llamarl.models.checkpoint import load_model, load_tokenizer
+from llamarl.generation.vllm.executor import check_received
+from llamarl.models.checkpoint import load_model
 from llamarl.models.decoder import named_tensors
 from llamarl.tasks.demo import DEMO_CHECKPOINT
 
@@ -50,7 +52,7 @@ class Replay(httpx.MockTransport):
 
 def test_recorded_completions_have_the_checkpoints_log_probs() -> None:
     async def main() -> None:
-        replay, model, tokenizer = Replay(), load_model(DEMO_CHECKPOINT), load_tokenizer(DEMO_CHECKPOINT)
+        replay, model = Replay(), load_model(DEMO_CHECKPOINT)
         client = VllmClient("http://127.0.0.1:9", transport=replay)
         about = await client.describe()
         assert (about.max_model_len, about.world_size) == (256, 1)
@@ -63,14 +65,14 @@ def test_recorded_completions_have_the_checkpoints_log_probs() -> None:
             stops = {"stop": tuple(asked["stop"])} if "stop" in asked else {}
             sampling = Sampling(**{name: asked[name] for name in names}, **stops)
             answer = await client.generate(body["model"], "any", prompt, asked["seed"], sampling)
-            completion = read_completion(answer, prompt, tokenizer.decode)
+            completion = read_completion(answer, array("i", prompt))
             ids = list(completion.token_ids)
             with torch.no_grad():
                 logits = model(torch.tensor([prompt + ids])).logits[0].float() / asked["temperature"]
             table = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
             expected = [table[place, token].item() for place, token in enumerate(ids)]
             assert list(completion.logprobs) == pytest.approx(expected, abs=1e-4)
-            assert completion.trajectory.versions == ((1, len(ids)),)
+            assert completion.versions == ((1, len(ids)),)
             num_tokens += len(ids)
             reasons.add(completion.finish_reason)
         assert num_tokens > 200 and reasons == {"stop", "length"}
@@ -86,7 +88,7 @@ def test_recorded_scores_are_the_checkpoints() -> None:
         assert scored
         for body in scored:
             ids = body["token_ids"]
-            logprobs = await client.score(body["model"], "any", ids)
+            logprobs = await client.score(body["model"], "any", ids, 60.0)
             with torch.no_grad():
                 table = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
             expected = [table[i, ids[i + 1]].item() for i in range(len(ids) - 1)]

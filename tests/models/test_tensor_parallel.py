@@ -12,6 +12,7 @@ SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 24, "vo
         ("llama", {"num_attention_heads": 3, "num_key_value_heads": 3}, 2, "3 query heads, 3 key/value heads cannot"),
         ("qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2}, 4, "2 key/value heads cannot be cut into 4"),
         ("llama", {"num_attention_heads": 4, "intermediate_size": 26}, 4, "26 numbers of the MLP's inner width"),
+        ("llama", {"num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 8}, 6, "a vocabulary of 8 tokens"),
         ("gemma2", {"num_attention_heads": 4, "num_key_value_heads": 4}, 2, "only llamarl's own modules"),
     ],
 )

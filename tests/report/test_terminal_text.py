@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamarl.report.charts import line_chart, resample, sparkline
-from llamarl.report.text import format_bytes, format_number, format_seconds, one_line, visible
+from llamarl.report.text import format_bytes, format_number, format_seconds, name_files, one_line, visible
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,11 @@ def test_line_chart_always_fits(values: list[float | None], width: int, height: 
         assert len(lines) == height + 2
         dots = "".join(lines[:height])
         assert any(0x2800 < ord(character) < 0x2900 for character in dots)
+
+
+def test_files_have_short_names_that_tell_them_apart() -> None:
+    assert name_files(["/a/week0.json", "/a/week1.json"]) == ["week0", "week1"]
+    assert name_files(["/a/x.json", "/a/x.csv"]) == ["x.json", "x.csv"]
+    assert name_files(["/r/one/out.json", "/r/two/out.json"]) == ["one/out.json", "two/out.json"]
+    assert name_files(["/a/x.json", "/a/y.json", "/a/x.json"]) == ["x", "y", "x (2)"]
+    assert name_files(["x", "/x"]) == ["x", "/x"]

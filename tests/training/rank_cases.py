@@ -206,7 +206,7 @@ def compare_half_precision(ranks: Ranks) -> float:
 def compare_adapters(ranks: Ranks, folder: str) -> dict[str, float]:
     """Two steps of adapters beside one rank's, what the model was before them, and checkpoints across layouts."""
     gaps: dict[str, float] = {}
-    for family, sizes in (UNEVEN, ("gpt_neox", {})):
+    for family, sizes in (UNEVEN, ("gpt_neox", {})) if ranks.tp == 1 else (UNEVEN, ("qwen2", {})):
         for rank, precision in ((3, "fp32"), (1, "fp32"), (4, "bf16")):
             case = f"{family}, {precision}, {rank} rows"
             found = []

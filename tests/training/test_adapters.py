@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from llamarl.core.errors import CheckpointError, ConfigError
+from llamarl.models.adapted import AdaptedDense
 from llamarl.models.checkpoint import load_classifier, load_model, resolve
 from llamarl.models.lora import Adapters, load_adapter
 from llamarl.models.lora_config import LoraConfig
 from llamarl.models.tiny import build_tiny
-from llamarl.scoring.adapters import AdaptedDense
 from llamarl.training.fitter import Fitter
 from llamarl.training.objectives import SFT, SFTConfig
 

@@ -62,7 +62,7 @@ def shifted(model):
 def prepared(config, rows, model=None):
     """A fitter whose reference is the tiny model and whose policy has moved away from it."""
     fitter = Fitter(model or tiny_model(), DPO(config))
-    fitter.objective.prepare(fitter.scores, rows, None)
+    fitter.objective.prepare(fitter.scores, rows, {})
     shifted(fitter.model)
     return fitter
 
@@ -126,7 +126,7 @@ def test_a_step_has_the_loss_and_gradient_of_the_formula(config, family):
 def test_metrics_and_report_by_hand():
     row = Example(((9, 1, 2), (9, 1, 3, 2)), (2, 3), "p", 0.0)
     objective = DPO(DPOConfig(beta=0.5))
-    objective.prepare(lambda rows: torch.tensor([-1.0, -1.0, -2.0, -1.0, -1.0]), [row], None)  # sums -2 and -4
+    objective.prepare(lambda rows: torch.tensor([-1.0, -1.0, -2.0, -1.0, -1.0]), [row], {})  # sums -2 and -4
     scores = torch.tensor([-0.5, -0.5, -3.0, -1.0, -2.0])  # sums -1 and -6: log-ratios 1 and -2, gap 3
     losses, metrics = objective.losses(scores, [row])
     values = {name: float(total) / count for name, (total, count) in metrics.items()}
@@ -178,7 +178,7 @@ def test_adapters_train_against_the_model_below_them():
     rows = pairs()
     config = EXACT.model_copy(update={"lora": LoraConfig(rank=3)})
     fitter = Fitter(tiny_model("qwen2"), DPO(config))
-    fitter.objective.prepare(fitter.scores, rows, None)
+    fitter.objective.prepare(fitter.scores, rows, {})
     first, second = fitter.step(rows), fitter.step(rows)
     assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-5) and second["train/loss"] < first["train/loss"]
     after = fitter.evaluate(rows).loss

@@ -11,10 +11,10 @@ from llamarl.algorithms.ppo import PPOConfig
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum, verify, verify_base
+from llamarl.models.adapted import AdaptedDense
 from llamarl.models.decoder import named_tensors
 from llamarl.models.lora import Adapters, adapter_shapes
 from llamarl.models.lora_config import LoraConfig
-from llamarl.scoring.adapters import AdaptedDense
 from llamarl.scoring.logprobs import PaddedScorer, build_scorer
 from llamarl.training.config import TrainerConfig
 from llamarl.training.reference import ReferenceExecutor

@@ -230,6 +230,31 @@ def test_bf16_computes_close_to_fp32_and_keeps_fp32_weights(batch):
     assert {tensor.dtype for tensor in weights_of(half).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dither", [True, False])
+def test_dithered_bf16_weights_move_at_the_first_small_step(batch, dither):
+    released = tiny_model(scale=1.0)
+    with torch.no_grad():
+        for parameter in released.parameters():
+            parameter.copy_(parameter.bfloat16())
+    before = {name: tensor.clone() for name, tensor in named_tensors(released) if tensor.dim() > 1}
+    config = TrainerConfig(precision="bf16", learning_rate=1e-6, warmup_steps=0, dither=dither)
+    trainer = trainer_of(released, config=config)
+    start = weights_of(trainer)
+    assert all(torch.equal(start[name].bfloat16(), tensor.bfloat16()) for name, tensor in before.items())
+    trainer.train(step_of(batch))
+    after = weights_of(trainer)
+    # beyond 0.01 half of bf16's spacing is 3e-5, thirty such steps
+    moved = [(after[name].bfloat16() != tensor.bfloat16())[tensor.abs() > 0.01] for name, tensor in before.items()]
+    assert any(each.any() for each in moved) == dither and not are_equal(after, start)
+
+
+def test_only_whole_bf16_training_is_dithered():
+    plain = weights_of(trainer_of())
+    for config in (TrainerConfig(), TrainerConfig(precision="bf16", dither=False)):
+        assert are_equal(weights_of(trainer_of(config=config)), plain)
+    assert not are_equal(weights_of(trainer_of(config=TrainerConfig(precision="bf16"))), plain)
+
+
 # guards
 
 

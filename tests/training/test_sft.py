@@ -57,6 +57,22 @@ def test_the_gradient_is_that_of_the_loss_on_completion_tokens_alone(reduction, 
     assert metrics["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
+@pytest.mark.parametrize("dither", [True, False])
+def test_bf16_shows_the_first_small_step_of_weights_that_were_released_in_it(dither):
+    model = tiny_model(scale=1.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    before = [weight.bfloat16() for weight in weights(model) if weight.dim() > 1]
+    fitter = sft_fitter(model, SFTConfig(precision="bf16", learning_rate=1e-6, warmup_steps=0, dither=dither))
+    assert all(map(torch.equal, before, (w.bfloat16() for w in weights(model) if w.dim() > 1)))
+    fitter.step(reversals(4))
+    after = [weight.bfloat16() for weight in weights(model) if weight.dim() > 1]
+    # beyond 0.01 half of bf16's spacing is 3e-5, thirty such steps
+    moved = [(a != b)[b.abs() > 0.01].any() for a, b in zip(after, before, strict=True)]
+    assert any(moved) == dither
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero_at_the_last_step():
     rates = []
     config = SFTConfig(num_steps=6, batch_size=1, learning_rate=0.8, warmup_steps=1, schedule="linear")

@@ -56,11 +56,16 @@ def test_half_precision_is_proved_in_fp32_and_waits_for_ranks_without_samples() 
     assert left == other == 0  # no rank keeps the whole model
 
 
-def test_adapters_their_reference_and_their_checkpoints_are_those_of_one_rank(tmp_path: Path) -> None:
-    found = run_ranks(cases.compare_adapters, str(tmp_path), fsdp=2)[0]
+@pytest.mark.slow
+@pytest.mark.parametrize(("fsdp", "tp"), [(2, 1), (1, 2), (2, 2)])
+def test_adapters_their_reference_and_their_checkpoints_are_those_of_one_rank(
+    fsdp: int, tp: int, tmp_path: Path
+) -> None:
+    found = run_ranks(cases.compare_adapters, str(tmp_path), fsdp=fsdp, tp=tp)[0]
     assert len(found) == 18
+    # AdamW's first steps are of one size, 0.01 here: a gradient near 0 that bf16 rounds to the other sign makes two.
     for case, difference in found.items():
-        assert difference <= (0.02 if "bf16" in case else 1e-5), case
+        assert difference <= (0.06 if "bf16" in case else 1e-5), case
 
 
 def test_a_transformers_module_is_sharded_too() -> None:

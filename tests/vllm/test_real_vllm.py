@@ -22,10 +22,11 @@ from llamarl.core.records import GenerationRequest, WeightManifest, WeightProbe
 from llamarl.core.sampling import Sampling
 from llamarl.functional.checksum import checksum
 from llamarl.generation.executor import GeneratorConfig
-from llamarl.generation.vllm.client import About
-from llamarl.generation.vllm.executor import VllmExecutor, VllmPlace
-from llamarl.generation.vllm.server import PLUGIN, ServerProcess, build_arguments, build_environment, free_port
-from llamarl.generation.vllm.settings import VllmSettings
+from llamarl.generation.server.client import About
+from llamarl.generation.server.executor import ServerPlace
+from llamarl.generation.server.process import LIFELINE, ServerProcess, free_port
+from llamarl.generation.server.settings import ServerSettings
+from llamarl.generation.vllm.executor import VllmExecutor, build_arguments, build_environment
 from llamarl.models.checkpoint import load_model, load_tokenizer
 from llamarl.models.decoder import Decoder, named_tensors
 from llamarl.models.probe import probe_logprobs, probe_rows
@@ -51,8 +52,8 @@ def server(environment: str) -> Iterator[ServerProcess]:
         max_model_len=LENGTH,
         cache_bytes=64 << 20,
     )
-    python = VllmSettings(environment=environment).python
-    process = ServerProcess(python, arguments, port, build_environment(1))
+    python = ServerSettings(environment=environment).python
+    process = ServerProcess("vLLM", python, arguments, port, build_environment(1))
     try:
         process.wait_until_ready(START_SECONDS)
         yield process
@@ -99,8 +100,8 @@ class Recorder(httpx.AsyncHTTPTransport):
 def connect(
     server: ServerProcess, channel: Shelf, kind: type[VllmExecutor] = VllmExecutor, transport: Any = None
 ) -> VllmExecutor:
-    settings = VllmSettings.parse({"url": server.url, "transfer_seconds": 30.0})
-    place = VllmPlace(str(DEMO_CHECKPOINT), LENGTH, url=server.url)
+    settings = ServerSettings.parse({"url": server.url, "transfer_seconds": 300.0})
+    place = ServerPlace(str(DEMO_CHECKPOINT), LENGTH, url=server.url)
     executor = kind(settings, GeneratorConfig(slots=32), place, load_tokenizer(DEMO_CHECKPOINT), channel, transport)
     executor.setup()
     return executor
@@ -298,11 +299,11 @@ def wait_for_step(run_dir: Path, step: int) -> None:
 
 
 def servers() -> list[int]:
-    """Processes that run the plugin."""
+    """Processes that run a server of llamarl's."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdecimal() and str(PLUGIN).encode() in (folder / "cmdline").read_bytes():
+            if folder.name.isdecimal() and str(LIFELINE).encode() in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -244,6 +244,10 @@ class ClaimObjective(Objective[ClaimRow]):
             raise ConfigError("detection: read the rows first; their tokenizer says which tokens are labels")
         return _ClaimScorer(model, self._labels, self.config.precision)
 
+    def cost(self, row: ClaimRow) -> int:
+        """Tokens of the question and of the answer to learn."""
+        return len(row.prompt_ids) + len(row.token_ids)
+
     def num_scores(self, row: ClaimRow) -> int:
         """One per token to learn; two of a held-out claim."""
         return row.num_tokens if row.label is None else 2

@@ -1,8 +1,7 @@
 """vLLM as generator: a server in an environment of its own, fed with weights and asked with token ids.
 
-    settings   which server          server     its process            client     its routes, and what they must answer
-    transfer   weights over gloo     executor   all of it as a generator
-    plugin/    the file that runs inside the server; nothing here imports vllm
+    client     its routes, and what they must answer     executor   how it is started, paused and fed
+    transfer   weights over gloo                         plugin/    the file that runs inside it
 
-Written for vLLM 0.32.
+What it shares with other servers is in `generation.server`. Nothing here imports vllm. Written for vLLM 0.32.
 """

@@ -1,343 +1,89 @@
-"""A vLLM server as a generator (`core.protocols.Generator`).
-
-    submit ---------> a request a completion, all at once: the server queues, and batches as it can
-    collect <-------- groups whose completions are all there
-    update_weights    pause (what is under way waits) / transfer / resume / probe
-
-vLLM cannot score a probe while it is paused. So tokens are drawn between `resume` and the proof; whatever ends in that
-time is held back, and leaves only if the proof holds. A failed update costs the server: vLLM accepts half an update, or
-an empty one, and ends at the first request after one that broke off. It is then stopped and started anew, and its
-prompts start over.
-"""
+"""vLLM's part of a server as a generator: how it is started, paused, and given its weights."""
 
 import asyncio
-import contextlib
-import math
-import time
+import json
+import os
 from array import array
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
 
-import httpx
-import torch
 from torch import Tensor
 
-from llamarl.core.errors import ConfigError, DataError, ExecutorLostError, WeightSyncError
-from llamarl.core.protocols import Executor, WeightChannel
-from llamarl.core.records import (
-    Completion,
-    GenerationRequest,
-    LogprobGap,
-    WeightManifest,
-    WeightProbe,
-    WeightProof,
-    pack_ids,
-)
-from llamarl.functional.checksum import checksum, verify
-from llamarl.generation.batcher import Finished
-from llamarl.generation.executor import GeneratorConfig, TextDecoder
-from llamarl.generation.proof import check_probe, measure_precision
-from llamarl.generation.vllm.client import About, VllmClient, read_completion
-from llamarl.generation.vllm.server import ServerProcess, build_arguments, build_environment, free_port
-from llamarl.generation.vllm.settings import VllmSettings
+from llamarl.core.errors import WeightSyncError
+from llamarl.core.records import GenerationRequest, Trajectory
+from llamarl.generation.server.client import NAME, About
+from llamarl.generation.server.executor import ServerExecutor
+from llamarl.generation.server.process import free_port, keep_environment
+from llamarl.generation.vllm.client import VllmClient, read_completion
 from llamarl.generation.vllm.transfer import Broadcast
 
-TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-END_SECONDS = 2.0
-"""Seconds that a server whose connection broke has to end, so that it can be said why."""
+PLUGIN = Path(str(files("llamarl.generation.vllm"))) / "plugin" / "llamarl_vllm.py"
+"""The file that runs inside the server. A server that others start needs its folder in PYTHONPATH."""
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class VllmPlace:
-    """What a server needs to know of the run."""
+class VllmExecutor(ServerExecutor[VllmClient]):
+    """Completes prompts by a vLLM server; weights come by gloo, through the plugin."""
 
-    model: str
-    """The checkpoint directory that trainer and generators start from."""
-    max_model_len: int
-    tp: int = 1
-    url: str | None = None
-    """Where the server is already; None: it is started."""
-    cache_bytes: int | None = None
-    """See `build_arguments`."""
-    threads: int | None = None
-    """Threads that the server computes with on a CPU; None: as many as it takes."""
-
-
-class VllmExecutor(Executor):
-    """Completes prompts by a vLLM server, with proven weights only.
-
-    Args:
-        settings: which server.
-        config: precision, slots, and how far its log-probs may be off.
-        place: the model, and where the server is.
-        tokenizer: end ids and decoding.
-        channel: where `update_weights` fetches from.
-        transport: instead of the network, for tests.
-    """
-
-    def __init__(
-        self,
-        settings: VllmSettings,
-        config: GeneratorConfig,
-        place: VllmPlace,
-        tokenizer: TextDecoder,
-        channel: WeightChannel,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self.settings, self.config, self.place, self._transport = settings, config, place, transport
-        self._tokenizer, self._channel = tokenizer, channel
-        self._refusal: str | None = "no weights were proven yet"
-        self._is_updating = False
-        """True during an update: what is asked then is answered, but held back until the proof."""
-        self._precision_cost: LogprobGap | None = None
-        self._server: ServerProcess | None = None
-        self._about: About | None = None
-        self._broadcast: Broadcast | None = None
-        self._held: dict[str, list[int]] = {}
-        self._failure: Exception | None = None
-        self._finished: list[Finished] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._version, self._num_tokens, self._num_open, self._num_bytes = -1, 0, 0, 0
-        self._last_news = self._busy_since = time.monotonic()
-        self._busy_seconds = 0.0
-
-    def setup(self) -> None:
-        """Starts the server and waits for it, or looks for the one that is there.
-
-        Raises:
-            ExecutorLostError: it ended, or did not answer in time.
-            ConfigError: there is no vLLM in the environment.
-        """
-        self._has_news = asyncio.Event()
-        url = self.place.url or self._start()
-        self.client = VllmClient(url, self.settings.api_key_env, self._transport)
+    program, gives_support = "vLLM", False
+    _broadcast: Broadcast | None = None
 
     def teardown(self) -> None:
         """Ends the server, if it was started here, and leaves the group in which it got its weights."""
-        for task in self._tasks:
-            task.cancel()
         self._broadcast = None  # its port and sockets go with it: a lost server's executor may be kept by a traceback
-        if self._server is not None:
-            self._server.stop()
+        super().teardown()
 
-    # Verbs
-
-    async def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """Asks for completions; returns at once.
-
-        Raises:
-            WeightSyncError: no proven weights.
-            DataError: a request that does not fit into the server's context.
-            ConfigError: a request for the tokens that filters left, which vLLM 0.32 does not give over HTTP.
-        """
-        if self._about is None or (self._refusal is not None and not self._is_updating):
-            raise WeightSyncError(f"generator: {self._refusal}; send update_weights first")
-        for request in requests:
-            if request.keeps_support:
-                raise ConfigError(
-                    f"sampling: {request.sampling.filters} with keeps_support, but a vLLM server does not tell which "
-                    "tokens its filters left; leave the filters out, or use a native generator"
-                )
-            most, wanted = self._about.max_model_len, len(request.prompt_ids) + request.sampling.max_tokens
-            if wanted > most:
-                raise DataError(
-                    f"request {request.key}: {len(request.prompt_ids)} prompt tokens + max_tokens "
-                    f"{request.sampling.max_tokens} exceed the server's {most} positions; start it with a larger "
-                    "--max-model-len"
-                )
-        for request in requests:
-            task = asyncio.get_running_loop().create_task(self._complete(request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def collect(self, timeout_seconds: float) -> list[Finished]:
-        """Finished requests in the order they finished; waits for the first, `[]` after the time-out.
-
-        Raises:
-            ExecutorLostError: the server is lost, or finished nothing for `silence_seconds`.
-        """
-        if self._failure is None and (not self._finished or self._refusal is not None):
-            self._has_news.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_news.wait(), timeout_seconds)
-        if self._failure is not None and self._server is not None:
-            await self._server.wait_why_ended(END_SECONDS)
-        self._check_alive()
-        if self._refusal is not None:  # held back until the proof
-            return []
-        finished, self._finished = self._finished, []
-        return finished
-
-    async def update_weights(self, manifest: WeightManifest) -> WeightProof:
-        """Takes the published weights, with completions under way, and proves them.
-
-        Raises:
-            WeightSyncError: something of it failed or disagrees; the server is given up then.
-            ExecutorLostError: the server is lost.
-        """
-        # Refused from here to the proof: whatever fails in between, nothing that was drawn meanwhile leaves.
-        self._refusal, self._is_updating = f"the update to version {manifest.version} failed", True
-        try:
-            return await self._update(manifest)
-        except (ExecutorLostError, WeightSyncError) as error:
-            if self._server is not None and (problem := await self._server.wait_why_ended(END_SECONDS)) is not None:
-                raise ExecutorLostError(f"vLLM: {problem}") from error  # which a broken connection does not tell
-            raise
-        finally:
-            self._is_updating = False
-
-    async def status(self) -> Mapping[str, float]:
-        """Counters since setup and what is under way."""
-        return {
-            "tokens": self._num_tokens,
-            "requests_active": len(self._tasks),
-            "completions_active": self._num_open,
-            "version": self._version,
-            "busy_seconds": self._busy_seconds,
-            "is_serving": float(self._refusal is None),
-            "weight_bytes": self._num_bytes,
-            "cache_bytes": self.place.cache_bytes or 0,
-        }
-
-    async def _update(self, manifest: WeightManifest) -> WeightProof:
-        start, about = time.monotonic(), await self._meet()
-        if self._precision_cost is None and manifest.probe is not None:
-            logprobs = await self._score(about, manifest.probe)
-            self._precision_cost = measure_precision(manifest.probe, logprobs, self.config.precision)
-        await self._channel.prepare(manifest.version)  # over a network that takes time, in which nothing need pause
-        await self.client.post("/pause?mode=keep")
-        await self._transfer(manifest, about)
-        await self.client.post("/resume")
-        gap = math.nan
-        if manifest.probe is not None and self._precision_cost is not None:
-            logprobs = await self._score(about, manifest.probe)
-            precision, factor = self.config.precision, self.config.probe_factor
-            gap = check_probe(manifest, logprobs, self._precision_cost, precision, factor)
-        self._refusal, self._version, self._num_bytes = None, manifest.version, manifest.num_bytes
-        self._has_news.set()  # what was held back may go
-        return WeightProof(manifest.version, gap, manifest.num_bytes, time.monotonic() - start, self._precision_cost)
-
-    # The server
-
-    def _start(self) -> str:
-        port, place = free_port(), self.place
-        arguments = build_arguments(
-            place.model,
+    def build_arguments(self, port: int) -> list[str]:
+        """The module that serves, and its arguments."""
+        return build_arguments(
+            self.place.model,
             port,
             precision=self.config.precision,
             slots=self.config.slots,
-            tp=place.tp,
-            max_model_len=place.max_model_len,
-            cache_bytes=place.cache_bytes,
+            tp=self.place.tp,
+            max_model_len=self.place.max_model_len,
+            cache_bytes=self.place.cache_bytes,
         )
-        arguments += self.settings.arguments
-        environment = build_environment(place.threads)
-        self._server = ServerProcess(self.settings.python, arguments, port, environment)
-        try:
-            self._server.wait_until_ready(self.settings.start_seconds)
-        except ExecutorLostError:
-            self._server.stop()
-            raise
-        return self._server.url
 
-    async def _meet(self) -> About:
-        """What the server is, asked once."""
-        if self._about is None:
-            about = await self.client.describe()
-            if about.world_size != self.place.tp:
-                raise ConfigError(
-                    f"{self.client.url}: has {about.world_size} workers, and placement.generators.tp is "
-                    f"{self.place.tp}; make them equal"
-                )
-            for held in await self.client.call_workers("llamarl_held"):
-                self._held |= held
-            self._about = about
-        return self._about
+    def build_environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        return build_environment(self.place.threads)
 
-    def _check_alive(self) -> None:
-        if self._server is not None and (problem := self._server.why_ended()) is not None:
-            raise ExecutorLostError(f"vLLM: {problem}")
-        if self._failure is not None:
-            raise self._failure
-        silent = time.monotonic() - self._last_news
-        if self._num_open and silent > self.settings.silence_seconds:
-            raise ExecutorLostError(
-                f"{self.client.url}: {self._num_open} completions are under way and none ended for {silent:.0f} s "
-                "(silence_seconds)"
-            )
+    def connect(self, url: str) -> VllmClient:
+        """The client of a server. Raises `ConfigError` if its key is not to be had."""
+        return VllmClient(url, self.settings.api_key_env, self._transport)
 
-    # Completions
+    async def read_held(self) -> dict[str, list[int]]:
+        """Names and shapes of what the workers hold, as the plugin tells them."""
+        workers = await self.client.call_workers("llamarl_held")
+        return {name: shape for held in workers for name, shape in held.items()}
 
-    async def _complete(self, request: GenerationRequest) -> None:
-        prompt = pack_ids(request.prompt_ids)
-        try:
-            with self._counting(len(request.seeds)):
-                completions = await asyncio.gather(
-                    *(self._draw(request, prompt, sample) for sample in range(len(request.seeds)))
-                )
-        except Exception as error:
-            self._failure = self._failure or error
-        else:
-            self._finished.append((request.key, tuple(completions)))
-        self._has_news.set()
+    async def draw(
+        self, about: About, name: str, prompt: "array[int]", seed: int, request: GenerationRequest
+    ) -> Trajectory:
+        """One completion: ids, log-probs and versions as the server drew them."""
+        answer = await self.client.generate(about.model, name, prompt, seed, request.sampling)
+        return read_completion(answer, prompt)
 
-    async def _draw(self, request: GenerationRequest, prompt: Any, sample: int) -> Completion:
-        about = self._about
-        assert about is not None, "known since the first update"
-        seed, name = request.seeds[sample], f"{request.key}-{sample}-{self._version}"
-        answer = await self.client.generate(about.model, name, request.prompt_ids, seed, request.sampling)
-        completion = read_completion(answer, prompt, self._tokenizer.decode)
-        if not request.sampling.temperature:  # a greedy choice is certain
-            zeros = array("f", bytes(4 * len(completion.logprobs)))
-            completion = replace(completion, trajectory=replace(completion.trajectory, logprobs=zeros))
-        self._num_tokens += len(completion.token_ids)
-        self._last_news = time.monotonic()
-        return completion
+    async def pause(self) -> None:
+        """Stops drawing. What is under way waits, and what is asked meanwhile."""
+        await self.client.post("/pause?mode=keep")
 
-    @contextmanager
-    def _counting(self, num_completions: int) -> Iterator[None]:
-        now = time.monotonic()
-        if not self._num_open:
-            self._busy_since = self._last_news = now
-        self._num_open += num_completions
-        try:
-            yield
-        finally:
-            self._num_open -= num_completions
-            if not self._num_open:
-                self._busy_seconds += time.monotonic() - self._busy_since
+    async def resume(self) -> None:
+        """Goes on drawing; vLLM computes its caches anew."""
+        await self.client.post("/resume")
 
-    async def _score(self, about: About, probe: WeightProbe) -> list[float]:
-        rows = [await self.client.score(about.model, f"probe-{i}", row) for i, row in enumerate(probe.rows)]
-        return [logprob for row in rows for logprob in row]
-
-    # Weights
-
-    async def _transfer(self, manifest: WeightManifest, about: About) -> None:
-        """Sends what lies on the channel, and checks that all of it arrived and that nothing held is left out."""
-        version = manifest.version
+    async def send_weights(self, version: int, tensors: Mapping[str, Tensor], about: About) -> None:
+        """Broadcasts tensors, and checks what each worker received. Raises `WeightSyncError`."""
         if self._broadcast is None:
             self._broadcast = await self._join(about.world_size)
-        with self._channel.reading(version) as tensors:
-            verify(manifest, version, checksum(tensors))
-            whole = self.select_tensors(version, tensors, about)
-            dtype = DTYPES[self.config.precision]
-            cast = {name: tensor.to(dtype) for name, tensor in whole.items()}
-            await self.client.post("/start_weight_update")
-            sent = await self._send(cast)
+        await self.client.post("/start_weight_update")
+        sent = await self._send(tensors)
         for worker, received in enumerate(await self.client.call_workers("llamarl_received")):
             check_received(version, worker, sent, received)
         await self.client.post("/finish_weight_update", {"weight_version": str(version)}, seconds=self._seconds)
-
-    def select_tensors(self, version: int, tensors: Mapping[str, Tensor], about: About) -> dict[str, Tensor]:
-        """What is sent of the published tensors: everything that the server holds, under every name it has there."""
-        whole = with_tied_head(tensors, self._held)
-        check_coverage(version, whole, self._held, has_shapes=about.world_size == 1)
-        return whole
 
     async def _join(self, num_workers: int) -> Broadcast:
         port = free_port()
@@ -357,61 +103,48 @@ class VllmExecutor(Executor):
         send = asyncio.to_thread(self._broadcast.send, tensors)
         return await _both(send, self.client.post("/update_weights", {"update_info": info}, seconds=self._seconds))
 
-    @property
-    def _seconds(self) -> float:
-        return self.settings.transfer_seconds
 
-
-async def _both(ours: Awaitable[T], theirs: Awaitable[object]) -> T:
-    """What our half gives, once both are done. Fails as soon as either does: a thread is then left to its deadline."""
-    mine, other = asyncio.ensure_future(ours), asyncio.ensure_future(theirs)
-    try:
-        done, _ = await asyncio.wait([mine, other], return_when=asyncio.FIRST_EXCEPTION)
-        for half in done:
-            half.result()
-        return mine.result()
-    finally:
-        mine.cancel()
-        other.cancel()
-
-
-def with_tied_head(tensors: Mapping[str, Tensor], held: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors with the output head under its own name, where it is tied to the embeddings.
-
-    vLLM on a CPU packs a copy of the head when it loads: without this it would compute with the old one, and say that
-    it has the new weights.
-    """
-    is_tied = TIED_HEAD in held and TIED_HEAD not in tensors and EMBEDDINGS in tensors
-    return {**tensors, **({TIED_HEAD: tensors[EMBEDDINGS]} if is_tied else {})}
-
-
-def check_coverage(
-    version: int, tensors: Mapping[str, Tensor], held: Mapping[str, Sequence[int]], *, has_shapes: bool
-) -> None:
-    """Checks that names and shapes are those which the server holds, all of them, before anything is sent.
+def build_arguments(
+    model: str, port: int, *, precision: str, slots: int, tp: int, max_model_len: int, cache_bytes: int | None
+) -> list[str]:
+    """The module and the arguments of a server that serves `model` as a generator.
 
     Args:
-        version: for messages.
-        tensors: to be sent.
-        held: names, and shapes where they are known.
-        has_shapes: False where workers hold parts.
-
-    Raises:
-        WeightSyncError: names what is missing, unknown or of another shape.
+        model: the checkpoint.
+        port: on this machine's own address.
+        precision: `fp32` or `bf16`.
+        slots: most completions under way.
+        tp: workers that share each layer.
+        max_model_len: most tokens of prompt and completion.
+        cache_bytes: for keys and values, where it computes on the CPU; None: on a GPU, of which it takes its share.
     """
-    faults = {
-        "held by the server but not sent": sorted(held.keys() - tensors.keys()),
-        "sent but unknown to the server": sorted(tensors.keys() - held.keys()),
-        # The vocabulary's size is padded there.
-        "of another shape there": sorted(
-            name
-            for name in held.keys() & tensors.keys()
-            if has_shapes and held[name] and tuple(held[name][1:]) != tuple(tensors[name].shape[1:])
-        ),
+    on_cpu = [] if cache_bytes is None else ["--enforce-eager", "--kv-cache-memory-bytes", str(cache_bytes)]
+    return [
+        "vllm.entrypoints.openai.api_server",
+        *("--model", model, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", {"fp32": "float32", "bf16": "bfloat16"}[precision], "--tensor-parallel-size", str(tp)),
+        *("--max-model-len", str(max_model_len), "--max-num-seqs", str(slots)),
+        # Log-probs of the distribution that was sampled, and the route that takes and gives token ids.
+        *("--logprobs-mode", "processed_logprobs", "--enable-scale-out"),
+        *("--weight-transfer-config", json.dumps({"backend": "llamarl"})),
+        *("--worker-extension-cls", "llamarl_vllm.Extension"),
+        *on_cpu,
+    ]
+
+
+def build_environment(threads: int | None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a server: the plugin in its path, its routes for training open."""
+    return {
+        **keep_environment(threads, given),
+        "PYTHONPATH": str(PLUGIN.parent),
+        # Opens the routes by which weights change. They take no key, so the server listens on this machine alone.
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # On a CPU: threads are not bound to cores, which others need too, and few cores are enough.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_CI_ENV": "1",
     }
-    found = [f"{len(names)} {fault} ({names[0]}, ...)" for fault, names in faults.items() if names]
-    if found or not tensors:
-        raise WeightSyncError(f"weights of version {version}: {'; '.join(found) or 'none to send'}")
 
 
 def check_received(
@@ -427,3 +160,16 @@ def check_received(
         if got != digest or not digest[0]:
             fault = "did not arrive" if not got or not got[0] else "arrived otherwise than it was sent"
             raise WeightSyncError(f"weights of version {version}: {name} {fault} at worker {worker} of the server")
+
+
+async def _both(ours: Awaitable[T], theirs: Awaitable[object]) -> T:
+    """What our half gives, once both are done. Fails as soon as either does: a thread is then left to its deadline."""
+    mine, other = asyncio.ensure_future(ours), asyncio.ensure_future(theirs)
+    try:
+        done, _ = await asyncio.wait([mine, other], return_when=asyncio.FIRST_EXCEPTION)
+        for half in done:
+            half.result()
+        return mine.result()
+    finally:
+        mine.cancel()
+        other.cancel()

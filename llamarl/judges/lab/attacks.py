@@ -1,7 +1,7 @@
 """Replies that deserve no credit from any judge of quality or correctness, but that fool weak ones.
 
 Master keys after Zhao et al., "One Token to Fool LLM-as-a-Judge", https://arxiv.org/abs/2507.08794: a lone colon or the
-opening of a solution made generative judges pass up to 90 % of empty answers.
+opening of a solution made generative judges pass up to 90% of empty answers.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Audit: how often does a judge pass what deserves nothing?
 
     report = await audit(panel, shipped_rows(panel))
-    report[0].rate, report[0].upper          # false-positive rate and its 95 % bound
+    report[0].rate, report[0].upper          # false-positive rate and its 95% bound
 
 Each attack (`attacks`) is tried on each prompt. Rows may add `completion`, replies known to be bad, which are also
 tried with injections around them: the way to audit judges that an empty reply rightly passes, such as safety. And
@@ -54,7 +54,7 @@ class AttackResult:
 
     @property
     def upper(self) -> float:
-        """Upper end of the rate's 95 % Wilson interval."""
+        """Upper end of the rate's 95% Wilson interval."""
         return wilson_interval(self.passed, self.scored)[1]
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from llamarl.report.figures import Curve, Dot, LineChart, Row, RowChart, Tone
 from llamarl.report.page import Notes, Page, Part, Section, Table, Verdict
 from llamarl.report.text import format_number, format_seconds
 
-AUDIT_COLUMNS = ("attack", "tried", "passed", "rate", "95 % bound", "abstained", "failed")
+MAX_EXAMPLE = 200
+"""Characters of an example in the report."""
+AUDIT_COLUMNS = ("attack", "tried", "passed", "rate", "95% bound", "abstained", "failed")
 PASSING = Curve("perfect", [(0.0, 0.0), (1.0, 1.0)], style="dashed")
 
 
@@ -50,13 +52,19 @@ def _attacks(total: AttackResult, results: Sequence[AttackResult], max_rate: flo
         unit="%",
         marks=[0.0, max_rate],
         limits=(0.0, 1.0),
-        caption="High is right for good replies, low for all others. Lines go to the 95 % bound; dashed: the limit.",
+        caption="High is right for good replies, low for all others. Lines go to the 95% bound; dashed: the limit.",
     )
     yield Table(AUDIT_COLUMNS, list(map(_cells, mine)))
     for each in mine:
         if each.examples:
             yield f"Wrongly judged, {each.attack}:"
-            yield Notes([repr(example) for example in each.examples])
+            yield Notes([_quote(example) for example in each.examples])
+
+
+def _quote(text: str) -> str:
+    """The reply between quotation marks on one line; of a long one, its beginning."""
+    shown = text.replace("\n", "⏎")
+    return f"“{shown}”" if len(shown) <= MAX_EXAMPLE else f"“{shown[:MAX_EXAMPLE]} …” ({len(text):,} characters)"
 
 
 def _dot(each: AttackResult, max_rate: float) -> Dot:

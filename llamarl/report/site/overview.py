@@ -31,6 +31,7 @@ _KINDS = (
     (re.compile(r" lost \(|starting it again|starting over|no answer", re.I), "restart"),
     (re.compile(rf"^{ENDED_BY}|not written|damaged", re.I), "error"),
 )
+_TASK = re.compile(r"task/([^/]+)/")
 _ALARM_KEY = re.compile(r"(task/[^/]+/)?watch/monitor/[^/]+/level$")
 
 
@@ -149,7 +150,8 @@ def _events(run: RunFiles) -> Iterator[dict[str, Any]]:
         for step, value in zip(*column(run.metrics, key), strict=True):
             if value > (0.0 if key in counts else before):
                 kind = "alarm" if key in alarms else "update"
-                yield {"step": step, "kind": kind, "text": f"{describe(key).title}: {value:g}"}
+                text, task = f"{describe(key).title}: {value:g}", _TASK.match(key)
+                yield {"step": step, "kind": kind, "text": text} | ({"task": task[1]} if task else {})
             before = value
 
 

@@ -355,8 +355,9 @@ def _handler_class(server: SiteServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(body)))
             for name, value in _HEADERS.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # a page that was closed or loaded anew waits no longer
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Says nothing: whoever looks at a run reads its page."""

@@ -48,6 +48,7 @@ class ClassifierObjective(Objective[C]):
 
     model_folder: ClassVar[str] = "model"
     is_policy: ClassVar[bool] = False
+    head_name: ClassVar[str] = "score"
     label_names: ClassVar[tuple[str, ...]]
     """One name per output of the head."""
     config: ClassifierConfig
@@ -63,15 +64,22 @@ class ClassifierObjective(Objective[C]):
         model.config.label2id = {name: index for index, name in enumerate(self.label_names)}
         return model  # type: ignore[no-any-return]
 
-    def build_scorer(self, model: "nn.Module") -> Scorer[C]:
-        """Logits of conversations. With `is_head_only` the body is frozen from here on."""
-        from llamarl.scoring.conversations import build_conversation_scorer
-
+    def freeze(self, model: "nn.Module") -> None:
+        """Freezes the body with `is_head_only`."""
         if self.config.is_head_only:
             model.requires_grad_(False)
             head: Any = model.score
             head.requires_grad_(True)
+
+    def build_scorer(self, model: "nn.Module") -> Scorer[C]:
+        """Logits of conversations."""
+        from llamarl.scoring.conversations import build_conversation_scorer
+
         return _ConversationRowScorer(build_conversation_scorer(model, self.config.precision))
+
+    def cost(self, row: C) -> int:
+        """Tokens of the conversations."""
+        return sum(map(len, row.sequences))
 
     def num_scores(self, row: C) -> int:
         """One row of logits per conversation."""

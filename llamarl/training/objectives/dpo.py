@@ -18,7 +18,6 @@ Shape legend: B pairs, S tokens of all answers.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,7 +26,6 @@ from llamarl.core import metric_names as names
 from llamarl.core.errors import ConfigError
 from llamarl.functional.losses import Metrics
 from llamarl.functional.preference import dpo_loss, ipo_loss
-from llamarl.report.files import read_json, write_json
 from llamarl.training.config import ExampleConfig
 from llamarl.training.examples import AnswerEncoder, Example, read_rows
 from llamarl.training.objective import Objective, Rows, Scorer, Source
@@ -99,17 +97,19 @@ class DPO(Objective[Example]):
         """One per answer token, the chosen answer first."""
         return row.num_tokens
 
+    def cost(self, row: Example) -> int:
+        """Tokens of both conversations."""
+        return sum(map(len, row.sequences))
+
     def prepare(
-        self, score: "Callable[[Sequence[Example]], Tensor]", rows: Sequence[Example], cache: Path | None
-    ) -> None:
-        """Scores all answers under the reference, or reads what an interrupted training scored."""
-        known: Mapping[str, Any] = read_json(cache) if cache is not None and cache.exists() else {}
+        self, score: "Callable[[Sequence[Example]], Tensor]", rows: Sequence[Example], known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Scores the answers under the reference that are not known yet: sums of log-probs by the pair's key."""
         missing = [row for row in rows if row.key not in known]
         sums = self._sums(score(missing), missing).tolist() if missing else []
-        found = {row.key: values for row, values in zip(missing, sums, strict=True)}
-        if cache is not None and found:
-            write_json(cache, {**known, **found})
-        self._reference = {key: tuple(values) for key, values in {**known, **found}.items()}
+        sums_by_key = {**known, **{row.key: values for row, values in zip(missing, sums, strict=True)}}
+        self._reference = {key: tuple(values) for key, values in sums_by_key.items()}
+        return sums_by_key
 
     def losses(self, scores: "Tensor", rows: Sequence[Example]) -> "tuple[Tensor, Metrics]":
         """`[B]` losses; of the implicit rewards the means, the margin and the share of pairs ordered rightly."""

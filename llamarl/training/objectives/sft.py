@@ -103,6 +103,10 @@ class SFT(Objective[SFTRow]):
 
         return LogprobScorer(model, self.config.precision)
 
+    def cost(self, row: SFTRow) -> int:
+        """Tokens of prompt and completion."""
+        return len(row.prompt_ids) + len(row.token_ids)
+
     def num_scores(self, row: SFTRow) -> int:
         """One per completion token."""
         return row.num_tokens

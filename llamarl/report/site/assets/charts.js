@@ -47,7 +47,7 @@ class Chart {
     this.legend = h("div", { class: "legend" });
     this.box = h("div", {
       class: "plot", tabindex: "0", role: "application",
-      "aria-label": `${spec.title} by ${this.x.name}. Arrow keys read values, plus and minus zoom${options.onStep ? ", Enter opens the step's rollouts" : ""}.`,
+      "aria-label": `${spec.title} by ${this.x.name}. Arrow keys read values, plus and minus zoom${options.onStep ? ", Enter opens the step's rollouts" : ""}${options.onEvent ? ", A goes to the next alarm" : ""}.`,
       onkeydown: (event) => this.onKey(event),
     });
     this.box.style.minHeight = options.height + "px";
@@ -136,6 +136,7 @@ class Chart {
     if (isLog) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (value === 0 ? null : value));
     const { limits, doubling: isDoubling } = this.spec;
     if (isDoubling) for (let index = 1; index < columns.length; index++) columns[index] = columns[index].map((value) => (typeof value === "number" ? Math.min(limits[1], Math.max(limits[0], value)) : value));
+    const isCloud = this.spec.curves.every(({ style }) => style === "dots") && !this.x.names.length; // whose outermost dots need air
     const range = this.options.range, named = isLog ? (u, splits) => decades(splits) : undefined;
     this.plot = new uPlot({
       width, height: this.options.height,
@@ -144,11 +145,11 @@ class Chart {
       cursor: { sync: this.x === STEPS ? { key: cursorSync.key, setSeries: false } : undefined, y: false, drag: { x: true, y: false }, points: { size: 6 } },
       select: { show: true },
       scales: {
-        x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : undefined },
+        x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : isCloud ? (u, low, high) => [low - 0.04 * (high - low || 1), high + 0.04 * (high - low || 1)] : undefined },
         y: { distr: isLog || isDoubling ? 3 : 1, log: isDoubling ? 2 : 10, range: isLog ? undefined : (u, low, high) => limits || padded(low, high) },
       },
       axes: [
-        { ...axis, space: 60, grid: { show: false }, size: 26, ...(this.x.name && this.x !== STEPS ? { label: this.x.name, labelSize: 18, labelFont: axis.font } : {}), values: (u, splits) => splits.map((value) => this.place(value, splits)) },
+        { ...axis, space: 60, grid: { show: false }, gap: 9, size: 30, ...(this.x.name && this.x !== STEPS ? { label: this.x.name, labelSize: 18, labelFont: axis.font } : {}), values: (u, splits) => splits.map((value) => this.place(value, splits)) },
         { ...axis, space: this.options.height < 150 ? 24 : 34, size: this.spec.scale === "bytes" ? 72 : 56, incrs: this.spec.scale === "bytes" ? BINARY : undefined, splits: isDoubling ? () => powers(...limits) : undefined, filter: isDoubling ? (u, splits) => splits : named, grid: named ? { ...axis.grid, filter: named } : axis.grid,
           values: (u, splits) => splits.map((value) => (value === null ? "" : isDoubling ? doubling(value) : scaled(value, splits, this.spec.scale))) },
       ],
@@ -195,7 +196,7 @@ class Chart {
     if (this.x === STEPS) { // beside the first number, where nothing else stands
       ctx.textAlign = "left";
       ctx.textBaseline = "top";
-      ctx.fillText("step", 2 * ratio, bbox.top + bbox.height + 6 * ratio);
+      ctx.fillText("step", 2 * ratio, bbox.top + bbox.height + 10 * ratio);
     }
     ctx.textAlign = "right";
     ctx.textBaseline = "bottom";
@@ -217,6 +218,7 @@ class Chart {
   /** Small triangles at the top where something rang. */
   drawEvents(u) {
     const { events } = this.options;
+    for (const button of u.root.querySelectorAll(".event")) button.remove();
     if (!events || !events.length) return;
     const { ctx, bbox } = u, ratio = devicePixelRatio || 1;
     ctx.save();
@@ -232,8 +234,30 @@ class Chart {
       ctx.lineTo(x + 5 * ratio, bbox.top - 9 * ratio);
       ctx.lineTo(x, bbox.top - ratio);
       ctx.fill();
+      this.addButton(u, event, x / ratio);
     }
     ctx.restore();
+  }
+
+  /** Where a mark is clicked; by keyboard the cursor goes from alarm to alarm instead of through every mark. */
+  addButton(u, event, left) {
+    const { onEvent } = this.options;
+    if (!onEvent) return;
+    u.over.parentNode.append(h("button", { type: "button", class: "event", tabindex: "-1", title: `step ${number(event.step)}: ${event.text}`,
+      "aria-label": `rollouts of step ${number(event.step)}: ${event.text}`, style: { left: `${left - 7}px` }, onclick: () => onEvent(event) }));
+  }
+
+  /** What happened at a point of the curves, which may stand for several steps. */
+  eventsAt(index) {
+    const { steps } = this.data, from = index ? (steps[index - 1] + steps[index]) / 2 : -Infinity;
+    const to = index + 1 < steps.length ? (steps[index] + steps[index + 1]) / 2 : Infinity;
+    return (this.options.events || []).filter((event) => event.step > from && event.step <= to);
+  }
+
+  nextAlarm() {
+    const { steps } = this.data, now = this.plot.cursor.idx ?? -1;
+    const places = steps.map((step, index) => index).filter((index) => this.eventsAt(index).some((event) => event.kind === "alarm"));
+    return places.find((index) => index > now) ?? places[0];
   }
 
   /** Says the values under the cursor. */
@@ -244,11 +268,11 @@ class Chart {
     const parts = this.spec.curves.filter((curve) => !this.hidden.has(curve.key))
       .map((curve) => [curve, this.values(curve)[index]]).filter(([, value]) => value !== null && value !== undefined)
       .map(([curve, value]) => h("span", null, h("i", { class: "dot", style: { background: colour(curve.colour) } }), `${curve.label} ${this.say(value)}${this.interval(curve, index)}`));
-    const rang = (this.options.events || []).filter((event) => event.step === step).map((event) => h("span", { class: "bad" }, event.text.slice(0, 90)));
+    const rang = this.eventsAt(index).map((event) => h("span", { class: "bad" }, event.text.slice(0, 90)));
     fill(this.readout, h("b", null, `${this.x.name} ${this.place(step)}`), parts, rang);
   }
 
-  say(value) { return this.spec.scale === "%" ? number(100 * value) + " %" : this.spec.scale === "bytes" ? bytes(value) : number(value); }
+  say(value) { return this.spec.scale === "%" ? number(100 * value) + "%" : this.spec.scale === "bytes" ? bytes(value) : number(value); }
 
   interval(curve, index) {
     const band = this.options.band && this.options.band[curve.key], ends = band ? [band[0][index], band[1][index]] : [null, null];
@@ -268,7 +292,17 @@ class Chart {
     if (move !== undefined) {
       const index = Math.max(0, Math.min(steps.length - 1, event.key !== "Home" && (plot.cursor.idx === null || plot.cursor.idx === undefined) ? now : now + move));
       plot.setCursor({ left: plot.valToPos(steps[index], "x"), top: 10 });
-    } else if (event.key === "Enter") this.openStep();
+    } else if (event.key === "Enter") {
+      const index = plot.cursor.idx, alarm = this.options.onEvent && index >= 0 && this.eventsAt(index).find(({ kind }) => kind === "alarm");
+      if (event.target !== this.box) return; // a mark's button is pressed
+      if (alarm) this.options.onEvent(alarm);
+      else this.openStep();
+    }
+    else if (event.key.toLowerCase() === "a" && this.options.onEvent && !event.ctrlKey && !event.metaKey) {
+      const index = this.nextAlarm();
+      if (index === undefined) return;
+      plot.setCursor({ left: plot.valToPos(steps[index], "x"), top: 10 });
+    }
     else if (event.key === "+" || event.key === "=" || event.key === "-") {
       const [low, high] = [plot.scales.x.min, plot.scales.x.max], centre = plot.cursor.idx !== null && plot.cursor.idx !== undefined ? steps[plot.cursor.idx] : (low + high) / 2;
       const half = ((high - low) / 2) * (event.key === "-" ? 2 : 0.5), ends = [steps[0], steps[steps.length - 1]];
@@ -308,7 +342,7 @@ function decades(splits) {
 /** A tick's label in the axis' unit. */
 function scaled(value, splits, unit) {
   if (unit === "bytes") return bytes(value);
-  return unit === "%" ? tick(100 * value, splits.map((each) => 100 * each)) + " %" : tick(value, splits) + (unit === "×" ? "×" : "");
+  return unit === "%" ? tick(100 * value, splits.map((each) => 100 * each)) + "%" : tick(value, splits) + (unit === "×" ? "×" : "");
 }
 
 /** A tick's label with just enough digits to tell it from the next. */

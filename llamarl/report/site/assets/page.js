@@ -6,8 +6,13 @@ const SMALL = ["Budget/Trained share", "Budget/Slack", "Constraints/Violations",
 const REFRESH_SECONDS = 3;
 const IDLE_SECONDS = 10;
 const FIRST_SECONDS = 0.2; // an outline is painted before the rest is asked for
-const HINT = " Drag to zoom, double-click to go back, click a step for its rollouts.";
+const HINT = " Drag to zoom, double-click to go back, click a step or an alarm's mark for its rollouts.";
 const SMOOTHINGS = [["auto", "suitable"], ["1", "none"], ["5", "5 steps"], ["11", "11 steps"], ["25", "25 steps"], ["51", "51 steps"], ["101", "101 steps"]];
+
+/** The rollouts of an alarm, or of the step of something else that happened. */
+function addressOf(event) {
+  return "#rollouts?" + new URLSearchParams(event.kind === "alarm" ? { alarm: alarmKey(event) } : { near: event.step });
+}
 
 class RunPage {
   constructor(root, values, ask) {
@@ -122,6 +127,7 @@ class RunPage {
       height, smoothing: this.width(), raw: this.raw, events: this.run.events, range: this.range,
       onRange: (range) => this.zoom(range),
       onStep: (step) => { location.hash = `#rollouts?near=${step}`; },
+      onEvent: (event) => { location.hash = addressOf(event); },
     });
     this.charts.push(chart);
     return chart.element;
@@ -169,7 +175,7 @@ class RunPage {
     return h("section", { class: "answer" }, h("h2", null, "Is anything wrong?"),
       warnings.length ? h("ul", { class: "warnings" }, warnings.map((warning) => h("li", null, warning)))
         : h("p", { class: "fine" }, "Nothing stands out."),
-      rang.length ? h("ul", { class: "events" }, rang.slice(-5).map((event) => h("li", null, h("a", { href: `#rollouts?near=${event.step}` }, `step ${number(event.step)}`), " ", event.text.length > 160 ? event.text.slice(0, 160).replace(/\s\S*$/, "") + " …" : event.text))) : null,
+      rang.length ? h("ul", { class: "events" }, rang.slice(-5).map((event) => h("li", null, h("a", { href: addressOf(event) }, `step ${number(event.step)}`), " ", event.text.length > 160 ? event.text.slice(0, 160).replace(/\s\S*$/, "") + " …" : event.text))) : null,
       warnings.length || rang.length ? null : h("p", { class: "muted" }, "Checked: finite numbers, skipped updates, drops, judges that fail, truncation, signal, mismatch, entropy, gradient, alarms."));
   }
 

@@ -5,6 +5,10 @@ const COLOURINGS = [
   ["none", "nothing"], ["logprob", "log-prob"], ["gap", "trainer–generator gap"], ["version", "policy version"], ["advantage", "advantage"], ["mask", "what trains"],
 ];
 const FIRST_TOKENS = 1500;
+const ANY_ALARM = "any";
+
+/** The name of an alarm in an address; it stays that of the same alarm while a run grows. */
+function alarmKey(event) { return `${event.step} ${event.text}`; }
 
 /** Groups that the page holds: the same questions as the server answers, over what the file has. */
 class HeldGroups {
@@ -129,7 +133,7 @@ class RolloutView {
     const choose = (name, options) => h("select", { name, onchange: () => this.submit() }, options.map(([value, label]) => h("option", { value, selected: (query[name] || "") === value }, label)));
     const text = (name, attributes) => h("input", { name, value: query[name] || "", autocomplete: "off", ...attributes });
     const judges = [...new Set(choices.outcomes.map(([judge]) => judge))], outcomes = [...new Set(choices.outcomes.map(([, outcome]) => outcome))];
-    const alarms = this.alarmSteps();
+    const alarms = this.alarms(), name = (event) => `step ${number(event.step)}: ${event.text.length > 60 ? event.text.slice(0, 60).trimEnd() + " …" : event.text}`;
     fill(this.form,
       field("Text", text("text", { type: "search", placeholder: "prompt, completion" })),
       field("Prompt id", text("prompt", { type: "search" })),
@@ -142,19 +146,24 @@ class RolloutView {
       field("to", text("step_to", { type: "number", min: "0" })),
       field("Version", text("version", { type: "number", min: "0" })),
       h("label", { class: "check" }, h("input", { type: "checkbox", name: "cut", checked: !!query.cut, onchange: () => this.submit() }), "cut by the token limit"),
-      alarms ? h("label", { class: "check" }, h("input", { type: "checkbox", name: "steps", value: alarms, checked: !!query.steps, onchange: () => this.submit() }), "around an alarm") : null,
+      alarms.length ? field("Alarm", choose("alarm", [["", "whether or not"], [ANY_ALARM, "around any"], ...alarms.map((event) => [alarmKey(event), name(event)])])) : null,
       h("button", { type: "submit" }, "Find"),
       h("button", { type: "button", class: "quiet", onclick: () => this.setQuery({}) }, "Clear"));
   }
 
-  /** Ranges of logged steps around alarms: each alarm's step, and the logged ones next to it. */
-  alarmSteps() {
-    const logged = this.choices.steps;
-    const ranges = (this.run.events || []).filter((event) => event.kind === "alarm").map(({ step }) => {
+  alarms() { return (this.run.events || []).filter((event) => event.kind === "alarm"); }
+
+  /** What is asked for: a chosen alarm is its task, and its step with the logged ones next to it. */
+  filters() {
+    const { g, near, alarm, ...asked } = this.query;
+    if (!alarm) return asked;
+    const logged = this.choices.steps, chosen = this.alarms().filter((event) => alarm === ANY_ALARM || alarmKey(event) === alarm);
+    const ranges = chosen.map(({ step }) => {
       const before = logged.filter((each) => each <= step).pop() ?? step, after = logged.find((each) => each >= step) ?? step;
       return `${before}-${after}`;
     });
-    return [...new Set(ranges)].slice(0, 50).join(",");
+    if (chosen.length === 1 && chosen[0].task && !asked.task) asked.task = chosen[0].task;
+    return { ...asked, steps: [...new Set(ranges)].slice(0, 200).join(",") || "1-0" }; // no step is both: nothing fits
   }
 
   submit() {
@@ -164,15 +173,15 @@ class RolloutView {
   }
 
   async search(start, chosen) {
-    const { g, near, ...query } = this.query;
-    const found = await this.source.find(query, start, 40);
+    const filters = this.filters();
+    const found = await this.source.find(filters, start, 40);
     if (start === null) fill(this.list);
     this.next = found.next;
     this.more.hidden = found.next === null;
     fill(this.more, found.is_complete ? "more" : "search on");
     this.list.append(...found.heads.map((head) => this.item(head)));
     const shown = this.list.children.length;
-    const { near: _near, g: _g, ...filters } = this.query, verb = Object.keys(filters).length ? (found.matches === 1 ? " fits" : " fit") : ", the newest first";
+    const verb = Object.keys(filters).length ? (found.matches === 1 ? " fits" : " fit") : ", the newest first";
     const of = found.matches !== null && found.matches !== undefined ? `${plural(found.matches, "group")}` : `${plural(shown, "group")}${found.next === null ? "" : " so far"}`;
     const { groups, total, share } = this.choices;
     const holds = total > groups ? ` This file holds ${number(groups)} of ${number(total)} logged groups, spread evenly; llamarl view RUN --serve shows all.` : "";

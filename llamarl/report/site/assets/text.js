@@ -46,7 +46,7 @@ function number(value, digits = 3) {
   return value.toExponential(digits - 2).replace("e-", "e−");
 }
 
-const percent = (share) => (share === null || share === undefined ? "–" : (100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0) + " %");
+const percent = (share) => (share === null || share === undefined ? "–" : (100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0) + "%");
 
 function seconds(value) {
   if (value === null || value === undefined) return "–";

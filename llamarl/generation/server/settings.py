@@ -1,4 +1,4 @@
-"""Settings of vLLM servers, read without torch."""
+"""Settings of inference servers, read without torch."""
 
 import os
 import urllib.parse
@@ -16,11 +16,11 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class VllmFields(Config):
-    """Settings of vLLM servers, whatever they are worth together."""
+class ServerFields(Config):
+    """Settings of inference servers, whatever they are worth together."""
 
     environment: str | None = None
-    """Folder of the virtual environment that holds vLLM, where llamarl starts the servers."""
+    """Folder of the virtual environment that holds the server (vLLM, SGLang), where llamarl starts the servers."""
     url: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     """Addresses of servers that are there already, one for each replica, such as `http://127.0.0.1:8000`."""
     api_key_env: str | None = None
@@ -33,17 +33,20 @@ class VllmFields(Config):
     """Deadline of each step of a weight update."""
     silence_seconds: float = Field(default=600.0, gt=0.0)
     """A server that has completions under way and finishes none for so long counts as lost."""
+    weights_folder: str | None = None
+    """Folder through which SGLang servers get weights, under the same path on both sides; None: one in this machine's
+    memory. vLLM's get them over gloo."""
 
 
-class VllmSettings(VllmFields):
-    """vLLM servers: started in an environment of their own, or already there."""
+class ServerSettings(ServerFields):
+    """Servers: started in an environment of their own, or already there."""
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
         if bool(self.environment) == bool(self.url):
             raise ValueError(
-                "environment: give the folder of the virtual environment that holds vLLM, or the url of servers that "
-                "are there already; one of the two"
+                "environment: give the folder of the virtual environment that holds the server, or the url of servers "
+                "that are there already; one of the two"
             )
         for url in self.url:
             parts = urllib.parse.urlsplit(url)

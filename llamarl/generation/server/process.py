@@ -1,8 +1,7 @@
-"""The process of a vLLM server: started, watched, ended with whoever started it."""
+"""The process of an inference server: started, watched, ended with whoever started it."""
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from llamarl.core.errors import ConfigError, ExecutorLostError
-from llamarl.generation.vllm.client import NAME
 
-PLUGIN = Path(str(files("llamarl.generation.vllm"))) / "plugin" / "llamarl_vllm.py"
-"""The file that runs inside the server. A server that others start needs its folder in PYTHONPATH."""
+LIFELINE = Path(str(files("llamarl.generation.server"))) / "lifeline.py"
+"""The file that a server's python runs: it serves, and ends with its standard input."""
 PASSED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME")
 """Environment variables that a server gets of ours, which hold no secret."""
 POLL_SECONDS = 0.25
@@ -28,63 +26,28 @@ LOG_LINES = 4
 """Last lines of a server's output that tell why it ended."""
 
 
-def build_arguments(
-    model: str, port: int, *, precision: str, slots: int, tp: int, max_model_len: int, cache_bytes: int | None
-) -> list[str]:
-    """The arguments of a server that serves `model` as a generator.
+def keep_environment(threads: int | None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a server gets of our environment: no secret of ours, no word to anybody outside.
 
     Args:
-        model: the checkpoint.
-        port: on this machine's own address.
-        precision: `fp32` or `bf16`.
-        slots: most completions under way.
-        tp: workers that share each layer.
-        max_model_len: most tokens of prompt and completion.
-        cache_bytes: for keys and values, where it computes on the CPU; None: on a GPU, of which it takes its share.
+        threads: that it computes with on a CPU; None: as many as it takes.
+        given: our environment.
     """
-    on_cpu = [] if cache_bytes is None else ["--enforce-eager", "--kv-cache-memory-bytes", str(cache_bytes)]
-    return [
-        *("--model", model, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", {"fp32": "float32", "bf16": "bfloat16"}[precision], "--tensor-parallel-size", str(tp)),
-        *("--max-model-len", str(max_model_len), "--max-num-seqs", str(slots)),
-        # Log-probs of the distribution that was sampled, and the route that takes and gives token ids.
-        *("--logprobs-mode", "processed_logprobs", "--enable-scale-out"),
-        *("--weight-transfer-config", json.dumps({"backend": "llamarl"})),
-        *("--worker-extension-cls", "llamarl_vllm.Extension"),
-        *on_cpu,
-    ]
-
-
-def build_environment(threads: int | None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a server: no secret of ours, no word to anybody outside."""
     kept = {name: given[name] for name in PASSED if name in given}
     count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return {
-        **kept,
-        **count,
-        "PYTHONPATH": str(PLUGIN.parent),
-        "PYTHONUNBUFFERED": "1",
-        # Opens the routes by which weights change. They take no key, so the server listens on this machine alone.
-        "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        # On a CPU: threads are not bound to cores, which others need too, and few cores are enough.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "1",
-    }
+    return {**kept, **count, "PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class ServerProcess:
     """A server that this process started. It ends with this process, however that ends.
 
     Args:
-        python: of the environment that holds vLLM.
-        arguments: of the server.
+        program: its name, for messages.
+        python: of the environment that holds it.
+        arguments: its module, and what that is given.
         port: that these name.
         environment: of its process.
-        program: what python runs; by default the plugin.
+        file: what python runs.
 
     Raises:
         ConfigError: there is no such interpreter.
@@ -92,21 +55,24 @@ class ServerProcess:
 
     def __init__(
         self,
+        program: str,
         python: Path,
         arguments: Sequence[str],
         port: int,
         environment: Mapping[str, str],
-        program: Path = PLUGIN,
+        file: Path = LIFELINE,
     ) -> None:
         if not os.access(python, os.X_OK):
             raise ConfigError(
-                f"environment: no interpreter at {python}; give the folder of the virtual environment that holds vLLM"
+                f"environment: no interpreter at {python}; give the folder of the virtual environment that holds "
+                f"{program}"
             )
+        self.program = program
         self.url = f"http://127.0.0.1:{port}"
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process writes
         self._process = subprocess.Popen(
-            [str(python), str(program), *arguments],
-            # Nothing is ever written to it. The server ends when it does: see the plugin.
+            [str(python), str(file), *arguments],
+            # Nothing is ever written to it. The server ends when it does: see lifeline.py.
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -128,9 +94,11 @@ class ServerProcess:
         deadline = time.monotonic() + seconds
         while not self._answers():
             if (problem := self.why_ended()) is not None:
-                raise ExecutorLostError(f"vLLM: {problem}")
+                raise ExecutorLostError(f"{self.program}: {problem}")
             if time.monotonic() > deadline:
-                raise ExecutorLostError(f"vLLM: no answer within start_seconds={seconds:g}; last: {self._last_lines()}")
+                raise ExecutorLostError(
+                    f"{self.program}: no answer within start_seconds={seconds:g}; last: {self._last_lines()}"
+                )
             time.sleep(POLL_SECONDS)
 
     def why_ended(self) -> str | None:
