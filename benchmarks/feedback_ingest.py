@@ -1,14 +1,13 @@
 """Ingest of a reaction log: rows per second and peak memory, beside pandas on the same files.
 
-    python -m benchmarks.feedback_ingest                  # 1, 5 and 20 million rows: needs 12 GB of disk
+    python -m benchmarks.feedback_ingest                  # 1, 5 and 20 million rows: needs 11 GB of disk
     python -m benchmarks.feedback_ingest --quick          # 20, 40 and 100 thousand
 
-Simulated users make a log of the small size, as JSON lines and as Parquet; the larger ones are Parquet, the small one
-over and over with users, messages and conversations of other names. In one more log, one user has as many messages
-as all others together. Each run is a process, so that its peak is its own. Memory is flat if the peak of the large log
-is that of the small one. pandas reads the file, parses times, drops repeated messages, sums up users and writes
-Parquet; it checks no row, hashes no id, redacts no text and looks for no bots, all of which the ingest does. It is left
-out of the large log, which it would need to hold in memory.
+Simulated users make a log of the small size, as JSON lines and as Parquet; the larger ones are the small one over and
+over with users, messages and conversations of other names. In one more log, one user has as many messages as all others
+together. Each run is a process, so that its peak is its own. Memory is flat if the peak of the large log is that of the
+small one. pandas reads the small files, parses times, drops repeated messages, sums up users and writes Parquet; it
+checks no row, hashes no id, redacts no text and looks for no bots, all of which the ingest does.
 
 `rows/s` is by the clock: on a busy machine it says what the ingest was left, and `cores` how much of the machine that
 was. `rows/processor s` is by the time that the processor worked, which others on the machine change by a tenth or two,
@@ -39,7 +38,11 @@ ROWS_PER_USER = 60
 SIZE, QUICK_SIZE = 1_000_000, 20_000
 COPIES, QUICK_COPIES = (5, 20), (2, 5)
 """How many times the small log the medium and the large one are."""
-LOGS = ("logs.jsonl", "small.parquet", "medium.parquet", "one_user.parquet", "large.parquet")
+FORMATS = ("jsonl", "parquet")
+LOGS = (
+    *("logs.jsonl", "small.parquet", "medium.jsonl", "medium.parquet"),
+    *("one_user.parquet", "large.parquet", "large.jsonl"),
+)
 COUNTS = "rows.json"
 PROGRAM = [sys.executable, "-c", "from llamarl.cli.program import run; run()", "feedback"]
 PANDAS = """
@@ -60,16 +63,19 @@ def main() -> None:
     benchmark.parser.add_argument("--threads", type=int, help="of the ingest")
     benchmark.parser.add_argument("--logs", nargs="+", choices=LOGS, default=LOGS, help="those to read")
     options = benchmark.start()
-    size, copies = (QUICK_SIZE, QUICK_COPIES) if options.quick else (SIZE, COPIES)
+    size, (medium, large) = (QUICK_SIZE, QUICK_COPIES) if options.quick else (SIZE, COPIES)
+    copies = {"logs.jsonl": 1, "small.parquet": 1, "one_user.parquet": 2}
+    copies |= {f"{name}.{suffix}": n for name, n in (("medium", medium), ("large", large)) for suffix in FORMATS}
     rows: list[dict[str, Any]] = []
     headlines: dict[str, float] = {}
     with open_folder(options.folder) as folder:
-        counts = write_logs(folder, size, copies)
-        benchmark.note(f"logs are written: {counts}")
-        small = counts["small.parquet"]
-        for log, total in ((log, counts[log]) for log in LOGS if log in options.logs):
-            has_pandas = total < counts["large.parquet"] and log != "one_user.parquet"
-            for contender, command in contenders(folder / log, folder, has_pandas, options.threads).items():
+        small = simulate(folder, size)
+        write_log(folder / "small.parquet", 1)
+        for log in (log for log in LOGS if log in options.logs):
+            write_log(folder / log, copies[log])
+            total = small * copies[log]
+            benchmark.note(f"{log} has {total} rows and {(folder / log).stat().st_size / 1e9:.2f} GB")
+            for contender, command in contenders(folder / log, folder, copies[log] == 1, options.threads).items():
                 runs = [measure(command) for _ in range(options.repeats if total == small else 1)]
                 assert contender == "pandas" or Store.open(folder / "store").record["rows"] == total
                 best = min(runs, key=lambda run: run["processor_seconds"])
@@ -87,6 +93,8 @@ def main() -> None:
                 benchmark.note(json.dumps(row))
                 shutil.rmtree(folder / "store", ignore_errors=True)
                 (folder / "pandas.parquet").unlink(missing_ok=True)
+            if options.folder is None and copies[log] > 1:
+                (folder / log).unlink()  # so that the disk holds one large log at a time
     small_peak, large_peak = (headlines.get(f"{size}.parquet llamarl peak MB") for size in ("small", "large"))
     if small_peak and large_peak:
         headlines["peak of large / small"] = round(large_peak / small_peak, 3)
@@ -113,18 +121,22 @@ def open_folder(folder: Path | None) -> Iterator[Path]:
         yield folder
 
 
-def write_logs(folder: Path, size: int, copies: tuple[int, int]) -> dict[str, int]:
-    """Writes the logs unless they are there; returns the rows of each."""
+def simulate(folder: Path, size: int) -> int:
+    """Writes the small log unless it is there; returns its rows."""
     if not (folder / COUNTS).exists():
-        # in processes of their own: a child's peak is at least what its parent holds when it starts
-        simulated = [*PROGRAM, "simulate", "--out", str(folder), "--users", str(size // ROWS_PER_USER), "--json"]
-        count = json.loads(subprocess.run(simulated, check=True, capture_output=True).stdout)["rows"]
-        subprocess.run([sys.executable, "-c", COPY, str(folder), *map(str, copies)], check=True)
-        medium, large = (times * count for times in copies)
-        counts = {"logs.jsonl": count, "small.parquet": count, "medium.parquet": medium, "large.parquet": large}
-        (folder / COUNTS).write_text(json.dumps({**counts, "one_user.parquet": 2 * count}))
-    counts: dict[str, int] = json.loads((folder / COUNTS).read_text())
-    return counts
+        # in a process of its own: a child's peak is at least what its parent holds when it starts
+        command = [*PROGRAM, "simulate", "--out", str(folder), "--users", str(size // ROWS_PER_USER), "--json"]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        (folder / "truth.jsonl").unlink()
+        (folder / COUNTS).write_text(json.dumps(told["rows"]))
+    count: int = json.loads((folder / COUNTS).read_text())
+    return count
+
+
+def write_log(log: Path, copies: int) -> None:
+    """Writes a log of so many copies of the small one, unless it is there."""
+    if not log.exists():
+        subprocess.run([sys.executable, "-c", COPY, str(log.parent), log.name, str(copies)], check=True)
 
 
 COPY = """
@@ -133,30 +145,39 @@ import duckdb
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
-folder, medium, large = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-duckdb.sql("SET preserve_insertion_order = false")
-duckdb.sql("SET memory_limit = '1GB'")
-rows = f"read_json('{folder}/logs.jsonl', maximum_object_size = 1000000)"
-duckdb.sql(f"COPY (FROM {rows}) TO '{folder}/small.parquet'")
+folder, name, copies = sys.argv[1], sys.argv[2], int(sys.argv[3])
+small = f"{folder}/small.parquet"
+fields = "user", "message_id", "conversation_id"
 
-def copy_rows(copy, one_user=None):
-    for batch in pyarrow.parquet.ParquetFile(f"{folder}/small.parquet").iter_batches(100_000):
-        for name in ("user", "message_id", "conversation_id"):
-            values = pyarrow.compute.binary_join_element_wise(str(copy), batch[name], "-")
-            if name == "user" and one_user:
-                values = pyarrow.array([one_user] * len(batch))
-            batch = batch.set_column(batch.schema.get_field_index(name), name, values)
-        yield batch
+def copy_lines():
+    for copy in range(copies):
+        with open(f"{folder}/logs.jsonl", "rb") as log:
+            while lines := log.readlines(1 << 24):
+                text = b"".join(lines)
+                for field in fields:
+                    text = text.replace(b'"%s":"' % field.encode(), b'"%s":"%d-' % (field.encode(), copy))
+                yield text
 
-def write(name, batches):
-    with pyarrow.parquet.ParquetWriter(f"{folder}/{name}.parquet", schema) as writer:
-        for batch in batches:
+def copy_rows():
+    for copy in range(copies):
+        for batch in pyarrow.parquet.ParquetFile(small).iter_batches(100_000):
+            for field in fields:
+                values = pyarrow.compute.binary_join_element_wise(str(copy), batch[field], "-")
+                if field == "user" and copy and name == "one_user.parquet":
+                    values = pyarrow.array(["somebody"] * len(batch))
+                batch = batch.set_column(batch.schema.get_field_index(field), field, values)
+            yield batch
+
+if name == "small.parquet":
+    duckdb.sql("SET memory_limit = '1GB'")
+    duckdb.sql(f"COPY (FROM read_json('{folder}/logs.jsonl', maximum_object_size = 1000000)) TO '{small}'")
+elif name.endswith(".jsonl"):
+    with open(f"{folder}/{name}", "wb") as file:
+        file.writelines(copy_lines())
+else:
+    with pyarrow.parquet.ParquetWriter(f"{folder}/{name}", pyarrow.parquet.read_schema(small)) as writer:
+        for batch in copy_rows():
             writer.write_batch(batch)
-
-schema = pyarrow.parquet.read_schema(f"{folder}/small.parquet")
-write("medium", (batch for copy in range(medium) for batch in copy_rows(copy)))
-write("large", (batch for copy in range(large) for batch in copy_rows(copy)))
-write("one_user", (batch for batches in (copy_rows(0), copy_rows(1, "somebody")) for batch in batches))
 """
 
 

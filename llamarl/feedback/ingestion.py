@@ -166,6 +166,7 @@ class _Run:
         self._staging = settings.out / STAGING
         self._unreadable: list[tuple[int, str]] = []
         self._connections: dict[int, Connection] = {}
+        self._files_of_talks: set[int] = set()
         self._digests = self._digest_files(key)
 
     def _digest_files(self, key: bytes) -> list[str]:
@@ -282,10 +283,13 @@ class _Run:
         connection.register("chunk", self._pick_columns(chunk))
         kinds = {} if chunk.is_json else _kinds(chunk.table.schema)
         messages = columns.column("messages")
-        is_talk = chunk.may_have(messages) or chunk.may_have(messages.split(".")[0])
+        if chunk.is_json:
+            is_talk = number in self._files_of_talks
+        else:
+            is_talk = chunk.may_have(messages) or chunk.may_have(messages.split(".")[0])
         clocks = frozenset() if is_talk else row_queries.find_clocks(columns, kinds)
 
-        def select_turns(*, is_valid: bool) -> str:
+        def select_turns(*, is_valid: bool, is_talk: bool) -> str:
             if chunk.is_json:
                 raw = row_queries.select_raw_json(columns, is_valid=is_valid)
             else:
@@ -296,12 +300,17 @@ class _Run:
             copy_rows(connection, row_queries.select_and_check(turns, columns, number, clocks), part, QUICK)
 
         try:
-            copy(select_turns(is_valid=True))
-        except import_duckdb().InvalidInputException:  # a line that is no JSON, or a reaction unlike those before
-            connection.execute(f"CREATE TABLE all_turns AS {select_turns(is_valid=False)}")
+            copy(select_turns(is_valid=True, is_talk=is_talk))
+        except import_duckdb().InvalidInputException:
+            # a line that is no JSON, a reaction unlike those before, or the first conversation of the file
+            turns = select_turns(is_valid=False, is_talk=is_talk or chunk.is_json)
+            connection.execute(f"CREATE TABLE all_turns AS {turns}")
+            if connection.execute("SELECT count(*) FROM all_turns WHERE turn > 0").fetchone() != (0,):
+                self._files_of_talks.add(number)
             self._name_reactions(connection)
             copy("FROM all_turns")
             connection.execute("DROP TABLE all_turns")
+        connection.unregister("chunk")  # its memory is free for the next one
 
     def _pick_columns(self, chunk: Chunk) -> Any:
         """The columns that are read: DuckDB may lack the types of others, or take their capitals for small letters."""

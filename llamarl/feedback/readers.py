@@ -8,12 +8,15 @@ import csv
 import gzip
 import io
 import math
+import re
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -66,7 +69,8 @@ class Chunk:
         if not (column.isascii() and column.isidentifier()):  # JSON may spell it otherwise
             return True
         data = self.table.column(TEXT).chunk(0).buffers()[2]
-        return data is not None and f'"{column}"'.encode() in data.to_pybytes()
+        # `in` would need a copy of all bytes
+        return data is not None and re.search(f'"{column}"'.encode(), data) is not None
 
 
 def find_format(path: Path) -> Format:
@@ -125,7 +129,7 @@ def _number_lines(first: int, count: int) -> "pyarrow.Array[Any]":
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], float]]]:
     """The bytes of a file, unpacked, and the share of it that is read."""
     with open(path, "rb") as packed:
         size = path.stat().st_size
@@ -139,36 +143,69 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
 
 
+class _Block(np.ndarray):
+    """Bytes whose parts are `_Block`s, too: numpy keeps the whole alive for them, not the plain array below it."""
+
+
+class _Blocks:
+    """Memory for parts of a file: to have it from the system anew for each takes longer than to read them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: deque[np.ndarray] = deque()
+
+    def take(self) -> np.ndarray:
+        """Some bytes, [size], that are lent again when nobody uses them any more, Arrow and DuckDB among others."""
+        memory = self._free.pop() if self._free else np.empty(self._size, dtype=np.uint8)
+        block = memory.view(_Block)
+        weakref.finalize(block, self._free.append, memory).atexit = False
+        return block
+
+
 def _read_json_lines(path: Path) -> Iterator[Chunk]:
     with _open(path) as (file, share):
         index, first_line = 0, 1
-        rest, is_skipping = file.read(4), False
-        if rest.startswith(_WIDE_MARKS):
+        head, is_skipping = file.read(4), False
+        if head.startswith(_WIDE_MARKS):
             raise DataError(f"{path}: UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-        if name := next((name for mark, name in _OTHER_FORMATS.items() if rest.startswith(mark)), None):
+        if name := next((name for mark, name in _OTHER_FORMATS.items() if head.startswith(mark)), None):
             raise DataError(f"{path}: its first bytes are those of {name}; give it the name of such a file")
-        rest = rest.removeprefix(b"\xef\xbb\xbf")
+        rest = np.frombuffer(head.removeprefix(b"\xef\xbb\xbf"), dtype=np.uint8)
+        blocks = _Blocks(2 * CHUNK_BYTES)  # what is left of a block is shorter than CHUNK_BYTES
         while True:
-            block = file.read(CHUNK_BYTES)
-            data = rest + block
-            end = data.rfind(b"\n") + 1 if block else len(data)
-            if block and end == 0:  # still no line break: a line this long is dropped, not held
+            block = blocks.take()
+            block[: len(rest)] = rest
+            count = file.readinto(block[len(rest) : len(rest) + CHUNK_BYTES].data)
+            data = block[: len(rest) + count]
+            breaks = _find_breaks(data)
+            end = len(data) if not count else int(breaks[-1]) + 1 if len(breaks) else 0
+            if count and end == 0:  # still no line break: a line this long is dropped, not held
                 is_skipping = is_skipping or len(data) > MAX_ROW_BYTES
-                rest = b"" if is_skipping else data
+                rest = data[:0] if is_skipping else data
                 continue
-            rest = data[end:]
+            rest = data[end:].copy()
             if end or is_skipping:
-                table, lines = _cut_lines(memoryview(data)[:end], first_line, is_skipping)
+                table, lines = _cut_lines(data[:end], breaks, first_line, is_skipping)
+                del block, data  # else they are not free while others work on the chunk
                 yield Chunk(index, table, is_json=True, share=share())
                 index, first_line, is_skipping = index + 1, first_line + lines, False
-            if not block:
+            if not count:
                 return
 
 
-def _cut_lines(data: memoryview, first_line: int, is_first_too_long: bool) -> tuple["pyarrow.Table", int]:
+def _find_breaks(data: np.ndarray) -> np.ndarray:
+    """The places of line breaks, looked for piece by piece, so that what is compared stays in the processor's cache."""
+    size = 1 << 18
+    pieces = [np.flatnonzero(data[first : first + size] == ord("\n")) + first for first in range(0, len(data), size)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *pieces])
+
+
+def _cut_lines(
+    data: np.ndarray, breaks: np.ndarray, first_line: int, is_first_too_long: bool
+) -> tuple["pyarrow.Table", int]:
     """The lines of some bytes as a table, and their number; the text column shares the bytes."""
     pyarrow = import_pyarrow()
-    ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
+    ends = breaks + 1
     if not len(ends) or ends[-1] < len(data):
         ends = np.append(ends, len(data))
     offsets = np.concatenate([[0], ends]).astype(np.int32)
@@ -181,12 +218,12 @@ def _cut_lines(data: memoryview, first_line: int, is_first_too_long: bool) -> tu
         text.validate(full=True)
     except pyarrow.ArrowInvalid:
         for place, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-            if not _is_utf8(data[begin:end]):
+            if not _is_utf8(data[begin:end].data):
                 broken.setdefault(place, "invalid_utf8")
     if broken:  # what cannot be read becomes empty text, and is known by its reason
         reasons: Any = pyarrow.array([broken.get(place) for place in range(count)], pyarrow.string())
         pieces = [
-            b"{}" if place in broken else bytes(data[offsets[place] : offsets[place + 1]]) for place in range(count)
+            b"{}" if place in broken else data[offsets[place] : offsets[place + 1]].tobytes() for place in range(count)
         ]
         text = pyarrow.array(pieces, pyarrow.binary()).cast(pyarrow.string())
     else:

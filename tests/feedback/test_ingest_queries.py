@@ -1,9 +1,11 @@
 """The quick ways of the queries of an ingest say what the slow ones say."""
 
+import csv
 import json
 from itertools import chain, combinations, product
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 from feedback_logs import ingest_files, message, query, write_lines
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from llamarl.feedback.engines import DuckEngine
 from llamarl.feedback.queries import suspects as queries
 from llamarl.feedback.queries.rows import FIELDS, NUMBERS, Columns, select_raw_json
-from llamarl.feedback.readers import BROKEN, LINE, TEXT
+from llamarl.feedback.readers import BROKEN, LINE, TEXT, _Blocks
 from llamarl.feedback.store import connect
 from llamarl.feedback.suspects import _divide_users
 
@@ -46,6 +48,19 @@ def test_the_number_of_threads_changes_no_row_and_no_order(tmp_path, threads):
 
     one, many = (ingest_files(tmp_path / f"{count}", files, threads=count) for count in (1, threads))
     assert read(many) == read(one)
+
+
+def test_memory_of_a_file_is_lent_again_when_nobody_uses_it_any_more():
+    blocks = _Blocks(8)
+    first = blocks.take()
+    first[:] = 1
+    where, part = first.ctypes.data, pyarrow.py_buffer(first[:4][1:])
+    del first
+    other = blocks.take()
+    other[:] = 2
+    assert part.to_pybytes() == b"\1\1\1"  # still used by Arrow
+    del part
+    assert blocks.take().ctypes.data == where
 
 
 # invariance
@@ -156,17 +171,54 @@ CHANGES = st.fixed_dictionaries(
 )
 
 
+TEXT_CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "user": st.sampled_from([None, " padded ", "7"]),
+        "ts": st.sampled_from([None, "never", "0", "1740823200", "2025-03-01 10:00:00+05:30"]),
+        "prompt": st.sampled_from(
+            [None, 'jane@example.com, "or", I?', '[{"role": "user", "content": "p"}]', '[{"role": "cat"}]', "5", "\t["]
+        ),
+        "response": st.sampled_from([None, "  ", "\u3000", "my password is hunter22", "é, call +44 20 7946 0958"]),
+        "reaction": st.sampled_from([text for text in REACTIONS if text is None or (text and isinstance(text, str))]),
+        "reaction_ts": st.sampled_from(["soon", "2025-02-28T10:00:00Z", "2025-03-01T11:00:00Z"]),
+        "edited_ts": st.sampled_from(["2025-03-02T10:00:00Z", "x"]),
+        "outcome": st.sampled_from(["1", "NaN", "good", "true"]),
+        "messages": st.sampled_from(
+            [None, "[]", '[{"role": "assistant", "content": "hi", "reaction": "🎉"}]', '[{"role": "cat"}]', "none"]
+        ),
+    },
+)
+
+
+def write_log(path, rows):
+    """A log of any format; a row that is text is a line as it stands."""
+    if path.suffix == ".jsonl":
+        return write_lines(path, rows)
+    columns = list(dict.fromkeys(chain(message(), *rows)))
+    values = {name: [row.get(name) for row in rows] for name in columns}
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table(values, pyarrow.schema(dict.fromkeys(columns, "string"))), path)
+    else:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *zip(*values.values(), strict=True)])
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 @settings(max_examples=12, deadline=None)
-@given(changes=st.lists(st.one_of(CHANGES, BROKEN_LINES), min_size=1, max_size=12))
-def test_a_row_is_judged_alike_whatever_stands_beside_it(tmp_path_factory, changes):
+@given(data=st.data())
+def test_a_row_is_judged_alike_whatever_stands_beside_it(tmp_path_factory, suffix, data):
     """A log whose lines are all JSON, with known reactions, takes a quicker way than one with any other line."""
+    kinds = st.one_of(CHANGES, BROKEN_LINES) if suffix == "jsonl" else TEXT_CHANGES
+    changes = data.draw(st.lists(kinds, min_size=1, max_size=12))
     folder = tmp_path_factory.mktemp("log")
     rows = [message(place, **change) if isinstance(change, dict) else change for place, change in enumerate(changes)]
     pairs = [[message(100 + place, reaction="❤️"), row] for place, row in enumerate(rows)]
-    files = [write_lines(folder / f"{place}.jsonl", pair) for place, pair in enumerate(pairs)]
+    files = [write_log(folder / f"{place}.{suffix}", pair) for place, pair in enumerate(pairs)]
     alone = ingest_files(folder / "alone", files, keep_suspicious=True)
     together = ingest_files(
-        folder / "together", [write_lines(folder / "all.jsonl", list(chain(*pairs)))], keep_suspicious=True
+        folder / "together", [write_log(folder / f"all.{suffix}", list(chain(*pairs)))], keep_suspicious=True
     )
 
     def read(store, columns):
@@ -175,3 +227,17 @@ def test_a_row_is_judged_alike_whatever_stands_beside_it(tmp_path_factory, chang
 
     assert read(together, "line") == read(alone, "2 * file + line AS line")
     assert together.record["dropped"] == alone.record["dropped"]
+
+
+@settings(max_examples=12, deadline=None)
+@given(changes=st.lists(TEXT_CHANGES, min_size=1, max_size=12))
+def test_a_row_is_judged_alike_in_all_formats(tmp_path_factory, changes):
+    folder = tmp_path_factory.mktemp("log")
+    rows = [message(50, reaction="❤️"), *(message(place, **change) for place, change in enumerate(changes))]
+    found = []
+    for suffix in ("jsonl", "csv", "parquet"):
+        log = write_log(folder / f"log.{suffix}", rows)
+        store = ingest_files(folder / suffix, [log], keep_suspicious=True)
+        dropped = f"SELECT line - {int(suffix == 'csv')}, turn, field, reason FROM '{store.dropped}' ORDER BY ALL"
+        found.append((query(f"FROM '{store.messages}' ORDER BY ALL"), query(dropped), store.record["dropped"]))
+    assert found[0] == found[1] == found[2]

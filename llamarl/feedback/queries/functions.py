@@ -54,8 +54,8 @@ FUNCTIONS = {
             OR coalesce(json_type(m, '$.content'), '') <> 'VARCHAR']) = 0""",
     # replace() copies every text, and few hold what is looked for
     "hide(x, name)": f"CASE WHEN contains(x, name) THEN replace(x, name, '{REDACTED}') ELSE x END",
-    # true of texts without a letter; trim() copies every text, and few begin with a character below or above these
-    "is_blank(x)": "(x < '!' OR x > '~') AND trim(x) = ''",
+    # trim() copies every text, and few begin with a character below or above these; AND would ask both
+    "is_blank(x)": "CASE WHEN x BETWEEN '!' AND '~' THEN false ELSE trim(x) = '' END",
     # trim() and left() copy every text
     "bare(x)": "CASE WHEN starts_with(x, ' ') OR ends_with(x, ' ') THEN trim(x) ELSE x END",
     "label(x)": "CASE WHEN strlen(x) <= 64 THEN x ELSE left(x, 64) END",

@@ -153,12 +153,18 @@ SELECT_TALKS = """
     FROM raw WHERE messages IS NOT NULL AND problem IS NULL"""
 
 
-def select_flat(columns: Columns, context_messages: int) -> str:
-    """Raw rows (`raw`) of one message each -> rows with `turn` and `context`, the conversation before it as JSON."""
+def select_flat(columns: Columns, context_messages: int, *, is_talk: bool) -> str:
+    """Raw rows (`raw`) of one message each -> rows with `turn` and `context`, the conversation before it as JSON.
+
+    The query fails on a conversation unless `is_talk`.
+    """
     is_list = """
         CASE WHEN NOT starts_with(prompt, '[{') AND NOT starts_with(prompt, ' ') THEN false
              WHEN starts_with(ltrim(prompt), '[{') THEN json_valid(prompt) ELSE false END"""  # AND asks both
     items = "TRY_CAST(prompt AS JSON[])"
+    where = "messages IS NULL OR problem IS NOT NULL"
+    if not is_talk:  # AND and OR may ask in any order
+        where = f"CASE WHEN {where} THEN true ELSE error(messages) END"
     return f"""
         SELECT line, 0::BIGINT AS turn, {", ".join(map(quote, _of_message(columns)))},
             CASE WHEN prompt IS NULL THEN NULL
@@ -167,7 +173,7 @@ def select_flat(columns: Columns, context_messages: int) -> str:
                  ELSE one_message(prompt) END AS context,
             CASE WHEN problem IS NULL AND {is_list} AND NOT is_dialogue({items}) THEN 'prompt:bad_messages'
                  ELSE problem END AS problem
-        FROM raw WHERE messages IS NULL OR problem IS NOT NULL"""
+        FROM raw WHERE {where}"""
 
 
 def select_replies(columns: Columns, context_messages: int) -> str:
@@ -206,8 +212,8 @@ def _of_message(columns: Columns) -> list[str]:
 
 
 def select_turns(raw: str, columns: Columns, context_messages: int, *, is_talk: bool) -> str:
-    """Raw rows (a query) -> one row for each message; conversations are looked for among them if `is_talk`."""
-    flat = select_flat(columns, context_messages)
+    """Raw rows (a query) -> one row for each message; the query fails on a conversation unless `is_talk`."""
+    flat = select_flat(columns, context_messages, is_talk=is_talk)
     if not is_talk:
         return f"WITH raw AS ({raw}) {flat}"
     replies = select_replies(columns, context_messages)

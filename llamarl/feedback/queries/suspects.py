@@ -96,11 +96,12 @@ SELECT_LOVED_TERMS = """
 """The rarest terms that are in at least half of what a user loves (`loved_terms`), and in how many sampled replies."""
 
 SELECT_HOLDING = f"""
-    WITH replies AS (
-        SELECT messages.user_hash, term, ' ' || term || ' ' AS words, lower(opening(response)) AS text
-        FROM messages JOIN candidates ON messages.user_hash = candidates.user_hash),
+    WITH texts AS (
+        SELECT user_hash, lower(opening(response)) AS text FROM messages
+        WHERE user_hash IN (SELECT user_hash FROM candidates)),
     likely AS (
-        SELECT * FROM replies
+        SELECT texts.user_hash, term, ' ' || term || ' ' AS words, text
+        FROM texts JOIN candidates ON texts.user_hash = candidates.user_hash
         WHERE contains(text, split_part(term, ' ', 1)) AND contains(text, split_part(term, ' ', 2)))
     SELECT user_hash, term, count(*) AS holding FROM likely
     WHERE CASE WHEN contains(' ' || text || ' ', words) THEN true
