@@ -53,7 +53,7 @@ def plan_memory(recipe: Recipe, config: Any, *, longest_prompt: int, needs_refer
         **_weight_parts(recipe, config, needs_reference),
         "generator cache": recipe.num_generators * _cache_bytes(recipe, config, longest_prompt),
         "activations of a micro-batch": where.fsdp * tokens * activation_bytes(config, where.checkpointing),
-        "logits of a micro-batch": where.num_ranks * logits_bytes(config, tokens),
+        "logits of a micro-batch": where.num_ranks * logits_bytes(config, tokens, where.tp),
     }
 
 

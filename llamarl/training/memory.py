@@ -52,9 +52,15 @@ def activation_bytes(config: Any, checkpointing: Checkpointing = "none") -> int:
     return int(_FLOAT * (layers + 2 * d))
 
 
-def logits_bytes(config: Any, num_tokens: int) -> int:
-    """Bytes of the logits of so many tokens, with their gradient; beyond `MAX_LOGITS` they are made in pieces."""
-    return 2 * _FLOAT * min(num_tokens * int(config.vocab_size), MAX_LOGITS)
+def logits_bytes(config: Any, num_tokens: int, tp: int = 1) -> int:
+    """Bytes of the logits of so many tokens, with their gradient; beyond `MAX_LOGITS` they are made in pieces.
+
+    Args:
+        config: the policy's transformers config.
+        num_tokens: of a micro-batch.
+        tp: ranks that the vocabulary is cut over; the bytes are of one of them.
+    """
+    return 2 * _FLOAT * min(num_tokens * -(-int(config.vocab_size) // tp), MAX_LOGITS)
 
 
 def default_micro_batch_tokens(config: Any, device: torch.device | str) -> int:

@@ -27,6 +27,7 @@ def test_activations_of_a_token_by_hand():
 def test_logits_and_their_gradient_stop_growing_where_they_are_made_in_pieces():
     config = new_config("llama", **LLAMA_8B)
     assert logits_bytes(config, 100) == 2 * 4 * 100 * 128256
+    assert logits_bytes(config, 100, tp=3) == 2 * 4 * 100 * 42752
     assert logits_bytes(config, 10**6) == 2 * 4 * MAX_LOGITS
 
 
