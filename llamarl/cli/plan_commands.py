@@ -48,9 +48,9 @@ class PlanSettings(Config):
     out: Annotated[Path | None, Metavar("FILE")] = None
     """Write the placement as TOML."""
     simulate: bool = False
-    """Run the plan in simulated time with lengths drawn at random: lags, idle shares, a figure."""
-    figure: Annotated[Path, Metavar("FILE")] = Path("simulation.png")
-    """The figure of the simulation."""
+    """Run the plan in simulated time with lengths drawn at random: lags, idle shares."""
+    figure: Annotated[Path | None, Metavar("FILE")] = None
+    """The simulation as a picture, such as run.png; none is drawn without it."""
     report: Annotated[Path | None, Metavar("FILE.html")] = None
     """The simulation as a page that opens by double click, with a timeline that zooms."""
     simulated_steps: int = Field(default=30, ge=6)
@@ -87,6 +87,8 @@ def plan(settings: PlanSettings, output: Output) -> int:
         if not settings.simulate:
             raise ConfigError(f"--report {settings.report}: is the page of a simulation; add --simulate")
         check_page_path(settings.report)
+    if settings.figure is not None and not settings.simulate:
+        raise ConfigError(f"--figure {settings.figure}: is the picture of a simulation; add --simulate")
     if settings.calibrate is not None:
         return _calibrate(settings, output)
     from llamarl.planner.result import describe_answer, placement_toml
@@ -310,7 +312,7 @@ def _calibrate(settings: PlanSettings, output: Output) -> int:
 
 
 def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[str, Any]:
-    """Simulates a plan, draws the figure, and returns what came of it."""
+    """Simulates a plan, draws what was asked for, and returns what came of it."""
     from llamarl.planner.report import build_page
     from llamarl.planner.simulation import simulate_plan
     from llamarl.report.page import write_page
@@ -327,7 +329,8 @@ def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[st
         seed=settings.seed,
     )
     title = f"{search.shape.name} on {settings.gpus} x {settings.gpu}, {best.mode}"
-    draw_simulation(settings.figure, title, found.spans, found.window, found.ends, found.lags, found.idle)
+    if settings.figure is not None:
+        draw_simulation(settings.figure, title, found.spans, found.window, found.ends, found.lags, found.idle)
     if settings.report is not None:
         write_page(settings.report, build_page(title, found))
     return {
@@ -335,7 +338,7 @@ def _simulate(search: "Search", best: "Plan", settings: PlanSettings) -> dict[st
         "idle": found.idle,
         "slots_filled": found.filled,
         "lags": {str(lag): share for lag, share in found.lags.items()},
-        "figure": str(settings.figure),
+        "figure": None if settings.figure is None else str(settings.figure),
         "report": None if settings.report is None else str(settings.report),
     }
 
@@ -402,7 +405,8 @@ def _print_plan(result: dict[str, Any]) -> None:
         idle = ", ".join(f"{side} {share:.0%}" for side, share in found["idle"].items())
         say(f"simulated: {format_seconds(found['step_seconds'])} a step, idle {idle} (without any work)")
         say(f"simulated: trained tokens are behind by so many versions: {lags}")
-        say(f"the figure is {found['figure']}")
+        if found["figure"] is not None:
+            say(f"the figure is {found['figure']}")
         if found["report"] is not None:
             say(f"the page is {found['report']}")
     if "out" in result:

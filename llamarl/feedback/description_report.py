@@ -1,6 +1,7 @@
 """The report on a store: one page, and the figure beside it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import llamarl
@@ -31,7 +32,8 @@ def build_report(result: Mapping[str, Any]) -> Page:
             ),
             Section("What one could learn from", _signals(result)),
         ],
-        footer=f"llamarl {llamarl.__version__}, feedback describe. {result['store']}.",
+        footer_note=str(result["store"]),
+        footer=f"llamarl {llamarl.__version__}, feedback describe. {PurePath(result['store']).name}.",
     )
 
 

@@ -1,6 +1,7 @@
 """The report of the offline evaluator: one page."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import llamarl
@@ -22,8 +23,9 @@ def build_evaluation_page(result: Mapping[str, Any]) -> Page:
             *_verdicts(result["changes"], is_doubtful=bool(result["notes"])),
             *_sections(result),
         ],
-        footer=f"llamarl {llamarl.__version__}, feedback evaluate. P[Love]: {result['reward_model']}. All intervals "
-        "are 95%, from a bootstrap over prompts.",
+        footer_note=str(result["reward_model"]),
+        footer=f"llamarl {llamarl.__version__}, feedback evaluate. P[Love]: {PurePath(result['reward_model']).name}. "
+        "All intervals are 95%, from a bootstrap over prompts.",
     )
 
 

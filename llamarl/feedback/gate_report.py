@@ -1,6 +1,7 @@
 """The report of the release gate: one page."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import llamarl
@@ -22,7 +23,8 @@ def build_report(result: Mapping[str, Any], settings: Gate) -> Page:
         subtitle=" against ".join(name_files(files)),
         subtitle_note=" against ".join(files),
         parts=[_verdict(result), *_sections(result, settings)],
-        footer=f"llamarl {llamarl.__version__}, feedback gate. P[Love]: {result['reward_model']}.",
+        footer_note=str(result["reward_model"]),
+        footer=f"llamarl {llamarl.__version__}, feedback gate. P[Love]: {PurePath(result['reward_model']).name}.",
     )
 
 

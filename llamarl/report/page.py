@@ -111,6 +111,8 @@ class Page:
     subtitle_note: str = ""
     """Shown where a pointer rests on the subtitle: the whole paths of the files that it names."""
     footer: str = ""
+    footer_note: str = ""
+    """Shown where a pointer rests on the footer: the whole path of the file that it names."""
 
 
 def check_page_path(path: str | Path) -> Path:
@@ -144,6 +146,7 @@ def page_values(page: Page) -> dict[str, Any]:
         "subtitle": page.subtitle,
         "subtitle_note": page.subtitle_note,
         "footer": page.footer,
+        "footer_note": page.footer_note,
         "parts": [_describe(part, colours) for part in page.parts],
     }
 

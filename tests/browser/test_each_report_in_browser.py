@@ -97,12 +97,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("make", REPORTS, ids=lambda make: make.__name__)
-def test_a_commands_page_is_accessible_and_fits_a_narrow_window(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
-) -> None:
+def test_a_commands_page_is_accessible_and_fits_a_narrow_window(browser: Any, tmp_path: Path, make: Make) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    monkeypatch.chdir(tmp_path)  # a plan leaves its figure where it is made
     words, path = make(tmp_path)
     assert main(words) in (0, 1)  # 1: a judge or a monitor is found wanting
     for scheme, width in (("light", 380), ("dark", 1200)):

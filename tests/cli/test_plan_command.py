@@ -100,6 +100,7 @@ def test_a_config_with_a_size_that_cannot_be_names_it(tmp_path: Path, capsys: py
             ["--model", "llama-3.1-8b", "--report", "x.html"],
             "is the page of a simulation; add --simulate",
         ),
+        (["--model", "llama-3.1-8b", "--figure", "x.png"], "is the picture of a simulation; add --simulate"),
         (["--model", "llama-3.1-8b", "--simulate", "--report", "x.png"], "give a name that ends in .html"),
         (["--model", "llama-3.1-8b", "--gpus", "8", "--simulate", "--figure", "x.xyz"], "no figure is written as .xyz"),
     ],
@@ -109,6 +110,15 @@ def test_bad_input_names_the_option_and_the_remedy(
 ) -> None:
     assert main(["plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_simulation_writes_only_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "--model", "llama-3.1-8b", "--gpus", "8", "--simulate", "--simulated-steps", "6"]
+    assert main(words) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert main([*words, "--figure", "run.png"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run.png"]
 
 
 def test_a_plan_needs_no_torch() -> None:

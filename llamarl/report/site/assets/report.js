@@ -10,7 +10,7 @@ class ReportPage {
     this.timelines = [];
     this.main = h("main", { id: "main", class: "report" });
     fill(root, h("header", { class: "run" }, h("h1", null, values.title), values.subtitle ? h("p", { class: "muted", title: values.subtitle_note || null }, values.subtitle) : null),
-      this.main, h("footer", null, [values.footer, "This file makes no request to anywhere."].filter(Boolean).join(" ")));
+      this.main, h("footer", { title: values.footer_note || null }, [values.footer, "This file makes no request to anywhere."].filter(Boolean).join(" ")));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.show());
     this.show();
   }
