@@ -146,7 +146,7 @@ class Chart {
       select: { show: true },
       scales: {
         x: { time: false, range: range ? () => range : steps.length === 1 || this.x.names.length ? () => [steps[0] - 0.5, steps[steps.length - 1] + 0.5] : isCloud ? (u, low, high) => [low - 0.04 * (high - low || 1), high + 0.04 * (high - low || 1)] : undefined },
-        y: { distr: isLog || isDoubling ? 3 : 1, log: isDoubling ? 2 : 10, range: isLog ? undefined : (u, low, high) => limits || padded(low, high) },
+        y: { distr: isLog || isDoubling ? 3 : 1, log: isDoubling ? 2 : 10, range: isLog ? undefined : (u, low, high) => limits || (this.spec.scale === "%" ? paddedShare(low, high) : padded(low, high)) },
       },
       axes: [
         { ...axis, space: 60, grid: { show: false }, gap: 9, size: 30, ...(this.x.name && this.x !== STEPS ? { label: this.x.name, labelSize: 18, labelFont: axis.font } : {}), values: (u, splits) => splits.map((value) => this.place(value, splits)) },
@@ -318,6 +318,12 @@ class Chart {
     if (this.plot) this.plot.destroy();
     this.plot = null;
   }
+}
+
+/** The same of shares, which don't pass 1: there is air for the line, and no tick beyond. */
+function paddedShare(low, high) {
+  const [bottom, top] = padded(low, high);
+  return [bottom, high <= 1 ? Math.min(top, 1 + 0.02 * (1 - bottom)) : top];
 }
 
 /** The axis' ends: the values with some air; a flat curve lies in the middle. */
