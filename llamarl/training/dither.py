@@ -25,7 +25,7 @@ _NEXT_TO_ZERO = 2 * torch.finfo(torch.bfloat16).tiny
 
 @torch.no_grad()
 def dither_weights(model: nn.Module, seed: int) -> None:
-    """Moves the float32 matrices of a model within what rounds to the same bf16 numbers; vectors stay.
+    """Moves the float32 matrices that are trained within what rounds to the same bf16 numbers; all else stays.
 
     Norms and biases, which passes read in float32, would show the noise itself.
 
@@ -34,7 +34,7 @@ def dither_weights(model: nn.Module, seed: int) -> None:
         seed: of the noise, with each parameter's name.
     """
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and parameter.requires_grad:
             digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
             generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest))
             low, high = _interval(parameter)

@@ -48,9 +48,9 @@ class Fitter(Generic[R]):
         self.model, self.objective, self.config = model, objective, objective.config
         self.num_steps_done, self._ranks = 0, ranks
         self._adapters = None if self.config.lora is None else Adapters(model, self.config.lora, self.config.seed)
+        objective.freeze(model)
         if self.config.dither and self.config.precision == "bf16" and self.config.lora is None:
             dither_weights(model, self.config.seed)
-        objective.freeze(model)
         self._micro_batch_tokens = micro_batch_tokens(model, self.config)
         checkpointing, gradient_sync = self.config.checkpointing, self.config.gradient_sync
         self._sharded = Sharded(model, ranks, checkpointing, gradient_sync, objective.head_name)

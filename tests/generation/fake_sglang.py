@@ -9,9 +9,6 @@ names a tied head nowhere, holds back what is asked while it is paused, and refu
 
 import asyncio
 import base64
-import copy
-import json
-import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from fake_server import FakeServer, find_spans
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,7 +25,7 @@ FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate
 FUSED |= {"up_proj": "gate_up_proj"}
 
 
-class FakeSglang:
+class FakeSglang(FakeServer):
     """One server.
 
     Args:
@@ -35,38 +33,16 @@ class FakeSglang:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.version, self.num_workers, self.dp_size, self.max_model_len, self.key = "0.5.23", 1, 1, 256, ""
-        self.weight_version = "default"
-        self.head = self.model.lm_head.weight.detach().clone()
+        super().__init__(model, "0.5.23")
+        self.dp_size = 1
         self.loads_head, self.loads, self.takes, self.digests = True, 1.0, True, True
         """Whether the head follows the embeddings, what share of the tensors is loaded, whether updates succeed, and
         whether digests are of what is held."""
         self.experts: np.ndarray | None = None
         """Experts of each token, `[layers, experts per token]`, where they are asked for."""
-        self.dies_at: str | None = None
-        """A path at which it ends."""
         self.spoil: dict[str, Any] = {}
         """What its completions have instead of their own, by name; None takes it away."""
-        self.is_dead = False
-        self.paths: list[str] = []
-        self.bodies: list[Any] = []
-        self.num_tokens = 0
         self._is_drawing = 0
-        self._runs = asyncio.Event()
-        self._runs.set()
-        self.transport = httpx.MockTransport(self._answer)
-
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
-        path, body = request.url.path, json.loads(request.content) if request.content else {}
-        self.paths.append(path)
-        if self.is_dead or path == self.dies_at:
-            self.is_dead = True
-            raise httpx.ReadError("connection reset by peer")
-        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            return httpx.Response(401, json={"error": "Unauthorized"})
-        status, answer = await getattr(self, "_" + re.sub(r"\W", "_", path.strip("/")))(body)
-        return httpx.Response(status, json=answer)
 
     async def _server_info(self, body: Any) -> Any:
         sizes = {"tp_size": self.num_workers, "dp_size": self.dp_size, "pp_size": 1}
@@ -123,10 +99,6 @@ class FakeSglang:
 
     # tokens
 
-    def _logits(self, ids: list[int]) -> torch.Tensor:
-        hidden = self.model.model(torch.tensor([ids])).last_hidden_state[0]
-        return (hidden @ self.head.T).float()
-
     async def _generate(self, body: Any) -> Any:
         asked, prompt = body["sampling_params"], body["input_ids"]
         self.bodies.append(body)
@@ -151,16 +123,12 @@ class FakeSglang:
             self.num_tokens += 1
             await asyncio.sleep(0)
         self._is_drawing -= 1
-        starts = [i for i, version in enumerate(versions) if not i or version != versions[i - 1]]
         meta: dict[str, Any] = {"id": body["rid"], "completion_tokens": len(ids), "weight_version": versions[-1]}
         meta["finish_reason"] = (
             {"type": "stop", "matched": 2} if ids[-1] == 2 else {"type": "length", "length": len(ids)}
         )
         meta["output_token_logprobs"] = drawn
-        meta["weight_versions"] = [
-            {"version": versions[start], "start": start, "end": end}
-            for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
-        ]
+        meta["weight_versions"] = find_spans(versions)
         if body["logprob_start_len"] == 0:
             table = torch.log_softmax(self._logits(prompt), dim=-1)
             given = [table[i, token].item() for i, token in enumerate(prompt[1:])]

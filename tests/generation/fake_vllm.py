@@ -8,8 +8,6 @@ it takes half an update, or an empty one, for a whole one; and it ends after one
 """
 
 import asyncio
-import copy
-import json
 import re
 import zlib
 from datetime import timedelta
@@ -18,10 +16,11 @@ from typing import Any
 import httpx
 import torch
 import torch.distributed as dist
+from fake_server import FakeServer, find_spans
 from torch import nn
 
 
-class FakeVllm:
+class FakeVllm(FakeServer):
     """One server.
 
     Args:
@@ -31,43 +30,25 @@ class FakeVllm:
     """
 
     def __init__(self, model: nn.Module, version: str = "0.32.0", num_workers: int = 1) -> None:
-        self.model, self.version, self.num_workers = copy.deepcopy(model).requires_grad_(False), version, num_workers
-        self.head = self.model.lm_head.weight.detach().clone()
-        self.weight_version, self.max_model_len, self.key = "default", 256, ""
+        super().__init__(model, version, num_workers)
         self.loads_head, self.loads = True, 1.0
         """Whether a head that is sent is packed anew, and what share of the tensors that arrive is loaded."""
         self.forgets: str | None = None
         """A tensor that it says it did not receive."""
-        self.dies_at: str | None = None
-        """A path at which it ends."""
         self.answers: dict[str, Any] = {}
         """Answers in place of its own, by path."""
-        self.is_dead = False
-        self.paths: list[str] = []
-        self.bodies: list[Any] = []
-        self.num_tokens = 0
         self._received: dict[str, tuple[int, int]] = {}
-        self._runs = asyncio.Event()
-        self._runs.set()
         self._group: Any = None
-        self.transport = httpx.MockTransport(self._answer)
 
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
-        path, body = request.url.path, json.loads(request.content) if request.content else {}
-        self.paths.append(path)
-        if self.is_dead or path == self.dies_at:
-            self.is_dead = True
-            raise httpx.ReadError("connection reset by peer")
-        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            return httpx.Response(401, json={"error": "Unauthorized"})
+    async def _respond(self, path: str, body: Any) -> tuple[int, Any]:
         if path in self.answers:
-            return httpx.Response(200, json=self.answers[path])
+            return 200, self.answers[path]
         handle = getattr(self, "_" + re.sub(r"\W", "_", path.strip("/")))
         try:
-            return httpx.Response(200, json=await handle(body))
+            return 200, await handle(body)
         except RuntimeError as error:
             self.is_dead = True
-            return httpx.Response(500, json={"error": str(error)})
+            return 500, {"error": str(error)}
 
     async def _version(self, body: Any) -> Any:
         return {"version": self.version}
@@ -136,10 +117,6 @@ class FakeVllm:
 
     # tokens
 
-    def _logits(self, ids: list[int]) -> torch.Tensor:
-        hidden = self.model.model(torch.tensor([ids])).last_hidden_state[0]
-        return (hidden @ self.head.T).float()
-
     async def _inference_v1_generate(self, body: Any) -> Any:
         asked, prompt = body["sampling_params"], body["token_ids"]
         self.bodies.append(body)
@@ -156,12 +133,7 @@ class FakeVllm:
             versions.append(self.weight_version)
             self.num_tokens += 1
             await asyncio.sleep(0)
-        starts = [i for i, version in enumerate(versions) if not i or version != versions[i - 1]]
-        parts = [
-            {"version": versions[start], "start": start, "end": end}
-            for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
-        ]
-        choice = {"index": 0, "token_ids": ids, "logprobs": {"content": drawn}, "weight_versions": parts}
+        choice = {"index": 0, "token_ids": ids, "logprobs": {"content": drawn}, "weight_versions": find_spans(versions)}
         choice["finish_reason"] = "stop" if ids[-1] == 2 else "length"
         scored = None
         if asked.get("prompt_logprobs") is not None:

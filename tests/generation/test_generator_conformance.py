@@ -35,6 +35,8 @@ class Case(NamedTuple):
     generator: Any
     channel: Shelf
     build: Callable[[int], nn.Module]
+    server: Any
+    """The fake that it asks, if it is a server's."""
 
     async def update(self, version: int, seed: int) -> nn.Module:
         """Gives it the weights of `build(seed)`."""
@@ -63,15 +65,17 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     def model(seed: int) -> nn.Module:
         return build(family, seed, **({"head_dim": 8} if family == "gemma" else {}))
 
+    server = None
     if request.param in SERVERS:
         kind, fake = SERVERS[request.param]
+        server = fake(model(0))
         settings = ServerSettings.parse({"url": URL, "transfer_seconds": 60.0})
         place = ServerPlace("unused", 256, url=URL)
-        generator = kind(settings, GeneratorConfig(), place, Letters(), channel, fake(model(0)).transport)
+        generator = kind(settings, GeneratorConfig(), place, Letters(), channel, server.transport)
         generator.setup()
     else:
         generator = build_own(channel, GeneratorConfig(slots=8), lambda: model(0))
-    yield Case(generator, channel, model)
+    yield Case(generator, channel, model, server)
     generator.teardown()
 
 
@@ -138,5 +142,24 @@ def test_weights_that_are_not_the_trainers_serve_nothing(case: Case) -> None:
             await case.generator.update_weights(manifest)
         with pytest.raises(WeightSyncError):
             await case.generator.submit([request(0)])
+
+    run(main)
+
+
+@pytest.mark.parametrize("case", SERVERS, indirect=True)
+def test_completions_under_way_on_servers_go_on_under_newer_weights_and_say_so(case: Case) -> None:
+    async def main() -> None:
+        old = await case.update(3, 0)
+        await case.generator.submit([request(0, num_samples=6, max_tokens=100)])
+        while case.server.num_tokens < 60:
+            await asyncio.sleep(0)
+        new = await case.update(4, 1)
+        mixed = 0
+        for completion in (await collect_all(case.generator, 1))[0]:
+            split = dict(completion.trajectory.versions).get(3, 0)
+            mixed += 0 < split < len(completion.token_ids)
+            assert completion.logprobs[:split] == pytest.approx(reference_logprobs(old, completion)[:split], abs=2e-5)
+            assert completion.logprobs[split:] == pytest.approx(reference_logprobs(new, completion)[split:], abs=2e-5)
+        assert mixed
 
     run(main)

@@ -66,27 +66,6 @@ def test_completions_have_the_servers_ids_and_the_log_probs_of_the_model() -> No
     run(main)
 
 
-def test_completions_under_way_go_on_under_newer_weights_and_say_so() -> None:
-    async def main() -> None:
-        channel, old, new = Shelf(), build(seed=0), build(seed=1)
-        server = FakeSglang(old)
-        generator = connect(server, channel)
-        await generator.update_weights(publish(channel, 3, old))
-        await generator.submit([request(0, num_samples=6, max_tokens=100)])
-        while server.num_tokens < 60:
-            await asyncio.sleep(0)
-        await generator.update_weights(publish(channel, 4, new))
-        mixed = 0
-        for completion in (await collect_all(generator, 1))[0]:
-            split = dict(completion.trajectory.versions).get(3, 0)
-            mixed += 0 < split < len(completion.token_ids)
-            assert completion.logprobs[:split] == pytest.approx(reference_logprobs(old, completion)[:split], abs=2e-5)
-            assert completion.logprobs[split:] == pytest.approx(reference_logprobs(new, completion)[split:], abs=2e-5)
-        assert mixed
-
-    run(main)
-
-
 def test_the_tokens_that_filters_left_come_with_log_probs_among_them() -> None:
     async def main() -> None:
         model = build()

@@ -90,27 +90,6 @@ def test_a_greedy_choice_is_certain() -> None:
     run(main)
 
 
-def test_completions_under_way_go_on_under_newer_weights_and_say_so() -> None:
-    async def main() -> None:
-        channel, old, new = Shelf(), build(seed=0), build(seed=1)
-        server = FakeVllm(old)
-        generator = connect(server, channel)
-        await generator.update_weights(publish(channel, 3, old))
-        await generator.submit([request(0, num_samples=6, max_tokens=100)])
-        while server.num_tokens < 60:
-            await asyncio.sleep(0)
-        await generator.update_weights(publish(channel, 4, new))
-        mixed = 0
-        for completion in (await collect_all(generator, 1))[0]:
-            split = dict(completion.trajectory.versions).get(3, 0)
-            mixed += 0 < split < len(completion.token_ids)
-            assert completion.logprobs[:split] == pytest.approx(reference_logprobs(old, completion)[:split], abs=2e-5)
-            assert completion.logprobs[split:] == pytest.approx(reference_logprobs(new, completion)[split:], abs=2e-5)
-        assert mixed
-
-    run(main)
-
-
 def test_what_is_asked_during_an_update_is_answered_after_its_proof() -> None:
     async def main() -> None:
         channel, old, new = Shelf(), build(seed=0), build(seed=1)

@@ -57,3 +57,10 @@ def test_each_matrix_has_its_own_noise_and_ranks_draw_the_same() -> None:
 
     (a, b), (again, _), (other, _) = drawn(0), drawn(0), drawn(1)
     assert torch.equal(a, again) and not torch.equal(a, b) and not torch.equal(a, other)
+
+
+def test_what_is_not_trained_stays_as_it_is() -> None:
+    frozen, trained = matrix(torch.ones(4, 8)), matrix(torch.ones(4, 8))
+    frozen.weight.requires_grad_(False)
+    dither_weights(nn.Sequential(frozen, trained), seed=0)
+    assert torch.equal(frozen.weight, torch.ones(4, 8)) and not torch.equal(trained.weight, torch.ones(4, 8))

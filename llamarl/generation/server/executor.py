@@ -63,7 +63,7 @@ class ServerPlace:
     url: str | None = None
     """Where the server is already; None: it is started."""
     cache_bytes: int | None = None
-    """For keys and values, where it computes on the CPU; None: on a GPU, of which it takes its share."""
+    """Memory for keys and values of a server that computes on the CPU; None: it takes its share of a GPU."""
     threads: int | None = None
     """Threads that the server computes with on a CPU; None: as many as it takes."""
 
