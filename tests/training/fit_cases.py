@@ -10,6 +10,7 @@ from tiny_policies import VOCABULARY, tiny_model
 from torch import nn
 from transformers import LlamaForSequenceClassification
 
+from llamarl.core.metric_names import ACCURACY
 from llamarl.models.lora_config import LoraConfig
 from llamarl.training.examples import Example
 from llamarl.training.fitter import Fitter
@@ -95,8 +96,10 @@ def compare_fits(ranks: Ranks, names: Sequence[str], folder: str) -> dict[str, f
             )
             gaps[f"{name}: metrics"] = max(
                 abs(m[key] - e[key]) / max(1.0, abs(e[key]))
-                for m, e in zip(metrics, expected, strict=True)
+                for step, (m, e) in enumerate(zip(metrics, expected, strict=True))
                 for key in e
+                # At DPO's first step all margins are 0, and rounding decides which pairs are in order.
+                if (name, step, key) != ("dpo", 0, ACCURACY)
             )
             gaps[f"{name}: weights"] = max(float((weights[n] - expected_weights[n]).abs().max()) for n in weights)
             gaps[f"{name}: scores"] = float((scores - expected_scores).abs().max())
