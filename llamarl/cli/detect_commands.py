@@ -123,7 +123,7 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         llamarl detect train claims --model MODEL --method prompt_tf --out zero-shot
         llamarl detect train --method rate_ft --list-settings
     """
-    from llamarl.controller.recipe import describe_settings, parse_overrides
+    from llamarl.controller.overrides import describe_settings, parse_overrides
     from llamarl.factuality.detectors.method import find_method
     from llamarl.factuality.training import train
     from llamarl.models.device import describe_device, resolve_device

@@ -155,7 +155,7 @@ def fit(settings: FitSettings, output: LiveOutput, overrides: Overrides) -> int:
         llamarl feedback fit store --model MODEL --out love --max-examples 20000 --num-epochs 2 --held-out 0.1
         llamarl feedback fit --list-settings
     """
-    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
+    from llamarl.controller.overrides import describe_settings, dotted_names, parse_overrides
     from llamarl.feedback.love import StoreLove
     from llamarl.training.objectives import LoveConfig
 

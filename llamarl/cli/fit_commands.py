@@ -80,7 +80,7 @@ def _fit(
     output: LiveOutput,
     overrides: Overrides,
 ) -> int:
-    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
+    from llamarl.controller.overrides import describe_settings, dotted_names, parse_overrides
 
     if settings.list_settings:
         say(describe_settings(config_type))

@@ -47,7 +47,7 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         llamarl reward train pairs.jsonl --model MODEL --out OUT --fsdp 4 --precision bf16
         llamarl reward train --list-settings
     """
-    from llamarl.controller.recipe import describe_settings, dotted_names, parse_overrides
+    from llamarl.controller.overrides import describe_settings, dotted_names, parse_overrides
     from llamarl.training.objectives import RewardConfig, reward_objective
 
     if settings.list_settings:

@@ -47,8 +47,9 @@ def train(settings: TrainSettings, output: LiveOutput, overrides: Overrides) -> 
         llamarl train recipe.toml --dry-run
         llamarl train --list-settings
     """
+    from llamarl.controller.overrides import describe_settings
     from llamarl.controller.prepare import prepare
-    from llamarl.controller.recipe import Recipe, describe_settings
+    from llamarl.controller.recipe import Recipe
     from llamarl.controller.run import train
 
     if settings.list_settings:

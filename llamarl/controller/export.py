@@ -10,7 +10,8 @@ from llamarl.controller.checkpoints import CheckpointStore, warn
 from llamarl.controller.directory import read_recipe
 from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
-from llamarl.models.checkpoint import check_target, load_model, load_tokenizer, save_model, write_export
+from llamarl.models.checkpoint import load_model, load_tokenizer, save_model
+from llamarl.models.export import check_target, write_export
 from llamarl.models.tokenizer import Tokenizer
 from llamarl.training.checkpoints import copy_weights, read
 from llamarl.training.trained import TrainedWeights

@@ -6,8 +6,6 @@ from a checkpoint is ever run. A GGUF file is unpacked when it is read, and is a
 
 import contextlib
 import io
-import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from torch import nn
 
 from llamarl.core.errors import CheckpointError, ConfigError, MissingCheckpointError
 from llamarl.models.device import resolve_device
+from llamarl.models.export import EXPORT_FILE, read_object, write_export
 from llamarl.models.gguf_files import require_gguf, rope_parameters, without_invented
 from llamarl.models.lora import find_base, load_adapter
 from llamarl.models.template_args import check_template_args
@@ -27,9 +26,6 @@ from llamarl.models.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats weights may be loaded in."""
-
-EXPORT_FILE = "llamarl_export.json"
-"""Marks a directory as written by `write_export`: the name and size in bytes of each of its files."""
 
 GGUF_SUFFIX = ".gguf"
 ERROR_CHARACTERS = 500
@@ -194,62 +190,6 @@ def save_model(model: nn.Module, tokenizer: Tokenizer, directory: str | Path, be
     return write_export(target, write)
 
 
-def write_export(directory: str | Path, write: Callable[[Path], None]) -> Path:
-    """Writes files to a hidden sibling folder, which takes the directory's name only when all of them are on disk.
-
-    Args:
-        directory: new, empty, or an earlier result of this function with nothing else in it.
-        write: writes the files into the folder that it is given.
-
-    Raises:
-        CheckpointError: the directory holds other files.
-    """
-    target = Path(directory).resolve()
-    check_target(target)
-    draft = target.with_name(f".{target.name}.draft-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        write(draft)
-        _write_export_file(draft)
-        _swap_in(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
-
-
-def check_target(directory: str | Path, source: str | Path | None = None) -> None:
-    """Refuses what `write_export` could not or should not write to; call it before the work whose result goes there.
-
-    Args:
-        directory: new, empty, or an earlier result of `write_export` with nothing else in it.
-        source: the checkpoint that the result is made from, which is never overwritten; Hub ids are out of reach.
-
-    Raises:
-        CheckpointError: the directory holds other files, lies below a file, may not be written, or is `source`, holds
-            it or lies in it.
-    """
-    target = Path(directory).resolve()
-    own = None if source is None else Path(source).expanduser().resolve()
-    if own is not None and own.exists() and (target == own or target in own.parents or own in target.parents):
-        raise CheckpointError(
-            f"{directory}: is, holds or lies in the model that the result is made from ({source}), and would overwrite "
-            "it or mix with it; choose another directory"
-        )
-    standing = next(path for path in (target, *target.parents) if path.exists())
-    if not standing.is_dir():
-        raise CheckpointError(f"{target}: {'' if standing == target else f'{standing} '}is a file; give a directory")
-    folder = target.parent if standing == target else standing  # where the finished draft takes its name
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{target}: {folder} may not be written; choose another directory or change its rights")
-    found = {file.name for file in target.iterdir()} if standing == target else set()
-    known = set(_read_json(target / EXPORT_FILE)["files"]) | {EXPORT_FILE} if EXPORT_FILE in found else set()
-    if foreign := sorted(found - known):
-        raise CheckpointError(
-            f"{target}: not empty and not an earlier export (holds {foreign[0]}); choose another directory or empty it"
-        )
-
-
 def new_config(model_type: str, **sizes: Any) -> Any:
     """A transformers config of a model family, for instance `llama`, with the given fields."""
     with quiet() as transformers:
@@ -405,7 +345,7 @@ def _refuse_oversized(source: Source, config: Any, auto_class: str) -> None:
 
 def _config_of(source: Source) -> Any:
     if source.gguf_file is None:
-        values = _read_json(source.directory / "config.json")
+        values = read_object(source.directory / "config.json")
         _refuse_quantized(source, values)
         _refuse_counts(source, values)
     with quiet() as transformers, _explain_errors(source, "config"):
@@ -444,20 +384,6 @@ def _refuse_quantized(source: Source, values: Mapping[str, Any]) -> None:
             )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file.parent}: no {file.name}; is this the directory of a Hugging Face checkpoint?"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error}); copy or download it again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: holds {type(values).__name__}, not an object; copy or download it again")
-    return values
-
-
 def _refuse_misfits(
     source: Source, report: Mapping[str, Any], is_expected: Callable[[str], bool] = lambda name: False
 ) -> None:
@@ -486,7 +412,7 @@ def _end_ids(source: Source, config: Any) -> tuple[int, ...]:
         return _ids(config.eos_token_id, source)
     for name in ("generation_config.json", "config.json"):
         file = source.directory / name
-        if file.exists() and (ids := _ids(_read_json(file).get("eos_token_id"), file)):
+        if file.exists() and (ids := _ids(read_object(file).get("eos_token_id"), file)):
             return ids
     return ()
 
@@ -518,32 +444,9 @@ def _check_weight_files(source: Source) -> None:
             )
         raise CheckpointError(f"{directory}: no *.safetensors file; the weights are missing")
     if (directory / EXPORT_FILE).exists():
-        for name, size in _read_json(directory / EXPORT_FILE)["files"].items():
+        for name, size in read_object(directory / EXPORT_FILE)["files"].items():
             file = directory / name  # JSON files may be edited by hand; broken ones don't parse
             if file.suffix == ".safetensors" and not (file.exists() and file.stat().st_size == size):
                 raise CheckpointError(
                     f"{directory}: {name} is missing or torn ({size} bytes were saved); copy it again"
                 )
-
-
-def _write_export_file(draft: Path) -> None:
-    sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-    (draft / EXPORT_FILE).write_text(json.dumps({"format": 1, "files": sizes}, indent=2) + "\n", encoding="utf-8")
-    for file in draft.iterdir():
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-
-
-def _swap_in(draft: Path, target: Path) -> None:
-    """Renames `draft` to `target`; an older checkpoint there steps aside first and is then deleted."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    try:
-        draft.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from llamarl.core.errors import CheckpointError
 from llamarl.core.paths import read_path
 from llamarl.jobs import LOCK_FILE, changed_names, lock_directory
-from llamarl.models.checkpoint import check_target
+from llamarl.models.export import check_target
 from llamarl.report.environment import ENVIRONMENT_FILE, environment_record
 from llamarl.report.files import read_json, write_json
 from llamarl.report.rundir import METRICS_FILE

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from llamarl.cli.main import main
-from llamarl.controller.recipe import Recipe, describe_settings, parse_overrides
+from llamarl.controller.overrides import describe_settings, parse_overrides
+from llamarl.controller.recipe import Recipe
 from llamarl.core.errors import ConfigError
 
 RECIPE = 'model = "m"\ndata = {source = "x.jsonl"}\njudges = [{function = "format"}]\n'

@@ -17,7 +17,8 @@ import torch
 from pydantic import BaseModel
 
 from llamarl.cli.main import load_command, split_command
-from llamarl.controller.recipe import Recipe, merge, parse_overrides
+from llamarl.controller.overrides import merge, parse_overrides
+from llamarl.controller.recipe import Recipe
 from llamarl.controller.run import train
 from llamarl.core import errors
 from llamarl.core.config import models_in

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from fake_server import FakeServer, find_spans
+from fake_program import FakeProgram, find_spans
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,7 +25,7 @@ FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate
 FUSED |= {"up_proj": "gate_up_proj"}
 
 
-class FakeSglang(FakeServer):
+class FakeSglang(FakeProgram):
     """One server.
 
     Args:

@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import torch
 import torch.distributed as dist
-from fake_server import FakeServer, find_spans
+from fake_program import FakeProgram, find_spans
 from torch import nn
 
 
-class FakeVllm(FakeServer):
+class FakeVllm(FakeProgram):
     """One server.
 
     Args:

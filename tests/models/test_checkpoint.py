@@ -8,14 +8,13 @@ import torch
 
 from llamarl.core.errors import CheckpointError, ConfigError
 from llamarl.models.checkpoint import (
-    EXPORT_FILE,
-    check_target,
     load_config,
     load_model,
     load_tokenizer,
     new_model,
     save_model,
 )
+from llamarl.models.export import EXPORT_FILE, check_target
 from llamarl.models.tiny import FAMILIES, build_tiny, char_tokenizer, tiny_config
 
 CHAT = ({"role": "user", "content": "Hi"},)

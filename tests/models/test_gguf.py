@@ -12,7 +12,8 @@ from gguf_writer import SCALED, build_checkpoint, write_gguf
 
 from llamarl.cli.main import main
 from llamarl.core.errors import CheckpointError
-from llamarl.models.checkpoint import check_target, load_classifier, load_config, load_model, load_tokenizer, save_model
+from llamarl.models.checkpoint import load_classifier, load_config, load_model, load_tokenizer, save_model
+from llamarl.models.export import check_target
 
 CHAT = [{"role": "user", "content": "say the word 12345 é"}]
 

@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from llamarl.core.errors import CheckpointError, LlamaRLError
-from llamarl.models.checkpoint import EXPORT_FILE, load_classifier, load_config, load_model, load_tokenizer
+from llamarl.models.checkpoint import load_classifier, load_config, load_model, load_tokenizer
 from llamarl.models.decoder import why_unsupported
+from llamarl.models.export import EXPORT_FILE
 from llamarl.models.template_check import check_template
 from llamarl.models.tiny import build_tiny
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 
-class FakeServer:
+class FakeProgram:
     """One server; `_` and the path of a route, with `_` for all that is no letter, names the method that answers it.
 
     Args:
